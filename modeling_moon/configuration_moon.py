@@ -16,9 +16,23 @@ READOUTS = ("mean", "emb", "last")
 ASPECTS = ("category", "attribute")
 # Arguments that transformers itself passes to a configuration or stores in config.json.
 _LIBRARY_ARGUMENTS = frozenset(
-    "_attn_implementation _commit_hash _experts_implementation _name_or_path attn_implementation auto_map "
-    "experts_implementation model_type name_or_path num_labels output_attentions per_layer_config quantization_config "
-    "torch_dtype transformers_weights".split()
+    {
+        "_attn_implementation",
+        "_commit_hash",
+        "_experts_implementation",
+        "_name_or_path",
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_weights",
+    }
 )
 
 
@@ -88,7 +102,7 @@ class MoonConfig(PreTrainedConfig):
         width = self.hidden_size
         if self.embedding_dim is not None and not 1 <= self.embedding_dim <= width:
             raise ValueError(
-                f"MoonConfig: embedding_dim={self.embedding_dim} is out of range; accepted: 1 to the base's width {width}, or None"
+                f"MoonConfig: embedding_dim={self.embedding_dim}; accepted: 1 to the base's width {width}, or None"
             )
         for start, end in ((f"{aspect}_start_token_id", f"{aspect}_end_token_id") for aspect in ASPECTS):
             if (getattr(self, start) is None) != (getattr(self, end) is None):
@@ -114,7 +128,9 @@ class MoonConfig(PreTrainedConfig):
         if layers is None:
             return
         if not isinstance(layers, list | tuple) or not all(isinstance(i, int) and 0 <= i < depth for i in layers):
-            raise ValueError(f"MoonConfig: moe_layers={layers!r}; accepted: None or a list of layers from 0 to {depth - 1}")
+            raise ValueError(
+                f"MoonConfig: moe_layers={layers!r}; accepted: None or a list of layers from 0 to {depth - 1}"
+            )
         self.moe_layers = sorted(set(layers))
 
     @property
@@ -196,5 +212,7 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
     else:
         model_type = getattr(vlm_config, "model_type", type(vlm_config).__name__)
         if model_type in BACKBONES:
-            return copy.deepcopy(vlm_config)
+            vlm_config = copy.deepcopy(vlm_config)
+            vlm_config._name_or_path = ""  # a folder of the machine that converted the base
+            return vlm_config
     raise ValueError(f"MoonConfig: vlm_config has model type {model_type!r}; accepted: {', '.join(BACKBONES)}")

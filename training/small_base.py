@@ -57,7 +57,7 @@ class SmallBaseConfig:
         backbone: "qwen3_vl" or "qwen2_5_vl".
         hidden_size: width of the text model, a multiple of `head_dim`.
         num_layers: decoder layers.
-        intermediate_size: width of a dense feed-forward layer, which is also the width of one expert; None is twice `hidden_size`.
+        intermediate_size: width of a dense feed-forward layer, which is also the width of one expert; None: 2 · `hidden_size`.
         head_dim: width of one attention head, a multiple of 8.
         vision_hidden_size: width of the vision tower, a multiple of 32.
         vision_depth: layers of the vision tower, at least 2.
@@ -92,7 +92,9 @@ class SmallBaseConfig:
         if self.vision_depth < 2 or self.num_layers < 1:
             raise ValueError("small_base: vision_depth must be at least 2 and num_layers at least 1")
         if self.vocab_size < 300:
-            raise ValueError(f"small_base: vocab_size={self.vocab_size} is below 300 (256 bytes and the special tokens)")
+            raise ValueError(
+                f"small_base: vocab_size={self.vocab_size} is below 300 (256 bytes and the special tokens)"
+            )
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -136,7 +138,11 @@ def _text_config(sizes: SmallBaseConfig, vocab_size: int) -> dict[str, Any]:
         "max_position_embeddings": 4096,
         "initializer_range": sizes.initializer_range,
         "tie_word_embeddings": sizes.tie_word_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [half - 2 * side, side, side]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [half - 2 * side, side, side],
+        },
     }
     if sizes.backbone == "qwen3_vl":
         config["head_dim"] = sizes.head_dim
@@ -159,7 +165,11 @@ def _vision_config(sizes: SmallBaseConfig) -> dict[str, Any]:
     }
     if sizes.backbone == "qwen3_vl":
         levels = sorted({sizes.vision_depth // 4, sizes.vision_depth // 2})
-        config |= {"patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": levels[: sizes.num_layers]}
+        config |= {
+            "patch_size": 16,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": levels[: sizes.num_layers],
+        }
     else:
         config |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [sizes.vision_depth - 1]}
     return config
