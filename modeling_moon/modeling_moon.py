@@ -187,7 +187,23 @@ def _init_moon_weights(module: nn.Module, std: float) -> None:
         init.copy_(module.weight, torch.eye(module.out_features, module.in_features, device=module.weight.device))
 
 
-class MoonQwen3VLTextModel(Qwen3VLTextModel):
+class _GuidedTextModel:
+    """What both text models share: fresh expert weights, and experts whose implementation can be chosen.
+
+    transformers finds out whether a class has experts by searching its source file and remembers the answer on the class;
+    a subclass would inherit the answer for the base's file, which is no.
+    """
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        _init_moon_weights(module, self.config.initializer_range)
+
+
+class MoonQwen3VLTextModel(_GuidedTextModel, Qwen3VLTextModel):
     """Qwen3-VL's text model with guided mixtures in `moon_config.guided_layers`."""
 
     def __init__(self, config: Any, moon_config: MoonConfig) -> None:
@@ -195,22 +211,14 @@ class MoonQwen3VLTextModel(Qwen3VLTextModel):
         for layer in moon_config.guided_layers:
             self.layers[layer] = MoonQwen3VLDecoderLayer(config, layer, moon_config)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        _init_moon_weights(module, self.config.initializer_range)
 
-
-class MoonQwen2_5_VLTextModel(Qwen2_5_VLTextModel):  # noqa: N801 - as the library spells it
+class MoonQwen2_5_VLTextModel(_GuidedTextModel, Qwen2_5_VLTextModel):  # noqa: N801 - as the library spells it
     """Qwen2.5-VL's text model with guided mixtures in `moon_config.guided_layers`."""
 
     def __init__(self, config: Any, moon_config: MoonConfig) -> None:
         super().__init__(config)
         for layer in moon_config.guided_layers:
             self.layers[layer] = MoonQwen2_5_VLDecoderLayer(config, layer, moon_config)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        _init_moon_weights(module, self.config.initializer_range)
 
 
 TEXT_MODELS = {"qwen3_vl": MoonQwen3VLTextModel, "qwen2_5_vl": MoonQwen2_5_VLTextModel}

@@ -1,3 +1,4 @@
+# ruff: noqa: N815  (shape suffixes are part of a field's name)
 """Negatives beyond the batch: the queue of past steps, and the mask of candidates that are no negatives.
 
 Shape suffixes: B queries, C candidates, D embedding width, P known positives of a query (padded with NO_ID),
