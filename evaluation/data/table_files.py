@@ -1,0 +1,236 @@
+"""Files of product data → rows of Python values; cells of any spelling → the values of `evaluation.data.tables`.
+
+Parquet is read with Arrow and its pictures stay encoded. JSONL and CSV are read as they stand, without guessing column
+types: an id such as "007" remains text, and rows may differ in shape.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+_ABSENT_WORDS = frozenset(("", "nan", "NaN", "None", "null", "NULL"))
+_ROWS_PER_READ = 1024
+
+ImageSource = bytes | str | Image.Image
+"""An encoded picture, the path (or address) of one, or an opened one: what MoonProcessor opens."""
+
+
+class TableError(ValueError):
+    """A table that cannot be used: which file, which column or row, what was found, what is accepted."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .parquet, .jsonl or .csv file, in file order.
+
+    Raises:
+        TableError: no such file, another suffix, or contents that are not of that kind (with the line for JSONL).
+    """
+    if not path.is_file():
+        raise TableError(f"{path}: no such file")
+    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise TableError(
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; accepted: {', '.join(SUFFIXES)}"
+        )
+    return reader(path)
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        return [row for batch in file.iter_batches(_ROWS_PER_READ) for row in batch.to_pylist()]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TableError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TableError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            if not isinstance(row, dict):
+                raise TableError(f"{path}, line {number}: {type(row).__name__} found; accepted: one JSON object a line")
+            rows.append(row)
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    csv.field_size_limit(2**30)
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise TableError(
+                    f"{path}, line {reader.line_num}: the row does not have the header's {len(reader.fieldnames or ())} cells"
+                )
+            rows.append(dict(row))
+    return rows
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a cell says that there is nothing: None, NaN, empty, or one of the words that files use for it."""
+    if value is None or (isinstance(value, str) and value.strip() in _ABSENT_WORDS):
+        return True
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    return isinstance(value, list | tuple | dict | np.ndarray | bytes) and len(value) == 0
+
+
+def parse_text(value: Any) -> str:
+    """A cell as text; absent → "". A whole number that a file holds as 7.0 becomes "7"."""
+    if is_absent(value):
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, str | int | float | np.number):
+        return str(value).strip()
+    raise ValueError(f"{type(value).__name__} found; accepted: text")
+
+
+def _as_items(value: Any, separators: tuple[str, ...]) -> list[Any]:
+    if is_absent(value):
+        return []
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            value = _parse_json(value)
+        else:
+            for separator in separators[1:]:
+                value = value.replace(separator, separators[0])
+            value = value.split(separators[0])
+    if isinstance(value, list | tuple | np.ndarray):
+        return [item for item in value if not is_absent(item)]
+    return [value]
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{text[:40]!r} is not JSON ({error.msg})") from error
+
+
+def parse_texts(value: Any, separators: tuple[str, ...] = ("|",)) -> tuple[str, ...]:
+    """A list, a JSON list as text, or text parted by `separators` → texts without the absent ones."""
+    return tuple(text for text in map(parse_text, _as_items(value, separators)) if text)
+
+
+def parse_category(value: Any) -> tuple[str, ...]:
+    """A category path: a list, a JSON list, "a > b > c" or "a|b|c"."""
+    return parse_texts(value, ("|", " > "))
+
+
+def parse_attributes(value: Any) -> dict[str, tuple[str, ...]]:
+    """Attributes: [{key, value}, …], {key: value or values}, either as JSON, or "key: value; key: value | value".
+
+    A key that comes twice keeps all its values, each once, in order.
+    """
+    if is_absent(value):
+        return {}
+    if isinstance(value, str):
+        value = _parse_json(value) if value.lstrip()[:1] in ("[", "{") else _parse_attribute_text(value)
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple | np.ndarray):
+        pairs = [_as_pair(item) for item in value if not is_absent(item)]
+    else:
+        raise ValueError(f"{type(value).__name__} found; accepted: a list of {{key, value}}, a dict or 'key: value; …'")
+    attributes: dict[str, list[str]] = {}
+    for key, found in pairs:
+        values = attributes.setdefault(parse_text(key), [])
+        values += [text for text in parse_texts(found) if text not in values]
+    return {key: tuple(values) for key, values in attributes.items() if key and values}
+
+
+def _as_pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping) and "key" in item and "value" in item:
+        return item["key"], item["value"]
+    if isinstance(item, list | tuple) and len(item) == 2:
+        return item[0], item[1]
+    raise ValueError(f"{str(item)[:40]!r} is not a pair; accepted: {{'key': …, 'value': …}}")
+
+
+def _parse_attribute_text(text: str) -> list[tuple[str, str]]:
+    pairs = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        key, colon, value = part.partition(":")
+        if not colon:
+            raise ValueError(f"{part[:40]!r} has no colon; accepted: 'key: value; key: value'")
+        pairs.append((key, value))
+    return pairs
+
+
+def parse_box(value: Any) -> tuple[float, float, float, float] | None:
+    """A box x0, y0, x1, y1 in pixels: a list, a JSON list, or four numbers parted by commas, bars or spaces."""
+    if is_absent(value):
+        return None
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        value = value.replace(",", " ").replace("|", " ").split()
+    numbers = [float(number) for number in _as_items(value, ("|",))]
+    if (
+        len(numbers) != 4
+        or not all(map(math.isfinite, numbers))
+        or numbers[2] <= numbers[0]
+        or numbers[3] <= numbers[1]
+    ):
+        raise ValueError(f"{str(value)[:60]} found; accepted: x0, y0, x1, y1 in pixels with x0 < x1 and y0 < y1")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def parse_flag(value: Any) -> bool:
+    """True or false, 1 or 0, as a value or as text; absent is false."""
+    if is_absent(value):
+        return False
+    if isinstance(value, bool | np.bool_ | int) and value in (0, 1):
+        return bool(value)
+    word = str(value).strip().lower()
+    if word not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError(f"{value!r} found; accepted: true or false")
+    return word in ("true", "1", "yes")
+
+
+def parse_images(value: Any, folder: Path) -> tuple[ImageSource, ...]:
+    """Pictures of a cell: one or a list of bytes, {bytes, path}, paths relative to `folder`, addresses or PIL images."""
+    if isinstance(value, np.ndarray) and value.dtype != object and value.ndim > 1:
+        raise ValueError("an array of pixels found; accepted: bytes, a path, or a PIL image")
+    return tuple(_parse_image(item, folder) for item in _as_items(value, ("|",)))
+
+
+def _parse_image(item: Any, folder: Path) -> ImageSource:
+    if isinstance(item, Mapping):
+        item = item.get("bytes") if not is_absent(item.get("bytes")) else item.get("path")
+    if isinstance(item, bytes | Image.Image):
+        return item
+    if isinstance(item, Path):
+        item = str(item)
+    if not isinstance(item, str) or is_absent(item):
+        raise ValueError(f"{type(item).__name__} found; accepted: bytes, a path, or a PIL image")
+    item = item.strip()
+    return item if is_address(item) else str(folder / item)
+
+
+def is_address(source: object) -> bool:
+    """Whether a picture is given as an http(s) address rather than a file."""
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All columns that any row has, in order of first appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row))

@@ -1,0 +1,585 @@
+"""The one reader of product data: the embedded catalogue, a folder in the two-table format, a user's own files.
+
+Two tables make a data set. `products`: product_id, title, description, category_path, attributes, images, split, group,
+core_box. `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, negatives, split, kind,
+derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in `query_images` (image_id, image).
+What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from evaluation.data.table_files import (
+    SUFFIXES,
+    ImageSource,
+    TableError,
+    columns_of,
+    is_absent,
+    is_address,
+    parse_attributes,
+    parse_box,
+    parse_category,
+    parse_flag,
+    parse_images,
+    parse_text,
+    parse_texts,
+    read_rows,
+)
+
+__all__ = ["ImageSource", "ProductRow", "ProductTables", "QueryRow", "TableError", "ValidationReport", "load_tables"]
+
+QUERY_TYPES = ("text", "image", "both")
+PRODUCT_FORMS = ("mm", "t", "i")
+EVERY_SPLIT = "all"
+_EXAMPLES = 5
+
+_PRODUCT_COLUMNS = (
+    "product_id",
+    "title",
+    "description",
+    "category_path",
+    "attributes",
+    "images",
+    "split",
+    "group",
+    "core_box",
+)
+_QUERY_COLUMNS = (
+    "query_id",
+    "type",
+    "text",
+    "image_id",
+    "image",
+    "bbox",
+    "positives",
+    "negatives",
+    "split",
+    "kind",
+    "derived",
+    "reference_product_id",
+    "positive_categories",
+)
+_IMAGE_COLUMNS = ("image_id", "image")
+# Other names that files use. An alias counts only where the table has no column of the real name.
+_PRODUCT_ALIASES = {
+    "id": "product_id",
+    "image": "images",
+    "category": "category_path",
+    "name": "title",
+    "bbox": "core_box",
+}
+_QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
+
+# kind of issue → (fatal, what it means)
+_KINDS = {
+    "no_products": (True, "the data set has no products"),
+    "missing_product_ids": (True, "products without product_id"),
+    "duplicate_product_ids": (True, "product_id used by more than one product"),
+    "missing_query_ids": (False, "queries without query_id"),
+    "duplicate_query_ids": (False, "query_id used by more than one query"),
+    "empty_products": (False, "products with neither text nor image"),
+    "empty_queries": (False, "queries with neither text nor image"),
+    "malformed_cells": (False, "cells that could not be read and count as empty"),
+    "type_mismatches": (False, "queries that lack what their type asks for; they count as what they have"),
+    "missing_images": (False, "image files that are not there"),
+    "unreadable_images": (False, "images that cannot be opened"),
+    "dangling_positives": (False, "positives that are no product of the table"),
+    "dangling_negatives": (False, "negatives that are no product of the table"),
+    "dangling_references": (False, "reference_product_id that is no product of the table"),
+    "queries_without_positives": (False, "queries without a positive product or category"),
+    "unknown_columns": (False, "columns that are not read"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProductRow:
+    """One product. Pictures stay encoded: a row is light and pickles."""
+
+    product_id: str
+    title: str = ""
+    description: str = ""
+    category: tuple[str, ...] = ()
+    attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    images: tuple[ImageSource, ...] = ()
+    split: str = EVERY_SPLIT
+    group: str | None = None
+    core_box: tuple[float, float, float, float] | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any field can be written into a prompt."""
+        return bool(self.title or self.description or self.category or self.attributes)
+
+    def record(self, form: str = "mm", *, without: Iterable[str] = ()) -> dict[str, Any]:
+        """The product record for MoonProcessor.
+
+        Args:
+            form (`str`): "mm" everything, "t" the text fields only, "i" the images (and core box) only.
+            without (`Iterable[str]`): record fields to leave out, such as "category".
+
+        Raises:
+            ValueError: another form.
+        """
+        if form not in PRODUCT_FORMS:
+            raise ValueError(f"form={form!r}; accepted: {', '.join(PRODUCT_FORMS)}")
+        fields: dict[str, Any] = {}
+        if form != "i":
+            fields |= {"title": self.title, "description": self.description}
+            fields |= {"category": list(self.category)}
+            fields |= {"attributes": {key: list(values) for key, values in self.attributes.items()}}
+        if form != "t":
+            fields |= {"images": list(self.images), "core_box": list(self.core_box) if self.core_box else None}
+        left_out = set(without)
+        return {"id": self.product_id} | {
+            name: value for name, value in fields.items() if value and name not in left_out
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    """One query and its right answers."""
+
+    query_id: str
+    type: str
+    text: str = ""
+    image: ImageSource | None = None
+    box: tuple[float, float, float, float] | None = None
+    positives: tuple[str, ...] = ()
+    split: str = EVERY_SPLIT
+    kind: str = ""
+    derived: bool = False
+    reference_product_id: str | None = None
+    negatives: tuple[str, ...] = ()
+    positive_categories: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """The query record for MoonProcessor; a query of type "image" leaves its text out and the reverse."""
+        fields: dict[str, Any] = {"id": self.query_id}
+        if self.type != "image" and self.text:
+            fields["text"] = self.text
+        if self.type != "text" and self.image is not None:
+            fields["image"] = self.image
+            if self.box is not None:
+                fields["core_box"] = list(self.box)
+        return fields
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One kind of trouble: how often, and up to five places by name."""
+
+    kind: str
+    count: int
+    examples: tuple[str, ...]
+
+    @property
+    def fatal(self) -> bool:
+        """Whether nothing should start with this."""
+        return _KINDS[self.kind][0]
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.examples) else ""
+        level = "ERROR" if self.fatal else "warning"
+        return f"{level}: {self.count} × {_KINDS[self.kind][1]} ({self.kind}): {', '.join(self.examples)}{more}"
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What the tables hold and what is wrong with them. `str(report)` is meant to be read by a person."""
+
+    name: str
+    products: int
+    queries: int
+    splits: dict[str, tuple[int, int]]
+    issues: tuple[Issue, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing fatal was found."""
+        return not any(issue.fatal for issue in self.issues)
+
+    def count(self, kind: str) -> int:
+        """How often `kind` was found.
+
+        Raises:
+            KeyError: no such kind.
+        """
+        if kind not in _KINDS:
+            raise KeyError(f"{kind!r}; known kinds: {', '.join(_KINDS)}")
+        return sum(issue.count for issue in self.issues if issue.kind == kind)
+
+    def raise_if_fatal(self) -> None:
+        """Stop here if the tables cannot be used.
+
+        Raises:
+            TableError: with the whole report, where an issue is fatal.
+        """
+        if not self.ok:
+            raise TableError(str(self))
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {products}/{queries}" for split, (products, queries) in self.splits.items())
+        lines = [f"{self.name}: {self.products} products, {self.queries} queries (products/queries by split: {splits})"]
+        return "\n  ".join(lines + [str(issue) for issue in self.issues])
+
+
+class _Found:
+    """Collects issues by kind while a table is read or checked."""
+
+    def __init__(self, issues: Iterable[Issue] = ()) -> None:
+        self.counts: Counter[str] = Counter({issue.kind: issue.count for issue in issues})
+        self.examples: dict[str, list[str]] = {issue.kind: list(issue.examples) for issue in issues}
+
+    def add(self, kind: str, example: str) -> None:
+        self.counts[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(example)
+
+    def issues(self) -> tuple[Issue, ...]:
+        return tuple(Issue(kind, self.counts[kind], tuple(self.examples[kind])) for kind in _KINDS if self.counts[kind])
+
+
+@dataclass(frozen=True)
+class ProductTables:
+    """Products and queries of one data set (or of one split of it).
+
+    `report` is the report on the tables as they were read; `validate()` looks again, at these rows.
+    """
+
+    name: str
+    products: list[ProductRow]
+    queries: list[QueryRow]
+    report: ValidationReport
+    reading_issues: tuple[Issue, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, tuple[int, int]]:
+        """Split → (products, queries) that bear exactly this name."""
+        products = Counter(row.split for row in self.products)
+        queries = Counter(row.split for row in self.queries)
+        return {split: (products[split], queries[split]) for split in dict.fromkeys([*products, *queries])}
+
+    def select(self, split: str | None) -> ProductTables:
+        """The rows of one split; those of split "all" belong to every split. `None` or "all" keeps everything.
+
+        Raises:
+            TableError: no such split, naming those there are.
+        """
+        names = self.splits
+        if split in (None, EVERY_SPLIT) or set(names) <= {EVERY_SPLIT}:
+            return self
+        if split not in names:
+            raise TableError(f"{self.name}: no split {split!r}; there are: {', '.join(sorted(names))}")
+        kept = (split, EVERY_SPLIT)
+        return replace(
+            self,
+            products=[row for row in self.products if row.split in kept],
+            queries=[row for row in self.queries if row.split in kept],
+        )
+
+    def validate(self, *, check_images: bool = False) -> ValidationReport:
+        """Check ids, contents and image files.
+
+        Args:
+            check_images (`bool`): also open every picture (header and structure, not each pixel). Default False.
+        """
+        found = _Found(self.reading_issues)
+        _check_products(self.products, found)
+        _check_queries(self.queries, {row.product_id for row in self.products}, found)
+        _check_images(_named_images(self), found, check_images)
+        return ValidationReport(self.name, len(self.products), len(self.queries), self.splits, found.issues())
+
+
+def load_tables(
+    source: str | Path | Mapping[str, Any],
+    *,
+    split: str | None = None,
+    images_root: str | Path | None = None,
+    seed: int = 0,
+    check_images: bool = False,
+    **catalogue_options: Any,
+) -> ProductTables:
+    """Read a data set.
+
+    Args:
+        source: "catalogue" (the embedded one); a folder with products.{parquet,jsonl,csv} and, where there are any,
+            queries.* and query_images.*; a products file; or {"products": …, "queries": …, "query_images": …, "images":
+            folder} whose tables are files or iterables of row dicts, such as a `datasets.Dataset`.
+        split (`str` or `None`): keep one split. Default: all rows.
+        images_root: folder that image paths are relative to. Default: the folder of the table.
+        seed (`int`): seed of the embedded catalogue; other sources do not use it. Default 0.
+        check_images (`bool`): open every picture for the report. Default False.
+        **catalogue_options: options of `evaluation.data.catalogue.make_catalogue`; for "catalogue" only.
+
+    Raises:
+        TableError: a source, file, required column or split that is not there.
+
+    Relations: `tables.report.raise_if_fatal()` before training or evaluation.
+    """
+    if source == "catalogue":
+        from evaluation.data.catalogue import make_catalogue  # drawing is needed by this source alone
+
+        products, queries = make_catalogue(seed=seed, **catalogue_options)
+        parts: dict[str, Any] = {"products": products, "queries": queries}
+        name = "catalogue"
+    elif catalogue_options:
+        raise TableError(
+            f"options {', '.join(sorted(catalogue_options))} are for source 'catalogue', not for {source!r}"
+        )
+    else:
+        name, parts = _find_parts(source)
+    tables = _build(name, parts, images_root)
+    tables = replace(tables, report=tables.validate(check_images=check_images))
+    return tables.select(split)
+
+
+def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(source, Mapping):
+        accepted = ("products", "queries", "query_images", "images")
+        unknown = set(source) - set(accepted)
+        if unknown or not source:
+            raise TableError(f"source has {', '.join(sorted(unknown)) or 'no entry'}; accepted: {', '.join(accepted)}")
+        path = source.get("products")
+        return (Path(path).parent.name or "tables") if isinstance(path, str | Path) else "tables", dict(source)
+    path = Path(source)
+    if path.is_dir():
+        parts = {part: file for part in ("products", "queries", "query_images") if (file := _find_table(path, part))}
+        if not parts.keys() & {"products", "queries"}:
+            raise TableError(f"{path}: no products table; accepted: products{{{','.join(SUFFIXES)}}} in that folder")
+        return path.resolve().name, parts
+    if path.is_file():
+        return path.stem, {"products": path}
+    raise TableError(
+        f"{source}: no such file or folder; accepted: 'catalogue', a folder with products.*, or a products file"
+    )
+
+
+def _find_table(folder: Path, part: str) -> Path | None:
+    there = [folder / f"{part}{suffix}" for suffix in SUFFIXES if (folder / f"{part}{suffix}").is_file()]
+    if len(there) > 1:
+        raise TableError(f"{folder}: {' and '.join(path.name for path in there)} are both there; keep one of them")
+    return there[0] if there else None
+
+
+class _Table:
+    """Rows of one table under their known column names, and the cells that could not be read."""
+
+    def __init__(self, part: str, source: Any, found: _Found) -> None:
+        columns, aliases = {
+            "products": (_PRODUCT_COLUMNS, _PRODUCT_ALIASES),
+            "queries": (_QUERY_COLUMNS, _QUERY_ALIASES),
+            "query_images": (_IMAGE_COLUMNS, {"id": "image_id"}),
+        }[part]
+        self.part, self.found = part, found
+        self.label = str(source) if isinstance(source, str | Path) else part
+        self.folder = Path(source).parent if isinstance(source, str | Path) else Path()
+        self.rows = read_rows(Path(source)) if isinstance(source, str | Path) else [dict(row) for row in source]
+        there = columns_of(self.rows)
+        self.names = {column: column for column in there if column in columns}
+        for column in there:
+            if column in columns:
+                continue
+            if column in aliases and aliases[column] not in self.names:
+                self.names[aliases[column]] = column
+            else:
+                near = difflib.get_close_matches(column, [*columns, *aliases], n=1)
+                found.add("unknown_columns", f"{part}: {column!r}" + (f" (nearest known: {near[0]!r})" if near else ""))
+
+    def require(self, *columns: str) -> None:
+        """Raise unless one of `columns` is there (an empty table has no columns and needs none)."""
+        if self.rows and not any(column in self.names for column in columns):
+            there = ", ".join(columns_of(self.rows))
+            raise TableError(f"{self.label}: no column {' or '.join(map(repr, columns))}; the columns are: {there}")
+
+    def ids(self, column: str) -> list[str]:
+        """The rows' own names."""
+        return [parse_text(row.get(self.names[column])) for row in self.rows] if self.rows else []
+
+    def cell(self, index: int, item: str, column: str, parse: Callable[[Any], Any], empty: Any) -> Any:
+        """One parsed cell; `empty` where there is none, or where it is malformed, which is noted."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        try:
+            return empty if is_absent(value) else parse(value)
+        except (ValueError, TypeError) as error:
+            self.found.add("malformed_cells", f"{self.part} {item!r}, column {column!r}: {error}")
+            return empty
+
+
+def _build(name: str, parts: Mapping[str, Any], images_root: str | Path | None) -> ProductTables:
+    found = _Found()
+    root = images_root or parts.get("images")
+    if root is not None and not Path(root).is_dir():
+        raise TableError(f"images folder {root}: no such folder")
+    tables = {part: _Table(part, parts[part], found) for part in parts if part != "images" and parts[part] is not None}
+    products = _read_products(tables["products"], root) if "products" in tables else []
+    images = _read_query_images(tables["query_images"], root) if "query_images" in tables else {}
+    queries = _read_queries(tables["queries"], images, root) if "queries" in tables else []
+    issues = found.issues()
+    empty = ValidationReport(name, len(products), len(queries), {}, issues)
+    return ProductTables(name, products, queries, empty, issues)
+
+
+def _read_products(table: _Table, root: str | Path | None) -> list[ProductRow]:
+    table.require("product_id")
+    table.require("title", "description", "images")
+    folder = Path(root) if root is not None else table.folder
+    rows = []
+    for index, product_id in enumerate(table.ids("product_id")):
+        item = product_id or f"row {index}"
+        if not product_id:
+            table.found.add("missing_product_ids", item)
+        rows.append(
+            ProductRow(
+                product_id=product_id,
+                title=table.cell(index, item, "title", parse_text, ""),
+                description=table.cell(index, item, "description", parse_text, ""),
+                category=table.cell(index, item, "category_path", parse_category, ()),
+                attributes=table.cell(index, item, "attributes", parse_attributes, {}),
+                images=table.cell(index, item, "images", lambda value: parse_images(value, folder), ()),
+                split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
+                group=table.cell(index, item, "group", parse_text, None),
+                core_box=table.cell(index, item, "core_box", parse_box, None),
+            )
+        )
+    return rows
+
+
+def _read_query_images(table: _Table, root: str | Path | None) -> dict[str, ImageSource]:
+    table.require("image_id")
+    table.require("image")
+    folder = Path(root) if root is not None else table.folder
+    images: dict[str, ImageSource] = {}
+    for index, image_id in enumerate(table.ids("image_id")):
+        pictures = table.cell(index, image_id, "image", lambda value: parse_images(value, folder), ())
+        if pictures:
+            images[image_id] = pictures[0]
+    return images
+
+
+def _read_queries(table: _Table, images: Mapping[str, ImageSource], root: str | Path | None) -> list[QueryRow]:
+    table.require("query_id")
+    table.require("positives", "positive_categories")
+    table.require("text", "image", "image_id")
+    folder = Path(root) if root is not None else table.folder
+    rows = []
+    for index, query_id in enumerate(table.ids("query_id")):
+        item = query_id or f"row {index}"
+        if not query_id:
+            table.found.add("missing_query_ids", item)
+        text = table.cell(index, item, "text", parse_text, "")
+        image = _query_image(table, index, item, images, folder)
+        rows.append(
+            QueryRow(
+                query_id=query_id,
+                type=_query_type(table, index, item, bool(text), image is not None),
+                text=text,
+                image=image,
+                box=table.cell(index, item, "bbox", parse_box, None),
+                positives=table.cell(index, item, "positives", parse_texts, ()),
+                split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
+                kind=table.cell(index, item, "kind", parse_text, ""),
+                derived=table.cell(index, item, "derived", parse_flag, False),
+                reference_product_id=table.cell(index, item, "reference_product_id", parse_text, None),
+                negatives=table.cell(index, item, "negatives", parse_texts, ()),
+                positive_categories=table.cell(index, item, "positive_categories", parse_texts, ()),
+            )
+        )
+    return rows
+
+
+def _query_image(
+    table: _Table, index: int, item: str, images: Mapping[str, ImageSource], folder: Path
+) -> ImageSource | None:
+    pictures = table.cell(index, item, "image", lambda value: parse_images(value, folder), ())
+    if pictures:
+        return pictures[0]
+    image_id = table.cell(index, item, "image_id", parse_text, "")
+    if not image_id:
+        return None
+    # An id without a picture in query_images is taken as a file name; where there is no such file, the report says so.
+    return images[image_id] if image_id in images else str(folder / image_id)
+
+
+def _query_type(table: _Table, index: int, item: str, has_text: bool, has_image: bool) -> str:
+    there = "both" if has_text and has_image else "image" if has_image else "text"
+    declared = table.cell(index, item, "type", parse_text, there)
+    if not has_text and not has_image:
+        return "text"  # counted as an empty query
+    if declared not in QUERY_TYPES:
+        problem = f"type {declared!r}; accepted: {', '.join(QUERY_TYPES)}"
+    elif (declared != "image" and not has_text) or (declared != "text" and not has_image):
+        problem = f"type {declared!r} without {'image' if has_text else 'text'}"
+    else:
+        return declared
+    table.found.add("type_mismatches", f"{item!r}: {problem}")
+    return there
+
+
+def _check_products(products: list[ProductRow], found: _Found) -> None:
+    if not products:
+        found.add("no_products", "the products table is empty or not there")
+    for product_id, uses in Counter(row.product_id for row in products if row.product_id).items():
+        if uses > 1:
+            found.add("duplicate_product_ids", f"{product_id!r} ({uses} times)")
+    for row in products:
+        if not row.has_text and not row.images:
+            found.add("empty_products", repr(row.product_id))
+
+
+def _check_queries(queries: list[QueryRow], product_ids: set[str], found: _Found) -> None:
+    for query_id, uses in Counter(row.query_id for row in queries if row.query_id).items():
+        if uses > 1:
+            found.add("duplicate_query_ids", f"{query_id!r} ({uses} times)")
+    for row in queries:
+        if not row.text and row.image is None:
+            found.add("empty_queries", repr(row.query_id))
+        if not row.positives and not row.positive_categories:
+            found.add("queries_without_positives", repr(row.query_id))
+        reference = (row.reference_product_id,) if row.reference_product_id else ()
+        for kind, ids in (("positives", row.positives), ("negatives", row.negatives), ("references", reference)):
+            for product_id in ids:
+                if product_id not in product_ids:
+                    found.add(f"dangling_{kind}", f"{row.query_id!r} → {product_id!r}")
+
+
+def _named_images(tables: ProductTables) -> Iterator[tuple[str, ImageSource]]:
+    for product in tables.products:
+        for number, image in enumerate(product.images):
+            yield f"product {product.product_id!r}, images[{number}]", image
+    seen: set[int | str] = set()
+    for query in tables.queries:
+        key = query.image if isinstance(query.image, str) else id(query.image)
+        if query.image is not None and key not in seen:  # many queries share one picture
+            seen.add(key)
+            yield f"query {query.query_id!r}, image", query.image
+
+
+def _check_images(images: Iterable[tuple[str, ImageSource]], found: _Found, open_them: bool) -> None:
+    for name, source in images:
+        if is_address(source):
+            continue
+        if isinstance(source, str) and not Path(source).is_file():
+            found.add("missing_images", f"{name}: {source}")
+        elif open_them and (reason := _why_unreadable(source)):
+            found.add("unreadable_images", f"{name}: {reason}")
+
+
+def _why_unreadable(source: ImageSource) -> str | None:
+    if isinstance(source, Image.Image):
+        return None
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.verify()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None

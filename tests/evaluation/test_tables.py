@@ -1,0 +1,319 @@
+"""The reader of product data: real data, a user's own files in three formats, broken rows and the report on them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from evaluation.data.table_files import parse_attributes, parse_box, parse_category, parse_flag, parse_texts
+from evaluation.data.tables import TableError, load_tables
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def picture(colour: str = "red", size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PRODUCTS: list[dict[str, Any]] = [
+    {
+        "product_id": "007",
+        "title": "Red shoe",
+        "description": None,
+        "category_path": ["Home", "Shoes"],
+        "attributes": [{"key": "colour", "value": "red"}, {"key": "colour", "value": "rose"}],
+        "images": ["red.png"],
+        "split": "test",
+    },
+    {
+        "product_id": "8",
+        "title": "Blue hat",
+        "description": "warm",
+        "category_path": ["Home", "Hats"],
+        "attributes": [{"key": "colour", "value": "blue"}],
+        "images": ["blue.png", "red.png"],
+        "split": "train",
+    },
+]
+QUERIES: list[dict[str, Any]] = [
+    {"query_id": "q1", "text": "red shoe", "image": None, "positives": ["007"], "split": "test"},
+    {"query_id": "q2", "text": "in blue", "image": "red.png", "positives": ["8"], "split": "train"},
+]
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(
+                    {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+                )
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    for colour in ("red", "blue"):
+        (tmp_path / f"{colour}.png").write_bytes(picture(colour))
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_a_users_folder_reads_alike_from_every_format(shop: Path, suffix: str) -> None:
+    write_table(shop / f"products{suffix}", PRODUCTS)
+    write_table(shop / f"queries{suffix}", QUERIES)
+    tables = load_tables(shop, check_images=True)
+    assert tables.report.issues == ()
+    first, second = tables.products
+    assert (first.product_id, first.title, first.description) == ("007", "Red shoe", "")
+    assert first.category == ("Home", "Shoes")
+    assert first.attributes == {"colour": ("red", "rose")}
+    assert [Path(str(image)).name for image in second.images] == ["blue.png", "red.png"]
+    assert all(Path(str(image)).is_file() for image in second.images)
+    assert [query.type for query in tables.queries] == ["text", "both"]
+    assert tables.queries[1].record()["image"] == str(shop / "red.png")
+    assert tables.queries[0].record() == {"id": "q1", "text": "red shoe"}
+
+
+def test_one_products_file_and_short_csv_spellings_and_aliases_read(shop: Path) -> None:
+    (shop / "stock.csv").write_text(
+        "id,name,category,attributes,image,core_box\n"
+        "1,Mug,Home > Kitchen > Mugs,colour: red | blue; size: 0.3 l,red.png|blue.png,0 0 4 4\n"
+        "2,nan,Home|Kitchen,,,\n",
+        encoding="utf-8",
+    )
+    tables = load_tables(shop / "stock.csv")
+    mug, bare = tables.products
+    assert mug.category == ("Home", "Kitchen", "Mugs")
+    assert mug.attributes == {"colour": ("red", "blue"), "size": ("0.3 l",)}
+    assert len(mug.images) == 2
+    assert mug.core_box == (0.0, 0.0, 4.0, 4.0)
+    assert (bare.title, bare.category, bare.images, bare.core_box) == ("", ("Home", "Kitchen"), (), None)
+    assert tables.queries == []
+    assert tables.report.issues == ()
+
+
+def test_images_root_and_query_images_are_followed(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("tables")
+    write_table(elsewhere / "products.jsonl", PRODUCTS)
+    queries = [{"query_id": "q", "image_id": "one", "bbox": [0, 0, 4, 4], "positives": ["8"]}]
+    write_table(elsewhere / "queries.jsonl", queries)
+    write_table(elsewhere / "query_images.parquet", [{"image_id": "one", "image": {"bytes": picture(), "path": None}}])
+    tables = load_tables(elsewhere, images_root=shop)
+    assert tables.report.issues == ()
+    assert tables.queries[0].image == picture()
+    assert tables.queries[0].record()["core_box"] == [0.0, 0.0, 4.0, 4.0]
+    named = {"products": elsewhere / "products.jsonl", "queries": queries, "images": shop}
+    report = load_tables(named).report
+    assert report.count("missing_images") == 1
+    assert "one" in str(report)
+
+
+def test_rows_in_memory_take_arrays_nan_pil_images_and_encoded_images() -> None:
+    row = {
+        "product_id": 5,
+        "title": float("nan"),
+        "category_path": np.array(["a", "b"], dtype=object),
+        "attributes": {"size": 7.0, "colour": ["red", None, "blue"], "style": None},
+        "images": np.array([{"bytes": picture(), "path": None}], dtype=object),
+        "group": None,
+    }
+    other = {"product_id": "6", "title": "None", "images": Image.new("RGB", (4, 4))}
+    tables = load_tables({"products": [row, other]})
+    assert tables.report.issues == ()
+    first, second = tables.products
+    assert (first.product_id, first.title, first.category) == ("5", "", ("a", "b"))
+    assert first.attributes == {"size": ("7",), "colour": ("red", "blue")}
+    assert first.images == (picture(),)
+    assert isinstance(second.images[0], Image.Image)
+
+
+def test_every_kind_of_trouble_is_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(picture()[:30])
+    products = [
+        {"product_id": "a", "title": "one", "images": "gone.png", "titel": "x"},
+        {"product_id": "a", "title": "two", "images": "broken.png"},
+        {"product_id": "b", "title": "", "images": None},
+        {"product_id": None, "title": "nameless", "images": None},
+        {"product_id": "c", "title": "three", "attributes": "no colon here", "core_box": [5, 5, 1, 1]},
+    ]
+    queries = [
+        {"query_id": "q", "text": "x", "positives": ["a", "zzz"], "negatives": ["yyy"], "reference_product_id": "xxx"},
+        {"query_id": "q", "text": None, "positives": []},
+        {"query_id": "r", "text": "x", "type": "both", "positives": ["b"]},
+        {"query_id": "s", "text": "x", "type": "video", "positives": ["b"]},
+        {"query_id": "", "text": "x", "positives": ["b"]},
+    ]
+    write_table(tmp_path / "products.jsonl", products)
+    write_table(tmp_path / "queries.jsonl", queries)
+    report = load_tables(tmp_path, check_images=True).report
+    expected = {
+        "missing_images": 1,
+        "unreadable_images": 1,
+        "duplicate_product_ids": 1,
+        "duplicate_query_ids": 1,
+        "missing_product_ids": 1,
+        "missing_query_ids": 1,
+        "empty_products": 1,
+        "empty_queries": 1,
+        "malformed_cells": 2,
+        "type_mismatches": 2,
+        "dangling_positives": 1,
+        "dangling_negatives": 1,
+        "dangling_references": 1,
+        "queries_without_positives": 1,
+        "unknown_columns": 1,
+    }
+    assert {issue.kind: issue.count for issue in report.issues} == expected
+    text = str(report)
+    for words in ("gone.png", "'zzz'", "'yyy'", "'xxx'", "nearest known: 'title'", "no colon", "video"):
+        assert words in text
+    assert not report.ok
+    with pytest.raises(TableError, match="duplicate_product_ids"):
+        report.raise_if_fatal()
+    with pytest.raises(KeyError, match="known kinds"):
+        report.count("nonsense")
+
+
+def test_a_report_names_five_examples_and_counts_all() -> None:
+    tables = load_tables({"products": [{"product_id": str(i), "title": ""} for i in range(9)]})
+    (issue,) = tables.report.issues
+    assert (issue.kind, issue.count, len(issue.examples)) == ("empty_products", 9, 5)
+    tables.report.raise_if_fatal()
+
+
+def test_splits_select_rows_and_all_belongs_to_every_split() -> None:
+    products = [
+        {"product_id": str(i), "title": "t", "split": split} for i, split in enumerate(["train", "test", "all"])
+    ]
+    queries = [{"query_id": "q", "text": "x", "positives": ["1"], "split": "test"}]
+    tables = load_tables({"products": products, "queries": queries})
+    assert tables.splits == {"train": (1, 0), "test": (1, 1), "all": (1, 0)}
+    test = tables.select("test")
+    assert [row.product_id for row in test.products] == ["1", "2"]
+    assert len(test.queries) == 1
+    assert tables.select(None) is tables
+    with pytest.raises(TableError, match=r"no split 'tset'; there are: all, test, train"):
+        tables.select("tset")
+    unsplit = load_tables({"products": [{"product_id": "1", "title": "t"}]}, split="test")
+    assert len(unsplit.products) == 1
+
+
+def test_forms_and_left_out_fields_shape_the_record() -> None:
+    row = load_tables({"products": [PRODUCTS[1] | {"images": [picture()], "core_box": [0, 0, 2, 2]}]}).products[0]
+    assert set(row.record()) == {"id", "title", "description", "category", "attributes", "images", "core_box"}
+    assert set(row.record("t", without=("category",))) == {"id", "title", "description", "attributes"}
+    assert set(row.record("i")) == {"id", "images", "core_box"}
+    with pytest.raises(ValueError, match="accepted: mm, t, i"):
+        row.record("image")
+
+
+def test_rows_pickle() -> None:
+    tables = load_tables({"products": [PRODUCTS[0] | {"images": [picture()]}], "queries": QUERIES[:1]})
+    assert pickle.loads(pickle.dumps(tables)) == tables
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "no such file or folder"),
+        (lambda folder: folder, "no products table"),
+        (lambda folder: _file(folder / "products.txt", b"x"), "accepted: .parquet, .jsonl, .csv"),
+        (lambda folder: _file(folder / "p.jsonl", b'{"product_id": 1}\n{oops\n'), "line 2: not JSON"),
+        (lambda folder: _file(folder / "p.jsonl", b"[1]\n"), "line 1: list found"),
+        (lambda folder: _file(folder / "p.csv", b"product_id,title\n1,2,3\n"), "line 2: the row does not have"),
+        (lambda folder: _file(folder / "p.parquet", b"nonsense"), "not a readable parquet file"),
+        (
+            lambda folder: _file(folder / "p.csv", b"sku,title\n1,2\n"),
+            "no column 'product_id'; the columns are: sku, title",
+        ),
+        (lambda folder: _file(folder / "p.csv", b"product_id,price\n1,2\n"), "no column 'title' or 'description'"),
+        (lambda folder: {"produkte": folder}, "accepted: products, queries"),
+        (lambda folder: {"products": [], "images": folder / "gone"}, "images folder"),
+    ],
+)
+def test_an_unusable_source_is_refused_in_a_sentence(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        load_tables(make(tmp_path))
+
+
+def _file(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_two_files_for_one_table_and_options_of_another_source_are_refused(shop: Path) -> None:
+    write_table(shop / "products.csv", PRODUCTS)
+    with pytest.raises(TableError, match="are for source 'catalogue'"):
+        load_tables(shop, product_count=3)
+    write_table(shop / "products.jsonl", PRODUCTS)
+    with pytest.raises(TableError, match="both there"):
+        load_tables(shop)
+
+
+def test_queries_need_their_columns() -> None:
+    products = [{"product_id": "1", "title": "t"}]
+    for queries, column in (
+        ([{"text": "x", "positives": ["1"]}], "query_id"),
+        ([{"query_id": "q", "text": "x"}], "positives"),
+        ([{"query_id": "q", "positives": ["1"]}], "text"),
+    ):
+        with pytest.raises(TableError, match=f"no column '{column}'"):
+            load_tables({"products": products, "queries": queries})
+
+
+def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
+    assert parse_category('["a", "b"]') == ("a", "b")
+    assert parse_texts("1|2| 3 ") == ("1", "2", "3")
+    assert parse_attributes('{"size": [1, 2]}') == {"size": ("1", "2")}
+    assert parse_attributes([("a", "b"), {"key": "a", "value": "c"}]) == {"a": ("b", "c")}
+    assert parse_box("[1, 2, 3, 4]") == (1.0, 2.0, 3.0, 4.0)
+    assert [parse_flag(value) for value in (True, "False", 1, None, "yes")] == [True, False, True, False, True]
+    for parse, value in (
+        (parse_attributes, 5),
+        (parse_attributes, [1]),
+        (parse_attributes, "{oops"),
+        (parse_box, [0, 0, 1]),
+        (parse_box, "a b c d"),
+        (parse_flag, "maybe"),
+        (parse_texts, [{"a": 1}]),
+    ):
+        with pytest.raises(ValueError, match=r"accepted|JSON|convert"):
+            parse(value)
+
+
+def test_base64_text_is_no_picture_but_a_missing_file() -> None:
+    text = base64.b64encode(picture()).decode()
+    report = load_tables({"products": [{"product_id": "1", "images": [text]}]}).report
+    assert report.count("missing_images") == 1
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="../shared/data is not on this machine")
+@pytest.mark.parametrize(
+    ("name", "products", "queries"), [("grocery", 48, 2285), ("ikea", 1613, 2042), ("street", 0, 1063)]
+)
+def test_real_data_reads_whole(name: str, products: int, queries: int) -> None:
+    tables = load_tables(REAL_DATA / name)
+    assert (len(tables.products), len(tables.queries)) == (products, queries)
+    assert tables.report.ok == (products > 0)
+    assert all(isinstance(query.image, bytes) for query in tables.queries if query.type != "text")
+    if products:
+        assert len(tables.select("test").products) >= 48
