@@ -1,0 +1,496 @@
+"""Recipes: what a training run is, read from YAML and the command line, checked before anything starts.
+
+A recipe is one YAML file of flat keys. `--key value` on the command line replaces a key, `--key.part value` one part of
+a mapping; the names are those of the four dataclasses below, of which the last is transformers' own TrainingArguments.
+"""
+
+import dataclasses
+import difflib
+import enum
+import math
+import os
+import types
+import typing
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
+
+FORMS = ("image", "text", "both")
+LORA_KEYS = ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")
+# Settings of TrainingArguments that mean nothing here, each with what to use instead.
+NOT_FOR_RECIPES = {
+    "num_train_epochs": "training pairs are drawn without epochs; set max_steps or train_minutes",
+    "resume_from_checkpoint": "run the same command again and it resumes from the last good checkpoint in output_dir",
+    "ignore_data_skip": "a resumed run continues exactly where the data stopped",
+    "train_sampling_strategy": "pairs are drawn by query_mix, one pure function of (seed, position)",
+    "remove_unused_columns": "the collator makes the model's columns",
+    "auto_find_batch_size": "the batch size decides which pairs are drawn; set per_device_train_batch_size",
+    "load_best_model_at_end": "nothing is evaluated during training; evaluate the checkpoints with evaluation.run",
+    "eval_strategy": "use evaluate_before and evaluate_after, or evaluation.run on a checkpoint",
+    "save_only_model": "a checkpoint without its optimizer cannot be resumed from",
+    "label_smoothing_factor": "InfoNCE has no labels to smooth",
+}
+# Keys that may change between a run and its continuation, because they do not change what is computed.
+MAY_DIFFER_ON_RESUME = frozenset(
+    ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
+    + ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor")
+    + ("evaluate_before", "evaluate_after", "evaluate_split", "evaluate_products")
+)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run, in a sentence that says which key, what was found and what is accepted."""
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how much of it.
+
+    Args:
+        architecture: "moon", or "dual_tower", the baseline without a joint transformer.
+        base: a Moon checkpoint, or a Qwen3-VL / Qwen2.5-VL checkpoint that is upcycled first: a folder or a hub id.
+        small_base: sizes of a small base with random weights instead, the arguments of
+            `training.small_base.make_base`; its tokenizer is trained on the texts of the training split.
+        preset: the MoonConfig preset for upcycling.
+        moon: MoonConfig arguments that replace those of the preset.
+        lora: train adapters only: {r, alpha, dropout, target_modules, target_parameters, modules_to_save}, peft's
+            words. The 3-D expert weights are target_parameters ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"].
+        freeze: shell patterns of parameter names that stay as they are ("*visual*").
+        attn_implementation: "auto" is "flash_attention_2" on a GPU where that is installed, otherwise "sdpa".
+    """
+
+    architecture: Literal["moon", "dual_tower"] = "moon"
+    base: str | None = None
+    small_base: dict | str | None = None
+    preset: str = "moon1"
+    moon: dict | str | None = None
+    lora: dict | str | None = None
+    freeze: list[str] = field(default_factory=list)
+    attn_implementation: str = "auto"
+
+
+@dataclass
+class DataArguments:
+    """Which pairs are drawn, and how an item becomes tensors.
+
+    Args:
+        data: "catalogue" or paths of data sets; an entry may also be a mapping {path: …, or products:, queries:,
+            images:; name:, weight:, mask_groups:}, weight in draws relative to the other data sets.
+        catalogue: options of the embedded catalogue, {products: 600, …}.
+        split: the split that is trained on.
+        query_mix: relative frequency of image-only, text-only and image+text queries; 12 : 3 : 2 is the paper's.
+        target_mix: relative frequency of targets with both, image only, text only. The paper's targets always have
+            both; the other forms are our design, because image-only galleries are reported.
+        hard_negatives: products of the same category encoded beside each positive.
+        derived_queries: where a data set has fewer queries of a form than products, also draw queries made from the
+            products themselves (an altered view of the picture, the title, an attribute phrase).
+        mask_groups: variants of a query's answer are no negatives for it.
+        core_crop: append the crop of the core product as a second picture where a box is known.
+        max_tokens: longest text of an item in tokens; None leaves the processor's own limit.
+        max_image_tokens: largest number of image tokens per picture; None leaves the processor's own limit.
+    """
+
+    data: list[str] = field(default_factory=lambda: ["catalogue"])
+    catalogue: dict | str | None = None
+    split: str = "train"
+    query_mix: dict | str = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
+    target_mix: dict | str = field(default_factory=lambda: {"both": 1})
+    hard_negatives: int = 1
+    derived_queries: bool = True
+    mask_groups: bool = True
+    core_crop: bool = True
+    max_tokens: int | None = None
+    max_image_tokens: int | None = None
+
+
+@dataclass
+class LossArguments:
+    """The loss.
+
+    Args:
+        temperature: τ of InfoNCE, no unit. The paper gives none; 0.05 is our choice.
+        queue_steps: w, the number of past steps whose candidates stay negatives. The paper gives no number.
+    """
+
+    temperature: float = 0.05
+    queue_steps: int = 8
+
+
+@dataclass
+class MoonTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with our defaults and these further keys.
+
+    Args:
+        train_minutes: a time budget in minutes: the step rate is measured on throwaway steps, and max_steps set from
+            it once, before the first real step, so that the learning-rate schedule ends with the budget.
+        evaluate_before: evaluate the model before training, into results_before.json.
+        evaluate_after: evaluate the trained model, into results_after.json.
+        evaluate_split: the split that these evaluations use.
+        evaluate_products: number of products of an evaluated catalogue; None: the catalogue of the training.
+        overwrite: start anew in an output_dir that holds a run.
+    """
+
+    warmup_steps: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    save_total_limit: int | None = 2
+    bf16: bool | None = None  # type: ignore[assignment]
+    logging_steps: float = 10
+    logging_nan_inf_filter: bool = False
+    dataloader_drop_last: bool = True
+    remove_unused_columns: bool = False
+    train_sampling_strategy: str = "sequential"
+    ddp_find_unused_parameters: bool | None = False
+    ddp_broadcast_buffers: bool | None = False
+    train_minutes: float | None = None
+    evaluate_before: bool = False
+    evaluate_after: bool = False
+    evaluate_split: str = "test"
+    evaluate_products: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = not self.fp16 and on_gpu and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+
+
+GROUPS = (ModelArguments, DataArguments, LossArguments, MoonTrainingArguments)
+
+
+@dataclass
+class Recipe:
+    """A checked recipe.
+
+    Args:
+        path: the YAML file.
+        model: see ModelArguments.
+        data: see DataArguments.
+        loss: see LossArguments.
+        training: see MoonTrainingArguments.
+        resolved: every key that defines the run with its value, ready to be written as YAML and run again.
+    """
+
+    path: Path
+    model: ModelArguments
+    data: DataArguments
+    loss: LossArguments
+    training: MoonTrainingArguments
+    resolved: dict[str, Any]
+
+
+def parse_recipe(arguments: list[str]) -> Recipe:
+    """Read `RECIPE.yaml --key value …` into a checked recipe.
+
+    Args:
+        arguments: the command line without the program's name.
+
+    Raises:
+        RecipeError: no recipe file; a key that does not exist (with the nearest one that does); a value of the wrong
+            type; a path, split or combination that cannot work.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise RecipeError("recipe: found none; accepted: RECIPE.yaml [--key value …], see training/recipes")
+    path = Path(arguments[0])
+    values = read_recipe_file(path)
+    hints = known_keys()
+    check_keys(values, hints, where=str(path))
+    arguments = _merge_dotted(arguments[1:], values, hints)
+    checked = {key: check_value(key, value, hints[key]) for key, value in values.items()}
+    _check_command_line(arguments, hints)
+    parser = _parser(GROUPS)
+    parser.set_defaults(**{"output_dir": str(Path("runs") / path.stem), **checked})
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise RecipeError(f"command line: found {unknown[0]!r} without its --key; accepted: --key value")
+    for key in _mapping_keys(hints):
+        setattr(namespace, key, _mapping(key, getattr(namespace, key)))
+    model, data, loss, training = (_build(group, namespace) for group in GROUPS)
+    recipe = Recipe(path, model, data, loss, training, resolved=_resolved(namespace))
+    check_recipe(recipe)
+    return recipe
+
+
+def _parser(groups: typing.Iterable[Any]) -> "_Parser":
+    return _Parser(list(groups), allow_abbrev=False)
+
+
+def _check_command_line(arguments: list[str], hints: dict[str, Any]) -> None:
+    """Refuse unknown keys; argparse also knows `--some-key` and, for what is true by default, `--no_key`."""
+    keys = [entry.partition("=")[0][2:].replace("-", "_") for entry in arguments if entry.startswith("--")]
+    check_keys([key[3:] if key[3:] in hints and key[:3] == "no_" else key for key in keys], hints, where="command line")
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser that raises RecipeError in place of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"command line: {message}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice; plain YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise RecipeError(f"{node.start_mark.name}: key {twice[0]!r} found twice; accepted: once")
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML recipe and those it `extends`.
+
+    `extends: other.yaml` (beside this file) takes over the other recipe; keys given here replace its keys, and
+    mappings are merged key by key.
+
+    Args:
+        path: the file.
+        seen: the files that led here, to refuse a circle.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(f"extends: {path} extends itself")
+    if not path.is_file():
+        raise RecipeError(f"recipe: found no file {path}; accepted: a YAML file")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            values = yaml.load(stream, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: no valid YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RecipeError(f"{path}: found {type(values).__name__}; accepted: a mapping of keys to values")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise RecipeError(f"extends: found {parent!r}; accepted: the name of one YAML file")
+    inherited = read_recipe_file(path.parent / parent, (*seen, path))
+    for key, value in values.items():
+        both_mappings = isinstance(value, dict) and isinstance(inherited.get(key), dict)
+        inherited[key] = {**inherited[key], **value} if both_mappings else value
+    return inherited
+
+
+def known_keys() -> dict[str, Any]:
+    """Return every recipe key with its type."""
+    keys: dict[str, Any] = {}
+    for group in GROUPS:
+        hints = typing.get_type_hints(group)
+        keys |= {entry.name: hints[entry.name] for entry in dataclasses.fields(group) if entry.init}
+    keys["data"] = list  # entries may be names, paths or mappings
+    return keys
+
+
+def check_keys(keys: typing.Iterable[str], known: typing.Iterable[str], where: str) -> None:
+    """Refuse keys that do not exist, naming the nearest that does, and those that mean nothing in a recipe."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise RecipeError(f"{where}: unknown key {key!r}; the nearest known key is {near[0]!r}")
+        if key in NOT_FOR_RECIPES:
+            raise RecipeError(f"{where}: key {key!r} cannot be set; {NOT_FOR_RECIPES[key]}")
+
+
+def check_value(key: str, value: Any, hint: Any) -> Any:
+    """Return the value if its type fits, numbers written as text ("1e-4", which YAML reads as text) converted.
+
+    Args:
+        key: the recipe key, for the message.
+        value: as YAML gave it.
+        hint: the type that the dataclass declares.
+    """
+    accepted = _alternatives(hint)
+    for kind in accepted:
+        if isinstance(kind, tuple):
+            if value in kind:
+                return value
+        elif kind is float and not isinstance(value, bool):
+            try:
+                return value if isinstance(value, int) else float(value)
+            except (TypeError, ValueError):
+                continue
+        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    raise RecipeError(f"{key}: found {value!r} ({_kind_name(type(value))}); accepted: {_accepted_names(accepted)}")
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Flatten a type hint into plain classes; a Literal or an enumeration becomes the tuple of its values."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(hint) for kind in _alternatives(part)]
+    if origin is Literal:
+        return [typing.get_args(hint)]
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return [tuple(member.value for member in hint)]
+    return [origin or hint]
+
+
+def _kind_name(kind: type) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list"}
+    return {**names, dict: "a mapping", types.NoneType: "nothing"}.get(kind, kind.__name__)
+
+
+def _accepted_names(accepted: list[Any]) -> str:
+    return " or ".join(
+        ", ".join(map(str, kind)) if isinstance(kind, tuple) else _kind_name(kind) for kind in dict.fromkeys(accepted)
+    )
+
+
+def _mapping_keys(hints: dict[str, Any]) -> list[str]:
+    """Return our keys that hold a mapping (TrainingArguments reads its own)."""
+    ours = {entry.name for group in GROUPS[:3] for entry in dataclasses.fields(group)}
+    return [key for key in hints if key in ours and dict in _alternatives(hints[key])]
+
+
+def _mapping(key: str, value: Any) -> dict | None:
+    """Return a mapping that may have come as YAML text from the command line."""
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{key}: found {value!r}; accepted: a mapping such as '{{a: 1, b: 2}}'") from error
+    if value is not None and not isinstance(value, dict):
+        raise RecipeError(f"{key}: found {value!r} ({_kind_name(type(value))}); accepted: a mapping")
+    return value
+
+
+def _merge_dotted(arguments: list[str], values: dict[str, Any], hints: dict[str, Any]) -> list[str]:
+    """Put every `--key.part value` into the recipe's mapping of that key, and return the other arguments."""
+    defaults = vars(_parser(GROUPS[:3]).parse_args([]))
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        name, equals, inline = arguments[position].removeprefix("--").partition("=")
+        if not arguments[position].startswith("--") or "." not in name:
+            rest.append(arguments[position])
+            position += 1
+            continue
+        key, _, part = name.partition(".")
+        check_keys([key], hints, where="command line")
+        if key not in _mapping_keys(hints):
+            raise RecipeError(f"command line: {key} is no mapping; found --{name}; accepted: --{key} value")
+        if not equals and position + 1 == len(arguments):
+            raise RecipeError(f"command line: --{name} has no value")
+        text = inline if equals else arguments[position + 1]
+        values[key] = {**(values.get(key, defaults[key]) or {}), part: yaml.safe_load(text)}
+        position += 1 if equals else 2
+    return rest
+
+
+def _build(group: type, namespace: Namespace) -> Any:
+    """Make one dataclass of the parsed values."""
+    names = [entry.name for entry in dataclasses.fields(group) if entry.init]
+    try:
+        return group(**{name: getattr(namespace, name) for name in names})
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"recipe: {error}") from error
+
+
+def _resolved(namespace: Namespace) -> dict[str, Any]:
+    """Return every key of ours, and those of TrainingArguments that differ from the library's default."""
+    library = vars(_parser([TrainingArguments]).parse_args([]))
+    resolved: dict[str, Any] = {}
+    for key, value in vars(namespace).items():
+        if key in NOT_FOR_RECIPES or key in ("overwrite", "hub_token"):
+            continue
+        if key in ("seed", "max_steps", "learning_rate") or key not in library or value != library[key]:
+            resolved[key] = value.value if isinstance(value, enum.Enum) else value
+    return resolved
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what cannot work, before anything is read or built."""
+    model, data, loss, training = recipe.model, recipe.data, recipe.loss, recipe.training
+    if (model.base is None) == (model.small_base is None):
+        found = "neither" if model.base is None else "both"
+        raise RecipeError(f"base and small_base: found {found}; accepted: exactly one of them")
+    if model.base is not None and _looks_local(model.base) and not Path(model.base).is_dir():
+        raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; accepted: a checkpoint or a hub id")
+    if model.lora is not None:
+        check_keys(model.lora, LORA_KEYS, where="lora")
+    for entry in data.data:
+        check_source(entry)
+    check_mix("query_mix", data.query_mix)
+    check_mix("target_mix", data.target_mix)
+    _check_number("hard_negatives", data.hard_negatives, 0)
+    _check_number("queue_steps", loss.queue_steps, 0)
+    _check_number("temperature", loss.temperature, 0, above=True)
+    for key, low in (("max_tokens", 16), ("max_image_tokens", 1)):
+        if getattr(data, key) is not None:
+            _check_number(key, getattr(data, key), low)
+    if training.train_minutes is not None:
+        _check_number("train_minutes", training.train_minutes, 0, above=True)
+    elif training.max_steps < 1:
+        raise RecipeError("max_steps and train_minutes: found neither; accepted: one of them, greater than 0")
+    if training.n_gpu > 1:
+        raise RecipeError(f"found {training.n_gpu} GPUs in one process; accepted: accelerate launch training/train.py")
+
+
+def check_mix(key: str, mix: Any) -> None:
+    """Refuse a mix of forms with unknown names, negative shares, or nothing in it."""
+    if not isinstance(mix, dict):
+        raise RecipeError(f"{key}: found {mix!r}; accepted: a mapping of image, text, both to numbers")
+    check_keys(mix, FORMS, where=key)
+    for form, share in mix.items():
+        _check_number(f"{key}.{form}", share, 0)
+    if not sum(mix.values()) > 0:
+        raise RecipeError(f"{key}: found {mix}; accepted: at least one share greater than 0")
+
+
+def _check_number(key: str, value: Any, low: float, above: bool = False) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < low or (above and value == low):
+        raise RecipeError(f"{key}: found {value!r}; accepted: a number {'above' if above else 'of at least'} {low}")
+
+
+def _looks_local(name: str) -> bool:
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+SOURCE_KEYS = ("path", "products", "queries", "images", "name", "weight", "mask_groups")
+
+
+def check_source(entry: Any) -> None:
+    """Refuse an entry of `data` that names nothing readable."""
+    if isinstance(entry, str):
+        entry = {"path": entry}
+    if not isinstance(entry, dict):
+        raise RecipeError(f"data: found {entry!r}; accepted: catalogue, a path, or a mapping of {SOURCE_KEYS}")
+    check_keys(entry, SOURCE_KEYS, where="data")
+    if ("path" in entry) == ("products" in entry):
+        raise RecipeError(f"data: found {entry}; accepted: either a path or products (with queries and images)")
+    for key in ("path", "products", "queries", "images"):
+        place = entry.get(key)
+        if place is not None and place != "catalogue" and not os.path.exists(place):
+            raise RecipeError(f"data: {key}: found nothing at {Path(place).resolve()}; accepted: a file or folder")
+    if "weight" in entry:
+        _check_number("data: weight", entry["weight"], 0, above=True)
+    if not isinstance(entry.get("mask_groups", True), bool):
+        raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; accepted: true or false")
+
+
+def attention_of(name: str, on_gpu: bool) -> str:
+    """Return the attention implementation that "auto" stands for; other names are returned as they are."""
+    if name != "auto":
+        return name
+    return "flash_attention_2" if on_gpu and is_flash_attn_2_available() else "sdpa"
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the keys that define what is computed and differ between two resolved recipes.
+
+    A run with train_minutes keeps the max_steps that was measured at its start.
+    """
+    keys = sorted((set(old) | set(new)) - MAY_DIFFER_ON_RESUME)
+    measured = new.get("train_minutes") is not None and new.get("max_steps", -1) < 1
+    return [key for key in keys if old.get(key) != new.get(key) and not (measured and key == "max_steps")]
