@@ -1,9 +1,16 @@
-"""Moon's architecture. Importing this package registers it with the Auto classes of transformers."""
+"""Moon's architecture. Importing this package registers it with the Auto classes and with sentence-transformers."""
 
+import warnings
+from pathlib import Path
+
+from sentence_transformers.base.model import BaseModel
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .configuration_moon import MoonConfig
 from .modeling_moon import MoonForConditionalGeneration, MoonModel, MoonOutput
+
+SENTENCE_TRANSFORMER_MODULE = "sentence_transformer_moon.MoonTransformer"
 
 AutoConfig.register(MoonConfig.model_type, MoonConfig, exist_ok=True)
 AutoModel.register(MoonConfig, MoonModel, exist_ok=True)
@@ -12,4 +19,22 @@ MoonConfig.register_for_auto_class()
 MoonModel.register_for_auto_class("AutoModel")
 MoonForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
-__all__ = ["MoonConfig", "MoonForConditionalGeneration", "MoonModel", "MoonOutput"]
+
+def _register_with_sentence_transformers() -> None:
+    """Let `SentenceTransformer(DIR)` take its module class from this package, without `trust_remote_code=True`.
+
+    Whoever imported the package has trusted this very code. The class is loaded the way the library loads a repository's
+    code, so that saving the model again writes the file and its name as a repository needs them. Where the cache folder of
+    such code cannot be written, nothing is registered and the flag stays necessary.
+    """
+    try:
+        module = get_class_from_dynamic_module(SENTENCE_TRANSFORMER_MODULE, str(Path(__file__).parent))
+    except OSError as error:
+        warnings.warn(f"SentenceTransformer(DIR) will need trust_remote_code=True here: {error}", stacklevel=2)
+        return
+    BaseModel._module_classes = {**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module}
+
+
+_register_with_sentence_transformers()
+
+__all__ = ["SENTENCE_TRANSFORMER_MODULE", "MoonConfig", "MoonForConditionalGeneration", "MoonModel", "MoonOutput"]

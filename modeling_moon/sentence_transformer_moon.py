@@ -1,0 +1,113 @@
+"""Moon as a module of sentence-transformers: text, pictures, {"image", "text"} queries and products, mixed in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import InputModule
+from transformers import AutoModel, AutoProcessor
+
+
+class MoonTransformer(InputModule):
+    """Reads records with Moon's processor and writes Moon's vectors to `sentence_embedding`.
+
+    An input is a string (always text, never a path), a picture (PIL image or array of 3 dimensions), a query
+    {"text", "image", "core_box", "id"} or a product {"title", "description", "images", "category", "attributes",
+    "core_box", "id"}. A prompt of sentence-transformers is the instruction of the system message; without one, a product
+    gets the product instruction and everything else the query instruction.
+
+    Args:
+        model: a `MoonModel`.
+        processor: its `MoonProcessor`.
+
+    Relations: `AutoModel` and `AutoProcessor` give the same vectors without sentence-transformers.
+    """
+
+    save_in_root = True
+
+    def __init__(self, model: torch.nn.Module, processor: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def auto_model(self) -> torch.nn.Module:
+        """The `MoonModel`, under the name that sentence-transformers' own module has for it."""
+        return self.model
+
+    @property
+    def modalities(self) -> list[Any]:
+        return ["text", "image", ("image", "text")]
+
+    @property
+    def max_seq_length(self) -> int:
+        """Token budget of one input; text is shortened to it, images never."""
+        return self.processor.max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.processor.max_tokens = value
+
+    def get_embedding_dimension(self) -> int:
+        """Size of the vectors."""
+        return self.model.config.vector_size
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Inputs to tensors; `task` and other hints of sentence-transformers are not needed.
+
+        Raises:
+            ProductError: an input that is not of the kinds above, or cannot be read, named by its place in the batch.
+                sentence-transformers sorts by length before it batches: give records an "id" to find them again.
+        """
+        if not inputs:
+            return {}
+        records = [self._record(item) for item in inputs]
+        return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt"))
+
+    @staticmethod
+    def _record(item: Any) -> Any:
+        if isinstance(item, str):
+            return {"text": item}
+        if isinstance(item, dict):
+            return item
+        return {"image": item}
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `sentence_embedding` (B, D) float32, each row of length 1, to the features."""
+        tensors = {name: features[name] for name in self.processor.model_input_names if name in features}
+        features["sentence_embedding"] = self.model(**tensors).embeddings
+        return features
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Writes model and processor with the code that loads them."""
+        self.model.save_pretrained(output_path)
+        self.processor.save_pretrained(output_path)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        *,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> MoonTransformer:
+        """Loads model and processor; `subfolder`, `token`, `revision`, `local_files_only` as in the library."""
+        hub = {
+            name: kwargs[name] for name in ("subfolder", "token", "revision", "local_files_only") if kwargs.get(name)
+        }
+        if kwargs.get("cache_folder"):
+            hub["cache_dir"] = kwargs["cache_folder"]
+        if kwargs.get("backend", "torch") != "torch":
+            raise ValueError(f"Moon has no backend {kwargs['backend']!r}; accepted: 'torch'")
+        hub["trust_remote_code"] = trust_remote_code
+        model = AutoModel.from_pretrained(model_name_or_path, **hub, **(model_kwargs or {}))
+        processor = AutoProcessor.from_pretrained(model_name_or_path, **hub, **(processor_kwargs or {}))
+        return cls(model, processor)

@@ -1,0 +1,68 @@
+"""Tiny random checkpoints, made once a session, and the place of the real product data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = [
+    "red running shoes for women with a white sole",
+    "brown leather tote bag, gold buckle, autumn",
+    "Home > Kitchen > Mugs",
+    "colour: blue, navy; material: cotton; style elements: striped; size/specification: M",
+    "same in green",
+    "Represent the product being sold. Find the product that the user wants.",
+]
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real product data is not on this machine (it is not part of the project)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_base("qwen3_vl", tie_word_embeddings=False)`: the folder of a random base in the hub's layout."""
+    from training.small_base import make_base
+
+    made: dict[tuple, Path] = {}
+
+    def get(backbone: str = "qwen3_vl", **sizes: object) -> Path:
+        key = (backbone, *sorted(sizes.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("base") / backbone
+            made[key] = make_base(folder, texts=TEXTS * 20, backbone=backbone, **({"vocab_size": 420} | sizes))
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_moon("qwen3_vl", readout="emb")`: the folder of a Moon checkpoint upcycled from a tiny base."""
+    from training.upcycle import upcycle
+
+    made: dict[tuple, Path] = {}
+
+    def get(backbone: str = "qwen3_vl", *, tie_word_embeddings: bool = True, **moon: object) -> Path:
+        key = (backbone, tie_word_embeddings, *sorted((name, str(value)) for name, value in moon.items()))
+        if key not in made:
+            base = tiny_base(backbone, tie_word_embeddings=tie_word_embeddings)
+            made[key] = upcycle(base, tmp_path_factory.mktemp("moon") / backbone, **({"embedding_dim": 32} | moon))
+        return made[key]
+
+    return get

@@ -1,0 +1,76 @@
+"""Moon checkpoints on disk: weights, processor, the code that loads them, and the files of sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import modeling_moon
+from modeling_moon import SENTENCE_TRANSFORMER_MODULE, MoonForConditionalGeneration
+
+_CODE = Path(modeling_moon.__file__).parent
+_MODEL_FILES = ("configuration_moon.py", "modeling_moon.py", "sentence_transformer_moon.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_moon.MoonConfig",
+    "AutoModel": "modeling_moon.MoonModel",
+    "AutoModelForImageTextToText": "modeling_moon.MoonForConditionalGeneration",
+}
+
+
+def write_code_and_settings(config: Any, processor: Any, folder: str | Path) -> None:
+    """Write everything of a checkpoint but its weights: configuration, processor, code, sentence-transformers' files.
+
+    Args:
+        config: the `MoonConfig`.
+        processor: the `MoonProcessor`, whose query and product instructions become the prompts "query" and "document".
+        folder: the checkpoint's folder, which exists.
+    """
+    folder = Path(folder)
+    config.auto_map = dict(AUTO_MAP)
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for name in _MODEL_FILES:
+        shutil.copyfile(_CODE / name, folder / name)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": SENTENCE_TRANSFORMER_MODULE}]
+    settings = {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": processor.instructions["query"], "document": processor.instructions["product"]},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: str | Path | None = None) -> Path:
+    """Write a complete checkpoint that loads through `AutoModel`, `AutoModelForImageTextToText` and `SentenceTransformer`.
+
+    Args:
+        model: a `MoonModel` or `MoonForConditionalGeneration`.
+        processor: its `MoonProcessor`.
+        folder: where to write.
+        lm_head_from: checkpoint that a `MoonModel` with an output layer of its own (untied) was trained from: its output
+            layer is written beside the trained weights, so that the checkpoint can still generate.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a `MoonModel` with an untied output layer and no `lm_head_from`.
+    """
+    folder = Path(folder)
+    if not isinstance(model, MoonForConditionalGeneration) and not model.config.tie_word_embeddings:
+        if lm_head_from is None:
+            raise ValueError(
+                "an untied output layer is not in a MoonModel: pass lm_head_from, the checkpoint it came from"
+            )
+        whole = MoonForConditionalGeneration.from_pretrained(lm_head_from, dtype=model.dtype)
+        whole.model = model
+        model = whole
+    model.save_pretrained(folder)
+    config = model.config
+    config.architectures = [type(model).__name__]
+    write_code_and_settings(config, processor, folder)
+    return folder
