@@ -1,0 +1,225 @@
+"""Retrieval and classification metrics as pure functions on arrays, with bootstrap intervals.
+
+Shape suffixes: Q queries, G gallery items, D vector size, N items, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
+
+CUTOFFS = (1, 5, 10)
+_ROWS_PER_BLOCK = 1024
+LEVEL = 0.95
+
+
+def ranks(similarity_QG: np.ndarray, positives_QG: np.ndarray, exclude_QG: np.ndarray | None = None) -> np.ndarray:
+    """Rank of each query's best-placed right answer, 1 being the top.
+
+    `rank_q = 1 + #{g : g is neither right nor excluded, s_qg >= max over right answers p of s_qp}`
+
+    Ties are counted against the model: a wrong answer with the same score stands before the right one, so that a model
+    that gives every item the same vector finds nothing.
+
+    Args:
+        similarity_QG (`ndarray`): scores, higher is nearer.
+        positives_QG (`ndarray` of bool): the right answers.
+        exclude_QG (`ndarray` of bool or `None`): items left out of that query's ranking, right answers included.
+
+    Shapes: returns (Q,) float64; `inf` for a query without a right answer in the ranking.
+
+    Raises:
+        ValueError: shapes that differ, or scores that are not finite.
+    """
+    similarity, positives = np.asarray(similarity_QG), np.asarray(positives_QG, dtype=bool)
+    exclude = np.zeros_like(positives) if exclude_QG is None else np.asarray(exclude_QG, dtype=bool)
+    if similarity.shape != positives.shape or similarity.shape != exclude.shape:
+        raise ValueError(
+            f"shapes differ: similarity {similarity.shape}, positives {positives.shape}, exclude {exclude.shape}"
+        )
+    if not np.isfinite(similarity).all():
+        raise ValueError("similarity holds NaN or infinite scores; accepted: finite numbers")
+    right = positives & ~exclude
+    best_Q = np.where(right, similarity, -np.inf).max(axis=1, initial=-np.inf)
+    before_Q = ((similarity >= best_Q[:, None]) & ~positives & ~exclude).sum(axis=1)
+    return np.where(right.any(axis=1), 1.0 + before_Q, np.inf)
+
+
+def search_ranks(
+    query_QD: np.ndarray,
+    gallery_GD: np.ndarray,
+    positives: Sequence[Sequence[int]],
+    exclude: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """`ranks` of a search by dot product, computed in blocks of queries so that a large gallery fits in memory.
+
+    Args:
+        query_QD, gallery_GD (`ndarray`): unit vectors.
+        positives (Q lists of gallery indices): the right answers of each query.
+        exclude (Q lists of gallery indices or `None`): left out of each query's ranking.
+
+    Shapes: returns (Q,) float64.
+    """
+    count, size = len(query_QD), len(gallery_GD)
+    blocks = [np.zeros(0)]
+    for start in range(0, count, _ROWS_PER_BLOCK):
+        rows = range(start, min(start + _ROWS_PER_BLOCK, count))
+        right = _mask([positives[row] for row in rows], size)
+        left_out = _mask([exclude[row] for row in rows], size) if exclude is not None else None
+        blocks.append(ranks(query_QD[rows.start : rows.stop] @ gallery_GD.T, right, left_out))
+    return np.concatenate(blocks)
+
+
+def _mask(indices: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    mask = np.zeros((len(indices), size), dtype=bool)
+    for row, columns in enumerate(indices):
+        mask[row, list(columns)] = True
+    return mask
+
+
+def recall_at(rank_Q: np.ndarray, k: int) -> float:
+    """Share of queries with a right answer among the first k.
+
+    A query with several right answers counts as found when any of them is there (the usual R@k of retrieval benchmarks
+    with one purchased item per query; not the share of all right answers that were found).
+
+    Raises:
+        ValueError: no queries, or k < 1.
+    """
+    return float(np.mean(_hits(rank_Q, k)))
+
+
+def _hits(rank_Q: np.ndarray, k: int) -> np.ndarray:
+    if k < 1 or len(rank_Q) == 0:
+        raise ValueError(f"recall at k={k} of {len(rank_Q)} queries; accepted: k of 1 or more, at least one query")
+    return (np.asarray(rank_Q) <= k).astype(np.float64)
+
+
+def mean_reciprocal_rank(rank_Q: np.ndarray) -> float:
+    """`mean_q 1 / rank_q`; a query whose right answer is not in the ranking counts 0.
+
+    Raises:
+        ValueError: no queries.
+    """
+    if len(rank_Q) == 0:
+        raise ValueError("mean reciprocal rank of 0 queries; accepted: at least one")
+    return float(np.mean(1.0 / np.asarray(rank_Q, dtype=np.float64)))
+
+
+def bootstrap_interval(
+    values_N: np.ndarray, *, resamples: int = 1000, seed: int = 0, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over queries (Efron 1979).
+
+    Args:
+        values_N (`ndarray`): one value a query, such as 1 for a hit and 0 for a miss.
+        resamples (`int`): how many times the N queries are drawn again, with replacement. Default 1000.
+        seed (`int`): the same seed gives the same interval. Default 0.
+        level (`float`): share of the resampled means inside the interval. Default 0.95.
+
+    Raises:
+        ValueError: no values.
+    """
+    values = np.asarray(values_N, dtype=np.float64)
+    if len(values) == 0:
+        raise ValueError("bootstrap over 0 values; accepted: at least one")
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    before_N: np.ndarray, after_N: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, float | list[float]]:
+    """Mean of `after - before` over the same queries, with its bootstrap interval.
+
+    The pairs are drawn together: what a query contributes to both sides cancels, so that the interval is narrower than
+    what the two intervals alone suggest. The difference is beyond chance where the interval leaves out 0.
+
+    Raises:
+        ValueError: different numbers of queries, or none.
+    """
+    before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_N, dtype=np.float64)
+    if before.shape != after.shape:
+        raise ValueError(f"{len(before)} and {len(after)} values; accepted: the same queries on both sides")
+    difference = after - before
+    interval = bootstrap_interval(difference, resamples=resamples, seed=seed)
+    return {"difference": float(difference.mean()), "interval": list(interval)}
+
+
+def retrieval_scores(rank_Q: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """R@1, R@5, R@10 with their 95 % intervals, and the mean reciprocal rank.
+
+    Raises:
+        ValueError: no queries.
+    """
+    scores: dict[str, Any] = {}
+    for k in CUTOFFS:
+        scores[f"R@{k}"] = recall_at(rank_Q, k)
+        scores[f"R@{k}_interval"] = list(bootstrap_interval(_hits(rank_Q, k), resamples=resamples, seed=seed))
+    return scores | {"MRR": mean_reciprocal_rank(rank_Q)}
+
+
+def classification_scores(
+    item_ND: np.ndarray,
+    label_LD: np.ndarray,
+    true_labels: Sequence[Sequence[int]],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Nearest label by dot product, against the true labels of each item.
+
+    An item with several true labels is right with any of them. Macro averages are over the labels that some item truly
+    has; for an item with several, the one that was predicted counts as its truth, or else its first.
+
+    Args:
+        item_ND, label_LD (`ndarray`): unit vectors.
+        true_labels (N lists of label indices, none empty).
+
+    Returns: top1 and its interval, top10 (`None` with 10 labels or fewer, where it could only be 1), precision, recall,
+    f1 (macro), items, labels.
+
+    Raises:
+        ValueError: no items, or an item without a label.
+    """
+    if len(item_ND) == 0 or not all(len(labels) for labels in true_labels):
+        raise ValueError(f"{len(item_ND)} items; accepted: at least one, each with a true label")
+    rank_N = search_ranks(item_ND, label_LD, true_labels)
+    # A tie at the top is not a right answer (see `ranks`): the item then counts as predicted to be some wrong label.
+    predicted_N = _predict(item_ND, label_LD, true_labels, rank_N)
+    truth_N = [
+        int(guess) if guess in labels else int(labels[0])
+        for guess, labels in zip(predicted_N, true_labels, strict=True)
+    ]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth_N, predicted_N, labels=sorted(set(truth_N)), average="macro", zero_division=0.0
+    )
+    return {
+        "top1": recall_at(rank_N, 1),
+        "top1_interval": list(bootstrap_interval(_hits(rank_N, 1), resamples=resamples, seed=seed)),
+        "top10": recall_at(rank_N, 10) if len(label_LD) > 10 else None,
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "items": len(item_ND),
+        "labels": len(label_LD),
+    }
+
+
+def _predict(
+    item_ND: np.ndarray, label_LD: np.ndarray, true_labels: Sequence[Sequence[int]], rank_N: np.ndarray
+) -> np.ndarray:
+    predicted = []
+    for start in range(0, len(item_ND), _ROWS_PER_BLOCK):
+        similarity = item_ND[start : start + _ROWS_PER_BLOCK] @ label_LD.T
+        for row, rank, labels in zip(similarity, rank_N[start:], true_labels[start:], strict=False):
+            if rank > 1:
+                row = row.copy()
+                row[list(labels)] = -np.inf
+            predicted.append(int(row.argmax()))
+    return np.asarray(predicted)

@@ -1,0 +1,154 @@
+"""Metrics against slow references, ties, exclusions, intervals, and the `evaluate` classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from evaluation.metrics import (
+    bootstrap_interval,
+    classification_scores,
+    mean_reciprocal_rank,
+    paired_difference,
+    ranks,
+    recall_at,
+    retrieval_scores,
+    search_ranks,
+)
+
+
+def slow_rank(scores: np.ndarray, right: set[int], left_out: set[int]) -> float:
+    """Sort the gallery, wrong before right at equal scores, and walk down to the first right answer."""
+    kept = [item for item in range(len(scores)) if item not in left_out]
+    kept.sort(key=lambda item: (-scores[item], item in right))
+    return next((place for place, item in enumerate(kept, start=1) if item in right), np.inf)
+
+
+def test_ranks_equal_a_sorted_walk_with_ties_and_exclusions() -> None:
+    rng = np.random.default_rng(0)
+    similarity = rng.integers(0, 6, (60, 17)).astype(np.float32)  # few values: many ties
+    positives, exclude = rng.random((60, 17)) < 0.15, rng.random((60, 17)) < 0.1
+    expected = [
+        slow_rank(similarity[row], set(np.flatnonzero(positives[row])), set(np.flatnonzero(exclude[row])))
+        for row in range(60)
+    ]
+    found = ranks(similarity, positives, exclude)
+    assert np.array_equal(found, expected)
+    assert np.isinf(found).any()
+    assert len(set(found)) > 5
+
+
+def test_a_model_that_scores_everything_alike_finds_nothing() -> None:
+    rank = ranks(np.ones((4, 20)), np.eye(4, 20, dtype=bool))
+    assert np.array_equal(rank, [20, 20, 20, 20])
+    assert recall_at(rank, 10) == 0.0
+
+
+def test_another_right_answer_is_not_counted_before_the_first() -> None:
+    assert ranks(np.array([[3.0, 2.0, 1.0]]), np.array([[True, True, False]])).item() == 1
+    assert ranks(np.array([[3.0, 2.0, 1.0]]), np.array([[False, True, True]])).item() == 2
+
+
+def test_ranks_refuse_nan_and_other_shapes() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        ranks(np.array([[np.nan, 1.0]]), np.array([[True, False]]))
+    with pytest.raises(ValueError, match="shapes differ"):
+        ranks(np.ones((1, 2)), np.ones((1, 3), dtype=bool))
+
+
+def test_blockwise_search_equals_one_matrix() -> None:
+    rng = np.random.default_rng(1)
+    query, gallery = rng.standard_normal((1500, 4)), rng.standard_normal((30, 4))
+    positives = [[int(row % 30)] for row in range(1500)]
+    exclude = [[int((row + 1) % 30)] for row in range(1500)]
+    mask, left_out = np.zeros((1500, 30), bool), np.zeros((1500, 30), bool)
+    for row in range(1500):
+        mask[row, positives[row]] = True
+        left_out[row, exclude[row]] = True
+    assert np.array_equal(search_ranks(query, gallery, positives, exclude), ranks(query @ gallery.T, mask, left_out))
+    assert len(search_ranks(query[:0], gallery, [])) == 0
+
+
+def test_recall_and_reciprocal_rank_by_hand() -> None:
+    rank = np.array([1.0, 2.0, 10.0, np.inf])
+    assert [recall_at(rank, k) for k in (1, 5, 10)] == [0.25, 0.5, 0.75]
+    assert mean_reciprocal_rank(rank) == pytest.approx((1 + 0.5 + 0.1 + 0) / 4)
+    scores = retrieval_scores(rank)
+    assert scores["R@5"] == 0.5
+    assert scores["R@5_interval"][0] <= 0.5 <= scores["R@5_interval"][1]
+
+
+def test_scores_of_nothing_are_refused() -> None:
+    for call in (
+        lambda: recall_at(np.zeros(0), 1),
+        lambda: recall_at(np.ones(1), 0),
+        lambda: bootstrap_interval(np.zeros(0)),
+    ):
+        with pytest.raises(ValueError, match="accepted"):
+            call()
+    with pytest.raises(ValueError, match="at least one"):
+        mean_reciprocal_rank(np.zeros(0))
+    with pytest.raises(ValueError, match="each with a true label"):
+        classification_scores(np.ones((1, 2)), np.ones((2, 2)), [[]])
+
+
+def test_the_bootstrap_interval_is_seeded_and_has_the_width_of_theory() -> None:
+    values = (np.arange(400) < 100).astype(float)  # share 0.25, standard error 0.02165
+    low, high = bootstrap_interval(values, resamples=2000, seed=3)
+    assert (low, high) == bootstrap_interval(values, resamples=2000, seed=3)
+    assert low == pytest.approx(0.25 - 1.96 * 0.02165, abs=0.006)
+    assert high == pytest.approx(0.25 + 1.96 * 0.02165, abs=0.006)
+
+
+def test_a_paired_difference_is_narrower_than_its_two_sides() -> None:
+    rng = np.random.default_rng(0)
+    before = (rng.random(300) < 0.4).astype(float)
+    after = before.copy()
+    after[np.flatnonzero(before == 0)[:15]] = 1.0
+    result = paired_difference(before, after)
+    low, high = result["interval"]
+    assert result["difference"] == pytest.approx(0.05)
+    assert 0 < low < 0.05 < high < 0.09
+    with pytest.raises(ValueError, match="same queries"):
+        paired_difference(before, after[:-1])
+
+
+def test_classification_agrees_with_a_slow_count_and_with_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    items, labels = rng.standard_normal((80, 6)), rng.standard_normal((12, 6))
+    truth = rng.integers(0, 12, 80)
+    scores = classification_scores(items, labels, [[int(label)] for label in truth])
+    order = np.argsort(-(items @ labels.T), axis=1)
+    assert scores["top1"] == pytest.approx(np.mean(order[:, 0] == truth))
+    assert scores["top10"] == pytest.approx(np.mean([truth[row] in order[row, :10] for row in range(80)]))
+    assert scores["f1"] == pytest.approx(f1_score(truth, order[:, 0], average="macro", zero_division=0))
+    assert 0 < scores["top1"] < scores["top10"] < 1
+    assert (scores["items"], scores["labels"]) == (80, 12)
+
+
+def test_classification_by_a_constant_model_is_wrong_and_few_labels_have_no_top10() -> None:
+    scores = classification_scores(np.ones((6, 2)), np.ones((3, 2)), [[0], [1], [2]] * 2)
+    assert (scores["top1"], scores["f1"], scores["top10"]) == (0.0, 0.0, None)
+
+
+def test_an_item_with_two_true_labels_is_right_with_either() -> None:
+    labels = np.eye(3)
+    scores = classification_scores(labels[[0, 1, 2]], labels, [[0, 1], [0, 1], [0, 1]])
+    assert scores["top1"] == pytest.approx(2 / 3)
+
+
+def test_evaluate_metrics_compute_locally_and_leave_no_file(tmp_path: Path) -> None:
+    from evaluation.metric_classes import MeanReciprocalRank, RecallAtK
+
+    found, right = [["a", "b"], ["c", "d"], ["e"]], [["b"], ["c", "x"], ["z"]]
+    recall = RecallAtK(cache_dir=str(tmp_path))
+    assert recall.compute(predictions=found, references=right, k=1) == {"R@1": pytest.approx(1 / 3)}
+    recall.add_batch(predictions=found, references=right)
+    assert recall.compute(k=2) == {"R@2": pytest.approx(2 / 3)}
+    assert MeanReciprocalRank(cache_dir=str(tmp_path)).compute(predictions=found, references=right) == {
+        "MRR": pytest.approx(0.5)
+    }
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
