@@ -1,0 +1,87 @@
+"""From pairs to tensors: the processor on queries and products, and the ids that masking needs.
+
+Shape suffixes: B pairs, C candidates (positives and hard negatives), P further products that are no negatives, N known
+negatives; T tokens and the picture tensors are the processor's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from processing_moon import MoonProcessor
+from training.data.pairs import Pair
+from training.negatives import NO_ID
+
+
+class UnreadableBatchError(ValueError):
+    """Not one pair of a batch could be read."""
+
+
+class PairCollator:
+    """Make a batch of pairs; runs in data-loader workers and draws nothing at random.
+
+    A pair with an unreadable query, positive or hard negative is left out as a whole and named in the batch.
+
+    Args:
+        processor: makes the tensors; its own settings bound tokens and pictures.
+
+    Raises:
+        UnreadableBatchError: nothing of the batch can be read; names the items and reasons.
+
+    Shapes:
+        The batch: "queries" and "products", each the processor's tensors ((B, T) and (C, T) input_ids, …); "target"
+        (B,) row of the positive; "product" and "group" (C,); "query_group" (B,); "other" (B, P) and "negative" (B, N),
+        padded with NO_ID; all int64. "items": a list of B [query name, positive's name]; "skipped": a list of
+        {"item", "field", "reason"}.
+    """
+
+    def __init__(self, processor: MoonProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        skipped: list[dict[str, str]] = []
+        left = list(pairs)
+        while left:
+            queries = self.processor(queries=[pair.query for pair in left], task="query", on_error="skip")
+            owners = [index for index, pair in enumerate(left) for _ in pair.products]
+            records = [product for pair in left for product in pair.products]
+            products = self.processor(products=records, form="mm", on_error="skip")
+            bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
+            if not bad:
+                return self._batch(left, dict(queries), dict(products), skipped)
+            skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
+            skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
+            left = [pair for index, pair in enumerate(left) if index not in bad]
+        reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
+        raise UnreadableBatchError(f"no pair of this batch can be read: {reasons}")
+
+    def _batch(
+        self, pairs: list[Pair], queries: dict[str, Any], products: dict[str, Any], skipped: list[dict[str, str]]
+    ) -> dict[str, Any]:
+        first_rows = [0]
+        for pair in pairs[:-1]:
+            first_rows.append(first_rows[-1] + len(pair.products))
+        return {
+            "queries": queries,
+            "products": products,
+            "target": torch.tensor(first_rows),
+            "product": torch.tensor([number for pair in pairs for number in pair.product_ids]),
+            "group": torch.tensor([number for pair in pairs for number in pair.group_ids]),
+            "query_group": torch.tensor([pair.query_group for pair in pairs]),
+            "other": _padded([pair.other_ids for pair in pairs]),
+            "negative": _padded([pair.negative_ids for pair in pairs]),
+            "items": [[str(pair.query.get("id", "")), pair.names[0]] for pair in pairs],
+            "skipped": skipped,
+        }
+
+
+def _named(skip: Any, record: dict[str, Any]) -> dict[str, str]:
+    return {"item": str(record.get("id", skip.item)), "field": str(skip.field), "reason": str(skip.reason)}
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    """Return the rows as one int64 tensor, padded with NO_ID."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([row + [NO_ID] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(-1, width)

@@ -1,0 +1,309 @@
+"""Training pairs: a query, the product that answers it, and hard negatives, each a pure function of (seed, position).
+
+There are no epochs: position i of the data set is drawn by a generator seeded with (seed, i), whichever process or
+worker asks. So a run resumes at a position without replaying what came before, and two processes see what one would.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from processing_moon.product_moon import ImageOpener, ProductError
+from torch.utils.data import Dataset
+
+from evaluation.data.tables import ProductRow, ProductTables, QueryRow
+from training.data.views import altered_view
+from training.negatives import NO_ID, stable_id
+
+FORMS = ("image", "text", "both")
+_TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training item: records for MoonProcessor, and ids (see `stable_id`) for masking.
+
+    Args:
+        query: the query record; its "id" names the query.
+        products: product records, the positive first, then the hard negatives.
+        names: the products' full names ("fashion/fa-10000"), as `products`.
+        product_ids: ids of `names`.
+        group_ids: the products' variant groups, NO_ID for none.
+        query_group: the positive's group where variants are no negatives of this query, otherwise NO_ID.
+        other_ids: further products that are no negatives: known positives and the reference product.
+        negative_ids: products known to be wrong answers.
+    """
+
+    query: dict[str, Any]
+    products: list[dict[str, Any]]
+    names: list[str]
+    product_ids: list[int]
+    group_ids: list[int]
+    query_group: int
+    other_ids: list[int]
+    negative_ids: list[int]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs are drawn; see the recipe keys of the same names in `training.arguments.DataArguments`.
+
+    Args:
+        query_mix: relative frequency of "image", "text" and "both" queries.
+        target_mix: relative frequency of positives and hard negatives with "both", "image" or "text" only.
+        hard_negatives: number of hard negatives beside each positive.
+        derived_queries: whether products stand in for queries that are missing.
+        augment_queries: probability that the picture of a real query is altered.
+    """
+
+    query_mix: Mapping[str, float] = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
+    target_mix: Mapping[str, float] = field(default_factory=lambda: {"both": 1})
+    hard_negatives: int = 1
+    derived_queries: bool = True
+    augment_queries: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A query before its target is encoded."""
+
+    record: dict[str, Any]
+    positive: ProductRow
+    positives: Sequence[str]
+    negatives: Sequence[str] = ()
+    reference: str | None = None
+
+
+class PairSource:
+    """One data set to draw from.
+
+    Args:
+        tables: products and queries of the training split.
+        weight: how often this data set is drawn, relative to others; None: the square root of the number of its
+            products and queries, so that a small data set is seen more often than its share (our design; precedent:
+            the temperature sampling of multilingual training, arXiv 1907.05019).
+        mask_groups: whether variants of the answer are no negatives.
+
+    Raises:
+        ValueError: there is no product, or the weight is not positive.
+    """
+
+    def __init__(self, tables: ProductTables, weight: float | None = None, mask_groups: bool = True) -> None:
+        if not tables.products:
+            raise ValueError(f"{tables.name}: found no products in this split; accepted: at least one")
+        self.name = tables.name
+        self.mask_groups = mask_groups
+        self.products = {row.product_id: row for row in tables.products}
+        self.queries: dict[str, list[QueryRow]] = {form: [] for form in FORMS}
+        for query in tables.queries:
+            if any(product_id in self.products for product_id in query.positives):
+                self.queries[query.type].append(query)
+        self.weight = float(np.sqrt(len(tables.products) + len(tables.queries))) if weight is None else float(weight)
+        if not self.weight > 0:
+            raise ValueError(f"{tables.name}: weight: found {weight}; accepted: a number above 0")
+        self.derivable: dict[str, list[ProductRow]] = {
+            "image": [row for row in tables.products if row.images],
+            "text": [row for row in tables.products if _short_texts(row)],
+            "both": [row for row in tables.products if row.images and _short_texts(row)],
+        }
+        self.of_category: dict[tuple[str, ...], list[ProductRow]] = defaultdict(list)
+        self.of_fact: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.of_title: dict[str, list[str]] = defaultdict(list)
+        for row in tables.products:
+            self._index(row)
+
+    def _index(self, row: ProductRow) -> None:
+        for depth in range(len(row.category) + 1):
+            self.of_category[row.category[:depth]].append(row)
+        self.of_title[row.title].append(row.product_id)
+        for fact in _facts(row):
+            self.of_fact[fact].add(row.product_id)
+
+    def pool_size(self, form: str, derived_queries: bool) -> int:
+        """Return how many different queries of a form can be drawn."""
+        real = len(self.queries[form])
+        too_few = derived_queries and real < len(self.products)
+        return real + (len(self.derivable[form]) if too_few else 0)
+
+    def name_of(self, product_id: str) -> str:
+        """Return the product's name across data sets."""
+        return f"{self.name}/{product_id}"
+
+    def group_id(self, row: ProductRow) -> int:
+        """Return the id of the product's variant group, NO_ID for none."""
+        return stable_id(f"{self.name}/group/{row.group}") if row.group else NO_ID
+
+
+class PairDataset(Dataset):
+    """Pairs from one or several data sets, by position.
+
+    A form of query is drawn by `query_mix` among the forms that any data set has, then a data set by weight among
+    those that have it, then a query. Source: MOON's triplets (query, purchased positive, hard negative of the same
+    category), arXiv 2508.11999; queries derived from products are our design.
+
+    Args:
+        sources: the data sets.
+        options: how to draw.
+        seed: of every draw.
+        length: number of positions, the number of pairs that the run will see.
+
+    Raises:
+        ValueError: no data set, or no query can be drawn of any form in the mix.
+        IndexError: a position outside the length.
+    """
+
+    def __init__(self, sources: Sequence[PairSource], options: PairOptions, seed: int, length: int) -> None:
+        self.sources = list(sources)
+        self.options = options
+        self.seed = seed
+        self.length = length
+        self.open_image = ImageOpener()
+        derived = options.derived_queries
+        self.able = {
+            form: [source for source in self.sources if source.pool_size(form, derived)]
+            for form, share in options.query_mix.items()
+            if share > 0
+        }
+        self.able = {form: able for form, able in self.able.items() if able}
+        if not self.able:
+            raise ValueError(
+                f"query_mix: found no query of the forms {list(options.query_mix)} in "
+                f"{[source.name for source in self.sources]}; accepted: data with such queries, or derived_queries"
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def missing_forms(self) -> list[str]:
+        """Return the forms of the mix that no data set has, which are therefore not drawn."""
+        return [form for form, share in self.options.query_mix.items() if share > 0 and form not in self.able]
+
+    def __getitem__(self, position: int) -> Pair:
+        if not 0 <= position < self.length:
+            raise IndexError(f"position: found {position}; accepted: 0 to {self.length - 1}")
+        rng = np.random.default_rng((self.seed, position))
+        form = _choose(rng, list(self.able), [self.options.query_mix[form] for form in self.able])
+        able = self.able[form]
+        source = _choose(rng, able, [source.weight for source in able])
+        drawn = self._draw(rng, source, form)
+        negatives = self._hard_negatives(rng, source, drawn)
+        return self._pair(rng, source, drawn, negatives)
+
+    def _draw(self, rng: np.random.Generator, source: PairSource, form: str) -> _Drawn:
+        real = source.queries[form]
+        number = int(rng.integers(source.pool_size(form, self.options.derived_queries)))
+        if number >= len(real):
+            return self._derived(rng, source, source.derivable[form][number - len(real)], form)
+        query = real[number]
+        there = [product_id for product_id in query.positives if product_id in source.products]
+        record = query.record()
+        if "image" in record and rng.random() < self.options.augment_queries:
+            record["image"] = self._view(record["image"], rng, geometry="core_box" not in record)
+        positive = source.products[there[int(rng.integers(len(there)))]]
+        return _Drawn(record, positive, query.positives, query.negatives, query.reference_product_id)
+
+    def _derived(self, rng: np.random.Generator, source: PairSource, row: ProductRow, form: str) -> _Drawn:
+        """A query made of a product: an altered view of its picture, a short text about it, or both."""
+        record: dict[str, Any] = {"id": f"derived from {source.name_of(row.product_id)}"}
+        positives: Sequence[str] = (row.product_id,)
+        if form != "text":
+            image = row.images[int(rng.integers(len(row.images)))]
+            record["image"] = self._view(image, rng, geometry=True)
+        if form != "image":
+            texts = _short_texts(row)
+            kind = list(texts)[int(rng.integers(len(texts)))]
+            if kind == "title":
+                record["text"], same_text = row.title, source.of_title[row.title]
+            else:
+                record["text"], same_text = _phrase(rng, source, row)
+            positives = same_text if form == "text" else positives
+        return _Drawn(record, row, positives)
+
+    def _view(self, image: Any, rng: np.random.Generator, geometry: bool) -> Any:
+        """The altered picture; one that cannot be opened is passed on, so that the processor names and skips it."""
+        try:
+            return altered_view(self.open_image(image), rng, geometry)
+        except ProductError:
+            return image
+
+    def _hard_negatives(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn) -> list[ProductRow]:
+        """The query's own negatives first, then products of the same category, other product, other group."""
+        known = [source.products[name] for name in dict.fromkeys(drawn.negatives) if name in source.products]
+        known = [known[index] for index in rng.permutation(len(known))]
+        taken = {drawn.positive.product_id, *drawn.positives, drawn.reference}
+        chosen: list[ProductRow] = []
+        while len(chosen) < self.options.hard_negatives:
+            row = known.pop() if known else self._of_same_category(rng, source, drawn.positive, taken)
+            if row is None:
+                break
+            taken.add(row.product_id)
+            chosen.append(row)
+        return chosen
+
+    def _of_same_category(
+        self, rng: np.random.Generator, source: PairSource, positive: ProductRow, taken: set[str | None]
+    ) -> ProductRow | None:
+        for depth in range(len(positive.category), -1, -1):
+            near = source.of_category[positive.category[:depth]]
+            for _ in range(_TRIES):
+                row = near[int(rng.integers(len(near)))]
+                variant = source.mask_groups and row.group is not None and row.group == positive.group
+                if row.product_id not in taken and not variant:
+                    return row
+        return None
+
+    def _pair(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn, negatives: list[ProductRow]) -> Pair:
+        rows = [drawn.positive, *negatives]
+        forms = [form for form, share in self.options.target_mix.items() if share > 0]
+        form = _choose(rng, forms, [self.options.target_mix[form] for form in forms])
+        names = [source.name_of(row.product_id) for row in rows]
+        others = [*drawn.positives, *([drawn.reference] if drawn.reference else [])]
+        # A query that names its variant ("same in blue") must be able to tell variants apart.
+        mask_group = source.mask_groups and drawn.reference is None
+        return Pair(
+            query=drawn.record,
+            products=[_target(row, form) | {"id": name} for row, name in zip(rows, names, strict=True)],
+            names=names,
+            product_ids=[stable_id(name) for name in names],
+            group_ids=[source.group_id(row) for row in rows],
+            query_group=source.group_id(drawn.positive) if mask_group else NO_ID,
+            other_ids=[stable_id(source.name_of(name)) for name in others if name != drawn.positive.product_id],
+            negative_ids=[stable_id(source.name_of(name)) for name in drawn.negatives],
+        )
+
+
+def _choose(rng: np.random.Generator, options: list[Any], weights: list[float]) -> Any:
+    """Return one option by weight."""
+    bounds = np.cumsum(np.asarray(weights, dtype=np.float64))
+    return options[min(int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right")), len(options) - 1)]
+
+
+def _target(row: ProductRow, form: str) -> dict[str, Any]:
+    """The product record in a form; a product that lacks what the form asks for is encoded with what it has."""
+    if form == "image" and row.images:
+        return row.record("i")
+    return row.record("t") if form == "text" and row.has_text else row.record("mm")
+
+
+def _facts(row: ProductRow) -> list[tuple[str, str]]:
+    """Everything a phrase can say about a product: attribute values and the leaf category."""
+    facts = [(key, value) for key, values in row.attributes.items() for value in values]
+    return facts + ([("", row.category[-1])] if row.category else [])
+
+
+def _short_texts(row: ProductRow) -> dict[str, bool]:
+    """The kinds of short text that a product offers."""
+    return {kind: True for kind, there in (("title", row.title), ("phrase", _facts(row))) if there}
+
+
+def _phrase(rng: np.random.Generator, source: PairSource, row: ProductRow) -> tuple[str, list[str]]:
+    """One to three attribute values and the category, and all products that this describes."""
+    facts = _facts(row)
+    leaf = [fact for fact in facts if fact[0] == ""]
+    values = [fact for fact in facts if fact[0] != ""]
+    count = int(rng.integers(1, 4)) if values else 0
+    said = [values[index] for index in rng.permutation(len(values))[:count]] + leaf
+    described = set.intersection(*(source.of_fact[fact] for fact in said))
+    return " ".join(value for _, value in said), sorted(described)
