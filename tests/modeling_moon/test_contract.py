@@ -1,0 +1,182 @@
+"""What every Moon variant promises, whatever its backbone and read-out."""
+
+import pytest
+import torch
+from PIL import Image
+
+from modeling_moon import MoonForConditionalGeneration, MoonModel
+from processing_moon import MoonProcessor
+
+VARIANTS = [
+    pytest.param((backbone, moon), id=f"{backbone}-{'-'.join(f'{k}={v}' for k, v in moon.items()) or 'moon1'}")
+    for backbone in ("qwen3_vl", "qwen2_5_vl")
+    for moon in ({}, {"readout": "emb"}, {"readout": "last"}, {"moe_layers": [1]}, {"expert_routing": "none"})
+]
+
+
+def picture(width, height, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
+
+
+PRODUCTS = [
+    {
+        "title": "red running shoes",
+        "category": ["Fashion", "Shoes"],
+        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
+        "images": [picture(96, 64), picture(64, 64, 1)],
+    },
+    {"title": "brown bag", "images": picture(128, 96, 2), "core_box": [10, 10, 90, 80]},
+    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
+    {"images": picture(64, 128, 3)},
+]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def pair(request, tiny_moon):
+    """Folder, model and processor of one variant."""
+    backbone, moon = request.param
+    folder = tiny_moon(backbone, **moon)
+    return folder, MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
+
+
+def embed(model, processor, products=PRODUCTS, **arguments):
+    with torch.no_grad():
+        return model(**processor(products=products, return_tensors="pt", **arguments)).embeddings
+
+
+def test_same_input_gives_the_same_unit_vectors(pair):
+    _, model, processor = pair
+    first, second = embed(model, processor), embed(model, processor)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first.norm(dim=-1), torch.ones(4))
+    assert (first @ first.T).triu(1).max() < 0.99999
+
+
+def test_a_row_ignores_its_neighbours_and_its_padding(pair):
+    _, model, processor = pair
+    together = embed(model, processor, padding_side="left")
+    torch.testing.assert_close(embed(model, processor, padding_side="right"), together, rtol=1e-5, atol=1e-5)
+    alone = torch.cat([embed(model, processor, [product]) for product in PRODUCTS])
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+    backwards = embed(model, processor, PRODUCTS[::-1]).flip(0)
+    torch.testing.assert_close(backwards, together, rtol=1e-5, atol=1e-5)
+
+
+def test_eager_attention_and_the_expert_loop_equal_the_fast_kernels(pair):
+    folder, model, processor = pair
+    slow = MoonModel.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager").eval()
+    text_config = slow.vlm.language_model.config
+    assert (text_config._attn_implementation, text_config._experts_implementation) == ("eager", "eager")
+    assert model.vlm.language_model.config._attn_implementation == "sdpa"
+    assert model.vlm.language_model.config._experts_implementation == "grouped_mm"
+    torch.testing.assert_close(embed(slow, processor), embed(model, processor), rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_learns(pair):
+    folder, _, processor = pair
+    model = MoonModel.from_pretrained(folder).train()
+    with torch.no_grad():  # experts that are equal give the router no gradient: let them differ a little
+        for name, parameter in model.named_parameters():
+            if "experts" in name:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    vectors = model(**processor(products=PRODUCTS, return_tensors="pt")).embeddings
+    (vectors @ torch.randn(vectors.shape[1], 3)).square().sum().backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # Keys have no bias that matters: a constant added to every key cancels in the softmax.
+    assert [name for name in dead if not name.endswith("k_proj.bias")] == []
+
+
+def test_gradient_checkpointing_changes_nothing(pair):
+    folder, _, processor = pair
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    gradients = []
+    for checkpointing in (False, True):
+        model = MoonModel.from_pretrained(folder).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        model(**batch).embeddings[:, 0].sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_saved_loaded_saved_is_stable(pair, tmp_path):
+    _, model, processor = pair
+    vectors = embed(model, processor)
+    for generation in ("first", "second"):
+        model.save_pretrained(tmp_path / generation)
+        processor.save_pretrained(tmp_path / generation)
+        model = MoonModel.from_pretrained(tmp_path / generation).eval()
+        processor = MoonProcessor.from_pretrained(tmp_path / generation)
+        assert torch.equal(embed(model, processor), vectors)
+    names = [(path.name, path.read_bytes()) for path in sorted((tmp_path / "first").iterdir()) if path.is_file()]
+    assert names == [
+        (path.name, path.read_bytes()) for path in sorted((tmp_path / "second").iterdir()) if path.is_file()
+    ]
+
+
+def test_both_auto_classes_read_the_same_weights(pair):
+    folder, model, _ = pair
+    writer, loading = MoonForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    for name, tensor in writer.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("strategy", [{}, {"num_beams": 2}])
+def test_generation_with_a_cache_equals_generation_without(pair, strategy):
+    folder, _, processor = pair
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    open_span = "<|attribute_start|>colour: red" if processor.markers else "colour: red"
+    texts = [f"<|vision_start|><|image_pad|><|vision_end|>shoes {open_span}", "a blue mug"]
+    batch = processor(text=texts, images=[[picture(64, 64)], []], padding_side="left", return_tensors="pt")
+    outputs = [
+        writer.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=cache, **strategy)
+        for cache in (True, False)
+    ]
+    assert outputs[0].shape[1] == batch["input_ids"].shape[1] + 8
+    assert torch.equal(*outputs)
+
+
+def test_several_samples_of_a_row_keep_their_pictures(pair):
+    folder, _, processor = pair
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    vision = "<|vision_start|><|image_pad|><|vision_end|>"
+    texts = [f"{vision}shoes", "a blue mug", f"{vision}{vision}bag"]
+    images = [[picture(64, 64)], [], [picture(96, 64, 1), picture(64, 64, 2)]]
+    batch = processor(text=texts, images=images, padding_side="left", return_tensors="pt")
+    one = writer.generate(**batch, max_new_tokens=4, min_new_tokens=4, num_beams=3)
+    several = writer.generate(**batch, max_new_tokens=4, min_new_tokens=4, num_beams=3, num_return_sequences=3)
+    assert torch.equal(several[::3], one)
+
+
+def test_expert_load_counts_attended_tokens_only(pair):
+    _, model, processor = pair
+    if not model.config.guided_layers:
+        pytest.skip("this variant has no experts")
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    with torch.no_grad():
+        load = model(**batch, output_router_stats=True).expert_load
+        assert model(**batch).expert_load is None
+    assert load.shape == (len(model.config.guided_layers), 4)
+    torch.testing.assert_close(load[:, :2], torch.ones_like(load[:, :2]))
+    from modeling_moon.modeling_moon import aspect_ids_from_markers
+
+    aspects = aspect_ids_from_markers(batch["input_ids"], model.config)
+    attended = batch["attention_mask"].sum()
+    for number, column in ((1, 2), (2, 3)):
+        share = (aspects == number).sum() / attended
+        torch.testing.assert_close(load[:, column], share.expand(load.shape[0]))
+        assert (share > 0) == processor.markers
+
+
+def test_a_row_without_a_token_to_read_is_refused(pair):
+    _, model, processor = pair
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    batch["attention_mask"][2] = 0
+    with pytest.raises(ValueError, match=r"rows \[2\] of the batch have no"):
+        model(**batch)

@@ -1,0 +1,217 @@
+"""An upcycled Moon computes what its base computed: hidden states, logits, and the vectors of embedding bases."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+from modeling_moon import MoonForConditionalGeneration, MoonModel
+from processing_moon import MoonProcessor
+from training.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
+
+BACKBONES = ("qwen3_vl", "qwen2_5_vl")
+VISION = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def pictures(count):
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(70, 64), (96, 128), (64, 64)]
+    return [
+        Image.fromarray(torch.randint(0, 256, (*sizes[i % 3], 3), generator=generator, dtype=torch.uint8).numpy())
+        for i in range(count)
+    ]
+
+
+def batches(processor):
+    one, two, three = pictures(3)
+    yield "text", processor(text=["red shoes for women", "a mug"], return_tensors="pt")
+    yield "one image", processor(text=[f"{VISION}red shoes"], images=[one], return_tensors="pt")
+    yield "two images", processor(text=[f"{VISION}{VISION}red shoes"], images=[[one, two]], return_tensors="pt")
+    texts = [f"{VISION}{VISION} a bag", "a long text about brown leather tote bags", f"{VISION}shoes"]
+    yield "mixed", processor(text=texts, images=[[one, two], [], [three]], return_tensors="pt")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_hidden_states_and_logits_equal_the_base(tiny_base, tiny_moon, backbone, tied):
+    base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone, tie_word_embeddings=tied)).eval()
+    folder = tiny_moon(backbone, tie_word_embeddings=tied)
+    moon = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    processor = MoonProcessor.from_pretrained(folder)
+    known = base.config.text_config.vocab_size - 16  # the spare rows hold Moon's new tokens
+    for name, batch in batches(processor):
+        with torch.no_grad():
+            expected = base(**batch, output_hidden_states=True)
+            found = moon(**batch, output_hidden_states=True)
+        attended = batch["attention_mask"].bool()
+        assert len(found.hidden_states) == len(expected.hidden_states) == 3
+        for ours, theirs in zip(found.hidden_states, expected.hidden_states, strict=True):
+            torch.testing.assert_close(ours[attended], theirs[attended], rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            found.logits[attended][:, :known], expected.logits[attended][:, :known], rtol=1e-5, atol=1e-5, msg=name
+        )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_marked_text_still_equals_the_base(tiny_base, tiny_moon, backbone):
+    folder = tiny_moon(backbone)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone)).eval()
+    moon = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    processor = MoonProcessor.from_pretrained(folder)
+    base.get_input_embeddings().weight.data.copy_(moon.get_input_embeddings().weight.data)
+    record = {"title": "red shoes", "category": ["Shoes"], "attributes": {"colour": "red"}, "images": pictures(1)}
+    batch = processor(products=[record], return_tensors="pt")
+    with torch.no_grad():
+        load = moon.model(**batch, output_router_stats=True).expert_load
+        torch.testing.assert_close(moon(**batch).logits, base(**batch).logits, rtol=1e-5, atol=1e-5)
+    assert (load[:, :2] == 1).all()
+    assert (load[:, 2:] > 0).all()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_fresh_vector_is_the_mean_of_the_base_states_cut_to_size(tiny_base, tiny_moon, backbone):
+    base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone)).eval()
+    moon = MoonModel.from_pretrained(tiny_moon(backbone)).eval()
+    for _, batch in batches(MoonProcessor.from_pretrained(tiny_moon(backbone))):
+        with torch.no_grad():
+            states = base.model(**batch).last_hidden_state
+            vectors = moon(**batch).embeddings
+        for row, mask in enumerate(batch["attention_mask"].bool()):
+            expected = functional.normalize(states[row, mask].mean(dim=0)[:32], dim=0)
+            torch.testing.assert_close(vectors[row], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_vectors_of_an_embedding_base_equal_its_own_recipe(tiny_base, tmp_path, padding_side):
+    """Qwen3-VL-Embedding's recipe: instruction as system message, last attended token, L2, first dimensions."""
+    base_folder = tiny_base("qwen3_vl", seed=5)
+    folder = upcycle(base_folder, tmp_path / "moon", readout="last", embedding_dim=24)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    base = AutoModelForImageTextToText.from_pretrained(base_folder).eval()
+    moon, processor = MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
+    image = pictures(2)[1]
+    records = [{"text": "red shoes", "image": image}, {"text": "a brown bag"}, {"image": image}]
+    for instruction, said in [("Find the product", "Find the product."), (None, "Represent the user's input.")]:
+        batch = processor(queries=records, instruction=instruction, padding_side=padding_side, return_tensors="pt")
+        with torch.no_grad():
+            vectors = moon(**batch).embeddings
+        for record, vector in zip(records, vectors, strict=True):
+            content = [{"type": "image"}] if "image" in record else []
+            content += [{"type": "text", "text": record["text"]}] if "text" in record else []
+            chat = [
+                {"role": "system", "content": [{"type": "text", "text": said}]},
+                {"role": "user", "content": content},
+            ]
+            prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            inputs = {}
+            if "image" in record:
+                inputs = dict(processor.image_processor([image], return_tensors="pt"))
+                tokens = int(inputs["image_grid_thw"].prod()) // 4
+                prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * tokens)
+            inputs |= dict(tokenizer(prompt, return_tensors="pt"))
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == base.config.image_token_id).long()
+            with torch.no_grad():
+                state = base.model(**inputs).last_hidden_state[0, -1]
+            expected = functional.normalize(functional.normalize(state, dim=0)[:24], dim=0)
+            torch.testing.assert_close(vector, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_new_tokens_leave_every_other_embedding_untouched(tiny_base, tiny_moon):
+    base = AutoModelForImageTextToText.from_pretrained(tiny_base("qwen3_vl")).get_input_embeddings().weight
+    moon = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
+    new = [getattr(moon.config, field) for field in TOKEN_FIELDS]
+    weight = moon.get_input_embeddings().weight
+    assert len(set(new)) == 5
+    kept = [row for row in range(base.shape[0]) if row not in new]
+    assert torch.equal(weight[kept], base[kept])
+    torch.testing.assert_close(weight[new], base[: min(new)].mean(dim=0).expand(5, -1))
+
+
+def test_an_embedding_matrix_without_spare_rows_grows(tiny_base, tmp_path):
+    folder = tiny_base("qwen3_vl", spare_embeddings=0, tie_word_embeddings=False)
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    moon = MoonForConditionalGeneration.from_pretrained(upcycle(folder, tmp_path / "moon", embedding_dim=32))
+    assert moon.config.vocab_size == base.config.text_config.vocab_size + 5
+    old = base.config.text_config.vocab_size
+    assert torch.equal(moon.get_input_embeddings().weight[:old], base.get_input_embeddings().weight)
+    assert torch.equal(moon.lm_head.weight[:old], base.lm_head.weight)
+
+
+def test_sharded_bf16_base_becomes_the_same_moon_in_shards(tiny_base, tmp_path):
+    folder = tiny_base("qwen2_5_vl")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+    sharded = tmp_path / "base"
+    model.save_pretrained(sharded, max_shard_size="100KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        (sharded / name).write_bytes((folder / name).read_bytes())
+    assert (sharded / "model.safetensors.index.json").exists()
+    whole = MoonForConditionalGeneration.from_pretrained(
+        upcycle(folder, tmp_path / "whole", embedding_dim=32, dtype="bfloat16"), dtype="auto"
+    )
+    out = upcycle(sharded, tmp_path / "parts", embedding_dim=32, max_shard_gigabytes=1e-4)
+    weight_map = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(weight_map.values())) > 2
+    parts = MoonForConditionalGeneration.from_pretrained(out, dtype="auto")
+    assert parts.dtype == torch.bfloat16
+    expected = whole.state_dict()
+    for name, tensor in parts.state_dict().items():
+        if "router" not in name:
+            assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("model.language_model.layers.0.mlp.up_proj.weight", "model.vlm.language_model.layers.0.mlp.up_proj.weight"),
+        ("language_model.norm.weight", "model.vlm.language_model.norm.weight"),
+        ("model.layers.3.self_attn.q_proj.bias", "model.vlm.language_model.layers.3.self_attn.q_proj.bias"),
+        ("model.embed_tokens.weight", "model.vlm.language_model.embed_tokens.weight"),
+        ("visual.blocks.0.norm1.weight", "model.vlm.visual.blocks.0.norm1.weight"),
+        ("model.visual.merger.norm.weight", "model.vlm.visual.merger.norm.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_names_of_old_and_new_checkpoints_are_known(theirs, ours):
+    assert moon_name(theirs) == ours
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    AutoConfig.for_model("clip").save_pretrained(tmp_path / "clip")
+    with pytest.raises(
+        UpcycleError, match="model type 'clip', which cannot be upcycled; accepted: qwen3_vl, qwen2_5_vl"
+    ):
+        upcycle(tmp_path / "clip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_with_a_missing_tensor_is_refused_and_leaves_nothing(tiny_base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for file in tiny_base("qwen3_vl").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    removed = tensors.pop("model.language_model.norm.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UpcycleError, match="lacks 1 tensors, among them model.vlm.language_model.norm.weight"):
+        upcycle(folder, tmp_path / "out", embedding_dim=32)
+    save_file(
+        tensors | {"model.language_model.norm.weight": removed[:3].clone()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(UpcycleError, match=r"norm.weight' has shape \(3,\); expected \(64,\)"):
+        upcycle(folder, tmp_path / "out", embedding_dim=32)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_kept_unless_told_otherwise(tiny_base, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        upcycle(tiny_base("qwen3_vl"), tmp_path / "out", embedding_dim=32)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
