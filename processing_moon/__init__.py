@@ -1,0 +1,26 @@
+"""Products, queries and pictures into tensors. Importing this package registers `MoonProcessor` with `AutoProcessor`."""
+
+from transformers import AutoProcessor
+
+from .cropping_moon import CoreDetector, GroundingDetector, LargestRegionDetector, crop_core
+from .processing_moon import MOON_TOKENS, MoonBatch, MoonProcessor, Shortened, Skipped
+from .product_moon import ImageLimits, ProductError, open_image
+
+MoonProcessor.register_for_auto_class("AutoProcessor")
+# Keyed by model type: this package does not know the model's configuration class.
+AutoProcessor.register("moon", MoonProcessor, exist_ok=True)
+
+__all__ = [
+    "MOON_TOKENS",
+    "CoreDetector",
+    "GroundingDetector",
+    "ImageLimits",
+    "LargestRegionDetector",
+    "MoonBatch",
+    "MoonProcessor",
+    "ProductError",
+    "Shortened",
+    "Skipped",
+    "crop_core",
+    "open_image",
+]

@@ -1,0 +1,760 @@
+"""MoonProcessor: products, queries, or plain text and images → the tensors of a Moon model.
+
+One prompt for all: the base's chat template on [system: instruction, user: images then text] with the generation prompt,
+followed by `<emb>` where the model reads its vector there. Nothing here imports the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from .cropping_moon import CoreDetector, crop_core
+from .product_moon import (
+    ATTRIBUTE_END,
+    ATTRIBUTE_START,
+    CATEGORY_END,
+    CATEGORY_START,
+    FORMS,
+    Box,
+    ImageLimits,
+    Item,
+    ProductError,
+    ProductText,
+    clamp_box,
+    control_token_pattern,
+    open_image,
+    plain_text,
+    product_text,
+    read_product,
+    read_query,
+)
+
+EMB_TOKEN = "<emb>"
+MOON_TOKENS = (CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END, EMB_TOKEN)
+READOUTS = ("mean", "emb", "last")
+DEFAULT_INSTRUCTIONS = {
+    "product": "Represent this product, from its pictures and its text, so that shoppers can find it.",
+    "query": "Represent what this shopper is looking for, so that the right product is found.",
+    "category": "Represent this product category, so that the products in it are found.",
+    "attribute": "Represent this value of a product attribute, so that the products that have it are found.",
+}
+# What Qwen3-VL-Embedding (arXiv 2601.04720) takes where the caller gives no instruction.
+EMBEDDER_INSTRUCTION = "Represent the user's input."
+# Qwen's image processors refuse a picture that is longer than this many times its width.
+MAX_ASPECT_RATIO = 200
+_TEXT_SLOT = "\ue000text\ue001"
+_SHORTENED_FIRST_TO_LAST = ("description", "attributes", "title", "category")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that was left out of the batch.
+
+    Args:
+        index: its place in the call.
+        item: its name, as in the error.
+        field: which part of it could not be used.
+        reason: why.
+    """
+
+    index: int
+    item: str
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A part of an item's text that was cut to keep the token budget.
+
+    Args:
+        index: the item's place in the call.
+        field: "description", "attributes", "title", "category" or, of a query, "text".
+        tokens_before: tokens of that part before.
+        tokens_after: tokens of that part after; 0 where it was left out.
+    """
+
+    index: int
+    field: str
+    tokens_before: int
+    tokens_after: int
+
+
+class MoonBatch(BatchFeature):
+    """The tensors of a batch, and beside them (not among its keys) what became of each item.
+
+    Args:
+        data: the tensors by name.
+        tensor_type: "pt", "np" or None, as in `BatchFeature`.
+        kept: places in the call of the items in the batch, in order.
+        skipped: the items that were left out.
+        shortened: the texts that were cut.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any] | None = None,
+        tensor_type: str | None = None,
+        *,
+        kept: Sequence[int] = (),
+        skipped: Sequence[Skipped] = (),
+        shortened: Sequence[Shortened] = (),
+    ) -> None:
+        super().__init__(data, tensor_type=tensor_type)
+        self.kept, self.skipped, self.shortened = list(kept), list(skipped), list(shortened)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"data": self.data, "kept": self.kept, "skipped": self.skipped, "shortened": self.shortened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.skip_tensor_conversion = None
+        self.kept, self.skipped, self.shortened = state["kept"], state["skipped"], state["shortened"]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """One call's options for products and queries; see `MoonProcessor.__call__`."""
+
+    form: str = "mm"
+    task: str | None = None
+    instruction: str | None = None
+    on_error: str = "raise"
+    core_crop: bool = True
+    detector: CoreDetector | None = None
+    max_tokens: int = 1024
+    max_image_tokens: int | None = None
+    padding: bool | str = True
+    padding_side: str | None = None
+    pad_to_multiple_of: int | None = None
+    return_tensors: str | None = "pt"
+    limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def __post_init__(self) -> None:
+        _one_of("form", self.form, FORMS)
+        _one_of("on_error", self.on_error, ("raise", "skip"))
+        _one_of("padding", self.padding, (True, False, "longest", "max_length", "do_not_pad"))
+        _one_of("padding_side", self.padding_side, (None, "left", "right"))
+        _one_of("return_tensors", self.return_tensors, (None, "pt", "np"))
+        _budget("max_tokens", self.max_tokens)
+        _budget("max_image_tokens", self.max_image_tokens, optional=True)
+        _budget("pad_to_multiple_of", self.pad_to_multiple_of, optional=True)
+
+
+def _one_of(name: str, value: Any, accepted: Sequence[Any]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}={value!r} is not known; accepted: {', '.join(repr(one) for one in accepted)}")
+
+
+def _budget(name: str, value: Any, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}; accepted: a positive whole number{' or None' if optional else ''}")
+
+
+@dataclass
+class _Row:
+    """One item on its way through the processor."""
+
+    index: int
+    record: Any
+    item: Item = field(default_factory=lambda: Item("", ProductText(), []))
+    images: list[Image.Image] = field(default_factory=list)
+    prompt: tuple[str, str] = ("", "")
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    shortened: list[Shortened] = field(default_factory=list)
+
+
+class MoonProcessor(ProcessorMixin):
+    """Turns products, queries, or plain text and images into a Moon model's input.
+
+    Args:
+        image_processor: the base's image processor, of the kind of `Qwen2VLImageProcessorPil`.
+        tokenizer: the base's tokenizer with Moon's five tokens, see `from_base`.
+        chat_template (`str`): default the tokenizer's.
+        instructions (`dict[str, str]`): task → instruction. Tasks left out keep their default: product, query, category and
+            attribute each have one, "Represent the user's input." for all in a base that is an embedder already
+            (readout "last" without markers). Further tasks may be added.
+        readout (`str`): "mean", "emb" or "last", as in the model; "emb" ends every prompt with `<emb>`. Default "mean".
+        markers (`bool`): whether marker tokens surround a product's category and attributes. Default True.
+        max_tokens (`int`): budget of one item, text and image tokens together. Default 1024.
+        max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own.
+        core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
+            (MOON §2, arXiv 2508.11999). Default True.
+
+    Raises:
+        ValueError: an unknown read-out, a budget that is not positive, an instruction without text, a token that the
+            tokenizer lacks.
+
+    Relations: `from_base` makes one of a base checkpoint; `from_pretrained` and `save_pretrained` keep all settings.
+    """
+
+    # As in Qwen's processors.
+    return_mm_token_type_ids = True
+    text_kwargs = {"return_token_type_ids": False}
+
+    def __init__(  # noqa: PLR0913 - transformers reads this signature to save and to restore each setting
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: Any = None,
+        instructions: dict[str, str] | None = None,
+        readout: str = "mean",
+        markers: bool = True,
+        max_tokens: int = 1024,
+        max_image_tokens: int | None = None,
+        core_crop: bool = True,
+    ) -> None:
+        _one_of("readout", readout, READOUTS)
+        _budget("max_tokens", max_tokens)
+        _budget("max_image_tokens", max_image_tokens, optional=True)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        if self.chat_template is None:
+            raise ValueError("MoonProcessor: neither the processor nor the tokenizer has a chat template")
+        embedder = readout == "last" and not markers
+        defaults = dict.fromkeys(DEFAULT_INSTRUCTIONS, EMBEDDER_INSTRUCTION) if embedder else DEFAULT_INSTRUCTIONS
+        self.instructions = {**defaults, **(instructions or {})}
+        for task, instruction in self.instructions.items():
+            _finished(instruction, f"instructions[{task!r}]")
+        self.readout, self.markers = readout, bool(markers)
+        self.max_tokens, self.max_image_tokens, self.core_crop = max_tokens, max_image_tokens, bool(core_crop)
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+        needed = [self.image_token, self.vision_start_token, self.vision_end_token]
+        needed += [CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END] if markers else []
+        _check_tokens(tokenizer, [*needed, EMB_TOKEN] if readout == "emb" else needed)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        self._scaffolds: dict[Any, tuple[str, str]] = {}
+        self._controls: tuple[int, re.Pattern[str]] = (-1, control_token_pattern(()))
+
+    @classmethod
+    def from_base(cls, base_path: Any, *, revision: str | None = None, **settings: Any) -> MoonProcessor:
+        """Make the processor of a Moon model from the folder or hub id of its base.
+
+        Moon's five tokens are added to the tokenizer as single special tokens; every other id stays as it is.
+
+        Args:
+            base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint (embedders included).
+            revision: of the hub repository.
+            **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop` of the class.
+
+        Raises:
+            ValueError: see the class.
+            OSError: no tokenizer or image processor there.
+            TypeError: a setting that the class does not have.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(base_path, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(base_path, revision=revision, backend="pil")
+        if tokenizer.chat_template is None:  # older repositories keep it beside the processor only
+            tokenizer.chat_template = cls.get_processor_dict(base_path, revision=revision)[0].get("chat_template")
+        known = tokenizer.get_added_vocab()
+        fresh = [AddedToken(token, special=True, normalized=False) for token in MOON_TOKENS if token not in known]
+        tokenizer.add_tokens(fresh, special_tokens=True)
+        return cls(image_processor, tokenizer, **settings)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, path: Any, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
+        # The PIL backend always: pixels must not depend on whether torchvision is installed.
+        subfolder = kwargs.pop("subfolder", "")
+        image_processor = AutoImageProcessor.from_pretrained(path, subfolder=subfolder, backend="pil", **kwargs)
+        return [image_processor, AutoTokenizer.from_pretrained(path, subfolder=subfolder, **kwargs)]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that the model takes."""
+        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scaffolds": {}}
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        *,
+        products: Any = None,
+        queries: Any = None,
+        **options: Any,
+    ) -> MoonBatch:
+        """Process products, or queries, or plain text and images.
+
+        Args:
+            images: with `text`: pictures as `open_image` takes them; one, a list, or a list of lists per text.
+            text: prompts, taken as they are, as by Qwen's own processor: image placeholders are expanded, no instruction
+                is added, control tokens are control tokens. Where no placeholder stands, an image is put before the text
+                of the same index.
+            products: product records (or one), see `read_product`.
+            queries: query records (or one), see `read_query`.
+            **options: for products and queries
+                form ("mm", "t" or "i"; products only): text and images, or one of them. Default "mm".
+                task: which instruction. Default "product" or "query".
+                instruction: another one, for this call.
+                on_error ("raise" or "skip"): "skip" leaves bad items out and lists them in `.skipped`.
+                core_crop, max_tokens, max_image_tokens: as in the class, for this call.
+                detector (`CoreDetector`): finds the core box where none is given.
+                allow_urls, timeout_seconds, max_bytes, max_pixels: see `ImageLimits`.
+                padding (True, False or "max_length", i.e. to max_tokens; default True), padding_side, pad_to_multiple_of.
+                return_tensors ("pt", "np" or None, which gives lists of ids). Default "pt".
+                For text and images: `max_image_tokens`, the four of `ImageLimits`, and what Qwen's processor takes.
+
+        Returns:
+            `MoonBatch`.
+
+        Shapes:
+            input_ids, attention_mask, mm_token_type_ids (1 on image tokens): (B, T) int64; pixel_values: (patches,
+            channels × frames × patch²) float32; image_grid_thw: (images, 3) int64; the last two only if there is an image.
+
+        Raises:
+            ProductError: an item that cannot be used (with on_error="raise").
+            ValueError: an option out of range; an unknown task.
+            TypeError: none or several kinds of input, or an unknown option (with the nearest known one).
+        """
+        given = [name for name, value in (("products", products), ("queries", queries)) if value is not None]
+        plain = text is not None or images is not None
+        if len(given) + plain != 1:
+            raise TypeError("MoonProcessor takes one of: products=, queries=, or text= and images=")
+        if plain:
+            return self._process_plain(images, text, options)
+        records = products if products is not None else queries
+        records = [records] if isinstance(records, Mapping) else list(records)
+        if not records:
+            raise ValueError(f"{given[0]} is empty; accepted: at least one record")
+        return self._process_records(records, given[0] == "products", self._read_options(options))
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Products and queries
+
+    def _read_options(self, given: dict[str, Any]) -> _Options:
+        options = dict(given)
+        for group in ("common_kwargs", "text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs"):
+            nested = options.pop(group, None) or {}
+            if group in ("common_kwargs", "text_kwargs"):
+                nested = {key: value for key, value in nested.items() if key != "truncation"}  # the budget does that
+                options = {**nested, **options}
+        if options.get("max_length") is not None:
+            options.setdefault("max_tokens", options["max_length"])
+        options.pop("max_length", None)
+        limits = {one.name: options.pop(one.name) for one in fields(ImageLimits) if one.name in options}
+        known = [one.name for one in fields(_Options) if one.name != "limits"] + [
+            one.name for one in fields(ImageLimits)
+        ]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise TypeError(
+                    f"MoonProcessor: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        settings = {name: getattr(self, name) for name in ("core_crop", "max_tokens", "max_image_tokens")}
+        return _Options(**{**settings, **options}, limits=ImageLimits(**limits))
+
+    def _process_records(self, records: Sequence[Any], products: bool, options: _Options) -> MoonBatch:
+        instruction = self._instruction("product" if products else "query", options)
+        skipped: list[Skipped] = []
+        rows = [_Row(index, record) for index, record in enumerate(records)]
+
+        def read(row: _Row) -> None:
+            row.item = (
+                read_product(row.record, row.index, options.form) if products else read_query(row.record, row.index)
+            )
+            self._open_images(row, options)
+
+        rows = _survivors(rows, read, options, skipped)
+        if options.detector is not None:
+            _detect_boxes(rows, options.detector)
+            rows = _survivors(rows, lambda row: self._crop_and_resize(row, options), options, skipped)
+        self._tokenize_rows(rows, instruction)
+        rows = _survivors(rows, lambda row: self._keep_budget(row, options, products), options, skipped)
+        skipped.sort(key=lambda one: one.index)
+        shortened = [one for row in rows for one in row.shortened]
+        return MoonBatch(
+            self._tensors(rows, options) if rows else {},
+            tensor_type=options.return_tensors,
+            kept=[row.index for row in rows],
+            skipped=skipped,
+            shortened=shortened,
+        )
+
+    def _instruction(self, default_task: str, options: _Options) -> str:
+        if options.instruction is not None:
+            return _finished(options.instruction, "instruction")
+        task = default_task if options.task is None else options.task
+        if task not in self.instructions:
+            raise ValueError(f"task {task!r} is not known; accepted: {', '.join(self.instructions)}")
+        return _finished(self.instructions[task], task)
+
+    def _open_images(self, row: _Row, options: _Options) -> None:
+        item = row.item
+        for field_name, source in item.images:
+            image = open_image(source, item=item.name, field=field_name, limits=options.limits)
+            _check_ratio(image, item.name, field_name)
+            waits = not row.images and options.detector is not None
+            row.images.append(image if waits or not row.images else self._resize(image, options))
+        if options.detector is None:
+            self._crop_and_resize(row, options)
+
+    def _crop_and_resize(self, row: _Row, options: _Options) -> None:
+        """Put the core crop after the first image; the other images are resized already."""
+        if not row.images:
+            return
+        first, box = row.images[0], row.item.box
+        row.images[0] = self._resize(first, options)
+        if box is None or not options.core_crop:
+            return
+        if clamp_box(box, *first.size) is None:
+            reason = (
+                f"{list(box)} lies outside the image of {first.width}×{first.height} pixels; accepted: a box inside it"
+            )
+            raise ProductError(row.item.name, "core_box", reason)
+        crop = crop_core(first, box)
+        _check_ratio(crop, row.item.name, "core_box")
+        row.images.insert(1, self._resize(crop, options))
+
+    def _resize(self, image: Image.Image, options: _Options) -> Image.Image:
+        return image.resize(self._target_size(image.width, image.height, options.max_image_tokens), self._resample)
+
+    @property
+    def _resample(self) -> Image.Resampling:
+        return Image.Resampling(int(self.image_processor.resample))
+
+    @property
+    def _factor(self) -> int:
+        return self.image_processor.patch_size * self.image_processor.merge_size
+
+    def _target_size(self, width: int, height: int, max_image_tokens: int | None) -> tuple[int, int]:
+        """Width and height after resizing: multiples of patch × merge, within the base's limits and the image's budget.
+
+        Source: `smart_resize` of Qwen2-VL's image processor; that the budget also holds for thin images is ours.
+        """
+        least, most, factor = *_pixel_limits(self.image_processor.size), self._factor
+        if max_image_tokens is not None:
+            most = min(most, max_image_tokens * factor**2)
+            least = min(least, most)
+        rows, columns = round(height / factor), round(width / factor)
+        if rows * columns * factor**2 > most:
+            shrink = math.sqrt(height * width / most)
+            rows = max(1, math.floor(height / shrink / factor))
+            columns = max(1, math.floor(width / shrink / factor))
+        elif rows * columns * factor**2 < least:
+            grow = math.sqrt(least / (height * width))
+            rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+        if max_image_tokens is not None and rows * columns > max_image_tokens:
+            rows, columns = min(rows, max_image_tokens), min(columns, max_image_tokens)
+            rows, columns = (
+                (rows, max_image_tokens // rows) if rows <= columns else (max_image_tokens // columns, columns)
+            )
+        return columns * factor, rows * factor
+
+    def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
+        """The prompt before and after the text, by structure: one template rendering serves all items alike."""
+        key = (images, has_text, instruction, self.chat_template if isinstance(self.chat_template, str) else None)
+        if key not in self._scaffolds:
+            content = [{"type": "image"}] * images + ([{"type": "text", "text": _TEXT_SLOT}] if has_text else [])
+            system = [{"type": "text", "text": plain_text(instruction, self._control_tokens)}]
+            prompt = self.tokenizer.apply_chat_template(
+                [{"role": "system", "content": system}, {"role": "user", "content": content}],
+                chat_template=self._resolve_chat_template(None),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            before, slot, after = prompt.partition(_TEXT_SLOT)
+            if bool(slot) != has_text or prompt.count(self.image_token) != images:
+                raise ValueError(
+                    "the chat template drops or repeats the user's text or images; accepted: Qwen's templates"
+                )
+            if len(self._scaffolds) >= 256:
+                self._scaffolds.clear()
+            self._scaffolds[key] = (before, after + (EMB_TOKEN if self.readout == "emb" else ""))
+        return self._scaffolds[key]
+
+    @property
+    def _control_tokens(self) -> re.Pattern[str]:
+        if self._controls[0] != len(self.tokenizer):
+            added = self.tokenizer.added_tokens_decoder.values()
+            tokens = {token.content for token in added if token.special or not token.content.isalnum()}
+            self._controls = (len(self.tokenizer), control_token_pattern(tokens))
+        return self._controls[1]
+
+    def _write(self, row: _Row) -> str:
+        text = product_text(row.item.text, markers=self.markers, control_tokens=self._control_tokens)
+        return text.join(row.prompt)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+    def _tokenize_rows(self, rows: list[_Row], instruction: str) -> None:
+        for row in rows:
+            row.prompt = self._scaffold(len(row.images), bool(row.item.text), instruction)
+        for row, ids in zip(rows, self._encode([self._write(row) for row in rows]), strict=True):
+            row.ids = self._expand(ids, row.images)
+
+    def _expand(self, ids: list[int], images: list[Image.Image]) -> np.ndarray:
+        row = np.asarray(ids, dtype=np.int64)
+        counts = np.ones(len(row), dtype=np.int64)
+        counts[row == self.image_token_id] = [image.width * image.height // self._factor**2 for image in images]
+        return np.repeat(row, counts)
+
+    def _keep_budget(self, row: _Row, options: _Options, products: bool) -> None:
+        """Shorten the text of an item that is over the budget: description, attributes, title, category, in this order."""
+        if len(row.ids) <= options.max_tokens:
+            return
+        fixed = len(self._expand(self._encode(["".join(row.prompt)])[0], row.images))
+        image_tokens = sum(image.width * image.height for image in row.images) // self._factor**2
+        if fixed > options.max_tokens:
+            reason = (
+                f"{image_tokens} image tokens and {fixed - image_tokens} of the instruction and template are more than "
+                f"max_tokens={options.max_tokens}; accepted: a larger max_tokens or a smaller max_image_tokens"
+            )
+            raise ProductError(row.item.name, "max_tokens", reason)
+        for part in _SHORTENED_FIRST_TO_LAST:
+            before = self._count(row, part)
+            while len(row.ids) > options.max_tokens and getattr(row.item.text, part):
+                self._cut(row, part, len(row.ids) - options.max_tokens)
+            if (after := self._count(row, part)) < before:
+                name = part if products else "text"
+                row.shortened.append(Shortened(row.index, name, before, after))
+        if not row.item.text and not row.images:
+            reason = f"max_tokens={options.max_tokens} leaves no room for text beside the {fixed} of instruction and template"
+            raise ProductError(row.item.name, "max_tokens", reason)
+
+    def _count(self, row: _Row, part: str) -> int:
+        value = getattr(row.item.text, part)
+        text = "; ".join(value) if isinstance(value, list) else value
+        return len(self._encode([plain_text(text, self._control_tokens)])[0]) if text else 0
+
+    def _cut(self, row: _Row, part: str, excess: int) -> None:
+        """Take about `excess` tokens, at least one, off the end of one part, and tokenize the item again."""
+        text = row.item.text
+        if part == "attributes":
+            sizes = [len(ids) for ids in self._encode([f"; {pair}" for pair in text.attributes])]
+            keep = len(sizes)
+            while keep and excess > 0:
+                keep -= 1
+                excess -= sizes[keep]
+            text.attributes = text.attributes[:keep]
+        else:
+            whole = plain_text(getattr(text, part), self._control_tokens)
+            offsets = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            keep = max(0, len(offsets["input_ids"]) - excess)
+            setattr(text, part, whole[: offsets["offset_mapping"][keep][0]].rstrip() if keep else "")
+        row.ids = self._expand(self._encode([self._write(row)])[0], row.images)
+
+    def _tensors(self, rows: list[_Row], options: _Options) -> dict[str, Any]:
+        lengths = [len(row.ids) for row in rows]
+        side = options.padding_side or self.tokenizer.padding_side
+        if options.padding in (False, "do_not_pad"):
+            if options.return_tensors is not None and len(set(lengths)) > 1:
+                raise ValueError(
+                    "padding=False gives rows of different lengths; accepted: padding=True or return_tensors=None"
+                )
+            widths = lengths
+        else:
+            step = options.pad_to_multiple_of or 1
+            width = options.max_tokens if options.padding == "max_length" else max(lengths)
+            widths = [math.ceil(width / step) * step] * len(rows)
+        places = [_places(length, width, side) for length, width in zip(lengths, widths, strict=True)]
+        ids = [np.full(width, self.tokenizer.pad_token_id, dtype=np.int64) for width in widths]
+        mask = [np.zeros(width, dtype=np.int64) for width in widths]
+        for row, place, row_ids, row_mask in zip(rows, places, ids, mask, strict=True):
+            row_ids[place], row_mask[place] = row.ids, 1
+        kinds = [(one == self.image_token_id).astype(np.int64) for one in ids]
+        data: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+        as_lists = options.return_tensors is None
+        data = {name: [one.tolist() for one in part] if as_lists else np.stack(part) for name, part in data.items()}
+        images = [image for row in rows for image in row.images]
+        return {**data, **self._patches(images)} if images else data
+
+    def _patches(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
+        """Resized images as patches, value for value what the base's image processor makes of them.
+
+        Rescaling and normalisation work on single bytes, so that a table of 256 values per channel replaces them.
+        """
+        settings = self.image_processor
+        patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+        table = np.repeat(np.arange(256)[None], 3, axis=0)
+        if settings.do_rescale:
+            table = table.astype(np.float64) * settings.rescale_factor
+        table = table.astype(np.float32)
+        if settings.do_normalize:
+            mean, std = (
+                np.asarray(one, dtype=np.float32)[:, None] for one in (settings.image_mean, settings.image_std)
+            )
+            table = (table - mean) / std
+        grids = [(1, image.height // patch, image.width // patch) for image in images]
+        pixels = np.empty(
+            (sum(rows * columns for _, rows, columns in grids), 3, frames, patch, patch), dtype=np.float32
+        )
+        start = 0
+        for image, (_, rows, columns) in zip(images, grids, strict=True):
+            values = np.asarray(image).reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+            values = values.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, 1, patch, patch)
+            for channel in range(3):
+                pixels[start : start + rows * columns, channel] = table[channel][values[channel]]
+            start += rows * columns
+        return {"pixel_values": pixels.reshape(start, -1), "image_grid_thw": np.asarray(grids, dtype=np.int64)}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Plain text and images
+
+    def _process_plain(self, images: Any, text: Any, options: dict[str, Any]) -> MoonBatch:
+        if options.get("videos") is not None or options.get("audio") is not None:
+            raise TypeError("MoonProcessor takes text and images; videos and audio are not supported")
+        options = {key: value for key, value in options.items() if key not in ("videos", "audio")}
+        for name in ("form", "task", "instruction", "on_error", "core_crop", "detector", "max_tokens"):
+            if name in options:
+                raise TypeError(f"MoonProcessor: {name}= belongs to products= and queries=, not to text= and images=")
+        limits = ImageLimits(**{one.name: options.pop(one.name) for one in fields(ImageLimits) if one.name in options})
+        budget = options.pop("max_image_tokens", self.max_image_tokens)
+        _budget("max_image_tokens", budget, optional=True)
+        opened = _open_nested(images, limits)
+        prompts = self._place_images(opened, text)
+        flat = [image for group in opened for image in group] if opened is not None else None
+        if flat and budget is not None:
+            flat = [image.resize(self._target_size(*image.size, budget), self._resample) for image in flat]
+            size = {"shortest_edge": self._factor**2, "longest_edge": self.image_processor.size["longest_edge"]}
+            options["images_kwargs"] = {"size": size, **(options.get("images_kwargs") or {})}
+        batch = super().__call__(images=flat or None, text=prompts, **options)
+        return MoonBatch(dict(batch), kept=range(len(prompts)))
+
+    def _place_images(self, opened: list[list[Image.Image]] | None, text: Any) -> list[str]:
+        """The prompts, with a vision block before each text whose images have no placeholder in it."""
+        groups = opened or []
+        if text is None:
+            text = [""] * len(groups)
+        prompts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("text: accepted: a string or a list of strings")
+        holes = [prompt.count(self.image_token) for prompt in prompts]
+        total = sum(len(group) for group in groups)
+        if sum(holes) == total:
+            return prompts
+        if len(prompts) == 1:
+            groups = [[image for group in groups for image in group]]
+        if len(groups) != len(prompts) or any(
+            hole not in (0, len(group)) for hole, group in zip(holes, groups, strict=True)
+        ):
+            raise ValueError(
+                f"{sum(holes)} image placeholders in {len(prompts)} texts, but {total} images in {len(groups)} groups; accepted: "
+                "a placeholder for each image, or one entry of images for each text"
+            )
+        block = self.vision_start_token + self.image_token + self.vision_end_token
+        return [
+            prompt if hole else block * len(group) + prompt
+            for prompt, hole, group in zip(prompts, holes, groups, strict=True)
+        ]
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        """The placeholder of one image, once for each of its tokens; `ProcessorMixin` calls it."""
+        patches = int(np.prod([int(side) for side in image_inputs["image_grid_thw"][image_idx]]))
+        return self.image_token * (patches // self.image_processor.merge_size**2)
+
+
+def _finished(instruction: Any, name: str) -> str:
+    """An instruction, stripped, with a full stop if it does not end in punctuation.
+
+    Source: the reference code of Qwen3-VL-Embedding (arXiv 2601.04720).
+    """
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ValueError(f"{name}={instruction!r}; accepted: a string that is not empty")
+    instruction = instruction.strip()
+    return instruction if unicodedata.category(instruction[-1]).startswith("P") else f"{instruction}."
+
+
+def _check_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
+    known = tokenizer.get_added_vocab()
+    missing = [token for token in tokens if token not in known]
+    if missing:
+        raise ValueError(f"the tokenizer lacks {', '.join(missing)}; MoonProcessor.from_base adds Moon's own tokens")
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad token")
+
+
+def _survivors(rows: list[_Row], step: Callable[[_Row], None], options: _Options, skipped: list[Skipped]) -> list[_Row]:
+    """Take one step with every row; a row that fails it is listed in `skipped`, or raises."""
+    kept = []
+    for row in rows:
+        try:
+            step(row)
+        except ProductError as error:
+            if options.on_error == "raise":
+                raise
+            skipped.append(Skipped(row.index, error.item, error.field, error.reason))
+        else:
+            kept.append(row)
+    return kept
+
+
+def _detect_boxes(rows: list[_Row], detector: CoreDetector) -> None:
+    """Fill in the boxes that are missing; a box that leaves no usable crop is as good as none."""
+    rows = [row for row in rows if row.images and row.item.box is None]
+    if not rows:
+        return
+    boxes: list[Box | None] = detector.detect(
+        [row.images[0] for row in rows], [row.item.text.title or None for row in rows]
+    )
+    if len(boxes) != len(rows):
+        raise ValueError(f"{type(detector).__name__}.detect gave {len(boxes)} boxes for {len(rows)} images")
+    for row, box in zip(rows, boxes, strict=True):
+        pixels = clamp_box(box, *row.images[0].size) if box is not None else None
+        if (
+            box is not None
+            and pixels is not None
+            and _ratio(pixels[2] - pixels[0], pixels[3] - pixels[1]) <= MAX_ASPECT_RATIO
+        ):
+            row.item.box = box
+
+
+def _ratio(width: int, height: int) -> float:
+    return max(width, height) / min(width, height)
+
+
+def _check_ratio(image: Image.Image, item: str, field_name: str) -> None:
+    if _ratio(*image.size) > MAX_ASPECT_RATIO:
+        reason = f"{image.width}×{image.height} is too long and thin; accepted: an aspect ratio of at most {MAX_ASPECT_RATIO}"
+        raise ProductError(item, field_name, reason)
+
+
+def _pixel_limits(size: Any) -> tuple[int, int]:
+    return size["shortest_edge"], size["longest_edge"]
+
+
+def _places(length: int, width: int, side: str) -> slice:
+    return slice(width - length, width) if side == "left" else slice(0, length)
+
+
+def _open_nested(images: Any, limits: ImageLimits) -> list[list[Image.Image]] | None:
+    """Open one image, a list, or a list of lists; the result is a list of lists."""
+    if images is None:
+        return None
+    outer = list(images) if isinstance(images, list | tuple) else [images]
+    opened = []
+    for index, entry in enumerate(outer):
+        group = list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry]
+        opened.append([])
+        for place, source in enumerate(group):
+            name = f"images[{index}][{place}]" if isinstance(entry, list | tuple) else f"images[{index}]"
+            image = open_image(source, item="input", field=name, limits=limits)
+            _check_ratio(image, "input", name)
+            opened[-1].append(image)
+    return opened
