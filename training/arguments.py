@@ -90,6 +90,7 @@ class DataArguments:
         hard_negatives: products of the same category encoded beside each positive.
         derived_queries: where a data set has fewer queries of a form than products, also draw queries made from the
             products themselves (an altered view of the picture, the title, an attribute phrase).
+        augment_queries: probability that the picture of a real query is altered, against overfitting few photos.
         mask_groups: variants of a query's answer are no negatives for it.
         core_crop: append the crop of the core product as a second picture where a box is known.
         max_tokens: longest text of an item in tokens; None leaves the processor's own limit.
@@ -103,6 +104,7 @@ class DataArguments:
     target_mix: dict | str = field(default_factory=lambda: {"both": 1})
     hard_negatives: int = 1
     derived_queries: bool = True
+    augment_queries: float = 0.0
     mask_groups: bool = True
     core_crop: bool = True
     max_tokens: int | None = None
@@ -158,6 +160,7 @@ class MoonTrainingArguments(TrainingArguments):
         if self.bf16 is None:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = not self.fp16 and on_gpu and torch.cuda.is_bf16_supported()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
 
 
@@ -423,6 +426,7 @@ def check_recipe(recipe: Recipe) -> None:
     check_mix("query_mix", data.query_mix)
     check_mix("target_mix", data.target_mix)
     _check_number("hard_negatives", data.hard_negatives, 0)
+    _check_number("augment_queries", data.augment_queries, 0)
     _check_number("queue_steps", loss.queue_steps, 0)
     _check_number("temperature", loss.temperature, 0, above=True)
     for key, low in (("max_tokens", 16), ("max_image_tokens", 1)):

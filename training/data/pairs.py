@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from processing_moon.product_moon import ImageOpener, ProductError
 from torch.utils.data import Dataset
 
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow
+from processing_moon.product_moon import ProductError, open_image
 from training.data.views import altered_view
 from training.negatives import NO_ID, stable_id
 
@@ -159,7 +159,6 @@ class PairDataset(Dataset):
         self.options = options
         self.seed = seed
         self.length = length
-        self.open_image = ImageOpener()
         derived = options.derived_queries
         self.able = {
             form: [source for source in self.sources if source.pool_size(form, derived)]
@@ -224,7 +223,7 @@ class PairDataset(Dataset):
     def _view(self, image: Any, rng: np.random.Generator, geometry: bool) -> Any:
         """The altered picture; one that cannot be opened is passed on, so that the processor names and skips it."""
         try:
-            return altered_view(self.open_image(image), rng, geometry)
+            return altered_view(open_image(image), rng, geometry)
         except ProductError:
             return image
 

@@ -1,0 +1,163 @@
+"""The model that a run starts from: a base made or upcycled, loaded, and the parts that learn chosen."""
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from evaluation.baselines.dual_tower import DualTower
+from evaluation.data.tables import ProductTables
+from modeling_moon import MoonConfig, MoonModel
+from processing_moon import MoonProcessor
+from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
+from training.checkpoint import save_moon
+from training.small_base import make_base
+from training.upcycle import upcycle
+
+BASE_FOLDERS = ("small_base", "base")
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
+    """Return the folder of the Moon checkpoint to start from, made in output_dir where it has to be.
+
+    Args:
+        recipe: `base` that is a Moon checkpoint is used as it is; one of Qwen, or the `small_base` made here, is
+            upcycled into output_dir/base.
+        tables: the training split, whose texts a small base's tokenizer is trained on.
+    """
+    model, output_dir = recipe.model, Path(recipe.training.output_dir)
+    if model.base is not None and _is_moon(model.base):
+        if model.moon:
+            raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; accepted: a Qwen base")
+        if model.architecture != "moon":
+            raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; accepted: a Qwen base")
+        return Path(model.base)
+    out = output_dir / "base"
+    if not (out / "config.json").is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        upcycle(_qwen_base(recipe, tables), out, preset=model.preset, seed=recipe.training.seed, **(model.moon or {}))
+    return out
+
+
+def _qwen_base(recipe: Recipe, tables: list[ProductTables]) -> str | Path:
+    if recipe.model.base is not None:
+        return recipe.model.base
+    folder = Path(recipe.training.output_dir) / "small_base"
+    if not folder.is_dir():
+        partial = folder.with_name("small_base.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sizes = {"seed": recipe.training.seed, **dict(recipe.model.small_base)}  # type: ignore[arg-type]
+        try:
+            make_base(partial, texts=texts_of(tables), **sizes)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"small_base: {error}") from error
+        partial.rename(folder)
+    return folder
+
+
+def _is_moon(base: str) -> bool:
+    config = Path(base) / "config.json"
+    if config.is_file():
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == MoonConfig.model_type
+    return MoonConfig.get_config_dict(base)[0].get("model_type") == MoonConfig.model_type
+
+
+def texts_of(tables: list[ProductTables]) -> Iterator[str]:
+    """Yield every text of the products and queries, as the processor writes them."""
+    for table in tables:
+        for row in table.products:
+            yield row.title
+            yield row.description
+            yield " > ".join(row.category)
+            yield "; ".join(f"{key}: {', '.join(values)}" for key, values in row.attributes.items())
+        for query in table.queries:
+            yield query.text
+
+
+def load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
+    """Load model and processor, with the recipe's limits on tokens and pictures.
+
+    Args:
+        recipe: what to load and how.
+        folder: what `prepare_base` returned.
+        on_gpu: whether training will run on a GPU.
+    """
+    model, data = recipe.model, recipe.data
+    processor = MoonProcessor.from_pretrained(folder)
+    processor.core_crop = data.core_crop
+    for key in ("max_tokens", "max_image_tokens"):
+        if getattr(data, key) is not None:
+            setattr(processor, key, getattr(data, key))
+    attention = attention_of(model.attn_implementation, on_gpu)
+    if model.architecture == "dual_tower":
+        base = model.base or Path(recipe.training.output_dir) / "small_base"
+        tower = DualTower.from_base(base, processor, embedding_dim=(model.moon or {}).get("embedding_dim", 256))
+        tower.set_attn_implementation(attention)
+        return tower.float(), processor
+    dtype = torch.bfloat16 if model.lora and recipe.training.bf16 else torch.float32
+    return MoonModel.from_pretrained(folder, attn_implementation=attention, dtype=dtype), processor
+
+
+def choose_what_learns(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
+    """Freeze the parameters that the recipe names, and add adapters.
+
+    Args:
+        model: the starting model.
+        arguments: `freeze` and `lora`.
+
+    Raises:
+        RecipeError: a pattern that fits no parameter, a target that peft does not find, or nothing left to learn.
+    """
+    for pattern in arguments.freeze:
+        names = fnmatch.filter((name for name, _ in model.named_parameters()), pattern)
+        if not names:
+            raise RecipeError(f"freeze: found no parameter like {pattern!r}; accepted: a pattern such as '*visual*'")
+        for name in names:
+            model.get_parameter(name).requires_grad_(False)
+    learner: Any = model if arguments.lora is None else _with_adapters(model, dict(arguments.lora))
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise RecipeError(f"freeze: found every parameter frozen by {arguments.freeze}; accepted: some left to learn")
+    return learner
+
+
+def _with_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
+    config = LoraConfig(
+        r=lora.get("r", 16),
+        lora_alpha=lora.get("alpha", 32),
+        lora_dropout=lora.get("dropout", 0.0),
+        target_modules=lora.get("target_modules", _ATTENTION),
+        target_parameters=lora.get("target_parameters"),
+        modules_to_save=lora.get("modules_to_save"),
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"lora: {error}") from error
+
+
+def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:
+    """Write the trained model so that it loads like any other checkpoint; adapters also by themselves.
+
+    Args:
+        model: the trained model; adapters are merged into it.
+        processor: its processor.
+        folder: where to write.
+        start: the checkpoint that training started from, for what training does not touch.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder.with_name("adapter"))
+        model = model.merge_and_unload()
+    if isinstance(model, DualTower):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    else:
+        save_moon(model, processor, folder, lm_head_from=start)

@@ -1,0 +1,286 @@
+"""Train a model as a recipe says: `accelerate launch training/train.py RECIPE.yaml --key value`.
+
+The same command again resumes from the last good checkpoint in output_dir, and does nothing once the run is finished.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (
+    None,
+    "",
+):  # run as a script: our packages lie beside this folder, and none of ours may hide a library
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from evaluation.data.tables import ProductTables, TableError, load_tables
+from processing_moon import MoonProcessor
+from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe
+from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError
+from training.data.collate import PairCollator, UnreadableBatchError
+from training.data.pairs import PairDataset, PairOptions, PairSource
+from training.losses.info_nce import InfoNCELoss
+from training.negatives import NegativeQueue
+from training.provenance import command_line, provenance
+from training.resume import checkpoints, last_good_checkpoint, remove_incomplete, write_atomically
+from training.starting_model import BASE_FOLDERS, choose_what_learns, load_start, prepare_base, save_trained
+from training.upcycle import UpcycleError
+
+RECIPE_FILE = "resolved_recipe.yaml"
+PROVENANCE_FILE = "provenance.json"
+FINISHED_FILE = "finished.json"
+RESULT_FILES = {"before": "results_before.json", "after": "results_after.json"}
+_OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE, *RESULT_FILES.values())
+_OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter")
+_WARM_UP_STEPS, _LEAST_MEASURED_STEPS = 3, 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 trained or already finished, 2 refused, 3 stopped by bad data."""
+    try:
+        run(parse_recipe(sys.argv[1:] if arguments is None else arguments))
+    except (RecipeError, TableError, UpcycleError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+    except (NonFiniteLossError, UnreadableBatchError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def run(recipe: Recipe) -> None:
+    """Train as the recipe says, or continue, or say that it is done.
+
+    Raises:
+        RecipeError: the recipe does not fit the data, the model or what output_dir already holds.
+        TableError: a data set that cannot be used.
+    """
+    args, output_dir = recipe.training, Path(recipe.training.output_dir)
+    with args.main_process_first(desc="opening the run's folder"):
+        finished = open_run(recipe)
+    if finished:
+        print(f"{output_dir}: this run is finished, its model is in {output_dir / 'final'}; --overwrite starts anew")
+        return
+    tables = read_data(recipe)
+    training_tables = [tables_of.select(recipe.data.split) for tables_of in tables]
+    with args.main_process_first(desc="preparing the base"):
+        start = prepare_base(recipe, training_tables)
+    set_seed(args.seed)
+    model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda")
+    if args.evaluate_before:
+        evaluate(recipe, model, processor, tables, "before")
+    learner = choose_what_learns(model, recipe.model)
+    make_trainer = trainer_factory(recipe, learner, processor, training_tables)
+    settle_max_steps(recipe, make_trainer, learner)
+    trainer = make_trainer(args, args.max_steps)
+    checkpoint = last_good_checkpoint(output_dir)
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finish(recipe, trainer, processor, tables, start)
+
+
+def open_run(recipe: Recipe) -> bool:
+    """Look at what output_dir holds, clear away the remains of interrupted saves, and return whether the run is finished.
+
+    Raises:
+        RecipeError: another recipe was run there; names the keys that differ.
+    """
+    args, output_dir = recipe.training, Path(recipe.training.output_dir)
+    main_process = args.process_index == 0
+    if args.overwrite and main_process:
+        _clear(output_dir)
+    stored_file = output_dir / RECIPE_FILE
+    if stored_file.is_file():
+        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
+        differing = differing_keys(stored, recipe.resolved)
+        if differing:
+            changes = "; ".join(f"{key}: {stored.get(key)!r} → {recipe.resolved.get(key)!r}" for key in differing)
+            raise RecipeError(
+                f"{output_dir} holds a run of another recipe ({changes}); "
+                "accepted: the same recipe to resume, another output_dir, or --overwrite"
+            )
+        if args.max_steps < 1:
+            args.max_steps = recipe.resolved["max_steps"] = stored["max_steps"]
+    if main_process:
+        for path in remove_incomplete(output_dir):
+            print(f"{path}: removed, its save was interrupted")
+    return (output_dir / FINISHED_FILE).is_file()
+
+
+def _clear(output_dir: Path) -> None:
+    """Delete what a run leaves, and nothing else, the recipe last so that an interrupted deletion can be repeated."""
+    for path in [*checkpoints(output_dir), *(output_dir / name for name in _OWN_FOLDERS)]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in reversed(_OWN_FILES):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def read_data(recipe: Recipe) -> list[ProductTables]:
+    """Load every data set whole, print its validation report, and stop where it cannot be used."""
+    tables: list[ProductTables] = []
+    for entry in recipe.data.data:
+        source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}
+        options = dict(recipe.data.catalogue or {}) if source.get("path") == "catalogue" else {}
+        place = source.get("path") or {key: source[key] for key in ("products", "queries", "images") if key in source}
+        try:
+            table = load_tables(place, **options)
+        except TypeError as error:
+            raise RecipeError(f"catalogue: {error}") from error
+        table.report.raise_if_fatal()
+        table = dataclasses.replace(table, name=source.get("name", table.name))
+        if recipe.training.process_index == 0:
+            print(table.report)
+        if table.name in [other.name for other in tables]:
+            raise RecipeError(f"data: found two data sets named {table.name!r}; accepted: a name: for each of them")
+        tables.append(table)
+    return tables
+
+
+def trainer_factory(
+    recipe: Recipe, model: nn.Module, processor: MoonProcessor, tables: list[ProductTables]
+) -> Callable[..., ContrastiveTrainer]:
+    """Return a function (arguments, steps) → trainer with a fresh queue, so that measuring leaves no trace."""
+    data, sources = recipe.data, []
+    for entry, table in zip(data.data, tables, strict=True):
+        given = entry if isinstance(entry, dict) else {}
+        sources.append(PairSource(table, given.get("weight"), given.get("mask_groups", data.mask_groups)))
+    options = PairOptions(
+        data.query_mix, data.target_mix, data.hard_negatives, data.derived_queries, data.augment_queries
+    )
+
+    def make(args: Any, steps: int) -> ContrastiveTrainer:
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        try:
+            dataset = PairDataset(sources, options, args.seed, length=steps * batch)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        for form in dataset.missing_forms() if args.process_index == 0 else ():
+            print(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
+        return ContrastiveTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=PairCollator(processor),
+            loss=InfoNCELoss(recipe.loss.temperature),
+            queue=NegativeQueue(recipe.loss.queue_steps),
+            save_records=lambda folder: write_records(recipe, folder),
+            save_processor=processor.save_pretrained,
+        )
+
+    return make
+
+
+def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> None:
+    """Set max_steps from the time budget where it is not yet known, and write the recipe as it will be run."""
+    args = recipe.training
+    if args.max_steps < 1 and args.train_minutes is not None:
+        seconds = seconds_per_step(args, make_trainer, model)
+        steps = torch.tensor(max(1, round(args.train_minutes * 60 / seconds)), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.broadcast(steps, src=0)
+        args.max_steps = recipe.resolved["max_steps"] = int(steps)
+        print(f"{seconds:.3f} seconds a step: {args.max_steps} steps in {args.train_minutes:g} minutes")
+    if args.process_index == 0:
+        output_dir = Path(args.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if not (output_dir / RECIPE_FILE).is_file():
+            write_records(recipe, output_dir)
+
+
+def seconds_per_step(args: Any, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> float:
+    """Time optimizer steps on the run's own first pairs, and put every weight back as it was.
+
+    The measurement takes about 2 % of the budget, and at least eight steps, of which the first three do not count.
+    """
+    learning = [tensor for tensor in [*model.parameters(), *model.buffers()] if _may_change(tensor)]
+    before = [tensor.detach().to("cpu", copy=True) for tensor in learning]
+    clock = _StepClock(budget_seconds=0.02 * args.train_minutes * 60)
+    steps = 10_000
+    throwaway = dataclasses.replace(args, max_steps=steps, save_strategy="no", logging_strategy="no", report_to="none")
+    throwaway.disable_tqdm = True
+    trainer = make_trainer(throwaway, steps)
+    trainer.add_callback(clock)
+    print("measuring the step rate …")
+    trainer.train()
+    with torch.no_grad():
+        for tensor, value in zip(learning, before, strict=True):
+            tensor.copy_(value)
+    model.zero_grad()
+    return clock.seconds_per_step()
+
+
+def _may_change(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+
+
+class _StepClock(TrainerCallback):
+    """Stops a training when enough steps are timed."""
+
+    def __init__(self, budget_seconds: float) -> None:
+        self.budget_seconds = budget_seconds
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self.ends.append(time.perf_counter())
+        measured = len(self.ends) - _WARM_UP_STEPS
+        timed = self.ends[-1] - self.ends[min(_WARM_UP_STEPS, len(self.ends)) - 1]
+        control.should_training_stop = measured >= _LEAST_MEASURED_STEPS and timed >= self.budget_seconds
+        return control
+
+    def seconds_per_step(self) -> float:
+        """Return the mean over the steps that count."""
+        counted = self.ends[_WARM_UP_STEPS - 1 :]
+        return (counted[-1] - counted[0]) / (len(counted) - 1)
+
+
+def write_records(recipe: Recipe, folder: Path) -> None:
+    """Write the recipe as it is run, and where the run comes from, into a folder."""
+    facts = provenance(
+        recipe.training.seed,
+        command_line(),
+        recipe=recipe.path.name,
+        bf16=bool(recipe.training.bf16),
+        processes=recipe.training.world_size,
+    )
+    write_atomically(folder / PROVENANCE_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True))
+
+
+def finish(
+    recipe: Recipe, trainer: ContrastiveTrainer, processor: MoonProcessor, tables: list[ProductTables], start: Path
+) -> None:
+    """Save the trained model, evaluate it where the recipe says so, and mark the run as finished."""
+    output_dir = Path(recipe.training.output_dir)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if recipe.training.process_index == 0:
+        save_trained(model, processor, output_dir / "final", start)
+        write_records(recipe, output_dir / "final")
+    if recipe.training.evaluate_after:
+        evaluate(recipe, model, processor, tables, "after")
+    if recipe.training.process_index == 0:
+        write_atomically(output_dir / FINISHED_FILE, json.dumps({"steps": trainer.state.global_step}) + "\n")
+        print(f"the trained model is in {output_dir / 'final'}")
+    trainer.accelerator.wait_for_everyone()
+
+
+def evaluate(
+    recipe: Recipe, model: PreTrainedModel, processor: MoonProcessor, tables: list[ProductTables], when: str
+) -> None:
+    """Evaluate on every data set's evaluation split and write one results file; results that are there are kept."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
