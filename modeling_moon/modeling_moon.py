@@ -232,19 +232,18 @@ class MoonProjection(nn.Linear):
     were trained as Matryoshka prefixes (arXiv 2205.13147) keeps them."""
 
 
-def read_out(
-    hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor, readout: str, is_emb_BT: torch.Tensor | None = None
+def readable_tokens(
+    attention_mask_BT: torch.Tensor, readout: str, is_emb_BT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """One state per row: mean of the attended tokens (MOON §3), the last attended token, or the last `<emb>` token.
+    """The tokens that a vector is read from: every attended one, the last attended one, or the last `<emb>`.
 
     Args:
-        hidden_BTH: last hidden states.
         attention_mask_BT: 1 where a token is attended.
-        readout: "mean", "last" or "emb".
+        readout: "mean" (MOON §3), "last" or "emb".
         is_emb_BT: bool, where the `<emb>` tokens stand; needed by "emb".
 
     Returns:
-        (B, H), the mean in float32, the others in the states' dtype.
+        (B, T) bool, at least one per row.
 
     Raises:
         ValueError: a row without any token to read from, by its index.
@@ -259,11 +258,16 @@ def read_out(
         wanted = "<emb> token" if readout == "emb" else "attended token"
         raise ValueError(f"rows {rows} of the batch have no {wanted} to read a vector from")
     if readout == "mean":
-        weight_BT1 = chosen_BT[:, :, None].float()
-        return (hidden_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
-    positions_T = torch.arange(hidden_BTH.shape[1], device=hidden_BTH.device)
-    last_B = torch.where(chosen_BT, positions_T, -1).amax(dim=1).clamp(min=0)
-    return hidden_BTH[torch.arange(hidden_BTH.shape[0], device=hidden_BTH.device), last_B]
+        return chosen_BT
+    positions_T = torch.arange(chosen_BT.shape[1], device=chosen_BT.device)
+    last_B = torch.where(chosen_BT, positions_T, -1).amax(dim=1)
+    return positions_T == last_B[:, None]
+
+
+def read_out(hidden_BTH: torch.Tensor, readable_BT: torch.Tensor) -> torch.Tensor:
+    """Mean (B, H) in float32 of the states of the readable tokens; of a single one, that token's state."""
+    weight_BT1 = readable_BT[:, :, None].float()
+    return (hidden_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
 
 
 @dataclass
@@ -355,14 +359,9 @@ class MoonModel(MoonPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_input_embeddings(value)
 
-    def embed_states(
-        self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor, input_ids_BT: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed_states(self, hidden_BTH: torch.Tensor, readable_BT: torch.Tensor) -> torch.Tensor:
         """Vectors (B, D) float32 of unit length from the last hidden states (B, T, H)."""
-        is_emb_BT = None
-        if input_ids_BT is not None and self.config.emb_token_id is not None:
-            is_emb_BT = input_ids_BT == self.config.emb_token_id
-        state_BH = read_out(hidden_BTH, attention_mask_BT, self.config.readout, is_emb_BT)
+        state_BH = read_out(hidden_BTH, readable_BT)
         if self.projection is not None:
             state_BH = self.projection(state_BH.to(self.projection.weight.dtype))
         return functional.normalize(state_BH.float(), dim=-1)
@@ -410,6 +409,8 @@ class MoonModel(MoonPreTrainedModel):
             mm_token_type_ids = (input_ids == self.config.image_token_id).long()
         if use_cache is None and output_embeddings:
             use_cache = past_key_values is not None
+        mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
+        readable_BT = self._readable(input_ids, mask_BT, attention_mask) if output_embeddings else None
         routing_trace: list[torch.Tensor] | None = [] if output_router_stats else None
         if self.config.guided_layers:
             kwargs |= {"aspect_ids": aspect_ids, "routing_trace": routing_trace}
@@ -427,19 +428,9 @@ class MoonModel(MoonPreTrainedModel):
             **kwargs,
         )
         hidden_BTH = outputs.last_hidden_state
-        mask_BT = self._token_mask(hidden_BTH, attention_mask)
-        embeddings = None
-        if output_embeddings:
-            if (
-                self.config.readout == "mean"
-                and attention_mask is not None
-                and attention_mask.shape[-1] > hidden_BTH.shape[1]
-            ):
-                raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
-            embeddings = self.embed_states(hidden_BTH, mask_BT, input_ids)
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
-            embeddings=embeddings,
+            embeddings=None if readable_BT is None else self.embed_states(hidden_BTH, readable_BT),
             expert_load=self._expert_load(routing_trace, mask_BT) if routing_trace else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -457,10 +448,19 @@ class MoonModel(MoonPreTrainedModel):
         return aspect_ids_from_markers(input_ids, self.config)
 
     @staticmethod
-    def _token_mask(hidden_BTH: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _token_mask(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The part (B, T) of the attention mask that belongs to the tokens given now."""
         if attention_mask is None or attention_mask.ndim != 2:
-            return torch.ones(hidden_BTH.shape[:2], dtype=torch.long, device=hidden_BTH.device)
-        return attention_mask[:, -hidden_BTH.shape[1] :]
+            return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        return attention_mask[:, -inputs.shape[1] :]
+
+    def _readable(
+        self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.config.readout == "mean" and attention_mask is not None and attention_mask.shape[-1] > mask_BT.shape[1]:
+            raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
+        is_emb_BT = None if input_ids is None else input_ids == self.config.emb_token_id
+        return readable_tokens(mask_BT, self.config.readout, is_emb_BT)
 
     def _expert_load(self, routing_trace: list[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:
         attended_N = mask_BT.reshape(-1).bool()

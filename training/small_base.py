@@ -164,11 +164,12 @@ def _vision_config(sizes: SmallBaseConfig) -> dict[str, Any]:
         "initializer_range": sizes.initializer_range,
     }
     if sizes.backbone == "qwen3_vl":
+        # A feature that is added after the last layer would reach no other token.
         levels = sorted({sizes.vision_depth // 4, sizes.vision_depth // 2})
         config |= {
             "patch_size": 16,
             "num_position_embeddings": 256,
-            "deepstack_visual_indexes": levels[: sizes.num_layers],
+            "deepstack_visual_indexes": levels[: sizes.num_layers - 1],
         }
     else:
         config |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [sizes.vision_depth - 1]}

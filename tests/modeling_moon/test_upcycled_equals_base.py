@@ -27,11 +27,14 @@ def pictures(count):
 
 def batches(processor):
     one, two, three = pictures(3)
-    yield "text", processor(text=["red shoes for women", "a mug"], return_tensors="pt")
-    yield "one image", processor(text=[f"{VISION}red shoes"], images=[one], return_tensors="pt")
-    yield "two images", processor(text=[f"{VISION}{VISION}red shoes"], images=[[one, two]], return_tensors="pt")
+    yield "text", processor(text=["red shoes for women", "a mug"], padding=True, return_tensors="pt")
+    yield "one image", processor(text=[f"{VISION}red shoes"], images=[one], padding=True, return_tensors="pt")
+    yield (
+        "two images",
+        processor(text=[f"{VISION}{VISION}red shoes"], images=[[one, two]], padding=True, return_tensors="pt"),
+    )
     texts = [f"{VISION}{VISION} a bag", "a long text about brown leather tote bags", f"{VISION}shoes"]
-    yield "mixed", processor(text=texts, images=[[one, two], [], [three]], return_tensors="pt")
+    yield "mixed", processor(text=texts, images=[[one, two], [], [three]], padding=True, return_tensors="pt")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -158,7 +161,9 @@ def test_sharded_bf16_base_becomes_the_same_moon_in_shards(tiny_base, tmp_path):
     assert parts.dtype == torch.bfloat16
     expected = whole.state_dict()
     for name, tensor in parts.state_dict().items():
-        if "router" not in name:
+        if "embed_tokens" in name or "lm_head" in name:  # the mean row was rounded from other digits
+            torch.testing.assert_close(tensor, expected[name])
+        elif "router" not in name:
             assert torch.equal(tensor, expected[name]), name
 
 
