@@ -109,6 +109,23 @@ def mean_reciprocal_rank(rank_Q: np.ndarray) -> float:
     return float(np.mean(1.0 / np.asarray(rank_Q, dtype=np.float64)))
 
 
+def chance_recall(positives_Q: np.ndarray, candidates_Q: np.ndarray, k: int) -> float:
+    """Recall at k of a ranking in random order.
+
+    `mean_q 1 - C(n_q - p_q, k) / C(n_q, k)` for p_q right answers among n_q candidates; k / n where each query has one.
+
+    Raises:
+        ValueError: no queries, or k < 1.
+    """
+    if k < 1 or len(positives_Q) == 0:
+        raise ValueError(f"chance at k={k} of {len(positives_Q)} queries; accepted: k of 1 or more, at least one query")
+    positives, candidates = np.asarray(positives_Q, dtype=np.float64), np.asarray(candidates_Q, dtype=np.float64)
+    miss_Q = np.ones(len(positives))
+    for drawn in range(k):
+        miss_Q *= np.clip(candidates - positives - drawn, 0, None) / np.maximum(candidates - drawn, 1)
+    return float(np.mean(1 - miss_Q))
+
+
 def bootstrap_interval(
     values_N: np.ndarray, *, resamples: int = 1000, seed: int = 0, level: float = LEVEL
 ) -> tuple[float, float]:

@@ -88,7 +88,7 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
 class DualTowerOutput(ModelOutput):
     """`embeddings` (B, D) float32, of unit length."""
 
-    embeddings: torch.FloatTensor | None = None
+    embeddings: torch.Tensor | None = None
 
 
 class TowerProjection(nn.Linear):
@@ -114,7 +114,7 @@ class DualTower(PreTrainedModel):
     """
 
     config_class = DualTowerConfig
-    input_modalities = ("image", "text")
+    input_modalities: ClassVar = ["image", "text"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_flash_attn = True
@@ -160,7 +160,7 @@ class DualTower(PreTrainedModel):
             model = cls(config)
         if seed is None:
             model.vlm = AutoModel.from_pretrained(base, config=copy.deepcopy(config.vlm_config))
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        if len(tokenizer) > model.config.vlm_config.text_config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
         return model.eval()
 

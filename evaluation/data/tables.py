@@ -9,14 +9,11 @@ What is wrong with a table is counted and named in a report before anything star
 from __future__ import annotations
 
 import difflib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from evaluation.data.table_files import (
     SUFFIXES,
@@ -34,6 +31,7 @@ from evaluation.data.table_files import (
     parse_texts,
     read_rows,
 )
+from processing_moon.product_moon import ProductError, open_image
 
 __all__ = ["ImageSource", "ProductRow", "ProductTables", "QueryRow", "TableError", "ValidationReport", "load_tables"]
 
@@ -291,7 +289,7 @@ class ProductTables:
         """Check ids, contents and image files.
 
         Args:
-            check_images (`bool`): also open every picture (header and structure, not each pixel). Default False.
+            check_images (`bool`): also open every picture, as the processor would. Default False.
         """
         found = _Found(self.reading_issues)
         _check_products(self.products, found)
@@ -575,11 +573,8 @@ def _check_images(images: Iterable[tuple[str, ImageSource]], found: _Found, open
 
 
 def _why_unreadable(source: ImageSource) -> str | None:
-    if isinstance(source, Image.Image):
-        return None
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.verify()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {error}"
+        open_image(source)
+    except ProductError as error:
+        return error.reason
     return None

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 from evaluation.metrics import (
     bootstrap_interval,
+    chance_recall,
     classification_scores,
     mean_reciprocal_rank,
     paired_difference,
@@ -79,6 +80,16 @@ def test_recall_and_reciprocal_rank_by_hand() -> None:
     scores = retrieval_scores(rank)
     assert scores["R@5"] == 0.5
     assert scores["R@5_interval"][0] <= 0.5 <= scores["R@5_interval"][1]
+
+
+def test_chance_is_k_over_n_for_one_right_answer_and_agrees_with_shuffling_for_several() -> None:
+    assert chance_recall(np.array([1]), np.array([500]), 10) == pytest.approx(10 / 500)
+    assert chance_recall(np.array([1, 3]), np.array([4, 3]), 5) == 1.0
+    rng = np.random.default_rng(0)
+    found = [bool((rng.permutation(30)[:5] < 4).any()) for _ in range(20000)]
+    assert chance_recall(np.array([4]), np.array([30]), 5) == pytest.approx(np.mean(found), abs=0.01)
+    with pytest.raises(ValueError, match="at least one query"):
+        chance_recall(np.zeros(0), np.zeros(0), 1)
 
 
 def test_scores_of_nothing_are_refused() -> None:

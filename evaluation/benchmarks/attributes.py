@@ -1,0 +1,70 @@
+"""Zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999, §4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evaluation.data.tables import ProductRow
+from evaluation.encode import Encoded, VectorCache
+from evaluation.metrics import classification_scores
+
+FORMS = ("mm", "i")
+AVERAGED = ("top1", "top10", "precision", "recall", "f1")
+
+
+def without_attributes(product: ProductRow) -> dict[str, Any]:
+    """The product's record without its attributes, and without its category where that repeats an attribute's value."""
+    values = {value.casefold() for found in product.attributes.values() for value in found}
+    repeats = any(name.casefold() in values for name in product.category)
+    return product.record("mm", without=("attributes", "category") if repeats else ("attributes",))
+
+
+def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """The four metrics of classification for every attribute key, and their mean over keys.
+
+    The candidates of a key are the values that it has anywhere in the gallery, each embedded as a query of task
+    "attribute". Products without the key are skipped; a product with several values is right with any of them. A key
+    with one value only would always be right: it is left out and named. Products are encoded without their attributes,
+    and without a category that repeats one (form "mm"), and from the image alone (form "i").
+
+    Returns: form → "keys" (key → scores), "mean" (over keys), "single_valued" (keys left out); empty without attributes.
+    """
+    keys = sorted({key for product in cache.products for key in product.attributes})
+    results: dict[str, Any] = {}
+    for form in FORMS:
+        gallery = (
+            cache.varied_gallery("mm, no attributes", "mm", without_attributes) if form == "mm" else cache.gallery(form)
+        )
+        scores, single = {}, []
+        for key in keys:
+            values = sorted({value for product in cache.products for value in product.attributes.get(key, ())})
+            if len(values) == 1:
+                single.append(key)
+            elif found := _key(cache, gallery, key, values, (resamples, seed)):
+                scores[key] = found
+        if scores:
+            results[form] = {"keys": scores, "mean": _mean(scores), "single_valued": single}
+    return results
+
+
+def _key(
+    cache: VectorCache, gallery: Encoded, key: str, values: list[str], bootstrap: tuple[int, int]
+) -> dict[str, Any] | None:
+    place = {value: number for number, value in enumerate(values)}
+    rows = [row for row, index in enumerate(gallery.kept) if key in cache.products[index].attributes]
+    if not rows:
+        return None
+    truth = [[place[value] for value in cache.products[gallery.kept[row]].attributes[key]] for row in rows]
+    value_LD = cache.labels(values, "attribute")
+    return classification_scores(gallery.vectors[rows], value_LD, truth, resamples=bootstrap[0], seed=bootstrap[1])
+
+
+def _mean(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each metric's mean over the keys that have it (top-10 is null with ten values or fewer)."""
+    mean: dict[str, Any] = {"keys": len(scores)}
+    for metric in AVERAGED:
+        there = [found[metric] for found in scores.values() if found[metric] is not None]
+        mean[metric] = float(np.mean(there)) if there else None
+    return mean

@@ -1,0 +1,63 @@
+"""Zero-shot classification: the category label text nearest to a product (MOON, arXiv 2508.11999, §4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.data.tables import ProductRow
+from evaluation.encode import Encoded, VectorCache
+from evaluation.metrics import classification_scores
+
+FORMS = ("mm", "i")
+SEPARATOR = " > "
+
+
+def without_category(product: ProductRow) -> dict[str, Any]:
+    """The product's record without its category, and without the attribute values that repeat a name of its path."""
+    names = {name.casefold() for name in product.category}
+    record = product.record("mm", without=("category",))
+    attributes = {
+        key: kept
+        for key, values in product.attributes.items()
+        if (kept := [value for value in values if value.casefold() not in names])
+    }
+    return {name: value for name, value in record.items() if name != "attributes"} | (
+        {"attributes": attributes} if attributes else {}
+    )
+
+
+def evaluate_classification(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Top-1, top-10, macro precision, recall and F1 at each level of the category tree and at each product's deepest.
+
+    A label is a path of names ("Home > Kitchen > Mugs") embedded as a query of task "category", so that two branches may
+    share a name; the labels of a level are all paths of that length in the gallery. Products are encoded without their
+    category and without attributes that repeat it (form "mm"), and from the image alone (form "i").
+
+    Returns: form → "level_1", …, "deepest" → scores; an empty dict where no product has a category.
+    """
+    depth = max((len(product.category) for product in cache.products), default=0)
+    if depth == 0:
+        return {}
+    levels: list[tuple[str, int | None]] = [(f"level_{level}", level) for level in range(1, depth + 1)]
+    results: dict[str, Any] = {}
+    for form in FORMS:
+        gallery = (
+            cache.varied_gallery("mm, no category", "mm", without_category) if form == "mm" else cache.gallery(form)
+        )
+        found = {name: _level(cache, gallery, level, resamples, seed) for name, level in [*levels, ("deepest", None)]}
+        if any(found.values()):
+            results[form] = found
+    return results
+
+
+def _level(cache: VectorCache, gallery: Encoded, level: int | None, resamples: int, seed: int) -> dict[str, Any] | None:
+    paths = [product.category[:level] if level else product.category for product in cache.products]
+    wanted = [path if path and (level is None or len(path) == level) else () for path in paths]
+    labels = sorted({path for path in wanted if path})
+    place = {path: number for number, path in enumerate(labels)}
+    rows = [row for row, index in enumerate(gallery.kept) if wanted[index]]
+    if not rows:
+        return None
+    label_LD = cache.labels([SEPARATOR.join(path) for path in labels], "category")
+    truth = [[place[wanted[gallery.kept[row]]]] for row in rows]
+    return classification_scores(gallery.vectors[rows], label_LD, truth, resamples=resamples, seed=seed)

@@ -1,0 +1,324 @@
+"""Results as tables, and pictures of what a search found.
+
+python -m evaluation.report results/*.json [--compare R@10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from tabulate import tabulate
+
+from evaluation.benchmarks.retrieval import SearchExample
+from processing_moon.product_moon import ProductError, open_image
+
+_ABSENT = "–"
+_DIRECTIONS = {
+    "t2mm": "t→mm",
+    "i2mm": "i→mm",
+    "mm2mm": "mm→mm",
+    "t2i": "t→i",
+    "i2t": "i→t",
+    "i2i": "i→i",
+    "mm2i": "mm→i",
+}
+
+
+def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return _ABSENT
+    around = f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else ""
+    return f"{100 * value:.1f}{around}"
+
+
+def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -> str:
+    """Everything that results hold: retrieval, image-only retrieval, classification, attributes.
+
+    Args:
+        results: results as `evaluation.run` writes them.
+        style (`str`): a format of tabulate. Default "github", which is Markdown.
+
+    Returns: percentages; at R@10 with the 95 % interval in brackets and what chance would give beside it.
+    """
+    retrieval = [row for result in results for row in _retrieval_rows(result)]
+    labels = [row for result in results for row in _label_rows(result)]
+    head = ["model", "benchmark"]
+    parts = []
+    if retrieval:
+        columns = [*head, "direction", "R@1", "R@5", "R@10", "chance R@10", "queries", "gallery"]
+        parts.append(_table(retrieval, columns, style))
+    if labels:
+        columns = [*head, "task", "input", "top-1", "top-10", "precision", "recall", "F1", "items"]
+        parts.append(_table(labels, columns, style))
+    return "\n\n".join(parts) if parts else "no scores"
+
+
+def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) -> str:
+    align = ["left"] * 3 + ["right"] * (len(columns) - 3)
+    return tabulate(rows, headers=columns, tablefmt=style, disable_numparse=True, colalign=align[: len(columns)])
+
+
+def _short(model: str) -> str:
+    return Path(model).name or model
+
+
+def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
+    own = result.get("scores", {})
+    groups = [(name, scores, "") for name, scores in own.items()]
+    groups += [
+        (name, scores, ", image only") for name, scores in result.get("image_only", {}).items() if name not in own
+    ]
+    rows = []
+    for name, scores, note in groups:
+        label = _DIRECTIONS.get(name, name) + note
+        if scores is None:
+            cells = [_ABSENT] * 6
+        else:
+            label += ", own parts" if scores.get("source") == "products" else ""
+            recalls = [_percent(scores.get(f"R@{k}")) for k in (1, 5)]
+            last = _percent(scores.get("R@10"), scores.get("R@10_interval"))
+            sizes = [str(scores.get("queries", _ABSENT)), str(scores.get("gallery", _ABSENT))]
+            cells = [*recalls, last, _percent(scores.get("R@10_chance")), *sizes]
+        rows.append([_short(result["model"]), result["benchmark"], label, *cells])
+    return rows
+
+
+def _label_rows(result: dict[str, Any]) -> list[list[str]]:
+    found = []
+    for form, levels in result.get("classification", {}).items():
+        last = max((name for name in levels if name != "deepest"), default="")
+        for name, scores in levels.items():
+            if name != "deepest" or scores != levels.get(last):  # where all paths are as long, it says nothing new
+                found.append((f"category, {name.replace('_', ' ')}", form, scores))
+    for form, attributes in result.get("attributes", {}).items():
+        found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, attributes["mean"]))
+    return [
+        [_short(result["model"]), result["benchmark"], task, form]
+        + [_percent(scores[metric]) for metric in ("top1", "top10", "precision", "recall", "f1")]
+        + [str(scores.get("items", _ABSENT))]
+        for task, form, scores in found
+        if scores
+    ]
+
+
+def comparison_table(
+    results: Sequence[dict[str, Any]],
+    *,
+    names: Sequence[str] | None = None,
+    metric: str = "R@10",
+    style: str = "github",
+) -> str:
+    """One row a benchmark and direction, one column a model: before and after, ours and a baseline.
+
+    Args:
+        results: results as `evaluation.run` writes them.
+        names (`Sequence[str]` or `None`): the columns' names, one a result. Default: the models' names.
+        metric (`str`): "R@1", "R@5", "R@10" or "MRR". Default "R@10".
+        style (`str`): a format of tabulate.
+
+    Raises:
+        ValueError: another metric, or names that do not match the results.
+    """
+    if metric not in ("R@1", "R@5", "R@10", "MRR"):
+        raise ValueError(f"metric={metric!r}; accepted: R@1, R@5, R@10, MRR")
+    names = [_short(result["model"]) for result in results] if names is None else list(names)
+    if len(names) != len(results):
+        raise ValueError(f"{len(names)} names for {len(results)} results; accepted: one name a result")
+    columns = list(dict.fromkeys(names))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    chance: dict[tuple[str, str], str] = {}
+    for name, result in zip(names, results, strict=True):
+        for direction, scores in result["scores"].items():
+            place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
+            value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
+            cells.setdefault(place, {})[name] = value
+            chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
+    rows = [[*place, *(found.get(name, _ABSENT) for name in columns), chance[place]] for place, found in cells.items()]
+    return _table(rows, ["benchmark", f"{metric}, %", *columns, "chance"], style)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The contact sheet
+# ---------------------------------------------------------------------------------------------------------------------
+_TILE, _GAP, _MARGIN, _CAPTION, _QUERY_WIDTH, _HEAD = 148, 14, 26, 46, 232, 64
+_INK, _FAINT, _GROUND, _CARD = (32, 36, 44), (120, 126, 138), (244, 245, 248), (255, 255, 255)
+_RIGHT, _WRONG, _LINE = (34, 160, 84), (201, 205, 213), (226, 229, 235)
+
+
+def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title: str = "Search results") -> Path:
+    """Draw queries with the products that were found for them; right ones are framed in green and ticked.
+
+    Args:
+        examples: from `evaluation.benchmarks.retrieval.search_examples`.
+        path: where the PNG is written; its folder is made.
+        title (`str`): the sheet's heading.
+
+    Raises:
+        ValueError: no examples.
+    """
+    if not examples:
+        raise ValueError("a contact sheet of 0 queries; accepted: at least one")
+    columns = max(1, max(len(example.found) for example in examples))
+    row_height = _TILE + _CAPTION + _GAP
+    width = 2 * _MARGIN + _QUERY_WIDTH + columns * (_TILE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, _HEAD + len(examples) * row_height + _MARGIN), _GROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, 20), title, fill=_INK, font=_font(22))
+    hits = sum(any(right for _, _, right in example.found) for example in examples)
+    note = f"a right product among the first {columns}: {hits} of {len(examples)} queries"
+    draw.text((width - _MARGIN, 26), note, fill=_FAINT, font=_font(13), anchor="ra")
+    for number, example in enumerate(examples):
+        top = _HEAD + number * row_height
+        _draw_query(sheet, draw, example, (_MARGIN, top))
+        for column, (product, score, right) in enumerate(example.found):
+            left = _MARGIN + _QUERY_WIDTH + 2 * _GAP + column * (_TILE + _GAP)
+            picture = product.images[0] if product.images else None
+            _draw_tile(sheet, draw, picture, (left, top, _TILE), frame=_RIGHT if right else _WRONG)
+            if right:
+                _draw_tick(draw, left + _TILE - 15, top + 15)
+            lines = _wrap(draw, product.title or product.product_id, _font(12), _TILE, 2)
+            draw.multiline_text((left, top + _TILE + 5), "\n".join(lines), fill=_INK, font=_font(12), spacing=2)
+            _draw_pill(draw, f"{score:.2f}", (left + 8, top + _TILE - 25))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, "PNG", optimize=True)
+    return path
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, example: SearchExample, corner: tuple[int, int]) -> None:
+    query, (left, top) = example.query, corner
+    draw.rounded_rectangle((left, top, left + _QUERY_WIDTH, top + _TILE), radius=10, fill=_CARD, outline=_LINE)
+    record = query.record()
+    text_width, text_left = _QUERY_WIDTH - 24, left + 12
+    if "image" in record:
+        picture_left = left if "text" in record else left + (_QUERY_WIDTH - _TILE) // 2
+        _draw_tile(sheet, draw, record["image"], (picture_left, top, _TILE), frame=None)
+        text_left, text_width = left + _TILE + 8, _QUERY_WIDTH - _TILE - 14
+    if "text" in record:
+        font = _font(12 if "image" in record else 16)
+        lines = _wrap(draw, record["text"], font, text_width, 6)
+        draw.multiline_text(
+            (text_left, top + _TILE / 2), "\n".join(lines), fill=_INK, font=font, spacing=4, anchor="lm"
+        )
+    label = {"text": "text query", "image": "photo query", "both": "photo and text"}[query.type]
+    draw.text((left + 2, top + _TILE + 6), label, fill=_FAINT, font=_font(12))
+
+
+def _draw_tile(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    source: Any,
+    place: tuple[int, int, int],
+    *,
+    frame: tuple[int, int, int],
+) -> None:
+    left, top, side = place
+    draw.rounded_rectangle((left, top, left + side, top + side), radius=10, fill=_CARD)
+    inner = side - 10
+    try:
+        picture = open_image(source) if source is not None else None
+        note = "no image"
+    except ProductError:
+        picture, note = None, "unreadable"
+    if picture is None:
+        draw.text((left + side / 2, top + side / 2), note, fill=_FAINT, font=_font(12), anchor="mm")
+    else:
+        picture.thumbnail((inner, inner), Image.Resampling.LANCZOS)
+        if max(picture.size) < inner:
+            scale = inner / max(picture.size)
+            size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+    if frame is not None:
+        width = 4 if frame == _RIGHT else 2
+        draw.rounded_rectangle((left, top, left + side, top + side), radius=10, outline=frame, width=width)
+
+
+def _draw_pill(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int]) -> None:
+    font, (left, top) = _font(11), corner
+    right = left + draw.textlength(text, font=font) + 10
+    draw.rounded_rectangle((left, top, right, top + 17), radius=8, fill=_CARD, outline=_LINE)
+    draw.text(((left + right) / 2, top + 8.5), text, fill=_INK, font=font, anchor="mm")
+
+
+def _draw_tick(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    draw.ellipse((x - 11, y - 11, x + 11, y + 11), fill=_RIGHT, outline=_CARD, width=2)
+    draw.line([(x - 5, y), (x - 1, y + 4), (x + 5, y - 4)], fill=_CARD, width=3, joint="curve")
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float, most: int) -> list[str]:
+    """Lines no wider than `width`; what does not fit in `most` lines ends in an ellipsis. Long words are broken."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        while draw.textlength(word, font=font) > width:
+            head = next(
+                size
+                for size in range(len(word), 0, -1)
+                if size == 1 or draw.textlength(word[:size], font=font) <= width
+            )
+            lines, line, word = [*lines, *([line] if line else []), word[:head]], "", word[head:]
+        joined = f"{line} {word}".strip()
+        if draw.textlength(joined, font=font) <= width:
+            line = joined
+        else:
+            lines, line = [*lines, line], word
+    lines = [*lines, line] if line else lines
+    if len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    while last and draw.textlength(f"{last}…", font=font) > width:
+        last = last[:-1]
+    return [*lines[: most - 1], f"{last}…"]
+
+
+def read_results(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """(name, result) pairs of a results file: one, or one each under "before" and "after".
+
+    Raises:
+        ValueError: a file without "scores".
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = [(part, content[part]) for part in ("before", "after") if part in content] or [("", content)]
+    pairs = []
+    for part, result in found:
+        if "scores" not in result:
+            raise ValueError(f"{path}: no 'scores'; accepted: a file that evaluation.run wrote")
+        result = {"model": content.get("model", Path(path).stem), "benchmark": content.get("benchmark", "")} | result
+        name = f"{_short(result['model'])} {part}".strip()
+        pairs.append((name, result | {"model": name}))
+    return pairs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of results files."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.report", description="Results files as Markdown tables."
+    )
+    parser.add_argument("files", nargs="+", help="results files of evaluation.run")
+    parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@1, R@5, R@10 or MRR")
+    chosen = parser.parse_args(arguments)
+    try:
+        pairs = [pair for file in chosen.files for pair in read_results(file)]
+        names, results = [name for name, _ in pairs], [result for _, result in pairs]
+        print(
+            comparison_table(results, names=names, metric=chosen.compare) if chosen.compare else results_table(results)
+        )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

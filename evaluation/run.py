@@ -1,0 +1,240 @@
+"""Evaluate a checkpoint: retrieval, classification and attribute prediction on one or several data sets.
+
+python -m evaluation.run --model DIR --benchmark catalogue|PATH [PATH …] [--output results.json] [--sheet sheet.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.benchmarks.attributes import evaluate_attributes
+from evaluation.benchmarks.classification import evaluate_classification
+from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.encode import VectorCache, config_digest, load_for_evaluation
+from evaluation.provenance import provenance
+from evaluation.report import contact_sheet, results_table
+
+BENCHMARKS = ("retrieval", "classification", "attributes")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate.
+
+    Args:
+        split (`str` or `None`): which split; `None` for all rows. Default "test".
+        only (`tuple[str, ...]`): which of retrieval, classification, attributes. Default: all three.
+        limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
+        batch_size (`int`): records a batch. Default 32.
+        core_crop (`bool` or `None`): whether the core crop is added where a box is known; `None`: as the processor is set.
+        seed (`int`): of the limit, the bootstrap and the sheet's queries. Default 0.
+        resamples (`int`): of the bootstrap. Default 1000.
+        sheet (`str`, `Path` or `None`): where to draw queries with their top five.
+        progress (`bool`): progress bars for longer work. Default True.
+
+    Raises:
+        ValueError: an unknown benchmark, or a number below 1.
+    """
+
+    split: str | None = "test"
+    only: tuple[str, ...] = BENCHMARKS
+    limit: int | None = None
+    batch_size: int = 32
+    core_crop: bool | None = None
+    seed: int = 0
+    resamples: int = 1000
+    sheet: str | Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.only if name not in BENCHMARKS]
+        if unknown or not self.only:
+            raise ValueError(f"only={', '.join(self.only)!r}; accepted: {', '.join(BENCHMARKS)}")
+        for name in ("limit", "batch_size", "resamples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; accepted: 1 or more")
+
+
+def evaluate_model(
+    model: Any,
+    processor: Any,
+    tables: ProductTables,
+    *,
+    model_name: str = "model",
+    options: EvaluationOptions | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model on tables.
+
+    Args:
+        model, processor: from `evaluation.encode.load_for_evaluation`, or any model whose output has `.embeddings`.
+        tables: from `evaluation.data.tables.load_tables`, all splits or one.
+        model_name (`str`): what the results call the model.
+        options: EvaluationOptions. Default: its defaults.
+
+    Returns: the content of a results file: model, benchmark, scores, image_only, absent, classification, attributes,
+    skipped, provenance.
+
+    Raises:
+        TableError: no such split, or nothing in the gallery.
+    """
+    options = options or EvaluationOptions()
+    chosen = tables.select(options.split)
+    chosen = _limited(chosen, options.limit, options.seed) if options.limit else chosen
+    if not chosen.products:
+        raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
+    started = time.monotonic()
+    bootstrap = {"resamples": options.resamples, "seed": options.seed}
+    results: dict[str, Any] = {
+        "model": model_name,
+        "benchmark": tables.name,
+        "scores": {},
+        "image_only": {},
+        "absent": {},
+    }
+    with _core_crop(processor, options.core_crop):
+        cache = VectorCache(
+            model, processor, chosen.products, chosen.queries, batch_size=options.batch_size, progress=options.progress
+        )
+        if "retrieval" in options.only:
+            results |= evaluate_retrieval(cache, **bootstrap)
+        if "classification" in options.only:
+            results["classification"] = evaluate_classification(cache, **bootstrap)
+        if "attributes" in options.only:
+            results["attributes"] = evaluate_attributes(cache, **bootstrap)
+        if options.sheet is not None:
+            _draw_sheet(cache, options, f"{Path(model_name).name} on {tables.name}")
+        core_crop = getattr(processor, "core_crop", None)
+    results["skipped"] = cache.skipped()
+    results["provenance"] = provenance(
+        options.seed,
+        split=options.split,
+        limit=options.limit,
+        core_crop=core_crop,
+        products=len(chosen.products),
+        queries=len(chosen.queries),
+        config_digest=config_digest(model),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        device=str(next(model.parameters()).device.type),
+        bootstrap_resamples=options.resamples,
+        issues={issue.kind: issue.count for issue in tables.report.issues},
+        seconds=round(time.monotonic() - started, 2),
+    )
+    return results
+
+
+def _limited(tables: ProductTables, limit: int, seed: int) -> ProductTables:
+    count = len(tables.products)
+    kept = sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
+    products = [tables.products[index] for index in kept]
+    ids = {row.product_id for row in products}
+    return replace(
+        tables, products=products, queries=[row for row in tables.queries if ids.intersection(row.positives)]
+    )
+
+
+@contextmanager
+def _core_crop(processor: Any, wanted: bool | None) -> Iterator[None]:
+    before = getattr(processor, "core_crop", None)
+    if wanted is not None:
+        processor.core_crop = wanted
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            processor.core_crop = before
+
+
+def _draw_sheet(cache: VectorCache, options: EvaluationOptions, title: str) -> None:
+    examples = search_examples(cache, seed=options.seed)
+    if not examples:
+        print(f"no sheet drawn: no query has a right answer in the gallery ({title})", file=sys.stderr)
+    elif options.sheet is not None:
+        contact_sheet(examples, options.sheet, title=title)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.run", description="Evaluate a checkpoint on product data."
+    )
+    parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
+    parser.add_argument(
+        "--benchmark", required=True, nargs="+", help="catalogue, or a folder or products file in the two-table format"
+    )
+    parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
+    parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
+    parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join(BENCHMARKS)}")
+    parser.add_argument("--limit", type=int, help="evaluate on this many products")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
+    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
+    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
+    parser.add_argument("--seed", type=int, default=0, help="of the catalogue, limit, bootstrap and sheet")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate from the command line; returns the exit status, 2 for what the user can put right."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _run(chosen)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    options = EvaluationOptions(
+        split=chosen.split,
+        only=tuple(name for name in chosen.only.split(",") if name),
+        limit=chosen.limit,
+        batch_size=chosen.batch_size,
+        core_crop=chosen.core_crop,
+        seed=chosen.seed,
+    )
+    several = len(chosen.benchmark) > 1
+    all_tables = [_load(source, chosen) for source in chosen.benchmark]
+    model, processor = load_for_evaluation(chosen.model, device=chosen.device)
+    results = []
+    for tables in all_tables:
+        sheet = chosen.sheet
+        if sheet is not None and several:
+            sheet = sheet.with_name(f"{sheet.stem}-{tables.name}{sheet.suffix}")
+        found = evaluate_model(model, processor, tables, model_name=chosen.model, options=replace(options, sheet=sheet))
+        results.append(found)
+        if chosen.output is not None:
+            path = chosen.output / f"{tables.name}.json" if several else chosen.output
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        for reason in (f"{direction}: {why}" for direction, why in found["absent"].items()):
+            print(f"{tables.name}, no score for {reason}", file=sys.stderr)
+        if found["skipped"]:
+            print(f"{tables.name}: {len(found['skipped'])} records skipped, listed in the results", file=sys.stderr)
+    print(results_table(results))
+    return 0
+
+
+def _load(source: str, chosen: argparse.Namespace) -> ProductTables:
+    catalogue = {"products": chosen.catalogue_products} if source == "catalogue" else {}
+    tables = load_tables(source, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
+    print(tables.report, file=sys.stderr)
+    tables.report.raise_if_fatal()
+    tables.select(chosen.split)  # a wrong split is refused before the model is loaded
+    return tables
+
+
+if __name__ == "__main__":
+    sys.exit(main())
