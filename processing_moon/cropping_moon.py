@@ -155,7 +155,7 @@ def _connected_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     first = np.searchsorted(row_of, np.arange(height + 1))
     for row in range(1, height):
-        above, below = first[row - 1], first[row]
+        above, below = int(first[row - 1]), int(first[row])
         while above < first[row] and below < first[row + 1]:
             if start[above] < end[below] and start[below] < end[above]:
                 parent[root(int(below))] = root(int(above))

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,6 +32,7 @@ from .product_moon import (
     ProductText,
     clamp_box,
     control_token_pattern,
+    is_product,
     open_image,
     plain_text,
     product_text,
@@ -143,6 +144,7 @@ class _Options:
     def __post_init__(self) -> None:
         _one_of("form", self.form, FORMS)
         _one_of("on_error", self.on_error, ("raise", "skip"))
+        _one_of("core_crop", self.core_crop, (True, False))
         _one_of("padding", self.padding, (True, False, "longest", "max_length", "do_not_pad"))
         _one_of("padding_side", self.padding_side, (None, "left", "right"))
         _one_of("return_tensors", self.return_tensors, (None, "pt", "np"))
@@ -169,6 +171,7 @@ class _Row:
 
     index: int
     record: Any
+    is_product: bool
     item: Item = field(default_factory=lambda: Item("", ProductText(), []))
     images: list[Image.Image] = field(default_factory=list)
     prompt: tuple[str, str] = ("", "")
@@ -265,11 +268,13 @@ class MoonProcessor(ProcessorMixin):
         return cls(image_processor, tokenizer, **settings)
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, path: Any, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
         # The PIL backend always: pixels must not depend on whether torchvision is installed.
         subfolder = kwargs.pop("subfolder", "")
-        image_processor = AutoImageProcessor.from_pretrained(path, subfolder=subfolder, backend="pil", **kwargs)
-        return [image_processor, AutoTokenizer.from_pretrained(path, subfolder=subfolder, **kwargs)]
+        where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder, **kwargs}
+        return [AutoImageProcessor.from_pretrained(backend="pil", **where), AutoTokenizer.from_pretrained(**where)]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -286,9 +291,10 @@ class MoonProcessor(ProcessorMixin):
         *,
         products: Any = None,
         queries: Any = None,
+        records: Any = None,
         **options: Any,
     ) -> MoonBatch:
-        """Process products, or queries, or plain text and images.
+        """Process products, or queries, or a mixture of both, or plain text and images.
 
         Args:
             images: with `text`: pictures as `open_image` takes them; one, a list, or a list of lists per text.
@@ -297,8 +303,9 @@ class MoonProcessor(ProcessorMixin):
                 of the same index.
             products: product records (or one), see `read_product`.
             queries: query records (or one), see `read_query`.
+            records: products and queries mixed: a record with a field that only products have is a product.
             **options: for products and queries
-                form ("mm", "t" or "i"; products only): text and images, or one of them. Default "mm".
+                form ("mm", "t" or "i"; of products only): text and images, or one of them. Default "mm".
                 task: which instruction. Default "product" or "query".
                 instruction: another one, for this call.
                 on_error ("raise" or "skip"): "skip" leaves bad items out and lists them in `.skipped`.
@@ -321,17 +328,25 @@ class MoonProcessor(ProcessorMixin):
             ValueError: an option out of range; an unknown task.
             TypeError: none or several kinds of input, or an unknown option (with the nearest known one).
         """
-        given = [name for name, value in (("products", products), ("queries", queries)) if value is not None]
+        kinds = {"products": products, "queries": queries, "records": records}
+        given = [name for name, value in kinds.items() if value is not None]
         plain = text is not None or images is not None
         if len(given) + plain != 1:
-            raise TypeError("MoonProcessor takes one of: products=, queries=, or text= and images=")
+            raise TypeError("MoonProcessor takes one of: products=, queries=, records=, or text= and images=")
         if plain:
             return self._process_plain(images, text, options)
-        records = products if products is not None else queries
+        records = kinds[given[0]]
+        if isinstance(records, str) or not isinstance(records, Iterable):
+            raise TypeError(
+                f"{given[0]}: found {type(records).__name__}; accepted: a record (a dict) or a list of records"
+            )
         records = [records] if isinstance(records, Mapping) else list(records)
         if not records:
             raise ValueError(f"{given[0]} is empty; accepted: at least one record")
-        return self._process_records(records, given[0] == "products", self._read_options(options))
+        if queries is not None and "form" in options:
+            raise TypeError("MoonProcessor: form= belongs to products=")
+        are_products = [is_product(record) if given[0] == "records" else given[0] == "products" for record in records]
+        return self._process_records(records, are_products, self._read_options(options))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Products and queries
@@ -359,23 +374,26 @@ class MoonProcessor(ProcessorMixin):
         settings = {name: getattr(self, name) for name in ("core_crop", "max_tokens", "max_image_tokens")}
         return _Options(**{**settings, **options}, limits=ImageLimits(**limits))
 
-    def _process_records(self, records: Sequence[Any], products: bool, options: _Options) -> MoonBatch:
-        instruction = self._instruction("product" if products else "query", options)
+    def _process_records(self, records: Sequence[Any], are_products: list[bool], options: _Options) -> MoonBatch:
+        instructions = {
+            kind: self._instruction("product" if kind else "query", options) for kind in sorted(set(are_products))
+        }
         skipped: list[Skipped] = []
-        rows = [_Row(index, record) for index, record in enumerate(records)]
+        rows = [_Row(index, *pair) for index, pair in enumerate(zip(records, are_products, strict=True))]
 
         def read(row: _Row) -> None:
-            row.item = (
-                read_product(row.record, row.index, options.form) if products else read_query(row.record, row.index)
-            )
+            if row.is_product:
+                row.item = read_product(row.record, row.index, options.form)
+            else:
+                row.item = read_query(row.record, row.index)
             self._open_images(row, options)
 
         rows = _survivors(rows, read, options, skipped)
         if options.detector is not None:
             _detect_boxes(rows, options.detector)
             rows = _survivors(rows, lambda row: self._crop_and_resize(row, options), options, skipped)
-        self._tokenize_rows(rows, instruction)
-        rows = _survivors(rows, lambda row: self._keep_budget(row, options, products), options, skipped)
+        self._tokenize_rows(rows, instructions)
+        rows = _survivors(rows, lambda row: self._keep_budget(row, options), options, skipped)
         skipped.sort(key=lambda one: one.index)
         shortened = [one for row in rows for one in row.shortened]
         return MoonBatch(
@@ -503,9 +521,9 @@ class MoonProcessor(ProcessorMixin):
             verbose=False,
         )["input_ids"]
 
-    def _tokenize_rows(self, rows: list[_Row], instruction: str) -> None:
+    def _tokenize_rows(self, rows: list[_Row], instructions: dict[bool, str]) -> None:
         for row in rows:
-            row.prompt = self._scaffold(len(row.images), bool(row.item.text), instruction)
+            row.prompt = self._scaffold(len(row.images), bool(row.item.text), instructions[row.is_product])
         for row, ids in zip(rows, self._encode([self._write(row) for row in rows]), strict=True):
             row.ids = self._expand(ids, row.images)
 
@@ -515,7 +533,7 @@ class MoonProcessor(ProcessorMixin):
         counts[row == self.image_token_id] = [image.width * image.height // self._factor**2 for image in images]
         return np.repeat(row, counts)
 
-    def _keep_budget(self, row: _Row, options: _Options, products: bool) -> None:
+    def _keep_budget(self, row: _Row, options: _Options) -> None:
         """Shorten the text of an item that is over the budget: description, attributes, title, category, in this order."""
         if len(row.ids) <= options.max_tokens:
             return
@@ -528,11 +546,13 @@ class MoonProcessor(ProcessorMixin):
             )
             raise ProductError(row.item.name, "max_tokens", reason)
         for part in _SHORTENED_FIRST_TO_LAST:
+            if len(row.ids) <= options.max_tokens:
+                break
             before = self._count(row, part)
             while len(row.ids) > options.max_tokens and getattr(row.item.text, part):
                 self._cut(row, part, len(row.ids) - options.max_tokens)
             if (after := self._count(row, part)) < before:
-                name = part if products else "text"
+                name = part if row.is_product else "text"
                 row.shortened.append(Shortened(row.index, name, before, after))
         if not row.item.text and not row.images:
             reason = f"max_tokens={options.max_tokens} leaves no room for text beside the {fixed} of instruction and template"
@@ -592,10 +612,8 @@ class MoonProcessor(ProcessorMixin):
         """
         settings = self.image_processor
         patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
-        table = np.repeat(np.arange(256)[None], 3, axis=0)
-        if settings.do_rescale:
-            table = table.astype(np.float64) * settings.rescale_factor
-        table = table.astype(np.float32)
+        values_of_bytes = np.arange(256, dtype=np.float64) * (settings.rescale_factor if settings.do_rescale else 1.0)
+        table = np.repeat(values_of_bytes.astype(np.float32)[None], 3, axis=0)
         if settings.do_normalize:
             mean, std = (
                 np.asarray(one, dtype=np.float32)[:, None] for one in (settings.image_mean, settings.image_std)
@@ -748,7 +766,7 @@ def _open_nested(images: Any, limits: ImageLimits) -> list[list[Image.Image]] | 
     if images is None:
         return None
     outer = list(images) if isinstance(images, list | tuple) else [images]
-    opened = []
+    opened: list[list[Image.Image]] = []
     for index, entry in enumerate(outer):
         group = list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry]
         opened.append([])

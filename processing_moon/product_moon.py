@@ -230,6 +230,11 @@ def _as_record(kind: str, index: int, record: Any, fields: Sequence[str]) -> tup
     return name, record
 
 
+def is_product(record: Any) -> bool:
+    """Whether a record has a field that only products have, so that it must be read as one."""
+    return isinstance(record, Mapping) and bool(set(record) & set(PRODUCT_FIELDS) - set(QUERY_FIELDS))
+
+
 def read_product(record: Any, index: int, form: str = "mm") -> Item:
     """Read one product record.
 
