@@ -166,8 +166,8 @@ def _connected_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     roots = np.array([root(run) for run in range(len(start))], dtype=np.int64)
     _, region = np.unique(roots, return_inverse=True)
     labels = np.zeros((height, width), dtype=np.int64)
-    for run, (row, left, right) in enumerate(zip(row_of, start, end, strict=True)):
-        labels[row, left:right] = region[run] + 1
+    for line, left, right, label in zip(row_of, start, end, region + 1, strict=True):
+        labels[line, left:right] = label
     return labels, np.bincount(labels.ravel())[1:]
 
 
