@@ -293,7 +293,7 @@ def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
     if rng.random() < 0.85:
         stated["colour"] = a["colour"]
         before.append(rng.choice(COLOUR_WORDS.get(a["colour"], (a["colour"],))))
-    details = rng.sample(sorted(kind.details), rng.choice((1, 1, 2)))
+    details = rng.sample(sorted(kind.details), rng.choice((1, 1, 2)) if stated else 2)
     for key in details:
         stated[key] = a[key]
         if key == "pattern" and rng.random() < 0.7:
@@ -423,8 +423,10 @@ def write_catalogue(folder: str | Path, **options: Any) -> Path:
     Returns:
         the folder.
     """
-    from datasets import Dataset, Features, List, Value
+    import pyarrow
+    from datasets import Features, List, Value
     from datasets import Image as Picture
+    from pyarrow import parquet
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -453,7 +455,8 @@ def write_catalogue(folder: str | Path, **options: Any) -> Path:
         ("queries", query_rows, query_features),
         ("query_images", pictures, {"image_id": text, "image": Picture()}),
     ):
-        Dataset.from_list(rows, features=Features(features)).to_parquet(folder / f"{name}.parquet")
+        schema = Features(features).arrow_schema
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
     return folder
 
 
@@ -461,12 +464,12 @@ def contact_sheet(path: str | Path, *, seed: int = 0) -> Path:
     """Draws the catalogue at a glance: every type, photos with boxes, near-twins, queries. About 1,200 pixels wide.
 
     Args:
-        path: of the PNG to write.
+        path: of the picture to write, .png or (a third of the size) .jpg.
         seed: of the catalogue shown.
     """
     from evaluation.data.catalogue_sheet import draw_sheet
 
-    draw_sheet(seed).save(path, optimize=True)
+    draw_sheet(seed).save(path, optimize=True, quality=88)
     return Path(path)
 
 
@@ -493,7 +496,7 @@ def main() -> None:
     parser.add_argument("--products", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="pixels")
-    parser.add_argument("--sheet", type=Path, help="PNG to draw the contact sheet to")
+    parser.add_argument("--sheet", type=Path, help="picture to draw the contact sheet to (.png or .jpg)")
     parser.add_argument("--rate", action="store_true", help="print pictures per second")
     arguments = parser.parse_args()
     if not (arguments.output or arguments.sheet or arguments.rate):

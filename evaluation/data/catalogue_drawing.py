@@ -52,22 +52,31 @@ def second_tone(colour: Rgb) -> Rgb:
     return lighter(colour, 0.62) if luminance(colour) < 165 else darker(colour, 0.42)
 
 
-@lru_cache(maxsize=2)
-def _spline_basis() -> np.ndarray:
-    t = np.arange(_SPLINE_STEPS) / _SPLINE_STEPS
-    return 0.5 * np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -(t**2) + t**3], 1)
+_STEPS = np.linspace(0, 1, _SPLINE_STEPS, endpoint=False)[None, :, None]
+_HERMITE = tuple(
+    np.polynomial.polynomial.polyval(_STEPS, c) for c in ((1, 0, -3, 2), (0, 1, -2, 1), (0, 0, 3, -2), (0, 0, -1, 1))
+)
 
 
 def smooth(points: Sequence[Point], *, closed: bool = True) -> list[Point]:
-    """A Catmull-Rom curve through `points`; a point given twice is a sharp corner."""
+    """A centripetal Catmull-Rom curve (Yuksel et al. 2011) through `points`; a point given twice is a sharp corner."""
     array = np.asarray(points, dtype=np.float64)
     if not closed:
         array = np.concatenate([array[:1], array, array[-1:]])
     n = len(array)
     index = (np.arange(n)[:, None] + np.arange(-1, 3)) % n if closed else np.arange(n - 3)[:, None] + np.arange(4)
-    corners = array[index]
-    corners = corners[np.any(corners[:, 1] != corners[:, 2], axis=1)]  # a point given twice spans no curve
-    curve = (_spline_basis() @ corners).reshape(-1, 2)
+    chords = np.diff(array[index], axis=1)
+    kept = np.any(chords[:, 1] != 0, axis=1)  # a point given twice spans no curve
+    corners, chords = array[index][kept], chords[kept]
+    span = np.maximum((chords**2).sum(2) ** 0.25, 1e-9)[..., None]
+    rate = chords / span
+    bend = (chords[:, :-1] + chords[:, 1:]) / (span[:, :-1] + span[:, 1:])
+    tangents = (rate[:, :-1] + rate[:, 1:] - bend) * span[:, 1:2]
+    straight = span[:, (0, 2)] < 1e-6  # at a corner the curve leaves along its chord
+    tangents = np.where(straight, chords[:, 1:2], tangents)
+    start, leave, end, arrive = _HERMITE
+    curve = start * corners[:, 1:2] + leave * tangents[:, :1] + end * corners[:, 2:3] + arrive * tangents[:, 1:]
+    curve = curve.reshape(-1, 2)
     if not closed:
         curve = np.concatenate([curve, array[-1:]])
     return [tuple(p) for p in curve.tolist()]
@@ -343,7 +352,7 @@ def ground(rng: random.Random, size: int) -> Image.Image:
     picture = Image.fromarray((level * tint).clip(0, 255).astype(np.uint8), "RGB")
     if rng.random() < 0.5:  # a floor that meets a wall
         horizon = rng.randint(size // 5, size // 2)
-        wall = tuple(rng.randint(120, 225) for _ in range(3))
+        wall = (rng.randint(120, 225), rng.randint(120, 225), rng.randint(120, 225))
         picture.paste(mix(wall, (200, 196, 190), 0.5), (0, 0, size, horizon))
         picture.paste(darker(mix(wall, (200, 196, 190), 0.5), 0.3), (0, horizon, size, horizon + max(1, size // 50)))
     return picture
@@ -403,8 +412,8 @@ def street_photo(
         x1, y1 exclusive), and the product's own mask ("L", 255 where it is).
     """
     picture = ground(rng, size)
-    scale = rng.uniform(0.5, 0.78)
-    free = 0.5 * (1 - 1.2 * scale)
+    scale = rng.uniform(0.48, 0.73)
+    free = 0.5 * (1 - 1.3 * scale)
     centre = (0.5 + rng.uniform(-free, free), 0.5 + rng.uniform(-free, free))
     large = pose(sprite, rng, size * SUPERSAMPLING, scale, centre, turn=24)
     product = large.reduce(SUPERSAMPLING)

@@ -34,7 +34,7 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "beige": ("beige", "sand"),
     "white": ("white", "snow white"),
 }
-DETAIL_COLOURS = ("white", "black", "red", "yellow", "blue", "green", "orange")
+DETAIL_COLOURS = ("white", "black", "red", "yellow", "blue", "green", "orange", "pink")
 LOGOS = ("star", "heart", "circle", "triangle", "bolt", "moon", "diamond", "cross")
 PATTERNS = ("plain", "striped", "dotted", "checked", "zigzag")
 PATTERN_WORDS: dict[str, tuple[str, ...]] = {
@@ -140,7 +140,7 @@ PRODUCT_TYPES: tuple[ProductType, ...] = (
         ("boots", "booties"),
         ("ankle", "knee-high"),
         ("side zip", "buckle strap"),
-        {"stitching": _TINT, "sole": _TINT},
+        {"stitching": _TINT, "sole": _TINT, "trim": _TINT},
         ("leather", "suede", "rubber"),
         _SHOES,
         ("casual", "classic", "biker", "vintage"),
@@ -154,7 +154,7 @@ PRODUCT_TYPES: tuple[ProductType, ...] = (
         ("heels", "high heels", "pumps"),
         ("stiletto", "block-heel"),
         ("ankle strap", "bow"),
-        {"sole": _TINT, "pattern": PATTERNS},
+        {"sole": _TINT, "trim": _TINT, "pattern": PATTERNS},
         ("patent leather", "suede", "satin"),
         _SHOES[:4],
         ("elegant", "classic", "glamorous"),
@@ -272,6 +272,19 @@ PRODUCT_TYPES: tuple[ProductType, ...] = (
         _PEOPLE,
         ("summer", "training", "holiday"),
         place="front",
+    ),
+    ProductType(
+        "Umbrellas",
+        ("Fashion", "Accessories"),
+        ("umbrella", "brolly", "rain umbrella"),
+        ("dome", "wide"),
+        ("crook handle", "straight handle"),
+        {"handle": _TINT, "trim": _TINT, "pattern": PATTERNS},
+        ("nylon", "cotton", "plastic"),
+        ("90 cm", "100 cm", "120 cm"),
+        ("classic", "vintage", "minimalist"),
+        _PEOPLE,
+        ("autumn", "spring", "travel"),
     ),
     ProductType(
         "Mugs",
@@ -409,6 +422,20 @@ PRODUCT_TYPES: tuple[ProductType, ...] = (
         place="top corner",
     ),
     ProductType(
+        "Controllers",
+        ("Electronics", "Gaming"),
+        ("game controller", "gamepad", "joypad"),
+        ("compact", "full-size"),
+        ("one stick", "two sticks"),
+        {"stick": _TINT, "keys": _TINT, "logo": LOGOS},
+        ("plastic", "rubber", "aluminium"),
+        ("10 h battery", "20 h battery", "2 m cable"),
+        ("retro", "minimalist", "modern"),
+        ("gamers", "kids"),
+        ("party", "travel", "birthday"),
+        place="middle",
+    ),
+    ProductType(
         "Watches",
         ("Electronics", "Wearables"),
         ("watch", "wristwatch", "wrist watch"),
@@ -453,6 +480,8 @@ _DETAIL_PHRASES: dict[str, tuple[str, ...]] = {
     "piping": ("with {v} piping", "edged in {v}"),
     "ear pads": ("with {v} ear pads", "with {v} padding"),
     "headband stripe": ("with a {v} stripe on the band", "with a {v} stripe on top"),
+    "stick": ("with a {v} stick", "{v} on the stick"),
+    "keys": ("with {v} keys", "with {v} buttons"),
     "knobs": ("with {n} knob{s}", "with {n} knob{s} to turn"),
     "cone": ("with a {v} cone", "with {v} inside the driver"),
     "dial": ("with a {v} dial", "with a {v} face"),
@@ -499,14 +528,18 @@ FAMILY_SIZE = 6
 
 
 def _distance(first: str, second: str) -> float:
-    return sum((a - b) ** 2 for a, b in zip(COLOURS[first], COLOURS[second], strict=True)) ** 0.5
+    """How far apart two colours look: green counts most, blue least; 0..440."""
+    squares = ((a - b) ** 2 for a, b in zip(COLOURS[first], COLOURS[second], strict=True))
+    return (sum(w * d for w, d in zip((0.92, 1.85, 0.23), squares, strict=True))) ** 0.5
 
 
-def _visible(values: tuple[str, ...], colours: list[str]) -> list[str]:
+def _visible(values: tuple[str, ...], colours: list[str], least: float = 95.0) -> list[str]:
     """The values that can be told from every one of `colours`; values that are no colours all can."""
-    return [v for v in values if v not in COLOURS or all(_distance(v, c) > 105 for c in colours)]
+    return [v for v in values if v not in COLOURS or all(_distance(v, c) > least for c in colours)]
 
 
+_THIN = {"stitching", "second hand", "headband stripe", "trim"}
+"""Details drawn as thin lines, which need more contrast."""
 _TOUCHING = {"dial": "second hand", "second hand": "dial"}
 """Details drawn on each other: their colours must differ too."""
 
@@ -514,14 +547,15 @@ _TOUCHING = {"dial": "second hand", "second hand": "dial"}
 def _choices(key: str, values: tuple[str, ...], chosen: dict[str, str], colours: list[str]) -> list[str]:
     """The values of detail `key` that are visible on the bodies' colours and beside what was `chosen` for its neighbour."""
     beside = [chosen[_TOUCHING[key]]] if _TOUCHING.get(key) in chosen else []
-    return _visible(values, colours + beside)
+    clear = _visible(values, colours + beside, 126.0) if key in _THIN else []
+    return clear if len(clear) > 1 else _visible(values, colours + beside)
 
 
 def _three_colours(rng: random.Random) -> list[str]:
-    """Colours of a family: such that at least four detail colours stand out on all of them."""
+    """Colours of a family: such that three detail colours stand out on all of them, two of them even as thin lines."""
     while True:
         colours = rng.sample(sorted(COLOURS), 3)
-        if len(_visible(DETAIL_COLOURS, colours)) >= 4:
+        if len(_visible(DETAIL_COLOURS, colours)) >= 3 and len(_visible(DETAIL_COLOURS, colours, 126.0)) >= 2:
             return colours
 
 

@@ -19,7 +19,6 @@ from evaluation.data.catalogue_drawing import SUPERSAMPLING, Pen, Point, contras
 from evaluation.data.catalogue_products import FAMILY_SIZE, GLOSS, TYPE_BY_NAME, WEAVE, Design, Rgb, sample_family
 
 Draw = Callable[[Pen, Design], None]
-WOOD: Rgb = (178, 128, 82)
 STEEL: Rgb = (188, 192, 200)
 DARK: Rgb = (52, 50, 58)
 
@@ -35,7 +34,7 @@ def draw_sprite(design: Design, size: int) -> Image.Image:
 
 @lru_cache(maxsize=512)
 def draw_distractor(name: str, variant: int, size: int) -> Image.Image:
-    """One of the other objects that stand about in photos: RGBA (size, size), of type `name`, the same in every catalogue."""
+    """One of the other objects that stand about in photos, of type `name`, the same in every catalogue: RGBA (size, size)."""
     rng = random.Random(f"distractor/{name}/{variant}")
     design = sample_family(TYPE_BY_NAME[name], rng)[rng.randrange(FAMILY_SIZE)]
     return draw_sprite(design, size).reduce(SUPERSAMPLING)
@@ -105,37 +104,20 @@ def boots(pen: Pen, d: Design) -> None:
         d.body,
         form="round",
     )
-    pen.area(
-        [
-            (18, top), (18, top), (wide, top), (wide, top), (wide, top + 6), (wide, top + 6), (18, top + 6),
-            (18, top + 6),
-        ],
-        darker(d.body, 0.25),
-        curved=False,
-    )
+    pen.area([(18, top), (wide, top), (wide, top + 6), (18, top + 6)], d.detail_rgb("trim"), curved=False)
     if _is(d, "style elements", "side zip"):
-        pen.line([(31, top + 9), (31, 68)], STEEL, 1.6)
+        pen.line([(31, top + 9), (31, 68)], darker(d.body, 0.6), 3.4)
+        pen.line([(31, top + 9), (31, 68)], STEEL, 1.2)
         pen.oval(31, top + 11, 1.8, 2.4, (230, 214, 140), edge=DARK)
     else:
-        pen.area(
-            [(17.5, 55), (17.5, 55), (50, 53), (50, 53), (51, 59), (51, 59), (17.5, 61), (17.5, 61)],
-            darker(d.body, 0.45),
-            curved=False,
-        )
+        pen.area([(17.5, 55), (50, 53), (51, 59), (17.5, 61)], darker(d.body, 0.45), curved=False)
         pen.oval(38, 57, 4.2, 4.2, (232, 206, 110), edge=DARK)
         pen.oval(38, 57, 2.0, 2.0, darker(d.body, 0.45))
     stitching = d.detail_rgb("stitching")
     pen.stitch([(20, 74), (50, 75), (86, 75)], stitching, 1.5)
     pen.stitch([(56, 58), (57, 66), (54, 74)], stitching, 1.5)
     sole = d.detail_rgb("sole")
-    pen.area(
-        [
-            (16, 77), (16, 77), (90, 77), (90, 77), (90, 82), (88, 85), (40, 84), (38, 84), (37, 91), (37, 91),
-            (16, 91), (16, 91),
-        ],
-        sole,
-        curved=False,
-    )
+    pen.area([(16, 77), (90, 77), (90, 82), (88, 85), (40, 84), (38, 84), (37, 91), (16, 91)], sole, curved=False)
     for x in range(45, 88, 7):
         pen.line([(x, 82), (x, 85)], darker(sole, 0.4), 1.2)
 
@@ -166,7 +148,7 @@ def heels(pen: Pen, d: Design) -> None:
         d.body,
         pattern=_pattern(d),
     )
-    pen.line([(16, 37), (24, 51), (42, dip + 1), (56, dip + 5), (67, 69)], darker(d.body, 0.5), 1.2)
+    pen.line([(16, 37), (24, 51), (42, dip + 1), (56, dip + 5), (67, 69)], d.detail_rgb("trim"), 2.0)
     if _is(d, "style elements", "bow"):
         tone = lighter(d.body, 0.35)
         for side in (-1, 1):
@@ -188,7 +170,9 @@ def backpacks(pen: Pen, d: Design) -> None:
         pen.line(points, dark, 5.0)
     w = d.vary(0, 28, 33)
     pen.area(
-        mirror([(50, 10), (50 + w * 0.7, 13), (50 + w, 30), (51 + w, 70), (49 + w, 90), (50 + w * 0.6, 93), (50, 93)]),
+        mirror([
+            (50, 10), (50 + w * 0.7, 13), (50 + w, 30), (51 + w, 70), (49 + w, 90), (50 + w * 0.6, 93), (50, 93),
+        ]),
         d.body,
         form="round",
     )
@@ -198,7 +182,7 @@ def backpacks(pen: Pen, d: Design) -> None:
                 mirror([(50, y - 4), (48 + w * 0.9, y - 4), (51 + w * 0.9, y), (48 + w * 0.9, y + 4), (50, y + 4)]),
                 d.body,
             )
-        pen.area([(46, 9), (46, 9), (54, 9), (54, 9), (54, 38), (54, 38), (46, 38), (46, 38)], dark, curved=False)
+        pen.area([(46, 9), (54, 9), (54, 38), (46, 38)], dark, curved=False)
         pen.oval(50, 35, 3, 2, STEEL, edge=DARK)
         pen.line([(50 - w * 0.8, 42), (50, 40.5), (50 + w * 0.8, 42)], d.detail_rgb("zip"), 2.2)
     else:
@@ -216,7 +200,9 @@ def backpacks(pen: Pen, d: Design) -> None:
             mirror([(x, 50), (x + half, 51), (x + half, 84), (x + half * 0.8, 87), (x, 87)], x), lighter(d.body, 0.12)
         )
         pen.stitch([(x - half + 2, 55), (x + half - 2, 55)], stitching, 1.4)
-        pen.stitch([(x - half + 2, 56), (x - half + 2.5, 83), (x + half - 2.5, 83), (x + half - 2, 56)], stitching, 1.4)
+        pen.stitch([
+            (x - half + 2, 56), (x - half + 2.5, 83), (x + half - 2.5, 83), (x + half - 2, 56),
+        ], stitching, 1.4)
     pen.logo(d.attributes["logo"], pockets[-1][0], 70, 7.0 if len(pockets) == 1 else 6.0, contrast(d.body))
 
 
@@ -225,7 +211,10 @@ def tote_bags(pen: Pen, d: Design) -> None:
     rise = 6.0 if _is(d, "category modifier", "long-handled") else 20.0
     for shift, tone in ((3.0, darker(d.body, 0.5)), (0.0, darker(d.body, 0.3))):
         pen.line(
-            [(33 + shift, 40), (34 + shift, rise + 10), (50 + shift, rise), (64 + shift, rise + 10), (65 + shift, 40)],
+            [
+                (33 + shift, 40), (34 + shift, rise + 10), (50 + shift, rise), (64 + shift, rise + 10),
+                (65 + shift, 40),
+            ],
             tone,
             3.4,
         )
@@ -291,13 +280,13 @@ def shirts(pen: Pen, d: Design) -> None:
     long_sleeves, half, trim = _is(d, "category modifier", "long-sleeved"), d.vary(0, 22, 27), d.detail_rgb("trim")
     _torso(pen, d, long_sleeves=long_sleeves, half=half, hem=d.vary(1, 84, 92))
     _cuffs(pen, trim, long_sleeves=long_sleeves, half=half)
-    pen.area([(46, 20), (46, 20), (54, 20), (54, 20), (54, 88), (54, 88), (46, 88), (46, 88)], d.body, curved=False)
+    pen.area([(46, 20), (54, 20), (54, 88), (46, 88)], d.body, curved=False)
     for s in (1, -1):
         collar: list[Point] = [(50, 19), (50 + s * 9, 9), (50 + s * 14, 15), (50 + s * 9, 27)]
         pen.area([p for point in collar for p in (point, point)], lighter(d.body, 0.25), curved=False)
         pen.line([(50, 19), (50 + s * 9, 27), (50 + s * 14, 15)], trim, 1.5, curved=False)
     if _is(d, "style elements", "chest pocket"):
-        pen.area([(58, 36), (58, 36), (70, 36), (70, 36), (70, 47), (64, 51), (58, 47)], d.body, curved=False)
+        pen.area([(58, 36), (70, 36), (70, 47), (64, 51), (58, 47)], d.body, curved=False)
         pen.line([(58, 38), (70, 38)], trim, 1.5)
     count = int(d.attributes["buttons"])
     for k in range(count):
@@ -323,15 +312,17 @@ def dresses(pen: Pen, d: Design) -> None:
     pen.area(mirror(skirt), d.body, pattern=pattern)
     for x in (-0.45, 0.0, 0.45):
         pen.line([(50 + 14 * x, 48), (50 + flare * x * 1.3, hem)], darker(d.body, 0.25), 0.8)
-    top: list[Point] = [(50, 20), (57, 17), (59, 8), (59, 8), (64, 8), (64, 8), (66, 22), (62, 44), (62, 44), (50, 45)]
+    top: list[Point] = [
+        (50, 20), (57, 17), (59, 8), (59, 8), (64, 8), (64, 8), (66, 22), (62, 44), (62, 44), (50, 45),
+    ]
     pen.area(mirror(top), d.body, pattern=pattern)
+    if pattern != "plain":
+        pen.area(mirror([(50, 20), (54, 19), (54, 42), (50, 42)]), d.body, curved=False, edge=False)
     count = int(d.attributes["buttons"])
     for k in range(count):
         pen.oval(50, 24 + 14 * k / (count - 1), 1.9, 1.9, contrast(d.body), edge=DARK)
     belt = d.detail_rgb("belt")
-    pen.area(
-        [(37, 42), (37, 42), (63, 42), (63, 42), (63, 47.5), (63, 47.5), (37, 47.5), (37, 47.5)], belt, curved=False
-    )
+    pen.area([(37, 42), (63, 42), (63, 47.5), (37, 47.5)], belt, curved=False)
     pen.oval(50, 44.8, 2.6, 2.4, (236, 212, 120), edge=DARK)
 
 
@@ -346,7 +337,7 @@ def trousers(pen: Pen, d: Design) -> None:
             (50, 12), (50, 12), (50 + s * 21, 12), (50 + s * 21, 12), (50 + s * 25, 34), (50 + s * out, 94),
             (50 + s * out, 94), (50 + s * gap, 94), (50 + s * gap, 94), (50, 40), (50, 40),
         ]
-        pen.area(leg, d.body, form="flat" if s > 0 else "round")
+        pen.area(leg, d.body, form="round")
         pen.stitch([(50 + s * 20, 36), (50 + s * (out - 3), 91)], stitching, 1.4)
         pen.stitch([(50 + s * 8, 19), (50 + s * 11, 27), (50 + s * 22, 29)], stitching, 1.4)
         if _is(d, "style elements", "turned-up hem"):
@@ -413,6 +404,33 @@ def caps(pen: Pen, d: Design) -> None:
     pen.logo(d.attributes["logo"], 54, 47, 7.2, contrast(d.body))
 
 
+def umbrellas(pen: Pen, d: Design) -> None:
+    """Open, from the side."""
+    wide = _is(d, "category modifier", "wide")
+    half, rise = (46.0, 16.0) if wide else (37.0, 8.0)
+    hem, trim, handle = 52.0 + d.vary(0, -3, 3), d.detail_rgb("trim"), d.detail_rgb("handle")
+    pen.line([(50, 6), (50, 82)], DARK, 1.8)
+    if _is(d, "style elements", "crook handle"):
+        grip: list[Point] = [(50, 68), (50, 86), (54, 93), (61, 93), (64, 86)]
+    else:
+        grip = [(50, 68), (50, 82), (50, 95)]
+    pen.line(grip, darker(handle, 0.5), 6.0)
+    pen.line(grip, handle, 4.4)
+    scallops: list[Point] = [(50 + half, hem), (50 + half, hem)]
+    for k in range(5):
+        left = half - (k + 1) * 2 * half / 5
+        scallops += [(50 + left + half / 5, hem - 5), (50 + left, hem), (50 + left, hem)]
+    dome: list[Point] = [(50 - half * 0.86, rise + 20), (50 - half * 0.45, rise + 4), (50, rise)]
+    outline = [*scallops, *dome, *((100 - x, y) for x, y in dome[-2::-1])]
+    pen.area(outline, d.body, pattern=_pattern(d), form="ball")
+    for rib in (-0.6, -0.2, 0.2, 0.6):
+        pen.line([(50, rise), (50 + rib * half * 0.8, rise + 18), (50 + rib * half, hem)], darker(d.body, 0.4), 0.9)
+    for k in range(5):
+        left = 50 - half + k * 2 * half / 5
+        pen.line([(left, hem - 0.5), (left + half / 5, hem - 5.5), (left + 2 * half / 5, hem - 0.5)], trim, 2.6)
+    pen.line([(50, rise), (50, rise - 5)], DARK, 2.4)
+
+
 # ----------------------------------------------------------------------------------------------------- kitchen
 
 
@@ -449,11 +467,11 @@ def teapots(pen: Pen, d: Design) -> None:
     pen.line([(24, top + 10), (8, top + 8), (5, 62), (14, 78), (26, 76)], d.body, 4.6)
     if _is(d, "style elements", "curved spout"):
         spout: list[Point] = [
-            (66, 78), (66, 78), (80, 70), (82, 54), (88, 42), (96, 40), (96, 40), (91, 52), (90, 70), (74, 88),
-            (66, 88),
+            (60, 78), (60, 78), (80, 70), (82, 54), (88, 42), (96, 40), (96, 40), (91, 52), (90, 70), (72, 87),
+            (60, 86),
         ]
     else:
-        spout = [(64, 76), (64, 76), (92, 38), (92, 38), (98, 42), (98, 42), (72, 88), (72, 88)]
+        spout = [(58, 74), (58, 74), (92, 38), (92, 38), (98, 42), (98, 42), (66, 86), (66, 86)]
     pen.area(spout, d.body, form="round")
     outline: list[Point] = [
         (46, top), (56, top), (46 + half, 58), (46 + half - 1, 74), (62, 90), (60, 92), (60, 92), (46, 92),
@@ -627,6 +645,11 @@ def vases(pen: Pen, d: Design) -> None:
     ]
     pen.area(mirror(outline), d.body, pattern=_pattern(d), form="ball")
     count = int(d.attributes["bands"])
+    if _pattern(d) != "plain":
+        reach = count * 4.25 + 1.5
+        pen.area(mirror([
+            (50, low - reach), (49 + belly, low - reach), (49 + belly, low + reach), (50, low + reach + 2),
+        ]), d.body, form="ball", edge=False)
     for k in range(count):
         y = low + (k - (count - 1) / 2) * 8.5
         half = belly * (1 - ((y - low) / 48) ** 2) - 0.6
@@ -688,6 +711,7 @@ def headphones(pen: Pen, d: Design) -> None:
         x = 50 + s * 27
         pen.area(
             [
+
                 (x - s * 6, 64 - 19 * large), (x + s * 5, 64 - 17 * large), (x + s * 7, 64), (x + s * 5, 64 + 17 * large),
                 (x - s * 6, 64 + 19 * large), (x - s * 8, 64),
             ],
@@ -737,6 +761,32 @@ def speakers(pen: Pen, d: Design) -> None:
     pen.logo(d.attributes["logo"], left + 9.5, 40 if portable else 15, 5.4, contrast(d.body))
 
 
+def controllers(pen: Pen, d: Design) -> None:
+    """From above."""
+    full = _is(d, "category modifier", "full-size")
+    half, grip = (43.0, 84.0) if full else (38.0, 73.0)
+    stick, keys = d.detail_rgb("stick"), d.detail_rgb("keys")
+    for s in (1, -1):
+        pen.area([(50 + s * 18, 26), (50 + s * 33, 25), (50 + s * 35, 33), (50 + s * 18, 33)], darker(d.body, 0.5))
+    pen.area(
+        mirror([
+            (50, 31), (50 + half * 0.5, 28), (50 + half * 0.9, 36), (51 + half, 58), (50 + half, grip),
+            (50 + half * 0.82, grip + 3), (50 + half * 0.55, 69), (50, 66),
+        ]),
+        d.body,
+        form="ball",
+    )
+    cross, spread = 50 - half * 0.6, 5.6
+    for dx, dy in ((3.0, 7.6), (7.6, 3.0)):
+        pen.flat([(cross - dx, 46 - dy), (cross + dx, 46 - dy), (cross + dx, 46 + dy), (cross - dx, 46 + dy)], contrast(d.body))
+    for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0)):
+        pen.oval(50 + half * 0.6 + dx * spread, 46 + dy * spread, 3.2, 3.2, keys, edge=darker(keys, 0.6))
+    for x in (36.0, 64.0) if _is(d, "style elements", "two sticks") else (36.0,):
+        pen.oval(x, 60, 6.6, 6.2, darker(d.body, 0.6), edge=DARK)
+        pen.oval(x, 59, 4.8, 4.4, stick, edge=darker(stick, 0.6))
+    pen.logo(d.attributes["logo"], 50, 45, d.vary(0, 5.4, 6.2), contrast(d.body))
+
+
 def watches(pen: Pen, d: Design) -> None:
     """From the front, the strap open above and below."""
     stitching, dial = d.detail_rgb("stitching"), d.detail_rgb("dial")
@@ -783,6 +833,7 @@ SHAPES: dict[str, Draw] = {
     "Trousers": trousers,
     "Hoodies": hoodies,
     "Caps": caps,
+    "Umbrellas": umbrellas,
     "Mugs": mugs,
     "Teapots": teapots,
     "Pans": pans,
@@ -793,5 +844,6 @@ SHAPES: dict[str, Draw] = {
     "Cushions": cushions,
     "Headphones": headphones,
     "Speakers": speakers,
+    "Controllers": controllers,
     "Watches": watches,
 }
