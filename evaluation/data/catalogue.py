@@ -94,7 +94,7 @@ def make_catalogue(
     items = make_items(products, seed=seed, splits=splits)
     catalogue = _Relations(items)
     product_rows, query_rows = [], []
-    for item in tqdm(items, desc="catalogue", unit="product", disable=not progress, leave=False):
+    for item in tqdm(items, desc="catalogue", unit="product", disable=not progress, delay=2.0, leave=False):
         sprite = draw_sprite(item.design, image_size)
         product_rows.append(_product_row(item, sprite, seed, image_size))
         photographer = _Photographer(item, sprite, seed, image_size)
@@ -227,21 +227,24 @@ def _product_row(item: Item, sprite: Image.Image, seed: int, size: int) -> dict[
 # --------------------------------------------------------------------------------------------------------- texts
 
 
+_OWNERS = {"women": "women's", "men": "men's", "kids": "kids'"}
+
+
 def write_title(item: Item, seed: int) -> str:
     """A title as shops write them: brand, some adjectives, the noun, perhaps a detail; never everything."""
     rng = random.Random(f"title/{seed}/{item.group}")
     a, kind = item.attributes, item.design.kind
     people = a.get("target demographic", "")
     words = [a["brand"]]
-    if people and rng.random() < 0.5:
-        words.append({"women": "women's", "men": "men's", "kids": "kids'"}.get(people, people))
+    if people in _OWNERS and rng.random() < 0.5:
+        words.append(_OWNERS[people])
     adjectives = [a["fashion style"], a["category modifier"], a["material"], a["colour"]]
     keep = sorted(rng.sample(range(4), rng.choice((1, 2, 2, 3))))
     words += [adjectives[k] for k in keep]
     words.append(kind.nouns[0])
     ending, extra = "", rng.random()
     if extra < 0.35:
-        key = rng.choice(sorted(kind.details))
+        key = rng.choice([key for key in sorted(kind.details) if a[key] != "plain"])
         words += ["with", *_listed(key, a[key]).split()]
     elif extra < 0.6:
         ending = ", " + a["size/specification"]
@@ -304,6 +307,8 @@ def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
     if aside in a:
         stated[aside] = a[aside]
         _say_aside(rng, aside, a[aside], before, after)
+    if len(after) > 1 and after[0].startswith("with") and after[1].startswith("with ") and rng.random() < 0.6:
+        after[1] = after[1].replace("with", "and", 1)
     words = " ".join([*before, rng.choice(kind.nouns), *after])
     opener = rng.choice(_OPENERS)
     if opener in ("got any ", "any ") and not kind.plural:
@@ -313,7 +318,7 @@ def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
 
 def _with_articles(text: str) -> str:
     """ "a" before a vowel becomes "an"."""
-    return re.sub(r"\ba (?=[aeio])", "an ", text)
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _say_aside(rng: random.Random, key: str, value: str, before: list[str], after: list[str]) -> None:
