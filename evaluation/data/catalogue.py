@@ -307,7 +307,7 @@ def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
     if aside in a:
         stated[aside] = a[aside]
         _say_aside(rng, aside, a[aside], before, after)
-    if len(after) > 1 and after[0].startswith("with") and after[1].startswith("with ") and rng.random() < 0.6:
+    if len(after) > 1 and after[0].startswith("with ") and after[1].startswith("with ") and rng.random() < 0.6:
         after[1] = after[1].replace("with", "and", 1)
     words = " ".join([*before, rng.choice(kind.nouns), *after])
     opener = rng.choice(_OPENERS)
