@@ -15,8 +15,8 @@ class MoonTransformer(InputModule):
 
     An input is a string (always text, never a path), a picture (PIL image or array of 3 dimensions), a query
     {"text", "image", "core_box", "id"} or a product {"title", "description", "images", "category", "attributes",
-    "core_box", "id"}. A prompt of sentence-transformers is the instruction of the system message; without one, a product
-    gets the product instruction and everything else the query instruction.
+    "core_box", "id"}; a chat message of a user is read as a query. A prompt of sentence-transformers is the instruction
+    of the system message; without one, a product gets the product instruction and everything else the query instruction.
 
     Args:
         model: a `MoonModel`.
@@ -43,7 +43,8 @@ class MoonTransformer(InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        return ["text", "image", ("image", "text")]
+        # "message" lets inputs of several kinds share a batch.
+        return ["text", "image", ("image", "text"), "message"]
 
     @property
     def max_seq_length(self) -> int:
@@ -74,8 +75,10 @@ class MoonTransformer(InputModule):
     def _record(item: Any) -> Any:
         if isinstance(item, str):
             return {"text": item}
-        if isinstance(item, dict):
+        if isinstance(item, dict) and not {"role", "content"} <= set(item):
             return item
+        if isinstance(item, dict | list):
+            return _record_of_messages(item if isinstance(item, list) else [item])
         return {"image": item}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -111,3 +114,19 @@ class MoonTransformer(InputModule):
         model = AutoModel.from_pretrained(model_name_or_path, **hub, **(model_kwargs or {}))
         processor = AutoProcessor.from_pretrained(model_name_or_path, **hub, **(processor_kwargs or {}))
         return cls(model, processor)
+
+
+def _record_of_messages(messages: list[Any]) -> dict[str, Any]:
+    """The query that one user message holds."""
+    if len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
+        raise ValueError(
+            "a chat is read as a query: accepted is one message of role 'user'; pass an instruction as prompt="
+        )
+    content = messages[0].get("content")
+    record: dict[str, Any] = {}
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
+        kind = part.get("type")
+        if kind not in ("text", "image") or kind in record:
+            raise ValueError(f"a user message has a part of type {kind!r}; accepted: one 'text' and one 'image'")
+        record[kind] = part[kind]
+    return record

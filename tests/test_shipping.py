@@ -1,0 +1,182 @@
+"""A checkpoint is sufficient by itself: loaded where our packages cannot be imported, without network, it gives the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Runs in the isolated process; the same text runs here for the expected values.
+COMPUTE = """
+import numpy as np
+import torch
+from PIL import Image
+
+IMAGE = Image.fromarray((np.arange(96 * 64 * 3).reshape(96, 64, 3) % 251).astype("uint8"))
+PRODUCTS = [
+    {"title": "red running shoes", "category": ["Fashion", "Shoes"], "attributes": {"colour": "red"}, "images": [IMAGE, IMAGE]},
+    {"title": "brown bag", "images": IMAGE, "core_box": [8, 8, 50, 80]},
+    {"title": "a mug"},
+]
+MIXED = ["red shoes", IMAGE, {"text": "same in blue", "image": IMAGE}, *PRODUCTS, {"text": "a mug"}, np.asarray(IMAGE)]
+
+
+def compute(model, writer, processor, encoder):
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    with torch.no_grad():
+        vectors = model(**batch).embeddings
+    prompt = processor(
+        text=["<|vision_start|><|image_pad|><|vision_end|>colour:", "a mug"],
+        images=[[IMAGE], []],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    found = {f"batch_{name}": value for name, value in batch.items()}
+    found["embeddings"] = vectors
+    found["generated"] = writer.generate(**prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    found["mixed"] = encoder.encode(MIXED, batch_size=3)
+    found["query"] = encoder.encode_query(["red shoes"])
+    found["document"] = encoder.encode_document(PRODUCTS)
+    return {name: np.asarray(value) for name, value in found.items()}
+"""
+
+ISOLATED = (
+    '''
+import sys
+
+class Blocker:
+    """Refuses our packages, installed or not."""
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"modeling_moon", "processing_moon", "training", "evaluation"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import modeling_moon
+    raise SystemExit("our package can be imported")
+except ModuleNotFoundError:
+    pass
+'''
+    + COMPUTE
+    + """
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+folder, out, again = sys.argv[1:]
+for source, target in ((folder, out + "-1.npz"), (again, out + "-2.npz"), (again + "-st", out + "-3.npz")):
+    model = AutoModel.from_pretrained(source, trust_remote_code=True).eval()
+    writer = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    encoder = SentenceTransformer(source, trust_remote_code=True)
+    np.savez(target, **compute(model, writer, processor, encoder))
+    if source == folder:
+        writer.save_pretrained(again)
+        processor.save_pretrained(again)
+        import shutil
+        for name in ("modules.json", "config_sentence_transformers.json", "sentence_transformer_moon.py"):
+            shutil.copy(f"{folder}/{name}", f"{again}/{name}")
+        encoder.save_pretrained(again + "-st")
+"""
+)
+
+namespace: dict = {}
+exec(compile(COMPUTE, "compute", "exec"), namespace)
+
+
+@pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
+def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(tiny_moon, tmp_path, backbone):
+    folder = tiny_moon(backbone)
+    script = tmp_path / "isolated.py"
+    script.write_text(ISOLATED)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(script), str(folder), str(tmp_path / "found"), str(tmp_path / "again")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    expected = namespace["compute"](
+        AutoModel.from_pretrained(folder).eval(),
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+        AutoProcessor.from_pretrained(folder),
+        SentenceTransformer(str(folder)),
+    )
+    assert len(expected) >= 10
+    for number in (1, 2, 3):
+        found = np.load(tmp_path / f"found-{number}.npz")
+        assert set(found.files) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=f"{name}, load {number}")
+
+
+def test_sentence_transformers_vectors_equal_the_model_and_do_not_depend_on_the_batch(tiny_moon):
+    folder = str(tiny_moon("qwen3_vl"))
+    encoder = SentenceTransformer(folder)
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    mixed = namespace["MIXED"]
+    vectors = encoder.encode(mixed, batch_size=8)
+    np.testing.assert_allclose(np.stack([encoder.encode(item) for item in mixed]), vectors, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        products = model(**processor(products=namespace["PRODUCTS"], return_tensors="pt")).embeddings
+        query = model(**processor(queries=[{"text": "red shoes"}], return_tensors="pt")).embeddings
+    np.testing.assert_allclose(vectors[3:6], products, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(vectors[0], query[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_document(mixed[3:6]), products, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_query("red shoes"), query[0], rtol=1e-5, atol=1e-5)
+    assert np.abs(encoder.encode_document("red shoes") - encoder.encode_query("red shoes")).max() > 1e-5
+
+
+def test_sentence_transformers_options_work(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")), truncate_dim=16)
+    texts = ["red shoes", "a blue mug", "brown bag"]
+    assert encoder.encode(texts).shape == (3, 16)
+    assert SentenceTransformer(str(tiny_moon("qwen3_vl"))).get_embedding_dimension() == 32
+    assert encoder.encode(texts, precision="int8").dtype == np.int8
+    assert encoder.encode(texts, precision="binary").shape == (3, 2)
+    similarity = encoder.similarity(encoder.encode(texts), encoder.encode(texts))
+    torch.testing.assert_close(similarity.diagonal(), torch.ones(3))
+
+
+def test_a_pool_of_processes_gives_the_same_vectors(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    items = [
+        {"title": f"mug {number}", "images": Image.new("RGB", (64, 64), (number * 20, 80, 120))} for number in range(6)
+    ]
+    pool = encoder.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        vectors = encoder.encode(items, pool=pool, chunk_size=2)
+    finally:
+        encoder.stop_multi_process_pool(pool)
+    np.testing.assert_allclose(vectors, encoder.encode(items), rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_that_is_no_record_is_refused_by_name(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    with pytest.raises(ValueError, match="titel"):
+        encoder.encode([{"titel": "red shoes"}])
+    with pytest.raises(ValueError, match="image"):
+        encoder.encode([{"image": b"not a picture"}])
+    with pytest.raises(ValueError, match="one message of role 'user'"):
+        encoder.encode([[{"role": "system", "content": "hello"}, {"role": "user", "content": "red shoes"}]])
+
+
+def test_a_user_message_is_a_query(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    image = namespace["IMAGE"]
+    message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "in blue"}]}
+    expected = encoder.encode([{"text": "in blue", "image": image}, "red shoes"])
+    found = encoder.encode([[message], [{"role": "user", "content": "red shoes"}]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
