@@ -256,6 +256,7 @@ def _renumbered(encoded: Encoded, rows: Sequence[int]) -> Encoded:
 
 
 def config_digest(model: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of the model's configuration."""
-    text = json.dumps(json.loads(model.config.to_json_string(use_diff=False)), sort_keys=True)
+    """The first 16 hex digits of the SHA-256 of the model's configuration, wherever it was loaded from."""
+    settings = json.loads(model.config.to_json_string(use_diff=False))
+    text = json.dumps({name: settings[name] for name in settings if name != "_name_or_path"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
@@ -92,9 +92,9 @@ def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
 def _label_rows(result: dict[str, Any]) -> list[list[str]]:
     found = []
     for form, levels in result.get("classification", {}).items():
-        last = max((name for name in levels if name != "deepest"), default="")
+        last = [name for name in levels if name != "deepest"][-1]
         for name, scores in levels.items():
-            if name != "deepest" or scores != levels.get(last):  # where all paths are as long, it says nothing new
+            if name != "deepest" or scores != levels[last]:  # where all paths are as long, it says nothing new
                 found.append((f"category, {name.replace('_', ' ')}", form, scores))
     for form, attributes in result.get("attributes", {}).items():
         found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, attributes["mean"]))
@@ -220,11 +220,12 @@ def _draw_tile(
     source: Any,
     place: tuple[int, int, int],
     *,
-    frame: tuple[int, int, int],
+    frame: tuple[int, int, int] | None,
 ) -> None:
     left, top, side = place
-    draw.rounded_rectangle((left, top, left + side, top + side), radius=10, fill=_CARD)
-    inner = side - 10
+    if frame is not None:
+        draw.rounded_rectangle((left, top, left + side, top + side), radius=10, fill=_CARD)
+    inner = side - 12
     try:
         picture = open_image(source) if source is not None else None
         note = "no image"
@@ -233,11 +234,7 @@ def _draw_tile(
     if picture is None:
         draw.text((left + side / 2, top + side / 2), note, fill=_FAINT, font=_font(12), anchor="mm")
     else:
-        picture.thumbnail((inner, inner), Image.Resampling.LANCZOS)
-        if max(picture.size) < inner:
-            scale = inner / max(picture.size)
-            size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        picture = ImageOps.contain(picture, (inner, inner), Image.Resampling.LANCZOS)
         sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
     if frame is not None:
         width = 4 if frame == _RIGHT else 2

@@ -114,7 +114,7 @@ class DualTower(PreTrainedModel):
     """
 
     config_class = DualTowerConfig
-    input_modalities: ClassVar = ["image", "text"]
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_flash_attn = True
