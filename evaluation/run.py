@@ -206,7 +206,14 @@ def _run(chosen: argparse.Namespace) -> int:
         seed=chosen.seed,
     )
     several = len(chosen.benchmark) > 1
+    if several and chosen.output is not None and chosen.output.suffix == ".json":
+        raise ValueError(
+            f"--output {chosen.output}: looks like a file; accepted: a folder when there are several benchmarks"
+        )
     all_tables = [_load(source, chosen) for source in chosen.benchmark]
+    names = [tables.name for tables in all_tables]
+    if len(set(names)) < len(names):
+        raise ValueError(f"benchmarks are called {', '.join(names)}; accepted: different names, or one run for each")
     model, processor = load_for_evaluation(chosen.model, device=chosen.device)
     results = []
     for tables in all_tables:
@@ -216,7 +223,8 @@ def _run(chosen: argparse.Namespace) -> int:
         found = evaluate_model(model, processor, tables, model_name=chosen.model, options=replace(options, sheet=sheet))
         results.append(found)
         if chosen.output is not None:
-            path = chosen.output / f"{tables.name}.json" if several else chosen.output
+            in_folder = several or chosen.output.is_dir()
+            path = chosen.output / f"{tables.name}.json" if in_folder else chosen.output
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         for reason in (f"{direction}: {why}" for direction, why in found["absent"].items()):

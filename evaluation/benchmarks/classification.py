@@ -30,7 +30,8 @@ def evaluate_classification(cache: VectorCache, *, resamples: int = 1000, seed: 
     """Top-1, top-10, macro precision, recall and F1 at each level of the category tree and at each product's deepest.
 
     A label is a path of names ("Home > Kitchen > Mugs") embedded as a query of task "category", so that two branches may
-    share a name; the labels of a level are all paths of that length in the gallery. Products are encoded without their
+    share a name; the labels of a level are all paths of that length in the gallery (with one label everything would be
+    right: such a level is null). Products are encoded without their
     category and without attributes that repeat it (form "mm"), and from the image alone (form "i").
 
     Returns: form → "level_1", …, "deepest" → scores; an empty dict where no product has a category.
@@ -56,7 +57,7 @@ def _level(cache: VectorCache, gallery: Encoded, level: int | None, resamples: i
     labels = sorted({path for path in wanted if path})
     place = {path: number for number, path in enumerate(labels)}
     rows = [row for row, index in enumerate(gallery.kept) if wanted[index]]
-    if not rows:
+    if not rows or len(labels) == 1:
         return None
     label_LD = cache.labels([SEPARATOR.join(path) for path in labels], "category")
     truth = [[place[wanted[gallery.kept[row]]]] for row in rows]

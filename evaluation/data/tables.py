@@ -4,13 +4,17 @@ Two tables make a data set. `products`: product_id, title, description, category
 core_box. `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, negatives, split, kind,
 derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in `query_images` (image_id, image).
 What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
+
+    python -m evaluation.data.tables FOLDER|FILE [--images-root FOLDER]      prints the report, every picture opened
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -578,3 +582,22 @@ def _why_unreadable(source: ImageSource) -> str | None:
     except ProductError as error:
         return error.reason
     return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report on a data set; the exit status is 1 where something fatal was found, 2 where nothing could be read."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.data.tables", description="Check product data.")
+    parser.add_argument("source", help="catalogue, or a folder or products file in the two-table format")
+    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    chosen = parser.parse_args(arguments)
+    try:
+        report = load_tables(chosen.source, images_root=chosen.images_root, check_images=True).report
+    except TableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -131,6 +131,16 @@ def test_what_the_user_can_put_right_ends_in_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_results_of_several_benchmarks_need_a_folder_and_different_names(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "nowhere", "--benchmark", str(shop), str(shop), "--output"]
+    assert run.main([*arguments, str(tmp_path / "results.json")]) == 2
+    assert "accepted: a folder when there are several" in capsys.readouterr().err
+    assert run.main([*arguments, str(tmp_path / "results")]) == 2
+    assert "benchmarks are called shop, shop" in capsys.readouterr().err
+
+
 def test_fatal_tables_stop_before_the_model_is_loaded(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (shop / "products.jsonl").open("a") as file:
         file.write('{"id": "p0", "name": "again"}\n')

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from evaluation.data.table_files import parse_attributes, parse_box, parse_category, parse_flag, parse_texts
-from evaluation.data.tables import TableError, load_tables
+from evaluation.data.tables import TableError, load_tables, main
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
@@ -298,6 +298,17 @@ def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
     ):
         with pytest.raises(ValueError, match=r"accepted|JSON|convert"):
             parse(value)
+
+
+def test_the_command_line_prints_the_report(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(shop / "products.csv", PRODUCTS)
+    (shop / "blue.png").write_bytes(picture("blue")[:40])
+    assert main([str(shop)]) == 0
+    assert "1 × images that cannot be opened (unreadable_images): product '8', images[0]" in capsys.readouterr().out
+    write_table(shop / "products.csv", [PRODUCTS[0], PRODUCTS[0]])
+    assert main([str(shop)]) == 1
+    assert "ERROR: 1 × product_id used by more than one product" in capsys.readouterr().out
+    assert main([str(shop / "nowhere")]) == 2
 
 
 def test_base64_text_is_no_picture_but_a_missing_file() -> None:
