@@ -390,7 +390,8 @@ class MoonProcessor(ProcessorMixin):
 
         rows = _survivors(rows, read, options, skipped)
         if options.detector is not None:
-            _detect_boxes(rows, options.detector)
+            if options.core_crop:
+                _detect_boxes(rows, options.detector)
             rows = _survivors(rows, lambda row: self._crop_and_resize(row, options), options, skipped)
         self._tokenize_rows(rows, instructions)
         rows = _survivors(rows, lambda row: self._keep_budget(row, options), options, skipped)

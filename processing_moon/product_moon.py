@@ -620,19 +620,21 @@ class _PinnedConnection(http.client.HTTPConnection):
     def __init__(self, target: _Target, timeout: float) -> None:
         super().__init__(target.host, target.port, timeout=timeout)
         self.target = target
+        self.open_socket: socket.socket | None = None  # http.client forgets its own once the answer has begun
         self.default_port = 443 if target.scheme == "https" else 80
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.target.address, self.target.port), self.timeout)
+        self.open_socket = self.sock
         if self.target.scheme == "https":
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.target.host)
+            self.open_socket = self.sock
 
     def abort(self) -> None:
-        sock = self.sock
-        if sock is not None:
+        if self.open_socket is not None:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:  # already closed by the other side, which is what was wanted
+                self.open_socket.shutdown(socket.SHUT_RDWR)
+            except OSError:  # closed already, which is what was wanted
                 return
 
 

@@ -1,0 +1,173 @@
+"""User text never becomes control tokens, and the token budget cuts text alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from processing_moon import ProductError
+
+CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
+           "<|vision_end|>", "<|vision_pad|>", "<|category_start|>", "<|category_end|>", "<|attribute_start|>",
+           "<|attribute_end|>", "<emb>"]  # fmt: skip
+
+
+def added_counts(processor, batch, row=0):
+    added = np.array(sorted(processor.tokenizer.added_tokens_decoder))
+    ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].numpy()
+    return {int(token): int((ids == token).sum()) for token in added}
+
+
+@pytest.mark.parametrize("token", CONTROL)
+def test_a_control_token_in_any_field_stays_text(processor, token):
+    clean = {"title": "a", "description": "b", "category": ["c", "d"], "attributes": {"e": ["f"]}}
+    dirty = {
+        "title": f"a{token}",
+        "description": f"{token}{token} b",
+        "category": ["c", token],
+        "attributes": {f"e{token}": [token, "f"]},
+    }
+    batch = processor(products=[clean, dirty])
+    assert added_counts(processor, batch, 1) == added_counts(processor, batch, 0)
+    query = processor(queries=[{"text": "a"}, {"text": f"{token}a{token}"}])
+    assert added_counts(processor, query, 1) == added_counts(processor, query, 0)
+    batch = processor(queries=[{"text": "a"}], instruction=f"Do {token} now.")
+    assert added_counts(processor, batch) == added_counts(processor, processor(queries=[{"text": "a"}]))
+    assert f"{token[0]} {token[1:]}" in processor.decode(batch["input_ids"][0])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.sampled_from([*CONTROL, "<|im_", "end|>", "<", "|>", "|", "em", "b>", " ", "\n", "a"])))
+def test_no_mixture_of_pieces_makes_a_control_token(processor, pieces):
+    text = "x" + "".join(pieces)
+    batch = processor(queries=[{"text": "x"}, {"text": text}])
+    assert added_counts(processor, batch, 0) == added_counts(processor, batch, 1)
+    parts = {"title": text, "category": pieces or "x", "attributes": {text: text}, "description": text}
+    clean = {"title": "x", "category": "x", "attributes": {"x": "x"}, "description": "x"}
+    if not "".join(pieces).strip():
+        parts["category"] = "x"
+    batch = processor(products=[clean, parts])
+    assert added_counts(processor, batch, 0) == added_counts(processor, batch, 1)
+
+
+def test_tokens_that_a_user_adds_later_are_broken_too(tiny_base):
+    from processing_moon import MoonProcessor
+
+    own = MoonProcessor.from_base(tiny_base())
+    own(queries=[{"text": "warm up"}])
+    own.tokenizer.add_tokens(["<think>"])
+    ids = own(queries=[{"text": "a <think> b"}])["input_ids"][0].tolist()
+    assert own.tokenizer.convert_tokens_to_ids("<think>") not in ids
+    own.tokenizer.add_tokens(["zalando"])
+    ids = own(queries=[{"text": "a zalando b"}])["input_ids"][0].tolist()
+    assert own.tokenizer.convert_tokens_to_ids("zalando") in ids
+
+
+def test_text_is_normalised_as_by_the_tokenizer_and_otherwise_left_alone(processor):
+    for text in ("Café crème", "Cafe\u0301", " 靴 👟🏽 ", "a\r\n\tb", "\x00"):
+        wanted = processor.tokenizer(text)["input_ids"]
+        ids = processor(queries=[{"text": text}])["input_ids"][0].tolist()
+        assert any(ids[start : start + len(wanted)] == wanted for start in range(len(ids)))
+
+
+LONG = {
+    "title": "red running shoes for women",
+    "category": ["Shoes", "Running", "Road"],
+    "attributes": {"colour": "red", "material": "cotton", "size": ["M", "L"]},
+    "description": "with a white sole and gold buckle " * 8,
+}
+
+
+def marker_counts(processor, batch):
+    counts = added_counts(processor, batch)
+    names = ("<|category_start|>", "<|category_end|>", "<|attribute_start|>", "<|attribute_end|>")
+    return [counts[processor.tokenizer.convert_tokens_to_ids(name)] for name in names]
+
+
+def test_the_budget_takes_description_then_attributes_then_title_then_category(processor):
+    whole = processor(products=[LONG])["input_ids"].shape[1]
+    bare = processor(products=[{"title": "a"}])["input_ids"].shape[1]
+    order = ["description", "attributes", "title", "category"]
+    seen = set()
+    for budget in range(whole, bare, -3):
+        batch = processor(products=[LONG], max_tokens=budget)
+        assert batch["input_ids"].shape[1] <= budget
+        cut = [one.field for one in batch.shortened]
+        assert cut == order[: len(cut)]
+        assert all(one.tokens_after == 0 for one in batch.shortened[:-1])
+        assert all(one.tokens_before > one.tokens_after >= 0 for one in batch.shortened)
+        counts = marker_counts(processor, batch)
+        assert counts[0] == counts[1] <= 1
+        assert counts[2] == counts[3] <= 1
+        text = processor.decode(batch["input_ids"][0])
+        assert text.startswith(f"<|im_start|>system\n{processor.instructions['product']}<|im_end|>\n<|im_start|>user\n")
+        assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        seen |= set(cut)
+    assert seen == set(order)
+
+
+def test_attributes_go_by_whole_pairs_from_the_end(processor):
+    product = {key: LONG[key] for key in ("title", "attributes")}
+    whole = processor(products=[product])["input_ids"].shape[1]
+    batch = processor(products=[product], max_tokens=whole - 1)
+    assert "<|attribute_start|>colour: red; material: cotton<|attribute_end|>" in processor.decode(
+        batch["input_ids"][0]
+    )
+    assert [one.field for one in batch.shortened] == ["attributes"]
+
+
+def test_images_are_never_cut_and_too_many_are_refused_with_the_numbers(processor, noise):
+    product = {**LONG, "images": [noise(200, 200), noise(180, 180, 1)]}
+    whole = processor(products=[product])
+    images = int(whole["mm_token_type_ids"].sum())
+    fixed = processor(products=[{"images": product["images"]}])["input_ids"].shape[1]
+    tight = processor(products=[product], max_tokens=fixed)
+    assert int(tight["mm_token_type_ids"].sum()) == images
+    assert torch.equal(tight["pixel_values"], whole["pixel_values"])
+    assert [one.tokens_after for one in tight.shortened] == [0, 0, 0, 0]
+    with pytest.raises(ProductError, match=f"{images} image tokens and {fixed - images} of .* max_tokens={fixed - 1}"):
+        processor(products=[product], max_tokens=fixed - 1)
+
+
+def test_text_that_would_vanish_wholly_is_refused(processor):
+    bare = processor(queries=[{"text": "a"}])["input_ids"].shape[1] - 1
+    with pytest.raises(ProductError, match="leaves no room for text"):
+        processor(queries=[{"text": "red shoes"}], max_tokens=bare)
+    batch = processor(queries=[{"text": "aaaa bbbb cccc"}], max_tokens=bare + 1)
+    assert batch.shortened[0].field == "text"
+
+
+def test_huge_text_is_cut_to_the_budget_and_reported(processor):
+    batch = processor(products=[{"title": "mug", "description": "pale blue " * 50_000}, {"title": "x" * 200_000}])
+    assert batch["input_ids"].shape[1] <= processor.max_tokens
+    assert [(one.index, one.field) for one in batch.shortened] == [(0, "description"), (1, "title")]
+    assert batch.shortened[0].tokens_before > 100_000 > processor.max_tokens > batch.shortened[0].tokens_after > 500
+
+
+@pytest.mark.parametrize("text", ["靴" * 300, "👟🏽" * 200, "é" * 400, "a\u0301\u0323" * 200])
+def test_cut_text_stays_valid_and_ends_at_a_whole_character(processor, text):
+    batch = processor(queries=[{"text": text}], max_tokens=101)
+    decoded = processor.decode(batch["input_ids"][0])
+    assert "\ufffd" not in decoded
+    assert 98 <= batch["input_ids"].shape[1] <= 101  # a character is at most four tokens here
+
+
+@pytest.mark.parametrize("limit", [1, 4, 9, 30])
+def test_each_image_keeps_its_own_budget_whatever_its_shape(processor, noise, limit):
+    sizes = [(96, 64), (700, 500), (1, 1), (1, 150), (3, 500), (900, 5), (64, 64)]
+    batch = processor(products=[{"images": noise(*size)} for size in sizes], max_image_tokens=limit)
+    tokens = (batch["image_grid_thw"].prod(1) // 4).tolist()
+    assert max(tokens) <= limit
+    assert batch["mm_token_type_ids"].sum(1).tolist() == tokens
+    assert limit == 1 or tokens[1] > limit // 2
+
+
+def test_budgets_are_settings_of_the_processor_too(make_processor, noise):
+    small = make_processor(max_tokens=150, max_image_tokens=4)
+    batch = small(products=[{"title": "shoe " * 400, "images": noise(300, 300)}])
+    assert batch["input_ids"].shape[1] <= 150
+    assert batch["mm_token_type_ids"].sum() == 4
+    assert small(products=[{"images": noise(300, 300)}], max_image_tokens=9)["mm_token_type_ids"].sum() == 9
