@@ -93,6 +93,8 @@ class DataArguments:
         augment_queries: probability that the picture of a real query is altered, against overfitting few photos.
         mask_groups: variants of a query's answer are no negatives for it.
         core_crop: append the crop of the core product as a second picture where a box is known.
+        instructions: replaces the processor's system message by task, {product: …, query: …}; a small model with few
+            tokens per item learns faster with short ones.
         max_tokens: longest text of an item in tokens; None leaves the processor's own limit.
         max_image_tokens: largest number of image tokens per picture; None leaves the processor's own limit.
     """
@@ -107,6 +109,7 @@ class DataArguments:
     augment_queries: float = 0.0
     mask_groups: bool = True
     core_crop: bool = True
+    instructions: dict | str | None = None
     max_tokens: int | None = None
     max_image_tokens: int | None = None
 
@@ -134,7 +137,7 @@ class MoonTrainingArguments(TrainingArguments):
         evaluate_before: evaluate the model before training, into results_before.json.
         evaluate_after: evaluate the trained model, into results_after.json.
         evaluate_split: the split that these evaluations use.
-        evaluate_products: number of products of an evaluated catalogue; None: the catalogue of the training.
+        evaluate_products: evaluate on this many products of that split; None: on all.
         overwrite: start anew in an output_dir that holds a run.
     """
 

@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from evaluation.baselines.dual_tower import DualTower
 from evaluation.data.tables import ProductTables
 from modeling_moon import MoonConfig, MoonModel
 from processing_moon import MoonProcessor
+from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
 from training.checkpoint import save_moon
 from training.small_base import make_base
@@ -56,7 +57,7 @@ def _qwen_base(recipe: Recipe, tables: list[ProductTables]) -> str | Path:
         shutil.rmtree(partial, ignore_errors=True)
         sizes = {"seed": recipe.training.seed, **dict(recipe.model.small_base)}  # type: ignore[arg-type]
         try:
-            make_base(partial, texts=texts_of(tables), **sizes)
+            make_base(partial, texts=texts_of(tables, recipe.data.instructions or {}), **sizes)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"small_base: {error}") from error
         partial.rename(folder)
@@ -70,8 +71,13 @@ def _is_moon(base: str) -> bool:
     return MoonConfig.get_config_dict(base)[0].get("model_type") == MoonConfig.model_type
 
 
-def texts_of(tables: list[ProductTables]) -> Iterator[str]:
-    """Yield every text of the products and queries, as the processor writes them."""
+def texts_of(tables: list[ProductTables], instructions: Mapping[str, str]) -> Iterator[str]:
+    """Yield every text of the products and queries as the processor writes them, and the instructions.
+
+    Instructions stand in every prompt, so they are repeated until their words become single tokens.
+    """
+    for instruction in {**DEFAULT_INSTRUCTIONS, **instructions}.values():
+        yield from [instruction] * 100
     for table in tables:
         for row in table.products:
             yield row.title
@@ -93,6 +99,7 @@ def load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedMo
     model, data = recipe.model, recipe.data
     processor = MoonProcessor.from_pretrained(folder)
     processor.core_crop = data.core_crop
+    processor.instructions = {**processor.instructions, **(data.instructions or {})}
     for key in ("max_tokens", "max_image_tokens"):
         if getattr(data, key) is not None:
             setattr(processor, key, getattr(data, key))

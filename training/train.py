@@ -14,6 +14,7 @@ if __package__ in (
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 import time
@@ -26,6 +27,9 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.provenance import provenance
+from evaluation.report import results_table
+from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe
 from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError
@@ -33,7 +37,6 @@ from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.losses.info_nce import InfoNCELoss
 from training.negatives import NegativeQueue
-from training.provenance import command_line, provenance
 from training.resume import checkpoints, last_good_checkpoint, remove_incomplete, write_atomically
 from training.starting_model import BASE_FOLDERS, choose_what_learns, load_start, prepare_base, save_trained
 from training.upcycle import UpcycleError
@@ -41,8 +44,7 @@ from training.upcycle import UpcycleError
 RECIPE_FILE = "resolved_recipe.yaml"
 PROVENANCE_FILE = "provenance.json"
 FINISHED_FILE = "finished.json"
-RESULT_FILES = {"before": "results_before.json", "after": "results_after.json"}
-_OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE, *RESULT_FILES.values())
+_OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE)
 _OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter")
 _WARM_UP_STEPS, _LEAST_MEASURED_STEPS = 3, 5
 
@@ -124,8 +126,8 @@ def _clear(output_dir: Path) -> None:
     """Delete what a run leaves, and nothing else, the recipe last so that an interrupted deletion can be repeated."""
     for path in [*checkpoints(output_dir), *(output_dir / name for name in _OWN_FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in reversed(_OWN_FILES):
-        (output_dir / name).unlink(missing_ok=True)
+    for path in [*output_dir.glob("results_*.json"), *(output_dir / name for name in reversed(_OWN_FILES))]:
+        path.unlink(missing_ok=True)
 
 
 def read_data(recipe: Recipe) -> list[ProductTables]:
@@ -140,6 +142,9 @@ def read_data(recipe: Recipe) -> list[ProductTables]:
         except TypeError as error:
             raise RecipeError(f"catalogue: {error}") from error
         table.report.raise_if_fatal()
+        table.select(recipe.data.split)
+        if recipe.training.evaluate_before or recipe.training.evaluate_after:
+            table.select(recipe.training.evaluate_split)
         table = dataclasses.replace(table, name=source.get("name", table.name))
         if recipe.training.process_index == 0:
             print(table.report)
@@ -250,11 +255,11 @@ def write_records(recipe: Recipe, folder: Path) -> None:
     """Write the recipe as it is run, and where the run comes from, into a folder."""
     facts = provenance(
         recipe.training.seed,
-        command_line(),
         recipe=recipe.path.name,
         bf16=bool(recipe.training.bf16),
         processes=recipe.training.world_size,
     )
+    facts["versions"] |= {package: importlib.metadata.version(package) for package in ("accelerate", "peft")}
     write_atomically(folder / PROVENANCE_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True))
 
@@ -279,7 +284,27 @@ def finish(
 def evaluate(
     recipe: Recipe, model: PreTrainedModel, processor: MoonProcessor, tables: list[ProductTables], when: str
 ) -> None:
-    """Evaluate on every data set's evaluation split and write one results file; results that are there are kept."""
+    """Evaluate on every data set's evaluation split, in the main process; results that are there already are kept.
+
+    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json.
+    """
+    args = recipe.training
+    if args.process_index == 0:
+        options = EvaluationOptions(
+            split=args.evaluate_split, limit=args.evaluate_products, batch_size=args.per_device_eval_batch_size
+        )
+        for table in tables:
+            name = f"results_{when}-{table.name}.json" if len(tables) > 1 else f"results_{when}.json"
+            path = Path(args.output_dir) / name
+            if path.is_file():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model_name = f"{args.output_dir} {when} training"
+            found = evaluate_model(model.to(args.device), processor, table, model_name=model_name, options=options)
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            print(results_table([found]))
+    if args.world_size > 1:
+        torch.distributed.barrier()
 
 
 if __name__ == "__main__":
