@@ -1,0 +1,230 @@
+"""Speed side by side: ours against another way to compute the same, interleaved in one process.
+
+    python -m evaluation.speed --output speed.json [--only NAME] [--model DIR]
+
+The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the ratios
+ours / other of neighbouring repeats, so that below 1 ours is the faster. Machines are noisy: trust the ratio, not the seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel
+
+from evaluation.data.catalogue import make_catalogue
+from evaluation.encode import encode, load_for_evaluation
+from evaluation.provenance import provenance
+from modeling_moon import MoonConfig, MoonModel
+from modeling_moon.modeling_moon import MoonGuidedMoE
+
+_TEXT = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+}
+_VISION = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "out_hidden_size": 256,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [],
+}
+_BATCH, _TOKENS, _PRODUCTS = 8, 128, 64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to do one thing.
+
+    Args:
+        ours, other: functions without arguments that do it once.
+        about: what each of them is, for the file.
+    """
+
+    ours: Callable[[], Any]
+    other: Callable[[], Any]
+    about: str
+
+
+def _base_config(**text: Any) -> Any:
+    return AutoConfig.for_model("qwen3_vl", text_config=_TEXT | text, vision_config=_VISION)
+
+
+def _marked_tokens(config: MoonConfig) -> torch.Tensor:
+    """Random text of which a quarter is category and a quarter attributes, as in a product."""
+    ids_BT = torch.randint(16, 512, (_BATCH, _TOKENS), generator=torch.Generator().manual_seed(0))
+    for place, marker in ((_TOKENS // 2, 1), (_TOKENS * 3 // 4, 2), (_TOKENS * 3 // 4 + 1, 3), (_TOKENS - 1, 4)):
+        ids_BT[:, place] = marker
+    return ids_BT
+
+
+def _moon_config(**text: Any) -> MoonConfig:
+    markers = ("category_start", "category_end", "attribute_start", "attribute_end")
+    ids = {f"{name}_token_id": number for number, name in enumerate(markers, start=1)}
+    return MoonConfig.moon1(_base_config(**text), embedding_dim=None, **ids)
+
+
+def grouped_experts(_: Any) -> Comparison:
+    """Forward and backward of one guided mixture: grouped matrix products against the loop over experts."""
+    hidden = torch.randn(_BATCH, _TOKENS, _TEXT["hidden_size"], requires_grad=True)
+    aspects = (torch.arange(_TOKENS) * 4 // _TOKENS - 1).clamp(min=0).expand(_BATCH, -1)
+
+    def step(implementation: str) -> Callable[[], None]:
+        config = _moon_config()
+        config.text_config._experts_implementation = implementation
+        torch.manual_seed(0)
+        mixture = MoonGuidedMoE(config)
+        for parameter in mixture.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        return lambda: mixture(hidden, aspects).sum().backward()
+
+    return Comparison(
+        step("grouped_mm"), step("eager"), "one mixture, forward + backward: grouped_mm / loop over experts"
+    )
+
+
+def upcycled_forward(_: Any) -> Comparison:
+    """Forward of an upcycled text model with its two free experts on, against a dense one of the same active width."""
+    torch.manual_seed(0)
+    config = _moon_config()
+    moon = MoonModel(config).eval()
+    dense = AutoModel.from_config(_base_config(intermediate_size=2 * _TEXT["intermediate_size"])).eval()
+    ids = torch.randint(16, 512, (_BATCH, _TOKENS))
+    mask = torch.ones_like(ids)
+
+    def run(model: Any, **options: Any) -> Callable[[], Any]:
+        return torch.inference_mode()(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False, **options))
+
+    return Comparison(
+        run(moon), run(dense), "text forward: Moon, 2 of 4 experts active / dense layers of twice the width"
+    )
+
+
+def guided_forward(_: Any) -> Comparison:
+    """Forward of Moon on text that is half category and attributes, against the same text without markers."""
+    torch.manual_seed(0)
+    moon = MoonModel(_moon_config()).eval()
+    marked = _marked_tokens(moon.config)
+    plain = marked.clamp(min=16)
+
+    def run(ids: torch.Tensor) -> Callable[[], Any]:
+        return torch.inference_mode()(lambda: moon(input_ids=ids, attention_mask=torch.ones_like(ids)))
+
+    return Comparison(run(marked), run(plain), "text forward: half of the tokens guided / none guided")
+
+
+def encode_products(model: Path | None) -> Comparison:
+    """`evaluation.encode` against `SentenceTransformer.encode`: the same checkpoint, products and batch size.
+
+    Raises:
+        NeedsModelError: no checkpoint was named.
+    """
+    if model is None:
+        raise NeedsModelError("encode_products needs --model DIR, a Moon checkpoint")
+    products, _ = make_catalogue(products=_PRODUCTS, queries_per_product=0, progress=False)
+    records = [{"title": row["title"], "images": row["images"], "category": row["category_path"]} for row in products]
+    ours, processor = load_for_evaluation(model)
+    other = SentenceTransformer(str(model))
+    return Comparison(
+        lambda: encode(ours, processor, records, batch_size=32, progress=False),
+        lambda: other.encode(records, batch_size=32, show_progress_bar=False),
+        f"{_PRODUCTS} catalogue products to vectors: evaluation.encode / SentenceTransformer.encode",
+    )
+
+
+class NeedsModelError(ValueError):
+    """A comparison that needs a checkpoint, and none was named."""
+
+
+COMPARISONS: dict[str, Callable[[Path | None], Comparison]] = {
+    "grouped_experts": grouped_experts,
+    "upcycled_forward": upcycled_forward,
+    "guided_forward": guided_forward,
+    "encode_products": encode_products,
+}
+
+
+def compare(comparison: Comparison, *, repeats: int = 15, warm_up: int = 2) -> dict[str, Any]:
+    """Time both sides in turn.
+
+    Args:
+        comparison: what to time.
+        repeats: timed repeats of each side; the side that goes first changes from one to the next.
+        warm_up: untimed repeats before.
+
+    Returns:
+        ours_seconds and other_seconds (medians), ratio (median of ours / other within a repeat), ratio_range, about.
+
+    Raises:
+        ValueError: fewer than 1 repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}; accepted: 1 or more")
+    for _ in range(warm_up):
+        comparison.ours()
+        comparison.other()
+    seconds: dict[str, list[float]] = {"ours": [], "other": []}
+    for repeat in range(repeats):
+        for side in ("ours", "other") if repeat % 2 == 0 else ("other", "ours"):
+            started = time.perf_counter()
+            getattr(comparison, side)()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[side].append(time.perf_counter() - started)
+    ratios = [ours / other for ours, other in zip(seconds["ours"], seconds["other"], strict=True)]
+    return {
+        "ours_seconds": statistics.median(seconds["ours"]),
+        "other_seconds": statistics.median(seconds["other"]),
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "repeats": repeats,
+        "about": comparison.about,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), help="default: all that can run")
+    parser.add_argument("--model", type=Path, help="a Moon checkpoint, for the comparisons that need one")
+    parser.add_argument("--repeats", type=int, default=15)
+    chosen = parser.parse_args(arguments)
+    results: dict[str, Any] = {}
+    for name in tqdm(chosen.only or list(COMPARISONS), desc="comparisons"):
+        try:
+            comparison = COMPARISONS[name](chosen.model)
+        except NeedsModelError as error:
+            if chosen.only:
+                parser.error(str(error))
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        results[name] = compare(comparison, repeats=chosen.repeats) | {"provenance": provenance(0)}
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for name, result in results.items():
+        print(f"{name}: ratio {result['ratio']:.3f} ({result['about']})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
