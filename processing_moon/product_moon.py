@@ -198,15 +198,17 @@ def read_box(name: str, field: str, value: Any) -> Box | None:
 
 
 def clamp_box(box: Box, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The whole pixels that a box covers inside an image, or None where it covers none.
+    """The whole pixels that a box covers inside an image, or None where it covers none or is no box.
 
     Args:
-        box: (x0, y0, x1, y1) in pixels, x0 < x1, y0 < y1.
+        box: (x0, y0, x1, y1) in pixels.
         width: of the image, in pixels.
         height: of the image, in pixels.
     """
-    x0, y0 = max(0, math.floor(max(box[0], 0))), max(0, math.floor(max(box[1], 0)))
-    x1, y1 = min(width, math.ceil(min(box[2], width))), min(height, math.ceil(min(box[3], height)))
+    if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
+        return None
+    x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+    x1, y1 = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 

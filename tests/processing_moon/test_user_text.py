@@ -162,7 +162,7 @@ def test_each_image_keeps_its_own_budget_whatever_its_shape(processor, noise, li
     tokens = (batch["image_grid_thw"].prod(1) // 4).tolist()
     assert max(tokens) <= limit
     assert batch["mm_token_type_ids"].sum(1).tolist() == tokens
-    assert limit == 1 or tokens[1] > limit // 2
+    assert tokens[1] >= max(1, limit // 2)
 
 
 def test_budgets_are_settings_of_the_processor_too(make_processor, noise):

@@ -1,0 +1,109 @@
+"""A processor comes back from disk as it was, also where this project cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from processing_moon import MoonProcessor
+
+SETTINGS = {
+    "instructions": {"query": "Find it", "brand": "Name it"},
+    "readout": "emb",
+    "markers": True,
+    "max_tokens": 300,
+    "max_image_tokens": 9,
+    "core_crop": False,
+}
+RECORD = {"title": "red shoes", "category": ["a", "b"], "attributes": {"colour": "red"}, "core_box": [3, 4, 50, 60]}
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "moon"
+    MoonProcessor.from_base(tiny_base(), **SETTINGS).save_pretrained(folder)
+    return folder
+
+
+def test_all_settings_are_saved_and_restored(saved):
+    written = json.loads((saved / "processor_config.json").read_text())
+    restored = MoonProcessor.from_pretrained(saved)
+    for name, value in SETTINGS.items():
+        assert getattr(restored, name) == (restored.instructions if name == "instructions" else value)
+        assert written[name] == getattr(restored, name)
+    assert restored.instructions["query"] == "Find it"
+    assert written["auto_map"] == {"AutoProcessor": "processing_moon.MoonProcessor"}
+    assert written["processor_class"] == "MoonProcessor"
+    assert (saved / "processing_moon.py").exists()
+    assert (saved / "product_moon.py").exists()
+    assert (saved / "cropping_moon.py").exists()
+
+
+def test_saved_again_is_the_same_file_by_file(saved, tmp_path):
+    MoonProcessor.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    names = sorted(path.name for path in saved.iterdir() if path.is_file())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir() if path.is_file())
+    for name in names:
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_the_restored_processor_gives_the_same_tensors(saved, tiny_base, noise):
+    first = MoonProcessor.from_base(tiny_base(), **SETTINGS)(products=[{**RECORD, "images": noise()}])
+    second = MoonProcessor.from_pretrained(saved)(products=[{**RECORD, "images": noise()}])
+    assert set(first) == set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_with_this_package_imported_no_remote_code_is_run(saved):
+    assert type(AutoProcessor.from_pretrained(saved)) is MoonProcessor
+
+
+def test_settings_can_be_changed_on_loading(saved):
+    changed = MoonProcessor.from_pretrained(saved, max_tokens=77, core_crop=True)
+    assert (changed.max_tokens, changed.core_crop, changed.max_image_tokens) == (77, True, 9)
+
+
+SCRIPT = """
+import importlib.util, sys
+import numpy as np
+from PIL import Image
+assert importlib.util.find_spec("processing_moon") is None, "the project can be imported"
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+image = Image.fromarray(np.load(sys.argv[2]))
+record = {"title": "red shoes", "category": ["a", "b"], "attributes": {"colour": "red"}, "core_box": [3, 4, 50, 60]}
+record["images"] = image
+batch = processor(products=[record, {"title": 3}], on_error="skip", core_crop=True, return_tensors="np")
+assert batch.kept == [0] and batch.skipped[0].field == "title"
+np.savez(sys.argv[3], **batch)
+processor.save_pretrained(sys.argv[4])
+again = AutoProcessor.from_pretrained(sys.argv[4], trust_remote_code=True)
+second = again(products=[record], core_crop=True, return_tensors="np")
+assert all(np.array_equal(batch[name], second[name]) for name in batch)
+detectors = sys.modules[type(processor).__module__.rsplit(".", 1)[0] + ".cropping_moon"]
+detector = detectors.GroundingDetector.from_pretrained(sys.argv[5], max_new_tokens=2)
+assert detector.detect([image], ["shoe"]) == [None]
+"""
+
+
+def test_it_loads_in_a_process_that_cannot_import_this_project(saved, tiny_base, noise, tmp_path):
+    pixels = tmp_path / "pixels.npy"
+    np.save(pixels, np.asarray(noise()))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, saved, pixels, tmp_path / "out.npz", tmp_path / "again", tiny_base()]
+    done = subprocess.run(
+        [str(part) for part in command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = MoonProcessor.from_pretrained(saved)(products=[{**RECORD, "images": noise()}], core_crop=True)
+    with np.load(tmp_path / "out.npz") as batch:
+        assert set(batch) == set(wanted)
+        assert all(np.array_equal(batch[name], wanted[name].numpy()) for name in wanted)
