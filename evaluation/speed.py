@@ -29,10 +29,11 @@ from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.modeling_moon import MoonGuidedMoE
 
-_TEXT = {
+_WIDTH = 256
+_TEXT: dict[str, Any] = {
     "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 512,
+    "hidden_size": _WIDTH,
+    "intermediate_size": 2 * _WIDTH,
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -44,7 +45,7 @@ _VISION = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_heads": 2,
-    "out_hidden_size": 256,
+    "out_hidden_size": _WIDTH,
     "num_position_embeddings": 64,
     "deepstack_visual_indexes": [],
 }
@@ -85,7 +86,7 @@ def _moon_config(**text: Any) -> MoonConfig:
 
 def grouped_experts(_: Any) -> Comparison:
     """Forward and backward of one guided mixture: grouped matrix products against the loop over experts."""
-    hidden = torch.randn(_BATCH, _TOKENS, _TEXT["hidden_size"], requires_grad=True)
+    hidden = torch.randn(_BATCH, _TOKENS, _WIDTH, requires_grad=True)
     aspects = (torch.arange(_TOKENS) * 4 // _TOKENS - 1).clamp(min=0).expand(_BATCH, -1)
 
     def step(implementation: str) -> Callable[[], None]:
@@ -107,7 +108,7 @@ def upcycled_forward(_: Any) -> Comparison:
     torch.manual_seed(0)
     config = _moon_config()
     moon = MoonModel(config).eval()
-    dense = AutoModel.from_config(_base_config(intermediate_size=2 * _TEXT["intermediate_size"])).eval()
+    dense = AutoModel.from_config(_base_config(intermediate_size=4 * _WIDTH)).eval()
     ids = torch.randint(16, 512, (_BATCH, _TOKENS))
     mask = torch.ones_like(ids)
 

@@ -189,7 +189,12 @@ class MoonConfig(PreTrainedConfig):
             vlm_config: the base's configuration.
             **overrides: any argument of `MoonConfig`, so that an ablation is one changed argument.
         """
-        preset = {"expert_routing": "guided", "num_experts": 4, "num_experts_per_token": 2, "readout": "mean"}
+        preset: dict[str, Any] = {
+            "expert_routing": "guided",
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "readout": "mean",
+        }
         return cls(vlm_config=vlm_config, **(preset | overrides))
 
 

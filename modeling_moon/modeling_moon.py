@@ -459,7 +459,9 @@ class MoonModel(MoonPreTrainedModel):
     ) -> torch.Tensor:
         if self.config.readout == "mean" and attention_mask is not None and attention_mask.shape[-1] > mask_BT.shape[1]:
             raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
-        is_emb_BT = None if input_ids is None else input_ids == self.config.emb_token_id
+        is_emb_BT = None
+        if self.config.readout == "emb" and input_ids is not None:
+            is_emb_BT = input_ids == self.config.emb_token_id
         return readable_tokens(mask_BT, self.config.readout, is_emb_BT)
 
     def _expert_load(self, routing_trace: list[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:
