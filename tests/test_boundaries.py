@@ -18,7 +18,10 @@ MAY_IMPORT = {
 }
 SHIPPED_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "huggingface_hub"}
 SHIPPED = sorted(
-    path for folder in ("modeling_moon", "processing_moon") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"
+    path
+    for folder in ("modeling_moon", "processing_moon")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem != "__init__"
 )
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
