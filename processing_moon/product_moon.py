@@ -413,6 +413,8 @@ def open_image(
     Raises:
         ProductError: a string that is neither a file nor a permitted URL, a directory, an empty, damaged or truncated
             file, not an image, too many pixels, no pixels, an array of another type, shape or range.
+
+    Relations: a program that sets Pillow's `ImageFile.LOAD_TRUNCATED_IMAGES` lets truncated files through here too.
     """
     try:
         return _open_source(source, limits or ImageLimits())
