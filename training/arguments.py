@@ -102,8 +102,8 @@ class DataArguments:
     data: list[str] = field(default_factory=lambda: ["catalogue"])
     catalogue: dict | str | None = None
     split: str = "train"
-    query_mix: dict | str = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
-    target_mix: dict | str = field(default_factory=lambda: {"both": 1})
+    query_mix: dict | str | None = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
+    target_mix: dict | str | None = field(default_factory=lambda: {"both": 1})
     hard_negatives: int = 1
     derived_queries: bool = True
     augment_queries: float = 0.0

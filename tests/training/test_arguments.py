@@ -1,0 +1,151 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.arguments import RecipeError, attention_of, differing_keys, parse_recipe, read_recipe_file
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").glob("*.yaml"))
+LEAST = {"small_base": {"hidden_size": 64}, "max_steps": 10}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(name="recipe.yaml", **values):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values if "extends" in values else {**LEAST, **values}))
+        return str(path)
+
+    return write
+
+
+def test_recipe_values_are_defaults_that_the_command_line_replaces(recipe):
+    path = recipe(seed=1, save_steps=7, query_mix={"image": 1}, data=["catalogue"])
+    parsed = parse_recipe([path, "--seed", "5", "--query_mix.text", "2", "--no_derived_queries"])
+    assert (parsed.training.seed, parsed.training.save_steps) == (5, 7)
+    assert parsed.data.query_mix == {"image": 1, "text": 2}
+    assert parsed.data.derived_queries is False
+    assert parse_recipe([path, "--query_mix", "{both: 3}"]).data.query_mix == {"both": 3}
+
+
+def test_the_papers_settings_are_the_defaults(recipe):
+    parsed = parse_recipe([recipe()])
+    assert parsed.data.query_mix == {"image": 12, "text": 3, "both": 2}
+    assert parsed.training.warmup_steps == 0.05
+    assert parsed.training.lr_scheduler_type == "cosine"
+    assert parsed.training.output_dir == "runs/recipe"
+    assert parsed.resolved["temperature"] == 0.05
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("small_base: {hidden_size: 64}\nmax_steps: 3\nlearning_rate: 1e-4\n")
+    assert parse_recipe([str(path)]).training.learning_rate == 1e-4
+
+
+def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
+    parsed = parse_recipe([recipe(temperature=0.1), "--max_steps", "33"])
+    resolved = tmp_path / "recipe_2.yaml"
+    resolved.write_text(yaml.safe_dump(parsed.resolved))
+    assert differing_keys(parsed.resolved, parse_recipe([str(resolved)]).resolved) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest known key is 'learning_rate'"),
+        ({"warmup_ratio": 0.1}, "unknown key 'warmup_ratio'; the nearest known key is 'warmup_steps'"),
+        ({"seed": "seven"}, r"seed: found 'seven' \(text\); accepted: an integer"),
+        ({"seed": True}, r"seed: found True \(true or false\); accepted: an integer"),
+        ({"temperature": [1]}, "temperature: found .* accepted: a number"),
+        ({"temperature": 0}, "temperature: found 0; accepted: a number above 0"),
+        ({"derived_queries": "perhaps"}, "derived_queries: found 'perhaps'.*accepted: true or false"),
+        ({"architecture": "tower"}, "architecture: found 'tower'.*accepted: moon, dual_tower"),
+        ({"query_mix": {"picture": 1}}, "query_mix: unknown key 'picture'"),
+        ({"query_mix": {"image": 0}}, "at least one share greater than 0"),
+        ({"query_mix": {"image": -1}}, "query_mix.image: found -1"),
+        ({"small_base": 3}, "small_base: found 3"),
+        ({"base": "./nowhere"}, "accepted: exactly one of them"),
+        ({"base": "./nowhere", "small_base": None}, "base: found no folder .*nowhere"),
+        ({"small_base": None}, "base and small_base: found neither"),
+        ({"data": ["/no/such/folder"]}, "data: path: found nothing at /no/such/folder"),
+        ({"data": [{"path": "catalogue", "wieght": 2}]}, "data: unknown key 'wieght'; the nearest known key is 'weight'"),
+        ({"data": [{"queries": "x"}]}, "either a path or products"),
+        ({"data": [{"path": "catalogue", "weight": 0}]}, "data: weight: found 0"),
+        ({"lora": {"rank": 8}}, "lora: unknown key 'rank'"),
+        ({"hard_negatives": -1}, "hard_negatives: found -1"),
+        ({"max_image_tokens": 0}, "max_image_tokens: found 0"),
+        ({"max_steps": -1}, "max_steps and train_minutes: found neither"),
+        ({"train_minutes": 0}, "train_minutes: found 0"),
+        ({"num_train_epochs": 3}, "'num_train_epochs' cannot be set; .* set max_steps"),
+        ({"lr_scheduler_type": "zigzag"}, "zigzag"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_key(recipe, values, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe([recipe(**values)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sav_steps", "3"], "unknown key 'sav_steps'; the nearest known key is 'save_steps'"),
+        (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["--resume_from_checkpoint", "x"], "run the same command again"),
+        (["stray"], "found 'stray' without its --key"),
+        (["--seed.x", "3"], "seed is no mapping"),
+        (["--moon.embedding_dim"], "--moon.embedding_dim has no value"),
+    ],
+)
+def test_what_the_command_line_gets_wrong_is_named(recipe, arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe([recipe(), *arguments])
+
+
+def test_a_command_line_without_a_recipe_is_refused():
+    with pytest.raises(RecipeError, match="recipe: found none"):
+        parse_recipe(["--seed", "3"])
+    with pytest.raises(RecipeError, match="found no file"):
+        parse_recipe(["nowhere.yaml"])
+
+
+def test_a_recipe_extends_another_key_by_key(recipe):
+    recipe("parent.yaml", seed=3, query_mix={"image": 1, "text": 1})
+    path = recipe("child.yaml", extends="parent.yaml", architecture="dual_tower", query_mix={"text": 5})
+    parsed = parse_recipe([path])
+    assert (parsed.training.seed, parsed.model.architecture) == (3, "dual_tower")
+    assert parsed.data.query_mix == {"image": 1, "text": 5}
+
+
+def test_circles_and_repeated_keys_are_refused(recipe, tmp_path):
+    recipe("one.yaml", extends="two.yaml")
+    with pytest.raises(RecipeError, match="extends itself"):
+        parse_recipe([recipe("two.yaml", extends="one.yaml")])
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("seed: 1\nmax_steps: 2\nseed: 3\n")
+    with pytest.raises(RecipeError, match="key 'seed' found twice"):
+        read_recipe_file(twice)
+
+
+def test_keys_that_do_not_change_the_result_may_differ_on_resume(recipe):
+    old = parse_recipe([recipe()]).resolved
+    assert differing_keys(old, parse_recipe([recipe(save_steps=3, dataloader_num_workers=2)]).resolved) == []
+    changed = parse_recipe([recipe(learning_rate=0.5, moon={"embedding_dim": 8})]).resolved
+    assert differing_keys(old, changed) == ["learning_rate", "moon"]
+
+
+def test_a_measured_number_of_steps_is_not_a_difference(recipe):
+    timed = parse_recipe([recipe(train_minutes=1, max_steps=-1)]).resolved
+    assert differing_keys({**timed, "max_steps": 812}, timed) == []
+
+
+def test_attention_is_chosen_by_name():
+    assert attention_of("auto", on_gpu=False) == "sdpa"
+    assert attention_of("eager", on_gpu=True) == "eager"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_that_is_shipped_can_be_read(path, shared_data, monkeypatch):
+    monkeypatch.chdir(shared_data.parents[1] / "main" if (shared_data.parents[1] / "main").is_dir() else path.parents[2])
+    parsed = parse_recipe([str(path)])
+    assert parsed.training.max_steps > 0 or parsed.training.train_minutes > 0
