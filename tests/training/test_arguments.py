@@ -69,7 +69,10 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"base": "./nowhere", "small_base": None}, "base: found no folder .*nowhere"),
         ({"small_base": None}, "base and small_base: found neither"),
         ({"data": ["/no/such/folder"]}, "data: path: found nothing at /no/such/folder"),
-        ({"data": [{"path": "catalogue", "wieght": 2}]}, "data: unknown key 'wieght'; the nearest known key is 'weight'"),
+        (
+            {"data": [{"path": "catalogue", "wieght": 2}]},
+            "data: unknown key 'wieght'; the nearest known key is 'weight'",
+        ),
         ({"data": [{"queries": "x"}]}, "either a path or products"),
         ({"data": [{"path": "catalogue", "weight": 0}]}, "data: weight: found 0"),
         ({"lora": {"rank": 8}}, "lora: unknown key 'rank'"),
@@ -146,6 +149,8 @@ def test_attention_is_chosen_by_name():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_is_shipped_can_be_read(path, shared_data, monkeypatch):
-    monkeypatch.chdir(shared_data.parents[1] / "main" if (shared_data.parents[1] / "main").is_dir() else path.parents[2])
+    monkeypatch.chdir(
+        shared_data.parents[1] / "main" if (shared_data.parents[1] / "main").is_dir() else path.parents[2]
+    )
     parsed = parse_recipe([str(path)])
     assert parsed.training.max_steps > 0 or parsed.training.train_minutes > 0

@@ -1,0 +1,99 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from evaluation.data.tables import load_tables
+from processing_moon import MoonProcessor
+from training.data.collate import PairCollator, UnreadableBatchError
+from training.data.pairs import Pair, PairDataset, PairOptions, PairSource
+from training.negatives import NO_ID
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_moon):
+    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
+    processor.max_image_tokens = 4
+    return processor
+
+
+def picture(seed=0):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def pair(number, query=None, images=(None, None), other=(), negative=()):
+    records = [
+        {"id": f"shop/p{number}{role}", "title": f"thing {number}", "images": [image or picture(number)]}
+        for role, image in zip("+-", images, strict=True)
+    ]
+    return Pair(
+        query=query or {"id": f"q{number}", "text": f"a thing {number}"},
+        products=records,
+        names=[record["id"] for record in records],
+        product_ids=[10 * number, 10 * number + 1],
+        group_ids=[NO_ID, 5],
+        query_group=number,
+        other_ids=list(other),
+        negative_ids=list(negative),
+    )
+
+
+def test_targets_and_ids_stand_beside_the_tensors(processor):
+    batch = PairCollator(processor)([pair(1, other=[7, 8]), pair(2, negative=[9])])
+    assert batch["queries"]["input_ids"].shape[0] == 2
+    assert batch["products"]["input_ids"].shape[0] == 4
+    assert batch["target"].tolist() == [0, 2]
+    assert batch["product"].tolist() == [10, 11, 20, 21]
+    assert batch["group"].tolist() == [NO_ID, 5, NO_ID, 5]
+    assert batch["query_group"].tolist() == [1, 2]
+    assert batch["other"].tolist() == [[7, 8], [NO_ID, NO_ID]]
+    assert batch["negative"].tolist() == [[NO_ID], [9]]
+    assert batch["items"] == [["q1", "shop/p1+"], ["q2", "shop/p2+"]]
+    assert batch["skipped"] == []
+
+
+@pytest.mark.parametrize("place", ["query", "positive", "negative"])
+def test_an_unreadable_picture_takes_its_whole_pair_out_and_is_named(processor, place):
+    broken = b"no picture"
+    bad = {
+        "query": pair(2, query={"id": "q2", "image": broken}),
+        "positive": pair(2, images=(broken, None)),
+        "negative": pair(2, images=(None, broken)),
+    }[place]
+    collator = PairCollator(processor)
+    batch = collator([pair(1), bad, pair(3)])
+    assert batch["product"].tolist() == [10, 11, 30, 31]
+    assert batch["target"].tolist() == [0, 2]
+    assert [skip["item"] for skip in batch["skipped"]] == [
+        {"query": "q2", "positive": "shop/p2+", "negative": "shop/p2-"}[place]
+    ]
+    assert batch["skipped"][0]["reason"]
+    clean = collator([pair(1), pair(3)])
+    assert torch.equal(batch["products"]["input_ids"], clean["products"]["input_ids"])
+    assert torch.equal(batch["products"]["pixel_values"], clean["products"]["pixel_values"])
+
+
+def test_a_batch_of_which_nothing_is_left_is_an_error_that_names_the_items(processor):
+    with pytest.raises(UnreadableBatchError, match=r"no pair of this batch can be read: q1: image: .*"):
+        PairCollator(processor)([pair(1, query={"id": "q1", "image": b""})])
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(processor):
+    tables = load_tables("catalogue", products=40, image_size=64, progress=False).select("train")
+    dataset = PairDataset([PairSource(tables)], PairOptions(), seed=1, length=12)
+    batches = [
+        list(DataLoader(dataset, batch_size=4, collate_fn=PairCollator(processor), num_workers=workers))
+        for workers in (0, 2)
+    ]
+    assert len(batches[0]) == 3
+    for one, two in zip(*batches, strict=True):
+        assert one["items"] == two["items"]
+        assert torch.equal(one["product"], two["product"])
+        for part in ("queries", "products"):
+            assert one[part].keys() == two[part].keys()
+            assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
