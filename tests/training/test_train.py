@@ -1,0 +1,164 @@
+"""The training entry on tiny checkpoints: what it writes, what it refuses, and its variants."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from evaluation.data.catalogue import write_catalogue
+from evaluation.encode import encode, load_for_evaluation
+from modeling_moon import MoonModel
+from training.resume import read_lines
+from training.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = {"title": "red mug", "category": ["Home", "Mugs"], "attributes": {"colour": "red"}}
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shop"
+    write_catalogue(folder, products=60, image_size=64, progress=False)
+    return folder
+
+
+@pytest.fixture
+def train(tiny_moon, catalogue, tmp_path):
+    def run(*arguments, name="run", **values):
+        recipe = {
+            "base": str(tiny_moon("qwen3_vl")),
+            "data": [str(catalogue)],
+            "query_mix": {"image": 1, "text": 1},
+            "max_image_tokens": 4,
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 0.01,
+            "logging_steps": 1,
+            "save_steps": 1,
+            "disable_tqdm": True,
+        }
+        recipe = {key: value for key, value in {**recipe, **values}.items() if value is not None}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return main([str(path), "--output_dir", str(tmp_path / name), *arguments])
+
+    return run
+
+
+def test_adapters_are_saved_alone_and_merged_and_resume(train, tiny_moon, tmp_path):
+    lora = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["router", "projection"]}
+    lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    assert train(lora=lora) == 0
+    run = tmp_path / "run"
+    adapted = PeftModel.from_pretrained(MoonModel.from_pretrained(tiny_moon("qwen3_vl")), run / "adapter")
+    merged, processor = load_for_evaluation(run / "final")
+    ours = encode(adapted, processor, [PRODUCT], progress=False).vectors
+    final = encode(merged, processor, [PRODUCT], progress=False).vectors
+    start = encode(MoonModel.from_pretrained(tiny_moon("qwen3_vl")), processor, [PRODUCT], progress=False).vectors
+    assert abs(ours - final).max() < 1e-5
+    assert abs(start - final).max() > 1e-3
+    first = load_file(run / "final" / "model.safetensors")
+    for leftover in (run / "final", run / "checkpoint-2"):
+        shutil.rmtree(leftover)
+    (run / "finished.json").unlink()
+    assert train(lora=lora) == 0
+    again = load_file(run / "final" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_frozen_parameters_stay_and_the_others_learn(train, tiny_moon, tmp_path):
+    assert train(freeze=["*visual*"]) == 0
+    before = MoonModel.from_pretrained(tiny_moon("qwen3_vl")).state_dict()
+    after = MoonModel.from_pretrained(tmp_path / "run" / "final").state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert not any("visual" in name for name in moved)
+
+
+def test_a_small_base_is_made_evaluated_trained_and_evaluated(train, catalogue, tmp_path):
+    sizes = {"hidden_size": 32, "num_layers": 1, "vocab_size": 400}
+    values = {"base": None, "small_base": sizes, "moon": {"embedding_dim": 16}, "max_steps": 1}
+    assert train(**values, evaluate_before=True, evaluate_after=True) == 0
+    run = tmp_path / "run"
+    for when in ("before", "after"):
+        found = json.loads((run / f"results_{when}.json").read_text())
+        assert found["benchmark"] == "shop"
+        assert set(found["scores"]) == {"t2mm", "i2mm", "mm2mm", "t2i", "i2t"}
+    model, _ = load_for_evaluation(run / "final")
+    assert model.config.embedding_dim == 16
+    assert (run / "small_base" / "tokenizer.json").is_file()
+
+
+def test_the_baseline_trains_by_the_same_recipe(train, tmp_path):
+    sizes = {"hidden_size": 32, "num_layers": 1, "vocab_size": 400}
+    values = {"base": None, "small_base": sizes, "moon": {"embedding_dim": 16}}
+    assert train(**values, architecture="dual_tower") == 0
+    model, processor = load_for_evaluation(tmp_path / "run" / "final")
+    assert type(model).__name__ == "DualTower"
+    assert encode(model, processor, [PRODUCT], progress=False).vectors.shape == (1, 16)
+
+
+def test_a_time_budget_becomes_a_number_of_steps_that_a_resumed_run_keeps(train, tmp_path, capsys):
+    assert train(max_steps=None, train_minutes=0.02) == 0
+    stored = yaml.safe_load((tmp_path / "run" / "resolved_recipe.yaml").read_text())
+    assert stored["max_steps"] >= 1
+    assert stored["train_minutes"] == 0.02
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == stored["max_steps"]
+    (tmp_path / "run" / "finished.json").unlink()
+    assert train(max_steps=None, train_minutes=0.02) == 0
+    assert yaml.safe_load((tmp_path / "run" / "resolved_recipe.yaml").read_text()) == stored
+    assert "seconds a step" in capsys.readouterr().out
+
+
+def test_measuring_the_step_rate_leaves_no_trace(train, tmp_path):
+    assert train(max_steps=None, train_minutes=0.01, name="timed") == 0
+    steps = yaml.safe_load((tmp_path / "timed" / "resolved_recipe.yaml").read_text())["max_steps"]
+    assert train(max_steps=steps, name="counted") == 0
+    timed, counted = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("timed", "counted"))
+    assert all(torch.equal(timed[name], counted[name]) for name in timed)
+
+
+def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
+    assert train() == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train(learning_rate=0.02) == 2
+    assert train("--overwrite", learning_rate=0.02) == 0
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"split": "holidays"}, "no split 'holidays'; there are: test, train, valid"),
+        ({"freeze": ["nothing*"]}, "freeze: found no parameter like 'nothing*'"),
+        ({"freeze": ["*"]}, "accepted: some left to learn"),
+        ({"lora": {"target_modules": ["nowhere"]}}, "lora: "),
+        ({"moon": {"embedding_dim": 8}}, "accepted: a Qwen base"),
+        ({"base": None, "small_base": {"hiden_size": 8}}, "small_base: "),
+        ({"data": ["catalogue"], "catalogue": {"pictures": 8}}, "catalogue: "),
+    ],
+)
+def test_what_the_data_or_the_model_does_not_have_is_refused_before_training(train, capsys, values, message):
+    assert train(**values) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_data_sets_of_one_name_are_refused(train, catalogue, capsys):
+    assert train(data=[str(catalogue), str(catalogue)]) == 2
+    assert "two data sets named 'shop'" in capsys.readouterr().err
+
+
+def test_the_script_runs_from_anywhere_and_hides_no_library(tmp_path):
+    command = [sys.executable, str(ROOT / "training" / "train.py"), "nowhere.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "found no file" in done.stderr
