@@ -88,7 +88,7 @@ def run(recipe: Recipe) -> None:
     settle_max_steps(recipe, make_trainer, learner)
     trainer = make_trainer(args, args.max_steps)
     checkpoint = last_good_checkpoint(output_dir)
-    if checkpoint is not None:
+    if checkpoint is not None and args.process_index == 0:
         print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finish(recipe, trainer, processor, tables, start)
@@ -197,7 +197,8 @@ def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrai
         if args.world_size > 1:
             torch.distributed.broadcast(steps, src=0)
         args.max_steps = recipe.resolved["max_steps"] = int(steps)
-        print(f"{seconds:.3f} seconds a step: {args.max_steps} steps in {args.train_minutes:g} minutes")
+        if args.process_index == 0:
+            print(f"{seconds:.3f} seconds a step: {args.max_steps} steps in {args.train_minutes:g} minutes", flush=True)
     if args.process_index == 0:
         output_dir = Path(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -218,7 +219,8 @@ def seconds_per_step(args: Any, make_trainer: Callable[..., ContrastiveTrainer],
     throwaway.disable_tqdm = True
     trainer = make_trainer(throwaway, steps)
     trainer.add_callback(clock)
-    print("measuring the step rate …")
+    if args.process_index == 0:
+        print("measuring the step rate …")
     trainer.train()
     with torch.no_grad():
         for tensor, value in zip(learning, before, strict=True):

@@ -84,4 +84,6 @@ def _named(skip: Any, record: dict[str, Any]) -> dict[str, str]:
 def _padded(rows: list[list[int]]) -> Tensor:
     """Return the rows as one int64 tensor, padded with NO_ID."""
     width = max((len(row) for row in rows), default=0)
-    return torch.tensor([row + [NO_ID] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(len(rows), width)
+    return torch.tensor([row + [NO_ID] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(
+        len(rows), width
+    )
