@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessorMixin, Qwen2VLImageProcessorPil
 
 from .cropping_moon import CoreDetector, crop_core
 from .product_moon import (
@@ -259,7 +259,7 @@ class MoonProcessor(ProcessorMixin):
             TypeError: a setting that the class does not have.
         """
         tokenizer = AutoTokenizer.from_pretrained(base_path, revision=revision)
-        image_processor = AutoImageProcessor.from_pretrained(base_path, revision=revision, backend="pil")
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(base_path, revision=revision)
         if tokenizer.chat_template is None:  # older repositories keep it beside the processor only
             tokenizer.chat_template = cls.get_processor_dict(base_path, revision=revision)[0].get("chat_template")
         known = tokenizer.get_added_vocab()
@@ -274,7 +274,7 @@ class MoonProcessor(ProcessorMixin):
         # The PIL backend always: pixels must not depend on whether torchvision is installed.
         subfolder = kwargs.pop("subfolder", "")
         where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder, **kwargs}
-        return [AutoImageProcessor.from_pretrained(backend="pil", **where), AutoTokenizer.from_pretrained(**where)]
+        return [Qwen2VLImageProcessorPil.from_pretrained(**where), AutoTokenizer.from_pretrained(**where)]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from processing_moon import MoonBatch, ProductError
 
@@ -21,7 +21,7 @@ def expanded(text, grids):
 
 @pytest.fixture(scope="module")
 def own(tiny_base):
-    return AutoTokenizer.from_pretrained(tiny_base()), AutoImageProcessor.from_pretrained(tiny_base())
+    return AutoTokenizer.from_pretrained(tiny_base()), Qwen2VLImageProcessorPil.from_pretrained(tiny_base())
 
 
 def test_placeholders_are_expanded_and_nothing_is_added(processor, own, noise):

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from processing_moon import MOON_TOKENS, MoonBatch, MoonProcessor, ProductError
 
@@ -140,7 +140,7 @@ def test_tensors_have_the_documented_shapes_and_types(processor, noise):
 
 @pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
 def test_patches_equal_those_of_the_bases_own_image_processor(make_processor, tiny_base, backbone, noise):
-    own = AutoImageProcessor.from_pretrained(tiny_base(backbone), backend="pil")
+    own = Qwen2VLImageProcessorPil.from_pretrained(tiny_base(backbone))
     images = [noise(96, 64, 1), noise(300, 411, 2), noise(1, 1, 3), noise(9, 700, 4), noise(28, 28, 5)]
     batch = make_processor(backbone)(products=[{"images": images}])
     wanted = own(images, return_tensors="pt")
@@ -258,7 +258,7 @@ def test_prompts_of_an_embedder_equal_its_own_recipe(make_processor, tiny_base, 
     ours = make_processor(readout="last", markers=False)
     query = {**query, "image": noise()} if "image" in query else query
     tokenizer = AutoTokenizer.from_pretrained(tiny_base())
-    image_processor = AutoImageProcessor.from_pretrained(tiny_base())
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_base())
     system = (instruction or "Represent the user's input.").strip()
     if not unicodedata.category(system[-1]).startswith("P"):
         system = system + "."
@@ -287,7 +287,7 @@ def test_moon_tokens_are_single_ids_and_all_others_stay(processor, tiny_base):
 
 
 def test_a_tokenizer_without_moons_tokens_is_refused(tiny_base):
-    image_processor = AutoImageProcessor.from_pretrained(tiny_base())
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_base())
     tokenizer = AutoTokenizer.from_pretrained(tiny_base())
     with pytest.raises(ValueError, match=r"the tokenizer lacks <\|category_start\|>"):
         MoonProcessor(image_processor, tokenizer)
