@@ -590,7 +590,8 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        """As the library's; the images, which are not stored by row, are repeated with the row they belong to."""
+        """As the library's; images, which are not stored by row, are repeated with the row they belong to, and positions
+        (4, B, T) along their second dimension."""
         images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
         if expand_size > 1 and images["image_grid_thw"] is not None:
             vlm_config = self.config.vlm_config
@@ -601,7 +602,11 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
             patches = images["pixel_values"].split([int(grid.prod(dim=-1).sum()) for grid in grids])
             images["image_grid_thw"] = torch.cat([grid for grid in grids for _ in range(expand_size)])
             images["pixel_values"] = torch.cat([patch for patch in patches for _ in range(expand_size)])
+        positions_4BT = model_kwargs.pop("position_ids", None)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
+        if positions_4BT is not None:
+            rows = 1 if positions_4BT.ndim == 3 else 0
+            model_kwargs["position_ids"] = positions_4BT.repeat_interleave(expand_size, dim=rows)
         return input_ids, model_kwargs | {name: value for name, value in images.items() if value is not None}

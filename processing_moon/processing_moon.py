@@ -477,13 +477,14 @@ class MoonProcessor(ProcessorMixin):
 
     def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
         """The prompt before and after the text, by structure: one template rendering serves all items alike."""
-        key = (images, has_text, instruction, self.chat_template if isinstance(self.chat_template, str) else None)
+        template = self.chat_template if isinstance(self.chat_template, str) else self.chat_template["default"]
+        key = (images, has_text, instruction, template)
         if key not in self._scaffolds:
             content = [{"type": "image"}] * images + ([{"type": "text", "text": _TEXT_SLOT}] if has_text else [])
             system = [{"type": "text", "text": plain_text(instruction, self._control_tokens)}]
             prompt = self.tokenizer.apply_chat_template(
                 [{"role": "system", "content": system}, {"role": "user", "content": content}],
-                chat_template=self._resolve_chat_template(None),
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
             )
@@ -653,8 +654,20 @@ class MoonProcessor(ProcessorMixin):
             flat = [image.resize(self._target_size(*image.size, budget), self._resample) for image in flat]
             size = {"shortest_edge": self._factor**2, "longest_edge": self.image_processor.size["longest_edge"]}
             options["images_kwargs"] = {"size": size, **(options.get("images_kwargs") or {})}
-        batch = super().__call__(images=flat or None, text=prompts, **options)
-        return MoonBatch(dict(batch), kept=range(len(prompts)))
+        data = dict(super().__call__(images=flat or None, text=prompts, **options))
+        if "mm_token_type_ids" not in data:  # transformers 5.17 leaves it to each processor
+            data["mm_token_type_ids"] = self._image_tokens_of(data["input_ids"])
+        return MoonBatch(data, kept=range(len(prompts)))
+
+    def _image_tokens_of(self, input_ids: Any) -> Any:
+        """1 where an image token stands, 0 elsewhere, in the kind that the ids are of."""
+        if isinstance(input_ids, list):
+            return [[int(token == self.image_token_id) for token in row] for row in input_ids]
+        return (
+            (input_ids == self.image_token_id).astype(np.int64)
+            if isinstance(input_ids, np.ndarray)
+            else (input_ids == self.image_token_id).long()
+        )
 
     def _place_images(self, opened: list[list[Image.Image]] | None, text: Any) -> list[str]:
         """The prompts, with a vision block before each text whose images have no placeholder in it."""
