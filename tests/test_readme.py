@@ -1,0 +1,89 @@
+"""The README is short, its code runs, its commands have the options it names, its numbers are those of the result files."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evaluation.report import comparison_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", README, flags=re.DOTALL)
+CHECKPOINT = "runs/quickstart/run/final"
+COMMANDS = [
+    line.strip()
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def test_the_readme_has_fewer_than_250_lines():
+    assert len(README.splitlines()) < 250
+
+
+@pytest.mark.parametrize("block", [code for kind, code in BLOCKS if kind == "python"], ids=["transformers", "sentence"])
+def test_each_python_block_runs(block, tiny_moon, tmp_path):
+    assert CHECKPOINT in block
+    for name in ("hoodie.jpg", "photo.jpg"):
+        Image.new("RGB", (120, 120), "green").save(tmp_path / name)
+    (tmp_path / "block.py").write_text(block.replace(CHECKPOINT, str(tiny_moon("qwen3_vl"))))
+    run = subprocess.run([sys.executable, "block.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "tensor" in run.stdout
+
+
+def module_of(command: str) -> list[str]:
+    """The words that start the program that a command runs."""
+    if found := re.search(r"python -m (\S+)", command):
+        return ["-m", found[1]]
+    if "training/train.py" in command:
+        return ["-m", "training.train"]
+    return []
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if module_of(command)])
+def test_each_command_names_options_that_exist(command):
+    flags = re.findall(r"(?<=\s)--[a-z][a-z_-]*", command)
+    usage = subprocess.run(
+        [sys.executable, *module_of(command), "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for flag in flags:
+        assert re.search(rf"{flag}\b", usage), f"{flag} is no option of {module_of(command)[1]}"
+    for recipe in re.findall(r"training/recipes/\S+\.yaml", command):
+        assert (ROOT / recipe).is_file()
+
+
+def test_every_make_target_and_file_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", " ".join(COMMANDS)):
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"`((?:modeling_moon|evaluation|training|results|docs)/[\w/.]+\.\w+)`", README):
+        assert (ROOT / path).is_file(), path
+    for recipe in re.findall(r"`(\w+\.yaml)`", README):
+        assert (ROOT / "training" / "recipes" / recipe).is_file(), recipe
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
+
+
+def results_of(name: str) -> dict:
+    return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+
+
+def test_the_tables_are_rendered_from_the_result_files():
+    quickstart = results_of("quickstart.json")
+    table = comparison_table([quickstart["before"], quickstart["after"]], names=["untrained", "trained"])
+    assert table in README
+    results, names = [], []
+    for model, name in (("moon1", "Moon"), ("dual_tower", "dual tower")):
+        for when in ("before", "after"):
+            for data in ("grocery", "fashion"):
+                results.append(results_of(f"shared_{model}_{when}-{data}.json"))
+                names.append(f"{name} {when}")
+    assert comparison_table(results, names=names) in README
