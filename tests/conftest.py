@@ -10,6 +10,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give, above all on busy cores
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [
     "red running shoes for women with a white sole",
