@@ -1,6 +1,7 @@
 """An upcycled Moon computes what its base computed: hidden states, logits, and the vectors of embedding bases."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from modeling_moon import MoonForConditionalGeneration, MoonModel
+from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from training.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
 
@@ -220,3 +221,62 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tiny_base, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite"):
         upcycle(tiny_base("qwen3_vl"), tmp_path / "out", embedding_dim=32)
     assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+
+
+# Sizes as the public configurations of Qwen3-VL-2B-Instruct and Qwen2.5-VL-3B-Instruct give them.
+FULL_SIZES = {
+    "qwen3_vl": {
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        },
+        "vision_config": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+    },
+    "qwen2_5_vl": {
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048},
+    },
+}
+
+
+@pytest.mark.parametrize("names", ["new", "old"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeypatch, backbone, names):
+    from training import upcycle as module
+
+    vlm_config = AutoConfig.for_model(backbone, **FULL_SIZES[backbone], tie_word_embeddings=True)
+    config = MoonConfig.moon1(vlm_config)
+    with torch.device("meta"):
+        base = AutoModelForImageTextToText.from_config(vlm_config)
+    state = {name: tensor for name, tensor in base.state_dict().items() if name != "lm_head.weight"}
+    if names == "old":  # as the first Qwen2-VL repositories have them
+        state = {
+            name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+            for name, tensor in state.items()
+        }
+    monkeypatch.setattr(module, "_base_tensors", lambda folder: ((moon_name(n), t) for n, t in state.items()))
+    made = module._moon_tensors(Path("base"), config, config.vocab_size, list(range(151669, 151674)), seed=0)
+    found = {name: tuple(tensor.shape) for name, tensor in made}
+    assert found == module._expected_shapes(config)
+    assert len(found) > 600
