@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
+from evaluation.data import catalogue_sheet
 from evaluation.data.catalogue_drawing import encode, street_photo, studio_shot
 from evaluation.data.catalogue_products import (
     COLOUR_WORDS,
@@ -472,9 +473,14 @@ def contact_sheet(path: str | Path, *, seed: int = 0) -> Path:
         path: of the picture to write, .png or (a third of the size) .jpg.
         seed: of the catalogue shown.
     """
-    from evaluation.data.catalogue_sheet import draw_sheet
-
-    draw_sheet(seed).save(path, optimize=True, quality=88)
+    products, queries = make_catalogue(
+        products=len(PRODUCT_TYPES) * FAMILY_SIZE,
+        seed=seed,
+        image_size=catalogue_sheet.PICTURE,
+        splits=(("all", 1.0),),
+        progress=False,
+    )
+    catalogue_sheet.draw_sheet(products, queries).save(path, optimize=True, quality=88)
     return Path(path)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.data.catalogue import make_catalogue
 from evaluation.data.catalogue_products import FAMILY_SIZE, PRODUCT_TYPES
 
 Row = dict[str, Any]
@@ -18,15 +17,12 @@ GOOD, BAD, BOX = (44, 140, 84), (196, 74, 64), (230, 40, 60)
 PICTURE = 144
 
 
-def draw_sheet(seed: int = 0) -> Image.Image:
-    """An RGB picture 1,200 pixels wide: every type, photos with boxes, near-twins, and queries with their answers."""
-    products, queries = make_catalogue(
-        products=len(PRODUCT_TYPES) * FAMILY_SIZE,
-        seed=seed,
-        image_size=PICTURE,
-        splits=(("all", 1.0),),
-        progress=False,
-    )
+def draw_sheet(products: list[Row], queries: list[Row]) -> Image.Image:
+    """An RGB picture 1,200 pixels wide: every type, photos with boxes, near-twins, and queries with their answers.
+
+    Args:
+        products, queries: a catalogue with a family of each type, in pictures of `PICTURE` pixels.
+    """
     sections = (
         ("Product types in a three-level category tree", _types(products)),
         (
