@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from modeling_moon import MoonModel
 from training.upcycle import main
 
-EXPERTS = ("--num-experts", 5)
+CHANGES = ("--embedding-dim", 0, "--moe-layers", 1, "--num-experts", 5)
 
 
 def call(monkeypatch, *arguments):
@@ -19,19 +19,7 @@ def call(monkeypatch, *arguments):
 
 def test_the_command_writes_a_whole_checkpoint(monkeypatch, tiny_base, tmp_path, capsys):
     out = tmp_path / "moon"
-    call(
-        monkeypatch,
-        "--base",
-        tiny_base("qwen2_5_vl"),
-        "--out",
-        out,
-        "--embedding-dim",
-        0,
-        "--moe-layers",
-        1,
-        "--num-experts",
-        3,
-    )
+    call(monkeypatch, "--base", tiny_base("qwen2_5_vl"), "--out", out, *CHANGES)
     assert f"wrote {out}" in capsys.readouterr().out
     model = MoonModel.from_pretrained(out)
     assert (model.config.embedding_dim, model.config.guided_layers, model.config.num_experts) == (None, (1,), 5)
