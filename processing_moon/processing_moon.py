@@ -259,7 +259,7 @@ class MoonProcessor(ProcessorMixin):
             TypeError: a setting that the class does not have.
         """
         tokenizer = AutoTokenizer.from_pretrained(base_path, revision=revision)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(base_path, revision=revision)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(base_path, revision=revision or "main")
         if tokenizer.chat_template is None:  # older repositories keep it beside the processor only
             tokenizer.chat_template = cls.get_processor_dict(base_path, revision=revision)[0].get("chat_template")
         known = tokenizer.get_added_vocab()
@@ -477,7 +477,8 @@ class MoonProcessor(ProcessorMixin):
 
     def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
         """The prompt before and after the text, by structure: one template rendering serves all items alike."""
-        template = self.chat_template if isinstance(self.chat_template, str) else self.chat_template["default"]
+        templates: Any = self.chat_template
+        template = templates if isinstance(templates, str) else templates["default"]
         key = (images, has_text, instruction, template)
         if key not in self._scaffolds:
             content = [{"type": "image"}] * images + ([{"type": "text", "text": _TEXT_SLOT}] if has_text else [])
