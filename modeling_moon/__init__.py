@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .configuration_moon import MoonConfig
-from .modeling_moon import MoonForConditionalGeneration, MoonModel, MoonOutput
+from .modeling_moon import MoonCausalLMOutput, MoonForConditionalGeneration, MoonModel, MoonOutput
 
 SENTENCE_TRANSFORMER_MODULE = "sentence_transformer_moon.MoonTransformer"
 
@@ -37,4 +37,11 @@ def _register_with_sentence_transformers() -> None:
 
 _register_with_sentence_transformers()
 
-__all__ = ["SENTENCE_TRANSFORMER_MODULE", "MoonConfig", "MoonForConditionalGeneration", "MoonModel", "MoonOutput"]
+__all__ = [
+    "SENTENCE_TRANSFORMER_MODULE",
+    "MoonCausalLMOutput",
+    "MoonConfig",
+    "MoonForConditionalGeneration",
+    "MoonModel",
+    "MoonOutput",
+]

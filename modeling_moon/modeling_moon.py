@@ -92,6 +92,10 @@ class MoonExperts(nn.Module):
         return output_NH
 
 
+class MoonRouter(nn.Linear):
+    """W_g of the gate `softmax(W_g x)`: one score per expert."""
+
+
 class MoonGuidedMoE(nn.Module):
     r"""A feed-forward layer as a guided mixture of experts.
 
@@ -112,7 +116,7 @@ class MoonGuidedMoE(nn.Module):
         self.num_experts = config.num_experts
         self.num_free = config.num_experts - len(ASPECTS)
         self.top_k = config.num_experts_per_token
-        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.router = MoonRouter(config.hidden_size, config.num_experts, bias=False)
         self.experts = MoonExperts(config.text_config, config.num_experts)
         # transformers skips empty slots only where this flag is set (it was made for expert parallelism).
         self.experts._is_expert_parallel = True
@@ -178,13 +182,18 @@ class MoonQwen2_5_VLDecoderLayer(_GuidedLayer, Qwen2_5_VLDecoderLayer):  # noqa:
         self._swap_feed_forward(moon_config)
 
 
-def _init_moon_weights(module: nn.Module, std: float) -> None:
-    """Fresh weights of Moon's own modules; every other module is left to the library's rules."""
+def _init_moon_weights(module: nn.Module, std: float) -> bool:
+    """Fresh weights of Moon's own modules; False for every other module, which is left to the library's rules."""
     if isinstance(module, MoonExperts):
         init.normal_(module.gate_up_proj, mean=0.0, std=std)
         init.normal_(module.down_proj, mean=0.0, std=std)
+    elif isinstance(module, MoonRouter):
+        init.normal_(module.weight, mean=0.0, std=std)
     elif isinstance(module, MoonProjection):
         init.copy_(module.weight, torch.eye(module.out_features, module.in_features, device=module.weight.device))
+    else:
+        return False
+    return True
 
 
 class _GuidedTextModel:
@@ -199,14 +208,15 @@ class _GuidedTextModel:
         return True
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        _init_moon_weights(module, self.config.initializer_range)
+        if not _init_moon_weights(module, self.moon_initializer_range):
+            super()._init_weights(module)
 
 
 class MoonQwen3VLTextModel(_GuidedTextModel, Qwen3VLTextModel):
     """Qwen3-VL's text model with guided mixtures in `moon_config.guided_layers`."""
 
     def __init__(self, config: Any, moon_config: MoonConfig) -> None:
+        self.moon_initializer_range = moon_config.initializer_range
         super().__init__(config)
         for layer in moon_config.guided_layers:
             self.layers[layer] = MoonQwen3VLDecoderLayer(config, layer, moon_config)
@@ -216,6 +226,7 @@ class MoonQwen2_5_VLTextModel(_GuidedTextModel, Qwen2_5_VLTextModel):  # noqa: N
     """Qwen2.5-VL's text model with guided mixtures in `moon_config.guided_layers`."""
 
     def __init__(self, config: Any, moon_config: MoonConfig) -> None:
+        self.moon_initializer_range = moon_config.initializer_range
         super().__init__(config)
         for layer in moon_config.guided_layers:
             self.layers[layer] = MoonQwen2_5_VLDecoderLayer(config, layer, moon_config)
@@ -313,8 +324,8 @@ class MoonPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        _init_moon_weights(module, self.config.initializer_range)
+        if not _init_moon_weights(module, self.config.initializer_range):
+            super()._init_weights(module)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
@@ -342,8 +353,9 @@ class MoonModel(MoonPreTrainedModel):
 
     def __init__(self, config: MoonConfig) -> None:
         super().__init__(config)
+        # The base's own classes have no experts and refuse a choice; what was chosen for Moon holds for its text model.
+        config.vlm_config._experts_implementation = None
         self.vlm = AutoModel.from_config(config.vlm_config)
-        # The base's own classes have no experts and settle on "eager"; what was chosen for Moon holds for its text model.
         config.text_config._experts_implementation = config._experts_implementation
         self.vlm.language_model = TEXT_MODELS[config.vlm_config.model_type](config.text_config, config)
         self.projection = (
@@ -476,6 +488,13 @@ class MoonModel(MoonPreTrainedModel):
 # ---------------------------------------------------------------------------------------------------------------------
 # Generation from the same weights
 # ---------------------------------------------------------------------------------------------------------------------
+@dataclass
+class MoonCausalLMOutput(CausalLMOutputWithPast):
+    """As the library's, with `expert_load` (L, E) float32 where `output_router_stats=True`; see `MoonOutput`."""
+
+    expert_load: torch.FloatTensor | None = None
+
+
 class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
     """`MoonModel` with the base's output layer: writes text after images and text.
 
@@ -515,7 +534,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> MoonCausalLMOutput | tuple:
         """Logits of the next token; arguments as in `MoonModel.forward`.
 
         Args:
@@ -541,18 +560,27 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = CausalLMOutputWithPast(
+        result = MoonCausalLMOutput(
             loss=loss,
             logits=logits,
+            expert_load=outputs.expert_load,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         return result if return_dict is not False else result.to_tuple()
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As the library's, with the aspects of the new tokens, which depend on the markers before them."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As the library's, with the aspects of the new tokens, which depend on the markers before them.
+
+        Raises:
+            ValueError: guided experts and `inputs_embeds`: the markers of the prompt are not known then.
+        """
+        if inputs_embeds is not None and self.config.guided_layers:
+            raise ValueError("guided experts read markers from input_ids: generate from input_ids, not inputs_embeds")
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = inputs.get("input_ids")
         if self.config.guided_layers and fed is not None and input_ids.shape[1] >= fed.shape[1]:
             aspect_BT = self.model._aspect_ids(input_ids)
@@ -565,12 +593,14 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
         """Positions (4, B, T): the text position, then time, height and width as Qwen's multimodal rotary encoding."""
         text_BT = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         vlm = self.model.vlm
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0 and vlm.rope_deltas is not None:
-            return text_BT[None] + vlm.rope_deltas
         input_ids = model_kwargs.get("input_ids")
         if input_ids is None or input_ids.shape[1] == 0:
             input_ids = inputs_tensor
+        cache = model_kwargs.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length()
+        new_images = input_ids.ndim == 2 and bool((input_ids[:, past:] == self.config.image_token_id).any())
+        if past > 0 and vlm.rope_deltas is not None and not new_images:
+            return text_BT[None] + vlm.rope_deltas
         grid = model_kwargs.get("image_grid_thw")
         if grid is None or input_ids.ndim != 2:
             vlm.rope_deltas = torch.zeros(input_ids.shape[0], 1, dtype=torch.long, device=input_ids.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from sentence_transformers.base.modules import InputModule
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 
 class MoonTransformer(InputModule):
@@ -21,16 +21,21 @@ class MoonTransformer(InputModule):
     Args:
         model: a `MoonModel`.
         processor: its `MoonProcessor`.
+        source: (checkpoint, loading arguments) that the model came from: saving takes the output layer and the generation
+            settings from there, so that the saved checkpoint still writes text. None: only the encoder is saved.
 
     Relations: `AutoModel` and `AutoProcessor` give the same vectors without sentence-transformers.
     """
 
     save_in_root = True
 
-    def __init__(self, model: torch.nn.Module, processor: Any) -> None:
+    def __init__(
+        self, model: torch.nn.Module, processor: Any, source: tuple[str, dict[str, Any]] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
+        self.source = source
 
     @property
     def tokenizer(self) -> Any:
@@ -89,7 +94,13 @@ class MoonTransformer(InputModule):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes model and processor with the code that loads them."""
-        self.model.save_pretrained(output_path)
+        if self.source is None:
+            self.model.save_pretrained(output_path)
+        else:
+            checkpoint, hub = self.source
+            whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=self.model.dtype, **hub)
+            whole.model, whole.config = self.model, self.model.config
+            whole.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
 
     @classmethod
@@ -99,6 +110,7 @@ class MoonTransformer(InputModule):
         *,
         model_kwargs: dict[str, Any] | None = None,
         processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> MoonTransformer:
@@ -111,9 +123,10 @@ class MoonTransformer(InputModule):
         if kwargs.get("backend", "torch") != "torch":
             raise ValueError(f"Moon has no backend {kwargs['backend']!r}; accepted: 'torch'")
         hub["trust_remote_code"] = trust_remote_code
-        model = AutoModel.from_pretrained(model_name_or_path, **hub, **(model_kwargs or {}))
+        settings = {**(config_kwargs or {}), **(model_kwargs or {})}
+        model = AutoModel.from_pretrained(model_name_or_path, **hub, **settings)
         processor = AutoProcessor.from_pretrained(model_name_or_path, **hub, **(processor_kwargs or {}))
-        return cls(model, processor)
+        return cls(model, processor, source=(model_name_or_path, hub))
 
 
 def _record_of_messages(messages: list[Any]) -> dict[str, Any]:

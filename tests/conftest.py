@@ -54,16 +54,31 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_moon("qwen3_vl", readout="emb")`: the folder of a Moon checkpoint upcycled from a tiny base."""
+    """`tiny_moon("qwen3_vl", readout="emb")`: the folder of a Moon checkpoint upcycled from a tiny base.
+
+    `trained=True` gives one whose experts differ, as after training: only there does a vector depend on the routing.
+    """
+    import torch
+
+    from modeling_moon import MoonForConditionalGeneration
     from training.upcycle import upcycle
 
     made: dict[tuple, Path] = {}
 
-    def get(backbone: str = "qwen3_vl", *, tie_word_embeddings: bool = True, **moon: object) -> Path:
-        key = (backbone, tie_word_embeddings, *sorted((name, str(value)) for name, value in moon.items()))
+    def get(
+        backbone: str = "qwen3_vl", *, tie_word_embeddings: bool = True, trained: bool = False, **moon: object
+    ) -> Path:
+        key = (backbone, tie_word_embeddings, trained, *sorted((name, str(value)) for name, value in moon.items()))
         if key not in made:
             base = tiny_base(backbone, tie_word_embeddings=tie_word_embeddings)
             made[key] = upcycle(base, tmp_path_factory.mktemp("moon") / backbone, **({"embedding_dim": 32} | moon))
+            if trained:
+                model = MoonForConditionalGeneration.from_pretrained(made[key])
+                generator = torch.Generator().manual_seed(0)
+                for name, parameter in model.named_parameters():
+                    if ".experts." in name or ".router." in name:
+                        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+                model.save_pretrained(made[key])
         return made[key]
 
     return get

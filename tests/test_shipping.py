@@ -92,9 +92,9 @@ namespace: dict = {}
 exec(compile(COMPUTE, "compute", "exec"), namespace)
 
 
-@pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
-def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(tiny_moon, tmp_path, backbone):
-    folder = tiny_moon(backbone)
+@pytest.mark.parametrize(("backbone", "tied"), [("qwen3_vl", True), ("qwen2_5_vl", False)])
+def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(tiny_moon, tmp_path, backbone, tied):
+    folder = tiny_moon(backbone, tie_word_embeddings=tied, trained=True)
     script = tmp_path / "isolated.py"
     script.write_text(ISOLATED)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

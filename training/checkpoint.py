@@ -51,8 +51,8 @@ def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: s
         model: a `MoonModel` or `MoonForConditionalGeneration`.
         processor: its `MoonProcessor`.
         folder: where to write.
-        lm_head_from: checkpoint that a `MoonModel` with an output layer of its own (untied) was trained from: its output
-            layer is written beside the trained weights, so that the checkpoint can still generate.
+        lm_head_from: the checkpoint that a `MoonModel` was trained from: its generation settings and, where it is untied,
+            its output layer are written beside the trained weights, so that the new checkpoint can still write text.
 
     Returns:
         The folder.
@@ -61,16 +61,24 @@ def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: s
         ValueError: a `MoonModel` with an untied output layer and no `lm_head_from`.
     """
     folder = Path(folder)
-    if not isinstance(model, MoonForConditionalGeneration) and not model.config.tie_word_embeddings:
-        if lm_head_from is None:
-            raise ValueError(
-                "an untied output layer is not in a MoonModel: pass lm_head_from, the checkpoint it came from"
-            )
-        whole = MoonForConditionalGeneration.from_pretrained(lm_head_from, dtype=model.dtype)
-        whole.model = model
-        model = whole
+    if lm_head_from is not None or not hasattr(model, "lm_head"):
+        model = _with_output_layer(model, lm_head_from)
     model.save_pretrained(folder)
     config = model.config
     config.architectures = [type(model).__name__]
     write_code_and_settings(config, processor, folder)
     return folder
+
+
+def _with_output_layer(model: Any, donor: str | Path | None) -> Any:
+    """The model as a writer of text, with the output layer and the generation settings of the donor."""
+    if hasattr(model, "lm_head"):
+        return model
+    if donor is None:
+        if model.config.tie_word_embeddings:
+            return model
+        raise ValueError("an untied output layer is not in a MoonModel: pass lm_head_from, the checkpoint it came from")
+    whole = MoonForConditionalGeneration.from_pretrained(donor, dtype=model.dtype)
+    whole.model, whole.config = model, model.config
+    whole.tie_weights()
+    return whole

@@ -92,28 +92,34 @@ def upcycle(
         raise ValueError(f"preset={preset!r} is not known; accepted: {', '.join(PRESETS)}")
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; accepted: {', '.join(_DTYPES)} or None")
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file; accepted: a folder to write")
     if out.exists() and not overwrite and any(out.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
     folder = _local_folder(base)
     vlm_config = _read_base_config(folder)
     readout = moon.get("readout", PRESETS[preset](vlm_config, embedding_dim=None).readout)
-    markers = moon.pop("markers", readout != "last")
-    processor = MoonProcessor.from_base(str(folder), readout=readout, markers=markers)
+    processor = MoonProcessor.from_base(str(folder), readout=readout, markers=moon.pop("markers", readout != "last"))
     old_rows = vlm_config.text_config.vocab_size
     vlm_config.text_config.vocab_size = max(old_rows, len(processor.tokenizer))
+    _set_dtype(vlm_config, _DTYPES.get(dtype or "") or _stored_dtype(folder))
     ids = {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()}
     moon.setdefault("embedding_dim", min(256, vlm_config.text_config.hidden_size))
     config = PRESETS[preset](vlm_config, **ids, **moon)
-    config.dtype = _DTYPES.get(dtype) if dtype else getattr(vlm_config, "dtype", None)
+    config.dtype = vlm_config.dtype
+    config.architectures = [MoonForConditionalGeneration.__name__]
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tensors = _moon_tensors(folder, config, old_rows, sorted(ids.values()), seed)
-    _write_shards(tensors, config, partial, _DTYPES.get(dtype or ""), int(max_shard_gigabytes * 1e9))
-    config.architectures = [MoonForConditionalGeneration.__name__]
-    write_code_and_settings(config, processor, partial)
-    if (folder / "generation_config.json").exists():
-        GenerationConfig.from_pretrained(folder).save_pretrained(partial)
+    try:
+        tensors = _moon_tensors(folder, config, old_rows, sorted(ids.values()), seed)
+        _write_shards(tensors, config, partial, _DTYPES.get(dtype or ""), int(max_shard_gigabytes * 1e9))
+        write_code_and_settings(config, processor, partial)
+        if (folder / "generation_config.json").exists():
+            GenerationConfig.from_pretrained(folder).save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
@@ -137,7 +143,53 @@ def _read_base_config(folder: Path) -> Any:
             f"{folder} is of model type {model_type!r}, which cannot be upcycled; accepted: {', '.join(BACKBONES)} "
             "(dense Qwen3-VL, Qwen3-VL-Embedding and Qwen2.5-VL checkpoints)"
         )
-    return AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    if not config.tie_word_embeddings and not any(
+        moon_name(name) == "lm_head.weight" for name in _stored_names(folder)
+    ):
+        print(
+            f"{folder} has no output layer of its own: the embedding matrix serves as one, so that the model can write"
+        )
+        config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UpcycleError(f"{folder} has no *.safetensors file; accepted: safetensors, in one file or with an index")
+    for file in files:
+        if not file.exists():
+            raise UpcycleError(f"{folder} lacks {file.name}, which its index names")
+    return files
+
+
+def _stored_names(folder: Path) -> list[str]:
+    names: list[str] = []
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as shard:
+            names += shard.keys()
+    return names
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the embedding matrix, which is that of the checkpoint."""
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
+                if moon_name(name) == _EMBEDDING:
+                    return shard.get_tensor(name).dtype
+    raise UpcycleError(f"{folder} has no token embeddings; accepted: a whole checkpoint")
+
+
+def _set_dtype(vlm_config: Any, dtype: torch.dtype) -> None:
+    """One dtype for the whole, so that a model made from the configuration is not half of another."""
+    for config in (vlm_config, vlm_config.text_config, vlm_config.vision_config):
+        config.dtype = dtype
 
 
 def moon_name(name: str) -> str:
@@ -152,17 +204,8 @@ def moon_name(name: str) -> str:
 
 
 def _base_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        raise UpcycleError(f"{folder} has no *.safetensors file; accepted: safetensors, in one file or with an index")
-    for file in files:
-        if not (folder / file).exists():
-            raise UpcycleError(f"{folder} lacks {file}, which its index names")
-        with safe_open(folder / file, framework="pt") as shard:
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
                 yield moon_name(name), shard.get_tensor(name)
 
@@ -239,7 +282,7 @@ def _write_shards(
             )
         if tuple(tensor.shape) != left.pop(name):
             raise UpcycleError(f"tensor {name!r} has shape {tuple(tensor.shape)}; expected {expected[name]}")
-        tensor = tensor.to(dtype or _own_dtype(name, tensor, config)).contiguous()
+        tensor = tensor.to(dtype or (config.dtype if name == "model.projection.weight" else tensor.dtype)).contiguous()
         size = tensor.numel() * tensor.element_size()
         if shard and sum(part.numel() * part.element_size() for part in shard.values()) + size > max_bytes:
             flush()
@@ -249,11 +292,6 @@ def _write_shards(
         raise UpcycleError(f"the base lacks {len(left)} tensors, among them {', '.join(sorted(left)[:5])}")
     flush()
     _name_shards(shards, out, total)
-
-
-def _own_dtype(name: str, tensor: torch.Tensor, config: MoonConfig) -> torch.dtype:
-    """A projection takes the dtype of the checkpoint it joins; every other tensor keeps its own."""
-    return config.dtype or tensor.dtype if name == "model.projection.weight" else tensor.dtype
 
 
 def _name_shards(shards: list[list[str]], out: Path, total_bytes: int) -> None:

@@ -36,7 +36,7 @@ PRODUCTS = [
 def pair(request, tiny_moon):
     """Folder, model and processor of one variant."""
     backbone, moon = request.param
-    folder = tiny_moon(backbone, **moon)
+    folder = tiny_moon(backbone, trained=True, **moon)
     return folder, MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
 
 
@@ -76,10 +76,6 @@ def test_eager_attention_and_the_expert_loop_equal_the_fast_kernels(pair):
 def test_every_parameter_learns(pair):
     folder, _, processor = pair
     model = MoonModel.from_pretrained(folder).train()
-    with torch.no_grad():  # experts that are equal give the router no gradient: let them differ a little
-        for name, parameter in model.named_parameters():
-            if "experts" in name:
-                parameter.add_(0.02 * torch.randn_like(parameter))
     vectors = model(**processor(products=PRODUCTS, return_tensors="pt")).embeddings
     (vectors @ torch.randn(vectors.shape[1], 3)).square().sum().backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -182,3 +178,39 @@ def test_a_row_without_a_token_to_read_is_refused(pair):
     batch["attention_mask"][2] = 0
     with pytest.raises(ValueError, match=r"rows \[2\] of the batch have no"):
         model(**batch)
+
+
+def test_the_writer_returns_the_expert_load_too(pair):
+    folder, model, processor = pair
+    if not model.config.guided_layers:
+        pytest.skip("this variant has no experts")
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    with torch.no_grad():
+        load = writer(**batch, output_router_stats=True).expert_load
+        assert torch.equal(load, model(**batch, output_router_stats=True).expert_load)
+
+
+def test_fresh_experts_and_routers_have_the_spread_of_the_configuration(pair):
+    _, model, _ = pair
+    config = type(model.config).from_dict(model.config.to_dict() | {"initializer_range": 0.5})
+    for name, parameter in MoonModel(config).named_parameters():
+        if ".experts." in name or ".router." in name:
+            assert 0.4 < parameter.std() < 0.6, name
+
+
+def test_generating_from_embeddings_is_refused_where_markers_matter(pair):
+    folder, model, processor = pair
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    embeddings = writer.get_input_embeddings()(processor(text=["a mug"], return_tensors="pt")["input_ids"])
+    if model.config.guided_layers:
+        with pytest.raises(ValueError, match="generate from input_ids"):
+            writer.generate(inputs_embeds=embeddings, max_new_tokens=2)
+    else:
+        assert writer.generate(inputs_embeds=embeddings, max_new_tokens=2, min_new_tokens=2).shape == (1, 2)
+
+
+def test_one_configuration_serves_several_models(pair):
+    _, model, _ = pair
+    twins = [MoonModel._from_config(model.config) for _ in range(2)]
+    assert {twin.vlm.language_model.config._experts_implementation for twin in twins} == {"grouped_mm"}

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
+from training.checkpoint import save_moon
 from training.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
@@ -212,7 +213,7 @@ def test_a_base_with_a_missing_tensor_is_refused_and_leaves_nothing(tiny_base, t
     )
     with pytest.raises(UpcycleError, match=r"norm.weight' has shape \(3,\); expected \(64,\)"):
         upcycle(folder, tmp_path / "out", embedding_dim=32)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_an_existing_folder_is_kept_unless_told_otherwise(tiny_base, tmp_path):
@@ -221,6 +222,52 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tiny_base, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite"):
         upcycle(tiny_base("qwen3_vl"), tmp_path / "out", embedding_dim=32)
     assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+
+
+def copy_of(folder, target, change):
+    """A copy of a checkpoint with changed tensors."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    save_file(change(load_file(folder / "model.safetensors")), target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_an_untied_base_without_an_output_layer_uses_its_embeddings(tiny_base, tmp_path, capsys):
+    source = tiny_base("qwen3_vl", tie_word_embeddings=False)
+    base = copy_of(source, tmp_path / "base", lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"})
+    moon = MoonForConditionalGeneration.from_pretrained(upcycle(base, tmp_path / "moon", embedding_dim=32))
+    assert "no output layer of its own" in capsys.readouterr().out
+    assert moon.lm_head.weight is moon.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_one_dtype_holds_for_the_whole_checkpoint(tiny_base, tmp_path, dtype):
+    base = copy_of(tiny_base("qwen3_vl"), tmp_path / "base", lambda t: {n: v.bfloat16() for n, v in t.items()})
+    moon = MoonModel.from_pretrained(upcycle(base, tmp_path / "moon", embedding_dim=32, dtype=dtype), dtype="auto")
+    wanted = torch.float32 if dtype == "float32" else torch.bfloat16
+    assert {parameter.dtype for parameter in moon.parameters()} == {wanted}
+    assert {parameter.dtype for parameter in MoonModel._from_config(moon.config).parameters()} == {wanted}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trained_encoder_is_saved_with_what_it_needs_to_write(tiny_base, tiny_moon, tmp_path, tied):
+    start = tiny_moon("qwen3_vl", tie_word_embeddings=tied)
+    model, processor = MoonModel.from_pretrained(start), MoonProcessor.from_pretrained(start)
+    model.config.embedding_dim = 32
+    model.projection.weight.data.mul_(2)
+    save_moon(model, processor, tmp_path / "saved", lm_head_from=start)
+    saved, loading = MoonForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    donor = MoonForConditionalGeneration.from_pretrained(start)
+    assert not loading["missing_keys"]
+    assert torch.equal(saved.lm_head.weight, donor.lm_head.weight)
+    assert torch.equal(saved.model.projection.weight, model.projection.weight)
+    assert saved.generation_config.eos_token_id == donor.generation_config.eos_token_id is not None
+    if not tied:
+        with pytest.raises(ValueError, match="pass lm_head_from"):
+            save_moon(model, processor, tmp_path / "other")
 
 
 # Sizes as the public configurations of Qwen3-VL-2B-Instruct and Qwen2.5-VL-3B-Instruct give them.
