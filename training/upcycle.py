@@ -59,6 +59,7 @@ def upcycle(
     seed: int = 0,
     max_shard_gigabytes: float = 4.0,
     overwrite: bool = False,
+    limits: dict[str, int] | None = None,
     **moon: Any,
 ) -> Path:
     """Convert a base checkpoint.
@@ -77,6 +78,7 @@ def upcycle(
         seed: of the routers' weights.
         max_shard_gigabytes: size of a weights file, which is also about the memory used.
         overwrite: replace `out` where it exists.
+        limits: `max_tokens` and `max_image_tokens` of the processor; default: those of `MoonProcessor.from_base`.
         **moon: arguments of `MoonConfig` that differ from the preset (`embedding_dim`, `readout`, `num_experts`, …).
 
     Returns:
@@ -99,7 +101,8 @@ def upcycle(
     folder = _local_folder(base)
     vlm_config = _read_base_config(folder)
     readout = moon.get("readout", PRESETS[preset](vlm_config, embedding_dim=None).readout)
-    processor = MoonProcessor.from_base(str(folder), readout=readout, markers=moon.pop("markers", readout != "last"))
+    markers = moon.pop("markers", readout != "last")
+    processor = MoonProcessor.from_base(str(folder), readout=readout, markers=markers, **(limits or {}))
     old_rows = vlm_config.text_config.vocab_size
     vlm_config.text_config.vocab_size = max(old_rows, len(processor.tokenizer))
     _set_dtype(vlm_config, _DTYPES.get(dtype or "") or _stored_dtype(folder))
@@ -330,12 +333,16 @@ def main() -> None:
     parser.add_argument("--embedding-dim", type=int, help="size of the vectors; 0 keeps the base's width; default 256")
     parser.add_argument("--moe-layers", type=int, nargs="*", help="layers that become mixtures; default: all")
     parser.add_argument("--num-experts", type=int, help="experts of a layer, the two guided ones included; default 4")
+    parser.add_argument("--max-tokens", type=int, help="token budget of an item, pictures included")
+    parser.add_argument("--max-image-tokens", type=int, help="token budget of a picture, kept by resizing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-shard-gigabytes", type=float, default=4.0)
     parser.add_argument("--overwrite", action="store_true")
     arguments = vars(parser.parse_args())
     names = ("readout", "embedding_dim", "moe_layers", "num_experts")
     moon = {name: value for name in names if (value := arguments.pop(name)) is not None}
+    limits = {name: arguments.pop(name) for name in ("max_tokens", "max_image_tokens")}
+    arguments["limits"] = {name: value for name, value in limits.items() if value is not None}
     if moon.get("embedding_dim") == 0:
         moon["embedding_dim"] = None
     try:

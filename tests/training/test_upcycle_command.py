@@ -7,9 +7,10 @@ import pytest
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from modeling_moon import MoonModel
+from processing_moon import MoonProcessor
 from training.upcycle import main
 
-CHANGES = ("--embedding-dim", 0, "--moe-layers", 1, "--num-experts", 5)
+CHANGES = ("--embedding-dim", 0, "--moe-layers", 1, "--num-experts", 5, "--max-tokens", 300, "--max-image-tokens", 9)
 
 
 def call(monkeypatch, *arguments):
@@ -23,6 +24,8 @@ def test_the_command_writes_a_whole_checkpoint(monkeypatch, tiny_base, tmp_path,
     assert f"wrote {out}" in capsys.readouterr().out
     model = MoonModel.from_pretrained(out)
     assert (model.config.embedding_dim, model.config.guided_layers, model.config.num_experts) == (None, (1,), 5)
+    processor = MoonProcessor.from_pretrained(out)
+    assert (processor.max_tokens, processor.max_image_tokens) == (300, 9)
     files = {path.name for path in out.iterdir()}
     assert {
         "modules.json",
