@@ -21,6 +21,7 @@ from PIL import Image
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 _ABSENT_WORDS = frozenset(("", "nan", "NaN", "None", "null", "NULL"))
 _ROWS_PER_READ = 1024
+_LONGEST_CELL = 2**30  # characters; csv's own limit is shorter than a long description
 
 ImageSource = bytes | str | Image.Image
 """An encoded picture, the path (or address) of one, or an opened one: what MoonProcessor opens."""
@@ -34,7 +35,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .parquet, .jsonl or .csv file, in file order.
 
     Raises:
-        TableError: no such file, another suffix, or contents that are not of that kind (with the line for JSONL).
+        TableError: no such file, another suffix, or contents that are not of that kind or not UTF-8 (with the line where known).
     """
     if not path.is_file():
         raise TableError(f"{path}: no such file")
@@ -44,7 +45,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise TableError(
             f"{path}: cannot read {path.suffix or 'a file without a suffix'}; accepted: {', '.join(SUFFIXES)}"
         )
-    return reader(path)
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}: {error.reason}); accepted: text saved as UTF-8"
+        ) from error
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -72,17 +78,23 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    csv.field_size_limit(2**30)
+    csv.field_size_limit(_LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise TableError(
-                    f"{path}, line {reader.line_num}: the row does not have the header's {len(reader.fieldnames or ())} cells"
-                )
-            rows.append(dict(row))
+        try:
+            rows = [dict(row) for row in reader if _is_whole(row, path, reader)]
+        except csv.Error as error:
+            raise TableError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
     return rows
+
+
+def _is_whole(row: Mapping[Any, Any], path: Path, reader: csv.DictReader) -> bool:
+    """True, or an error where a row has more or fewer cells than the header."""
+    if None in row or None in row.values():
+        raise TableError(
+            f"{path}, line {reader.line_num}: the row does not have the header's {len(reader.fieldnames or ())} cells"
+        )
+    return True
 
 
 def is_absent(value: Any) -> bool:

@@ -280,6 +280,25 @@ def test_queries_need_their_columns() -> None:
             load_tables({"products": products, "queries": queries})
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("products.csv", "product_id,title\n1,café\n".encode("latin-1"), r"products.csv: not UTF-8 \(byte 0xe9"),
+        ("products.jsonl", '{"product_id": "1", "title": "café"}\n'.encode("latin-1"), r"products.jsonl: not UTF-8"),
+        ("products.csv", b"product_id,title\n1," + b"x" * 200 + b"\n", r"products.csv, line 2: not CSV \(field larger"),
+    ],
+    ids=["csv in another encoding", "jsonl in another encoding", "a cell beyond the limit"],
+)
+def test_a_text_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.data.table_files._LONGEST_CELL", 100)
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=message):
+        load_tables(path)
+
+
 def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
     assert parse_category('["a", "b"]') == ("a", "b")
     assert parse_texts("1|2| 3 ") == ("1", "2", "3")
