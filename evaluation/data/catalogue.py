@@ -86,7 +86,7 @@ def make_catalogue(
             images (list of JPEG bytes), split, group.
         queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1, y1]
             in pixels of the image, or None), positives (product ids), negatives (product ids: same category, exactly one
-            attribute differs from a positive's), split, kind, derived (True: a script wrote the text), reference_product_id.
+            attribute differs from a positive's; never the reference product), split, kind, derived (True: a script wrote the text), reference_product_id.
 
     Raises:
         ValueError: a count or size out of range, shares that are not positive, or too few products for the splits.
@@ -378,7 +378,7 @@ def _query_row(
         positives = [target]
         row["reference_product_id"] = item.product_id if target is not item else None
     row["positives"] = [p.product_id for p in positives]
-    row["negatives"] = _hard_negatives(catalogue, positives)
+    row["negatives"] = _hard_negatives(catalogue, positives, row["reference_product_id"])
     return row
 
 
@@ -406,9 +406,9 @@ def _ask_with_photo(catalogue: _Relations, item: Item, number: int, rng: random.
     return "same_in_colour", words, target
 
 
-def _hard_negatives(catalogue: _Relations, positives: Sequence[Item]) -> list[str]:
-    """Products that differ from a positive in exactly one attribute and are no positives themselves."""
-    right = {p.product_id for p in positives}
+def _hard_negatives(catalogue: _Relations, positives: Sequence[Item], reference: str | None) -> list[str]:
+    """Products that differ from a positive in exactly one attribute, and are neither positives nor the one photographed."""
+    right = {p.product_id for p in positives} | {reference}
     near = {n.product_id for p in positives for n in catalogue.near(p)}
     return sorted(near - right)
 

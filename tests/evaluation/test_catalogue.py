@@ -374,6 +374,7 @@ def test_a_photo_with_a_wish_asks_for_the_variant_and_leaves_out_the_photographe
             continue
         reference = query["reference_product_id"]
         assert reference != positive
+        assert reference not in query["negatives"]
         (key,) = differing(rows[reference], rows[positive])
         value = attributes(rows[positive])[key]
         same_group = rows[reference]["group"] == rows[positive]["group"]

@@ -129,6 +129,15 @@ def test_a_querys_own_negatives_come_first():
     assert set(pairs[0].negative_ids) == {stable_id("shop/p7"), stable_id("shop/p9")}
 
 
+def test_answers_and_the_reference_product_are_no_hard_negatives_even_where_the_data_says_so():
+    products = [product(number) for number in range(6)]
+    query = QueryRow(
+        "q", "text", "wish", positives=("p1", "p2"), negatives=("p1", "p2", "p0", "p5"), reference_product_id="p0"
+    )
+    pairs = dataset(PairSource(tables(products, [query])), query_mix={"text": 1}, derived_queries=False)
+    assert {pairs[position].names[1] for position in range(40)} == {"shop/p5"}
+
+
 def test_a_query_that_starts_from_a_product_neither_rewards_nor_punishes_that_product():
     products = [product(number, group="family") for number in range(3)] + [product(9)]
     query = QueryRow("q", "both", "in blue", picture(0), positives=("p1",), reference_product_id="p0")

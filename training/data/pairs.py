@@ -229,9 +229,9 @@ class PairDataset(Dataset):
 
     def _hard_negatives(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn) -> list[ProductRow]:
         """The query's own negatives first, then products of the same category, other product, other group."""
-        known = [source.products[name] for name in dict.fromkeys(drawn.negatives) if name in source.products]
-        known = [known[index] for index in rng.permutation(len(known))]
         taken = {drawn.positive.product_id, *drawn.positives, drawn.reference}
+        names = [name for name in dict.fromkeys(drawn.negatives) if name in source.products and name not in taken]
+        known = [source.products[names[index]] for index in rng.permutation(len(names))]
         chosen: list[ProductRow] = []
         while len(chosen) < self.options.hard_negatives:
             row = known.pop() if known else self._of_same_category(rng, source, drawn.positive, taken)
