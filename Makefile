@@ -1,5 +1,6 @@
 # `make quickstart` and `make test` set everything up by themselves: the virtual environment is made on first use.
 PYTHON ?= python3
+TORCH_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,11 +16,12 @@ help:
 
 setup: $(INSTALLED)
 
-# torch first and pinned: a bare requirement would pull the CUDA build.
+# torch first, at the pinned version, so that nothing that follows picks another. On Linux the package index offers its CUDA
+# build, several GB: where only a CPU is wanted, name PyTorch's own CPU index, `make setup TORCH_FLAGS="--index-url …"`.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,eval,dev]"
 	touch $(INSTALLED)
 
