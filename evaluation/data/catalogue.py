@@ -86,7 +86,8 @@ def make_catalogue(
             images (list of JPEG bytes), split, group.
         queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1, y1]
             in pixels of the image, or None), positives (product ids), negatives (product ids: same category, exactly one
-            attribute differs from a positive's; never the reference product), split, kind, derived (True: a script wrote the text), reference_product_id.
+            attribute differs from a positive's; never the reference product), split, kind, derived (True: a script wrote the
+            text), reference_product_id.
 
     Raises:
         ValueError: a count or size out of range, shares that are not positive, or too few products for the splits.

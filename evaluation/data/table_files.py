@@ -84,7 +84,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         try:
             rows = [dict(row) for row in reader if _is_whole(row, path, reader)]
         except csv.Error as error:
-            raise TableError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+            raise TableError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from error
     return rows
 
 
