@@ -262,7 +262,8 @@ class GroundingDetector:
         from .processing_moon import MoonProcessor
 
         model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
-        return cls(model, MoonProcessor.from_base(base), name=str(base), **settings)
+        # As sharp as the base allows: small products must be found too.
+        return cls(model, MoonProcessor.from_base(base, max_image_tokens=None), name=str(base), **settings)
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:
         """See `CoreDetector`. An answer that cannot be read is None, in the cache too."""

@@ -51,6 +51,8 @@ DEFAULT_INSTRUCTIONS = {
 }
 # What Qwen3-VL-Embedding (arXiv 2601.04720) takes where the caller gives no instruction.
 EMBEDDER_INSTRUCTION = "Represent the user's input."
+# Tokens of an item and of an image.
+DEFAULT_BUDGETS, EMBEDDER_BUDGETS = (1024, 256), (8192, 1800)
 # Qwen's image processors refuse a picture that is longer than this many times its width.
 MAX_ASPECT_RATIO = 200
 _TEXT_SLOT = "\ue000text\ue001"
@@ -76,13 +78,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Shortened:
-    """A part of an item's text that was cut to keep the token budget.
+    """A part of an item that was made smaller to keep the token budget: a text that was cut, images that were resized.
 
     Args:
         index: the item's place in the call.
-        field: "description", "attributes", "title", "category" or, of a query, "text".
-        tokens_before: tokens of that part before.
-        tokens_after: tokens of that part after; 0 where it was left out.
+        field: "images" (all of them, the core crop too), "description", "attributes", "title", "category" or, of a
+            query, "text".
+        tokens_before: tokens of that part before; of images: within `max_image_tokens`.
+        tokens_after: tokens of that part after; 0 where it was left out, which images never are.
     """
 
     index: int
@@ -99,7 +102,7 @@ class MoonBatch(BatchFeature):
         tensor_type: "pt", "np" or None, as in `BatchFeature`.
         kept: places in the call of the items in the batch, in order.
         skipped: the items that were left out.
-        shortened: the texts that were cut.
+        shortened: the texts that were cut and the images that were resized to keep the token budget.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class _Row:
     index: int
     record: Any
     is_product: bool
+    instruction: str
     item: Item = field(default_factory=lambda: Item("", ProductText(), []))
     images: list[Image.Image] = field(default_factory=list)
     prompt: tuple[str, str] = ("", "")
@@ -191,8 +195,11 @@ class MoonProcessor(ProcessorMixin):
             (readout "last" without markers). Further tasks may be added.
         readout (`str`): "mean", "emb" or "last", as in the model; "emb" ends every prompt with `<emb>`. Default "mean".
         markers (`bool`): whether marker tokens surround a product's category and attributes. Default True.
-        max_tokens (`int`): budget of one item, text and image tokens together. Default 1024.
-        max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own.
+        max_tokens (`int`): budget of one item, text and image tokens together. Images that leave less room than the text
+            needs, or than a quarter of the budget if that is less, are made smaller, to equal shares of what they may
+            take; then the text is cut: description, attributes, title, category, in this order. Default 1024.
+        max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own; `from_base`
+            has others.
         core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
             (MOON §2, arXiv 2508.11999). Default True.
 
@@ -252,6 +259,9 @@ class MoonProcessor(ProcessorMixin):
             base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint (embedders included).
             revision: of the hub repository.
             **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop` of the class.
+                The two budgets default to 1024 and 256, in an embedder (readout "last", markers False) to 8192 and 1800,
+                as in Qwen3-VL-Embedding (arXiv 2601.04720). A base whose own limit of an image is no higher keeps it;
+                so does `max_image_tokens=None`.
 
         Raises:
             ValueError: see the class.
@@ -265,7 +275,13 @@ class MoonProcessor(ProcessorMixin):
         known = tokenizer.get_added_vocab()
         fresh = [AddedToken(token, special=True, normalized=False) for token in MOON_TOKENS if token not in known]
         tokenizer.add_tokens(fresh, special_tokens=True)
-        return cls(image_processor, tokenizer, **settings)
+        embedder = settings.get("readout") == "last" and not settings.get("markers", True)
+        max_tokens, most = EMBEDDER_BUDGETS if embedder else DEFAULT_BUDGETS
+        own_most = (
+            _pixel_limits(image_processor.size)[1] // (image_processor.patch_size * image_processor.merge_size) ** 2
+        )
+        defaults = {"max_tokens": max_tokens, "max_image_tokens": None if own_most <= most else most}
+        return cls(image_processor, tokenizer, **{**defaults, **settings})
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -379,21 +395,26 @@ class MoonProcessor(ProcessorMixin):
             kind: self._instruction("product" if kind else "query", options) for kind in sorted(set(are_products))
         }
         skipped: list[Skipped] = []
-        rows = [_Row(index, *pair) for index, pair in enumerate(zip(records, are_products, strict=True))]
+        rows = [
+            _Row(index, record, kind, instructions[kind])
+            for index, (record, kind) in enumerate(zip(records, are_products, strict=True))
+        ]
 
         def read(row: _Row) -> None:
             if row.is_product:
                 row.item = read_product(row.record, row.index, options.form)
             else:
                 row.item = read_query(row.record, row.index)
-            self._open_images(row, options)
+            self._open_images(row, options.limits, slice(0, 1))
+            if options.detector is None:
+                self._prepare_images(row, options)
 
         rows = _survivors(rows, read, options, skipped)
         if options.detector is not None:
             if options.core_crop:
                 _detect_boxes(rows, options.detector)
-            rows = _survivors(rows, lambda row: self._crop_and_resize(row, options), options, skipped)
-        self._tokenize_rows(rows, instructions)
+            rows = _survivors(rows, lambda row: self._prepare_images(row, options), options, skipped)
+        self._tokenize_rows(rows)
         rows = _survivors(rows, lambda row: self._keep_budget(row, options), options, skipped)
         skipped.sort(key=lambda one: one.index)
         shortened = [one for row in rows for one in row.shortened]
@@ -413,35 +434,66 @@ class MoonProcessor(ProcessorMixin):
             raise ValueError(f"task {task!r} is not known; accepted: {', '.join(self.instructions)}")
         return _finished(self.instructions[task], task)
 
-    def _open_images(self, row: _Row, options: _Options) -> None:
-        item = row.item
-        for field_name, source in item.images:
-            image = open_image(source, item=item.name, field=field_name, limits=options.limits)
-            _check_ratio(image, item.name, field_name)
-            waits = not row.images and options.detector is not None
-            row.images.append(image if waits or not row.images else self._resize(image, options))
-        if options.detector is None:
-            self._crop_and_resize(row, options)
+    def _open_images(self, row: _Row, limits: ImageLimits, which: slice) -> None:
+        for field_name, source in row.item.images[which]:
+            image = open_image(source, item=row.item.name, field=field_name, limits=limits)
+            _check_ratio(image, row.item.name, field_name)
+            row.images.append(image)
 
-    def _crop_and_resize(self, row: _Row, options: _Options) -> None:
-        """Put the core crop after the first image; the other images are resized already."""
-        if not row.images:
-            return
-        first, box = row.images[0], row.item.box
-        row.images[0] = self._resize(first, options)
-        if box is None or not options.core_crop:
-            return
-        if clamp_box(box, *first.size) is None:
+    def _prepare_images(self, row: _Row, options: _Options) -> None:
+        """Open the images after the first, put the core crop after the first, and resize them all to the budgets."""
+        self._open_images(row, options.limits, slice(1, None))
+        if row.images and row.item.box is not None and options.core_crop:
+            row.images.insert(1, self._crop(row.images[0], row.item.box, row.item.name))
+        row.prompt = self._scaffold(len(row.images), bool(row.item.text), row.instruction)
+        if row.images:
+            sizes = self._sizes_in_budget(row, options)
+            row.images = [image.resize(size, self._resample) for image, size in zip(row.images, sizes, strict=True)]
+
+    def _crop(self, image: Image.Image, box: Box, item: str) -> Image.Image:
+        if clamp_box(box, *image.size) is None:
             reason = (
-                f"{list(box)} lies outside the image of {first.width}×{first.height} pixels; accepted: a box inside it"
+                f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
             )
-            raise ProductError(row.item.name, "core_box", reason)
-        crop = crop_core(first, box)
-        _check_ratio(crop, row.item.name, "core_box")
-        row.images.insert(1, self._resize(crop, options))
+            raise ProductError(item, "core_box", reason)
+        crop = crop_core(image, box)
+        _check_ratio(crop, item, "core_box")
+        return crop
 
-    def _resize(self, image: Image.Image, options: _Options) -> Image.Image:
-        return image.resize(self._target_size(image.width, image.height, options.max_image_tokens), self._resample)
+    def _sizes_in_budget(self, row: _Row, options: _Options) -> list[tuple[int, int]]:
+        """Widths and heights of an item's images, after `max_image_tokens` and then `max_tokens`. Our design.
+
+        Images leave the text min(its tokens, max_tokens / 4) tokens. Within what then remains they get equal shares; what
+        a small image leaves of its share is for the others. None gets less than one token, even if the text must yield.
+        """
+        sizes = [self._target_size(*image.size, options.max_image_tokens) for image in row.images]
+        counts = [self._tokens_of(size) for size in sizes]
+        fixed = self._fixed_tokens(row)
+        room = options.max_tokens - fixed - options.max_tokens // 4
+        if sum(counts) > room:  # only now the text must be counted
+            text_tokens = len(self._encode([self._write(row)])[0]) - len(counts) - fixed
+            room += max(0, options.max_tokens // 4 - text_tokens)
+        if sum(counts) <= room:
+            return sizes
+        limit, left = 1, room
+        for done, count in enumerate(sorted(counts)):
+            limit = max(1, left // (len(counts) - done))
+            if count > limit:  # as all that follow
+                break
+            left -= count
+        for place, count in enumerate(counts):
+            if count > limit:
+                sizes[place] = self._target_size(*row.images[place].size, limit)
+        if (after := sum(self._tokens_of(size) for size in sizes)) < sum(counts):
+            row.shortened.append(Shortened(row.index, "images", sum(counts), after))
+        return sizes
+
+    def _fixed_tokens(self, row: _Row) -> int:
+        """Tokens of instruction and template, without the images' own."""
+        return len(self._encode(["".join(row.prompt)])[0]) - len(row.images)
+
+    def _tokens_of(self, size: tuple[int, int]) -> int:
+        return size[0] * size[1] // self._factor**2
 
     @property
     def _resample(self) -> Image.Resampling:
@@ -524,28 +576,26 @@ class MoonProcessor(ProcessorMixin):
             verbose=False,
         )["input_ids"]
 
-    def _tokenize_rows(self, rows: list[_Row], instructions: dict[bool, str]) -> None:
-        for row in rows:
-            row.prompt = self._scaffold(len(row.images), bool(row.item.text), instructions[row.is_product])
+    def _tokenize_rows(self, rows: list[_Row]) -> None:
         for row, ids in zip(rows, self._encode([self._write(row) for row in rows]), strict=True):
             row.ids = self._expand(ids, row.images)
 
     def _expand(self, ids: list[int], images: list[Image.Image]) -> np.ndarray:
         row = np.asarray(ids, dtype=np.int64)
         counts = np.ones(len(row), dtype=np.int64)
-        counts[row == self.image_token_id] = [image.width * image.height // self._factor**2 for image in images]
+        counts[row == self.image_token_id] = [self._tokens_of(image.size) for image in images]
         return np.repeat(row, counts)
 
     def _keep_budget(self, row: _Row, options: _Options) -> None:
         """Shorten the text of an item that is over the budget: description, attributes, title, category, in this order."""
         if len(row.ids) <= options.max_tokens:
             return
-        fixed = len(self._expand(self._encode(["".join(row.prompt)])[0], row.images))
-        image_tokens = sum(image.width * image.height for image in row.images) // self._factor**2
-        if fixed > options.max_tokens:
+        fixed = self._fixed_tokens(row)
+        image_tokens = sum(self._tokens_of(image.size) for image in row.images)
+        if fixed + image_tokens > options.max_tokens:
             reason = (
-                f"{image_tokens} image tokens and {fixed - image_tokens} of the instruction and template are more than "
-                f"max_tokens={options.max_tokens}; accepted: a larger max_tokens or a smaller max_image_tokens"
+                f"{image_tokens} image tokens (an image takes at least one) and {fixed} of the instruction and template are "
+                f"more than max_tokens={options.max_tokens}; accepted: a larger max_tokens or fewer images"
             )
             raise ProductError(row.item.name, "max_tokens", reason)
         for part in _SHORTENED_FIRST_TO_LAST:

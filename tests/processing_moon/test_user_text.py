@@ -119,17 +119,115 @@ def test_attributes_go_by_whole_pairs_from_the_end(processor):
     assert [one.field for one in batch.shortened] == ["attributes"]
 
 
-def test_images_are_never_cut_and_too_many_are_refused_with_the_numbers(processor, noise):
+def hub_processor(tiny_base, **settings):
+    """A processor whose image limits are those of Qwen's checkpoints on the hub: 64 to 16384 tokens a picture."""
+    from processing_moon import MoonProcessor
+
+    made = MoonProcessor.from_base(tiny_base(max_image_tokens=16384), **settings)
+    made.image_processor.size = {"shortest_edge": 65536, "longest_edge": 16777216}
+    return made
+
+
+def tokens_by_image(batch):
+    return (batch["image_grid_thw"].prod(1) // 4).tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_image_tokens": None}, {"max_image_tokens": 900}])
+def test_an_ordinary_photo_fits_a_base_with_the_hubs_limits(tiny_base, noise, settings):
+    own = hub_processor(tiny_base, **settings)
+    photo = noise(1024, 1024)
+    words = {"title": "red running shoes", "description": "white sole and gold buckle " * 200}
+    with_box = {"images": photo, "core_box": [100, 100, 900, 900]}
+    for record, images in (({"images": photo}, 1), (with_box, 2), ({"images": [photo] * 6}, 6)):
+        for item in (record, {**record, **words}, {**record, "title": "red"}):
+            batch = own(products=[{"title": "first"}, item])
+            assert int(batch["attention_mask"].sum(1)[1]) <= own.max_tokens
+            tokens = tokens_by_image(batch)
+            assert len(tokens) == images
+            assert min(tokens) >= 100
+            assert max(tokens) - min(tokens) <= 2
+            reported = {one.field: one for one in batch.shortened}
+            most = own.max_image_tokens or 1024
+            if sum(tokens) < len(tokens) * most * 0.9:
+                assert reported["images"].index == 1
+                assert reported["images"].tokens_after == sum(tokens) < reported["images"].tokens_before
+            text = own.decode(batch["input_ids"][1])
+            assert "description" not in item or text.count("white sole") > 20
+            assert "title" not in item or "red" in text
+
+
+def test_images_leave_the_text_its_tokens_or_a_quarter_of_the_budget(tiny_base, noise):
+    own = hub_processor(tiny_base, max_image_tokens=None)
+    photo = noise(1024, 1024)
+    empty = own(products=[{"images": photo}], max_tokens=2000)
+    fixed = empty["input_ids"].shape[1] - 1024
+    assert not empty.shortened
+    assert not own(products=[{"images": photo}], max_tokens=1024 + fixed).shortened
+    batch = own(products=[{"images": photo, "title": "shoe " * 4000}], max_tokens=1024 + fixed)
+    side = int((1024 + fixed - fixed - (1024 + fixed) // 4) ** 0.5)
+    assert tokens_by_image(batch) == [side**2]
+    assert batch["input_ids"].shape[1] == 1024 + fixed
+    assert [(one.index, one.field) for one in batch.shortened] == [(0, "images"), (0, "title")]
+    query = own(queries=[{"image": photo, "text": "shoe " * 4000}], max_tokens=1024 + fixed)
+    assert [one.field for one in query.shortened] == ["images", "text"]
+
+
+def test_a_small_image_keeps_its_size_and_leaves_the_rest_to_the_others(tiny_base, noise):
+    own = hub_processor(tiny_base, max_image_tokens=None)
+    images = [noise(1024, 1024, 1), noise(256, 256, 2), noise(1024, 1024, 3)]
+    batch = own(products=[{"images": images}])
+    fixed = batch["input_ids"].shape[1] - sum(tokens_by_image(batch))
+    side = int(((1024 - fixed - 64) // 2) ** 0.5)
+    assert tokens_by_image(batch) == [side**2, 64, side**2]
+    alone = own(products=[{"images": images[1]}])
+    assert torch.equal(batch["pixel_values"][side**2 * 4 : side**2 * 4 + 256], alone["pixel_values"])
+    resized = own(products=[{"images": images[0]}], max_image_tokens=side**2)
+    assert torch.equal(batch["pixel_values"][: side**2 * 4], resized["pixel_values"])
+
+
+def test_a_detectors_box_gives_the_same_images_as_a_given_one(tiny_base, noise):
+    class Fixed:
+        def detect(self, images, titles):
+            return [(100, 100, 900, 900)]
+
+    own = hub_processor(tiny_base)
+    record = {"title": "shoe", "images": [noise(1024, 1024, 1), noise(1000, 900, 2), noise(400, 900, 3)]}
+    found = own(products=[record], detector=Fixed())
+    given = own(products=[{**record, "core_box": [100, 100, 900, 900]}])
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    assert found.shortened == given.shortened != []
+
+
+def test_images_take_at_least_a_token_each_and_more_are_refused_with_the_numbers(processor, noise):
     product = {**LONG, "images": [noise(200, 200), noise(180, 180, 1)]}
     whole = processor(products=[product])
-    images = int(whole["mm_token_type_ids"].sum())
-    fixed = processor(products=[{"images": product["images"]}])["input_ids"].shape[1]
-    tight = processor(products=[product], max_tokens=fixed)
-    assert int(tight["mm_token_type_ids"].sum()) == images
-    assert torch.equal(tight["pixel_values"], whole["pixel_values"])
-    assert [one.tokens_after for one in tight.shortened] == [0, 0, 0, 0]
-    with pytest.raises(ProductError, match=f"{images} image tokens and {fixed - images} of .* max_tokens={fixed - 1}"):
-        processor(products=[product], max_tokens=fixed - 1)
+    fixed = processor(products=[{"images": product["images"]}])["input_ids"].shape[1] - int(
+        whole["mm_token_type_ids"].sum()
+    )
+    tight = processor(products=[product], max_tokens=fixed + 2)
+    assert tokens_by_image(tight) == [1, 1]
+    assert [one.field for one in tight.shortened] == ["images", "description", "attributes", "title", "category"]
+    assert [one.tokens_after for one in tight.shortened] == [2, 0, 0, 0, 0]
+    with pytest.raises(
+        ProductError, match=f"2 image tokens .* and {fixed} of .* max_tokens={fixed + 1}; .* fewer images"
+    ):
+        processor(products=[product], max_tokens=fixed + 1)
+
+
+def test_the_budgets_of_a_base_and_of_an_embedder_have_their_own_defaults(tiny_base):
+    from processing_moon import MoonProcessor
+
+    def budgets(tokens, **settings):
+        made = MoonProcessor.from_base(tiny_base(max_image_tokens=tokens), **settings)
+        return made.max_tokens, made.max_image_tokens
+
+    embedder = {"readout": "last", "markers": False}
+    assert budgets(16384) == budgets(16384, readout="last") == budgets(16384, markers=False) == (1024, 256)
+    assert budgets(16384, **embedder) == (8192, 1800)
+    assert budgets(64) == budgets(256) == (1024, None)
+    assert budgets(1800, **embedder) == (8192, None)
+    assert budgets(16384, max_tokens=50, max_image_tokens=None) == (50, None)
+    assert budgets(16384, max_image_tokens=400, **embedder) == (8192, 400)
 
 
 def test_text_that_would_vanish_wholly_is_refused(processor):
