@@ -178,7 +178,7 @@ def trainer_factory(
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=PairCollator(processor),
+            data_collator=PairCollator(processor, dataset.draw),
             loss=InfoNCELoss(recipe.loss.temperature),
             queue=NegativeQueue(recipe.loss.queue_steps),
             save_records=lambda folder: write_records(recipe, folder),

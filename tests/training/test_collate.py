@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from evaluation.data.tables import load_tables
+from evaluation.data.tables import ProductRow, ProductTables, ValidationReport, load_tables
 from processing_moon import MoonProcessor
 from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import Pair, PairDataset, PairOptions, PairSource
@@ -81,6 +81,36 @@ def test_an_unreadable_picture_takes_its_whole_pair_out_and_is_named(processor, 
 def test_a_batch_of_which_nothing_is_left_is_an_error_that_names_the_items(processor):
     with pytest.raises(UnreadableBatchError, match=r"no pair of this batch can be read: q1: image: .*"):
         PairCollator(processor)([pair(1, query={"id": "q1", "image": b""})])
+
+
+def shop_with_broken_pictures(share):
+    products = [
+        ProductRow(f"p{n}", title=f"thing {n}", images=(b"no picture" if n < 20 * share else picture(n),))
+        for n in range(20)
+    ]
+    tables = ProductTables("shop", products, [], ValidationReport("shop", 20, 0, {}))
+    return PairDataset([PairSource(tables)], PairOptions(query_mix={"image": 1}, hard_negatives=0), seed=3, length=30)
+
+
+def test_a_readable_pair_takes_the_place_of_an_unreadable_one_whatever_the_batch(processor):
+    dataset = shop_with_broken_pictures(share=0.5)
+    collator = PairCollator(processor, dataset.draw)
+    alone = [collator([dataset[position]]) for position in range(8)]
+    assert any(batch["skipped"] for batch in alone)
+    assert not all(batch["skipped"] for batch in alone)
+    for batch in alone:
+        assert len(batch["items"]) == 1
+        assert int(batch["items"][0][1].removeprefix("shop/p")) >= 10
+    together = collator([dataset[position] for position in range(8)])
+    assert together["items"] == [batch["items"][0] for batch in alone]
+    named = sorted(skip["item"] for batch in alone for skip in batch["skipped"])
+    assert sorted(skip["item"] for skip in together["skipped"]) == named
+
+
+def test_where_no_substitute_can_be_read_either_the_batch_is_refused(processor):
+    dataset = shop_with_broken_pictures(share=1)
+    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be read: derived from shop/p"):
+        PairCollator(processor, dataset.draw)([dataset[0]])
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(processor):

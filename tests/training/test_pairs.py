@@ -61,6 +61,15 @@ def test_a_pair_depends_on_seed_and_position_alone():
     assert forwards != [fingerprint(other[position]) for position in range(20)]
 
 
+def test_substitutes_depend_on_seed_position_and_attempt_alone():
+    pairs = dataset(PairSource(tables([product(number) for number in range(12)])))
+    drawn = [fingerprint(pairs.draw(3, attempt)) for attempt in range(6)]
+    assert drawn[0] == fingerprint(pairs[3])
+    assert len(set(drawn)) > 3
+    assert drawn == [fingerprint(pairs.draw(3, attempt)) for attempt in range(6)]
+    assert pairs.draw(3, 2).position == 3
+
+
 def test_forms_come_in_the_proportions_of_the_mix():
     pairs = dataset(PairSource(tables([product(number) for number in range(12)])), length=1700)
     counts = Counter(form_of(pairs[position]) for position in range(1700))

@@ -4,7 +4,7 @@ Shape suffixes: B pairs, C candidates (positives and hard negatives), P further 
 negatives; T tokens and the picture tensors are the processor's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,18 +14,23 @@ from processing_moon import MoonProcessor
 from training.data.pairs import Pair
 from training.negatives import NO_ID
 
+SUBSTITUTES = 8  # other pairs tried in the place of one that cannot be read
+
 
 class UnreadableBatchError(ValueError):
-    """Not one pair of a batch could be read."""
+    """Not one pair of a batch could be read, nor any of their substitutes."""
 
 
 class PairCollator:
-    """Make a batch of pairs; runs in data-loader workers and draws nothing at random.
+    """Make a batch of pairs; runs in data-loader workers, and what it makes of a pair depends on that pair alone.
 
-    A pair with an unreadable query, positive or hard negative is left out as a whole and named in the batch.
+    A pair with an unreadable query, positive or hard negative is named in the batch, and the first of its substitutes
+    that can be read stands in its place; where there is none, the pair is left out as a whole.
 
     Args:
         processor: makes the tensors; its own settings bound tokens and pictures.
+        substitute: called as substitute(position, attempt), attempt from 1 to SUBSTITUTES, such as `PairDataset.draw`;
+            None: unreadable pairs are left out.
 
     Raises:
         UnreadableBatchError: nothing of the batch can be read; names the items and reasons.
@@ -37,12 +42,14 @@ class PairCollator:
         {"item", "field", "reason"}.
     """
 
-    def __init__(self, processor: MoonProcessor) -> None:
+    def __init__(self, processor: MoonProcessor, substitute: Callable[[int, int], Pair] | None = None) -> None:
         self.processor = processor
+        self.substitute = substitute
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         skipped: list[dict[str, str]] = []
         left = list(pairs)
+        attempts = [0] * len(left)
         while left:
             queries = self.processor(queries=[pair.query for pair in left], task="query", on_error="skip")
             owners = [index for index, pair in enumerate(left) for _ in pair.products]
@@ -53,9 +60,20 @@ class PairCollator:
                 return self._batch(left, dict(queries), dict(products), skipped)
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
             skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
-            left = [pair for index, pair in enumerate(left) if index not in bad]
+            tried = [
+                (self._next(pair, attempt), attempt + 1) if index in bad else (pair, attempt)
+                for index, (pair, attempt) in enumerate(zip(left, attempts, strict=True))
+            ]
+            left = [pair for pair, _ in tried if pair is not None]
+            attempts = [attempt for pair, attempt in tried if pair is not None]
         reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
         raise UnreadableBatchError(f"no pair of this batch can be read: {reasons}")
+
+    def _next(self, pair: Pair, attempt: int) -> Pair | None:
+        """What is tried in the place of an unreadable pair."""
+        if self.substitute is None or attempt == SUBSTITUTES:
+            return None
+        return self.substitute(pair.position, attempt + 1)
 
     def _batch(
         self, pairs: list[Pair], queries: dict[str, Any], products: dict[str, Any], skipped: list[dict[str, str]]

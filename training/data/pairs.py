@@ -4,6 +4,7 @@ There are no epochs: position i of the data set is drawn by a generator seeded w
 worker asks. So a run resumes at a position without replaying what came before, and two processes see what one would.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Pair:
         query_group: the positive's group where variants are no negatives of this query, otherwise NO_ID.
         other_ids: further products that are no negatives: known positives and the reference product.
         negative_ids: products known to be wrong answers.
+        position: the place in the data set that it was drawn for.
     """
 
     query: dict[str, Any]
@@ -44,6 +46,7 @@ class Pair:
     query_group: int
     other_ids: list[int]
     negative_ids: list[int]
+    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,13 +185,22 @@ class PairDataset(Dataset):
     def __getitem__(self, position: int) -> Pair:
         if not 0 <= position < self.length:
             raise IndexError(f"position: found {position}; accepted: 0 to {self.length - 1}")
-        rng = np.random.default_rng((self.seed, position))
+        return self.draw(position)
+
+    def draw(self, position: int, attempt: int = 0) -> Pair:
+        """Return the pair of a position, or another one in its place where that cannot be read.
+
+        Args:
+            position: 0 or more.
+            attempt: 0 is the pair itself, 1 and above its substitutes, each drawn from (seed, position, attempt) alone.
+        """
+        rng = np.random.default_rng((self.seed, position, attempt) if attempt else (self.seed, position))
         form = _choose(rng, list(self.able), [self.options.query_mix[form] for form in self.able])
         able = self.able[form]
         source = _choose(rng, able, [source.weight for source in able])
         drawn = self._draw(rng, source, form)
         negatives = self._hard_negatives(rng, source, drawn)
-        return self._pair(rng, source, drawn, negatives)
+        return dataclasses.replace(self._pair(rng, source, drawn, negatives), position=position)
 
     def _draw(self, rng: np.random.Generator, source: PairSource, form: str) -> _Drawn:
         real = source.queries[form]
