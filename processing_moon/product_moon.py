@@ -400,7 +400,8 @@ def open_image(
 ) -> Image.Image:
     """Open a picture as an upright RGB image, or refuse it. Nothing unreadable becomes something else.
 
-    Rotated as its EXIF data says; transparency composited on white; CMYK converted; 16-bit grey scaled by 1/257; of an
+    Rotated as its EXIF or XMP data says, and without such data, so that opening the result again changes nothing;
+    transparency composited on white; CMYK converted; 16-bit grey scaled by 1/257; of an
     animation the first frame. Local files and bytes may be JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF, ICO.
 
     Args:
@@ -488,7 +489,11 @@ def _decode_opened(image: Image.Image, limits: ImageLimits) -> Image.Image:
         _check_pixels(image, limits)
         image.load()
         _check_pixels(image, limits)
-        return _to_rgb(_upright(image))
+        turn = _turn(image)
+        upright = _to_rgb(image) if turn is None else _to_rgb(image).transpose(turn)
+        upright = upright.copy() if upright is image else upright
+        upright.info = {}  # an orientation that stayed there would turn the picture again at the next opening
+        return upright
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _RefusedError(f"too many pixels ({error}); accepted: at most {limits.max_pixels}") from error
     except _DECODE_ERRORS as error:
@@ -504,13 +509,13 @@ def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
         raise _RefusedError(f"{image.width}×{image.height} is too many pixels; accepted: at most {limits.max_pixels}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright, as its EXIF or XMP data says."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DECODE_ERRORS:  # EXIF data that does not parse says nothing about the picture, which is readable
         orientation = None
-    turn = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    return _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -282,6 +282,28 @@ def test_answers_become_boxes_and_an_interrupted_cache_goes_on(tiny_base, noise,
     assert not any(model == "other" for *_, model in renamed._boxes)
 
 
+def test_a_turned_picture_is_turned_once_for_a_detector(processor, tiny_base, noise, encoded, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    record = {"title": "shoe", "images": encoded(noise(120, 60), "PNG", exif=exif)}
+    detector = GroundingDetector.from_pretrained(tiny_base(), max_new_tokens=1)
+    seen = []
+    process = type(detector.processor).__call__
+
+    def watch(self, *args, **kwargs):
+        batch = process(self, *args, **kwargs)
+        if self is detector.processor:
+            seen.append(batch["image_grid_thw"].tolist())
+        return batch
+
+    monkeypatch.setattr(type(detector.processor), "__call__", watch)
+    monkeypatch.setattr(detector.processor, "batch_decode", lambda ids, **kwargs: ["[0, 0, 500, 500]"], raising=False)
+    found = processor(products=[record], detector=detector)
+    given = processor(products=[{**record, "core_box": [0, 0, 30, 60]}])
+    assert seen == [[[1, 8, 4]]]
+    assert torch.equal(found["pixel_values"], given["pixel_values"])
+
+
 def test_other_models_and_sizes_are_refused(tiny_base):
     detector = GroundingDetector.from_pretrained(tiny_base())
 

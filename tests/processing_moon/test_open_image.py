@@ -64,6 +64,23 @@ def test_exif_rotation_is_applied(encoded, kind, orientation):
         assert np.abs(np.array(corners(opened)) - np.array([RED, GREEN, BLUE, WHITE])).max() <= 3
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF", "XMP", "own"])
+def test_opening_an_opened_picture_again_changes_nothing(encoded, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    options = {"xmp": xmp} if kind == "XMP" else {"exif": exif}
+    source = encoded(quarters(), "JPEG" if kind in ("XMP", "own") else kind, **options)
+    if kind == "own":
+        source = Image.open(io.BytesIO(source)).copy()
+    first = open_image(source)
+    assert first.size == (20, 40)
+    assert "exif" not in first.info
+    again = open_image(open_image(first))
+    assert again.size == (20, 40)
+    assert np.array_equal(np.asarray(again), np.asarray(first))
+
+
 def test_broken_exif_data_leaves_the_picture_as_it_is(encoded):
     data = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\x00\x00not a tiff header")
     assert open_image(data).size == (40, 20)
