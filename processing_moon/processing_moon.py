@@ -451,12 +451,13 @@ class MoonProcessor(ProcessorMixin):
             row.images = [image.resize(size, self._resample) for image, size in zip(row.images, sizes, strict=True)]
 
     def _crop(self, image: Image.Image, box: Box, item: str) -> Image.Image:
-        if clamp_box(box, *image.size) is None:
+        pixels = clamp_box(box, *image.size)
+        if pixels is None:
             reason = (
                 f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
             )
             raise ProductError(item, "core_box", reason)
-        crop = crop_core(image, box)
+        crop = crop_core(image, pixels)
         _check_ratio(crop, item, "core_box")
         return crop
 

@@ -102,10 +102,23 @@ class Item:
 
 
 def _shown(value: Any, limit: int = 80) -> str:
-    text = (
-        repr(value) if not isinstance(value, np.ndarray | torch.Tensor) else f"an array of shape {tuple(value.shape)}"
-    )
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"an array of shape {tuple(value.shape)}"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes, or endless nesting
+        text = "of a size that cannot be written out"
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _is_finite_number(value: Any) -> bool:
+    """Whether a value is a number, not a truth value, that a float can hold."""
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def _item_name(kind: str, index: int, record: Mapping[str, Any]) -> str:
@@ -116,9 +129,11 @@ def _item_name(kind: str, index: int, record: Mapping[str, Any]) -> str:
 def _check_fields(name: str, record: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in record:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ProductError(name, str(key), f"unknown field{hint}; accepted: {', '.join(known)}")
+            raise ProductError(
+                name, key if isinstance(key, str) else _shown(key), f"unknown field{hint}; accepted: {', '.join(known)}"
+            )
 
 
 def _read_text(name: str, field: str, value: Any) -> str:
@@ -146,8 +161,7 @@ def _read_category(name: str, value: Any) -> str:
 
 
 def _read_value(name: str, field: str, value: Any) -> str:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if number and math.isfinite(value):
+    if _is_finite_number(value):
         return str(value)
     if value is not None and not isinstance(value, str):
         reason = f"found {type(value).__name__} {_shown(value)}; accepted: a string, a finite number or a list of them"
@@ -187,11 +201,12 @@ def read_box(name: str, field: str, value: Any) -> Box | None:
         value = value.tolist()
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise ProductError(name, field, f"found {_shown(value)}; {accepted}")
-    if not all(isinstance(side, int | float | np.number) and not isinstance(side, bool) for side in value):
+    numbers = int | float | np.integer | np.floating
+    if not all(isinstance(side, numbers) and not isinstance(side, bool) for side in value):
         raise ProductError(name, field, f"found {_shown(value)}; {accepted}")
-    box = (float(value[0]), float(value[1]), float(value[2]), float(value[3]))
-    if not all(math.isfinite(side) for side in box):
+    if not all(_is_finite_number(side) for side in value):
         raise ProductError(name, field, f"a side is not finite in {_shown(value)}; {accepted}")
+    box = (float(value[0]), float(value[1]), float(value[2]), float(value[3]))
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ProductError(name, field, f"inverted or without area: {_shown(value)}; {accepted}")
     return box

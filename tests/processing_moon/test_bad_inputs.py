@@ -70,6 +70,7 @@ def _nan() -> np.ndarray:
     return pixels
 
 
+UNWRITTEN = "of a size that cannot be written out"
 BOX = {"images": _image(), "title": "box"}
 # name: (kind, record or function of the files, field of the error, words of the error)
 CASES: dict[str, tuple[str, Any, str, str]] = {
@@ -108,6 +109,11 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a dict as attribute value": (PRODUCT, {"attributes": {"a": {"b": "c"}}}, "attributes['a']", "found dict"),
     "a NaN attribute value": (PRODUCT, {"attributes": {"size": float("nan")}}, "attributes['size']", "a finite number"),
     "a truth value as attribute": (PRODUCT, {"attributes": {"new": True}}, "attributes['new']", "found bool"),
+    "an attribute value beyond all floats": (PRODUCT, {"attributes": {"size": 10**400}}, "attributes['size']", "a finite number"),
+    "an attribute value too long to be written": (PRODUCT, {"attributes": {"size": [10**5000]}}, "attributes['size']",
+                                                  f"found int {UNWRITTEN}"),
+    "a title too long to be written": (PRODUCT, {"title": [10**5000]}, "title", f"found list {UNWRITTEN}"),
+    "a field named by a huge number": (PRODUCT, {"title": "a", 10**5000: 1}, UNWRITTEN, "unknown field"),
     # Files
     "a missing file": (PRODUCT, lambda f: {"images": [f["missing"]]}, "images[0]", "no such file"),
     "a title where an image belongs": (PRODUCT, {"images": "red running shoes"}, "images", "no such file"),
@@ -164,6 +170,9 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a box of words": (PRODUCT, {**BOX, "core_box": ["a", 0, 5, 5]}, "core_box", "accepted: [x0, y0, x1, y1]"),
     "a box with NaN": (PRODUCT, {**BOX, "core_box": [0, 0, float("nan"), 5]}, "core_box", "is not finite"),
     "a box with infinity": (PRODUCT, {**BOX, "core_box": [0, 0, float("inf"), 5]}, "core_box", "is not finite"),
+    "a box beyond all floats": (PRODUCT, {**BOX, "core_box": [0, 0, 10**400, 5]}, "core_box", "a side is not finite"),
+    "a box too long to be written": (PRODUCT, {**BOX, "core_box": [0, 0, 10**5000, 5]}, "core_box", "a side is not finite"),
+    "a box of complex numbers": (PRODUCT, {**BOX, "core_box": list(np.array([0, 0, 5j, 5]))}, "core_box", "accepted: [x0, y0"),
     "an inverted box": (PRODUCT, {**BOX, "core_box": [20, 0, 5, 5]}, "core_box", "inverted or without area"),
     "a box without area": (QUERY, {"image": _image(), "core_box": [5, 5, 5, 9]}, "core_box", "inverted or without area"),
     "a box outside the image": (QUERY, {"image": _image(), "core_box": [90, 90, 99, 99]}, "core_box", "the image of 40×30"),
@@ -235,6 +244,17 @@ def test_the_id_names_the_item(processor):
         processor(products=[{"title": "red"}, {"id": "sku-7", "title": 3}])
     with pytest.raises(ProductError, match=r"query 0 \(id 42\)"):
         processor(queries=[{"id": 42, "text": ""}])
+
+
+def test_an_id_of_any_length_names_the_item(processor):
+    with pytest.raises(ProductError, match=r"product 0 \(id of a size that cannot be written out\)"):
+        processor(products=[{"id": 10**5000}])
+
+
+def test_a_box_of_the_largest_floats_is_the_whole_picture(processor):
+    box = [-1.7e308, -1.7e308, 1.7e308, 1.7e308]
+    batch = processor(products=[{**BOX, "core_box": box}])
+    assert torch.equal(batch["pixel_values"], processor(products=[{**BOX, "images": [_image()] * 2}])["pixel_values"])
 
 
 def test_tiny_pictures_are_handled(processor):
