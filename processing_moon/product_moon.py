@@ -179,8 +179,10 @@ def _read_attributes(name: str, value: Any) -> list[str]:
     for key, entry in value.items():
         if not isinstance(key, str) or not key.strip():
             raise ProductError(name, "attributes", f"key {_shown(key)}; accepted: keys that are non-empty strings")
-        entries = list(entry) if isinstance(entry, list | tuple | set | np.ndarray) else [entry]
+        entries = list(entry) if isinstance(entry, list | tuple | set | frozenset | np.ndarray) else [entry]
         texts = [_read_value(name, f"attributes[{key!r}]", one) for one in entries]
+        if isinstance(entry, set | frozenset):  # its own order differs from process to process
+            texts.sort()
         if any(texts):
             pairs.append(f"{_read_text(name, 'attributes', key).strip()}: {', '.join(text for text in texts if text)}")
     return pairs
@@ -258,7 +260,7 @@ def read_product(record: Any, index: int, form: str = "mm") -> Item:
     Args:
         record: {"title": str, "description": str, "images": one or a list, "category": list of str or str,
             "attributes": {key: value or values}, "core_box": [x0, y0, x1, y1], "id": str or int}; every field may be
-            missing or None.
+            missing or None. Attribute values stand in the given order, those of a set in alphabetical order.
         index: its place in the call, for error messages.
         form: "mm" keeps text and images, "t" text only, "i" images only.
 

@@ -69,6 +69,14 @@ def test_category_as_one_string_equals_the_path_written_out(processor):
     assert torch.equal(first["input_ids"], processor(products=[{"category": ("Shoes", "Running")}])["input_ids"])
 
 
+def test_a_set_of_attribute_values_is_written_in_alphabetical_order(processor):
+    values = ["white", "red", "amber", 41, "blue"]
+    wanted = processor(products=[{"attributes": {"colour": ["41", "amber", "blue", "red", "white"]}}])
+    for given in (set(values), frozenset(values)):
+        batch = processor(products=[{"attributes": {"colour": given}}])
+        assert torch.equal(batch["input_ids"], wanted["input_ids"])
+
+
 def test_queries_have_text_or_image_or_both(processor, noise):
     batch = processor(queries=[{"text": "red shoes"}, {"image": noise()}, {"text": "same in green", "image": noise()}])
     instruction = processor.instructions["query"]
