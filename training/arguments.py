@@ -7,6 +7,7 @@ a mapping; the names are those of the four dataclasses below, of which the last 
 import dataclasses
 import difflib
 import enum
+import inspect
 import math
 import os
 import types
@@ -21,7 +22,16 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
+from evaluation.data.catalogue import make_catalogue
+from modeling_moon.configuration_moon import PRESETS, MoonConfig
+from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
+from training.small_base import SmallBaseConfig
+
 FORMS = ("image", "text", "both")
+MOON_KEYS = (
+    "markers",
+    *(name for name in MoonConfig.__annotations__ if not name.endswith(("_token_id", "_config", "_configs"))),
+)
 LORA_KEYS = ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")
 # Settings of TrainingArguments that mean nothing here, each with what to use instead.
 NOT_FOR_RECIPES = {
@@ -35,7 +45,16 @@ NOT_FOR_RECIPES = {
     "eval_strategy": "use evaluate_before and evaluate_after, or evaluation.run on a checkpoint",
     "save_only_model": "a checkpoint without its optimizer cannot be resumed from",
     "label_smoothing_factor": "InfoNCE has no labels to smooth",
-}
+} | dict.fromkeys(
+    ("do_train", "do_eval", "do_predict", "eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model")
+    + ("greater_is_better", "prediction_loss_only"),
+    "a recipe always trains, and nothing is evaluated on the way; use evaluate_before and evaluate_after",
+)
+_SHARDED = "the trained model is saved from whole copies; train on several GPUs with accelerate launch --multi_gpu"
+NOT_FOR_RECIPES |= dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _SHARDED)
+NOT_FOR_RECIPES["accelerator_config"] = "how batches are spread over processes decides which pairs each of them draws"
+# What `accelerate config` sets for the same.
+_SHARDED_BY_LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_PARALLELISM_CONFIG")
 # Keys that may change between a run and its continuation, because they do not change what is computed.
 MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
@@ -181,6 +200,7 @@ class Recipe:
         loss: see LossArguments.
         training: see MoonTrainingArguments.
         resolved: every key that defines the run with its value, ready to be written as YAML and run again.
+        facts: what is found out about the data before training, for the provenance and the results.
     """
 
     path: Path
@@ -189,6 +209,21 @@ class Recipe:
     loss: LossArguments
     training: MoonTrainingArguments
     resolved: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def usage() -> str:
+    """Return what `--help` prints: how to call, the recipes there are, and the keys of a recipe."""
+    folder = Path(__file__).with_name("recipes")
+    recipes = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
+    keys = [inspect.cleandoc(group.__doc__ or "").replace("\nArgs:", "") for group in GROUPS]
+    lines = [
+        "usage: python training/train.py RECIPE.yaml [--key value …]",
+        "       accelerate launch training/train.py RECIPE.yaml [--key value …]",
+        f"Recipes in training/recipes: {recipes}",
+        "A key of a mapping is replaced by --key.part value. Every key, by topic:",
+    ]
+    return "\n\n".join(["\n".join(lines), *keys])
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:
@@ -388,7 +423,11 @@ def _merge_dotted(arguments: list[str], values: dict[str, Any], hints: dict[str,
         if not equals and position + 1 == len(arguments):
             raise RecipeError(f"command line: --{name} has no value")
         text = inline if equals else arguments[position + 1]
-        values[key] = {**(values.get(key, defaults[key]) or {}), part: yaml.safe_load(text)}
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"command line: --{name}: found {text!r}; accepted: a YAML value") from error
+        values[key] = {**(_mapping(key, values.get(key, defaults[key])) or {}), part: value}
         position += 1 if equals else 2
     return rest
 
@@ -422,8 +461,9 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(f"base and small_base: found {found}; accepted: exactly one of them")
     if model.base is not None and _looks_local(model.base) and not Path(model.base).is_dir():
         raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; accepted: a checkpoint or a hub id")
-    if model.lora is not None:
-        check_keys(model.lora, LORA_KEYS, where="lora")
+    _check_model(model)
+    _check_instructions(data.instructions or {})
+    check_keys(data.catalogue or {}, inspect.signature(make_catalogue).parameters, where="catalogue")
     for entry in data.data:
         check_source(entry)
     check_mix("query_mix", data.query_mix)
@@ -435,12 +475,44 @@ def check_recipe(recipe: Recipe) -> None:
     for key, low in (("max_tokens", 16), ("max_image_tokens", 1)):
         if getattr(data, key) is not None:
             _check_number(key, getattr(data, key), low)
+    _check_training(training)
+
+
+def _check_training(training: MoonTrainingArguments) -> None:
     if training.train_minutes is not None:
         _check_number("train_minutes", training.train_minutes, 0, above=True)
     elif training.max_steps < 1:
         raise RecipeError("max_steps and train_minutes: found neither; accepted: one of them, greater than 0")
+    if training.evaluate_products is not None:
+        _check_number("evaluate_products", training.evaluate_products, 1)
+    sharded = [name for name in _SHARDED_BY_LAUNCHER if os.environ.get(name, "").lower() in ("1", "true", "yes")]
+    if sharded:
+        raise RecipeError(f"accelerate: found {sharded[0]}; {_SHARDED}")
     if training.n_gpu > 1:
         raise RecipeError(f"found {training.n_gpu} GPUs in one process; accepted: accelerate launch training/train.py")
+
+
+def _check_model(model: ModelArguments) -> None:
+    if model.preset not in PRESETS:
+        raise RecipeError(f"preset: found {model.preset!r}; accepted: {', '.join(PRESETS)}")
+    check_keys(model.moon or {}, MOON_KEYS, where="moon")
+    check_keys(model.small_base or {}, [size.name for size in dataclasses.fields(SmallBaseConfig)], where="small_base")
+    lora = model.lora if isinstance(model.lora, dict) else {}
+    check_keys(lora, LORA_KEYS, where="lora")
+    for key, low in (("r", 1), ("alpha", 0), ("dropout", 0)):
+        if key in lora:
+            _check_number(f"lora.{key}", lora[key], low)
+    if not isinstance(lora.get("r", 1), int) or not lora.get("dropout", 0) < 1:
+        raise RecipeError(f"lora: found {lora}; accepted: r as a whole number, dropout below 1")
+    if not all(isinstance(pattern, str) for pattern in model.freeze):
+        raise RecipeError(f"freeze: found {model.freeze}; accepted: a list of patterns such as '*visual*'")
+
+
+def _check_instructions(instructions: Any) -> None:
+    check_keys(instructions, DEFAULT_INSTRUCTIONS, where="instructions")
+    for task, text in instructions.items():
+        if not isinstance(text, str) or not text.strip():
+            raise RecipeError(f"instructions.{task}: found {text!r}; accepted: text that is not empty")
 
 
 def check_mix(key: str, mix: Any) -> None:
@@ -496,8 +568,9 @@ def attention_of(name: str, on_gpu: bool) -> str:
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return the keys that define what is computed and differ between two resolved recipes.
 
-    A run with train_minutes keeps the max_steps that was measured at its start.
+    A run with train_minutes keeps the max_steps that was measured at its start; one below 1 was not measured yet.
     """
     keys = sorted((set(old) | set(new)) - MAY_DIFFER_ON_RESUME)
-    measured = new.get("train_minutes") is not None and new.get("max_steps", -1) < 1
+    unsettled = min(old.get("max_steps", -1), new.get("max_steps", -1)) < 1
+    measured = new.get("train_minutes") is not None and unsettled
     return [key for key in keys if old.get(key) != new.get(key) and not (measured and key == "max_steps")]

@@ -30,6 +30,10 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite; the message names the file that lists the batch's items."""
 
 
+class ResumeError(RuntimeError):
+    """A checkpoint that this run cannot continue from."""
+
+
 class ContrastiveTrainer(Trainer):
     """Trainer for batches of `training.data.collate.PairCollator` and a model whose forward gives `.embeddings`.
 
@@ -45,7 +49,7 @@ class ContrastiveTrainer(Trainer):
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
-        RuntimeError: a checkpoint lacks weights of this model, or was written by another number of processes.
+        ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
 
     Relations:
         Writes `metrics.jsonl` (each logged step) and `skipped.jsonl` (each unreadable item, once) in output_dir.
@@ -129,6 +133,8 @@ class ContrastiveTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our meters to a training step's log, and write the step to `metrics.jsonl`."""
+        if "train_loss" in logs:  # of all steps; after a resumption Trainer divides it by those since
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "loss" not in logs:
             super().log(logs, start_time)
             return
@@ -195,7 +201,7 @@ class ContrastiveTrainer(Trainer):
         path = Path(checkpoint) / _state_file()
         state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
         if state.get("world_size") != world_size():
-            raise RuntimeError(
+            raise ResumeError(
                 f"{checkpoint}: found a run of {state.get('world_size', 'fewer')} processes; "
                 f"accepted: {world_size()}, because each process resumes its own queue"
             )
@@ -208,7 +214,7 @@ class ContrastiveTrainer(Trainer):
         loaded = {value.data_ptr() for name, value in parameters.items() if name not in load_result.missing_keys}
         missing = [name for name in load_result.missing_keys if parameters[name].data_ptr() not in loaded]
         if missing or load_result.unexpected_keys:
-            raise RuntimeError(
+            raise ResumeError(
                 f"checkpoint: found no weights for {missing[:5]} and unknown weights {load_result.unexpected_keys[:5]}; "
                 "accepted: a checkpoint of this very model"
             )

@@ -31,8 +31,8 @@ from evaluation.provenance import provenance
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
-from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe
-from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError
+from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe, usage
+from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError, ResumeError
 from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.losses.info_nce import InfoNCELoss
@@ -46,17 +46,25 @@ PROVENANCE_FILE = "provenance.json"
 FINISHED_FILE = "finished.json"
 _OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE)
 _OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter")
+REFUSED = (RecipeError, TableError, UpcycleError, ResumeError)
+"""What the user can put right before a training starts."""
+STOPPED = (NonFiniteLossError, UnreadableBatchError)
+"""What ends a training that has started."""
 _WARM_UP_STEPS, _LEAST_MEASURED_STEPS = 3, 5
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 trained or already finished, 2 refused, 3 stopped by bad data."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(usage())
+        return 0
     try:
-        run(parse_recipe(sys.argv[1:] if arguments is None else arguments))
-    except (RecipeError, TableError, UpcycleError) as error:
+        run(parse_recipe(arguments))
+    except REFUSED as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteLossError, UnreadableBatchError) as error:
+    except STOPPED as error:
         print(f"train: {error}", file=sys.stderr)
         return 3
     return 0

@@ -76,6 +76,22 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"data": [{"queries": "x"}]}, "either a path or products"),
         ({"data": [{"path": "catalogue", "weight": 0}]}, "data: weight: found 0"),
         ({"lora": {"rank": 8}}, "lora: unknown key 'rank'"),
+        ({"lora": {"r": 0}}, "lora.r: found 0"),
+        ({"lora": {"r": "many"}}, "lora.r: found 'many'"),
+        ({"lora": {"dropout": 1}}, "dropout below 1"),
+        ({"freeze": [3]}, r"freeze: found \[3\]; accepted: a list of patterns"),
+        ({"preset": "moon9"}, "preset: found 'moon9'; accepted: moon1"),
+        ({"moon": {"embeding_dim": 8}}, "moon: unknown key 'embeding_dim'; the nearest known key is 'embedding_dim'"),
+        ({"moon": {"seed": 8}}, "moon: unknown key 'seed'"),
+        ({"small_base": {"hiden_size": 8}}, "small_base: unknown key 'hiden_size'.* 'hidden_size'"),
+        ({"catalogue": {"product": 8}}, "catalogue: unknown key 'product'; the nearest known key is 'products'"),
+        ({"instructions": {"produkt": "x"}}, "instructions: unknown key 'produkt'.* 'product'"),
+        ({"instructions": {"query": " "}}, "instructions.query: found ' '; accepted: text that is not empty"),
+        ({"instructions": {"query": 3}}, "instructions.query: found 3"),
+        ({"evaluate_products": 0}, "evaluate_products: found 0; accepted: a number of at least 1"),
+        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the trained model is saved from whole copies"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "'accelerator_config' cannot be set"),
+        ({"eval_steps": 5}, "'eval_steps' cannot be set; .* use evaluate_before and evaluate_after"),
         ({"hard_negatives": -1}, "hard_negatives: found -1"),
         ({"max_image_tokens": 0}, "max_image_tokens: found 0"),
         ({"max_steps": -1}, "max_steps and train_minutes: found neither"),
@@ -98,6 +114,7 @@ def test_what_cannot_work_is_refused_by_key(recipe, values, message):
         (["stray"], "found 'stray' without its --key"),
         (["--seed.x", "3"], "seed is no mapping"),
         (["--moon.embedding_dim"], "--moon.embedding_dim has no value"),
+        (["--moon.embedding_dim", "{8"], r"--moon.embedding_dim: found '\{8'; accepted: a YAML value"),
     ],
 )
 def test_what_the_command_line_gets_wrong_is_named(recipe, arguments, message):
@@ -142,15 +159,28 @@ def test_a_measured_number_of_steps_is_not_a_difference(recipe):
     assert differing_keys({**timed, "max_steps": 812}, timed) == []
 
 
+def test_a_run_that_stopped_before_its_steps_were_measured_is_the_same_run(recipe):
+    timed = parse_recipe([recipe(train_minutes=1, max_steps=-1)]).resolved
+    assert timed["max_steps"] == -1
+    assert differing_keys(timed, {**timed, "max_steps": 812}) == []
+    assert differing_keys({**timed, "max_steps": 7}, {**timed, "max_steps": 812}) == ["max_steps"]
+
+
+def test_sharding_asked_for_by_the_launcher_is_refused(recipe, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match="found ACCELERATE_USE_FSDP; the trained model is saved from whole copies"):
+        parse_recipe([recipe()])
+
+
 def test_attention_is_chosen_by_name():
     assert attention_of("auto", on_gpu=False) == "sdpa"
     assert attention_of("eager", on_gpu=True) == "eager"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_that_is_shipped_can_be_read(path, shared_data, monkeypatch):
-    monkeypatch.chdir(
-        shared_data.parents[1] / "main" if (shared_data.parents[1] / "main").is_dir() else path.parents[2]
-    )
+def test_every_recipe_that_is_shipped_can_be_read(path, request, monkeypatch):
+    monkeypatch.chdir(path.parents[2])
+    if path.name.startswith("shared_"):
+        request.getfixturevalue("shared_data")
     parsed = parse_recipe([str(path)])
     assert parsed.training.max_steps > 0 or parsed.training.train_minutes > 0

@@ -167,6 +167,16 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_items(tmp_path):
     assert len(found["items"]) == 4
 
 
+def test_the_mean_loss_that_is_reported_at_the_end_is_that_of_all_steps_also_after_a_resumption(tmp_path):
+    whole = trainer(tmp_path, save_strategy="steps", save_steps=4)
+    whole.train()
+    resumed = trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    losses = [step["loss"] for step in whole.state.log_history if "loss" in step]
+    for run in (whole, resumed):
+        assert run.state.log_history[-1]["train_loss"] == pytest.approx(sum(losses) / 6, abs=1e-3)
+
+
 def test_a_checkpoint_without_this_models_weights_is_refused(tmp_path):
     ours = trainer(tmp_path, save_strategy="steps", save_steps=3)
     ours.train()

@@ -157,6 +157,15 @@ def test_two_data_sets_of_one_name_are_refused(train, catalogue, capsys):
     assert "two data sets named 'shop'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["recipe.yaml", "-h"]])
+def test_help_is_printed_and_is_no_error(arguments, capsys):
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "training/train.py RECIPE.yaml [--key value …]" in printed
+    assert "quickstart.yaml" in printed
+    assert all(f"\n    {key}: " in printed for key in ("base", "query_mix", "temperature", "train_minutes"))
+
+
 def test_the_script_runs_from_anywhere_and_hides_no_library(tmp_path):
     command = [sys.executable, str(ROOT / "training" / "train.py"), "nowhere.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
