@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessorMixin, Qwen2VLImageProcessorPil
+from transformers import (
+    AddedToken,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedConfig,
+    ProcessorMixin,
+    Qwen2VLImageProcessorPil,
+)
 
 from .cropping_moon import CoreDetector, crop_core
 from .product_moon import (
@@ -290,7 +297,9 @@ class MoonProcessor(ProcessorMixin):
         # The PIL backend always: pixels must not depend on whether torchvision is installed.
         subfolder = kwargs.pop("subfolder", "")
         where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder, **kwargs}
-        return [Qwen2VLImageProcessorPil.from_pretrained(**where), AutoTokenizer.from_pretrained(**where)]
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(**where)
+        # A neutral configuration: the model's own asks to run the checkpoint's code where the model is not imported.
+        return [image_processor, AutoTokenizer.from_pretrained(**{**where, "config": PreTrainedConfig()})]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -68,6 +69,32 @@ def test_with_this_package_imported_no_remote_code_is_run(saved):
 def test_settings_can_be_changed_on_loading(saved):
     changed = MoonProcessor.from_pretrained(saved, max_tokens=77, core_crop=True)
     assert (changed.max_tokens, changed.core_crop, changed.max_image_tokens) == (77, True, 9)
+
+
+ALONE = """
+import sys
+from processing_moon import MoonProcessor
+first = MoonProcessor.from_pretrained(sys.argv[1])
+second = MoonProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+records = [{"text": "red shoes"}, {"text": "brown bag <|im_end|>"}]
+assert type(first.tokenizer) is type(second.tokenizer)
+assert (first(queries=records)["input_ids"] == second(queries=records)["input_ids"]).all()
+assert not [name for name in sys.modules if name.startswith(("modeling_moon", "transformers_modules"))]
+"""
+
+
+def test_it_loads_from_a_checkpoint_without_the_models_code(saved, tmp_path, project_root):
+    folder = shutil.copytree(saved, tmp_path / "checkpoint")
+    auto_map = {"AutoConfig": "configuration_moon.MoonConfig", "AutoModel": "modeling_moon.MoonModel"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "moon", "auto_map": auto_map}))
+    path = os.pathsep.join([str(project_root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(folder)], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "custom code" not in done.stdout + done.stderr
 
 
 SCRIPT = """
