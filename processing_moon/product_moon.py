@@ -418,8 +418,9 @@ def open_image(
     """Open a picture as an upright RGB image, or refuse it. Nothing unreadable becomes something else.
 
     Rotated as its EXIF or XMP data says, and without such data, so that opening the result again changes nothing;
-    transparency composited on white; CMYK converted; 16-bit grey scaled by 1/257; of an
-    animation the first frame. Local files and bytes may be JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF, ICO.
+    transparency composited on white; CMYK converted; 16-bit grey scaled by 1/257 (a PIL image of mode "I" is 8-bit grey
+    where no value is above 255, 16-bit grey otherwise); of an animation the first frame. Local files and bytes may be JPEG,
+    PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF, ICO.
 
     Args:
         source: a path (`str` or `os.PathLike`), the bytes of a file, a PIL image, a NumPy array or torch tensor (H×W,
@@ -537,10 +538,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise _RefusedError(f"grey values from {values.min()} to {values.max()}; accepted: 0 to 65535")
-        image = Image.fromarray(_to_uint8(values.astype(np.uint16)))
+        image = Image.fromarray(_integer_grey(image))
     elif image.mode == "F":
         image = Image.fromarray(_to_uint8(np.asarray(image)))
     if image.has_transparency_data:
@@ -549,6 +547,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _integer_grey(image: Image.Image) -> np.ndarray:
+    """Bytes of a picture of mode "I" or "I;16…", on white where its file names a transparent value."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise _RefusedError(f"grey values from {values.min()} to {values.max()}; accepted: 0 to 65535")
+    # Pillow opens some files of 16 bits as "I"; otherwise this mode does not say what its white is.
+    sixteen_bit = image.mode != "I" or image.format in ("PNG", "PPM", "JPEG2000") or values.max() > 0xFF
+    grey = _to_uint8(values.astype(np.uint16 if sixteen_bit else np.uint8))
+    clear = image.info.get("transparency")
+    return np.where(values == clear, np.uint8(255), grey) if isinstance(clear, int) else grey
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:

@@ -108,6 +108,29 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(encoded, kind):
         assert [opened.getpixel((place, 2)) for place in range(4)] == wanted
 
 
+def test_integer_grey_of_eight_bits_is_taken_as_it_is(encoded):
+    grey = np.array([[0, 1, 128, 255]], dtype=np.int32).repeat(4, axis=0)
+    given = Image.fromarray(grey)
+    assert given.mode == "I"
+    for source in (given, encoded(given, "TIFF"), given.transpose(Image.Transpose.ROTATE_180).rotate(180)):
+        assert np.array_equal(np.asarray(open_image(source))[:, :, 0], grey)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF", "JPEG2000"])
+def test_a_dark_file_of_sixteen_bits_stays_dark(encoded, kind):
+    dark = np.full((4, 4), 200, dtype=np.uint16)
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    for source in (encoded(Image.fromarray(dark), kind, **options), Image.fromarray(dark), dark):
+        assert open_image(source).getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_sixteen_bit_grey_keeps_its_transparent_value(encoded):
+    grey = np.array([[0, 257, 32896, 30000]], dtype=np.uint16).repeat(4, axis=0)
+    data = encoded(Image.fromarray(grey), transparency=32896)
+    opened = open_image(data)
+    assert [opened.getpixel((place, 2))[0] for place in range(4)] == [0, 1, 255, 117]
+
+
 def test_integer_grey_outside_sixteen_bits_is_refused():
     with pytest.raises(ProductError, match="grey values from 0 to 70000; accepted: 0 to 65535"):
         open_image(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
