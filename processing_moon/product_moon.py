@@ -200,7 +200,10 @@ def read_box(name: str, field: str, value: Any) -> Box | None:
         return None
     accepted = "accepted: [x0, y0, x1, y1] in pixels of the first image, x0 < x1, y0 < y1"
     if isinstance(value, np.ndarray | torch.Tensor):
-        value = value.tolist()
+        try:
+            value = value.tolist()
+        except (RuntimeError, TypeError, ValueError) as error:  # a tensor without memory, or a sparse one
+            raise ProductError(name, field, f"found {_shown(value)} that cannot be read; {accepted}") from error
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise ProductError(name, field, f"found {_shown(value)}; {accepted}")
     numbers = int | float | np.integer | np.floating
@@ -449,8 +452,7 @@ def _open_source(source: Any, limits: ImageLimits) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         return _open_path(source, limits)
     if isinstance(source, torch.Tensor):
-        source = source.detach().cpu()
-        source = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
+        source = _from_tensor(source)
     if isinstance(source, np.ndarray):
         if source.size > limits.max_pixels * max(_CHANNELS):
             raise _RefusedError(f"an array of {source.size} values; accepted: at most {limits.max_pixels} pixels")
@@ -575,6 +577,15 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if values.min() < -1e-3 or values.max() > 1 + 1e-3:
         raise _RefusedError(f"float values from {values.min():.4g} to {values.max():.4g}; {_ACCEPTED_ARRAYS}")
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
+    try:
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
+    except (RuntimeError, TypeError, ValueError) as error:  # without memory, sparse, of a type that NumPy lacks
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+        raise _RefusedError(f"a tensor ({kind}) that is no dense array in memory; {_ACCEPTED_ARRAYS}") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
