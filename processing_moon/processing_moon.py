@@ -39,6 +39,7 @@ from .product_moon import (
     ProductText,
     clamp_box,
     control_token_pattern,
+    image_list,
     is_product,
     open_image,
     plain_text,
@@ -840,13 +841,15 @@ def _open_nested(images: Any, limits: ImageLimits) -> list[list[Image.Image]] | 
     """Open one image, a list, or a list of lists; the result is a list of lists."""
     if images is None:
         return None
-    outer = list(images) if isinstance(images, list | tuple) else [images]
+    entries = image_list(images)
+    outer = [images] if entries is None else entries
     opened: list[list[Image.Image]] = []
     for index, entry in enumerate(outer):
-        group = list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry]
+        listed = image_list(entry)
+        group = listed if listed is not None else [] if entry is None else [entry]
         opened.append([])
         for place, source in enumerate(group):
-            name = f"images[{index}][{place}]" if isinstance(entry, list | tuple) else f"images[{index}]"
+            name = f"images[{index}]" if listed is None else f"images[{index}][{place}]"
             image = open_image(source, item="input", field=name, limits=limits)
             _check_ratio(image, "input", name)
             opened[-1].append(image)

@@ -232,15 +232,23 @@ def clamp_box(box: Box, width: int, height: int) -> tuple[int, int, int, int] | 
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
+def image_list(value: Any) -> list[Any] | None:
+    """The entries of a list of images, which may be a 1-D array of paths or objects, or None where it is one image."""
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "OU":
+        return value.tolist()
+    return list(value) if isinstance(value, list | tuple) else None
+
+
 def _read_images(name: str, field: str, value: Any) -> list[tuple[str, Any]]:
     if value is None:
         return []
-    if not isinstance(value, list | tuple):
+    sources = image_list(value)
+    if sources is None:
         return [(field, value)]
-    for place, source in enumerate(value):
+    for place, source in enumerate(sources):
         if source is None:
             raise ProductError(name, f"{field}[{place}]", f"found None; accepted: {ACCEPTED_IMAGES}")
-    return [(f"{field}[{place}]", source) for place, source in enumerate(value)]
+    return [(f"{field}[{place}]", source) for place, source in enumerate(sources)]
 
 
 def _as_record(kind: str, index: int, record: Any, fields: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
@@ -263,7 +271,8 @@ def read_product(record: Any, index: int, form: str = "mm") -> Item:
     Args:
         record: {"title": str, "description": str, "images": one or a list, "category": list of str or str,
             "attributes": {key: value or values}, "core_box": [x0, y0, x1, y1], "id": str or int}; every field may be
-            missing or None. Attribute values stand in the given order, those of a set in alphabetical order.
+            missing or None. A 1-D array of paths or objects is a list of images. Attribute values stand in the given order,
+            those of a set in alphabetical order.
         index: its place in the call, for error messages.
         form: "mm" keeps text and images, "t" text only, "i" images only.
 
@@ -307,7 +316,7 @@ def read_query(record: Any, index: int) -> Item:
     name, record = _as_record("query", index, record, QUERY_FIELDS)
     text = _read_text(name, "text", record.get("text"))
     image = record.get("image")
-    if isinstance(image, list | tuple):
+    if image_list(image) is not None:
         raise ProductError(name, "image", f"found a {type(image).__name__}; accepted: one image ({ACCEPTED_IMAGES})")
     box = read_box(name, "core_box", record.get("core_box"))
     if box is not None and image is None:

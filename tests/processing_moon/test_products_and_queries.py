@@ -77,6 +77,24 @@ def test_a_set_of_attribute_values_is_written_in_alphabetical_order(processor):
         assert torch.equal(batch["input_ids"], wanted["input_ids"])
 
 
+def test_an_array_of_paths_or_objects_is_a_list_of_images(processor, noise, encoded, tmp_path):
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    for seed, path in enumerate(paths):
+        noise(96, 64, seed).save(path)
+    wanted = processor(products=[{"images": paths}])
+    objects = np.empty(2, dtype=object)
+    objects[0], objects[1] = paths[0], encoded(noise(96, 64, 1))
+    for given in (np.array(paths), np.array(paths, dtype=object), objects):
+        batch = processor(products=[{"images": given}])
+        assert torch.equal(batch["pixel_values"], wanted["pixel_values"])
+        plain = processor(text=[""] * 2, images=given, padding=True, return_tensors="pt")
+        assert torch.equal(plain["image_grid_thw"], wanted["image_grid_thw"])
+    with pytest.raises(ProductError, match=r"field 'images\[1\]': .*no such file"):
+        processor(products=[{"images": np.array([paths[0], "missing.png"])}])
+    with pytest.raises(ProductError, match="field 'image': found a ndarray; accepted: one image"):
+        processor(queries=[{"image": np.array(paths)}])
+
+
 def test_queries_have_text_or_image_or_both(processor, noise):
     batch = processor(queries=[{"text": "red shoes"}, {"image": noise()}, {"text": "same in green", "image": noise()}])
     instruction = processor.instructions["query"]
