@@ -308,9 +308,11 @@ class GroundingDetector:
             for image, title, model in keys
         ]
         # A leading line end: a line that a killed run left unfinished must not swallow the next one.
-        unfinished = self.cache.exists() and not self.cache.read_bytes().endswith(b"\n") and self.cache.stat().st_size
-        with self.cache.open("a", encoding="utf-8") as file:
-            file.write(("\n" if unfinished else "") + "\n".join(lines) + "\n")
+        with self.cache.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            unfinished = file.read(1) not in (b"", b"\n")
+            file.write((("\n" if unfinished else "") + "\n".join(lines) + "\n").encode("utf-8"))
 
 
 def _digest(image: Image.Image) -> str:
