@@ -333,8 +333,13 @@ def read_query(record: Any, index: int) -> Item:
 
 
 def control_token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the tokenizer's control tokens in a text, the longest first."""
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
+    """A pattern that finds the tokenizer's control tokens in a text, the longest first.
+
+    Tokens that a space after their first character leaves whole are not looked for: those of one character, and those
+    of one character and spaces, or that begin with a space.
+    """
+    breakable = [token for token in tokens if token not in f"{token[:1]} {token[1:]}"]
+    return re.compile("|".join(re.escape(token) for token in sorted(breakable, key=len, reverse=True)) or r"(?!)")
 
 
 def plain_text(text: str, control_tokens: re.Pattern[str]) -> str:

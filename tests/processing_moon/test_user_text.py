@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from processing_moon import ProductError
+from processing_moon.product_moon import control_token_pattern, plain_text
 
 CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
            "<|vision_end|>", "<|vision_pad|>", "<|category_start|>", "<|category_end|>", "<|attribute_start|>",
@@ -64,6 +65,28 @@ def test_tokens_that_a_user_adds_later_are_broken_too(tiny_base):
     own.tokenizer.add_tokens(["zalando"])
     ids = own(queries=[{"text": "a zalando b"}])["input_ids"][0].tolist()
     assert own.tokenizer.convert_tokens_to_ids("zalando") in ids
+
+
+@pytest.mark.parametrize("token", ["#", " ", "  ", "# ", " #", "#  ", ""])
+def test_a_token_that_no_space_breaks_is_left_alone(token):
+    controls = control_token_pattern([token, "<|a|>", "< |b|>"])
+    assert plain_text(f"x{token}y <|a|> < |b|>", controls) == f"x{token}y < |a|> <  |b|>"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(alphabet="ab ", min_size=1, max_size=4), max_size=4), st.text(alphabet="ab ", max_size=12))
+def test_breaking_control_tokens_always_ends(tokens, text):
+    controls = control_token_pattern(tokens)
+    assert controls.search(plain_text(text, controls)) is None
+
+
+def test_a_tokenizer_with_a_control_token_of_one_character_works(tiny_base):
+    from processing_moon import MoonProcessor
+
+    own = MoonProcessor.from_base(tiny_base())
+    own.tokenizer.add_tokens(["#"], special_tokens=True)
+    ids = own(queries=[{"text": "size #4"}])["input_ids"][0].tolist()
+    assert ids.count(own.tokenizer.convert_tokens_to_ids("#")) == 1
 
 
 def test_text_is_normalised_as_by_the_tokenizer_and_otherwise_left_alone(processor):
