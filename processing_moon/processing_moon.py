@@ -209,7 +209,7 @@ class MoonProcessor(ProcessorMixin):
         max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own; `from_base`
             has others.
         core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
-            (MOON §2, arXiv 2508.11999). Default True.
+            (MOON §2, arXiv 2508.11999). A box outside the image is refused either way. Default True.
 
     Raises:
         ValueError: an unknown read-out, a budget that is not positive, an instruction without text, a token that the
@@ -453,23 +453,16 @@ class MoonProcessor(ProcessorMixin):
     def _prepare_images(self, row: _Row, options: _Options) -> None:
         """Open the images after the first, put the core crop after the first, and resize them all to the budgets."""
         self._open_images(row, options.limits, slice(1, None))
-        if row.images and row.item.box is not None and options.core_crop:
-            row.images.insert(1, self._crop(row.images[0], row.item.box, row.item.name))
+        if row.images and row.item.box is not None:
+            pixels = _box_in_image(row.item.box, row.images[0], row.item.name)
+            if options.core_crop:
+                crop = crop_core(row.images[0], pixels)
+                _check_ratio(crop, row.item.name, "core_box")
+                row.images.insert(1, crop)
         row.prompt = self._scaffold(len(row.images), bool(row.item.text), row.instruction)
         if row.images:
             sizes = self._sizes_in_budget(row, options)
             row.images = [image.resize(size, self._resample) for image, size in zip(row.images, sizes, strict=True)]
-
-    def _crop(self, image: Image.Image, box: Box, item: str) -> Image.Image:
-        pixels = clamp_box(box, *image.size)
-        if pixels is None:
-            reason = (
-                f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
-            )
-            raise ProductError(item, "core_box", reason)
-        crop = crop_core(image, pixels)
-        _check_ratio(crop, item, "core_box")
-        return crop
 
     def _sizes_in_budget(self, row: _Row, options: _Options) -> list[tuple[int, int]]:
         """Widths and heights of an item's images, after `max_image_tokens` and then `max_tokens`. Our design.
@@ -827,6 +820,14 @@ def _check_ratio(image: Image.Image, item: str, field_name: str) -> None:
     if _ratio(*image.size) > MAX_ASPECT_RATIO:
         reason = f"{image.width}×{image.height} is too long and thin; accepted: an aspect ratio of at most {MAX_ASPECT_RATIO}"
         raise ProductError(item, field_name, reason)
+
+
+def _box_in_image(box: Box, image: Image.Image, item: str) -> Box:
+    pixels = clamp_box(box, *image.size)
+    if pixels is None:
+        reason = f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
+        raise ProductError(item, "core_box", reason)
+    return pixels
 
 
 def _pixel_limits(size: Any) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from processing_moon import GroundingDetector, LargestRegionDetector, crop_core, cropping_moon
+from processing_moon import GroundingDetector, LargestRegionDetector, ProductError, crop_core, cropping_moon
 from processing_moon.cropping_moon import parse_box
 
 
@@ -66,6 +66,16 @@ def test_the_crop_can_be_switched_off_by_call_and_by_setting(processor, make_pro
     off = make_processor(core_crop=False)
     assert len(off(products=[record])["image_grid_thw"]) == 1
     assert len(off(products=[record], core_crop=True)["image_grid_thw"]) == 2
+
+
+@pytest.mark.parametrize("core_crop", [True, False])
+def test_a_box_outside_the_image_is_refused_with_and_without_the_crop(processor, noise, core_crop):
+    record = {"images": [noise(120, 90)], "core_box": [130, 0, 150, 9]}
+    with pytest.raises(ProductError, match="field 'core_box': .* lies outside the image of 120×90 pixels"):
+        processor(products=[record], core_crop=core_crop)
+    batch = processor(products=[{"title": "a"}, record], core_crop=core_crop, on_error="skip")
+    assert batch.kept == [0]
+    assert processor(products=[{**record, "title": "a"}], core_crop=core_crop, form="t").kept == [0]
 
 
 def test_a_detector_fills_in_missing_boxes_alone(processor, noise):
@@ -252,7 +262,7 @@ def test_an_untrained_model_gives_none_and_the_cache_is_kept(tiny_base, noise, t
     assert asked == [2, 1]
     assert detector.detect(images[:1] * 2, ["shoe", "other shoe"]) == [None, None]
     assert asked == [2, 1, 1]
-    assert len(cache.read_text().splitlines()) == 4
+    assert len(cache.read_bytes().split(b"\n")) == 5
     again = GroundingDetector.from_pretrained(tiny_base(backbone), cache=cache, max_new_tokens=4)
     assert again.detect(images, titles) == [None, None, None]
     assert asked == [2, 1, 1]
