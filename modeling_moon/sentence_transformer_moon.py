@@ -53,7 +53,7 @@ class MoonTransformer(InputModule):
 
     @property
     def max_seq_length(self) -> int:
-        """Token budget of one input; text is shortened to it, images never."""
+        """Token budget of one input; pictures are reduced and text is shortened to it."""
         return self.processor.max_tokens
 
     @max_seq_length.setter
