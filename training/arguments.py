@@ -10,6 +10,8 @@ import enum
 import inspect
 import math
 import os
+import re
+import textwrap
 import types
 import typing
 from argparse import Namespace
@@ -216,14 +218,17 @@ def usage() -> str:
     """Return what `--help` prints: how to call, the recipes there are, and the keys of a recipe."""
     folder = Path(__file__).with_name("recipes")
     recipes = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
-    keys = [inspect.cleandoc(group.__doc__ or "").replace("\nArgs:", "") for group in GROUPS]
+    topics = [inspect.cleandoc(group.__doc__ or "").replace("\nArgs:", "") for group in GROUPS]
+    topics = [re.sub(r"^    (?=\w+: )", "    --", topic, flags=re.MULTILINE) for topic in topics]
+    known = (entry.name for entry in dataclasses.fields(TrainingArguments) if entry.name not in NOT_FOR_RECIPES)
+    theirs = textwrap.fill(" ".join(f"--{name}" for name in known), 120, break_on_hyphens=False)
     lines = [
         "usage: python training/train.py RECIPE.yaml [--key value …]",
         "       accelerate launch training/train.py RECIPE.yaml [--key value …]",
         f"Recipes in training/recipes: {recipes}",
         "A key of a mapping is replaced by --key.part value. Every key, by topic:",
     ]
-    return "\n\n".join(["\n".join(lines), *keys])
+    return "\n\n".join(["\n".join(lines), *topics, f"Those of TrainingArguments:\n{theirs}"])
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:

@@ -44,7 +44,11 @@ def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
     out = output_dir / "base"
     if not (out / "config.json").is_file():
         shutil.rmtree(out, ignore_errors=True)
-        upcycle(_qwen_base(recipe, tables), out, preset=model.preset, seed=recipe.training.seed, **(model.moon or {}))
+        base = _qwen_base(recipe, tables)
+        try:
+            upcycle(base, out, preset=model.preset, seed=recipe.training.seed, **(model.moon or {}))
+        except (ValueError, TypeError, OSError) as error:
+            raise RecipeError(f"base or moon: {error}") from error
     return out
 
 
@@ -68,7 +72,11 @@ def _is_moon(base: str) -> bool:
     config = Path(base) / "config.json"
     if config.is_file():
         return json.loads(config.read_text(encoding="utf-8")).get("model_type") == MoonConfig.model_type
-    return MoonConfig.get_config_dict(base)[0].get("model_type") == MoonConfig.model_type
+    try:
+        found = MoonConfig.get_config_dict(base)[0]
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"base: {error}") from error
+    return found.get("model_type") == MoonConfig.model_type
 
 
 def texts_of(tables: list[ProductTables], instructions: Mapping[str, str]) -> Iterator[str]:
@@ -95,7 +103,17 @@ def load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedMo
         recipe: what to load and how.
         folder: what `prepare_base` returned.
         on_gpu: whether training will run on a GPU.
+
+    Raises:
+        RecipeError: what transformers cannot load, or not with this `attn_implementation` or `embedding_dim`.
     """
+    try:
+        return _load_start(recipe, folder, on_gpu)
+    except (ValueError, OSError, ImportError) as error:
+        raise RecipeError(f"base: {error}") from error
+
+
+def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
     model, data = recipe.model, recipe.data
     processor = MoonProcessor.from_pretrained(folder)
     processor.core_crop = data.core_crop
@@ -136,18 +154,22 @@ def choose_what_learns(model: PreTrainedModel, arguments: ModelArguments) -> nn.
 
 
 def _with_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
-    config = LoraConfig(
-        r=lora.get("r", 16),
-        lora_alpha=lora.get("alpha", 32),
-        lora_dropout=lora.get("dropout", 0.0),
-        target_modules=lora.get("target_modules", _ATTENTION),
-        target_parameters=lora.get("target_parameters"),
-        modules_to_save=lora.get("modules_to_save"),
-    )
     try:
-        return get_peft_model(model, config)
-    except ValueError as error:
+        config = LoraConfig(
+            r=lora.get("r", 16),
+            lora_alpha=lora.get("alpha", 32),
+            lora_dropout=lora.get("dropout", 0.0),
+            target_modules=lora.get("target_modules", _ATTENTION),
+            target_parameters=lora.get("target_parameters"),
+            modules_to_save=lora.get("modules_to_save"),
+        )
+        adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
         raise RecipeError(f"lora: {error}") from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # in bfloat16 small steps round to nothing; autocast computes in it all the same
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:
@@ -162,7 +184,10 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(model, PeftModel):
         model.save_pretrained(folder.with_name("adapter"))
+        dtype = next(parameter.dtype for parameter in model.parameters() if not parameter.requires_grad)
         model = model.merge_and_unload()
+        for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too
+            parameter.data = parameter.data.to(dtype)
     if isinstance(model, DualTower):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -26,7 +26,8 @@ import yaml
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.data.tables import ProductTables, TableError
+from evaluation.encode import load_for_evaluation
 from evaluation.provenance import provenance
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
@@ -35,6 +36,7 @@ from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe
 from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError, ResumeError
 from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import PairDataset, PairOptions, PairSource
+from training.data.sources import read_data, unanswered_queries
 from training.losses.info_nce import InfoNCELoss
 from training.negatives import NegativeQueue
 from training.resume import checkpoints, last_good_checkpoint, remove_incomplete, write_atomically
@@ -78,19 +80,25 @@ def run(recipe: Recipe) -> None:
         TableError: a data set that cannot be used.
     """
     args, output_dir = recipe.training, Path(recipe.training.output_dir)
-    with args.main_process_first(desc="opening the run's folder"):
+    with args.main_process_first(local=False, desc="opening the run's folder"):
         finished = open_run(recipe)
     if finished:
+        finish_evaluation(recipe)
         print(f"{output_dir}: this run is finished, its model is in {output_dir / 'final'}; --overwrite starts anew")
         return
     tables = read_data(recipe)
     training_tables = [tables_of.select(recipe.data.split) for tables_of in tables]
-    with args.main_process_first(desc="preparing the base"):
+    unanswered = unanswered_queries(training_tables)
+    if unanswered:
+        recipe.facts["queries_without_an_answer_in_the_split"] = unanswered
+        if args.process_index == 0:
+            print(f"training queries without an answer in the split, which are not drawn, by type: {unanswered}")
+    with args.main_process_first(local=False, desc="preparing the base"):
         start = prepare_base(recipe, training_tables)
     set_seed(args.seed)
     model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda")
     if args.evaluate_before:
-        evaluate(recipe, model, processor, tables, "before")
+        evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
     make_trainer = trainer_factory(recipe, learner, processor, training_tables)
     settle_max_steps(recipe, make_trainer, learner)
@@ -105,8 +113,10 @@ def run(recipe: Recipe) -> None:
 def open_run(recipe: Recipe) -> bool:
     """Look at what output_dir holds, clear away the remains of interrupted saves, and return whether the run is finished.
 
+    The recipe is written here, before anything else is: whatever lies in output_dir was made by the recipe beside it.
+
     Raises:
-        RecipeError: another recipe was run there; names the keys that differ.
+        RecipeError: another recipe was run there (names the keys that differ), or one that is not known.
     """
     args, output_dir = recipe.training, Path(recipe.training.output_dir)
     main_process = args.process_index == 0
@@ -124,6 +134,16 @@ def open_run(recipe: Recipe) -> bool:
             )
         if args.max_steps < 1:
             args.max_steps = recipe.resolved["max_steps"] = stored["max_steps"]
+    else:
+        left = [name for name in (*_OWN_FOLDERS, *_OWN_FILES) if (output_dir / name).exists()]
+        if left:
+            raise RecipeError(
+                f"{output_dir} holds {', '.join(left)} of a run whose recipe is not there; "
+                "accepted: another output_dir, or --overwrite"
+            )
+        if main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_records(recipe, output_dir)
     if main_process:
         for path in remove_incomplete(output_dir):
             print(f"{path}: removed, its save was interrupted")
@@ -136,30 +156,6 @@ def _clear(output_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in [*output_dir.glob("results_*.json"), *(output_dir / name for name in reversed(_OWN_FILES))]:
         path.unlink(missing_ok=True)
-
-
-def read_data(recipe: Recipe) -> list[ProductTables]:
-    """Load every data set whole, print its validation report, and stop where it cannot be used."""
-    tables: list[ProductTables] = []
-    for entry in recipe.data.data:
-        source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}
-        options = dict(recipe.data.catalogue or {}) if source.get("path") == "catalogue" else {}
-        place = source.get("path") or {key: source[key] for key in ("products", "queries", "images") if key in source}
-        try:
-            table = load_tables(place, **options)
-        except TypeError as error:
-            raise RecipeError(f"catalogue: {error}") from error
-        table.report.raise_if_fatal()
-        table.select(recipe.data.split)
-        if recipe.training.evaluate_before or recipe.training.evaluate_after:
-            table.select(recipe.training.evaluate_split)
-        table = dataclasses.replace(table, name=source.get("name", table.name))
-        if recipe.training.process_index == 0:
-            print(table.report)
-        if table.name in [other.name for other in tables]:
-            raise RecipeError(f"data: found two data sets named {table.name!r}; accepted: a name: for each of them")
-        tables.append(table)
-    return tables
 
 
 def trainer_factory(
@@ -197,7 +193,7 @@ def trainer_factory(
 
 
 def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> None:
-    """Set max_steps from the time budget where it is not yet known, and write the recipe as it will be run."""
+    """Set max_steps from the time budget where it is not yet known, and write the recipe with it."""
     args = recipe.training
     if args.max_steps < 1 and args.train_minutes is not None:
         seconds = seconds_per_step(args, make_trainer, model)
@@ -207,11 +203,8 @@ def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrai
         args.max_steps = recipe.resolved["max_steps"] = int(steps)
         if args.process_index == 0:
             print(f"{seconds:.3f} seconds a step: {args.max_steps} steps in {args.train_minutes:g} minutes", flush=True)
-    if args.process_index == 0:
-        output_dir = Path(args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if not (output_dir / RECIPE_FILE).is_file():
-            write_records(recipe, output_dir)
+    if args.process_index == 0 and last_good_checkpoint(Path(args.output_dir)) is None:
+        write_records(recipe, Path(args.output_dir))
 
 
 def seconds_per_step(args: Any, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> float:
@@ -252,7 +245,10 @@ class _StepClock(TrainerCallback):
         self.ends.append(time.perf_counter())
         measured = len(self.ends) - _WARM_UP_STEPS
         timed = self.ends[-1] - self.ends[min(_WARM_UP_STEPS, len(self.ends)) - 1]
-        control.should_training_stop = measured >= _LEAST_MEASURED_STEPS and timed >= self.budget_seconds
+        enough = torch.tensor(measured >= _LEAST_MEASURED_STEPS and timed >= self.budget_seconds, device=args.device)
+        if args.world_size > 1:  # the clocks differ, and all processes have to stop at the same step
+            torch.distributed.broadcast(enough, src=0)
+        control.should_training_stop = bool(enough)
         return control
 
     def seconds_per_step(self) -> float:
@@ -268,6 +264,7 @@ def write_records(recipe: Recipe, folder: Path) -> None:
         recipe=recipe.path.name,
         bf16=bool(recipe.training.bf16),
         processes=recipe.training.world_size,
+        **recipe.facts,
     )
     facts["versions"] |= {package: importlib.metadata.version(package) for package in ("accelerate", "peft")}
     write_atomically(folder / PROVENANCE_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -279,12 +276,12 @@ def finish(
 ) -> None:
     """Save the trained model, evaluate it where the recipe says so, and mark the run as finished."""
     output_dir = Path(recipe.training.output_dir)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if recipe.training.process_index == 0:
         save_trained(model, processor, output_dir / "final", start)
         write_records(recipe, output_dir / "final")
     if recipe.training.evaluate_after:
-        evaluate(recipe, model, processor, tables, "after")
+        evaluate(recipe, model, processor, tables, "after", steps=trainer.state.global_step)
     if recipe.training.process_index == 0:
         write_atomically(output_dir / FINISHED_FILE, json.dumps({"steps": trainer.state.global_step}) + "\n")
         print(f"the trained model is in {output_dir / 'final'}")
@@ -292,11 +289,24 @@ def finish(
 
 
 def evaluate(
-    recipe: Recipe, model: PreTrainedModel, processor: MoonProcessor, tables: list[ProductTables], when: str
+    recipe: Recipe,
+    model: PreTrainedModel,
+    processor: MoonProcessor,
+    tables: list[ProductTables],
+    when: str,
+    steps: int,
 ) -> None:
     """Evaluate on every data set's evaluation split, in the main process; results that are there already are kept.
 
-    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json.
+    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json. Before and
+    after are computed in the same precision, that of the training.
+
+    Args:
+        recipe: which split, how many products.
+        model, processor: what is evaluated.
+        tables: the data sets, whole.
+        when: "before" or "after".
+        steps: how many steps the model was trained for.
     """
     args = recipe.training
     if args.process_index == 0:
@@ -310,11 +320,33 @@ def evaluate(
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             model_name = f"{args.output_dir} {when} training"
-            found = evaluate_model(model.to(args.device), processor, table, model_name=model_name, options=options)
+            with _precision_of(args):
+                found = evaluate_model(model.to(args.device), processor, table, model_name=model_name, options=options)
+            found["provenance"] |= {"training_seed": args.seed, "steps": steps, "autocast": _autocast_name(args)}
+            found["warnings"] = recipe.facts.get("warnings", [])
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             print(results_table([found]))
     if args.world_size > 1:
         torch.distributed.barrier()
+
+
+def finish_evaluation(recipe: Recipe) -> None:
+    """Evaluate the model of a finished run where a results file is asked for and not there."""
+    output_dir = Path(recipe.training.output_dir)
+    there = list(output_dir.glob("results_after*.json"))
+    if recipe.training.evaluate_after and len(there) < len(recipe.data.data):
+        steps = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["steps"]
+        model, processor = load_for_evaluation(output_dir / "final", device=str(recipe.training.device))
+        evaluate(recipe, model, processor, read_data(recipe), "after", steps=steps)
+
+
+def _autocast_name(args: Any) -> str | None:
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+
+
+def _precision_of(args: Any) -> torch.autocast:
+    name = _autocast_name(args)
+    return torch.autocast(args.device.type, getattr(torch, name or "bfloat16"), enabled=name is not None)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,68 @@ def test_measuring_the_step_rate_leaves_no_trace(train, tmp_path):
     assert all(torch.equal(timed[name], counted[name]) for name in timed)
 
 
+def test_a_run_that_was_stopped_while_it_was_prepared_is_known_by_its_recipe(train, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    sizes = {"hidden_size": 32, "num_layers": 1, "vocab_size": 400}
+    values = {"base": None, "small_base": sizes, "moon": {"embedding_dim": 16}}
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train.load_start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(**values)
+    assert (tmp_path / "run" / "base" / "config.json").is_file()
+    assert train(**{**values, "small_base": {**sizes, "hidden_size": 64}}) == 2
+    assert "holds a run of another recipe (small_base: " in capsys.readouterr().err
+    (tmp_path / "run" / "resolved_recipe.yaml").unlink()
+    assert train(**values) == 2
+    assert "holds small_base, base, provenance.json of a run whose recipe is not there" in capsys.readouterr().err
+
+
+def test_a_timed_run_that_was_stopped_before_its_steps_were_measured_goes_on(train, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    values = {"max_steps": None, "train_minutes": 0.01}
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train.seconds_per_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(**values)
+    stored = tmp_path / "run" / "resolved_recipe.yaml"
+    assert yaml.safe_load(stored.read_text())["max_steps"] == -1
+    assert train(**values) == 0
+    assert yaml.safe_load(stored.read_text())["max_steps"] >= 1
+
+
+def test_a_finished_run_is_evaluated_where_its_results_are_missing(train, tmp_path):
+    assert train() == 0
+    assert train(evaluate_after=True, evaluate_products=6) == 0
+    results = tmp_path / "run" / "results_after.json"
+    facts = json.loads(results.read_text())["provenance"]
+    assert (facts["steps"], facts["training_seed"], facts["limit"]) == (2, 42, 6)
+    written = results.stat().st_mtime_ns
+    assert train(evaluate_after=True, evaluate_products=6) == 0
+    assert results.stat().st_mtime_ns == written
+
+
+def test_adapters_on_bfloat16_weights_learn_in_float32_and_are_saved_in_bfloat16(train, tmp_path):
+    lora = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["router", "projection"]}
+    lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    evaluated = {"evaluate_before": True, "evaluate_after": True, "evaluate_products": 6}
+    assert train(lora=lora, bf16=True, use_cpu=True, **evaluated) == 0
+    run = tmp_path / "run"
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert any("router" in name for name in adapter)
+    final = load_file(run / "final" / "model.safetensors")
+    assert {tensor.dtype for tensor in final.values()} == {torch.bfloat16}
+    precisions = [json.loads((run / f"results_{when}.json").read_text())["provenance"] for when in ("before", "after")]
+    assert [(facts["dtype"], facts["autocast"], facts["steps"]) for facts in precisions] == [
+        ("bfloat16", "bfloat16", 0),
+        ("bfloat16", "bfloat16", 2),
+    ]
+
+
 def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
     assert train() == 0
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -143,6 +205,13 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
         ({"freeze": ["*"]}, "accepted: some left to learn"),
         ({"lora": {"target_modules": ["nowhere"]}}, "lora: "),
         ({"moon": {"embedding_dim": 8}}, "accepted: a Qwen base"),
+        (
+            {"base": None, "small_base": {"hidden_size": 32}, "moon": {"embedding_dim": 64}},
+            "base or moon: MoonConfig: embedding_dim=64; accepted: 1 to the base's width 32",
+        ),
+        ({"attn_implementation": "telepathy"}, "base: "),
+        ({"base": "nobody/no-such-model"}, "base: "),
+        ({"catalogue": {"products": -5}, "data": ["catalogue"]}, "catalogue: "),
         ({"base": None, "small_base": {"hiden_size": 8}}, "small_base: "),
         ({"data": ["catalogue"], "catalogue": {"pictures": 8}}, "catalogue: "),
     ],
@@ -163,7 +232,9 @@ def test_help_is_printed_and_is_no_error(arguments, capsys):
     printed = capsys.readouterr().out
     assert "training/train.py RECIPE.yaml [--key value …]" in printed
     assert "quickstart.yaml" in printed
-    assert all(f"\n    {key}: " in printed for key in ("base", "query_mix", "temperature", "train_minutes"))
+    assert all(f"\n    --{key}: " in printed for key in ("base", "query_mix", "temperature", "train_minutes"))
+    assert " --learning_rate " in printed
+    assert "--num_train_epochs" not in printed
 
 
 def test_the_script_runs_from_anywhere_and_hides_no_library(tmp_path):
