@@ -1,0 +1,72 @@
+"""A training by two processes through the script itself: mixed batches, the queue, and a resumption."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from evaluation.data.catalogue import write_catalogue
+from training.resume import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train(*arguments: str) -> str:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "training" / "train.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def without_speed(output_dir: Path) -> list[dict]:
+    lines = read_lines(output_dir / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
+
+
+def test_two_processes_train_and_resume_exactly(tiny_moon, tmp_path):
+    write_catalogue(tmp_path / "shop", products=60, image_size=64, progress=False)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    values = {
+        "base": str(tiny_moon("qwen3_vl")),
+        "data": [str(tmp_path / "shop")],
+        # One pair a process, of a picture or of words alone: often only one of the two sees the vision tower.
+        "query_mix": {"image": 1, "text": 1},
+        "target_mix": {"both": 1, "text": 2},
+        "per_device_train_batch_size": 1,
+        "queue_steps": 2,
+        "max_image_tokens": 4,
+        "max_steps": 4,
+        "learning_rate": 0.001,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "save_total_limit": 4,
+        "disable_tqdm": True,
+    }
+    recipe.write_text(yaml.safe_dump(values))
+    train(str(recipe), "--output_dir", str(run))
+    whole, first = load_file(run / "final" / "model.safetensors"), without_speed(run)
+    assert [line["step"] for line in first] == [1, 2, 3, 4]
+    states = [torch.load(run / "checkpoint-4" / f"contrastive_state_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for mine, other in zip(*(state["queue"]["steps"] for state in states), strict=True):
+        assert torch.equal(mine["product_C"], other["product_C"])
+        assert torch.equal(mine["vector_CD"], other["vector_CD"])
+        assert len(mine["product_C"]) == 4  # a positive and a hard negative from each process
+    for leftover in (run / "final", run / "checkpoint-4"):
+        shutil.rmtree(leftover)
+    (run / "finished.json").unlink()
+    assert f"resuming from {run / 'checkpoint-2'}" in train(str(recipe), "--output_dir", str(run))
+    again = load_file(run / "final" / "model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert without_speed(run) == first
