@@ -12,6 +12,7 @@ import argparse
 import json
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,28 @@ from evaluation.data.tables import ProductTables, QueryRow, load_tables
 from evaluation.encode import load_for_evaluation
 from evaluation.report import comparison_table, contact_sheet
 from evaluation.run import EvaluationOptions, evaluate_model
-from training.arguments import parse_recipe
+from training.arguments import RecipeError, parse_recipe
 from training.starting_model import load_start, prepare_base
+from training.train import REFUSED, STOPPED, open_run
 from training.train import run as train
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "training" / "recipes" / "quickstart.yaml"
 SEARCHES = ("text", "image", "both")
+OPTIONS_FILE = "options.json"
 
 
 def draw_catalogue(folder: Path, options: dict[str, Any]) -> ProductTables:
-    """The embedded catalogue as parquet tables in `folder`, drawn once, and read like any shop's own."""
-    if not (folder / "products.parquet").is_file():
+    """The embedded catalogue as parquet tables in `folder`, drawn once for its options, and read like any shop's own."""
+    stored = folder / OPTIONS_FILE
+    if not stored.is_file() or json.loads(stored.read_text(encoding="utf-8")) != options:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        write_catalogue(partial, **options)
+        try:
+            write_catalogue(partial, **options)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"catalogue: {error}") from error
+        (partial / OPTIONS_FILE).write_text(json.dumps(options) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     return load_tables(folder)
@@ -89,16 +97,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written")
     chosen, overrides = parser.parse_known_args(arguments)
-    started, folder = time.monotonic(), chosen.folder
-    recipe = parse_recipe([str(RECIPE), "--output_dir", str(folder / "run"), *overrides])
+    try:
+        quickstart(chosen.folder, overrides)
+    except (*REFUSED, *STOPPED) as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        return 3 if isinstance(error, STOPPED) else 2
+    return 0
+
+
+def quickstart(folder: Path, overrides: list[str]) -> None:
+    """The whole of it; what an earlier call has finished is kept.
+
+    Args:
+        folder: where everything is written.
+        overrides: `--key value` pairs that replace the recipe's; `--overwrite` starts the run anew.
+
+    Raises:
+        RecipeError: the folder holds a run of other values, or a value that cannot be used.
+    """
+    started = time.monotonic()
+    (folder / "catalogue").mkdir(parents=True, exist_ok=True)
+    own = ["--output_dir", str(folder / "run"), "--data", str(folder / "catalogue")]
+    recipe = parse_recipe([str(RECIPE), *own, *overrides])
+    open_run(recipe)  # before anything is drawn or made: it refuses other values, and clears where that is asked for
+    recipe.training.overwrite = False
     print(f"1/6  The catalogue, drawn into {folder / 'catalogue'}", flush=True)
     tables = draw_catalogue(folder / "catalogue", recipe.data.catalogue or {})
     unseen = tables.select("test")
     print(f"     {len(tables.products)} products, {len(unseen.products)} of them never seen in training", flush=True)
     print("2/6  A small Moon with random weights, and what it finds untrained", flush=True)
-    recipe = parse_recipe(
-        [str(RECIPE), "--output_dir", str(folder / "run"), "--data", str(folder / "catalogue"), *overrides]
-    )
     start = load_start(recipe, prepare_base(recipe, [tables.select("train")]), on_gpu=torch.cuda.is_available())
     before = measure(*start, unseen, "untrained")
     print(f"3/6  Training, about {recipe.training.train_minutes or 0:g} minutes", flush=True)
@@ -129,7 +156,6 @@ def main(arguments: list[str] | None = None) -> int:
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {folder / 'results.json'} and {folder / 'search.png'} after {provenance['seconds']:.0f} seconds")
-    return 0
 
 
 if __name__ == "__main__":
