@@ -16,11 +16,27 @@ from training.resume import read_lines
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(*arguments: str) -> str:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+CLOCKS = """
+import pathlib, sys, types
+import torch.distributed as dist
+from training.train import _StepClock
+
+dist.init_process_group("gloo")
+clock = _StepClock(budget_seconds=0.0 if dist.get_rank() else 0.05)
+args = types.SimpleNamespace(device="cpu", world_size=2)
+control = types.SimpleNamespace(should_training_stop=False)
+while not control.should_training_stop:
+    clock.on_step_end(args, None, control)
+pathlib.Path(sys.argv[1], f"{dist.get_rank()}.txt").write_text(str(len(clock.ends)))
+dist.destroy_process_group()
+"""
+
+
+def run_twice(script: Path, *arguments: str) -> str:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(ROOT / "training" / "train.py"), *arguments],
+        [*command, str(script), *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -28,6 +44,10 @@ def train(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def train(*arguments: str) -> str:
+    return run_twice(ROOT / "training" / "train.py", *arguments)
 
 
 def without_speed(output_dir: Path) -> list[dict]:
@@ -70,3 +90,11 @@ def test_two_processes_train_and_resume_exactly(tiny_moon, tmp_path):
     again = load_file(run / "final" / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert without_speed(run) == first
+
+
+def test_the_clock_of_the_first_process_ends_the_measurement_for_both(tmp_path):
+    script = tmp_path / "clocks.py"
+    script.write_text(CLOCKS)
+    run_twice(script, str(tmp_path))
+    first, second = (int((tmp_path / f"{rank}.txt").read_text()) for rank in (0, 1))
+    assert first == second > 8
