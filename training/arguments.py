@@ -104,7 +104,8 @@ class DataArguments:
         data: "catalogue" or paths of data sets; an entry may also be a mapping {path: …, or products:, queries:,
             images:; name:, weight:, mask_groups:}, weight in draws relative to the other data sets.
         catalogue: options of the embedded catalogue, {products: 600, …}.
-        split: the split that is trained on.
+        split: the split that is trained on. A data set that names no splits is split by us: a fifth of its products,
+            variants together, becomes "test", the rest "train"; "all" trains on everything.
         query_mix: relative frequency of image-only, text-only and image+text queries; 12 : 3 : 2 is the paper's.
         target_mix: relative frequency of targets with both, image only, text only. The paper's targets always have
             both; the other forms are our design, because image-only galleries are reported.

@@ -296,7 +296,7 @@ def evaluate(
     when: str,
     steps: int,
 ) -> None:
-    """Evaluate on every data set's evaluation split, in the main process; results that are there already are kept.
+    """Evaluate on every data set's evaluation split, in the main process; results of it that are there already are kept.
 
     One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json. Before and
     after are computed in the same precision, that of the training.
@@ -316,7 +316,7 @@ def evaluate(
         for table in tables:
             name = f"results_{when}-{table.name}.json" if len(tables) > 1 else f"results_{when}.json"
             path = Path(args.output_dir) / name
-            if path.is_file():
+            if _is_asked_for(path, args):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             model_name = f"{args.output_dir} {when} training"
@@ -333,11 +333,19 @@ def evaluate(
 def finish_evaluation(recipe: Recipe) -> None:
     """Evaluate the model of a finished run where a results file is asked for and not there."""
     output_dir = Path(recipe.training.output_dir)
-    there = list(output_dir.glob("results_after*.json"))
+    there = [path for path in output_dir.glob("results_after*.json") if _is_asked_for(path, recipe.training)]
     if recipe.training.evaluate_after and len(there) < len(recipe.data.data):
         steps = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["steps"]
         model, processor = load_for_evaluation(output_dir / "final", device=str(recipe.training.device))
         evaluate(recipe, model, processor, read_data(recipe), "after", steps=steps)
+
+
+def _is_asked_for(path: Path, args: Any) -> bool:
+    """Whether a results file is there and is of the split and the number of products that the recipe names."""
+    if not path.is_file():
+        return False
+    facts = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+    return (facts["split"], facts["limit"]) == (args.evaluate_split, args.evaluate_products)
 
 
 def _autocast_name(args: Any) -> str | None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import TrainingArguments
 
-from training.contrastive_trainer import ContrastiveTrainer, NonFiniteLossError
+from training.contrastive_trainer import ContrastiveTrainer, NonFiniteLossError, ResumeError
 from training.losses.info_nce import InfoNCELoss, info_nce
 from training.negatives import NO_ID, NegativeQueue
 from training.resume import (
@@ -182,7 +182,7 @@ def test_a_checkpoint_without_this_models_weights_is_refused(tmp_path):
     ours.train()
     other = trainer(tmp_path / "other")
     other.model.extra = nn.Linear(2, 2)
-    with pytest.raises(RuntimeError, match="no weights for .*extra"):
+    with pytest.raises(ResumeError, match="no weights for .*extra"):
         other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
 
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
     ours = trainer(tmp_path, save_strategy="steps", save_steps=3)
     ours.train()
     (tmp_path / "run" / "checkpoint-3" / "contrastive_state_0.pt").unlink()
-    with pytest.raises(RuntimeError, match="found a run of fewer processes; accepted: 1"):
+    with pytest.raises(ResumeError, match="found a run of fewer processes; accepted: 1"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
 
 

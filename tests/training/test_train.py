@@ -168,6 +168,8 @@ def test_a_finished_run_is_evaluated_where_its_results_are_missing(train, tmp_pa
     written = results.stat().st_mtime_ns
     assert train(evaluate_after=True, evaluate_products=6) == 0
     assert results.stat().st_mtime_ns == written
+    assert train(evaluate_after=True, evaluate_products=7) == 0
+    assert json.loads(results.read_text())["provenance"]["limit"] == 7
 
 
 def test_adapters_on_bfloat16_weights_learn_in_float32_and_are_saved_in_bfloat16(train, tmp_path):
