@@ -20,7 +20,7 @@ import numpy as np
 from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
-from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from evaluation.encode import VectorCache, config_digest, load_for_evaluation
 from evaluation.provenance import provenance
 from evaluation.report import contact_sheet, results_table
@@ -241,6 +241,12 @@ def _load(source: str, chosen: argparse.Namespace) -> ProductTables:
     print(tables.report, file=sys.stderr)
     tables.report.raise_if_fatal()
     tables.select(chosen.split)  # a wrong split is refused before the model is loaded
+    if chosen.split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
+        print(
+            f"{tables.name} names no splits: every row is used, also what the model may have been trained on "
+            "(training holds a fifth of such products out, for its own results_before and results_after)",
+            file=sys.stderr,
+        )
     return tables
 
 

@@ -57,6 +57,7 @@ def test_the_command_line_evaluates_a_users_shop(
     printed = capsys.readouterr()
     assert "t→mm" in printed.out
     assert "records skipped" in printed.err
+    assert "shop names no splits: every row is used, also what the model may have been trained on" in printed.err
     results = json.loads(output.read_text())
     assert (results["model"], results["benchmark"]) == (str(tiny_moon()), "shop")
     assert set(results["scores"]) == {"t2mm", "i2mm", "mm2mm", "t2i", "i2t"}
