@@ -172,6 +172,14 @@ def test_a_finished_run_is_evaluated_where_its_results_are_missing(train, tmp_pa
     assert json.loads(results.read_text())["provenance"]["limit"] == 7
 
 
+def test_what_was_trained_on_and_evaluated_on_is_said_in_the_results(train, tmp_path):
+    assert train(split="all", evaluate_after=True, evaluate_products=6, max_steps=1) == 0
+    (warning,) = json.loads((tmp_path / "run" / "results_after.json").read_text())["warnings"]
+    assert "18 of 18 queries and 6 of 6 products of evaluate_split 'test' are also trained on" in warning
+    for folder in (tmp_path / "run", tmp_path / "run" / "final"):
+        assert json.loads((folder / "provenance.json").read_text())["warnings"] == [warning]
+
+
 def test_adapters_on_bfloat16_weights_learn_in_float32_and_are_saved_in_bfloat16(train, tmp_path):
     lora = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["router", "projection"]}
     lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
