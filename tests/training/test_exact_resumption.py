@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -116,6 +117,16 @@ def test_killed_between_saves_and_resumed_equals_uninterrupted(recipe, uninterru
     assert last_good_checkpoint(output_dir) == output_dir / "checkpoint-3"
     assert run_here(recipe, output_dir) == 0
     assert "resuming from" in capsys.readouterr().out
+    assert_same_run(uninterrupted, output_dir)
+
+
+def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(recipe, uninterrupted, tmp_path):
+    output_dir = tmp_path / "run"
+    metrics = output_dir / "metrics.jsonl"
+    step = random.SystemRandom().choice((2, 4, 6))
+    print(f"killed as soon as step {step} is logged")  # shown where the test fails
+    killed(recipe, output_dir, lambda: metrics.is_file() and f'"step": {step}' in metrics.read_text())
+    assert run_here(recipe, output_dir) == 0
     assert_same_run(uninterrupted, output_dir)
 
 
