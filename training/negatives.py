@@ -1,17 +1,19 @@
-# ruff: noqa: N815  (shape suffixes are part of a field's name)
-"""Negatives beyond the batch: the queue of past steps, and the mask of candidates that are no negatives.
 
-Shape suffixes: B queries, C candidates, D embedding width, P known positives of a query (padded with NO_ID),
-N known negatives of a query (padded with NO_ID).
+"""Negatives beyond the batch: the queue of past steps, its drift, and the candidates that are no negatives.
+
+Shape suffixes: B queries, C candidates, K candidates of one block, D embedding width, P known positives of a query (padded
+with NO_ID), N known negatives of a query (padded with NO_ID), M rows of a probe, U different products.
 """
 
 import hashlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 NO_ID = -1
 
@@ -50,7 +52,8 @@ class NegativeQueue:
 
     Source: MOON's temporal negatives, arXiv 2508.11999: 2·P·B·(w+1) candidates a step (P workers, B queries, one
     positive and one hard negative each). A ring over steps, not over items, so that every step's items leave
-    together even where steps differ in size.
+    together even where steps differ in size. The rows lie in one buffer on the device, of at most twice the queue's size:
+    nothing is copied to read it, and a row that a graph may still look at is never written over.
 
     Args:
         max_steps: w, the number of past steps kept; 0 keeps none. A step is one forward pass: with gradient
@@ -65,10 +68,12 @@ class NegativeQueue:
         if max_steps < 0:
             raise ValueError(f"max_steps: found {max_steps}; accepted: 0 or more")
         self.max_steps = max_steps
-        self._steps: deque[Candidates] = deque(maxlen=max_steps)
+        self._sizes: deque[int] = deque()
+        self._buffer: Candidates | None = None
+        self._first = 0
 
     def __len__(self) -> int:
-        return sum(len(step) for step in self._steps)
+        return sum(self._sizes)
 
     def push(self, step: Candidates) -> None:
         """Keep one step's candidates, detached; the oldest step leaves when the queue is full."""
@@ -77,30 +82,50 @@ class NegativeQueue:
                 f"step: found vectors {tuple(step.vector_CD.shape)} with {len(step.product_C)} product ids and "
                 f"{len(step.group_C)} group ids; accepted: (C, D) with C of each"
             )
-        if self._steps and self._steps[0].vector_CD.shape[1] != step.vector_CD.shape[1]:
+        kept = self.items()
+        if kept is not None and kept.vector_CD.shape[1] != step.vector_CD.shape[1]:
             raise ValueError(
                 f"step: found vectors of width {step.vector_CD.shape[1]}; "
-                f"accepted: {self._steps[0].vector_CD.shape[1]}, as in the queue"
+                f"accepted: {kept.vector_CD.shape[1]}, as in the queue"
             )
-        if self.max_steps:
-            kept = (tensor.detach().clone() for tensor in (step.vector_CD, step.product_C, step.group_C))
-            self._steps.append(Candidates(*kept))
+        if not self.max_steps:
+            return
+        if len(self._sizes) == self.max_steps:
+            self._first += self._sizes.popleft()
+        buffer = self._with_room_for(step)
+        end = self._first + len(self)
+        for name, tensor in _tensors(buffer).items():
+            # .data leaves no trace in the buffer's version, so that graphs over the rows before stay valid.
+            tensor.data[end : end + len(step)] = getattr(step, name).detach()
+        self._sizes.append(len(step))
+
+    def _with_room_for(self, step: Candidates) -> Candidates:
+        """The buffer, or a new one twice as large as needed with the kept rows at its beginning."""
+        kept = self.items()
+        if self._buffer is not None and self._first + len(self) + len(step) <= len(self._buffer):
+            return self._buffer
+        tensors = {}
+        for name, tensor in _tensors(step).items():
+            tensors[name] = tensor.new_empty((2 * (len(self) + len(step)), *tensor.shape[1:])).detach()
+            if kept is not None:
+                tensors[name][: len(self)] = getattr(kept, name)
+        self._buffer, self._first = Candidates(**tensors), 0
+        return self._buffer
 
     def items(self) -> Candidates | None:
-        """Return everything kept, the oldest step first, or None while nothing is."""
-        if not len(self):
+        """Return everything kept, the oldest step first, or None while nothing is. Rows of the buffer, not copies."""
+        if not len(self) or self._buffer is None:
             return None
-        return Candidates(
-            torch.cat([step.vector_CD for step in self._steps]),
-            torch.cat([step.product_C for step in self._steps]),
-            torch.cat([step.group_C for step in self._steps]),
-        )
+        part = slice(self._first, self._first + len(self))
+        return Candidates(**{name: tensor[part] for name, tensor in _tensors(self._buffer).items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to continue exactly."""
+        kept = self.items()
+        parts = {} if kept is None else {name: t.split(list(self._sizes)) for name, t in _tensors(kept).items()}
         steps = [
-            {"vector_CD": step.vector_CD.cpu(), "product_C": step.product_C.cpu(), "group_C": step.group_C.cpu()}
-            for step in self._steps
+            {name: part[number].to("cpu", copy=True) for name, part in parts.items()}
+            for number in range(len(self._sizes) if parts else 0)
         ]
         return {"max_steps": self.max_steps, "steps": steps}
 
@@ -113,9 +138,69 @@ class NegativeQueue:
         """
         if state["max_steps"] != self.max_steps:
             raise ValueError(f"queue: found a saved queue of {state['max_steps']} steps; accepted: {self.max_steps}")
-        self._steps.clear()
+        self._sizes.clear()
+        self._buffer, self._first = None, 0
         for step in state["steps"]:
-            self._steps.append(Candidates(*(step[name].to(device) for name in ("vector_CD", "product_C", "group_C"))))
+            self.push(Candidates(*(step[name].to(device) for name in ("vector_CD", "product_C", "group_C"))))
+
+
+def _tensors(candidates: Candidates) -> dict[str, Tensor]:
+    return {"vector_CD": candidates.vector_CD, "product_C": candidates.product_C, "group_C": candidates.group_C}
+
+
+class DriftProbe:
+    """Measures how stale the queue is: a few items are encoded again when their step is the queue's oldest.
+
+    `drift = mean_m (1 - cos(f_now(x_m), f_then(x_m)))`, over the items of one step, w steps later; then a new step is
+    watched. Our design (precedent: the drift of features in cross-batch memory, arXiv 1912.06798). It costs the encoding
+    of M items every w steps.
+
+    Args:
+        max_age: w of the queue, in steps; 0 watches nothing.
+        max_items: M, the number of items watched.
+    """
+
+    def __init__(self, max_age: int, max_items: int = 8) -> None:
+        self.max_age, self.max_items = max_age, max_items
+        self._watched: dict[str, Any] | None = None
+
+    def step(
+        self, take: Callable[[int], tuple[dict[str, Any], Tensor]], encode: Callable[[dict[str, Any]], Tensor]
+    ) -> Tensor | None:
+        """Count one step of the queue; returns the drift when it is measured.
+
+        Args:
+            take: called with M, gives the inputs of M items of this step and their vectors as queued, (M, D).
+            encode: gives the vectors (M, D) of inputs as the queue would receive them now.
+        """
+        if not self.max_age:
+            return None
+        drift = None
+        if self._watched is not None:
+            self._watched["age"] += 1
+            if self._watched["age"] < self.max_age:
+                return None
+            now_MD = encode(self._watched["inputs"]).detach().float()
+            then_MD = self._watched["vector_MD"].to(now_MD.device).float()
+            drift = (1 - functional.cosine_similarity(now_MD, then_MD)).mean()
+        inputs, vector_MD = take(self.max_items)
+        self._watched = {"age": 0, "inputs": inputs, "vector_MD": vector_MD.detach().clone()}
+        return drift
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to continue exactly."""
+        return {"watched": _moved(self._watched, "cpu")}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Take over a saved state, with its tensors on a device."""
+        self._watched = _moved(state["watched"], device)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """A copy of nested dictionaries with every tensor on a device."""
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 @dataclass
@@ -161,16 +246,68 @@ def false_negative_mask(
     if product_C.shape != group_C.shape:
         raise ValueError(f"group_C: found {tuple(group_C.shape)}; accepted: {tuple(product_C.shape)}, as product_C")
     same_group_BC = (queries.group_B[:, None] == group_C[None, :]) & (group_C != NO_ID)[None, :]
-    known_wrong_BC = _contains(queries.negative_BN, product_C)
-    excluded_BC = (queries.product_B[:, None] == product_C[None, :]) | _contains(queries.other_BP, product_C)
+    known_wrong_BC = contains(queries.negative_BN, product_C)
+    excluded_BC = (queries.product_B[:, None] == product_C[None, :]) | contains(queries.other_BP, product_C)
     excluded_BC = excluded_BC | (same_group_BC & ~known_wrong_BC)
     if target_B is not None:
         excluded_BC = excluded_BC.scatter(1, target_B[:, None], False)
     return excluded_BC
 
 
-def _contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
-    """Return (B, C): whether row b of the padded ids holds product c. Row by row: K can be thousands."""
-    if not len(ids_BK):
-        return torch.zeros((0, len(product_C)), dtype=torch.bool, device=product_C.device)
-    return torch.stack([torch.isin(product_C, row[row != NO_ID]) for row in ids_BK])
+class FalseNegatives:
+    """The false negatives of a batch, found block by block of candidates, so that no (B, C) mask is kept.
+
+    excluded(b, c) as in `false_negative_mask`, and with a margin also where `q_b·c > q_b·positive + margin`: what is that
+    much nearer than the positive answers the query too, more likely than not. Products known to be wrong answers are not
+    excused. Source of the margin: Qwen3-VL-Embedding, arXiv 2601.04720 (0.1); off by default.
+
+    An `Exclusion` for the losses of `training.losses.info_nce`; it also counts what it excludes, at the first pass over the
+    candidates (the widest vectors where there are several widths).
+
+    Args:
+        queries: what is known about each query.
+        candidates: the ids and groups of all candidates, in the order in which the loss compares them.
+        target_B: the row of each query's own answer.
+        margin: on the cosine similarity, from 0 to 2; None: only ids decide.
+
+    Raises:
+        ValueError: a negative margin.
+    """
+
+    def __init__(
+        self, queries: QueryFacts, candidates: Candidates, target_B: Tensor, margin: float | None = None
+    ) -> None:
+        if margin is not None and not margin >= 0:
+            raise ValueError(f"margin: found {margin}; accepted: 0 or more, or None")
+        self.queries, self.candidates, self.target_B, self.margin = queries, candidates, target_B, margin
+        self._counts: dict[int, Tensor] = {}
+
+    def __call__(self, start: int, similarity_BK: Tensor, positive_B: Tensor) -> Tensor:
+        """Return (B, K) bool for the candidates from `start` on; see `Exclusion` in `training.losses.info_nce`."""
+        part = slice(start, start + similarity_BK.shape[1])
+        product_K, group_K = self.candidates.product_C[part], self.candidates.group_C[part]
+        excluded_BK = false_negative_mask(self.queries, product_K, group_K)
+        if self.margin is not None:
+            too_near_BK = similarity_BK > positive_B[:, None] + self.margin
+            excluded_BK = excluded_BK | (too_near_BK & ~contains(self.queries.negative_BN, product_K))
+        here_B = (self.target_B >= start) & (self.target_B < part.stop)
+        excluded_BK[here_B.nonzero()[:, 0], self.target_B[here_B] - start] = False
+        self._counts.setdefault(start, excluded_BK.sum())
+        return excluded_BK
+
+    def share(self) -> Tensor:
+        """The share of (query, candidate) pairs that was excluded, once a loss has gone over the candidates."""
+        pairs = len(self.queries.product_B) * len(self.candidates)
+        return torch.stack(list(self._counts.values())).sum().double() / max(pairs, 1)
+
+
+def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
+    """Return (B, C) bool: whether row b of the ids, padded with NO_ID, holds product c. Memory stays at B·(K + C)."""
+    if not ids_BK.numel() or not len(product_C):
+        return torch.zeros((len(ids_BK), len(product_C)), dtype=torch.bool, device=product_C.device)
+    product_U, place_C = product_C.unique(return_inverse=True)
+    place_BK = torch.searchsorted(product_U, ids_BK).clamp(max=len(product_U) - 1)
+    row, column = ((product_U[place_BK] == ids_BK) & (ids_BK != NO_ID)).nonzero(as_tuple=True)
+    found_BU = torch.zeros((len(ids_BK), len(product_U)), dtype=torch.bool, device=product_C.device)
+    found_BU[row, place_BK[row, column]] = True
+    return found_BU[:, place_C]

@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from training.negatives import NO_ID, Candidates, NegativeQueue, QueryFacts, false_negative_mask, stable_id
+from training.losses.info_nce import InfoNCELoss
+from training.negatives import (
+    NO_ID,
+    Candidates,
+    DriftProbe,
+    FalseNegatives,
+    NegativeQueue,
+    QueryFacts,
+    contains,
+    false_negative_mask,
+    stable_id,
+)
 
 
 def slow_mask(queries, product, group, target):
@@ -136,3 +147,105 @@ def test_ids_are_stable_and_positive():
     assert stable_id("fashion/fa-1") == stable_id("fashion/fa-1") == 2513971821838862921
     assert stable_id("fashion/fa-1") != stable_id("grocery/fa-1")
     assert 0 <= stable_id("") < 2**63
+
+
+def random_batch(seed, queries=5, candidates=20):
+    generator = torch.Generator().manual_seed(seed)
+    product = torch.randint(0, 12, (candidates,), generator=generator)
+    group = torch.where(product % 4 == 3, NO_ID, product % 4)
+    target = torch.randint(0, candidates, (queries,), generator=generator)
+    other, negative = (torch.randint(NO_ID, 12, (queries, 3), generator=generator) for _ in range(2))
+    vectors = torch.nn.functional.normalize(torch.randn(candidates + queries, 4, generator=generator), dim=1)
+    facts_of = QueryFacts(product[target], group[target], other, negative)
+    return facts_of, Candidates(vectors[:candidates], product, group), target, vectors[candidates:]
+
+
+@pytest.mark.parametrize("margin", [None, 0.1])
+@pytest.mark.parametrize("block", [3, 20])
+def test_false_negatives_are_the_same_block_by_block(block, margin):
+    queries, candidates, target, query = random_batch(1)
+    similarity = query @ candidates.vector_CD.T
+    positive = similarity.gather(1, target[:, None])[:, 0]
+    wanted = slow_mask(queries, candidates.product_C, candidates.group_C, target)
+    if margin is not None:
+        near = similarity > positive[:, None] + margin
+        for b, c in near.nonzero().tolist():
+            wanted[b, c] |= int(candidates.product_C[c]) not in queries.negative_BN[b].tolist()
+        assert (near & ~wanted).any()
+        assert (wanted & ~slow_mask(queries, candidates.product_C, candidates.group_C, target)).any()
+    ours = FalseNegatives(queries, candidates, target, margin)
+    for _ in range(2):  # the second pass, as in a backward, is not counted again
+        parts = [ours(start, similarity[:, start : start + block], positive) for start in range(0, 20, block)]
+    assert torch.equal(torch.cat(parts, dim=1), wanted)
+    assert ours.share() == wanted.double().mean()
+
+
+def test_streamed_and_plain_losses_leave_out_the_same_false_negatives():
+    queries, candidates, target, query = random_batch(2)
+    losses = []
+    for block_size in (None, 4):
+        exclusion = FalseNegatives(queries, candidates, target, margin=0.1)
+        losses.append(InfoNCELoss(0.1, block_size)(query, candidates.vector_CD, target, exclusion))
+    assert torch.allclose(*losses, atol=1e-6)
+    assert not torch.allclose(losses[0], InfoNCELoss(0.1)(query, candidates.vector_CD, target), atol=1e-3)
+
+
+def test_a_margin_below_nothing_is_refused():
+    queries, candidates, target, _ = random_batch(3)
+    with pytest.raises(ValueError, match="margin: found -0.1"):
+        FalseNegatives(queries, candidates, target, -0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_membership_equals_looking_up_each_id(seed):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(NO_ID, 2**62, (4, 6), generator=generator)
+    ids[torch.rand(4, 6, generator=generator) < 0.3] = NO_ID
+    product = torch.cat([ids.flatten()[torch.randint(0, 24, (9,), generator=generator)], torch.tensor([NO_ID, 7])])
+    wanted = [[int(c) in row.tolist() and int(c) != NO_ID for c in product] for row in ids]
+    assert contains(ids, product).tolist() == wanted
+    assert contains(ids[:, :0], product).any() == contains(ids, product[:0]).any() == torch.tensor(False)
+
+
+def test_a_graph_over_queued_vectors_outlives_later_steps():
+    queue = NegativeQueue(max_steps=2)
+    queue.push(step(3, 1))
+    query = torch.ones(1, 3, requires_grad=True)
+    score = (query @ queue.items().vector_CD.T).sum()
+    for value in range(2, 9):
+        queue.push(step(3, value))
+    score.backward()
+    assert query.grad.tolist() == [[3.0, 3.0, 3.0]]
+    assert queue.items().vector_CD[:, 0].tolist() == [7.0] * 3 + [8.0] * 3
+
+
+def test_the_saved_queue_holds_its_own_rows_only(tmp_path):
+    queue = NegativeQueue(max_steps=2)
+    for value in range(9):
+        queue.push(step(50, value))
+    torch.save(queue.state_dict(), tmp_path / "queue.pt")
+    assert (tmp_path / "queue.pt").stat().st_size < 2 * 50 * (3 * 4 + 8 + 8) + 8000
+
+
+def test_drift_compares_items_with_what_they_were_w_steps_before(tmp_path):
+    angle = {"now": 0.0}
+
+    def encode(inputs):
+        return torch.stack([torch.cos(inputs["x"] + angle["now"]), torch.sin(inputs["x"] + angle["now"])], dim=1)
+
+    def take(count):
+        inputs = {"x": torch.arange(5.0)[:count]}
+        return inputs, encode(inputs)
+
+    probe, found = DriftProbe(max_age=2, max_items=3), []
+    for number in range(7):
+        if number == 3:
+            torch.save(probe.state_dict(), tmp_path / "probe.pt")
+            probe = DriftProbe(max_age=2, max_items=3)
+            probe.load_state_dict(torch.load(tmp_path / "probe.pt", weights_only=True))
+        drift = probe.step(take, encode)
+        found.append(None if drift is None else round(drift.item(), 5))
+        angle["now"] += 0.1
+    wanted = round(1 - torch.cos(torch.tensor(0.2)).item(), 5)
+    assert found == [None, None, wanted, None, wanted, None, wanted]
+    assert DriftProbe(max_age=0).step(take, encode) is None
