@@ -26,6 +26,20 @@ from transformers import (
 )
 
 from .cropping_moon import CoreDetector, crop_core
+from .pixels_moon import (
+    MAX_ASPECT_RATIO,
+    aspect_ratio,
+    box_in_image,
+    check_ratio,
+    count_tokens,
+    equal_share,
+    open_nested,
+    patches,
+    pixel_limits,
+    resize,
+    target_size,
+    token_side,
+)
 from .product_moon import (
     ATTRIBUTE_END,
     ATTRIBUTE_START,
@@ -39,7 +53,6 @@ from .product_moon import (
     ProductText,
     clamp_box,
     control_token_pattern,
-    image_list,
     is_product,
     open_image,
     plain_text,
@@ -61,8 +74,6 @@ DEFAULT_INSTRUCTIONS = {
 EMBEDDER_INSTRUCTION = "Represent the user's input."
 # Tokens of an item and of an image.
 DEFAULT_BUDGETS, EMBEDDER_BUDGETS = (1024, 256), (8192, 1800)
-# Qwen's image processors refuse a picture that is longer than this many times its width.
-MAX_ASPECT_RATIO = 200
 _TEXT_SLOT = "\ue000text\ue001"
 _SHORTENED_FIRST_TO_LAST = ("description", "attributes", "title", "category")
 
@@ -285,9 +296,7 @@ class MoonProcessor(ProcessorMixin):
         tokenizer.add_tokens(fresh, special_tokens=True)
         embedder = settings.get("readout") == "last" and not settings.get("markers", True)
         max_tokens, most = EMBEDDER_BUDGETS if embedder else DEFAULT_BUDGETS
-        own_most = (
-            _pixel_limits(image_processor.size)[1] // (image_processor.patch_size * image_processor.merge_size) ** 2
-        )
+        own_most = pixel_limits(image_processor)[1] // token_side(image_processor) ** 2
         defaults = {"max_tokens": max_tokens, "max_image_tokens": None if own_most <= most else most}
         return cls(image_processor, tokenizer, **{**defaults, **settings})
 
@@ -447,31 +456,34 @@ class MoonProcessor(ProcessorMixin):
     def _open_images(self, row: _Row, limits: ImageLimits, which: slice) -> None:
         for field_name, source in row.item.images[which]:
             image = open_image(source, item=row.item.name, field=field_name, limits=limits)
-            _check_ratio(image, row.item.name, field_name)
+            check_ratio(image, row.item.name, field_name)
             row.images.append(image)
 
     def _prepare_images(self, row: _Row, options: _Options) -> None:
         """Open the images after the first, put the core crop after the first, and resize them all to the budgets."""
         self._open_images(row, options.limits, slice(1, None))
         if row.images and row.item.box is not None:
-            pixels = _box_in_image(row.item.box, row.images[0], row.item.name)
+            pixels = box_in_image(row.item.box, row.images[0], row.item.name)
             if options.core_crop:
                 crop = crop_core(row.images[0], pixels)
-                _check_ratio(crop, row.item.name, "core_box")
+                check_ratio(crop, row.item.name, "core_box")
                 row.images.insert(1, crop)
         row.prompt = self._scaffold(len(row.images), bool(row.item.text), row.instruction)
         if row.images:
             sizes = self._sizes_in_budget(row, options)
-            row.images = [image.resize(size, self._resample) for image, size in zip(row.images, sizes, strict=True)]
+            row.images = [
+                resize(image, size, self.image_processor) for image, size in zip(row.images, sizes, strict=True)
+            ]
 
     def _sizes_in_budget(self, row: _Row, options: _Options) -> list[tuple[int, int]]:
         """Widths and heights of an item's images, after `max_image_tokens` and then `max_tokens`. Our design.
 
-        Images leave the text min(its tokens, max_tokens / 4) tokens. Within what then remains they get equal shares; what
-        a small image leaves of its share is for the others. None gets less than one token, even if the text must yield.
+        Images leave the text min(its tokens, max_tokens / 4) tokens, and get equal shares of what then remains. None gets
+        less than one token, even if the text must yield.
         """
-        sizes = [self._target_size(*image.size, options.max_image_tokens) for image in row.images]
-        counts = [self._tokens_of(size) for size in sizes]
+        own = self.image_processor
+        sizes = [target_size(image.size, own, options.max_image_tokens) for image in row.images]
+        counts = [count_tokens(size, own) for size in sizes]
         fixed = self._fixed_tokens(row)
         room = options.max_tokens - fixed - options.max_tokens // 4
         if sum(counts) > room:  # only now the text must be counted
@@ -479,57 +491,17 @@ class MoonProcessor(ProcessorMixin):
             room += max(0, options.max_tokens // 4 - text_tokens)
         if sum(counts) <= room:
             return sizes
-        limit, left = 1, room
-        for done, count in enumerate(sorted(counts)):
-            limit = max(1, left // (len(counts) - done))
-            if count > limit:  # as all that follow
-                break
-            left -= count
+        limit = equal_share(counts, room)
         for place, count in enumerate(counts):
             if count > limit:
-                sizes[place] = self._target_size(*row.images[place].size, limit)
-        if (after := sum(self._tokens_of(size) for size in sizes)) < sum(counts):
+                sizes[place] = target_size(row.images[place].size, own, limit)
+        if (after := sum(count_tokens(size, own) for size in sizes)) < sum(counts):
             row.shortened.append(Shortened(row.index, "images", sum(counts), after))
         return sizes
 
     def _fixed_tokens(self, row: _Row) -> int:
         """Tokens of instruction and template, without the images' own."""
         return len(self._encode(["".join(row.prompt)])[0]) - len(row.images)
-
-    def _tokens_of(self, size: tuple[int, int]) -> int:
-        return size[0] * size[1] // self._factor**2
-
-    @property
-    def _resample(self) -> Image.Resampling:
-        return Image.Resampling(int(self.image_processor.resample))
-
-    @property
-    def _factor(self) -> int:
-        return self.image_processor.patch_size * self.image_processor.merge_size
-
-    def _target_size(self, width: int, height: int, max_image_tokens: int | None) -> tuple[int, int]:
-        """Width and height after resizing: multiples of patch × merge, within the base's limits and the image's budget.
-
-        Source: `smart_resize` of Qwen2-VL's image processor; that the budget also holds for thin images is ours.
-        """
-        least, most, factor = *_pixel_limits(self.image_processor.size), self._factor
-        if max_image_tokens is not None:
-            most = min(most, max_image_tokens * factor**2)
-            least = min(least, most)
-        rows, columns = round(height / factor), round(width / factor)
-        if rows * columns * factor**2 > most:
-            shrink = math.sqrt(height * width / most)
-            rows = max(1, math.floor(height / shrink / factor))
-            columns = max(1, math.floor(width / shrink / factor))
-        elif rows * columns * factor**2 < least:
-            grow = math.sqrt(least / (height * width))
-            rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
-        if max_image_tokens is not None and rows * columns > max_image_tokens:
-            rows, columns = min(rows, max_image_tokens), min(columns, max_image_tokens)
-            rows, columns = (
-                (rows, max_image_tokens // rows) if rows <= columns else (max_image_tokens // columns, columns)
-            )
-        return columns * factor, rows * factor
 
     def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
         """The prompt before and after the text, by structure: one template rendering serves all items alike."""
@@ -587,7 +559,7 @@ class MoonProcessor(ProcessorMixin):
     def _expand(self, ids: list[int], images: list[Image.Image]) -> np.ndarray:
         row = np.asarray(ids, dtype=np.int64)
         counts = np.ones(len(row), dtype=np.int64)
-        counts[row == self.image_token_id] = [self._tokens_of(image.size) for image in images]
+        counts[row == self.image_token_id] = [count_tokens(image.size, self.image_processor) for image in images]
         return np.repeat(row, counts)
 
     def _keep_budget(self, row: _Row, options: _Options) -> None:
@@ -595,7 +567,7 @@ class MoonProcessor(ProcessorMixin):
         if len(row.ids) <= options.max_tokens:
             return
         fixed = self._fixed_tokens(row)
-        image_tokens = sum(self._tokens_of(image.size) for image in row.images)
+        image_tokens = sum(count_tokens(image.size, self.image_processor) for image in row.images)
         if fixed + image_tokens > options.max_tokens:
             reason = (
                 f"{image_tokens} image tokens (an image takes at least one) and {fixed} of the instruction and template are "
@@ -660,34 +632,7 @@ class MoonProcessor(ProcessorMixin):
         as_lists = options.return_tensors is None
         data = {name: [one.tolist() for one in part] if as_lists else np.stack(part) for name, part in data.items()}
         images = [image for row in rows for image in row.images]
-        return {**data, **self._patches(images)} if images else data
-
-    def _patches(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
-        """Resized images as patches, value for value what the base's image processor makes of them.
-
-        Rescaling and normalisation work on single bytes, so that a table of 256 values per channel replaces them.
-        """
-        settings = self.image_processor
-        patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
-        values_of_bytes = np.arange(256, dtype=np.float64) * (settings.rescale_factor if settings.do_rescale else 1.0)
-        table = np.repeat(values_of_bytes.astype(np.float32)[None], 3, axis=0)
-        if settings.do_normalize:
-            mean, std = (
-                np.asarray(one, dtype=np.float32)[:, None] for one in (settings.image_mean, settings.image_std)
-            )
-            table = (table - mean) / std
-        grids = [(1, image.height // patch, image.width // patch) for image in images]
-        pixels = np.empty(
-            (sum(rows * columns for _, rows, columns in grids), 3, frames, patch, patch), dtype=np.float32
-        )
-        start = 0
-        for image, (_, rows, columns) in zip(images, grids, strict=True):
-            values = np.asarray(image).reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-            values = values.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, 1, patch, patch)
-            for channel in range(3):
-                pixels[start : start + rows * columns, channel] = table[channel][values[channel]]
-            start += rows * columns
-        return {"pixel_values": pixels.reshape(start, -1), "image_grid_thw": np.asarray(grids, dtype=np.int64)}
+        return {**data, **patches(images, self.image_processor)} if images else data
 
     # -----------------------------------------------------------------------------------------------------------------
     # Plain text and images
@@ -702,12 +647,13 @@ class MoonProcessor(ProcessorMixin):
         limits = ImageLimits(**{one.name: options.pop(one.name) for one in fields(ImageLimits) if one.name in options})
         budget = options.pop("max_image_tokens", self.max_image_tokens)
         _budget("max_image_tokens", budget, optional=True)
-        opened = _open_nested(images, limits)
+        opened = open_nested(images, limits)
         prompts = self._place_images(opened, text)
         flat = [image for group in opened for image in group] if opened is not None else None
         if flat and budget is not None:
-            flat = [image.resize(self._target_size(*image.size, budget), self._resample) for image in flat]
-            size = {"shortest_edge": self._factor**2, "longest_edge": self.image_processor.size["longest_edge"]}
+            own = self.image_processor
+            flat = [resize(image, target_size(image.size, own, budget), own) for image in flat]
+            size = {"shortest_edge": token_side(own) ** 2, "longest_edge": pixel_limits(own)[1]}
             options["images_kwargs"] = {"size": size, **(options.get("images_kwargs") or {})}
         data = dict(super().__call__(images=flat or None, text=prompts, **options))
         if "mm_token_type_ids" not in data:  # transformers 5.17 leaves it to each processor
@@ -807,51 +753,10 @@ def _detect_boxes(rows: list[_Row], detector: CoreDetector) -> None:
         if (
             box is not None
             and pixels is not None
-            and _ratio(pixels[2] - pixels[0], pixels[3] - pixels[1]) <= MAX_ASPECT_RATIO
+            and aspect_ratio(pixels[2] - pixels[0], pixels[3] - pixels[1]) <= MAX_ASPECT_RATIO
         ):
             row.item.box = box
 
 
-def _ratio(width: int, height: int) -> float:
-    return max(width, height) / min(width, height)
-
-
-def _check_ratio(image: Image.Image, item: str, field_name: str) -> None:
-    if _ratio(*image.size) > MAX_ASPECT_RATIO:
-        reason = f"{image.width}×{image.height} is too long and thin; accepted: an aspect ratio of at most {MAX_ASPECT_RATIO}"
-        raise ProductError(item, field_name, reason)
-
-
-def _box_in_image(box: Box, image: Image.Image, item: str) -> Box:
-    pixels = clamp_box(box, *image.size)
-    if pixels is None:
-        reason = f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
-        raise ProductError(item, "core_box", reason)
-    return pixels
-
-
-def _pixel_limits(size: Any) -> tuple[int, int]:
-    return size["shortest_edge"], size["longest_edge"]
-
-
 def _places(length: int, width: int, side: str) -> slice:
     return slice(width - length, width) if side == "left" else slice(0, length)
-
-
-def _open_nested(images: Any, limits: ImageLimits) -> list[list[Image.Image]] | None:
-    """Open one image, a list, or a list of lists; the result is a list of lists."""
-    if images is None:
-        return None
-    entries = image_list(images)
-    outer = [images] if entries is None else entries
-    opened: list[list[Image.Image]] = []
-    for index, entry in enumerate(outer):
-        listed = image_list(entry)
-        group = listed if listed is not None else [] if entry is None else [entry]
-        opened.append([])
-        for place, source in enumerate(group):
-            name = f"images[{index}]" if listed is None else f"images[{index}][{place}]"
-            image = open_image(source, item="input", field=name, limits=limits)
-            _check_ratio(image, "input", name)
-            opened[-1].append(image)
-    return opened

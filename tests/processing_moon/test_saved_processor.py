@@ -42,9 +42,8 @@ def test_all_settings_are_saved_and_restored(saved):
     assert restored.instructions["query"] == "Find it"
     assert written["auto_map"] == {"AutoProcessor": "processing_moon.MoonProcessor"}
     assert written["processor_class"] == "MoonProcessor"
-    assert (saved / "processing_moon.py").exists()
-    assert (saved / "product_moon.py").exists()
-    assert (saved / "cropping_moon.py").exists()
+    for name in ("processing_moon", "product_moon", "pixels_moon", "cropping_moon"):
+        assert (saved / f"{name}.py").exists()
 
 
 def test_saved_again_is_the_same_file_by_file(saved, tmp_path):

@@ -1,0 +1,179 @@
+"""Sizes of pictures in tokens, their shares of an item's budget, and their patches.
+
+Nothing here knows a tokenizer or a prompt. `image_processor` is always the base's own, of the kind of
+`Qwen2VLImageProcessorPil`: its settings are read, its code is not run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .product_moon import Box, ImageLimits, ProductError, clamp_box, image_list, open_image
+
+# Qwen's image processors refuse a picture that is longer than this many times its width.
+MAX_ASPECT_RATIO = 200
+
+
+def pixel_limits(image_processor: Any) -> tuple[int, int]:
+    """Fewest and most pixels of a picture after resizing, as the base has them."""
+    return image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+
+
+def token_side(image_processor: Any) -> int:
+    """Pixels of one side of the square that an image token covers: patch × merge."""
+    return image_processor.patch_size * image_processor.merge_size
+
+
+def resample_filter(image_processor: Any) -> Image.Resampling:
+    """Pillow's filter for resizing, as the base has it."""
+    return Image.Resampling(int(image_processor.resample))
+
+
+def count_tokens(size: tuple[int, int], image_processor: Any) -> int:
+    """Image tokens of a picture that was resized already.
+
+    Args:
+        size: width and height in pixels, multiples of `token_side`.
+        image_processor: of the base.
+    """
+    return size[0] * size[1] // token_side(image_processor) ** 2
+
+
+def target_size(size: tuple[int, int], image_processor: Any, max_image_tokens: int | None = None) -> tuple[int, int]:
+    """Width and height after resizing: multiples of patch × merge, within the base's limits and the image's budget.
+
+    Source: `smart_resize` of Qwen2-VL's image processor; that the budget also holds for thin images is ours.
+
+    Args:
+        size: width and height of the picture in pixels.
+        image_processor: of the base.
+        max_image_tokens: budget of the picture in tokens. Default None: the base's own limit.
+    """
+    width, height = size
+    least, most, factor = *pixel_limits(image_processor), token_side(image_processor)
+    if max_image_tokens is not None:
+        most = min(most, max_image_tokens * factor**2)
+        least = min(least, most)
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > most:
+        shrink = math.sqrt(height * width / most)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * factor**2 < least:
+        grow = math.sqrt(least / (height * width))
+        rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+    if max_image_tokens is not None and rows * columns > max_image_tokens:
+        rows, columns = min(rows, max_image_tokens), min(columns, max_image_tokens)
+        rows, columns = (rows, max_image_tokens // rows) if rows <= columns else (max_image_tokens // columns, columns)
+    return columns * factor, rows * factor
+
+
+def equal_share(counts: Sequence[int], room: int) -> int:
+    """Most tokens that one picture may take, so that all together take no more than there is room for. Our design.
+
+    Pictures get equal shares; what a small one leaves of its share is for the others. None gets less than one token.
+
+    Args:
+        counts: tokens that each picture would take; together more than `room`.
+        room: tokens for all of them.
+    """
+    limit, left = 1, room
+    for done, count in enumerate(sorted(counts)):
+        limit = max(1, left // (len(counts) - done))
+        if count > limit:  # as all that follow
+            break
+        left -= count
+    return limit
+
+
+def resize(image: Image.Image, size: tuple[int, int], image_processor: Any) -> Image.Image:
+    """Resize a picture with the base's own filter."""
+    return image.resize(size, resample_filter(image_processor))
+
+
+def patches(images: Sequence[Image.Image], image_processor: Any) -> dict[str, np.ndarray]:
+    """Resized images as patches, value for value what the base's image processor makes of them.
+
+    Rescaling and normalisation work on single bytes, so that a table of 256 values per channel replaces them.
+
+    Args:
+        images: RGB, with sides that are multiples of `token_side`.
+        image_processor: of the base.
+
+    Shapes:
+        pixel_values: (patches, channels × frames × patch²) float32; image_grid_thw: (images, 3) int64, in patches.
+    """
+    settings = image_processor
+    patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    values_of_bytes = np.arange(256, dtype=np.float64) * (settings.rescale_factor if settings.do_rescale else 1.0)
+    table = np.repeat(values_of_bytes.astype(np.float32)[None], 3, axis=0)
+    if settings.do_normalize:
+        mean, std = (np.asarray(one, dtype=np.float32)[:, None] for one in (settings.image_mean, settings.image_std))
+        table = (table - mean) / std
+    grids = [(1, image.height // patch, image.width // patch) for image in images]
+    pixels = np.empty((sum(rows * columns for _, rows, columns in grids), 3, frames, patch, patch), dtype=np.float32)
+    start = 0
+    for image, (_, rows, columns) in zip(images, grids, strict=True):
+        values = np.asarray(image).reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        values = values.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, 1, patch, patch)
+        for channel in range(3):
+            pixels[start : start + rows * columns, channel] = table[channel][values[channel]]
+        start += rows * columns
+    return {"pixel_values": pixels.reshape(start, -1), "image_grid_thw": np.asarray(grids, dtype=np.int64)}
+
+
+def aspect_ratio(width: int, height: int) -> float:
+    """The longer side over the shorter one."""
+    return max(width, height) / min(width, height)
+
+
+def check_ratio(image: Image.Image, item: str, field_name: str) -> None:
+    """Refuse a picture that is too long and thin for the base.
+
+    Raises:
+        ProductError: an aspect ratio above `MAX_ASPECT_RATIO`.
+    """
+    if aspect_ratio(*image.size) > MAX_ASPECT_RATIO:
+        reason = f"{image.width}×{image.height} is too long and thin; accepted: an aspect ratio of at most {MAX_ASPECT_RATIO}"
+        raise ProductError(item, field_name, reason)
+
+
+def box_in_image(box: Box, image: Image.Image, item: str) -> tuple[int, int, int, int]:
+    """The whole pixels that a core box covers in its image.
+
+    Raises:
+        ProductError: a box that lies outside the image.
+    """
+    pixels = clamp_box(box, *image.size)
+    if pixels is None:
+        reason = f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
+        raise ProductError(item, "core_box", reason)
+    return pixels
+
+
+def open_nested(images: Any, limits: ImageLimits) -> list[list[Image.Image]] | None:
+    """Open one image, a list, or a list of lists; the result is a list of lists, or None where there was None.
+
+    Raises:
+        ProductError: see `open_image` and `check_ratio`; the field is named by its place.
+    """
+    if images is None:
+        return None
+    entries = image_list(images)
+    outer = [images] if entries is None else entries
+    opened: list[list[Image.Image]] = []
+    for index, entry in enumerate(outer):
+        listed = image_list(entry)
+        group = listed if listed is not None else [] if entry is None else [entry]
+        opened.append([])
+        for place, source in enumerate(group):
+            name = f"images[{index}]" if listed is None else f"images[{index}][{place}]"
+            image = open_image(source, item="input", field=name, limits=limits)
+            check_ratio(image, "input", name)
+            opened[-1].append(image)
+    return opened
