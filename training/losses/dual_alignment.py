@@ -1,0 +1,128 @@
+"""Dual-level alignment: query to product in each modality form, and each product's image to its text.
+
+Shape suffixes: B queries, C candidates, D embedding width, M objectives (modality forms), I products with image and text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.losses.info_nce import Exclusion
+
+FORMS = ("t", "i", "mm")
+
+
+@dataclass
+class ContrastiveTerm:
+    """One InfoNCE term: queries against candidates.
+
+    Args:
+        count: what the sum over the queries is divided by: their number, or with several processes the number of all
+            processes over the number of processes, so that averaged gradients are those of the global mean.
+        query_BD, candidates, target_B, excluded, weight_B: as in `InfoNCELoss.forward`.
+    """
+
+    query_BD: Tensor
+    candidates: Tensor | Sequence[Tensor]
+    target_B: Tensor
+    count: float
+    excluded: Tensor | Exclusion | None = None
+    weight_B: Tensor | None = None
+
+    def loss(self, contrastive: nn.Module) -> Tensor:
+        """The term's mean; zero, in the graph, for a term without queries."""
+        if not len(self.query_BD):
+            return self.query_BD.sum() * 0.0
+        terms = (self.query_BD, self.candidates, self.target_B, self.excluded, self.weight_B)
+        return contrastive(*terms, reduction="sum") / self.count
+
+
+class DualAlignmentLoss(nn.Module):
+    """The total objective of MOON2.0.
+
+    `L = Σ_θ ω_θ L_inter^θ + λ L_intra + ρ L_aux + ς L_sparsity`, θ in {t, i, mm}, with
+    `L_inter^θ = InfoNCE(r_q^θ → r_p^mm; r_n^mm)` and `L_intra = InfoNCE(r_w^i → r_w^t; other products' r^t)`, with
+    `symmetric` its mean with `InfoNCE(r_w^t → r_w^i; other products' r^i)`.
+
+    Source: MOON2.0, arXiv 2511.12449, dual-level alignment (λ = 1, one direction). ρ, ς and τ are unpublished; λ as a
+    setting and the symmetric form (precedent: CLIP, arXiv 2103.00020) are our design.
+
+    Args:
+        contrastive: `InfoNCELoss` or `MatryoshkaLoss`, applied to every term.
+        weights: ω of each form where the model gives none.
+        intra_weight: λ, at least 0; 0 leaves L_intra out.
+        symmetric: whether texts also look for their images.
+        router_weight: ρ of the load-balancing loss, at least 0.
+        sparsity_weight: ς of the preference matrix' entropy, at least 0.
+
+    Raises:
+        ValueError: a negative weight or an unknown form.
+
+    Relations:
+        Its terms are made by the trainer; `InfoNCELoss` alone is the objective of MOON (v1).
+    """
+
+    def __init__(
+        self,
+        contrastive: nn.Module,
+        weights: Mapping[str, float] | None = None,
+        intra_weight: float = 1.0,
+        symmetric: bool = False,
+        router_weight: float = 0.0,
+        sparsity_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        given = dict.fromkeys(FORMS, 1.0) if weights is None else dict(weights)
+        named = {"intra_weight": intra_weight, "router_weight": router_weight, "sparsity_weight": sparsity_weight}
+        if not set(given) <= set(FORMS):
+            raise ValueError(f"weights: found {sorted(given)}; accepted: {', '.join(FORMS)}")
+        for name, value in {**{f"weights.{form}": value for form, value in given.items()}, **named}.items():
+            if not value >= 0:
+                raise ValueError(f"{name}: found {value}; accepted: 0 or more")
+        self.contrastive = contrastive
+        self.weights = {form: float(given.get(form, 0.0)) for form in FORMS}
+        self.intra_weight, self.symmetric = float(intra_weight), symmetric
+        self.router_weight, self.sparsity_weight = float(router_weight), float(sparsity_weight)
+
+    @property
+    def temperature(self) -> float:
+        """τ of the contrastive terms."""
+        return float(self.contrastive.temperature)
+
+    def forward(
+        self,
+        inter: Mapping[str, ContrastiveTerm],
+        intra: Sequence[ContrastiveTerm] = (),
+        omega: Mapping[str, Tensor] | None = None,
+        router_loss: Tensor | None = None,
+        sparsity: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the total and its parts.
+
+        Args:
+            inter: the term of each form that some query of any process has.
+            intra: the term image → text, and with `symmetric` the term text → image.
+            omega: ω_θ of the model, scalars; None: the constant weights.
+            router_loss: L_aux, a scalar; None where the model has none.
+            sparsity: L_sparsity, a scalar; None where the model has none.
+
+        Shapes:
+            Scalars: "loss", "loss_inter_t" … for each form given, "loss_intra", "loss_aux", "loss_sparsity" where given.
+        """
+        parts: dict[str, Any] = {f"loss_inter_{form}": term.loss(self.contrastive) for form, term in inter.items()}
+        weights = self.weights if omega is None else omega
+        total = sum(weights[form] * parts[f"loss_inter_{form}"] for form in inter)
+        if intra and self.intra_weight:
+            parts["loss_intra"] = torch.stack([term.loss(self.contrastive) for term in intra]).mean()
+            total = total + self.intra_weight * parts["loss_intra"]
+        for name, value, weight in (
+            ("loss_aux", router_loss, self.router_weight),
+            ("loss_sparsity", sparsity, self.sparsity_weight),
+        ):
+            if value is not None:
+                parts[name] = value
+                total = total + weight * value
+        return {"loss": total, **parts}
