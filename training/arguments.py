@@ -25,6 +25,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
 from evaluation.data.catalogue import make_catalogue
+from evaluation.data.interactions import ACTION_WEIGHTS, InteractionOptions
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.small_base import SmallBaseConfig
@@ -102,7 +103,8 @@ class DataArguments:
 
     Args:
         data: "catalogue" or paths of data sets; an entry may also be a mapping {path: …, or products:, queries:,
-            images:; name:, weight:, mask_groups:}, weight in draws relative to the other data sets.
+            query_images:, interactions:, images:; name:, weight:, mask_groups:}, weight in draws relative to the other
+            data sets.
         catalogue: options of the embedded catalogue, {products: 600, …}.
         split: the split that is trained on. A data set that names no splits is split by us: a fifth of its products,
             variants together, becomes "test", the rest "train"; "all" trains on everything.
@@ -110,6 +112,10 @@ class DataArguments:
         target_mix: relative frequency of targets with both, image only, text only. The paper's targets always have
             both; the other forms are our design, because image-only galleries are reported.
         hard_negatives: products of the same category encoded beside each positive.
+        positives_per_query: the largest number of a query's known positives that are encoded with it.
+        action_weights: relevance of an action in an interactions table, above 0 and at most 1.
+        interaction_half_life_days: an interaction counts half for every so many days that it is older than the newest
+            of its table; None: age does not matter.
         derived_queries: where a data set has fewer queries of a form than products, also draw queries made from the
             products themselves (an altered view of the picture, the title, an attribute phrase).
         augment_queries: probability that the picture of a real query is altered, against overfitting few photos.
@@ -127,6 +133,9 @@ class DataArguments:
     query_mix: dict | str | None = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
     target_mix: dict | str | None = field(default_factory=lambda: {"both": 1})
     hard_negatives: int = 1
+    positives_per_query: int = 1
+    action_weights: dict | str | None = field(default_factory=lambda: dict(ACTION_WEIGHTS))
+    interaction_half_life_days: float | None = None
     derived_queries: bool = True
     augment_queries: float = 0.0
     mask_groups: bool = True
@@ -475,6 +484,8 @@ def check_recipe(recipe: Recipe) -> None:
     check_mix("query_mix", data.query_mix)
     check_mix("target_mix", data.target_mix)
     _check_number("hard_negatives", data.hard_negatives, 0)
+    _check_number("positives_per_query", data.positives_per_query, 1)
+    interaction_options(data)
     _check_number("augment_queries", data.augment_queries, 0)
     _check_number("queue_steps", loss.queue_steps, 0)
     _check_number("temperature", loss.temperature, 0, above=True)
@@ -542,7 +553,20 @@ def _looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
-SOURCE_KEYS = ("path", "products", "queries", "images", "name", "weight", "mask_groups")
+TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images")
+SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups")
+
+
+def interaction_options(data: DataArguments) -> InteractionOptions:
+    """Return how the recipe weighs interactions.
+
+    Raises:
+        RecipeError: a weight or a half-life that cannot be used.
+    """
+    try:
+        return InteractionOptions(data.action_weights or {}, data.interaction_half_life_days)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise RecipeError(str(error).replace("half_life_days", "interaction_half_life_days")) from error
 
 
 def check_source(entry: Any) -> None:
@@ -554,7 +578,7 @@ def check_source(entry: Any) -> None:
     check_keys(entry, SOURCE_KEYS, where="data")
     if ("path" in entry) == ("products" in entry):
         raise RecipeError(f"data: found {entry}; accepted: either a path or products (with queries and images)")
-    for key in ("path", "products", "queries", "images"):
+    for key in ("path", *TABLE_KEYS):
         place = entry.get(key)
         if place is not None and place != "catalogue" and not os.path.exists(place):
             raise RecipeError(f"data: {key}: found nothing at {Path(place).resolve()}; accepted: a file or folder")

@@ -167,7 +167,12 @@ def trainer_factory(
         given = entry if isinstance(entry, dict) else {}
         sources.append(PairSource(table, given.get("weight"), given.get("mask_groups", data.mask_groups)))
     options = PairOptions(
-        data.query_mix, data.target_mix, data.hard_negatives, data.derived_queries, data.augment_queries
+        data.query_mix,
+        data.target_mix,
+        data.hard_negatives,
+        data.derived_queries,
+        data.augment_queries,
+        data.positives_per_query,
     )
 
     def make(args: Any, steps: int) -> ContrastiveTrainer:

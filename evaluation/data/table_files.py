@@ -206,6 +206,16 @@ def parse_box(value: Any) -> tuple[float, float, float, float] | None:
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
+def parse_weights(value: Any) -> tuple[float, ...]:
+    """Relevance weights, each above 0: a list, a JSON list, or numbers parted by bars, commas or spaces."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        value = value.replace(",", " ").replace("|", " ").split()
+    weights = tuple(float(number) for number in _as_items(value, ("|",)))
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"{str(value)[:60]} found; accepted: numbers above 0")
+    return weights
+
+
 def parse_flag(value: Any) -> bool:
     """True or false, 1 or 0, as a value or as text; absent is false."""
     if is_absent(value):

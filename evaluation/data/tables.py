@@ -1,8 +1,11 @@
 """The one reader of product data: the embedded catalogue, a folder in the two-table format, a user's own files.
 
 Two tables make a data set. `products`: product_id, title, description, category_path, attributes, images, split, group,
-core_box. `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, negatives, split, kind,
-derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in `query_images` (image_id, image).
+core_box. `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights,
+negatives, split, kind, derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in
+`query_images` (image_id, image). `positive_weights` grades the answers: a number above 0 for each of `positives`, 1 for a
+purchase; without the column every answer has 1. Beside or instead of `queries`, a shop's log `interactions` (query,
+query_image, product_id, action, count, time, split) becomes such queries: see `evaluation.data.interactions`.
 What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
 
     python -m evaluation.data.tables FOLDER|FILE [--images-root FOLDER]      prints the report, every picture opened
@@ -19,6 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evaluation.data.interactions import (
+    GradedQuery,
+    Interaction,
+    InteractionOptions,
+    graded_queries,
+    parse_count,
+    parse_time,
+    query_key,
+)
 from evaluation.data.table_files import (
     SUFFIXES,
     ImageSource,
@@ -33,6 +45,7 @@ from evaluation.data.table_files import (
     parse_images,
     parse_text,
     parse_texts,
+    parse_weights,
     read_rows,
 )
 from processing_moon.product_moon import ProductError, open_image
@@ -63,6 +76,7 @@ _QUERY_COLUMNS = (
     "image",
     "bbox",
     "positives",
+    "positive_weights",
     "negatives",
     "split",
     "kind",
@@ -71,6 +85,8 @@ _QUERY_COLUMNS = (
     "positive_categories",
 )
 _IMAGE_COLUMNS = ("image_id", "image")
+_INTERACTION_COLUMNS = ("query", "query_image", "product_id", "action", "count", "time", "split")
+_PARTS = ("products", "queries", "query_images", "interactions")
 # Other names that files use. An alias counts only where the table has no column of the real name.
 _PRODUCT_ALIASES = {
     "id": "product_id",
@@ -80,6 +96,7 @@ _PRODUCT_ALIASES = {
     "bbox": "core_box",
 }
 _QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
+_INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
 
 # kind of issue → (fatal, what it means)
 _KINDS = {
@@ -98,6 +115,11 @@ _KINDS = {
     "dangling_negatives": (False, "negatives that are no product of the table"),
     "dangling_references": (False, "reference_product_id that is no product of the table"),
     "queries_without_positives": (False, "queries without a positive product or category"),
+    "no_interactions": (True, "not one interaction can be used"),
+    "unknown_actions": (False, "interactions left out, their action has no weight"),
+    "dangling_interactions": (False, "interactions left out, their product_id is no product of the table"),
+    "empty_interactions": (False, "interactions left out, they have neither query nor query_image"),
+    "duplicate_interactions": (False, "interactions left out, the same row with the same time came before"),
     "unknown_columns": (False, "columns that are not read"),
 }
 
@@ -162,6 +184,13 @@ class QueryRow:
     reference_product_id: str | None = None
     negatives: tuple[str, ...] = ()
     positive_categories: tuple[str, ...] = ()
+    positive_weights: tuple[float, ...] = ()
+
+    @property
+    def answers(self) -> dict[str, float]:
+        """Product id → relevance weight of each known answer, 1 where the table gives none."""
+        weights = self.positive_weights or (1.0,) * len(self.positives)
+        return dict(zip(self.positives, weights, strict=True))
 
     def record(self) -> dict[str, Any]:
         """The query record for MoonProcessor; a query of type "image" leaves its text out and the reverse."""
@@ -203,6 +232,7 @@ class ValidationReport:
     queries: int
     splits: dict[str, tuple[int, int]]
     issues: tuple[Issue, ...] = ()
+    interactions: int = 0
 
     @property
     def ok(self) -> bool:
@@ -230,7 +260,9 @@ class ValidationReport:
 
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {products}/{queries}" for split, (products, queries) in self.splits.items())
-        lines = [f"{self.name}: {self.products} products, {self.queries} queries (products/queries by split: {splits})"]
+        log = f" ({self.interactions} interactions)" if self.interactions else ""
+        counts = f"{self.products} products, {self.queries} queries{log}"
+        lines = [f"{self.name}: {counts} (products/queries by split: {splits})"]
         return "\n  ".join(lines + [str(issue) for issue in self.issues])
 
 
@@ -263,6 +295,7 @@ class ProductTables:
     queries: list[QueryRow]
     report: ValidationReport
     reading_issues: tuple[Issue, ...] = ()
+    interactions: int = 0
 
     @property
     def splits(self) -> dict[str, tuple[int, int]]:
@@ -299,7 +332,8 @@ class ProductTables:
         _check_products(self.products, found)
         _check_queries(self.queries, {row.product_id for row in self.products}, found)
         _check_images(_named_images(self), found, check_images)
-        return ValidationReport(self.name, len(self.products), len(self.queries), self.splits, found.issues())
+        counts = len(self.products), len(self.queries)
+        return ValidationReport(self.name, *counts, self.splits, found.issues(), self.interactions)
 
 
 def load_tables(
@@ -309,18 +343,21 @@ def load_tables(
     images_root: str | Path | None = None,
     seed: int = 0,
     check_images: bool = False,
+    interactions: InteractionOptions | None = None,
     **catalogue_options: Any,
 ) -> ProductTables:
     """Read a data set.
 
     Args:
         source: "catalogue" (the embedded one); a folder with products.{parquet,jsonl,csv} and, where there are any,
-            queries.* and query_images.*; a products file; or {"products": …, "queries": …, "query_images": …, "images":
-            folder} whose tables are files or iterables of row dicts, such as a `datasets.Dataset`.
+            queries.*, query_images.* and interactions.*; a products file; or {"products": …, "queries": …,
+            "query_images": …, "interactions": …, "images": folder} whose tables are files or iterables of row dicts,
+            such as a `datasets.Dataset`.
         split (`str` or `None`): keep one split. Default: all rows.
         images_root: folder that image paths are relative to. Default: the folder of the table.
         seed (`int`): seed of the embedded catalogue; other sources do not use it. Default 0.
         check_images (`bool`): open every picture for the report. Default False.
+        interactions: how the interactions become weights. Default: InteractionOptions's own.
         **catalogue_options: options of `evaluation.data.catalogue.make_catalogue`; for "catalogue" only.
 
     Raises:
@@ -340,14 +377,14 @@ def load_tables(
         )
     else:
         name, parts = _find_parts(source)
-    tables = _build(name, parts, images_root)
+    tables = _build(name, parts, images_root, interactions or InteractionOptions())
     tables = replace(tables, report=tables.validate(check_images=check_images))
     return tables.select(split)
 
 
 def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(source, Mapping):
-        accepted = ("products", "queries", "query_images", "images")
+        accepted = (*_PARTS, "images")
         unknown = set(source) - set(accepted)
         if unknown or not source:
             raise TableError(f"source has {', '.join(sorted(unknown)) or 'no entry'}; accepted: {', '.join(accepted)}")
@@ -355,7 +392,7 @@ def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, 
         return (Path(path).parent.name or "tables") if isinstance(path, str | Path) else "tables", dict(source)
     path = Path(source)
     if path.is_dir():
-        parts = {part: file for part in ("products", "queries", "query_images") if (file := _find_table(path, part))}
+        parts = {part: file for part in _PARTS if (file := _find_table(path, part))}
         if not parts.keys() & {"products", "queries"}:
             raise TableError(f"{path}: no products table; accepted: products{{{','.join(SUFFIXES)}}} in that folder")
         return path.resolve().name, parts
@@ -381,6 +418,7 @@ class _Table:
             "products": (_PRODUCT_COLUMNS, _PRODUCT_ALIASES),
             "queries": (_QUERY_COLUMNS, _QUERY_ALIASES),
             "query_images": (_IMAGE_COLUMNS, {"id": "image_id"}),
+            "interactions": (_INTERACTION_COLUMNS, _INTERACTION_ALIASES),
         }[part]
         self.part, self.found = part, found
         self.label = str(source) if isinstance(source, str | Path) else part
@@ -417,7 +455,9 @@ class _Table:
             return empty
 
 
-def _build(name: str, parts: Mapping[str, Any], images_root: str | Path | None) -> ProductTables:
+def _build(
+    name: str, parts: Mapping[str, Any], images_root: str | Path | None, interactions: InteractionOptions
+) -> ProductTables:
     found = _Found()
     root = images_root or parts.get("images")
     if root is not None and not Path(root).is_dir():
@@ -426,9 +466,12 @@ def _build(name: str, parts: Mapping[str, Any], images_root: str | Path | None) 
     products = _read_products(tables["products"], root) if "products" in tables else []
     images = _read_query_images(tables["query_images"], root) if "query_images" in tables else {}
     queries = _read_queries(tables["queries"], images, root) if "queries" in tables else []
+    if "interactions" in tables:
+        queries += _read_interactions(tables["interactions"], products, root, interactions)
     issues = found.issues()
     empty = ValidationReport(name, len(products), len(queries), {}, issues)
-    return ProductTables(name, products, queries, empty, issues)
+    rows = len(tables["interactions"].rows) if "interactions" in tables else 0
+    return ProductTables(name, products, queries, empty, issues, rows)
 
 
 def _read_products(table: _Table, root: str | Path | None) -> list[ProductRow]:
@@ -480,6 +523,7 @@ def _read_queries(table: _Table, images: Mapping[str, ImageSource], root: str | 
             table.found.add("missing_query_ids", item)
         text = table.cell(index, item, "text", parse_text, "")
         image = _query_image(table, index, item, images, folder)
+        positives = tuple(dict.fromkeys(table.cell(index, item, "positives", parse_texts, ())))
         rows.append(
             QueryRow(
                 query_id=query_id,
@@ -487,16 +531,102 @@ def _read_queries(table: _Table, images: Mapping[str, ImageSource], root: str | 
                 text=text,
                 image=image,
                 box=table.cell(index, item, "bbox", parse_box, None),
-                positives=table.cell(index, item, "positives", parse_texts, ()),
+                positives=positives,
                 split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
                 kind=table.cell(index, item, "kind", parse_text, ""),
                 derived=table.cell(index, item, "derived", parse_flag, False),
                 reference_product_id=table.cell(index, item, "reference_product_id", parse_text, None),
                 negatives=table.cell(index, item, "negatives", parse_texts, ()),
                 positive_categories=table.cell(index, item, "positive_categories", parse_texts, ()),
+                positive_weights=_positive_weights(table, index, item, positives),
             )
         )
     return rows
+
+
+def _positive_weights(table: _Table, index: int, item: str, positives: tuple[str, ...]) -> tuple[float, ...]:
+    """The weights in order of the positives; a positive that is named twice keeps its greatest weight."""
+    weights = table.cell(index, item, "positive_weights", parse_weights, ())
+    if not weights:
+        return ()
+    named = table.cell(index, item, "positives", parse_texts, ())
+    if len(weights) != len(named):
+        problem = f"{len(weights)} weights for {len(named)} positives; accepted: one for each, or none"
+        table.found.add("malformed_cells", f"{table.part} {item!r}, column 'positive_weights': {problem}")
+        return ()
+    pairs = list(zip(named, weights, strict=True))
+    return tuple(max(weight for name, weight in pairs if name == positive) for positive in positives)
+
+
+def _read_interactions(
+    table: _Table, products: list[ProductRow], root: str | Path | None, options: InteractionOptions
+) -> list[QueryRow]:
+    """The log as queries. One without a split goes with its best answer."""
+    table.require("product_id")
+    table.require("action")
+    table.require("query", "query_image")
+    folder = Path(root) if root is not None else table.folder
+    split_of = {row.product_id: row.split for row in products}
+    usable: dict[tuple[Any, ...], Interaction] = {}
+    for index in range(len(table.rows)):
+        row = _read_interaction(table, index, folder, options)
+        if row is None:
+            continue
+        # Rows that a time tells apart are one event each, and so are all rows without a time.
+        same = (row.key, row.product_id, row.action.casefold(), index if row.time is None else row.time)
+        if row.product_id not in split_of:
+            table.found.add("dangling_interactions", f"row {index} → {row.product_id!r}")
+        elif same in usable:
+            table.found.add("duplicate_interactions", f"row {index} ({row.action} of {row.product_id!r})")
+        else:
+            usable[same] = row
+    if not usable:
+        table.found.add("no_interactions", f"{table.label}: {len(table.rows)} rows")
+    queries = graded_queries(usable.values(), options.half_life_days)
+    return [_logged_query(query, query.split or split_of[query.positives[0]]) for query in queries]
+
+
+def _logged_query(query: GradedQuery, split: str) -> QueryRow:
+    return QueryRow(
+        query_id=f"interactions-{query.key}",
+        type="image" if not query.text else "text" if query.image is None else "both",
+        text=query.text,
+        image=query.image,
+        positives=query.positives,
+        split=split,
+        kind="interactions",
+        positive_weights=query.weights,
+    )
+
+
+def _read_interaction(table: _Table, index: int, folder: Path, options: InteractionOptions) -> Interaction | None:
+    """One row of the log, or None where the report says why it cannot be used."""
+    item = f"row {index}"
+    text = table.cell(index, item, "query", parse_text, "")
+    pictures = table.cell(index, item, "query_image", lambda value: parse_images(value, folder), ())
+    image = pictures[0] if pictures else None
+    if not text and image is None:
+        table.found.add("empty_interactions", item)
+        return None
+    action = table.cell(index, item, "action", parse_text, "")
+    weight = options.weight_of(action)
+    if weight is None:
+        near = difflib.get_close_matches(action.casefold(), [name.casefold() for name in options.action_weights], n=1)
+        hint = f"the nearest: {near[0]!r}" if near else f"accepted: {', '.join(options.action_weights)}"
+        table.found.add("unknown_actions", f"{item}: {action!r} ({hint})")
+        return None
+    named = table.rows[index].get(table.names.get("query_image", ""))
+    return Interaction(
+        key=query_key(text, image, named.strip() if isinstance(named, str) else ""),
+        text=text,
+        image=image,
+        product_id=table.cell(index, item, "product_id", parse_text, ""),
+        action=action.casefold(),
+        weight=weight,
+        count=table.cell(index, item, "count", parse_count, 1.0),
+        time=table.cell(index, item, "time", parse_time, None),
+        split=table.cell(index, item, "split", parse_text, ""),
+    )
 
 
 def _query_image(

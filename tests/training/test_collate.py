@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_targets_and_ids_stand_beside_the_tensors(processor):
     assert batch["negative"].tolist() == [[NO_ID], [9]]
     assert batch["items"] == [["q1", "shop/p1+"], ["q2", "shop/p2+"]]
     assert batch["skipped"] == []
+
+
+def test_positives_are_given_as_rows_and_as_ids_with_their_weights(processor):
+    graded = dataclasses.replace(pair(1), positive_count=2, answers={10: 0.5, 11: 0.25, 99: 1.0})
+    batch = PairCollator(processor)([pair(2), graded])
+    assert batch["target"].tolist() == [0, 2]
+    assert batch["positive"].tolist() == [[0, NO_ID], [2, 3]]
+    assert batch["positive_weight"].tolist() == [[1.0, 0.0], [0.5, 0.25]]
+    assert batch["known_positive"].tolist() == [[20, NO_ID, NO_ID], [10, 11, 99]]
+    assert batch["known_weight"].tolist() == [[1.0, 0.0, 0.0], [0.5, 0.25, 1.0]]
+    assert batch["positive"].dtype == batch["known_positive"].dtype == torch.int64
+    assert batch["positive_weight"].dtype == batch["known_weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("place", ["query", "positive", "negative"])

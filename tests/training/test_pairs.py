@@ -147,6 +147,47 @@ def test_answers_and_the_reference_product_are_no_hard_negatives_even_where_the_
     assert {pairs[position].names[1] for position in range(40)} == {"shop/p5"}
 
 
+def test_several_graded_positives_are_drawn_with_their_weights():
+    products = [product(number) for number in range(9)]
+    graded = QueryRow("q", "text", "either", positives=("p1", "p4", "p7", "gone"), positive_weights=(1, 0.5, 0.25, 0.1))
+    pairs = dataset(
+        PairSource(tables(products, [graded])),
+        query_mix={"text": 1},
+        derived_queries=False,
+        positives_per_query=2,
+        hard_negatives=2,
+    )
+    weight_of = {stable_id(f"shop/{name}"): weight for name, weight in graded.answers.items()}
+    firsts, seconds = set(), set()
+    for position in range(60):
+        pair = pairs[position]
+        assert pair.positive_count == 2
+        assert len(pair.products) == 4
+        assert list(pair.answers)[:2] == pair.product_ids[:2]
+        assert pair.answers == weight_of
+        assert not set(pair.product_ids[2:]) & set(weight_of)
+        firsts.add(pair.names[0])
+        seconds.add(pair.names[1])
+    assert firsts == seconds == {"shop/p1", "shop/p4", "shop/p7"}
+    single = dataset(PairSource(tables(products, [graded])), query_mix={"text": 1}, derived_queries=False)
+    assert [single[n].names[0] for n in range(60)] == [pairs[n].names[0] for n in range(60)]
+
+
+def test_variants_of_every_known_answer_are_no_negatives():
+    products = [product(number, group=f"g{number // 2}") for number in range(10)]
+    query = QueryRow("q", "text", "either", positives=("p0", "p4"), negatives=("p5",))
+    pairs = dataset(
+        PairSource(tables(products, [query])), query_mix={"text": 1}, derived_queries=False, hard_negatives=3
+    )
+    variants = {stable_id("shop/p1"), stable_id("shop/p5")}
+    for position in range(40):
+        pair = pairs[position]
+        assert not {"shop/p0", "shop/p1", "shop/p4"} & set(pair.names[1:])
+        masked = {*pair.other_ids} | ({stable_id("shop/p1")} if pair.names[0] == "shop/p0" else set())
+        assert masked & variants == {stable_id("shop/p1")}  # p5 is known to be wrong, whatever its group
+        assert pair.names[1] == "shop/p5"
+
+
 def test_a_query_that_starts_from_a_product_neither_rewards_nor_punishes_that_product():
     products = [product(number, group="family") for number in range(3)] + [product(9)]
     query = QueryRow("q", "both", "in blue", picture(0), positives=("p1",), reference_product_id="p0")

@@ -131,3 +131,13 @@ def test_an_empty_gallery_is_refused_before_training(shop, tmp_path):
 def test_options_that_the_catalogue_refuses_are_named(shop):
     with pytest.raises(RecipeError, match="catalogue: "):
         read_data(shop(data=["catalogue"], catalogue={"products": -1}))
+
+
+def test_an_interactions_table_is_read_with_the_recipes_weights(tmp_path):
+    (tmp_path / "products.csv").write_text("product_id,title,split\na,hat,train\nb,shoe,train\nc,bag,test\n")
+    (tmp_path / "log.csv").write_text("query,product_id,action\nwarm,a,wish\nwarm,b,purchase\n")
+    source = {"products": str(tmp_path / "products.csv"), "interactions": str(tmp_path / "log.csv")}
+    values = {"small_base": {}, "max_steps": 1, "data": [source], "action_weights": {"wish": 0.5}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    (table,) = read_data(parse_recipe([str(tmp_path / "recipe.yaml"), "--action_weights.purchase", "0.9"]))
+    assert [query.answers for query in table.queries] == [{"b": 0.9, "a": 0.5}]

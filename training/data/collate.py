@@ -1,7 +1,7 @@
 """From pairs to tensors: the processor on queries and products, and the ids that masking needs.
 
-Shape suffixes: B pairs, C candidates (positives and hard negatives), P further products that are no negatives, N known
-negatives; T tokens and the picture tensors are the processor's.
+Shape suffixes: B pairs, C candidates (positives and hard negatives), Q encoded positives of a query, K known positives,
+P further products that are no negatives, N known negatives; T tokens and the picture tensors are the processor's.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,9 +37,12 @@ class PairCollator:
 
     Shapes:
         The batch: "queries" and "products", each the processor's tensors ((B, T) and (C, T) input_ids, …); "target"
-        (B,) row of the positive; "product" and "group" (C,); "query_group" (B,); "other" (B, P) and "negative" (B, N),
-        padded with NO_ID; all int64. "items": a list of B [query name, positive's name]; "skipped": a list of
-        {"item", "field", "reason"}.
+        (B,) row of the first positive; "product" and "group" (C,); "query_group" (B,); "other" (B, P) and "negative"
+        (B, N), padded with NO_ID; all int64. Several and graded positives: "positive" (B, Q) int64 rows of the
+        encoded positives among this batch's products, the first being "target", padded with NO_ID, and
+        "positive_weight" (B, Q) float32 their relevance, 0 where padded; "known_positive" (B, K) int64 ids of every
+        known positive, encoded or not, padded with NO_ID, and "known_weight" (B, K) float32. "items": a list of B
+        [query name, first positive's name]; "skipped": a list of {"item", "field", "reason"}.
     """
 
     def __init__(self, processor: MoonProcessor, substitute: Callable[[int, int], Pair] | None = None) -> None:
@@ -90,6 +93,12 @@ class PairCollator:
             "query_group": torch.tensor([pair.query_group for pair in pairs]),
             "other": _padded([pair.other_ids for pair in pairs]),
             "negative": _padded([pair.negative_ids for pair in pairs]),
+            "positive": _padded(
+                [list(range(row, row + pair.positive_count)) for row, pair in zip(first_rows, pairs, strict=True)]
+            ),
+            "positive_weight": _weights([list(pair.answers.values())[: pair.positive_count] for pair in pairs]),
+            "known_positive": _padded([list(pair.answers) for pair in pairs]),
+            "known_weight": _weights([list(pair.answers.values()) for pair in pairs]),
             "items": [[str(pair.query.get("id", "")), pair.names[0]] for pair in pairs],
             "skipped": skipped,
         }
@@ -105,3 +114,9 @@ def _padded(rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [NO_ID] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(
         len(rows), width
     )
+
+
+def _weights(rows: list[list[float]]) -> Tensor:
+    """Return the rows as one float32 tensor, padded with 0."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float32)

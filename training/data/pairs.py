@@ -6,7 +6,7 @@ worker asks. So a run resumes at a position without replaying what came before, 
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class Pair:
 
     Args:
         query: the query record; its "id" names the query.
-        products: product records, the positive first, then the hard negatives.
+        products: product records, the positives first, then the hard negatives.
         names: the products' full names ("fashion/fa-10000"), as `products`.
         product_ids: ids of `names`.
         group_ids: the products' variant groups, NO_ID for none.
@@ -36,6 +36,9 @@ class Pair:
         other_ids: further products that are no negatives: known positives and the reference product.
         negative_ids: products known to be wrong answers.
         position: the place in the data set that it was drawn for.
+        positive_count: how many of `products` are positives, at least one.
+        answers: id → relevance weight of every known positive, those among `products` first and in their order; a
+            weight is greater than 0, and 1 for a purchase or an ungraded positive. Empty: the positives, each with 1.
     """
 
     query: dict[str, Any]
@@ -47,6 +50,12 @@ class Pair:
     other_ids: list[int]
     negative_ids: list[int]
     position: int = 0
+    positive_count: int = 1
+    answers: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            object.__setattr__(self, "answers", dict.fromkeys(self.product_ids[: self.positive_count], 1.0))
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class PairOptions:
         hard_negatives: number of hard negatives beside each positive.
         derived_queries: whether products stand in for queries that are missing.
         augment_queries: probability that the picture of a real query is altered.
+        positives_per_query: largest number of a query's known positives that are encoded with it.
     """
 
     query_mix: Mapping[str, float] = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
@@ -66,15 +76,16 @@ class PairOptions:
     hard_negatives: int = 1
     derived_queries: bool = True
     augment_queries: float = 0.0
+    positives_per_query: int = 1
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A query before its target is encoded."""
+    """A query before its targets are encoded: those chosen, and all known answers with their weights."""
 
     record: dict[str, Any]
-    positive: ProductRow
-    positives: Sequence[str]
+    chosen: Sequence[ProductRow]
+    answers: Mapping[str, float]
     negatives: Sequence[str] = ()
     reference: str | None = None
 
@@ -114,6 +125,7 @@ class PairSource:
         self.of_category: dict[tuple[str, ...], list[ProductRow]] = defaultdict(list)
         self.of_fact: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.of_title: dict[str, list[str]] = defaultdict(list)
+        self.of_group: dict[str, list[str]] = defaultdict(list)
         for row in tables.products:
             self._index(row)
 
@@ -121,6 +133,8 @@ class PairSource:
         for depth in range(len(row.category) + 1):
             self.of_category[row.category[:depth]].append(row)
         self.of_title[row.title].append(row.product_id)
+        if row.group:
+            self.of_group[row.group].append(row.product_id)
         for fact in _facts(row):
             self.of_fact[fact].add(row.product_id)
 
@@ -133,6 +147,11 @@ class PairSource:
     def name_of(self, product_id: str) -> str:
         """Return the product's name across data sets."""
         return f"{self.name}/{product_id}"
+
+    def groups_of(self, names: Iterable[str]) -> set[str]:
+        """Return the variant groups of products of this data set."""
+        rows = (self.products[name] for name in names if name in self.products)
+        return {row.group for row in rows if row.group}
 
     def group_id(self, row: ProductRow) -> int:
         """Return the id of the product's variant group, NO_ID for none."""
@@ -212,8 +231,10 @@ class PairDataset(Dataset):
         record = query.record()
         if "image" in record and rng.random() < self.options.augment_queries:
             record["image"] = self._view(record["image"], rng, geometry="core_box" not in record)
-        positive = source.products[there[int(rng.integers(len(there)))]]
-        return _Drawn(record, positive, query.positives, query.negatives, query.reference_product_id)
+        first = there.pop(int(rng.integers(len(there))))
+        more = rng.permutation(len(there))[: self.options.positives_per_query - 1] if there else ()
+        chosen = [source.products[first], *(source.products[there[index]] for index in more)]
+        return _Drawn(record, chosen, query.answers, query.negatives, query.reference_product_id)
 
     def _derived(self, rng: np.random.Generator, source: PairSource, row: ProductRow, form: str) -> _Drawn:
         """A query made of a product: an altered view of its picture, a short text about it, or both."""
@@ -230,7 +251,7 @@ class PairDataset(Dataset):
             else:
                 record["text"], same_text = _phrase(rng, source, row)
             positives = same_text if form == "text" else positives
-        return _Drawn(record, row, positives)
+        return _Drawn(record, [row], dict.fromkeys(positives, 1.0))
 
     def _view(self, image: Any, rng: np.random.Generator, geometry: bool) -> Any:
         """The altered picture; one that cannot be opened is passed on, so that the processor names and skips it."""
@@ -241,12 +262,13 @@ class PairDataset(Dataset):
 
     def _hard_negatives(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn) -> list[ProductRow]:
         """The query's own negatives first, then products of the same category, other product, other group."""
-        taken = {drawn.positive.product_id, *drawn.positives, drawn.reference}
+        taken = {drawn.chosen[0].product_id, *drawn.answers, drawn.reference}
+        variants = source.groups_of([drawn.chosen[0].product_id, *drawn.answers]) if source.mask_groups else set()
         names = [name for name in dict.fromkeys(drawn.negatives) if name in source.products and name not in taken]
         known = [source.products[names[index]] for index in rng.permutation(len(names))]
         chosen: list[ProductRow] = []
         while len(chosen) < self.options.hard_negatives:
-            row = known.pop() if known else self._of_same_category(rng, source, drawn.positive, taken)
+            row = known.pop() if known else self._of_same_category(rng, source, drawn.chosen[0], (taken, variants))
             if row is None:
                 break
             taken.add(row.product_id)
@@ -254,34 +276,47 @@ class PairDataset(Dataset):
         return chosen
 
     def _of_same_category(
-        self, rng: np.random.Generator, source: PairSource, positive: ProductRow, taken: set[str | None]
+        self,
+        rng: np.random.Generator,
+        source: PairSource,
+        positive: ProductRow,
+        not_these: tuple[set[str | None], set[str]],
     ) -> ProductRow | None:
+        """A product of the positive's category, or of a parent of it, that is none of these ids and of no such group."""
+        taken, variants = not_these
         for depth in range(len(positive.category), -1, -1):
             near = source.of_category[positive.category[:depth]]
             for _ in range(_TRIES):
                 row = near[int(rng.integers(len(near)))]
-                variant = source.mask_groups and row.group is not None and row.group == positive.group
-                if row.product_id not in taken and not variant:
+                if row.product_id not in taken and row.group not in variants:
                     return row
         return None
 
     def _pair(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn, negatives: list[ProductRow]) -> Pair:
-        rows = [drawn.positive, *negatives]
+        rows = [*drawn.chosen, *negatives]
         forms = [form for form, share in self.options.target_mix.items() if share > 0]
         form = _choose(rng, forms, [self.options.target_mix[form] for form in forms])
         names = [source.name_of(row.product_id) for row in rows]
-        others = [*drawn.positives, *([drawn.reference] if drawn.reference else [])]
         # A query that names its variant ("same in blue") must be able to tell variants apart.
         mask_group = source.mask_groups and drawn.reference is None
+        others = {name: True for name in [*drawn.answers, *([drawn.reference] if drawn.reference else [])]}
+        if mask_group and len(drawn.answers) > 1:  # `query_group` knows one group; the other answers' go by product
+            variants = source.groups_of(drawn.answers) - {drawn.chosen[0].group}
+            wrong = set(drawn.negatives)
+            others |= {name: True for group in sorted(variants) for name in source.of_group[group] if name not in wrong}
+        answers = {name: drawn.answers.get(name, 1.0) for name in [row.product_id for row in drawn.chosen]}
+        answers |= drawn.answers
         return Pair(
             query=drawn.record,
             products=[_target(row, form) | {"id": name} for row, name in zip(rows, names, strict=True)],
             names=names,
             product_ids=[stable_id(name) for name in names],
             group_ids=[source.group_id(row) for row in rows],
-            query_group=source.group_id(drawn.positive) if mask_group else NO_ID,
-            other_ids=[stable_id(source.name_of(name)) for name in others if name != drawn.positive.product_id],
+            query_group=source.group_id(drawn.chosen[0]) if mask_group else NO_ID,
+            other_ids=[stable_id(source.name_of(name)) for name in others if name != drawn.chosen[0].product_id],
             negative_ids=[stable_id(source.name_of(name)) for name in drawn.negatives],
+            positive_count=len(drawn.chosen),
+            answers={stable_id(source.name_of(name)): weight for name, weight in answers.items()},
         )
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
-from training.arguments import Recipe, RecipeError
+from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options
 from training.negatives import stable_id
 
 TRAIN, TEST = "train", "test"
@@ -48,8 +48,8 @@ def read_data(recipe: Recipe) -> list[ProductTables]:
 
 def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
     if source.get("path") != "catalogue":
-        parts = ("products", "queries", "images")
-        return load_tables(source.get("path") or {key: source[key] for key in parts if key in source})
+        parts = {key: source[key] for key in TABLE_KEYS if key in source}
+        return load_tables(source.get("path") or parts, interactions=interaction_options(recipe.data))
     try:
         return load_tables("catalogue", **dict(recipe.data.catalogue or {}))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:

@@ -1,0 +1,185 @@
+"""A shop's log of searches and what was clicked, put into the cart or bought → queries with graded answers.
+
+Graded relevance is one number for each answer of a query, greater than 0, 1 for a purchase: a query's `positive_weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from evaluation.data.table_files import ImageSource
+
+ACTION_WEIGHTS: Mapping[str, float] = {"purchase": 1.0, "cart": 0.5, "click": 0.25}
+_SECONDS_PER_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class InteractionOptions:
+    """How interactions become weights.
+
+    Args:
+        action_weights (`Mapping[str, float]`): relevance of one such action, above 0 and at most 1; actions are compared
+            without regard to case. Default: purchase 1.0, cart 0.5, click 0.25.
+        half_life_days (`float` or `None`): an interaction counts half for every so many days that it is older than the
+            newest one of the table; rows without a time count in full. Default `None`: age does not matter.
+
+    Raises:
+        ValueError: no action, a weight outside (0, 1], or a half-life that is not above 0.
+    """
+
+    action_weights: Mapping[str, float] = field(default_factory=lambda: dict(ACTION_WEIGHTS))
+    half_life_days: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.action_weights:
+            raise ValueError("action_weights: found none; accepted: at least one action, such as {'purchase': 1.0}")
+        for action, weight in self.action_weights.items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not 0 < weight <= 1:
+                raise ValueError(f"action_weights: {action!r}: found {weight!r}; accepted: above 0 and at most 1")
+        if self.half_life_days is not None and not (math.isfinite(self.half_life_days) and self.half_life_days > 0):
+            raise ValueError(f"half_life_days: found {self.half_life_days!r}; accepted: a number above 0, or None")
+
+    def weight_of(self, action: str) -> float | None:
+        """Return the weight of one such action, None for an action that has none."""
+        return {name.casefold(): float(weight) for name, weight in self.action_weights.items()}.get(action.casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One row of the log, checked: `key` names the query, `weight` is that of its action, `time` is in seconds UTC."""
+
+    key: str
+    text: str
+    image: ImageSource | None
+    product_id: str
+    action: str
+    weight: float
+    count: float = 1.0
+    time: float | None = None
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class GradedQuery:
+    """A query of the log with its answers, the best first, and their weights (above 0, at most 1)."""
+
+    key: str
+    text: str
+    image: ImageSource | None
+    positives: tuple[str, ...]
+    weights: tuple[float, ...]
+    split: str
+
+
+def query_key(text: str, image: ImageSource | None, image_name: str) -> str:
+    """Name a query by its words, without regard to case and spacing, and by its picture.
+
+    Args:
+        text: the words, or "".
+        image: the picture, or None.
+        image_name: the picture's path as the table gives it, or "" for one that has none and is known by its bytes.
+    """
+    words = " ".join(text.casefold().split())
+    picture = image_name.encode() if image_name or image is None else _content(image)
+    return hashlib.blake2b(words.encode() + b"\0" + picture, digest_size=8).hexdigest()
+
+
+def _content(image: ImageSource) -> bytes:
+    return image if isinstance(image, bytes) else image.encode() if isinstance(image, str) else image.tobytes()
+
+
+def graded_queries(interactions: Iterable[Interaction], half_life_days: float | None = None) -> list[GradedQuery]:
+    """Join the rows of each query, and grade its products.
+
+    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`, g_a the weight of action a and n_a how often it happened, each time
+    halved for every half-life of age. One action gives g_a; more of the same give more and never above 1, so that no
+    number of clicks outweighs a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
+    Probabilistic Reasoning in Intelligent Systems, 1988; the logarithm damps popular products).
+
+    Args:
+        interactions: checked rows; those of one `key` are one query, whose spelling and picture are the first row's.
+        half_life_days: see `InteractionOptions`.
+
+    Returns:
+        Queries in order of first appearance. A query's split is that of its first row that names one, "" for none.
+    """
+    rows = list(interactions)
+    newest = max((row.time for row in rows if row.time is not None), default=0.0)
+    first: dict[str, Interaction] = {}
+    splits: dict[str, str] = {}
+    counts: dict[str, dict[str, dict[str, float]]] = {}
+    weights: dict[str, float] = {}
+    for row in rows:
+        first.setdefault(row.key, row)
+        splits[row.key] = splits.get(row.key) or row.split
+        of_product = counts.setdefault(row.key, {}).setdefault(row.product_id, {})
+        of_product[row.action] = of_product.get(row.action, 0.0) + row.count * _freshness(row, newest, half_life_days)
+        weights[row.action] = row.weight
+    queries = []
+    for key, products in counts.items():
+        graded = {product_id: _grade(actions, weights) for product_id, actions in products.items()}
+        ranked = sorted(graded, key=lambda product_id: -graded[product_id])  # stable: equals stay in the log's order
+        queries.append(
+            GradedQuery(
+                key, first[key].text, first[key].image, tuple(ranked), tuple(graded[p] for p in ranked), splits[key]
+            )
+        )
+    return queries
+
+
+def _freshness(row: Interaction, newest: float, half_life_days: float | None) -> float:
+    if half_life_days is None or row.time is None:
+        return 1.0
+    return 0.5 ** ((newest - row.time) / _SECONDS_PER_DAY / half_life_days)
+
+
+def _grade(counts: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    missed = 1.0
+    for action, count in counts.items():
+        missed *= (1.0 - weights[action]) ** math.log2(1.0 + count)
+    return max(1.0 - missed, float(np.finfo(np.float32).tiny))  # a very old click is worth little, not nothing
+
+
+def parse_count(value: Any) -> float:
+    """How often something happened: a whole number of at least 1.
+
+    Raises:
+        ValueError: anything else.
+    """
+    number = float(value)
+    if not number.is_integer() or number < 1:
+        raise ValueError(f"{value!r} found; accepted: a whole number of at least 1")
+    return number
+
+
+def parse_time(value: Any) -> float:
+    """A moment in seconds since 1970 UTC: from such a number, a datetime, or ISO 8601 text (without a zone: UTC).
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            value = _parse_moment(value)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        raise ValueError(f"{value!r} found; accepted: seconds since 1970, or text such as 2024-05-31T12:00")
+    return float(value)
+
+
+def _parse_moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise ValueError(f"{text!r} found; accepted: seconds since 1970, or text such as 2024-05-31T12:00") from error
