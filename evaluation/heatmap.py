@@ -1,0 +1,625 @@
+"""What a vector was read from: attention over pictures and words, modality gates, written attributes; one PNG an item.
+
+    python -m evaluation.heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
+        [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
+
+MOON's Fig. 9 (arXiv 2508.11999) shows attention over image and text. How rows, heads and layers are averaged, and how the
+result is normalised, is our design; see `explain`.
+
+Shape suffixes: T tokens of the item, R tokens that are read, A heads, W words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageFont
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from evaluation.data.tables import ProductTables, load_tables
+from evaluation.encode import load_for_evaluation
+from evaluation.heatmap_drawing import draw_explanation
+from modeling_moon.modeling_moon import readable_tokens
+from processing_moon.product_moon import ProductError, image_list, is_product, read_product
+
+__all__ = ["Explanation", "PictureHeat", "draw_explanation", "eager_attention", "explain"]
+
+REASONING = ("none", "generate", "given")
+FIRST_TOKEN, INSTRUCTION, TEMPLATE = "first token", "instruction", "template and markers"
+READ_TOKEN, WRITTEN = "read-out token", "reasoning"
+_CORE_CROP = "core crop"
+_CONTROL, _REPLACEMENT = "\0", "\ufffd"  # what stands for a control token, and for a part of a character
+_INDEX = "index.json"
+Picture = tuple[str, np.ndarray, tuple[int, int]]  # name, pixels, rows and columns of image tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an explanation holds
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class PictureHeat:
+    """One picture as the model saw it, and how much of the read-out's attention each of its tokens got.
+
+    Args:
+        name: "picture 1", "core crop", "picture 2" …
+        pixels: (height, width, 3) uint8, after the processor's resizing.
+        heat: (rows, columns) float32, one value an image token; the heats of all pictures of an item sum to 1.
+    """
+
+    name: str
+    pixels: np.ndarray
+    heat: np.ndarray
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one vector was read from.
+
+    Args:
+        item: the record's id, or its kind where it has none.
+        kind: "product" or "query".
+        readout: "mean", "emb" or "last".
+        layers: the decoder layers that were averaged.
+        relative: whether heat and word weights are relative to uniform attention, see `explain`.
+        pictures: in the order in which the model saw them.
+        words: the words of the item's text, markers and other special tokens left out.
+        word_parts: the part of the text that each word belongs to: title, category, attributes, description, or text.
+        word_weights: (W,) float32, sums to 1 where there are words.
+        shares: set of tokens → its share of the read-out's attention; sums to 1.
+        attention: (T,) float32, the read-out's attention to each token, sums to 1.
+        input_ids: (T,) int64, the tokens.
+        gates: (A, 3) float32, each fusion head's weight of the item's own state, its pictures and its title; None where
+            the model has no fusion.
+        reasoning: the written attributes (`Reasoning` of the processor); None where none were asked for.
+    """
+
+    item: str
+    kind: str
+    readout: str
+    layers: tuple[int, ...]
+    relative: bool
+    pictures: tuple[PictureHeat, ...]
+    words: tuple[str, ...]
+    word_parts: tuple[str, ...]
+    word_weights: np.ndarray
+    shares: dict[str, float]
+    attention: np.ndarray
+    input_ids: np.ndarray
+    gates: np.ndarray | None = None
+    reasoning: Any = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the index file says of it: item, shares, gates and reasoning, in types of JSON."""
+        found: dict[str, Any] = {"id": self.item, "shares": {name: round(v, 6) for name, v in self.shares.items()}}
+        if self.gates is not None:
+            found["gates"] = [[round(float(value), 6) for value in head] for head in self.gates]
+        if self.reasoning is not None:
+            attributes = {key: list(values) for key, values in self.reasoning.attributes.items()}
+            found["reasoning"] = {
+                "text": self.reasoning.text,
+                "attributes": attributes,
+                "unparsed": list(self.reasoning.unparsed),
+                "well_formed": self.reasoning.well_formed,
+            }
+        return found
+
+    def save(self, path: str | Path, *, font: str | Path | None = None) -> Path:
+        """Draw it and write the PNG; its folder is made, and the file appears only when it is whole.
+
+        Args:
+            path: of the PNG.
+            font: as in `draw_explanation`.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        draw_explanation(self, font=font).save(unfinished, "PNG", optimize=True)
+        os.replace(unfinished, path)
+        return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the attention
+# ---------------------------------------------------------------------------------------------------------------------
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Compute attention with the "eager" implementation, which alone has the weights at hand, and restore what was set.
+
+    Args:
+        model: its own choice and those of its parts (which may differ) are restored, after an error too.
+    """
+    # Parents come before their parts, so that what setting a parent changes in its parts is put right after it.
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+def explain(
+    model: Any,
+    processor: Any,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    reasoning: str = "none",
+    layers: Sequence[int] | None = None,
+    relative: bool = False,
+) -> list[Explanation]:
+    r"""What the vectors of records were read from.
+
+    `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those of
+    the tokens that the vector is read from: one for the read-outs "emb" and "last", every attended token's for "mean".
+    Our design, after MOON's Fig. 9 (arXiv 2508.11999). a sums to 1 over the tokens; `shares` are its sums over sets of
+    tokens. The first tokens of a text draw attention whatever they say (attention sinks, arXiv 2309.17453): the first has a
+    share of its own, and heat and word weights are normalised apart, within the image tokens and within the words.
+
+    With a mean read-out a token is seen by itself and later tokens only, so that early tokens get more even where attention
+    is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is normalised (not
+    in `shares`); where one row is read, u is the same for all tokens and nothing changes.
+
+    Args:
+        model: a MoonModel, or a MoonForConditionalGeneration.
+        processor: its MoonProcessor.
+        records: product and query records, as the processor's `records=`; with reasoning="given" they bear it.
+        reasoning (`str`): "none"; "generate": the model writes attributes first; "given": those of the record's field
+            "reasoning". Default "none".
+        layers (`Sequence[int]` or `None`): decoder layers to average. Default: all.
+        relative (`bool`): whether heat and word weights are relative to uniform attention. Default False.
+
+    Raises:
+        ValueError: no Moon, another reasoning, a layer that is not there, reasoning of a model that cannot.
+        ProductError: a record that cannot be used.
+
+    Relations: `draw_explanation` and `Explanation.save` draw it. One item is computed at a time: eager attention takes
+    heads × T² numbers a layer, and one layer's are held at a time.
+    """
+    encoder = getattr(model, "model", model)
+    if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
+        raise ValueError(f"{type(model).__name__} has no joint attention to explain; accepted: a Moon model")
+    if reasoning not in REASONING:
+        raise ValueError(f"reasoning={reasoning!r}; accepted: {', '.join(REASONING)}")
+    if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
+        raise ValueError(
+            f"reasoning={reasoning!r}, but this model writes none (its max_reasoning_tokens is None); accepted: 'none'"
+        )
+    chosen = _chosen_layers(layers, model.config.text_config.num_hidden_layers)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            return [_explain_one(encoder, processor, record, reasoning, chosen, relative) for record in records]
+    finally:
+        encoder.train(was_training)
+
+
+def _chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(depth))
+    wrong = [layer for layer in layers if isinstance(layer, bool) or layer not in range(depth)]
+    if wrong or not len(layers):
+        raise ValueError(f"layers={list(layers)!r}; accepted: one or more of 0 to {depth - 1}, the decoder layers")
+    return tuple(sorted(set(layers)))
+
+
+def _explain_one(
+    encoder: Any, processor: Any, record: Mapping[str, Any], reasoning: str, layers: tuple[int, ...], relative: bool
+) -> Explanation:
+    inputs = _inputs(encoder, processor, record, reasoning)
+    ids_T = inputs["input_ids"][0].cpu().numpy()
+    readable_T = _readable(encoder, inputs)
+    attention_T, output = _read_attention(encoder, inputs, np.flatnonzero(readable_T), layers)
+    pictures = _pictures(inputs, processor, record)
+    words, parts, word_of_T = _words(ids_T, processor, record, has_pictures=bool(pictures))
+    image_T = ids_T == encoder.config.image_token_id
+    set_of_T = _template_sets(ids_T, processor, encoder.config, readable_T)
+    set_of_T[word_of_T >= 0] = [parts[word] for word in word_of_T[word_of_T >= 0]]
+    set_of_T[image_T] = [name for name, _, (rows, columns) in pictures for _ in range(rows * columns)]
+    shares = {name: float(attention_T[set_of_T == name].sum()) for name in dict.fromkeys(set_of_T)}
+    weight_T = attention_T / _uniform(readable_T) if relative else attention_T
+    sizes = np.cumsum([rows * columns for _, _, (rows, columns) in pictures])[:-1]
+    heats = np.split(_normalised(weight_T[image_T]), sizes) if pictures else []
+    word_weights_W = np.bincount(word_of_T[word_of_T >= 0], weight_T[word_of_T >= 0], minlength=len(words))
+    gates = getattr(output, "modality_gates", None)
+    product = is_product(record)
+    return Explanation(
+        item=str(record.get("id", "product" if product else "query")),
+        kind="product" if product else "query",
+        readout=encoder.config.readout,
+        layers=layers,
+        relative=relative,
+        pictures=tuple(
+            PictureHeat(name, pixels, heat.reshape(grid))
+            for (name, pixels, grid), heat in zip(pictures, heats, strict=True)
+        ),
+        words=words,
+        word_parts=parts,
+        word_weights=_normalised(word_weights_W),
+        shares=shares,
+        attention=attention_T.astype(np.float32),
+        input_ids=ids_T,
+        gates=None if gates is None else gates[0].float().cpu().numpy(),
+        reasoning=_written(ids_T, processor, encoder.config) if reasoning != "none" else None,
+    )
+
+
+def _inputs(encoder: Any, processor: Any, record: Mapping[str, Any], reasoning: str) -> dict[str, torch.Tensor]:
+    """The model's tensors for one record, with the reasoning in `input_ids` where it is asked for."""
+    options = {"reasoning": "given"} if reasoning == "given" else {}
+    batch = processor(records=[record], return_tensors="pt", **options)
+    parameter = next(encoder.parameters())
+    inputs = {
+        name: value.to(parameter.device, dtype=parameter.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+    }
+    if reasoning == "generate":
+        written = encoder.embed([record], reasoning="generate", processor=processor)
+        ids_1T = written.input_ids[:, written.attention_mask[0].bool()].to(parameter.device)
+        image_1T = (ids_1T == encoder.config.image_token_id).long()
+        inputs |= {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "mm_token_type_ids": image_1T}
+    return inputs
+
+
+def _readable(encoder: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    config = encoder.config
+    is_emb_1T = inputs["input_ids"] == config.emb_token_id if config.readout == "emb" else None
+    return readable_tokens(inputs["attention_mask"], config.readout, is_emb_1T)[0].cpu().numpy()
+
+
+def _read_attention(
+    encoder: Any, inputs: Mapping[str, torch.Tensor], rows_R: np.ndarray, layers: tuple[int, ...]
+) -> tuple[np.ndarray, Any]:
+    """a (T,) float64 of one item, and the model's output. Each layer's weights are averaged as soon as they are there."""
+    rows = torch.from_numpy(rows_R).to(inputs["input_ids"].device)
+    means: list[torch.Tensor] = []
+
+    def keep(module: Any, arguments: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        means.append(output[1][0].index_select(1, rows).double().mean(dim=(0, 1)).cpu())
+
+    attentions = [encoder.vlm.language_model.layers[layer].self_attn for layer in layers]
+    hooks = [attention.register_forward_hook(keep) for attention in attentions]
+    try:
+        with eager_attention(encoder):
+            output = encoder(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(means).mean(dim=0).numpy(), output
+
+
+def _uniform(readable_T: np.ndarray) -> np.ndarray:
+    """u (T,): what each token would get if every token that is read attended equally to all that it sees."""
+    per_row_T = np.where(readable_T, 1 / (1 + np.arange(len(readable_T))), 0.0)
+    uniform_T = np.cumsum(per_row_T[::-1])[::-1] / readable_T.sum()
+    return np.where(uniform_T > 0, uniform_T, 1.0)  # what no row sees has no attention either
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    total = weights.sum()
+    return (weights / total if total > 0 else weights).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which token is what
+# ---------------------------------------------------------------------------------------------------------------------
+def _pictures(inputs: Mapping[str, torch.Tensor], processor: Any, record: Mapping[str, Any]) -> list[Picture]:
+    """Name, pixels and (rows, columns) of tokens of each picture, in the order of the model's input."""
+    if "image_grid_thw" not in inputs:
+        return []
+    grids = inputs["image_grid_thw"].cpu().tolist()
+    patches = inputs["pixel_values"].float().cpu().split([rows * columns for _, rows, columns in grids])
+    merge = processor.image_processor.merge_size
+    sources = image_list(record.get("images", record.get("image")))
+    names = [f"picture {number + 1}" for number in range(len(sources) if sources is not None else 1)]
+    if len(names) < len(grids):
+        names.insert(1, _CORE_CROP)
+    return [
+        (name, _pixels(part.numpy(), rows, columns, processor.image_processor), (rows // merge, columns // merge))
+        for name, part, (_, rows, columns) in zip(names, patches, grids, strict=True)
+    ]
+
+
+def _pixels(patches: np.ndarray, rows: int, columns: int, settings: Any) -> np.ndarray:
+    """The picture (height, width, 3) uint8 whose patches these are: the processor's steps backwards."""
+    patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    first = patches.reshape(rows // merge, columns // merge, merge, merge, 3, frames, patch, patch)[:, :, :, :, :, 0]
+    values = first.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+    if settings.do_normalize:
+        values = values * np.asarray(settings.image_std) + np.asarray(settings.image_mean)
+    if settings.do_rescale:
+        values = values / settings.rescale_factor
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _words(
+    ids_T: np.ndarray, processor: Any, record: Mapping[str, Any], *, has_pictures: bool
+) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """The words of the item's text, the part of each, and the word (T,) of each token, -1 for none."""
+    tokenizer = processor.tokenizer
+    start, end = _text_place(ids_T, tokenizer, processor, has_pictures)
+    pieces = _pieces(ids_T, start, end, tokenizer)
+    characters = [(character, number) for number, (text, _) in enumerate(pieces) for character in text]
+    part_of = _parts_of([character for character, _ in characters], record)
+    words: list[str] = []
+    parts: list[str] = []
+    word_of_T = np.full(len(ids_T), -1)
+    before = " "
+    for (character, number), part in zip(characters, part_of, strict=True):
+        if not character.isspace() and character != _CONTROL:
+            fresh = before.isspace() or before == _CONTROL or parts[-1] != part
+            tokens = pieces[number][1]
+            first_of_token = word_of_T[tokens[0]] < 0
+            if fresh or (first_of_token and (_is_wide(character) or _is_wide(before))):
+                words.append("")
+                parts.append(part)
+            words[-1] += character
+            if first_of_token:  # a token that ends one word and begins the next counts for the one that it ends
+                word_of_T[tokens] = len(words) - 1
+        before = character
+    return tuple(words), tuple(parts), word_of_T
+
+
+def _is_wide(character: str) -> bool:
+    """Whether a character is of a script that is written without spaces (Chinese, Japanese, …)."""
+    return unicodedata.east_asian_width(character) in "WF"
+
+
+def _text_place(ids_T: np.ndarray, tokenizer: Any, processor: Any, has_pictures: bool) -> tuple[int, int]:
+    """From where to where the item's text stands: after its pictures or the user's header, before the turn's end."""
+    start_id, end_id = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
+    if has_pictures:
+        after = tokenizer.convert_tokens_to_ids(processor.vision_end_token)
+        start = int(np.flatnonzero(ids_T == after)[-1]) + 1
+    else:
+        turns = np.flatnonzero(ids_T == start_id)
+        header = tokenizer("user\n", add_special_tokens=False)["input_ids"]
+        start = int(turns[1]) + 1 + len(header)
+    return start, start + int(np.flatnonzero(ids_T[start:] == end_id)[0])
+
+
+def _pieces(ids_T: np.ndarray, start: int, end: int, tokenizer: Any) -> list[tuple[str, list[int]]]:
+    """Text and positions of each token; tokens that only together make a character are one piece."""
+    control = set(tokenizer.added_tokens_decoder)
+    pieces: list[tuple[str, list[int]]] = []
+    waiting: list[int] = []
+    for position in range(start, end):
+        if int(ids_T[position]) in control:
+            pieces += [(_REPLACEMENT, waiting)] if waiting else []
+            pieces.append((_CONTROL, [position]))
+            waiting = []
+            continue
+        waiting.append(position)
+        text = tokenizer.decode(ids_T[waiting].tolist(), clean_up_tokenization_spaces=False)
+        if not text.endswith(_REPLACEMENT) or position == end - 1:
+            pieces.append((text, waiting))
+            waiting = []
+    return pieces
+
+
+def _parts_of(characters: Sequence[str], record: Mapping[str, Any]) -> list[str]:
+    """The part of the text that each character belongs to, by comparison with the record; a part may have been cut.
+
+    Whitespace does not count, because the processor puts some into control tokens that stand in a user's text.
+    """
+    if not is_product(record):
+        return ["text"] * len(characters)
+    text = read_product({name: value for name, value in record.items() if name != "reasoning"}, 0).text
+    known = {"title": text.title, "category": text.category}
+    known |= {"attributes": "; ".join(text.attributes), "description": text.description}
+    parts = ["text"] * len(characters)
+    written = [at for at, character in enumerate(characters) if not character.isspace()]
+    for name, whole in known.items():
+        wanted = "".join(whole.split())
+        while wanted and written and characters[written[0]] == _CONTROL:  # the marker that opens a part
+            written.pop(0)
+        same = len(os.path.commonprefix([wanted, "".join(characters[at] for at in written)]))
+        for at in written[:same]:
+            parts[at] = name
+        written = written[same:]
+    return parts
+
+
+def _template_sets(ids_T: np.ndarray, processor: Any, config: Any, readable_T: np.ndarray) -> np.ndarray:
+    """The set (T,) of each token that is neither a word of the item nor of a picture."""
+    set_of_T = np.full(len(ids_T), TEMPLATE, dtype=object)
+    turn_ends = np.flatnonzero(ids_T == processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    set_of_T[: turn_ends[0]] = INSTRUCTION
+    set_of_T[slice(*_reasoning_place(ids_T, config))] = WRITTEN
+    if config.readout != "mean":
+        set_of_T[np.flatnonzero(readable_T)[-1]] = READ_TOKEN
+    set_of_T[0] = FIRST_TOKEN
+    return set_of_T
+
+
+def _reasoning_place(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
+    """From where to where reasoning stands, its opening and closing tokens left out; (0, 0) where there is none."""
+    start_id, end_id = (getattr(config, f"think_{side}_token_id", None) for side in ("start", "end"))
+    opened = [] if start_id is None else np.flatnonzero(ids_T == start_id).tolist()
+    if not opened:
+        return 0, 0
+    start = opened[-1] + 1
+    closed = np.flatnonzero(ids_T[start:] == end_id).tolist()
+    return start, start + closed[0] if closed else len(ids_T)
+
+
+def _written(ids_T: np.ndarray, processor: Any, config: Any) -> Any:
+    """The reasoning that stands in the ids, parsed by the processor."""
+    start, _ = _reasoning_place(ids_T, config)
+    return processor.read_reasoning(ids_T[None, start:])[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From the command line: one PNG an item, and an index
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclass
+class _Index:
+    """The index file of a folder: how its pictures were made, what each says, and what could not be read."""
+
+    path: Path
+    settings: dict[str, Any]
+    items: dict[str, dict[str, Any]]
+    unreadable: list[dict[str, str]]
+
+    @classmethod
+    def open(cls, folder: Path, settings: dict[str, Any], *, overwrite: bool) -> _Index:
+        """The index of a folder, with the entries of pictures that are there and were made in the same way.
+
+        Raises:
+            ValueError: a folder whose pictures were made otherwise, unless they are to be made anew.
+        """
+        path = folder / _INDEX
+        items: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            items = {entry["id"]: entry for entry in before.get("items", ())}
+            other = sorted(name for name in settings if before.get("settings", {}).get(name) != settings[name])
+            if other and not overwrite:
+                raise ValueError(
+                    f"{folder} holds pictures made with another {', '.join(other)}; accepted: another --output, or "
+                    "--overwrite, which removes them"
+                )
+            if other:
+                for entry in items.values():
+                    (folder / Path(entry["file"]).name).unlink(missing_ok=True)
+                items = {}
+        return cls(path, settings, items, [])
+
+    def has(self, item: str) -> bool:
+        """Whether an item's picture is there."""
+        return item in self.items and (self.path.parent / self.items[item]["file"]).is_file()
+
+    def file_of(self, item: str) -> str:
+        """The name of an item's picture: its id where that is a safe name and no other's, or else with a digest."""
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", item)[:100].strip(".") or "item"
+        taken = {entry["file"].casefold() for other, entry in self.items.items() if other != item}
+        if safe != item or f"{safe}.png".casefold() in taken:
+            safe = f"{safe}-{hashlib.sha256(item.encode()).hexdigest()[:8]}"
+        return f"{safe}.png"
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        content = {"settings": self.settings, "items": list(self.items.values()), "unreadable": self.unreadable}
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, self.path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.heatmap", description="Draw what vectors were read from, a PNG for each product."
+    )
+    parser.add_argument("--model", required=True, help="folder or hub id of a Moon checkpoint")
+    parser.add_argument("--data", required=True, help="catalogue, or a folder or products file in the two-table format")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the PNGs and of index.json")
+    parser.add_argument("--split", default="test", help="split to take items from; all for every row (default: test)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ids", nargs="+", metavar="ID", help="these products (or queries)")
+    which.add_argument("--first", type=int, metavar="N", help="the first N (default: all)")
+    parser.add_argument("--queries", action="store_true", help="queries instead of products")
+    parser.add_argument("--reasoning", choices=("none", "generate"), default="none", help="let the model write first")
+    parser.add_argument(
+        "--layers", nargs="+", type=int, metavar="LAYER", help="decoder layers to average (default: all)"
+    )
+    parser.add_argument("--relative", action="store_true", help="heat relative to uniform attention (mean read-out)")
+    parser.add_argument("--font", type=Path, help="font file, for scripts that Pillow's own font lacks")
+    parser.add_argument("--overwrite", action="store_true", help="draw again what is there")
+    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
+    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
+    parser.add_argument("--seed", type=int, default=0, help="of the catalogue")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw from the command line; returns the exit status, 2 for what the user can put right, 1 where nothing was drawn."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _run(chosen)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    if chosen.font is not None:
+        ImageFont.truetype(str(chosen.font))  # a file that is no font is refused before anything is computed
+    catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}
+    tables = load_tables(chosen.data, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
+    print(tables.report, file=sys.stderr)
+    tables.report.raise_if_fatal()
+    records = _records(tables.select(chosen.split), chosen)
+    model, processor = load_for_evaluation(chosen.model, device=chosen.device)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": str(chosen.model),
+        "data": tables.name,
+        "kind": "query" if chosen.queries else "product",
+        "reasoning": chosen.reasoning,
+        "layers": None if chosen.layers is None else sorted(set(chosen.layers)),
+        "relative": chosen.relative,
+    }
+    index = _Index.open(chosen.output, settings, overwrite=chosen.overwrite)
+    wanted = [record for record in records if chosen.overwrite or not index.has(record["id"])]
+    for record in tqdm(wanted, desc="explain", unit=" items"):
+        try:
+            (explanation,) = explain(
+                model, processor, [record], reasoning=chosen.reasoning, layers=chosen.layers, relative=chosen.relative
+            )
+        except ProductError as error:
+            print(f"not drawn: {error}", file=sys.stderr)
+            index.unreadable.append({"id": record["id"], "field": error.field, "reason": error.reason})
+        else:
+            name = index.file_of(record["id"])
+            explanation.save(chosen.output / name, font=chosen.font)
+            index.items[record["id"]] = {"file": name, **explanation.as_dict()}
+        index.write()
+    kept, failed = len(records) - len(wanted), len(index.unreadable)
+    print(f"{chosen.output}: {len(wanted) - failed} drawn, {kept} kept, {failed} unreadable (listed in {_INDEX})")
+    return 1 if failed == len(records) else 0
+
+
+def _records(tables: ProductTables, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records to explain, in the order of the table or of --ids.
+
+    Raises:
+        ValueError: nothing to explain, or an id that is not there.
+    """
+    rows: dict[str, Any] = (
+        {row.query_id: row for row in tables.queries}
+        if chosen.queries
+        else {row.product_id: row for row in tables.products}
+    )
+    kind = "query" if chosen.queries else "product"
+    if chosen.ids is not None:
+        for name in chosen.ids:
+            if name not in rows:
+                near = difflib.get_close_matches(name, rows, n=1)
+                hint = f"; the nearest is {near[0]!r}" if near else ""
+                raise ValueError(f"--ids: {tables.name}, split {chosen.split!r} has no {kind} {name!r}{hint}")
+        rows = {name: rows[name] for name in chosen.ids}
+    if chosen.first is not None and chosen.first < 1:
+        raise ValueError(f"--first {chosen.first}; accepted: 1 or more")
+    if not rows:
+        raise ValueError(f"{tables.name}, split {chosen.split!r} has no {kind} to explain")
+    return [row.record() for row in list(rows.values())[: chosen.first]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

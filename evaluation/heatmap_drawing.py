@@ -1,0 +1,390 @@
+"""Explanations as pictures: heat over pictures and words, shares, modality gates, written attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from evaluation.heatmap import Explanation, PictureHeat
+
+Colour = tuple[int, int, int]
+Font = Callable[[int], Any]
+
+WIDTH, MARGIN, PAD, GAP = 1120, 28, 20, 14
+INNER = WIDTH - 2 * MARGIN - 2 * PAD
+_PICTURE_HEIGHT, _PICTURE_WIDTH = 236, 380
+_INK, _FAINT, _GROUND, _CARD, _LINE = (32, 36, 44), (112, 118, 130), (244, 245, 248), (255, 255, 255), (224, 227, 234)
+_HEAT = ((255, 252, 233), (254, 217, 118), (253, 141, 60), (227, 45, 32), (128, 0, 38))  # ColorBrewer's YlOrRd
+_GATES: tuple[tuple[str, Colour], ...] = (
+    ("itself", (124, 132, 148)),
+    ("pictures", (54, 128, 202)),
+    ("title", (236, 148, 44)),
+)
+_SETS: dict[str, Colour] = {
+    "picture": (54, 128, 202),
+    "core crop": (24, 78, 148),
+    "title": (236, 148, 44),
+    "text": (236, 148, 44),
+    "category": (206, 92, 60),
+    "attributes": (170, 72, 128),
+    "description": (120, 84, 160),
+    "reasoning": (46, 150, 110),
+    "read-out token": (124, 132, 148),
+    "instruction": (164, 171, 186),
+    "template and markers": (194, 200, 211),
+    "first token": (216, 220, 228),
+}
+# Values above this quantile have the full colour, so that a single token that draws everything does not hide the others.
+_FULL_COLOUR_QUANTILE = 0.98
+# Looked for in the system's font folders, in this order.
+_SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")
+
+
+def draw_explanation(explanation: Explanation, *, font: str | Path | None = None) -> Image.Image:
+    """One picture of an explanation: heat over each picture and word, and what else there is.
+
+    Heat and words have each their own scale, from none to the 98th percentile within the item. Our design.
+
+    Args:
+        explanation: from `evaluation.heatmap.explain`.
+        font: a TrueType or OpenType file. Default: Pillow's own, which has English letters only; where it lacks characters
+            of this item, the one of a few common fonts of the system that has most of them.
+
+    Raises:
+        OSError: a font file that cannot be read.
+
+    Returns: RGB, 1,120 pixels wide, as high as needed.
+    """
+    sized, lacking = _font_for(_all_text(explanation), font)
+    cards = [("Where the attention goes", _shares(explanation, sized))]
+    if explanation.pictures:
+        cards.append(("Pictures, as the model saw them, and their heat", _pictures(explanation, sized)))
+    if explanation.words:
+        cards.append(("Words", _words(explanation, sized)))
+    if explanation.gates is not None:
+        cards.append(("Modality gates, a bar for each head", _gates(explanation.gates, sized)))
+    if explanation.reasoning is not None:
+        cards.append(("Written attributes", _reasoning(explanation.reasoning, sized)))
+    heading = _heading(explanation, sized, lacking)
+    height = MARGIN + heading.height + sum(body.height + 62 + GAP for _, body in cards) + MARGIN - GAP
+    sheet = Image.new("RGB", (WIDTH, height), _GROUND)
+    sheet.paste(heading, (MARGIN, MARGIN))
+    draw, top = ImageDraw.Draw(sheet), MARGIN + heading.height
+    for name, body in cards:
+        card = (MARGIN, top, WIDTH - MARGIN - 1, top + body.height + 61)
+        draw.rounded_rectangle(card, radius=12, fill=_CARD, outline=_LINE)
+        draw.text((MARGIN + PAD, top + 15), name, fill=_INK, font=sized(16))
+        sheet.paste(body, (MARGIN + PAD, top + 44))
+        top += body.height + 62 + GAP
+    return sheet
+
+
+def _all_text(explanation: Explanation) -> str:
+    written = "" if explanation.reasoning is None else explanation.reasoning.text
+    return "".join([explanation.item, *explanation.words, written])
+
+
+def _font_for(text: str, chosen: str | Path | None) -> tuple[Font, int]:
+    """Size -> font, and how many of the text's characters it lacks."""
+    if chosen is not None:
+        fonts: list[Font] = [lambda size: ImageFont.truetype(str(chosen), size)]
+    else:
+        fonts = [ImageFont.load_default, *(_system_font(name) for name in _SYSTEM_FONTS)]
+    best: tuple[Font, int] | None = None
+    for font in fonts:
+        try:
+            lacking = _lacking(text, font(12))
+        except OSError:  # a font that this system does not have
+            if chosen is not None:
+                raise
+            continue
+        if best is None or lacking < best[1]:
+            best = font, lacking
+        if not lacking:
+            break
+    assert best is not None  # Pillow's own is always there
+    return best
+
+
+def _system_font(name: str) -> Font:
+    return lambda size: ImageFont.truetype(name, size)
+
+
+def _lacking(text: str, font: Any) -> int:
+    """How many different characters of the text have no glyph: those drawn as what is no character is drawn."""
+    absent = bytes(font.getmask("\uffff"))
+    characters = [character for character in sorted(set(text)) if character.isprintable() and not character.isspace()]
+    return sum(bytes(font.getmask(character)) == absent for character in characters)
+
+
+def _panel(height: int, ground: Colour = _CARD, width: int = INNER) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    panel = Image.new("RGB", (width, max(1, height)), ground)
+    return panel, ImageDraw.Draw(panel)
+
+
+def _heading(explanation: Explanation, font: Font, lacking: int) -> Image.Image:
+    panel, draw = _panel(68, _GROUND, WIDTH - 2 * MARGIN)
+    note = f"read-out: {_READOUTS[explanation.readout]}  ·  decoder {_layer_names(explanation.layers)}, mean over heads"
+    if explanation.relative:
+        note += "  ·  relative to uniform attention"
+    if lacking:
+        note += f"  ·  characters that the font lacks: {lacking}"
+    draw.text((0, 0), _cut(draw, f"{explanation.kind} {explanation.item}", font(24), panel.width), _INK, font(24))
+    draw.text((0, 36), _cut(draw, note, font(14), panel.width), _FAINT, font(14))
+    return panel
+
+
+_READOUTS = {"mean": "mean over all tokens", "emb": "<emb>", "last": "last token"}
+
+
+def _layer_names(layers: Sequence[int]) -> str:
+    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
+    """The text, with an ellipsis in place of what is wider than `width`."""
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(f"{text}…", font=font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shares
+# ---------------------------------------------------------------------------------------------------------------------
+def _shares(explanation: Explanation, font: Font) -> Image.Image:
+    """One bar of the whole attention, and what each of its sections is."""
+    order = [name for name in explanation.shares if _order(name) == 0]
+    order += sorted((name for name in explanation.shares if _order(name)), key=_order)
+    entries = [(name, explanation.shares[name]) for name in order]
+    labels = [f"{name}  {100 * share:.1f} %" for name, share in entries]
+    _, ruler = _panel(1)
+    places, x, y = [], 0.0, 0
+    for label in labels:
+        width = ruler.textlength(label, font=font(14)) + 42
+        if x and x + width > INNER:
+            x, y = 0.0, y + 25
+        places.append((x, y))
+        x += width
+    panel, draw = _panel(38 + y + 22)
+    left = 0.0
+    for (name, share), label, (x, y) in zip(entries, labels, places, strict=True):
+        colour = _set_colour(name)
+        _bar(draw, (left, 0, left + share * INNER, 25), colour)
+        draw.rounded_rectangle((x, 41 + y, x + 12, 53 + y), radius=3, fill=colour)
+        draw.text((x + 19, 47 + y), label, fill=_INK, font=font(14), anchor="lm")
+        left += share * INNER
+    return panel
+
+
+def _bar(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour) -> None:
+    """One section of a bar, with a gap of a pixel after it; none where it is narrower than that."""
+    left, top, right, bottom = (round(side) for side in box)
+    if right - left > 1:
+        draw.rectangle((left, top, right - 2, bottom), fill=colour)
+
+
+def _order(name: str) -> int:
+    """Sections in the order of the input; what says nothing of the item stands last."""
+    last = ("read-out token", "instruction", "template and markers", "first token")
+    return last.index(name) + 1 if name in last else 0
+
+
+def _set_colour(name: str) -> Colour:
+    return _SETS["picture" if name.startswith("picture") else name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+def _full_colour(weights: np.ndarray) -> float:
+    return max(float(np.quantile(weights, _FULL_COLOUR_QUANTILE)), 1e-12) if weights.size else 1.0
+
+
+def _heat_colours(value: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] of any shape -> (..., 3) float colours."""
+    stops = np.linspace(0, 1, len(_HEAT))
+    return np.stack([np.interp(value, stops, [colour[c] for colour in _HEAT]) for c in range(3)], axis=-1)
+
+
+def _overlay(picture: PictureHeat, size: tuple[int, int], full: float) -> Image.Image:
+    """The picture in grey under its heat: the stronger the heat, the more of its colour."""
+    level = Image.fromarray((picture.heat / full).clip(0, 1).astype(np.float32))
+    value = np.asarray(level.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    plain = Image.fromarray(picture.pixels).convert("L").resize(size, Image.Resampling.LANCZOS)
+    grey = 255 - 0.82 * (255 - np.asarray(plain, dtype=np.float32)[..., None])
+    strength = 0.12 + 0.66 * value
+    mixed = grey * (1 - strength) + _heat_colours(value[..., 0]) * strength
+    return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
+
+
+def _pictures(explanation: Explanation, font: Font) -> Image.Image:
+    """Each picture beside its heat; as many pairs a row as there is room for."""
+    full = _full_colour(np.concatenate([picture.heat.ravel() for picture in explanation.pictures]))
+    rows: list[list[tuple[PictureHeat, tuple[int, int]]]] = [[]]
+    x = 0
+    for picture in explanation.pictures:
+        height, width = picture.pixels.shape[:2]
+        scale = min(_PICTURE_HEIGHT / height, _PICTURE_WIDTH / width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if x and x + 2 * size[0] + 6 > INNER:
+            rows.append([])
+            x = 0
+        rows[-1].append((picture, size))
+        x += max(2 * size[0] + 6, 210) + 26
+    heights = [max(height for _, (_, height) in row) for row in rows]
+    panel, draw = _panel(sum(heights) + 34 * len(rows) + 22)
+    top = 0
+    for row, tallest in zip(rows, heights, strict=True):
+        x = 0
+        for picture, size in row:
+            plain = Image.fromarray(picture.pixels).resize(size, Image.Resampling.LANCZOS)
+            panel.paste(plain, (x, top))
+            panel.paste(_overlay(picture, size, full), (x + size[0] + 6, top))
+            for left in (x, x + size[0] + 6):
+                draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=_LINE)
+            note = f"{picture.name}  ·  {100 * explanation.shares[picture.name]:.1f} %  ·  {_grid(picture)} tokens"
+            width = max(2 * size[0] + 6, 210)
+            draw.text((x, top + size[1] + 8), _cut(draw, note, font(13), width), fill=_INK, font=font(13))
+            x += width + 26
+        top += tallest + 34
+    _scale(panel, draw, top + 2, "no attention", "strongest within the pictures", font)
+    return panel
+
+
+def _grid(picture: PictureHeat) -> str:
+    return f"{picture.heat.shape[1]} by {picture.heat.shape[0]}"
+
+
+def _scale(panel: Image.Image, draw: ImageDraw.ImageDraw, top: int, low: str, high: str, font: Font) -> None:
+    """The legend of the heat's colours."""
+    draw.text((0, top + 8), low, fill=_FAINT, font=font(12), anchor="lm")
+    left = round(draw.textlength(low, font=font(12))) + 8
+    colours = np.broadcast_to(_heat_colours(np.linspace(0, 1, 120)), (12, 120, 3))
+    panel.paste(Image.fromarray(np.rint(colours).astype(np.uint8)), (left, top + 2))
+    draw.text((left + 128, top + 8), high, fill=_FAINT, font=font(12), anchor="lm")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------------------------------
+_LABEL_WIDTH, _LINE_HEIGHT = 108, 30
+
+
+def _words(explanation: Explanation, font: Font) -> Image.Image:
+    """The text in its parts, each word on a ground as strong as its weight."""
+    _, ruler = _panel(1)
+    places, bottom = _word_places(explanation, ruler, font)
+    full = _full_colour(explanation.word_weights)
+    panel, draw = _panel(bottom + 26)
+    seen = ""
+    for word, part, weight, (x, y, width) in places:
+        if part != seen:
+            draw.text((0, y + 13), part, fill=_FAINT, font=font(14), anchor="lm")
+            share = f"{100 * explanation.shares.get(part, 0):.1f} %"
+            draw.text((0, y + 30), share, fill=_FAINT, font=font(12), anchor="lm")
+            seen = part
+        value = min(1.0, float(weight) / full)
+        ground = tuple(int(round(channel)) for channel in _heat_colours(np.asarray(value)))
+        draw.rounded_rectangle((x, y, x + width, y + 25), radius=5, fill=ground)
+        draw.text((x + width / 2, y + 13), word, fill=_CARD if value > 0.72 else _INK, font=font(16), anchor="mm")
+    _scale(panel, draw, bottom + 8, "no attention", "strongest within the words", font)
+    return panel
+
+
+def _word_places(
+    explanation: Explanation, ruler: ImageDraw.ImageDraw, font: Font
+) -> tuple[list[tuple[str, str, float, tuple[float, float, float]]], int]:
+    """Left, top and width of each word, and where the last line ends. A word wider than a line is cut into pieces."""
+    room = INNER - _LABEL_WIDTH
+    places: list[tuple[str, str, float, tuple[float, float, float]]] = []
+    x, y, seen, first_line = 0.0, 0.0, "", 0.0
+    for whole, part, weight in zip(
+        explanation.words, explanation.word_parts, explanation.word_weights.tolist(), strict=True
+    ):
+        if part != seen:
+            y = max(y + _LINE_HEIGHT, first_line + 42) + 4 if seen else 0.0
+            x, seen, first_line = 0.0, part, y
+        for word in _pieces(ruler, whole, font(16), room - 10):
+            width = ruler.textlength(word, font=font(16)) + 10
+            if x and x + width > room:
+                x, y = 0.0, y + _LINE_HEIGHT
+            places.append((word, part, weight, (_LABEL_WIDTH + x, y, width)))
+            x += width + 3
+    return places, round(max(y + _LINE_HEIGHT, first_line + 42))
+
+
+def _pieces(ruler: ImageDraw.ImageDraw, word: str, font: Any, width: float) -> list[str]:
+    pieces = []
+    while ruler.textlength(word, font=font) > width:
+        size = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or ruler.textlength(word[:n], font=font) <= width)
+        pieces.append(word[:size])
+        word = word[size:]
+    return [*pieces, word]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gates and reasoning
+# ---------------------------------------------------------------------------------------------------------------------
+def _gates(gates: np.ndarray, font: Font) -> Image.Image:
+    """A bar for each head and one for their mean, divided among the item's own state, pictures and title."""
+    rows = [(f"head {head + 1}", gates[head]) for head in range(len(gates))] + [("mean", gates.mean(axis=0))]
+    panel, draw = _panel(26 * len(rows) + 34)
+    left, length = 70, INNER - 70
+    for number, (name, values) in enumerate(rows):
+        top = number * 26 + (6 if name == "mean" else 0)
+        draw.text((0, top + 10), name, fill=_INK if name == "mean" else _FAINT, font=font(14), anchor="lm")
+        x = float(left)
+        for (_, colour), value in zip(_GATES, values.tolist(), strict=True):
+            _bar(draw, (x, top, x + value * length, top + 20), colour)
+            if value > 0.06:
+                text = f"{100 * value:.0f} %"
+                draw.text((x + value * length / 2, top + 10), text, fill=_CARD, font=font(13), anchor="mm")
+            x += value * length
+    x, top = float(left), 26 * len(rows) + 22
+    for name, colour in _GATES:
+        draw.rounded_rectangle((x, top - 6, x + 12, top + 6), radius=3, fill=colour)
+        draw.text((x + 19, top), name, fill=_INK, font=font(14), anchor="lm")
+        x += draw.textlength(name, font=font(14)) + 42
+    return panel
+
+
+def _reasoning(reasoning: Any, font: Font) -> Image.Image:
+    """What was written: keys and values, then what could not be parsed."""
+    lines = [(key, ", ".join(values), _INK) for key, values in reasoning.attributes.items()]
+    lines += [("unparsed", piece, (186, 56, 44)) for piece in reasoning.unparsed]
+    if not reasoning.closed:
+        lines.append(("", "the reasoning was not closed", _FAINT))
+    if not lines:
+        lines = [("", "nothing was written", _FAINT)]
+    _, ruler = _panel(1)
+    laid = [
+        (key if number == 0 else "", line, colour)
+        for key, text, colour in lines
+        for number, line in enumerate(_lines(ruler, text, font(16), INNER - 190))
+    ]
+    panel, draw = _panel(28 * len(laid) + 4)
+    for number, (key, line, colour) in enumerate(laid):
+        draw.text((0, 28 * number + 12), _cut(draw, key, font(14), 176), fill=_FAINT, font=font(14), anchor="lm")
+        draw.text((190, 28 * number + 12), line, fill=colour, font=font(16), anchor="lm")
+    return panel
+
+
+def _lines(ruler: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> list[str]:
+    lines = [""]
+    for whole in text.split():
+        for word in _pieces(ruler, whole, font, width):
+            joined = f"{lines[-1]} {word}".strip()
+            if ruler.textlength(joined, font=font) <= width:
+                lines[-1] = joined
+            else:
+                lines.append(word)
+    return lines
