@@ -3,10 +3,14 @@
 Shape suffixes: N rows of this process, M rows of all processes together.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -30,24 +34,46 @@ def gather_sizes(rows: int, device: torch.device) -> list[int]:
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Concatenate the rows of all processes; see `gather_all_with_gradient`.
+
+    Shapes:
+        (N, …) → (M, …), in order of rank. One process: the tensor itself.
+    """
+    return gather_all_with_gradient([tensor])[0]
+
+
+def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Concatenate the rows of all processes, so that every process's loss reaches every process's encoder.
 
     With per-process mean losses and gradients averaged over processes (as DDP does), the result is the gradient of
     the mean loss over the global batch. `accelerate.gather` carries no gradient, and a gather without gradient plus
     the own slice loses the other processes' pull on one's own candidates.
 
+    All tensors travel in one exchange: the backward of several could come in another order in another process.
+
     Args:
-        tensor: this process's rows; the number of rows may differ between processes.
+        tensors: this process's rows of each; the number of rows may differ between processes and tensors.
 
     Shapes:
-        (N, …) → (M, …), in order of rank. One process: the tensor itself.
+        each (N, …) float32 → (M, …), in order of rank. One process: the tensors themselves.
     """
-    if world_size() == 1:
-        return tensor
-    sizes = gather_sizes(len(tensor), tensor.device)
-    padding = tensor.new_zeros((max(sizes) - len(tensor), *tensor.shape[1:]))
-    parts = dist_nn.all_gather(torch.cat([tensor, padding]).contiguous())
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    if world_size() == 1 or not tensors:
+        return list(tensors)
+    own = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
+    counts = [torch.zeros_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    widths = [math.prod(tensor.shape[1:]) for tensor in tensors]
+    sizes = [sum(rows * width for rows, width in zip(count.tolist(), widths, strict=True)) for count in counts]
+    flat = torch.cat([tensor.float().reshape(-1) for tensor in tensors])
+    flat = torch.cat([flat, flat.new_zeros(max(sizes) - len(flat))])
+    parts: list[list[Tensor]] = [[] for _ in tensors]
+    for received, count in zip(dist_nn.all_gather(flat), counts, strict=True):
+        start = 0
+        for place, (tensor, rows, width) in enumerate(zip(tensors, count.tolist(), widths, strict=True)):
+            piece = received[start : start + rows * width]
+            parts[place].append(piece.reshape(rows, *tensor.shape[1:]).to(tensor.dtype))
+            start += rows * width
+    return [torch.cat(part) for part in parts]
 
 
 def gather_ids(ids: Tensor) -> Tensor:
@@ -68,3 +94,31 @@ def gather_ids(ids: Tensor) -> Tensor:
 def first_row(rows: int, device: torch.device) -> int:
     """Return where this process's rows begin in the gathered tensor."""
     return sum(gather_sizes(rows, device)[: rank()])
+
+
+def mean_rows(rows: int, device: torch.device) -> float:
+    """Return the number of rows of all processes over the number of processes: the divisor of a process's sum, so that
+    the average over processes is the mean over all rows."""
+    return sum(gather_sizes(rows, device)) / world_size()
+
+
+class _Touch(torch.autograd.Function):
+    """Zero, with a gradient of zero for every argument."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return torch.zeros((), device=parameters[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(parameter.new_zeros(()).expand(parameter.shape) for parameter in ctx.saved_tensors)
+
+
+def touch_every_parameter(model: nn.Module) -> Tensor:
+    """Zero, with a gradient of zero for every parameter that learns.
+
+    DDP waits for the gradient of each parameter: also for the vision tower in a batch of texts, for experts' preferences
+    that a loss leaves out. `find_unused_parameters` fails where a picture batch is followed by a text batch.
+    """
+    return _Touch.apply(*(parameter for parameter in model.parameters() if parameter.requires_grad))

@@ -1,4 +1,3 @@
-
 """Negatives beyond the batch: the queue of past steps, its drift, and the candidates that are no negatives.
 
 Shape suffixes: B queries, C candidates, K candidates of one block, D embedding width, P known positives of a query (padded
@@ -266,7 +265,7 @@ class FalseNegatives:
 
     Args:
         queries: what is known about each query.
-        candidates: the ids and groups of all candidates, in the order in which the loss compares them.
+        product_C, group_C: the ids and groups of all candidates, in the order in which the loss compares them.
         target_B: the row of each query's own answer.
         margin: on the cosine similarity, from 0 to 2; None: only ids decide.
 
@@ -275,17 +274,23 @@ class FalseNegatives:
     """
 
     def __init__(
-        self, queries: QueryFacts, candidates: Candidates, target_B: Tensor, margin: float | None = None
+        self,
+        queries: QueryFacts,
+        product_C: Tensor,
+        group_C: Tensor,
+        target_B: Tensor,
+        margin: float | None = None,
     ) -> None:
         if margin is not None and not margin >= 0:
             raise ValueError(f"margin: found {margin}; accepted: 0 or more, or None")
-        self.queries, self.candidates, self.target_B, self.margin = queries, candidates, target_B, margin
+        self.queries, self.product_C, self.group_C = queries, product_C, group_C
+        self.target_B, self.margin = target_B, margin
         self._counts: dict[int, Tensor] = {}
 
     def __call__(self, start: int, similarity_BK: Tensor, positive_B: Tensor) -> Tensor:
         """Return (B, K) bool for the candidates from `start` on; see `Exclusion` in `training.losses.info_nce`."""
         part = slice(start, start + similarity_BK.shape[1])
-        product_K, group_K = self.candidates.product_C[part], self.candidates.group_C[part]
+        product_K, group_K = self.product_C[part], self.group_C[part]
         excluded_BK = false_negative_mask(self.queries, product_K, group_K)
         if self.margin is not None:
             too_near_BK = similarity_BK > positive_B[:, None] + self.margin
@@ -297,17 +302,22 @@ class FalseNegatives:
 
     def share(self) -> Tensor:
         """The share of (query, candidate) pairs that was excluded, once a loss has gone over the candidates."""
-        pairs = len(self.queries.product_B) * len(self.candidates)
+        pairs = len(self.queries.product_B) * len(self.product_C)
         return torch.stack(list(self._counts.values())).sum().double() / max(pairs, 1)
 
 
 def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
     """Return (B, C) bool: whether row b of the ids, padded with NO_ID, holds product c. Memory stays at B·(K + C)."""
+    return relevance(ids_BK, torch.ones_like(ids_BK, dtype=torch.bool), product_C)
+
+
+def relevance(ids_BK: Tensor, weight_BK: Tensor, product_C: Tensor) -> Tensor:
+    """Return (B, C): the weight of product c in row b of the ids, padded with NO_ID; 0 where the row does not hold it."""
     if not ids_BK.numel() or not len(product_C):
-        return torch.zeros((len(ids_BK), len(product_C)), dtype=torch.bool, device=product_C.device)
+        return weight_BK.new_zeros((len(ids_BK), len(product_C)))
     product_U, place_C = product_C.unique(return_inverse=True)
     place_BK = torch.searchsorted(product_U, ids_BK).clamp(max=len(product_U) - 1)
     row, column = ((product_U[place_BK] == ids_BK) & (ids_BK != NO_ID)).nonzero(as_tuple=True)
-    found_BU = torch.zeros((len(ids_BK), len(product_U)), dtype=torch.bool, device=product_C.device)
-    found_BU[row, place_BK[row, column]] = True
-    return found_BU[:, place_C]
+    weight_BU = weight_BK.new_zeros((len(ids_BK), len(product_U)))
+    weight_BU[row, place_BK[row, column]] = weight_BK[row, column]
+    return weight_BU[:, place_C]

@@ -19,17 +19,14 @@ class SharedPictures:
     forms of each item and does not say how).
 
     Args:
-        model: a model whose vision tower is called as tower(pixel_values, grid_thw=…), such as MoonModel, adapters or not.
+        tower: what is called as tower(pixel_values, grid_thw=…); see `vision_tower`.
 
     Raises:
-        ValueError: a model without such a tower; pictures to reuse before any were seen, or of other sizes.
+        ValueError: pictures to reuse before any were seen, or of other sizes.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        towers = [module for name, module in model.named_modules() if name.split(".")[-1] == "visual"]
-        if not towers:
-            raise ValueError(f"model: found no vision tower in {type(model).__name__}; accepted: a module named visual")
-        self.tower = towers[0]
+    def __init__(self, tower: nn.Module) -> None:
+        self.tower = tower
         self._seen: tuple[Any, Tensor] | None = None
         self._places: list[int] | None = None
 
@@ -61,6 +58,11 @@ class SharedPictures:
         if not torch.equal(grid[places], grid_thw):
             raise ValueError(f"pictures: found sizes {grid_thw.tolist()}; accepted: {grid[places].tolist()}, as seen")
         return _chosen(found, grid.prod(dim=1), places)
+
+
+def vision_tower(model: nn.Module) -> nn.Module | None:
+    """Return the module named `visual` of a model, adapters or not, or None where there is none."""
+    return next((module for name, module in model.named_modules() if name.split(".")[-1] == "visual"), None)
 
 
 def _copied(found: Any) -> Any:

@@ -11,6 +11,7 @@ from training.negatives import (
     QueryFacts,
     contains,
     false_negative_mask,
+    relevance,
     stable_id,
 )
 
@@ -173,7 +174,7 @@ def test_false_negatives_are_the_same_block_by_block(block, margin):
             wanted[b, c] |= int(candidates.product_C[c]) not in queries.negative_BN[b].tolist()
         assert (near & ~wanted).any()
         assert (wanted & ~slow_mask(queries, candidates.product_C, candidates.group_C, target)).any()
-    ours = FalseNegatives(queries, candidates, target, margin)
+    ours = FalseNegatives(queries, candidates.product_C, candidates.group_C, target, margin)
     for _ in range(2):  # the second pass, as in a backward, is not counted again
         parts = [ours(start, similarity[:, start : start + block], positive) for start in range(0, 20, block)]
     assert torch.equal(torch.cat(parts, dim=1), wanted)
@@ -184,7 +185,7 @@ def test_streamed_and_plain_losses_leave_out_the_same_false_negatives():
     queries, candidates, target, query = random_batch(2)
     losses = []
     for block_size in (None, 4):
-        exclusion = FalseNegatives(queries, candidates, target, margin=0.1)
+        exclusion = FalseNegatives(queries, candidates.product_C, candidates.group_C, target, margin=0.1)
         losses.append(InfoNCELoss(0.1, block_size)(query, candidates.vector_CD, target, exclusion))
     assert torch.allclose(*losses, atol=1e-6)
     assert not torch.allclose(losses[0], InfoNCELoss(0.1)(query, candidates.vector_CD, target), atol=1e-3)
@@ -193,7 +194,7 @@ def test_streamed_and_plain_losses_leave_out_the_same_false_negatives():
 def test_a_margin_below_nothing_is_refused():
     queries, candidates, target, _ = random_batch(3)
     with pytest.raises(ValueError, match="margin: found -0.1"):
-        FalseNegatives(queries, candidates, target, -0.1)
+        FalseNegatives(queries, candidates.product_C, candidates.group_C, target, -0.1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -204,6 +205,11 @@ def test_membership_equals_looking_up_each_id(seed):
     product = torch.cat([ids.flatten()[torch.randint(0, 24, (9,), generator=generator)], torch.tensor([NO_ID, 7])])
     wanted = [[int(c) in row.tolist() and int(c) != NO_ID for c in product] for row in ids]
     assert contains(ids, product).tolist() == wanted
+    weight = torch.rand(4, 6, generator=generator)
+    found = relevance(ids, weight, product)
+    assert torch.equal(found > 0, torch.tensor(wanted))
+    for b, c in found.nonzero().tolist():
+        assert found[b, c] in weight[b, ids[b] == product[c]]
     assert contains(ids[:, :0], product).any() == contains(ids, product[:0]).any() == torch.tensor(False)
 
 
