@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
-EXPERT_ROUTINGS = ("none", "guided")
+EXPERT_ROUTINGS = ("none", "guided", "modality")
 READOUTS = ("mean", "emb", "last")
 # The two aspects that have an expert of their own under guided routing (MOON §3), in the order of those experts.
 ASPECTS = ("category", "attribute")
@@ -42,27 +42,46 @@ class MoonConfig(PreTrainedConfig):
     Args:
         vlm_config (`PreTrainedConfig` or `dict`): configuration of the vision-language base, of model type `qwen3_vl` or
             `qwen2_5_vl`. It is copied, never shared. Default: Qwen3-VL's.
-        expert_routing (`str`): "guided" turns the feed-forward layers of `moe_layers` into guided mixtures of experts
-            (MOON §3); "none" leaves the base's dense layers. Default "guided".
-        num_experts (`int`): N, all experts of a layer; the last two are the category and the attribute expert. Default 4.
-        num_experts_per_token (`int`): k, how many of the N - 2 free experts a token uses. With k = 1 the renormalised
-            weight of a token outside the spans is the constant 1 and its router gets no gradient, so that at least 2 is
-            asked for where there are 2 free experts (our design). Default 2.
+        expert_routing (`str`): what the feed-forward layers of `moe_layers` become: "guided" mixtures of experts (MOON §3),
+            "modality" for modality-driven ones (MOON2.0, arXiv 2511.12449), "none" for the base's dense layers.
+            Default "guided".
+        num_experts (`int`): N, all experts of a layer; under guided routing the last two are the category and the
+            attribute expert. Default 4.
+        num_experts_per_token (`int`): k, how many experts a token uses (under guided routing: of the N - 2 free ones).
+            With k = 1 the weight of a lone expert is 1 and the router learns through a straight-through estimate (our
+            design; see `MoonMixture`). Default 2.
         moe_layers (`list[int]` or `None`): decoder layers that become mixtures; `None` is every layer, as in the paper.
+        objectives (`list[str]`): names of the M alignment objectives whose preferences modality-driven experts learn
+            (MOON2.0: one for each form of the query). Default ["t", "i", "mm"].
         readout (`str`): what the vector is read from: "mean" of the last hidden states (MOON §3), the state of the
-            "emb" token, or the "last" attended token (bases that are embedders already). Default "mean".
+            "emb" token (MOON3.0), or the "last" attended token (bases that are embedders already). Default "mean".
+        fusion (`bool`): whether the state that is read is fused with the raw image and title tokens by gated attention
+            (MOON3.0, arXiv 2604.00513). Default False.
+        fusion_heads (`int`): heads of that attention, a divisor of the base's width. Default 8.
+        fire_layers (`list[int]` or `None`): decoder layers with fine-grained residual enhancement (MOON3.0). Default None.
+        fire_rank (`int`): width of its low-rank networks. Default 64.
+        fire_vision_blocks (`list[int]` or `None`): blocks of the vision tower whose outputs are the details of image
+            tokens. `None`: the deep-stack features of a Qwen3-VL base; the blocks with full attention of a Qwen2.5-VL
+            base; the last block of a base that has neither.
         embedding_dim (`int` or `None`): size of the vector, at most the base's width. `None` keeps the base's width
             without a projection. Default 256.
+        matryoshka_dims (`list[int]` or `None`): prefixes of the vector that are given out too, each normalised
+            (arXiv 2205.13147), ascending and at most the vector's size. Default None.
+        max_reasoning_tokens (`int` or `None`): longest reasoning that is written before the vector is read; `None` for a
+            model that does not reason. Asks for readout "emb". Default None.
         category_start_token_id, category_end_token_id, attribute_start_token_id, attribute_end_token_id (`int` or
             `None`): ids of the marker tokens around the category and the attributes; `None` where the vocabulary has
             no such marker, and then no token is routed to that aspect's expert.
+        title_start_token_id, title_end_token_id (`int` or `None`): those around the title, required by `fusion`.
+        think_start_token_id, think_end_token_id (`int` or `None`): ids of `<think>` and `</think>`, required by
+            `max_reasoning_tokens`.
         emb_token_id (`int` or `None`): id of the `<emb>` token, required by readout "emb".
-        initializer_range (`float`): standard deviation of freshly made router and expert weights. Default 0.02.
+        initializer_range (`float`): standard deviation of freshly made weights. Default 0.02.
 
     Raises:
         ValueError: an unknown argument (with the nearest known one), another backbone, a value out of range.
 
-    Relations: `MoonConfig.moon1(...)` is the preset of MOON (arXiv 2508.11999).
+    Relations: `MoonConfig.moon1(...)`, `.moon2(...)` and `.moon3(...)` are the presets of the three papers.
     """
 
     model_type = "moon"
@@ -74,12 +93,24 @@ class MoonConfig(PreTrainedConfig):
     num_experts: int = 4
     num_experts_per_token: int = 2
     moe_layers: list[int] | None = None
+    objectives: list[str] | tuple[str, ...] = ("t", "i", "mm")
     readout: str = "mean"
+    fusion: bool = False
+    fusion_heads: int = 8
+    fire_layers: list[int] | None = None
+    fire_rank: int = 64
+    fire_vision_blocks: list[int] | None = None
     embedding_dim: int | None = 256
+    matryoshka_dims: list[int] | None = None
+    max_reasoning_tokens: int | None = None
     category_start_token_id: int | None = None
     category_end_token_id: int | None = None
     attribute_start_token_id: int | None = None
     attribute_end_token_id: int | None = None
+    title_start_token_id: int | None = None
+    title_end_token_id: int | None = None
+    think_start_token_id: int | None = None
+    think_end_token_id: int | None = None
     emb_token_id: int | None = None
     initializer_range: float = 0.02
 
@@ -99,39 +130,81 @@ class MoonConfig(PreTrainedConfig):
         _one_of("readout", self.readout, READOUTS)
         if self.readout == "emb" and self.emb_token_id is None:
             raise ValueError("MoonConfig: readout='emb' needs emb_token_id, the id of the <emb> token")
+        for span in (*ASPECTS, "title", "think"):
+            start, end = f"{span}_start_token_id", f"{span}_end_token_id"
+            if (getattr(self, start) is None) != (getattr(self, end) is None):
+                raise ValueError(f"MoonConfig: {start} and {end} go together; one is None")
+        self._validate_vector()
+        self._validate_experts()
+        self._validate_fire()
+        if self.fusion:
+            self._validate_fusion()
+        if self.max_reasoning_tokens is not None:
+            self._validate_reasoning()
+
+    def _validate_vector(self) -> None:
         width = self.hidden_size
         if self.embedding_dim is not None and not 1 <= self.embedding_dim <= width:
             raise ValueError(
                 f"MoonConfig: embedding_dim={self.embedding_dim}; accepted: 1 to the base's width {width}, or None"
             )
-        for start, end in ((f"{aspect}_start_token_id", f"{aspect}_end_token_id") for aspect in ASPECTS):
-            if (getattr(self, start) is None) != (getattr(self, end) is None):
-                raise ValueError(f"MoonConfig: {start} and {end} go together; one is None")
-        if self.expert_routing == "guided":
-            self._validate_experts()
+        self.matryoshka_dims = self._ascending("matryoshka_dims", range(1, self.vector_size + 1))
 
     def _validate_experts(self) -> None:
-        free = self.num_experts - len(ASPECTS)
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"MoonConfig: objectives={self.objectives!r}; accepted: different names, at least one")
+        self.objectives = list(self.objectives)
+        if self.expert_routing == "none":
+            return
+        free = self.num_free_experts
+        reserved = self.num_experts - free
         if free < 1:
             raise ValueError(
-                f"MoonConfig: num_experts={self.num_experts} leaves no free expert; accepted: 3 or more "
-                "(guided routing reserves one for the category and one for the attributes)"
+                f"MoonConfig: num_experts={self.num_experts} leaves no free expert; accepted: {reserved + 1} or more"
+                + (" (guided routing reserves one for the category and one for the attributes)" if reserved else "")
             )
-        least = min(2, free)
-        if not least <= self.num_experts_per_token <= free:
+        if not 1 <= self.num_experts_per_token <= free:
             raise ValueError(
-                f"MoonConfig: num_experts_per_token={self.num_experts_per_token} is out of range; accepted: {least} to {free} "
-                f"(num_experts={self.num_experts} has {free} free experts; fewer than 2 would give the router no gradient)"
+                f"MoonConfig: num_experts_per_token={self.num_experts_per_token} is out of range; accepted: 1 to {free} "
+                f"(of num_experts={self.num_experts}, {free} are free)"
             )
-        depth = self.text_config.num_hidden_layers
-        layers = self.moe_layers
-        if layers is None:
-            return
-        if not isinstance(layers, list | tuple) or not all(isinstance(i, int) and 0 <= i < depth for i in layers):
+        self.moe_layers = self._ascending("moe_layers", range(self.text_config.num_hidden_layers))
+
+    def _validate_fire(self) -> None:
+        self.fire_layers = self._ascending("fire_layers", range(self.text_config.num_hidden_layers))
+        self.fire_vision_blocks = self._ascending("fire_vision_blocks", range(self.vision_config.depth))
+        if self.fire_rank < 1:
+            raise ValueError(f"MoonConfig: fire_rank={self.fire_rank}; accepted: 1 or more")
+
+    def _validate_fusion(self) -> None:
+        if self.fusion_heads < 1 or self.hidden_size % self.fusion_heads:
             raise ValueError(
-                f"MoonConfig: moe_layers={layers!r}; accepted: None or a list of layers from 0 to {depth - 1}"
+                f"MoonConfig: fusion_heads={self.fusion_heads}; accepted: a divisor of the base's width {self.hidden_size}"
             )
-        self.moe_layers = sorted(set(layers))
+        if self.title_start_token_id is None:
+            raise ValueError("MoonConfig: fusion needs title_start_token_id and title_end_token_id, around the title")
+
+    def _validate_reasoning(self) -> None:
+        if self.max_reasoning_tokens < 1:
+            raise ValueError(
+                f"MoonConfig: max_reasoning_tokens={self.max_reasoning_tokens}; accepted: 1 or more, or None"
+            )
+        if self.readout != "emb":
+            raise ValueError(f"MoonConfig: reasoning is read at <emb>; found readout={self.readout!r}, accepted: 'emb'")
+        if self.think_start_token_id is None:
+            raise ValueError("MoonConfig: reasoning needs think_start_token_id and think_end_token_id")
+
+    def _ascending(self, name: str, accepted: range) -> list[int] | None:
+        """The whole numbers of a field, sorted, each once; None stays None."""
+        values = getattr(self, name)
+        if values is None:
+            return None
+        if not isinstance(values, list | tuple) or not all(isinstance(i, int) and i in accepted for i in values):
+            raise ValueError(
+                f"MoonConfig: {name}={values!r}; accepted: None or a list of whole numbers from {accepted.start} to "
+                f"{accepted.stop - 1}"
+            )
+        return sorted(set(values))
 
     @property
     def text_config(self) -> Any:
@@ -169,11 +242,33 @@ class MoonConfig(PreTrainedConfig):
         return self.vlm_config.tie_word_embeddings
 
     @property
-    def guided_layers(self) -> tuple[int, ...]:
+    def mixture_layers(self) -> tuple[int, ...]:
         """The decoder layers that are mixtures of experts."""
         if self.expert_routing == "none":
             return ()
         return tuple(range(self.text_config.num_hidden_layers)) if self.moe_layers is None else tuple(self.moe_layers)
+
+    @property
+    def num_free_experts(self) -> int:
+        """Experts of a mixture that are not reserved for an aspect."""
+        return self.num_experts - (len(ASPECTS) if self.expert_routing == "guided" else 0)
+
+    @property
+    def reads_aspects(self) -> bool:
+        """Whether the experts of some layer are chosen by the aspect markers in the text."""
+        return self.expert_routing == "guided" and bool(self.mixture_layers)
+
+    @property
+    def detail_blocks(self) -> tuple[int, ...]:
+        """Blocks of the vision tower whose outputs FIRE reads; empty where it reads deep-stack features, or nothing."""
+        if not self.fire_layers:
+            return ()
+        if self.fire_vision_blocks is not None:
+            return tuple(self.fire_vision_blocks)
+        if getattr(self.vision_config, "deepstack_visual_indexes", None):
+            return ()
+        full = getattr(self.vision_config, "fullatt_block_indexes", None) or ()
+        return tuple(block for block in full if block < self.vision_config.depth) or (self.vision_config.depth - 1,)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The text model's configuration (which TRL and generation ask for)."""
@@ -197,8 +292,52 @@ class MoonConfig(PreTrainedConfig):
         }
         return cls(vlm_config=vlm_config, **(preset | overrides))
 
+    @classmethod
+    def moon2(cls, vlm_config: Any = None, **overrides: Any) -> MoonConfig:
+        """The preset of MOON2.0 (CVPR 2026, arXiv 2511.12449): modality-driven experts in every layer, mean pooling.
 
-PRESETS = {"moon1": MoonConfig.moon1}
+        Z = 4 experts with two on, and the three objectives t, i, mm as names, are our design. Dual alignment and sample
+        filtering belong to training.
+
+        Args:
+            vlm_config: the base's configuration.
+            **overrides: any argument of `MoonConfig`.
+        """
+        preset: dict[str, Any] = {
+            "expert_routing": "modality",
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "objectives": ["t", "i", "mm"],
+            "readout": "mean",
+        }
+        return cls(vlm_config=vlm_config, **(preset | overrides))
+
+    @classmethod
+    def moon3(cls, vlm_config: Any = None, **overrides: Any) -> MoonConfig:
+        """The preset of MOON3.0 (arXiv 2604.00513): guided experts, `<emb>`, fusion, FIRE in four layers, reasoning.
+
+        The 256 dimensions are the paper's; four FIRE layers, spread evenly, and at most 32 reasoning tokens (as
+        LREM, arXiv 2510.14321, found best) are our design.
+
+        Args:
+            vlm_config: the base's configuration.
+            **overrides: any argument of `MoonConfig`; the ids of the title, think and `<emb>` tokens are needed.
+        """
+        vlm_config = _read_vlm_config(vlm_config)
+        depth = vlm_config.text_config.num_hidden_layers
+        preset: dict[str, Any] = {
+            "expert_routing": "guided",
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "readout": "emb",
+            "fusion": True,
+            "fire_layers": sorted({(2 * i + 1) * depth // 8 for i in range(4)}),
+            "max_reasoning_tokens": 32,
+        }
+        return cls(vlm_config=vlm_config, **(preset | overrides))
+
+
+PRESETS = {"moon1": MoonConfig.moon1, "moon2": MoonConfig.moon2, "moon3": MoonConfig.moon3}
 
 
 def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -1,63 +1,54 @@
-"""The architecture of Moon, top to bottom: experts, guided mixture, decoder layers, text models, MoonModel, generation.
+"""The architecture of Moon, top to bottom: experts, mixtures, FIRE, decoder layers, text models, fusion, MoonModel, generation.
 
 A Moon model *holds* a vision-language base (Qwen3-VL or Qwen2.5-VL) and swaps its text model for one whose decoder layers
-call our mixture of experts. The vision tower, the attention layers and the position encoding are the base's own code.
+call our mixtures of experts. The vision tower, the attention layers and the position encoding are the base's own code.
 
 Shape suffixes: B batch rows, T tokens of a row, N tokens of the whole batch (B·T), H hidden width, I width of one expert,
-D size of the vector, E experts, F free experts (E - 2), K active slots of a token, L layers that are mixtures.
+D size of the vector, E experts, F free experts, K active slots of a token, L layers that are mixtures, M objectives,
+P image tokens of the whole batch, V levels of visual detail, R width of a low-rank network, A fusion heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLTextModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextModel
-from transformers.utils import ModelOutput
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextModel,
+    eager_attention_forward,
+)
+from transformers.vision_utils import get_vision_window_index
 
-from .configuration_moon import ASPECTS, MoonConfig
+from .configuration_moon import MoonConfig
+from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
+from .generation_moon import MoonGenerationMixin
+from .outputs_moon import MoonCausalLMOutput, MoonOutput
+from .routing_moon import Routing, objective_weights, routing_statistics
+from .tokens_moon import (
+    RawTokens,
+    aspect_ids_from_markers,
+    find_raw_tokens,
+    in_rows,
+    mean_of,
+    packed_positions,
+    readable_tokens,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Guided mixture of experts (MOON §3)
+# Mixtures of experts: guided (MOON §3) and modality-driven (MOON2.0)
 # ---------------------------------------------------------------------------------------------------------------------
-def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
-    """The aspect of each token, read from the marker tokens: 0 none, 1 category, 2 attribute.
-
-    A token belongs to an aspect when the last marker at or before it opens that aspect; the markers themselves belong to
-    none. Only what stands before a token decides, so that a decoding step with a cache and a pass over the whole text
-    agree. Our design; MOON §3 speaks of the category and attribute substrings of the title.
-
-    Args:
-        input_ids_BT: int64 (B, T).
-        config: holds the ids of the markers.
-
-    Returns:
-        int64 (B, T) of 0, 1, 2.
-    """
-    opened_BT = torch.zeros_like(input_ids_BT)
-    is_marker_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
-    for number, aspect in enumerate(ASPECTS, start=1):
-        start, end = getattr(config, f"{aspect}_start_token_id"), getattr(config, f"{aspect}_end_token_id")
-        if start is None:
-            continue
-        opened_BT = torch.where(input_ids_BT == start, number, opened_BT)
-        is_marker_BT = is_marker_BT | (input_ids_BT == start) | (input_ids_BT == end)
-    positions_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-    last_marker_BT = torch.where(is_marker_BT, positions_T, -1).cummax(dim=1).values
-    aspect_BT = opened_BT.gather(1, last_marker_BT.clamp(min=0))
-    return torch.where(is_marker_BT | (last_marker_BT < 0), 0, aspect_BT)
-
-
 @use_experts_implementation
 class MoonExperts(nn.Module):
     """E gated feed-forward networks with their weights in three-dimensional tensors.
@@ -96,61 +87,188 @@ class MoonRouter(nn.Linear):
     """W_g of the gate `softmax(W_g x)`: one score per expert."""
 
 
-class MoonGuidedMoE(nn.Module):
-    r"""A feed-forward layer as a guided mixture of experts.
+class MoonMixture(nn.Module):
+    r"""A feed-forward layer as a mixture of experts: `y = Σ_n G̃_n(x)·f_n(x)`, G̃ the kept part of `G = softmax(W_g x)`.
 
-    `y = Σ_{n ≤ E-2} g_n(x)·f_n(x) + g_{E-1}(x^c)·f_{E-1}(x^c) + g_E(x^a)·f_E(x^a)`, `g = softmax(W_g x)` (MOON §3).
-    Expert E-1 sees category tokens only, expert E attribute tokens only. A token uses its k best free experts and, inside
-    a span, that span's expert; the weights are renormalised over the experts that are active. Top-k and the
-    renormalisation are our design (precedent: sparse upcycling, arXiv 2212.05055): with experts that are copies of the
-    base's layer the output is then the base's.
+    Kept weights are renormalised over the experts that are active (our design; precedent: sparse upcycling,
+    arXiv 2212.05055): with experts that are copies of the base's layer the output is then the base's. The weight of a lone
+    expert is then the constant 1, which would teach the router nothing: where one was chosen of several, the sum is taken
+    as a constant in the gradient, a straight-through estimate with which the router learns as in Switch Transformers
+    (arXiv 2101.03961), whose weight is the gate itself.
 
     Args:
         config: MoonConfig.
 
     Shapes: hidden (B, T, H), aspect_ids (B, T) of 0, 1, 2 or None -> (B, T, H).
+
+    Relations: `MoonGuidedMoE` and `MoonModalityMoE` say which experts a token keeps.
     """
 
     def __init__(self, config: MoonConfig) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        self.num_free = config.num_experts - len(ASPECTS)
+        self.num_free = config.num_free_experts
         self.top_k = config.num_experts_per_token
         self.router = MoonRouter(config.hidden_size, config.num_experts, bias=False)
         self.experts = MoonExperts(config.text_config, config.num_experts)
         # transformers skips empty slots only where this flag is set (it was made for expert parallelism).
         self.experts._is_expert_parallel = True
 
-    def route(self, hidden_NH: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chosen experts (N, K) int64, E for an empty slot, and their weights (N, K) float32 which sum to 1."""
+    def keep(self, gate_NE: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The experts (N, K) that a token keeps and their part (N, K) of the gate."""
+        raise NotImplementedError
+
+    def route(self, hidden_NH: torch.Tensor, aspect_N: torch.Tensor | None) -> Routing:
+        """Chosen experts and weights, which sum to 1 for each token."""
         gate_NE = self.router(hidden_NH).float().softmax(dim=-1)
-        weight_NK, index_NK = gate_NE[:, : self.num_free].topk(self.top_k, dim=-1)
-        if aspect_N is not None:
-            guided_N = self.num_free - 1 + aspect_N
-            has_aspect_N = aspect_N > 0
-            guided_weight_N = gate_NE.gather(1, guided_N.clamp(min=0)[:, None])[:, 0] * has_aspect_N
-            index_NK = torch.cat([index_NK, torch.where(has_aspect_N, guided_N, self.num_experts)[:, None]], dim=1)
-            weight_NK = torch.cat([weight_NK, guided_weight_N[:, None]], dim=1)
-        return index_NK, weight_NK / weight_NK.sum(dim=-1, keepdim=True)
+        index_NK, kept_NK = self.keep(gate_NE, aspect_N)
+        total_N1 = kept_NK.sum(dim=-1, keepdim=True)
+        if self.top_k == 1 < self.num_free:
+            alone_N1 = (kept_NK > 0).sum(dim=-1, keepdim=True) == 1
+            total_N1 = torch.where(alone_N1, total_N1.detach(), total_N1)
+        return Routing(index_NK, kept_NK / total_N1, gate_NE)
 
     def forward(
         self, hidden_BTH: torch.Tensor, aspect_ids: torch.Tensor | None = None, routing_trace: list | None = None
     ) -> torch.Tensor:
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
-        index_NK, weight_NK = self.route(hidden_NH, None if aspect_ids is None else aspect_ids.reshape(-1))
+        routing = self.route(hidden_NH, None if aspect_ids is None else aspect_ids.reshape(-1))
         if routing_trace is not None:
-            routing_trace.append(index_NK.detach())
-        return self.experts(hidden_NH, index_NK, weight_NK.to(hidden_NH.dtype)).view_as(hidden_BTH)
+            routing_trace.append(routing)
+        weight_NK = routing.weight_NK.to(hidden_NH.dtype)
+        return self.experts(hidden_NH, routing.index_NK, weight_NK).view_as(hidden_BTH)
+
+
+class MoonGuidedMoE(MoonMixture):
+    r"""A guided mixture of experts.
+
+    `y = Σ_{n ≤ E-2} g_n(x)·f_n(x) + g_{E-1}(x^c)·f_{E-1}(x^c) + g_E(x^a)·f_E(x^a)`, `g = softmax(W_g x)` (MOON §3).
+    Expert E-1 sees category tokens only, expert E attribute tokens only. A token uses its k best free experts and, inside
+    a span, that span's expert. Top-k is our design.
+
+    Args:
+        config: MoonConfig.
+    """
+
+    def keep(self, gate_NE: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        kept_NK, index_NK = gate_NE[:, : self.num_free].topk(self.top_k, dim=-1)
+        if aspect_N is None:
+            return index_NK, kept_NK
+        guided_N = self.num_free - 1 + aspect_N
+        has_aspect_N = aspect_N > 0
+        guided_weight_N = gate_NE.gather(1, guided_N.clamp(min=0)[:, None])[:, 0] * has_aspect_N
+        index_NK = torch.cat([index_NK, torch.where(has_aspect_N, guided_N, self.num_experts)[:, None]], dim=1)
+        return index_NK, torch.cat([kept_NK, guided_weight_N[:, None]], dim=1)
+
+
+class MoonModalityMoE(MoonMixture):
+    r"""A modality-driven mixture of experts (MOON2.0, arXiv 2511.12449).
+
+    Tokens keep their k best experts. A learnable matrix W* (Z experts × M objectives) says what an expert is for:
+    `p_{z,m} = softmax_m(W*_z)`; `MoonModel.objective_weights` and `MoonModel.preference_entropy` are made of it. One
+    matrix for each mixture layer, starting at zero (no preference), is our design.
+
+    Args:
+        config: MoonConfig; `objectives` names the M objectives.
+
+    Shapes: preference (E, M).
+    """
+
+    def __init__(self, config: MoonConfig) -> None:
+        super().__init__(config)
+        self.preference = nn.Parameter(torch.empty(config.num_experts, len(config.objectives)))
+
+    def keep(self, gate_NE: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        kept_NK, index_NK = gate_NE.topk(self.top_k, dim=-1)
+        return index_NK, kept_NK
+
+
+MIXTURES = {"guided": MoonGuidedMoE, "modality": MoonModalityMoE}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Decoder layers and text models: the base's, with the feed-forward layer swapped
+# Fine-grained residual enhancement (MOON3.0)
 # ---------------------------------------------------------------------------------------------------------------------
-class _GuidedLayer:
-    """What both backbones' layers share: attention as in the base, then the mixture, which is told the tokens' aspects."""
+class Details(NamedTuple):
+    """The local detail of each token: input embeddings (B, T, H); where image tokens stand (B, T) bool, in the order of
+    the levels (V, P, H) of what the vision tower saw there. Without levels the input embedding is all the detail."""
 
-    def _swap_feed_forward(self, moon_config: MoonConfig) -> None:
-        self.mlp = MoonGuidedMoE(moon_config)
+    embeds_BTH: torch.Tensor
+    is_image_BT: torch.Tensor | None = None
+    levels_VPH: torch.Tensor | None = None
+
+
+class MoonFire(nn.Module):
+    r"""Fine-grained residual enhancement of one decoder layer.
+
+    `h' = h + λ · σ(wᵀ GELU(W[LN h; LN s])) ⊙ F(LN s)`, F a low-rank network. s is the token's local detail: of a text
+    token its input embedding, of an image token the levels of the vision tower, mixed by learned weights of this layer
+    (softmax, equal at first). λ starts at 0, so that a fresh model computes what its base computes. MOON3.0
+    (arXiv 2604.00513) names the part and its aim; the form is our design (precedents: DeepStack, arXiv 2406.04334).
+
+    Args:
+        config: MoonConfig.
+        num_levels: V, the levels of visual detail; 0 where image tokens have none.
+
+    Shapes: hidden (B, T, H), details -> (B, T, H).
+    """
+
+    def __init__(self, config: MoonConfig, num_levels: int) -> None:
+        super().__init__()
+        width, rank = config.hidden_size, config.fire_rank
+        self.num_levels = num_levels
+        self.hidden_norm, self.detail_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.gate_in = nn.Linear(2 * width, rank, bias=False)
+        self.gate_out = nn.Linear(rank, 1, bias=False)
+        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        self.scale = nn.Parameter(torch.empty(1))  # λ
+        self.level_scores = nn.Parameter(torch.empty(num_levels)) if num_levels > 1 else None
+
+    def detail(self, details: Details) -> torch.Tensor:
+        """s (B, T, H)."""
+        if details.levels_VPH is None:
+            return details.embeds_BTH
+        if self.level_scores is None:
+            mixed_PH = details.levels_VPH[0]
+        else:
+            share_V = self.level_scores.softmax(dim=0).to(details.levels_VPH.dtype)
+            mixed_PH = torch.einsum("v,vph->ph", share_V, details.levels_VPH)
+        return details.embeds_BTH.masked_scatter(details.is_image_BT[..., None], mixed_PH)
+
+    def forward(self, hidden_BTH: torch.Tensor, details: Details) -> torch.Tensor:
+        detail_BTH = self.detail_norm(self.detail(details))
+        pair_BT2H = torch.cat([self.hidden_norm(hidden_BTH), detail_BTH], dim=-1)
+        gate_BT1 = self.gate_out(functional.gelu(self.gate_in(pair_BT2H))).sigmoid()
+        added_BTH = self.scale * gate_BT1 * self.up(functional.gelu(self.down(detail_BTH)))
+        return hidden_BTH + added_BTH.to(hidden_BTH.dtype)
+
+
+class MoonDetailMerger(nn.Module):
+    """One block's output in the vision tower, from patches to image tokens of the text model's width: layer norm, the
+    patches of a token side by side, a linear map. As the base's own patch merger, less its hidden layer. Our design."""
+
+    def __init__(self, config: MoonConfig) -> None:
+        super().__init__()
+        vision = config.vision_config
+        self.patches_per_token = vision.spatial_merge_size**2
+        self.norm = nn.LayerNorm(vision.hidden_size)
+        self.merge = nn.Linear(self.patches_per_token * vision.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.merge(self.norm(patches).reshape(-1, self.merge.in_features))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoder layers and text models: the base's, with the feed-forward layer swapped and FIRE behind it
+# ---------------------------------------------------------------------------------------------------------------------
+class _MoonLayer:
+    """What both backbones' layers share: attention as in the base, then the mixture, then FIRE, each where it is."""
+
+    def _equip(self, config: MoonConfig, layer: int) -> None:
+        self.is_mixture = layer in config.mixture_layers
+        if self.is_mixture:
+            self.mlp = MIXTURES[config.expert_routing](config)
+        self.fire = MoonFire(config, _num_levels(config)) if layer in (config.fire_layers or ()) else None
 
     def forward(
         self,
@@ -158,28 +276,37 @@ class _GuidedLayer:
         *,
         aspect_ids: torch.Tensor | None = None,
         routing_trace: list | None = None,
+        details: Details | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         residual = hidden_states
         hidden_states, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = residual + hidden_states
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), aspect_ids, routing_trace)
+        normed = self.post_attention_layernorm(hidden_states)
+        change = self.mlp(normed, aspect_ids, routing_trace) if self.is_mixture else self.mlp(normed)
+        hidden_states = hidden_states + change
+        return hidden_states if self.fire is None else self.fire(hidden_states, details)
 
 
-class MoonQwen3VLDecoderLayer(_GuidedLayer, Qwen3VLTextDecoderLayer):
-    """A decoder layer of Qwen3-VL with a guided mixture of experts."""
+class MoonQwen3VLDecoderLayer(_MoonLayer, Qwen3VLTextDecoderLayer):
+    """A decoder layer of Qwen3-VL with a mixture of experts, FIRE, or both."""
 
     def __init__(self, config: Any, layer_idx: int, moon_config: MoonConfig) -> None:
         Qwen3VLTextDecoderLayer.__init__(self, config, layer_idx)
-        self._swap_feed_forward(moon_config)
+        self._equip(moon_config, layer_idx)
 
 
-class MoonQwen2_5_VLDecoderLayer(_GuidedLayer, Qwen2_5_VLDecoderLayer):  # noqa: N801 - as the library spells it
-    """A decoder layer of Qwen2.5-VL with a guided mixture of experts."""
+class MoonQwen2_5_VLDecoderLayer(_MoonLayer, Qwen2_5_VLDecoderLayer):  # noqa: N801 - as the library spells it
+    """A decoder layer of Qwen2.5-VL with a mixture of experts, FIRE, or both."""
 
     def __init__(self, config: Any, layer_idx: int, moon_config: MoonConfig) -> None:
         Qwen2_5_VLDecoderLayer.__init__(self, config, layer_idx)
-        self._swap_feed_forward(moon_config)
+        self._equip(moon_config, layer_idx)
+
+
+def _num_levels(config: MoonConfig) -> int:
+    """V: deep-stack features of the base, or the chosen blocks of its vision tower."""
+    return len(config.detail_blocks) or len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
 
 
 def _init_moon_weights(module: nn.Module, std: float) -> bool:
@@ -191,17 +318,29 @@ def _init_moon_weights(module: nn.Module, std: float) -> bool:
         init.normal_(module.weight, mean=0.0, std=std)
     elif isinstance(module, MoonProjection):
         init.copy_(module.weight, torch.eye(module.out_features, module.in_features, device=module.weight.device))
+    elif isinstance(module, MoonModalityMoE):
+        init.zeros_(module.preference)
+    elif isinstance(module, MoonFire):
+        init.zeros_(module.scale)
+        if module.level_scores is not None:
+            init.zeros_(module.level_scores)
+    elif isinstance(module, MoonZeroLinear):
+        init.zeros_(module.weight)
     else:
         return False
     return True
 
 
-class _GuidedTextModel:
-    """What both text models share: fresh expert weights, and experts whose implementation can be chosen.
+class _MoonTextModel:
+    """What both text models share: our layers, fresh weights of them, and experts whose implementation can be chosen.
 
     transformers finds out whether a class has experts by searching its source file and remembers the answer on the class;
     a subclass would inherit the answer for the base's file, which is no.
     """
+
+    def _swap_layers(self, layer_class: type, config: Any, moon_config: MoonConfig) -> None:
+        for layer in sorted({*moon_config.mixture_layers, *(moon_config.fire_layers or ())}):
+            self.layers[layer] = layer_class(config, layer, moon_config)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -212,93 +351,111 @@ class _GuidedTextModel:
             super()._init_weights(module)
 
 
-class MoonQwen3VLTextModel(_GuidedTextModel, Qwen3VLTextModel):
-    """Qwen3-VL's text model with guided mixtures in `moon_config.guided_layers`."""
+class MoonQwen3VLTextModel(_MoonTextModel, Qwen3VLTextModel):
+    """Qwen3-VL's text model with Moon's layers."""
 
     def __init__(self, config: Any, moon_config: MoonConfig) -> None:
         self.moon_initializer_range = moon_config.initializer_range
         super().__init__(config)
-        for layer in moon_config.guided_layers:
-            self.layers[layer] = MoonQwen3VLDecoderLayer(config, layer, moon_config)
+        self._swap_layers(MoonQwen3VLDecoderLayer, config, moon_config)
 
 
-class MoonQwen2_5_VLTextModel(_GuidedTextModel, Qwen2_5_VLTextModel):  # noqa: N801 - as the library spells it
-    """Qwen2.5-VL's text model with guided mixtures in `moon_config.guided_layers`."""
+class MoonQwen2_5_VLTextModel(_MoonTextModel, Qwen2_5_VLTextModel):  # noqa: N801 - as the library spells it
+    """Qwen2.5-VL's text model with Moon's layers."""
 
     def __init__(self, config: Any, moon_config: MoonConfig) -> None:
         self.moon_initializer_range = moon_config.initializer_range
         super().__init__(config)
-        for layer in moon_config.guided_layers:
-            self.layers[layer] = MoonQwen2_5_VLDecoderLayer(config, layer, moon_config)
+        self._swap_layers(MoonQwen2_5_VLDecoderLayer, config, moon_config)
 
 
 TEXT_MODELS = {"qwen3_vl": MoonQwen3VLTextModel, "qwen2_5_vl": MoonQwen2_5_VLTextModel}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From hidden states to a vector
+# From hidden states to a vector: read-out, fusion (MOON3.0), projection
 # ---------------------------------------------------------------------------------------------------------------------
+class MoonZeroLinear(nn.Linear):
+    """Linear map that starts at zero, so that what it adds starts at nothing."""
+
+
 class MoonProjection(nn.Linear):
     """Linear map to the vector's size that starts as the identity on the first dimensions, so that a base whose vectors
     were trained as Matryoshka prefixes (arXiv 2205.13147) keeps them."""
 
 
-def readable_tokens(
-    attention_mask_BT: torch.Tensor, readout: str, is_emb_BT: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The tokens that a vector is read from: every attended one, the last attended one, or the last `<emb>`.
+class MoonFusion(nn.Module):
+    r"""Multi-head modality fusion of the state that is read with the raw image and title tokens.
+
+    `c_{h,m} = Attn(q_h, K_m, V_m)` for the sets m of image and of title tokens, `c_{h,self}` = the value projection of the
+    state; `g_{h,·} = softmax_m(MLP([state; mean image; mean title]))` with a missing modality masked out;
+    `z = state + W_o · concat_h Σ_m g_{h,m} c_{h,m}`. W_o starts at zero, so that z is the state at first. MOON3.0
+    (arXiv 2604.00513) names the part; the form is our design (precedents: the gates of TGQ-Former, arXiv 2605.17366, and
+    Q-Former). Keys and values are shared by the two sets.
 
     Args:
-        attention_mask_BT: 1 where a token is attended.
-        readout: "mean" (MOON §3), "last" or "emb".
-        is_emb_BT: bool, where the `<emb>` tokens stand; needed by "emb".
+        config: MoonConfig.
 
-    Returns:
-        (B, T) bool, at least one per row.
-
-    Raises:
-        ValueError: a row without any token to read from, by its index.
-    """
-    chosen_BT = attention_mask_BT.bool()
-    if readout == "emb":
-        if is_emb_BT is None:
-            raise ValueError("readout 'emb' needs input_ids: the <emb> token is found by its id")
-        chosen_BT = chosen_BT & is_emb_BT
-    if not torch.compiler.is_compiling() and not bool(chosen_BT.any(dim=1).all()):
-        rows = (~chosen_BT.any(dim=1)).nonzero()[:, 0].tolist()
-        wanted = "<emb> token" if readout == "emb" else "attended token"
-        raise ValueError(f"rows {rows} of the batch have no {wanted} to read a vector from")
-    if readout == "mean":
-        return chosen_BT
-    positions_T = torch.arange(chosen_BT.shape[1], device=chosen_BT.device)
-    last_B = torch.where(chosen_BT, positions_T, -1).amax(dim=1)
-    return positions_T == last_B[:, None]
-
-
-def read_out(hidden_BTH: torch.Tensor, readable_BT: torch.Tensor) -> torch.Tensor:
-    """Mean (B, H) in float32 of the states of the readable tokens; of a single one, that token's state."""
-    weight_BT1 = readable_BT[:, :, None].float()
-    return (hidden_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
-
-
-@dataclass
-class MoonOutput(ModelOutput):
-    """Output of `MoonModel`.
-
-    Shapes:
-        last_hidden_state: (B, T, H).
-        embeddings: (B, D) float32, each row of length 1; None where not asked for.
-        expert_load: (L, E) float32, the share of attended tokens that used each expert in each mixture layer (a row sums to
-            the mean number of active experts); None unless `output_router_stats=True`.
-        past_key_values, hidden_states, attentions: as in the base.
+    Shapes: state (B, H), raw tokens -> z (B, H), gates (B, A, 3) float32 for (self, image, title), which sum to 1.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    embeddings: torch.FloatTensor | None = None
-    expert_load: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    def __init__(self, config: MoonConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.config = config.text_config
+        self.num_heads, self.head_dim = config.fusion_heads, width // config.fusion_heads
+        self.scaling = self.head_dim**-0.5
+        # What the attention kernels of transformers ask a module for.
+        self.num_key_value_groups, self.is_causal = 1, False
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = MoonZeroLinear(width, width, bias=False)
+        self.gate_in = nn.Linear(3 * width, width // 2, bias=False)
+        self.gate_out = nn.Linear(width // 2, 3 * self.num_heads, bias=False)
+
+    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _attend(
+        self,
+        query_BA1: torch.Tensor,
+        key_BAT: torch.Tensor,
+        value_BAT: torch.Tensor,
+        raw: RawTokens,
+        set_BT: torch.Tensor,
+    ) -> torch.Tensor:
+        """c (B, A, width of a head) over one set; a row without any token of it attends to its first one, for nothing."""
+        nothing_B1 = ~set_BT.any(dim=1, keepdim=True)
+        first_T = torch.arange(set_BT.shape[1], device=set_BT.device) == 0
+        set_BT = set_BT | (nothing_B1 & first_T)
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=raw.states_BTH[:, :1],
+            attention_mask=set_BT,
+            encoder_hidden_states=raw.states_BTH,
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        return attention(self, query_BA1, key_BAT, value_BAT, mask, dropout=0.0, scaling=self.scaling)[0][:, 0]
+
+    def forward(self, state_BH: torch.Tensor, raw: RawTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        state_B1H = state_BH[:, None].to(self.q_proj.weight.dtype)
+        tokens_BTH = raw.states_BTH.to(state_B1H.dtype)
+        query_BA1, own_BA = self._heads(self.q_proj(state_B1H)), self._heads(self.v_proj(state_B1H))[:, :, 0]
+        key_BAT, value_BAT = self._heads(self.k_proj(tokens_BTH)), self._heads(self.v_proj(tokens_BTH))
+        found, means, present = [own_BA], [state_B1H[:, 0]], [torch.ones_like(raw.is_image_BT[:, 0])]
+        for set_BT in (raw.is_image_BT, raw.is_title_BT):
+            found.append(self._attend(query_BA1, key_BAT, value_BAT, raw, set_BT))
+            means.append(mean_of(raw.states_BTH, set_BT).to(state_B1H.dtype))
+            present.append(set_BT.any(dim=1))
+        scores = self.gate_out(functional.gelu(self.gate_in(torch.cat(means, dim=-1))))
+        scores_BA3 = scores.unflatten(-1, (self.num_heads, 3)).float()
+        absent_B13 = ~torch.stack(present, dim=-1)[:, None]
+        gates_BA3 = scores_BA3.masked_fill(absent_B13, -torch.inf).softmax(dim=-1)
+        mixed_BH = torch.einsum("bam,mbad->bad", gates_BA3.to(state_B1H.dtype), torch.stack(found)).flatten(1)
+        return state_BH + self.o_proj(mixed_BH).to(state_BH.dtype), gates_BA3
 
 
 class MoonPreTrainedModel(PreTrainedModel):
@@ -337,16 +494,36 @@ class MoonPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
 
+class _Inputs(NamedTuple):
+    """What the text model is given: embeddings (B, T, H) with the pictures in place, and what its layers read besides."""
+
+    embeds_BTH: torch.Tensor
+    for_layers: dict[str, Any]
+
+
+def _pack(inputs: _Inputs, mask_BT: torch.Tensor) -> _Inputs:
+    """The attended tokens of all rows as one row (1, N)."""
+
+    def one_row(value: Any) -> Any:
+        if isinstance(value, Details):
+            return value._replace(embeds_BTH=one_row(value.embeds_BTH), is_image_BT=one_row(value.is_image_BT))
+        if isinstance(value, torch.Tensor) and value.shape[:2] == mask_BT.shape:
+            return value[mask_BT][None]
+        return value
+
+    return _Inputs(one_row(inputs.embeds_BTH), {name: one_row(value) for name, value in inputs.for_layers.items()})
+
+
 class MoonModel(MoonPreTrainedModel):
     """The Moon encoder: token ids and pixels in, hidden states and one L2-normalised vector per row out.
 
-    MOON §3 (arXiv 2508.11999): the base's hidden states under guided experts, pooled; `r = h_pool W / |h_pool W|`. The
-    projection W is our design (precedent: Matryoshka prefixes).
+    The base's hidden states under experts and FIRE, read out, fused, projected: `r = z W / |z W|` (MOON §3 for guided experts
+    and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka prefixes).
 
     Args:
         config: MoonConfig.
 
-    Relations: use `MoonForConditionalGeneration` to generate text from the same weights.
+    Relations: `embed` takes product and query records; `MoonForConditionalGeneration` writes text from the same weights.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
@@ -358,6 +535,8 @@ class MoonModel(MoonPreTrainedModel):
         self.vlm = AutoModel.from_config(config.vlm_config)
         config.text_config._experts_implementation = config._experts_implementation
         self.vlm.language_model = TEXT_MODELS[config.vlm_config.model_type](config.text_config, config)
+        self.detail_mergers = nn.ModuleList(MoonDetailMerger(config) for _ in config.detail_blocks)
+        self.fusion = MoonFusion(config) if config.fusion else None
         self.projection = (
             None
             if config.embedding_dim is None
@@ -371,13 +550,6 @@ class MoonModel(MoonPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_input_embeddings(value)
 
-    def embed_states(self, hidden_BTH: torch.Tensor, readable_BT: torch.Tensor) -> torch.Tensor:
-        """Vectors (B, D) float32 of unit length from the last hidden states (B, T, H)."""
-        state_BH = read_out(hidden_BTH, readable_BT)
-        if self.projection is not None:
-            state_BH = self.projection(state_BH.to(self.projection.weight.dtype))
-        return functional.normalize(state_BH.float(), dim=-1)
-
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -389,6 +561,8 @@ class MoonModel(MoonPreTrainedModel):
         image_grid_thw: torch.LongTensor | None = None,
         mm_token_type_ids: torch.LongTensor | None = None,
         aspect_ids: torch.LongTensor | None = None,
+        raw_tokens: RawTokens | None = None,
+        packed: bool | None = None,
         use_cache: bool | None = None,
         output_embeddings: bool = True,
         output_router_stats: bool = False,
@@ -404,53 +578,134 @@ class MoonModel(MoonPreTrainedModel):
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
             mm_token_type_ids: (B, T), 1 at image tokens; derived from `input_ids` when not given.
             aspect_ids: (B, T) of 0, 1, 2; derived from the markers in `input_ids` when not given.
+            raw_tokens: for a decoding step: what fusion shall read, kept from the pass over the input.
+            packed: whether the text model sees the rows one behind the other, without their padding and none attending to
+                another. None: where the kernel does that at no cost (flash attention) and there is padding.
             use_cache: keep keys and values; off unless asked for or no vector is asked for.
             output_embeddings: whether to compute `embeddings`.
-            output_router_stats: whether to return `expert_load`.
+            output_router_stats: whether to return `expert_load`, `expert_gates` and `router_loss`.
             **kwargs: as in the base (`output_hidden_states`, `output_attentions`, …).
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without `input_ids` and
-                `aspect_ids`; a mean read-out from a decoding step; a row without a token to read from.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts or fusion without the ids that
+                they read; a mean read-out from a decoding step; a row without a token to read from; `packed=True` with a
+                cache, positions, no mask (B, T), or outputs of single layers.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is needed")
-        if aspect_ids is None and self.config.guided_layers:
-            aspect_ids = self._aspect_ids(input_ids)
-        if mm_token_type_ids is None and input_ids is not None and image_grid_thw is not None:
-            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
         if use_cache is None and output_embeddings:
             use_cache = past_key_values is not None
         mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
         readable_BT = self._readable(input_ids, mask_BT, attention_mask) if output_embeddings else None
-        routing_trace: list[torch.Tensor] | None = [] if output_router_stats else None
-        if self.config.guided_layers:
-            kwargs |= {"aspect_ids": aspect_ids, "routing_trace": routing_trace}
-        outputs = self.vlm(
-            input_ids=input_ids,
+        inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
+        routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
+        if self.config.mixture_layers:
+            aspect_ids = self._aspect_ids(input_ids) if aspect_ids is None else aspect_ids
+            inputs.for_layers.update(aspect_ids=aspect_ids, routing_trace=routing_trace)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
+        packed = self._packs(packed, attention_mask, by_row)
+        if mm_token_type_ids is None:
+            mm_token_type_ids = None if input_ids is None else (input_ids == self.config.image_token_id).long()
+        if position_ids is None:
+            position_ids = self.vlm.compute_3d_position_ids(
+                input_ids=input_ids,
+                inputs_embeds=inputs.embeds_BTH,
+                image_grid_thw=image_grid_thw,
+                video_grid_thw=None,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                mm_token_type_ids=mm_token_type_ids,
+            )
+        if packed:
+            inputs, position_ids = _pack(inputs, mask_BT.bool()), packed_positions(position_ids, mask_BT)
+            attention_mask = None
+        outputs = self.vlm.language_model(
+            inputs_embeds=inputs.embeds_BTH,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
             use_cache=use_cache,
             return_dict=True,
+            **inputs.for_layers,
             **kwargs,
         )
-        hidden_BTH = outputs.last_hidden_state
+        hidden_BTH = in_rows(outputs.last_hidden_state, mask_BT) if packed else outputs.last_hidden_state
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
-            embeddings=None if readable_BT is None else self.embed_states(hidden_BTH, readable_BT),
-            expert_load=self._expert_load(routing_trace, mask_BT) if routing_trace else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        if readable_BT is not None:
+            if self.fusion is not None:
+                raw_tokens = raw_tokens or find_raw_tokens(self.config, input_ids, mask_BT, hidden_BTH, past)
+            self._read_vectors(result, readable_BT, raw_tokens)
+        if routing_trace is not None:
+            result.expert_load, result.expert_gates, result.router_loss = routing_statistics(
+                routing_trace, mask_BT.bool(), packed, self.config.num_free_experts
+            )
         return result if return_dict is not False else result.to_tuple()
 
+    def _packs(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
+        possible = attention_mask is not None and attention_mask.ndim == 2
+        possible = possible and all(value is None or value is False for value in by_row)
+        if packed and not possible:
+            raise ValueError(
+                "packed=True: accepted with a mask (B, T) and without a cache, position_ids or outputs of single layers"
+            )
+        if packed is not None or not possible:
+            return bool(packed)
+        return "flash" in self.config.text_config._attn_implementation and not bool(attention_mask.all())
+
+    def _see(
+        self,
+        input_ids: torch.Tensor | None,
+        embeds_BTH: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_grid_thw: torch.Tensor | None,
+    ) -> _Inputs:
+        """Token embeddings with what the vision tower sees in place of the image tokens, as in the base, and the details."""
+        if embeds_BTH is None:
+            embeds_BTH = self.get_input_embeddings()(input_ids)
+        details = Details(embeds_BTH, torch.zeros_like(embeds_BTH[..., 0], dtype=torch.bool))
+        for_layers: dict[str, Any] = {}
+        if pixel_values is not None:
+            by_block = {"output_hidden_states": True} if self.config.detail_blocks else {}
+            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **by_block)
+            image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
+            is_image = self.vlm.get_placeholder_mask(input_ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
+            deepstack = getattr(seen, "deepstack_features", None) or ()
+            levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
+            if levels:
+                for_layers = {"visual_pos_masks": is_image[..., 0], "deepstack_visual_embeds": levels}
+            if by_block:
+                levels = self._block_levels(seen.hidden_states, image_grid_thw)
+            levels = torch.stack(levels or [image_PH]).to(embeds_BTH)
+            details = Details(embeds_BTH, is_image[..., 0], levels)
+            embeds_BTH = embeds_BTH.masked_scatter(is_image, image_PH)
+        if self.config.fire_layers:
+            for_layers["details"] = details
+        return _Inputs(embeds_BTH, for_layers)
+
+    def _block_levels(self, blocks: tuple[torch.Tensor, ...], image_grid_thw: torch.Tensor) -> list[torch.Tensor]:
+        """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens."""
+        vision = self.config.vision_config
+        levels = [
+            merger(blocks[block + 1])  # the first is the input of the first block
+            for merger, block in zip(self.detail_mergers, self.config.detail_blocks, strict=True)
+        ]
+        if not hasattr(vision, "window_size"):
+            return levels
+        by_window_P, _ = get_vision_window_index(
+            image_grid_thw, vision.spatial_merge_size, vision.window_size, vision.patch_size
+        )
+        order_P = by_window_P.argsort().to(levels[0].device)
+        return [level_PH[order_P] for level_PH in levels]
+
     def _aspect_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+        if not self.config.reads_aspects:
+            return None
         if self.config.category_start_token_id is None and self.config.attribute_start_token_id is None:
             return None
         if input_ids is None:
@@ -476,26 +731,76 @@ class MoonModel(MoonPreTrainedModel):
             is_emb_BT = input_ids == self.config.emb_token_id
         return readable_tokens(mask_BT, self.config.readout, is_emb_BT)
 
-    def _expert_load(self, routing_trace: list[torch.Tensor], mask_BT: torch.Tensor) -> torch.Tensor:
-        attended_N = mask_BT.reshape(-1).bool()
-        empty = self.config.num_experts
-        counts = [
-            torch.bincount(index_NK[attended_N].reshape(-1), minlength=empty + 1)[:empty] for index_NK in routing_trace
-        ]
-        return torch.stack(counts).float() / attended_N.sum()
+    def _read_vectors(self, result: MoonOutput, readable_BT: torch.Tensor, raw: RawTokens | None) -> None:
+        state_BH = mean_of(result.last_hidden_state, readable_BT)
+        if self.fusion is not None:
+            state_BH, result.modality_gates = self.fusion(state_BH, raw)
+        if self.projection is not None:
+            state_BH = self.projection(state_BH.to(self.projection.weight.dtype))
+        result.embeddings = functional.normalize(state_BH.float(), dim=-1)
+        if self.config.matryoshka_dims:
+            result.matryoshka_embeddings = tuple(
+                functional.normalize(result.embeddings[:, :dim], dim=-1) for dim in self.config.matryoshka_dims
+            )
+
+    def _preferences(self) -> torch.Tensor:
+        """p (L, E, M) float32 of the mixture layers."""
+        if self.config.expert_routing != "modality" or not self.config.mixture_layers:
+            raise ValueError(
+                f"expert_routing={self.config.expert_routing!r} has no preferences; accepted: 'modality' (moon2)"
+            )
+        layers = [self.vlm.language_model.layers[layer].mlp for layer in self.config.mixture_layers]
+        return torch.stack([layer.preference for layer in layers]).float().softmax(dim=-1)
+
+    def objective_weights(self, expert_gates_BLE: torch.Tensor, objective_B: torch.Tensor) -> torch.Tensor:
+        """ω (M,) float32 of MOON2.0 for a batch, from `MoonOutput.expert_gates` and each row's place in
+        `config.objectives` (int64); see `routing_moon.objective_weights`.
+
+        Raises:
+            ValueError: no modality-driven experts.
+        """
+        return objective_weights(self._preferences(), expert_gates_BLE, objective_B)
+
+    def preference_entropy(self) -> torch.Tensor:
+        """`L_sparsity = mean_z H(p_z)` in nats, over the experts of all mixture layers (MOON2.0, arXiv 2511.12449): small
+        when each expert serves one objective.
+
+        Raises:
+            ValueError: no modality-driven experts.
+        """
+        preference_LEM = self._preferences()
+        return -torch.xlogy(preference_LEM, preference_LEM).sum(dim=-1).mean()
+
+    def embed(self, products: Any, **options: Any) -> MoonEmbedding:
+        """Vectors of product and query records, with or without reasoning; see `embed_records` for what it takes.
+
+        Raises:
+            ValueError: see `embed_records`.
+        """
+        return embed_records(self, self.writer, products, **options)
+
+    def writer(self) -> MoonForConditionalGeneration:
+        """This very encoder with the output layer, to write text. An untied output layer is read from the checkpoint that
+        the encoder came from.
+
+        Raises:
+            ValueError: an untied output layer and no checkpoint to read it from.
+        """
+        if self.config.tie_word_embeddings:
+            return MoonForConditionalGeneration.around(self, self.get_input_embeddings().weight)
+        if getattr(self, "_output_layer", None) is None:
+            self._output_layer = [load_output_layer(self)]  # in a list: not a parameter of the encoder
+        return MoonForConditionalGeneration.around(self, self._output_layer[0].to(self.device, self.dtype))
+
+
+# Outputs of single layers, which have no rows when the batch is packed.
+_BY_LAYER = ("output_hidden_states", "output_attentions")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Generation from the same weights
 # ---------------------------------------------------------------------------------------------------------------------
-@dataclass
-class MoonCausalLMOutput(CausalLMOutputWithPast):
-    """As the library's, with `expert_load` (L, E) float32 where `output_router_stats=True`; see `MoonOutput`."""
-
-    expert_load: torch.FloatTensor | None = None
-
-
-class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
+class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
     """`MoonModel` with the base's output layer: writes text after images and text.
 
     Args:
@@ -511,6 +816,29 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
         self.model = MoonModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def around(cls, encoder: MoonModel, output_weight: torch.Tensor) -> MoonForConditionalGeneration:
+        """A writer that shares an encoder, with its own neutral generation settings.
+
+        Args:
+            encoder: becomes `.model`, as it is.
+            output_weight: (vocabulary, H), becomes the output layer's weight.
+        """
+        writer = cls.__new__(cls)
+        MoonPreTrainedModel.__init__(writer, encoder.config)
+        writer.model = encoder
+        writer.lm_head = nn.Linear(*output_weight.shape[::-1], bias=False, device="meta")
+        writer.lm_head.weight = nn.Parameter(output_weight.detach(), requires_grad=False)
+        return writer.train(encoder.training)
+
+    def embed(self, products: Any, **options: Any) -> MoonEmbedding:
+        """As `MoonModel.embed`.
+
+        Raises:
+            ValueError: see `embed_records`.
+        """
+        return embed_records(self.model, lambda: self.around(self.model, self.lm_head.weight), products, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -564,79 +892,9 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             expert_load=outputs.expert_load,
+            router_loss=outputs.router_loss,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         return result if return_dict is not False else result.to_tuple()
-
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As the library's, with the aspects of the new tokens, which depend on the markers before them.
-
-        Raises:
-            ValueError: guided experts and `inputs_embeds`: the markers of the prompt are not known then.
-        """
-        if inputs_embeds is not None and self.config.guided_layers:
-            raise ValueError("guided experts read markers from input_ids: generate from input_ids, not inputs_embeds")
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-        fed = inputs.get("input_ids")
-        if self.config.guided_layers and fed is not None and input_ids.shape[1] >= fed.shape[1]:
-            aspect_BT = self.model._aspect_ids(input_ids)
-            inputs["aspect_ids"] = None if aspect_BT is None else aspect_BT[:, -fed.shape[1] :]
-        return inputs
-
-    def _prepare_position_ids_for_generation(
-        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
-    ) -> torch.Tensor:
-        """Positions (4, B, T): the text position, then time, height and width as Qwen's multimodal rotary encoding."""
-        text_BT = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        vlm = self.model.vlm
-        input_ids = model_kwargs.get("input_ids")
-        if input_ids is None or input_ids.shape[1] == 0:
-            input_ids = inputs_tensor
-        cache = model_kwargs.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length()
-        new_images = input_ids.ndim == 2 and bool((input_ids[:, past:] == self.config.image_token_id).any())
-        if past > 0 and vlm.rope_deltas is not None and not new_images:
-            return text_BT[None] + vlm.rope_deltas
-        grid = model_kwargs.get("image_grid_thw")
-        if grid is None or input_ids.ndim != 2:
-            vlm.rope_deltas = torch.zeros(input_ids.shape[0], 1, dtype=torch.long, device=input_ids.device)
-            return torch.cat([text_BT[None], text_BT[None].expand(3, -1, -1)])
-        token_types = model_kwargs.get("mm_token_type_ids")
-        if token_types is None:
-            token_types = (input_ids == self.config.image_token_id).long()
-        vision_3BT, vlm.rope_deltas = vlm.get_rope_index(
-            input_ids, token_types, image_grid_thw=grid, attention_mask=model_kwargs.get("attention_mask")
-        )
-        return torch.cat([text_BT[None], vision_3BT])
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        """As the library's; images, which are not stored by row, are repeated with the row they belong to, and positions
-        (4, B, T) along their second dimension."""
-        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
-        if expand_size > 1 and images["image_grid_thw"] is not None:
-            vlm_config = self.config.vlm_config
-            starts_BT = (input_ids[:, :-1] == vlm_config.vision_start_token_id) & (
-                input_ids[:, 1:] == vlm_config.image_token_id
-            )
-            grids = images["image_grid_thw"].split(starts_BT.sum(dim=1).tolist())
-            patches = images["pixel_values"].split([int(grid.prod(dim=-1).sum()) for grid in grids])
-            images["image_grid_thw"] = torch.cat([grid for grid in grids for _ in range(expand_size)])
-            images["pixel_values"] = torch.cat([patch for patch in patches for _ in range(expand_size)])
-        positions_4BT = model_kwargs.pop("position_ids", None)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        if positions_4BT is not None:
-            rows = 1 if positions_4BT.ndim == 3 else 0
-            model_kwargs["position_ids"] = positions_4BT.repeat_interleave(expand_size, dim=rows)
-        return input_ids, model_kwargs | {name: value for name, value in images.items() if value is not None}

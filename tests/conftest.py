@@ -20,6 +20,8 @@ TEXTS = [
     "same in green",
     "Represent the product being sold. Find the product that the user wants.",
 ]
+# Names of the parameters that a base does not have; `trained=True` moves them.
+MOON_PARTS = (".experts.", ".router.", ".preference", ".fire.", "fusion.", "detail_mergers.")
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_moon("qwen3_vl", readout="emb")`: the folder of a Moon checkpoint upcycled from a tiny base.
 
-    `trained=True` gives one whose experts differ, as after training: only there does a vector depend on the routing.
+    `trained=True` gives one whose experts and other parts differ, as after training: only there does a vector depend on
+    them.
     """
     import torch
 
@@ -76,7 +79,7 @@ def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathF
                 model = MoonForConditionalGeneration.from_pretrained(made[key])
                 generator = torch.Generator().manual_seed(0)
                 for name, parameter in model.named_parameters():
-                    if ".experts." in name or ".router." in name:
+                    if any(part in name for part in MOON_PARTS):
                         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
                 model.save_pretrained(made[key])
         return made[key]

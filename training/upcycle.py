@@ -17,23 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from modeling_moon import MoonConfig, MoonForConditionalGeneration
 from modeling_moon.configuration_moon import BACKBONES, PRESETS
+from modeling_moon.modeling_moon import MoonDetailMerger, MoonFire, MoonFusion
 from processing_moon import MoonProcessor
 from training.checkpoint import write_code_and_settings
 
+# Moon's tokens: the field of MoonConfig that holds the id of each.
 TOKEN_FIELDS = {
     "category_start_token_id": "<|category_start|>",
     "category_end_token_id": "<|category_end|>",
     "attribute_start_token_id": "<|attribute_start|>",
     "attribute_end_token_id": "<|attribute_end|>",
     "emb_token_id": "<emb>",
+    "title_start_token_id": "<|title_start|>",
+    "title_end_token_id": "<|title_end|>",
+    "think_start_token_id": "<think>",
+    "think_end_token_id": "</think>",
 }
 # Names that checkpoints of the two families bear on the hub, oldest first, and Moon's names for them.
 _RENAMES = (
@@ -66,20 +73,22 @@ def upcycle(
 
     Sparse upcycling (arXiv 2212.05055): every expert starts as a copy of the base's feed-forward layer, the router is
     random, the projection is the identity on the first dimensions; because routing weights are renormalised, the new
-    model's hidden states, logits and (prefix) vectors are the base's. The five new tokens take rows of the embedding
-    matrix that no token uses, or new rows; they start as the mean of the known tokens, and no other row changes.
+    model's hidden states, logits and (prefix) vectors are the base's. Fusion adds nothing at first, nor does FIRE. New
+    tokens take rows of the embedding matrix that no token uses, or new rows; they start as the mean of the known tokens,
+    and no other row changes.
 
     Args:
         base: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint in safetensors, sharded or not, also one of
             Qwen3-VL-Embedding (then pass `readout="last"`).
         out: folder to write; it appears only when complete.
-        preset: "moon1".
+        preset: "moon1", "moon2" or "moon3".
         dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own.
         seed: of the routers' weights.
         max_shard_gigabytes: size of a weights file, which is also about the memory used.
         overwrite: replace `out` where it exists.
         limits: `max_tokens` and `max_image_tokens` of the processor; default: those of `MoonProcessor.from_base`.
-        **moon: arguments of `MoonConfig` that differ from the preset (`embedding_dim`, `readout`, `num_experts`, …).
+        **moon: arguments of `MoonConfig` that differ from the preset (`embedding_dim`, `readout`, `num_experts`, …), and
+            `markers` and `title_markers` of the processor (default: with fusion, and in "moon3" always).
 
     Returns:
         The folder `out`.
@@ -100,14 +109,21 @@ def upcycle(
         raise FileExistsError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
     folder = _local_folder(base)
     vlm_config = _read_base_config(folder)
-    readout = moon.get("readout", PRESETS[preset](vlm_config, embedding_dim=None).readout)
-    markers = moon.pop("markers", readout != "last")
-    processor = MoonProcessor.from_base(str(folder), readout=readout, markers=markers, **(limits or {}))
+    markers, title_markers = moon.pop("markers", None), moon.pop("title_markers", None)
+    moon.setdefault("embedding_dim", min(256, vlm_config.text_config.hidden_size))
+    planned = PRESETS[preset](vlm_config, **dict.fromkeys(TOKEN_FIELDS, 0), **moon)
+    processor = MoonProcessor.from_base(
+        str(folder),
+        readout=planned.readout,
+        markers=planned.readout != "last" if markers is None else markers,
+        title_markers=planned.fusion or preset == "moon3" if title_markers is None else title_markers,
+        max_reasoning_tokens=planned.max_reasoning_tokens,
+        **(limits or {}),
+    )
     old_rows = vlm_config.text_config.vocab_size
     vlm_config.text_config.vocab_size = max(old_rows, len(processor.tokenizer))
     _set_dtype(vlm_config, _DTYPES.get(dtype or "") or _stored_dtype(folder))
-    ids = {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()}
-    moon.setdefault("embedding_dim", min(256, vlm_config.text_config.hidden_size))
+    ids = _token_ids(processor)
     config = PRESETS[preset](vlm_config, **ids, **moon)
     config.dtype = vlm_config.dtype
     config.architectures = [MoonForConditionalGeneration.__name__]
@@ -115,7 +131,9 @@ def upcycle(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tensors = _moon_tensors(folder, config, old_rows, sorted(ids.values()), seed)
+        known = AutoTokenizer.from_pretrained(folder).get_vocab()
+        fresh = sorted(id_ for field, id_ in ids.items() if TOKEN_FIELDS[field] not in known)
+        tensors = _moon_tensors(folder, config, old_rows, fresh, seed)
         _write_shards(tensors, config, partial, _DTYPES.get(dtype or ""), int(max_shard_gigabytes * 1e9))
         write_code_and_settings(config, processor, partial)
         if (folder / "generation_config.json").exists():
@@ -127,6 +145,15 @@ def upcycle(
         shutil.rmtree(out)
     partial.rename(out)
     return out
+
+
+def _token_ids(processor: MoonProcessor) -> dict[str, int]:
+    """The ids of the tokens that the processor writes, by the field of `MoonConfig`; the five first ones always."""
+    tokens = dict(TOKEN_FIELDS)
+    for prefix, used in (("title", processor.title_markers), ("think", processor.max_reasoning_tokens is not None)):
+        if not used:
+            tokens = {field: token for field, token in tokens.items() if not field.startswith(prefix)}
+    return {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in tokens.items()}
 
 
 def _local_folder(base: str | Path) -> Path:
@@ -221,7 +248,7 @@ def _moon_tensors(
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in _base_tensors(folder):
         feed_forward = _FEED_FORWARD.match(name)
-        if feed_forward and int(feed_forward[2]) in config.guided_layers:
+        if feed_forward and int(feed_forward[2]) in config.mixture_layers:
             parts = waiting.setdefault(feed_forward[1], {})
             parts[feed_forward[3]] = tensor
             if len(parts) == 3:
@@ -234,7 +261,22 @@ def _moon_tensors(
     if waiting:
         raise UpcycleError(f"{folder} has incomplete feed-forward layers: {', '.join(sorted(waiting))}")
     if config.embedding_dim is not None:
-        yield "model.projection.weight", torch.eye(config.embedding_dim, config.hidden_size)
+        yield "model.projection.weight", torch.eye(config.embedding_dim, config.hidden_size).to(config.dtype)
+    yield from _new_parts(config, seed)
+
+
+def _new_parts(config: MoonConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Fresh weights of fusion, FIRE and its mergers, which no base has; they change nothing at first."""
+    with torch.device("meta"):
+        model = MoonForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, part in model.named_modules():
+            if isinstance(part, MoonFire | MoonFusion | MoonDetailMerger):
+                levels = [part.num_levels] if isinstance(part, MoonFire) else []
+                made = type(part)(config, *levels)
+                made.apply(model._init_weights)
+                yield from ((f"{name}.{key}", tensor.to(config.dtype)) for key, tensor in made.state_dict().items())
 
 
 def _expert_tensors(
@@ -243,13 +285,15 @@ def _expert_tensors(
     gate_up = torch.cat([parts["gate_proj"], parts["up_proj"]])
     router = torch.randn(config.num_experts, config.hidden_size, generator=generator) * config.initializer_range
     yield f"{prefix}router.weight", router.to(gate_up.dtype)
+    if config.expert_routing == "modality":
+        yield f"{prefix}preference", torch.zeros(config.num_experts, len(config.objectives), dtype=gate_up.dtype)
     yield f"{prefix}experts.gate_up_proj", gate_up.expand(config.num_experts, -1, -1).contiguous()
     yield f"{prefix}experts.down_proj", parts["down_proj"].expand(config.num_experts, -1, -1).contiguous()
 
 
 def _with_new_rows(matrix: torch.Tensor, name: str, rows: int, old_rows: int, new_ids: list[int]) -> torch.Tensor:
     """The matrix with rows for the new tokens. An output layer keeps its spare rows; the input embedding's get the mean."""
-    known = min(old_rows, new_ids[0])
+    known = min(old_rows, *new_ids)
     mean = matrix[:known].float().mean(dim=0).to(matrix.dtype)
     grown = matrix
     if rows > matrix.shape[0]:
@@ -285,7 +329,7 @@ def _write_shards(
             )
         if tuple(tensor.shape) != left.pop(name):
             raise UpcycleError(f"tensor {name!r} has shape {tuple(tensor.shape)}; expected {expected[name]}")
-        tensor = tensor.to(dtype or (config.dtype if name == "model.projection.weight" else tensor.dtype)).contiguous()
+        tensor = tensor.to(dtype or tensor.dtype).contiguous()
         size = tensor.numel() * tensor.element_size()
         if shard and sum(part.numel() * part.element_size() for part in shard.values()) + size > max_bytes:
             flush()
@@ -333,6 +377,13 @@ def main() -> None:
     parser.add_argument("--embedding-dim", type=int, help="size of the vectors; 0 keeps the base's width; default 256")
     parser.add_argument("--moe-layers", type=int, nargs="*", help="layers that become mixtures; default: all")
     parser.add_argument("--num-experts", type=int, help="experts of a layer, the two guided ones included; default 4")
+    parser.add_argument(
+        "--moon",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further arguments of MoonConfig, as in a recipe: --moon fusion=false matryoshka_dims=[64,128]",
+    )
     parser.add_argument("--max-tokens", type=int, help="token budget of an item, pictures included")
     parser.add_argument("--max-image-tokens", type=int, help="token budget of a picture, kept by resizing")
     parser.add_argument("--seed", type=int, default=0)
@@ -345,6 +396,11 @@ def main() -> None:
     arguments["limits"] = {name: value for name, value in limits.items() if value is not None}
     if moon.get("embedding_dim") == 0:
         moon["embedding_dim"] = None
+    for pair in arguments.pop("moon"):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            parser.error(f"--moon {pair}: accepted: KEY=VALUE")
+        moon[key] = yaml.safe_load(value)
     try:
         print(f"wrote {upcycle(**arguments, **moon)}")
     except (ValueError, FileExistsError) as error:

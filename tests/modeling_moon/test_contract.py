@@ -5,12 +5,25 @@ import torch
 from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
+from modeling_moon.tokens_moon import aspect_ids_from_markers
 from processing_moon import MoonProcessor
 
+SETTINGS = [
+    {},
+    {"readout": "emb"},
+    {"readout": "last"},
+    {"moe_layers": [1]},
+    {"expert_routing": "none"},
+    {"preset": "moon2"},
+    {"preset": "moon2", "num_experts_per_token": 1, "moe_layers": [0]},
+    {"preset": "moon3", "matryoshka_dims": [8, 32]},
+    {"preset": "moon3", "fusion": False, "fire_layers": [0], "num_experts_per_token": 1},
+    {"preset": "moon3", "expert_routing": "none", "fire_layers": None},
+]
 VARIANTS = [
     pytest.param((backbone, moon), id=f"{backbone}-{'-'.join(f'{k}={v}' for k, v in moon.items()) or 'moon1'}")
     for backbone in ("qwen3_vl", "qwen2_5_vl")
-    for moon in ({}, {"readout": "emb"}, {"readout": "last"}, {"moe_layers": [1]}, {"expert_routing": "none"})
+    for moon in SETTINGS
 ]
 
 
@@ -76,8 +89,12 @@ def test_eager_attention_and_the_expert_loop_equal_the_fast_kernels(pair):
 def test_every_parameter_learns(pair):
     folder, _, processor = pair
     model = MoonModel.from_pretrained(folder).train()
-    vectors = model(**processor(products=PRODUCTS, return_tensors="pt")).embeddings
-    (vectors @ torch.randn(vectors.shape[1], 3)).square().sum().backward()
+    modality = model.config.expert_routing == "modality"
+    output = model(**processor(products=PRODUCTS, return_tensors="pt"), output_router_stats=modality)
+    loss = (output.embeddings @ torch.randn(output.embeddings.shape[1], 3)).square().sum()
+    if modality:  # preferences learn from the weights of the objectives
+        loss = loss + model.objective_weights(output.expert_gates, torch.tensor([0, 1, 2, 2])) @ torch.arange(3.0)
+    loss.backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # Keys have no bias that matters: a constant added to every key cancels in the softmax.
     assert [name for name in dead if not name.endswith("k_proj.bias")] == []
@@ -96,7 +113,9 @@ def test_gradient_checkpointing_changes_nothing(pair):
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_saved_loaded_saved_is_stable(pair, tmp_path):
@@ -152,24 +171,86 @@ def test_several_samples_of_a_row_keep_their_pictures(pair):
     assert torch.equal(several[::3], one)
 
 
-def test_expert_load_counts_attended_tokens_only(pair):
+def test_router_statistics_count_attended_tokens_only(pair):
     _, model, processor = pair
-    if not model.config.guided_layers:
-        pytest.skip("this variant has no experts")
+    config = model.config
     batch = processor(products=PRODUCTS, return_tensors="pt")
     with torch.no_grad():
-        load = model(**batch, output_router_stats=True).expert_load
+        output = model(**batch, output_router_stats=True)
         assert model(**batch).expert_load is None
-    assert load.shape == (len(model.config.guided_layers), 4)
-    torch.testing.assert_close(load[:, :2], torch.ones_like(load[:, :2]))
-    from modeling_moon.modeling_moon import aspect_ids_from_markers
-
-    aspects = aspect_ids_from_markers(batch["input_ids"], model.config)
+    if not config.mixture_layers:
+        assert (output.expert_load, output.expert_gates, output.router_loss) == (None, None, None)
+        return
+    assert output.expert_load.shape == (len(config.mixture_layers), config.num_experts)
+    assert output.expert_gates.shape == (4, len(config.mixture_layers), config.num_experts)
+    torch.testing.assert_close(output.expert_gates.sum(dim=-1), torch.ones(4, len(config.mixture_layers)))
+    free = output.expert_load[:, : config.num_free_experts]
+    torch.testing.assert_close(free.sum(dim=1), torch.full((len(free),), float(config.num_experts_per_token)))
+    assert 0.9 < output.router_loss < config.num_free_experts + 1e-5
+    if not config.reads_aspects:
+        return
+    aspects = aspect_ids_from_markers(batch["input_ids"], config)
     attended = batch["attention_mask"].sum()
     for number, column in ((1, 2), (2, 3)):
         share = (aspects == number).sum() / attended
-        torch.testing.assert_close(load[:, column], share.expand(load.shape[0]))
+        torch.testing.assert_close(output.expert_load[:, column], share.expand(len(free)))
         assert (share > 0) == processor.markers
+
+
+def test_packing_the_rows_changes_nothing(pair):
+    _, model, processor = pair
+    for side in ("left", "right"):
+        batch = processor(products=PRODUCTS, return_tensors="pt", padding_side=side)
+        with torch.no_grad():
+            apart = model(**batch, output_router_stats=True)
+            packed = model(**batch, packed=True, output_router_stats=True)
+        attended = batch["attention_mask"].bool()
+        torch.testing.assert_close(
+            packed.last_hidden_state[attended], apart.last_hidden_state[attended], rtol=1e-5, atol=1e-5
+        )
+        for name in ("embeddings", "modality_gates", "expert_load", "expert_gates", "router_loss"):
+            torch.testing.assert_close(packed.get(name), apart.get(name), rtol=1e-5, atol=1e-5)
+
+
+def test_packing_learns_the_same(pair):
+    folder, _, processor = pair
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    gradients = []
+    for packed in (False, True):
+        model = MoonModel.from_pretrained(folder).train()
+        model.gradient_checkpointing_enable()
+        model(**batch, packed=packed).embeddings[:, 0].sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(
+            gradients[1][name],
+            gradient,
+            rtol=1e-4,
+            atol=1e-5 * scale + 1e-6,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def test_what_cannot_be_packed_is_refused(pair):
+    _, model, processor = pair
+    batch = processor(products=PRODUCTS, return_tensors="pt")
+    for more in ({"use_cache": True}, {"output_hidden_states": True}, {"attention_mask": None}):
+        with pytest.raises(ValueError, match="packed=True: accepted with a mask"):
+            model(**{**batch, **more}, packed=True)
+
+
+def test_prefixes_are_the_vector_cut_and_normalised(pair):
+    _, model, processor = pair
+    with torch.no_grad():
+        output = model(**processor(products=PRODUCTS, return_tensors="pt"))
+    if model.config.matryoshka_dims is None:
+        assert output.matryoshka_embeddings is None
+        return
+    for dim, prefix in zip(model.config.matryoshka_dims, output.matryoshka_embeddings, strict=True):
+        expected = output.embeddings[:, :dim] / output.embeddings[:, :dim].norm(dim=1, keepdim=True)
+        torch.testing.assert_close(prefix, expected)
 
 
 def test_a_row_without_a_token_to_read_is_refused(pair):
@@ -182,13 +263,13 @@ def test_a_row_without_a_token_to_read_is_refused(pair):
 
 def test_the_writer_returns_the_expert_load_too(pair):
     folder, model, processor = pair
-    if not model.config.guided_layers:
-        pytest.skip("this variant has no experts")
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     batch = processor(products=PRODUCTS, return_tensors="pt")
     with torch.no_grad():
-        load = writer(**batch, output_router_stats=True).expert_load
-        assert torch.equal(load, model(**batch, output_router_stats=True).expert_load)
+        written, encoded = (one(**batch, output_router_stats=True) for one in (writer, model))
+    for name in ("expert_load", "router_loss"):
+        assert (getattr(written, name) is None) == (not model.config.mixture_layers)
+        torch.testing.assert_close(getattr(written, name), getattr(encoded, name))
 
 
 def test_fresh_experts_and_routers_have_the_spread_of_the_configuration(pair):
@@ -197,13 +278,15 @@ def test_fresh_experts_and_routers_have_the_spread_of_the_configuration(pair):
     for name, parameter in MoonModel(config).named_parameters():
         if ".experts." in name or ".router." in name:
             assert 0.4 < parameter.std() < 0.6, name
+        if name.endswith((".preference", ".fire.scale", "fusion.o_proj.weight")):
+            assert not parameter.any(), name
 
 
 def test_generating_from_embeddings_is_refused_where_markers_matter(pair):
     folder, model, processor = pair
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     embeddings = writer.get_input_embeddings()(processor(text=["a mug"], return_tensors="pt")["input_ids"])
-    if model.config.guided_layers:
+    if model.config.reads_aspects:
         with pytest.raises(ValueError, match="generate from input_ids"):
             writer.generate(inputs_embeds=embeddings, max_new_tokens=2)
     else:

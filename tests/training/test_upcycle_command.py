@@ -23,7 +23,7 @@ def test_the_command_writes_a_whole_checkpoint(monkeypatch, tiny_base, tmp_path,
     call(monkeypatch, "--base", tiny_base("qwen2_5_vl"), "--out", out, *CHANGES)
     assert f"wrote {out}" in capsys.readouterr().out
     model = MoonModel.from_pretrained(out)
-    assert (model.config.embedding_dim, model.config.guided_layers, model.config.num_experts) == (None, (1,), 5)
+    assert (model.config.embedding_dim, model.config.mixture_layers, model.config.num_experts) == (None, (1,), 5)
     processor = MoonProcessor.from_pretrained(out)
     assert (processor.max_tokens, processor.max_image_tokens) == (300, 9)
     files = {path.name for path in out.iterdir()}

@@ -1,0 +1,137 @@
+"""Which tokens: spans between markers, those that a vector is read from, and rows packed one behind the other.
+
+Shape suffixes: B batch rows, T tokens of a row, N attended tokens of the whole batch, H hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .configuration_moon import ASPECTS, MoonConfig
+
+
+def span_ids_from_markers(input_ids_BT: torch.Tensor, markers: list[tuple[int | None, int | None]]) -> torch.Tensor:
+    """The span that each token stands in: 0 none, 1 the first pair of markers, 2 the second …
+
+    A token belongs to a span when the last marker at or before it opens that span; the markers themselves belong to none.
+    Only what stands before a token decides, so that a decoding step with a cache and a pass over the whole text agree.
+    Our design.
+
+    Args:
+        input_ids_BT: int64 (B, T).
+        markers: ids of the token that opens and of the one that closes each span; a pair of None is never found.
+
+    Returns:
+        int64 (B, T) of 0 … number of pairs.
+    """
+    opened_BT = torch.zeros_like(input_ids_BT)
+    is_marker_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
+    for number, (start, end) in enumerate(markers, start=1):
+        if start is None:
+            continue
+        opened_BT = torch.where(input_ids_BT == start, number, opened_BT)
+        is_marker_BT = is_marker_BT | (input_ids_BT == start) | (input_ids_BT == end)
+    positions_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+    last_marker_BT = torch.where(is_marker_BT, positions_T, -1).cummax(dim=1).values
+    span_BT = opened_BT.gather(1, last_marker_BT.clamp(min=0))
+    return torch.where(is_marker_BT | (last_marker_BT < 0), 0, span_BT)
+
+
+def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
+    """The aspect (B, T) of each token: 0 none, 1 category, 2 attribute. MOON §3 speaks of the category and attribute
+    substrings of the title; see `span_ids_from_markers`."""
+    names = [(f"{aspect}_start_token_id", f"{aspect}_end_token_id") for aspect in ASPECTS]
+    return span_ids_from_markers(input_ids_BT, [(getattr(config, start), getattr(config, end)) for start, end in names])
+
+
+def readable_tokens(
+    attention_mask_BT: torch.Tensor, readout: str, is_emb_BT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The tokens that a vector is read from: every attended one, the last attended one, or the last `<emb>`.
+
+    Args:
+        attention_mask_BT: 1 where a token is attended.
+        readout: "mean" (MOON §3), "last" or "emb".
+        is_emb_BT: bool, where the `<emb>` tokens stand; needed by "emb".
+
+    Returns:
+        (B, T) bool, at least one per row.
+
+    Raises:
+        ValueError: a row without any token to read from, by its index.
+    """
+    chosen_BT = attention_mask_BT.bool()
+    if readout == "emb":
+        if is_emb_BT is None:
+            raise ValueError("readout 'emb' needs input_ids: the <emb> token is found by its id")
+        chosen_BT = chosen_BT & is_emb_BT
+    if not torch.compiler.is_compiling() and not bool(chosen_BT.any(dim=1).all()):
+        rows = (~chosen_BT.any(dim=1)).nonzero()[:, 0].tolist()
+        wanted = "<emb> token" if readout == "emb" else "attended token"
+        raise ValueError(f"rows {rows} of the batch have no {wanted} to read a vector from")
+    if readout == "mean":
+        return chosen_BT
+    positions_T = torch.arange(chosen_BT.shape[1], device=chosen_BT.device)
+    last_B = torch.where(chosen_BT, positions_T, -1).amax(dim=1)
+    return positions_T == last_B[:, None]
+
+
+def mean_of(states_BTH: torch.Tensor, set_BT: torch.Tensor) -> torch.Tensor:
+    """Mean (B, H) float32 over the tokens of a set; zero for a row that has none."""
+    weight_BT1 = set_BT[:, :, None].float()
+    return (states_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1.0)
+
+
+def packed_positions(position_3BT: torch.Tensor | None, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Positions (4, 1, N): in the text, which start again with every row and so tell the kernel where one begins, then
+    those of the multimodal rotary encoding."""
+    text_BT = mask_BT.long().cumsum(dim=1) - 1
+    all_4BT = torch.cat([text_BT[None], text_BT.expand(3, -1, -1) if position_3BT is None else position_3BT])
+    return all_4BT[:, mask_BT.bool()][:, None]
+
+
+class RawTokens(NamedTuple):
+    """What fusion reads: last hidden states (B, T, H) of the input, and which of them are image tokens and which title
+    tokens (B, T) bool. They stand before any reasoning, and attention is causal: reasoning cannot change them."""
+
+    states_BTH: torch.Tensor
+    is_image_BT: torch.Tensor
+    is_title_BT: torch.Tensor
+
+
+def find_raw_tokens(
+    config: MoonConfig,
+    input_ids: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    hidden_BTH: torch.Tensor,
+    past_tokens: int = 0,
+) -> RawTokens:
+    """What fusion reads, from a pass over the input.
+
+    Args:
+        config: holds the ids of image tokens and title markers.
+        input_ids: (B, T), in which image tokens and title markers are found.
+        mask_BT: 1 for attended tokens.
+        hidden_BTH: last hidden states.
+        past_tokens: tokens in the cache before this pass: in a decoding step, which does not hold the input, more than 0.
+
+    Raises:
+        ValueError: no `input_ids`, or a decoding step.
+    """
+    if input_ids is None:
+        raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
+    if past_tokens:
+        raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
+    title = [(config.title_start_token_id, config.title_end_token_id)]
+    attended_BT = mask_BT.bool()
+    is_image_BT = attended_BT & (input_ids == config.image_token_id)
+    is_title_BT = attended_BT & (span_ids_from_markers(input_ids, title) == 1) & ~is_image_BT
+    return RawTokens(hidden_BTH, is_image_BT, is_title_BT)
+
+
+def in_rows(packed_1NH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """States (B, T, H) from those of packed rows, zero where nothing is attended."""
+    rows_BTH = packed_1NH.new_zeros(*mask_BT.shape, packed_1NH.shape[-1])
+    return rows_BTH.masked_scatter(mask_BT.bool()[..., None], packed_1NH)
