@@ -2,9 +2,11 @@
 
 from transformers import AutoProcessor
 
+from .batch_moon import MoonBatch, Shortened, Skipped
 from .cropping_moon import CoreDetector, GroundingDetector, LargestRegionDetector, crop_core
-from .processing_moon import MOON_TOKENS, MoonBatch, MoonProcessor, Shortened, Skipped
+from .processing_moon import MOON_TOKENS, MoonProcessor
 from .product_moon import ImageLimits, ProductError, open_image
+from .reasoning_moon import REASONING_KEYS, Reasoning, read_reasoning, write_reasoning
 
 MoonProcessor.register_for_auto_class("AutoProcessor")
 # Keyed by model type: this package does not know the model's configuration class.
@@ -12,6 +14,7 @@ AutoProcessor.register("moon", MoonProcessor, exist_ok=True)
 
 __all__ = [
     "MOON_TOKENS",
+    "REASONING_KEYS",
     "CoreDetector",
     "GroundingDetector",
     "ImageLimits",
@@ -19,8 +22,11 @@ __all__ = [
     "MoonBatch",
     "MoonProcessor",
     "ProductError",
+    "Reasoning",
     "Shortened",
     "Skipped",
     "crop_core",
     "open_image",
+    "read_reasoning",
+    "write_reasoning",
 ]

@@ -19,12 +19,12 @@ from PIL import Image
 from transformers import (
     AddedToken,
     AutoTokenizer,
-    BatchFeature,
     PreTrainedConfig,
     ProcessorMixin,
     Qwen2VLImageProcessorPil,
 )
 
+from .batch_moon import MoonBatch, Shortened, Skipped
 from .cropping_moon import CoreDetector, crop_core
 from .pixels_moon import (
     MAX_ASPECT_RATIO,
@@ -46,6 +46,8 @@ from .product_moon import (
     CATEGORY_END,
     CATEGORY_START,
     FORMS,
+    TITLE_END,
+    TITLE_START,
     Box,
     ImageLimits,
     Item,
@@ -53,6 +55,7 @@ from .product_moon import (
     ProductText,
     clamp_box,
     control_token_pattern,
+    given_reasoning,
     is_product,
     open_image,
     plain_text,
@@ -60,10 +63,11 @@ from .product_moon import (
     read_product,
     read_query,
 )
+from .reasoning_moon import EMB_TOKEN, THINK_END, THINK_START, Reasoning, read_ids
 
-EMB_TOKEN = "<emb>"
 MOON_TOKENS = (CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END, EMB_TOKEN)
 READOUTS = ("mean", "emb", "last")
+REASONINGS = ("none", "generate", "given")
 DEFAULT_INSTRUCTIONS = {
     "product": "Represent this product, from its pictures and its text, so that shoppers can find it.",
     "query": "Represent what this shopper is looking for, so that the right product is found.",
@@ -79,73 +83,6 @@ _SHORTENED_FIRST_TO_LAST = ("description", "attributes", "title", "category")
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """An item that was left out of the batch.
-
-    Args:
-        index: its place in the call.
-        item: its name, as in the error.
-        field: which part of it could not be used.
-        reason: why.
-    """
-
-    index: int
-    item: str
-    field: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """A part of an item that was made smaller to keep the token budget: a text that was cut, images that were resized.
-
-    Args:
-        index: the item's place in the call.
-        field: "images" (all of them, the core crop too), "description", "attributes", "title", "category" or, of a
-            query, "text".
-        tokens_before: tokens of that part before; of images: within `max_image_tokens`.
-        tokens_after: tokens of that part after; 0 where it was left out, which images never are.
-    """
-
-    index: int
-    field: str
-    tokens_before: int
-    tokens_after: int
-
-
-class MoonBatch(BatchFeature):
-    """The tensors of a batch, and beside them (not among its keys) what became of each item.
-
-    Args:
-        data: the tensors by name.
-        tensor_type: "pt", "np" or None, as in `BatchFeature`.
-        kept: places in the call of the items in the batch, in order.
-        skipped: the items that were left out.
-        shortened: the texts that were cut and the images that were resized to keep the token budget.
-    """
-
-    def __init__(
-        self,
-        data: dict[str, Any] | None = None,
-        tensor_type: str | None = None,
-        *,
-        kept: Sequence[int] = (),
-        skipped: Sequence[Skipped] = (),
-        shortened: Sequence[Shortened] = (),
-    ) -> None:
-        super().__init__(data, tensor_type=tensor_type)
-        self.kept, self.skipped, self.shortened = list(kept), list(skipped), list(shortened)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"data": self.data, "kept": self.kept, "skipped": self.skipped, "shortened": self.shortened}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.skip_tensor_conversion = None
-        self.kept, self.skipped, self.shortened = state["kept"], state["skipped"], state["shortened"]
-
-
-@dataclass(frozen=True)
 class _Options:
     """One call's options for products and queries; see `MoonProcessor.__call__`."""
 
@@ -157,6 +94,7 @@ class _Options:
     detector: CoreDetector | None = None
     max_tokens: int = 1024
     max_image_tokens: int | None = None
+    reasoning: str = "none"
     padding: bool | str = True
     padding_side: str | None = None
     pad_to_multiple_of: int | None = None
@@ -167,6 +105,7 @@ class _Options:
         _one_of("form", self.form, FORMS)
         _one_of("on_error", self.on_error, ("raise", "skip"))
         _one_of("core_crop", self.core_crop, (True, False))
+        _one_of("reasoning", self.reasoning, REASONINGS)
         _one_of("padding", self.padding, (True, False, "longest", "max_length", "do_not_pad"))
         _one_of("padding_side", self.padding_side, (None, "left", "right"))
         _one_of("return_tensors", self.return_tensors, (None, "pt", "np"))
@@ -197,6 +136,7 @@ class _Row:
     instruction: str
     item: Item = field(default_factory=lambda: Item("", ProductText(), []))
     images: list[Image.Image] = field(default_factory=list)
+    ending: str = ""
     prompt: tuple[str, str] = ("", "")
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     shortened: list[Shortened] = field(default_factory=list)
@@ -207,24 +147,28 @@ class MoonProcessor(ProcessorMixin):
 
     Args:
         image_processor: the base's image processor, of the kind of `Qwen2VLImageProcessorPil`.
-        tokenizer: the base's tokenizer with Moon's five tokens, see `from_base`.
+        tokenizer: the base's tokenizer with Moon's tokens, see `from_base`.
         chat_template (`str`): default the tokenizer's.
         instructions (`dict[str, str]`): task → instruction. Tasks left out keep their default: product, query, category and
             attribute each have one, "Represent the user's input." for all in a base that is an embedder already
             (readout "last" without markers). Further tasks may be added.
         readout (`str`): "mean", "emb" or "last", as in the model; "emb" ends every prompt with `<emb>`. Default "mean".
         markers (`bool`): whether marker tokens surround a product's category and attributes. Default True.
-        max_tokens (`int`): budget of one item, text and image tokens together. Images that leave less room than the text
+        max_tokens (`int`): budget of one item, all that the processor emits for it: text, image tokens, a given reasoning
+            and the closing tokens; what a model goes on to write is not in it. Images that leave less room than the text
             needs, or than a quarter of the budget if that is less, are made smaller, to equal shares of what they may
             take; then the text is cut: description, attributes, title, category, in this order. Default 1024.
         max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own; `from_base`
             has others.
         core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
             (MOON §2, arXiv 2508.11999). A box outside the image is refused either way. Default True.
+        title_markers (`bool`): whether marker tokens surround a product's title and a query's text. Default False.
+        max_reasoning_tokens (`int` or `None`): budget of a reasoning, between its tags; asks for readout "emb". Default
+            None: the call option `reasoning` is refused.
 
     Raises:
         ValueError: an unknown read-out, a budget that is not positive, an instruction without text, a token that the
-            tokenizer lacks.
+            tokenizer lacks, `max_reasoning_tokens` beside another read-out than "emb".
 
     Relations: `from_base` makes one of a base checkpoint; `from_pretrained` and `save_pretrained` keep all settings.
     """
@@ -244,10 +188,15 @@ class MoonProcessor(ProcessorMixin):
         max_tokens: int = 1024,
         max_image_tokens: int | None = None,
         core_crop: bool = True,
+        title_markers: bool = False,
+        max_reasoning_tokens: int | None = None,
     ) -> None:
         _one_of("readout", readout, READOUTS)
         _budget("max_tokens", max_tokens)
         _budget("max_image_tokens", max_image_tokens, optional=True)
+        _budget("max_reasoning_tokens", max_reasoning_tokens, optional=True)
+        if max_reasoning_tokens is not None and readout != "emb":
+            raise ValueError(f"max_reasoning_tokens={max_reasoning_tokens} asks for readout='emb'; found {readout!r}")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
         if self.chat_template is None:
             raise ValueError("MoonProcessor: neither the processor nor the tokenizer has a chat template")
@@ -256,13 +205,15 @@ class MoonProcessor(ProcessorMixin):
         self.instructions = {**defaults, **(instructions or {})}
         for task, instruction in self.instructions.items():
             _finished(instruction, f"instructions[{task!r}]")
-        self.readout, self.markers = readout, bool(markers)
+        self.readout, self.markers, self.title_markers = readout, bool(markers), bool(title_markers)
+        self.max_reasoning_tokens = max_reasoning_tokens
         self.max_tokens, self.max_image_tokens, self.core_crop = max_tokens, max_image_tokens, bool(core_crop)
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
         needed = [self.image_token, self.vision_start_token, self.vision_end_token]
         needed += [CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END] if markers else []
-        _check_tokens(tokenizer, [*needed, EMB_TOKEN] if readout == "emb" else needed)
+        needed += [EMB_TOKEN] if readout == "emb" else []
+        _check_tokens(tokenizer, [*needed, *_optional_tokens(title_markers, max_reasoning_tokens)])
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         self._scaffolds: dict[Any, tuple[str, str]] = {}
@@ -272,15 +223,18 @@ class MoonProcessor(ProcessorMixin):
     def from_base(cls, base_path: Any, *, revision: str | None = None, **settings: Any) -> MoonProcessor:
         """Make the processor of a Moon model from the folder or hub id of its base.
 
-        Moon's five tokens are added to the tokenizer as single special tokens; every other id stays as it is.
+        Moon's five tokens, and with `title_markers` the two around titles, are added to the tokenizer as single special
+        tokens. `max_reasoning_tokens` adds `<think>` and `</think>` where they lack, not special, as Qwen3's tokenizer has
+        them. Every other id stays as it is.
 
         Args:
             base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint (embedders included).
             revision: of the hub repository.
-            **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop` of the class.
-                The two budgets default to 1024 and 256, in an embedder (readout "last", markers False) to 8192 and 1800,
-                as in Qwen3-VL-Embedding (arXiv 2601.04720). A base whose own limit of an image is no higher keeps it;
-                so does `max_image_tokens=None`.
+            **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop`,
+                `title_markers`, `max_reasoning_tokens` of the class. The two budgets of items and images default to 1024
+                and 256, in an embedder (readout "last", markers False) to 8192 and 1800, as in Qwen3-VL-Embedding
+                (arXiv 2601.04720). A base whose own limit of an image is no higher keeps it; so does
+                `max_image_tokens=None`.
 
         Raises:
             ValueError: see the class.
@@ -292,8 +246,11 @@ class MoonProcessor(ProcessorMixin):
         if tokenizer.chat_template is None:  # older repositories keep it beside the processor only
             tokenizer.chat_template = cls.get_processor_dict(base_path, revision=revision)[0].get("chat_template")
         known = tokenizer.get_added_vocab()
-        fresh = [AddedToken(token, special=True, normalized=False) for token in MOON_TOKENS if token not in known]
-        tokenizer.add_tokens(fresh, special_tokens=True)
+        optional = _optional_tokens(settings.get("title_markers", False), settings.get("max_reasoning_tokens"))
+        for token in (*MOON_TOKENS, *optional):
+            if token not in known:
+                special = token not in (THINK_START, THINK_END)
+                tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)], special_tokens=special)
         embedder = settings.get("readout") == "last" and not settings.get("markers", True)
         max_tokens, most = EMBEDDER_BUDGETS if embedder else DEFAULT_BUDGETS
         own_most = pixel_limits(image_processor)[1] // token_side(image_processor) ** 2
@@ -345,6 +302,10 @@ class MoonProcessor(ProcessorMixin):
                 instruction: another one, for this call.
                 on_error ("raise" or "skip"): "skip" leaves bad items out and lists them in `.skipped`.
                 core_crop, max_tokens, max_image_tokens: as in the class, for this call.
+                reasoning ("none", "generate" or "given"; the last two need `max_reasoning_tokens`): how the prompt ends.
+                    "generate": with `<think>`, without `<emb>`, padded on the left, for the model to go on from there.
+                    "given": with `<think>`, the record's "reasoning" (see `given_reasoning`) cut to `max_reasoning_tokens`,
+                    `</think>` and `<emb>`. Default "none": the record's "reasoning" is not read.
                 detector (`CoreDetector`): finds the core box where none is given.
                 allow_urls, timeout_seconds, max_bytes, max_pixels: see `ImageLimits`.
                 padding (True, False or "max_length", i.e. to max_tokens; default True), padding_side, pad_to_multiple_of.
@@ -407,7 +368,17 @@ class MoonProcessor(ProcessorMixin):
                     f"MoonProcessor: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
                 )
         settings = {name: getattr(self, name) for name in ("core_crop", "max_tokens", "max_image_tokens")}
-        return _Options(**{**settings, **options}, limits=ImageLimits(**limits))
+        read = _Options(**{**settings, **options}, limits=ImageLimits(**limits))
+        if read.reasoning != "none":
+            self._check_reasons(f"reasoning={read.reasoning!r}")
+        return read
+
+    def _check_reasons(self, what: str) -> None:
+        if self.max_reasoning_tokens is None:
+            raise ValueError(
+                f"MoonProcessor: {what} needs a processor that was made with max_reasoning_tokens and readout='emb'; "
+                "found max_reasoning_tokens=None"
+            )
 
     def _process_records(self, records: Sequence[Any], are_products: list[bool], options: _Options) -> MoonBatch:
         instructions = {
@@ -424,6 +395,7 @@ class MoonProcessor(ProcessorMixin):
                 row.item = read_product(row.record, row.index, options.form)
             else:
                 row.item = read_query(row.record, row.index)
+            row.ending = self._ending(row, options.reasoning)
             self._open_images(row, options.limits, slice(0, 1))
             if options.detector is None:
                 self._prepare_images(row, options)
@@ -444,6 +416,29 @@ class MoonProcessor(ProcessorMixin):
             skipped=skipped,
             shortened=shortened,
         )
+
+    def _ending(self, row: _Row, reasoning: str) -> str:
+        """What stands after the template: nothing, `<emb>`, or the reasoning as far as it goes."""
+        if reasoning == "generate":
+            return THINK_START
+        emb = EMB_TOKEN if self.readout == "emb" else ""
+        if reasoning == "none":
+            return emb
+        most = self.max_reasoning_tokens or 0
+        whole = plain_text(given_reasoning(row.record, row.item.name), self._control_tokens)
+        before = after = len(self._encode([whole])[0])
+        while after > most:
+            whole = self._without_end(whole, after - most)
+            after = len(self._encode([whole])[0])
+        if after < before:
+            row.shortened.append(Shortened(row.index, "reasoning", before, after))
+        return f"{THINK_START}{whole}{THINK_END}{emb}"
+
+    def _without_end(self, text: str, excess: int) -> str:
+        """A text without its last `excess` tokens, ended at a whole character."""
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        keep = max(0, len(offsets["input_ids"]) - excess)
+        return text[: offsets["offset_mapping"][keep][0]].rstrip() if keep else ""
 
     def _instruction(self, default_task: str, options: _Options) -> str:
         if options.instruction is not None:
@@ -468,7 +463,8 @@ class MoonProcessor(ProcessorMixin):
                 crop = crop_core(row.images[0], pixels)
                 check_ratio(crop, row.item.name, "core_box")
                 row.images.insert(1, crop)
-        row.prompt = self._scaffold(len(row.images), bool(row.item.text), row.instruction)
+        before, after = self._scaffold(len(row.images), bool(row.item.text), row.instruction)
+        row.prompt = (before, after + row.ending)
         if row.images:
             sizes = self._sizes_in_budget(row, options)
             row.images = [
@@ -524,7 +520,7 @@ class MoonProcessor(ProcessorMixin):
                 )
             if len(self._scaffolds) >= 256:
                 self._scaffolds.clear()
-            self._scaffolds[key] = (before, after + (EMB_TOKEN if self.readout == "emb" else ""))
+            self._scaffolds[key] = (before, after)
         return self._scaffolds[key]
 
     @property
@@ -536,7 +532,10 @@ class MoonProcessor(ProcessorMixin):
         return self._controls[1]
 
     def _write(self, row: _Row) -> str:
-        text = product_text(row.item.text, markers=self.markers, control_tokens=self._control_tokens)
+        controls = self._control_tokens
+        text = product_text(
+            row.item.text, markers=self.markers, control_tokens=controls, title_markers=self.title_markers
+        )
         return text.join(row.prompt)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -568,9 +567,12 @@ class MoonProcessor(ProcessorMixin):
             return
         fixed = self._fixed_tokens(row)
         image_tokens = sum(count_tokens(image.size, self.image_processor) for image in row.images)
+        parts = (
+            "instruction, template and reasoning" if options.reasoning == "given" else "the instruction and template"
+        )
         if fixed + image_tokens > options.max_tokens:
             reason = (
-                f"{image_tokens} image tokens (an image takes at least one) and {fixed} of the instruction and template are "
+                f"{image_tokens} image tokens (an image takes at least one) and {fixed} of {parts} are "
                 f"more than max_tokens={options.max_tokens}; accepted: a larger max_tokens or fewer images"
             )
             raise ProductError(row.item.name, "max_tokens", reason)
@@ -584,7 +586,7 @@ class MoonProcessor(ProcessorMixin):
                 name = part if row.is_product else "text"
                 row.shortened.append(Shortened(row.index, name, before, after))
         if not row.item.text and not row.images:
-            reason = f"max_tokens={options.max_tokens} leaves no room for text beside the {fixed} of instruction and template"
+            reason = f"max_tokens={options.max_tokens} leaves no room for text beside the {fixed} of {parts}"
             raise ProductError(row.item.name, "max_tokens", reason)
 
     def _count(self, row: _Row, part: str) -> int:
@@ -603,15 +605,13 @@ class MoonProcessor(ProcessorMixin):
                 excess -= sizes[keep]
             text.attributes = text.attributes[:keep]
         else:
-            whole = plain_text(getattr(text, part), self._control_tokens)
-            offsets = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            keep = max(0, len(offsets["input_ids"]) - excess)
-            setattr(text, part, whole[: offsets["offset_mapping"][keep][0]].rstrip() if keep else "")
+            setattr(text, part, self._without_end(plain_text(getattr(text, part), self._control_tokens), excess))
         row.ids = self._expand(self._encode([self._write(row)])[0], row.images)
 
     def _tensors(self, rows: list[_Row], options: _Options) -> dict[str, Any]:
         lengths = [len(row.ids) for row in rows]
-        side = options.padding_side or self.tokenizer.padding_side
+        own_side = "left" if options.reasoning == "generate" else self.tokenizer.padding_side
+        side = options.padding_side or own_side
         if options.padding in (False, "do_not_pad"):
             if options.return_tensors is not None and len(set(lengths)) > 1:
                 raise ValueError(
@@ -635,13 +635,33 @@ class MoonProcessor(ProcessorMixin):
         return {**data, **patches(images, self.image_processor)} if images else data
 
     # -----------------------------------------------------------------------------------------------------------------
+    # Reasoning
+
+    def read_reasoning(self, ids: Any) -> list[Reasoning]:
+        """Decode and read what a model wrote after `<think>`.
+
+        Args:
+            ids: (B, R) int64 tensor or array, or a list of rows that may differ in length; see `read_ids`.
+
+        Returns:
+            B readings.
+
+        Raises:
+            ValueError: a processor without `max_reasoning_tokens`; see `read_ids`.
+
+        Relations: the function `read_reasoning` reads a string.
+        """
+        self._check_reasons("read_reasoning")
+        return read_ids(ids, self.tokenizer)
+
+    # -----------------------------------------------------------------------------------------------------------------
     # Plain text and images
 
     def _process_plain(self, images: Any, text: Any, options: dict[str, Any]) -> MoonBatch:
         if options.get("videos") is not None or options.get("audio") is not None:
             raise TypeError("MoonProcessor takes text and images; videos and audio are not supported")
         options = {key: value for key, value in options.items() if key not in ("videos", "audio")}
-        for name in ("form", "task", "instruction", "on_error", "core_crop", "detector", "max_tokens"):
+        for name in ("form", "task", "instruction", "on_error", "core_crop", "detector", "max_tokens", "reasoning"):
             if name in options:
                 raise TypeError(f"MoonProcessor: {name}= belongs to products= and queries=, not to text= and images=")
         limits = ImageLimits(**{one.name: options.pop(one.name) for one in fields(ImageLimits) if one.name in options})
@@ -712,6 +732,12 @@ def _finished(instruction: Any, name: str) -> str:
         raise ValueError(f"{name}={instruction!r}; accepted: a string that is not empty")
     instruction = instruction.strip()
     return instruction if unicodedata.category(instruction[-1]).startswith("P") else f"{instruction}."
+
+
+def _optional_tokens(title_markers: bool, max_reasoning_tokens: int | None) -> tuple[str, ...]:
+    """The tokens that these two settings need."""
+    titles = (TITLE_START, TITLE_END) if title_markers else ()
+    return (*titles, THINK_START, THINK_END) if max_reasoning_tokens is not None else titles
 
 
 def _check_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """The product record and the query record, their text, and opening their images safely.
 
-Nothing here knows a tokenizer or a model: `read_product` and `read_query` check a record and name its parts, `open_image`
-turns whatever holds a picture into an upright RGB image or refuses it with a reason, `product_text` writes the text.
+Nothing here knows a tokenizer or a model: `read_product`, `read_query` and `given_reasoning` check a record and name its
+parts, `open_image` turns whatever holds a picture into an upright RGB image or refuses it with a reason, `product_text`
+writes the text.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .reasoning_moon import reasoning_text, strip_tags
+
 CATEGORY_START, CATEGORY_END = "<|category_start|>", "<|category_end|>"
 ATTRIBUTE_START, ATTRIBUTE_END = "<|attribute_start|>", "<|attribute_end|>"
+TITLE_START, TITLE_END = "<|title_start|>", "<|title_end|>"
 FORMS = ("mm", "t", "i")
-PRODUCT_FIELDS = ("title", "description", "images", "category", "attributes", "core_box", "id")
-QUERY_FIELDS = ("text", "image", "core_box", "id")
+PRODUCT_FIELDS = ("title", "description", "images", "category", "attributes", "core_box", "reasoning", "id")
+QUERY_FIELDS = ("text", "image", "core_box", "reasoning", "id")
 
 Box = tuple[float, float, float, float]
 
@@ -169,23 +173,28 @@ def _read_value(name: str, field: str, value: Any) -> str:
     return _read_text(name, field, value).strip()
 
 
+def _read_pairs(name: str, field: str, value: Mapping[Any, Any]) -> list[tuple[str, list[str]]]:
+    """Keys and their values that are not empty; keys without any are left out."""
+    pairs = []
+    for key, entry in value.items():
+        if not isinstance(key, str) or not key.strip():
+            raise ProductError(name, field, f"key {_shown(key)}; accepted: keys that are non-empty strings")
+        entries = list(entry) if isinstance(entry, list | tuple | set | frozenset | np.ndarray) else [entry]
+        texts = [_read_value(name, f"{field}[{key!r}]", one) for one in entries]
+        if isinstance(entry, set | frozenset):  # its own order differs from process to process
+            texts.sort()
+        if any(texts):
+            pairs.append((_read_text(name, field, key).strip(), [text for text in texts if text]))
+    return pairs
+
+
 def _read_attributes(name: str, value: Any) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, Mapping):
         reason = f"found {type(value).__name__} {_shown(value)}; accepted: a dict of key to value or list of values"
         raise ProductError(name, "attributes", reason)
-    pairs = []
-    for key, entry in value.items():
-        if not isinstance(key, str) or not key.strip():
-            raise ProductError(name, "attributes", f"key {_shown(key)}; accepted: keys that are non-empty strings")
-        entries = list(entry) if isinstance(entry, list | tuple | set | frozenset | np.ndarray) else [entry]
-        texts = [_read_value(name, f"attributes[{key!r}]", one) for one in entries]
-        if isinstance(entry, set | frozenset):  # its own order differs from process to process
-            texts.sort()
-        if any(texts):
-            pairs.append(f"{_read_text(name, 'attributes', key).strip()}: {', '.join(text for text in texts if text)}")
-    return pairs
+    return [f"{key}: {', '.join(values)}" for key, values in _read_pairs(name, "attributes", value)]
 
 
 def read_box(name: str, field: str, value: Any) -> Box | None:
@@ -270,9 +279,9 @@ def read_product(record: Any, index: int, form: str = "mm") -> Item:
 
     Args:
         record: {"title": str, "description": str, "images": one or a list, "category": list of str or str,
-            "attributes": {key: value or values}, "core_box": [x0, y0, x1, y1], "id": str or int}; every field may be
-            missing or None. A 1-D array of paths or objects is a list of images. Attribute values stand in the given order,
-            those of a set in alphabetical order.
+            "attributes": {key: value or values}, "core_box": [x0, y0, x1, y1], "reasoning": see `given_reasoning`,
+            "id": str or int}; every field may be missing or None. A 1-D array of paths or objects is a list of images.
+            Attribute values stand in the given order, those of a set in alphabetical order.
         index: its place in the call, for error messages.
         form: "mm" keeps text and images, "t" text only, "i" images only.
 
@@ -306,8 +315,8 @@ def read_query(record: Any, index: int) -> Item:
     """Read one query record.
 
     Args:
-        record: {"text": str, "image": one, "core_box": [x0, y0, x1, y1], "id": str or int}; every field may be missing or
-            None, but at least one of text and image must be there.
+        record: {"text": str, "image": one, "core_box": [x0, y0, x1, y1], "reasoning": see `given_reasoning`, "id": str or
+            int}; every field may be missing or None, but at least one of text and image must be there.
         index: its place in the call, for error messages.
 
     Raises:
@@ -326,6 +335,36 @@ def read_query(record: Any, index: int) -> Item:
     if not text.strip() and image is None:
         raise ProductError(name, "record", "neither text nor an image; accepted: at least one of text and image")
     return Item(name, ProductText(title=text if text.strip() else ""), _read_images(name, "image", image), box)
+
+
+def given_reasoning(record: Mapping[str, Any], name: str) -> str:
+    """The reasoning that a record gives, without its tags. Its other fields must have been read.
+
+    Args:
+        record: with "reasoning": what stands between `<think>` and `</think>`, with or without these tags; or
+            {key: value or values}, which is written as `write_reasoning` does. Keys without a value are left out.
+        name: what errors call the item.
+
+    Raises:
+        ProductError: no reasoning, an empty one, or one of another type.
+    """
+    value = record.get("reasoning")
+    accepted = "accepted: a string, or a dict of key to value or list of values"
+    if isinstance(value, Mapping):
+        pairs = _read_pairs(name, "reasoning", value)
+        if len({" ".join(key.split()) for key, _ in pairs}) < len(pairs):
+            raise ProductError(
+                name, "reasoning", f"keys that differ by spaces alone in {_shown(list(value))}; {accepted}"
+            )
+        text = reasoning_text(dict(pairs))
+    elif value is None or isinstance(value, str):
+        text = strip_tags(_read_text(name, "reasoning", value))
+    else:
+        raise ProductError(name, "reasoning", f"found {type(value).__name__} {_shown(value)}; {accepted}")
+    if not text:
+        found = "none is given" if value is None else f"{_shown(value)} is empty"
+        raise ProductError(name, "reasoning", f"{found}, and reasoning='given' reads it from each record; {accepted}")
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -357,28 +396,29 @@ def plain_text(text: str, control_tokens: re.Pattern[str]) -> str:
     return text
 
 
-def product_text(parts: ProductText, *, markers: bool, control_tokens: re.Pattern[str]) -> str:
+def product_text(
+    parts: ProductText, *, markers: bool, control_tokens: re.Pattern[str], title_markers: bool = False
+) -> str:
     """Write an item's text: title, category, attributes, description, a line each; absent parts are left out.
 
     Source: title ⧺ category ⧺ attributes is MOON §2 (arXiv 2508.11999); the markers, which tell the model where
-    category and attributes stand, and the description are our design.
+    title, category and attributes stand, and the description are our design.
 
     Args:
         parts: the item's text by part.
         markers: whether the marker tokens surround category and attributes.
         control_tokens: what must not arise from the user's text, from `control_token_pattern`.
+        title_markers: whether the marker tokens surround the title, or a query's text. Default False.
     """
+    title = plain_text(parts.title, control_tokens)
     category = plain_text(parts.category, control_tokens)
     attributes = plain_text("; ".join(parts.attributes), control_tokens)
+    if title_markers:
+        title = title and f"{TITLE_START}{title}{TITLE_END}"
     if markers:
         category = category and f"{CATEGORY_START}{category}{CATEGORY_END}"
         attributes = attributes and f"{ATTRIBUTE_START}{attributes}{ATTRIBUTE_END}"
-    lines = (
-        plain_text(parts.title, control_tokens),
-        category,
-        attributes,
-        plain_text(parts.description, control_tokens),
-    )
+    lines = (title, category, attributes, plain_text(parts.description, control_tokens))
     return "\n".join(line for line in lines if line)
 
 

@@ -1,0 +1,234 @@
+"""What a model writes before it embeds: `<think>key: value; key: v1, v2</think>`, read and written.
+
+The form is our design after LREM (arXiv 2510.14321); the keys are those of MOON3.0's benchmark (arXiv 2604.00513). A
+backslash before one of `\\ ; , :` makes it part of a key or a value (our design, as in CSV dialects with an escape
+character), so that every attribute can be written and is read back as it was. Nothing here knows a tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+THINK_START, THINK_END = "<think>", "</think>"
+EMB_TOKEN = "<emb>"
+# The ten attribute keys of MBE (arXiv 2604.00513).
+REASONING_KEYS = (
+    "colour",
+    "category",
+    "category modifier",
+    "brand",
+    "size/specification",
+    "material",
+    "style elements",
+    "fashion style",
+    "target demographic",
+    "season/occasion",
+)
+_ESCAPE = re.compile(r"\\([\\;,:])")
+_CONTROL = re.compile(rf"<\|[^<>|\s]*\|>|{THINK_START}|{THINK_END}|{EMB_TOKEN}")
+# Runs of text up to a separator that is not escaped; a backslash before anything else is a backslash.
+_RUNS = {separator: re.compile(rf"(?:\\[\\;,:]|\\(?![\\;,:])|[^\\{separator}])*") for separator in ";,:"}
+_QUOTED = 60
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Attributes that a model wrote, and what of its writing could not be read.
+
+    Args:
+        text (`str`): what stands between the tags, as it was written.
+        attributes (`dict[str, tuple[str, ...]]`): key → values, in the order of writing.
+        unparsed (`tuple[str, ...]`): one sentence for each part that was not read, with its words.
+        closed (`bool`): whether `</think>` was written.
+    """
+
+    text: str
+    attributes: dict[str, tuple[str, ...]]
+    unparsed: tuple[str, ...]
+    closed: bool
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the text is closed, names at least one attribute, and was read wholly."""
+        return self.closed and bool(self.attributes) and not self.unparsed
+
+
+def read_reasoning(text: str) -> Reasoning:
+    """Read what a model wrote. Never raises on any string.
+
+    Runs of white space count as one space, and none counts at the ends of keys and values.
+
+    Args:
+        text: `<think>key: value; key: v1, v2</think>`, with or without the opening tag; `<emb>` may follow.
+
+    Returns:
+        `Reasoning`. Its `unparsed` names: text before `<think>` and after `</think>`; parts without "key: value", without
+        a key or without a value; empty values beside others; control tokens; a key that comes again (the first one is kept).
+
+    Relations: `write_reasoning` is its inverse; `MoonProcessor.read_reasoning` reads ids.
+    """
+    inside, closing, after = text.partition(THINK_END)
+    before, opening, body = inside.partition(THINK_START)
+    if not opening:
+        before, body = "", inside
+    unparsed = [f"before {THINK_START}: {_quote(before)}"] if before.strip() else []
+    attributes: dict[str, tuple[str, ...]] = {}
+    pieces = _split(body, ";")
+    if not pieces[-1].strip():  # a semicolon at the end, or nothing at all
+        pieces.pop()
+    for piece in pieces:
+        if problem := _read_pair(piece, attributes):
+            unparsed.append(problem)
+    rest = after.strip().removeprefix(EMB_TOKEN).strip()
+    if rest:
+        unparsed.append(f"after {THINK_END}: {_quote(rest)}")
+    return Reasoning(body, attributes, tuple(unparsed), bool(closing))
+
+
+def read_ids(ids: Any, tokenizer: Any) -> list[Reasoning]:
+    """Decode and read what a model wrote after `<think>`.
+
+    A row ends at the first `</think>`, else at the first end-of-sequence token; pads are left out.
+
+    Args:
+        ids: (B, R) int64 tensor or array, or a list of rows that may differ in length.
+        tokenizer: one that knows `</think>`.
+
+    Returns:
+        B readings, see `Reasoning`; ids that the tokenizer does not know are among the unparsed parts.
+
+    Raises:
+        ValueError: ids that are not rows of whole numbers of at least 0.
+    """
+    end = tokenizer.convert_tokens_to_ids(THINK_END)
+    return [_read_row(row, tokenizer, end) for row in _id_rows(ids)]
+
+
+def write_reasoning(attributes: Mapping[str, str | Iterable[str]]) -> str:
+    """Write attributes as `<think>key: value; key: v1, v2</think>`.
+
+    `read_reasoning` gives them back: keys and values with single spaces, without empty values and keys that have no other.
+
+    Args:
+        attributes: key → value or values, in the order of writing.
+
+    Raises:
+        ValueError: a key that is empty, that is not a string, or that equals another one but for its spaces; a value that
+            is not a string; a control token (`<think>`, `<emb>`, `<|…|>`) in the text.
+    """
+    text = reasoning_text(attributes)
+    if found := _CONTROL.search(text):
+        raise ValueError(
+            f"write_reasoning: the control token {found.group()!r} in {_quote(text)}; accepted: plain text"
+        )
+    return f"{THINK_START}{text}{THINK_END}"
+
+
+def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
+    """What `write_reasoning` puts between the tags; control tokens in it are the caller's care.
+
+    Raises:
+        ValueError: see `write_reasoning`.
+    """
+    pairs: dict[str, str] = {}
+    for key, entry in attributes.items():
+        name = _escape(key, ";,:") if isinstance(key, str) else ""
+        if not name:
+            raise ValueError(f"reasoning: key {_quote(key)}; accepted: keys that are non-empty strings")
+        values = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Iterable) else [entry]
+        for value in values:
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"reasoning: {_quote(value)} as a value of {_quote(key)}; accepted: a string or several"
+                )
+        written = ", ".join(value for value in (_escape(one, ";,") for one in values) if value)
+        if written and name in pairs:
+            raise ValueError(
+                f"reasoning: the key {_quote(key)} comes twice; accepted: each key once, with all its values"
+            )
+        if written:
+            pairs[name] = f"{name}: {written}"
+    return "; ".join(pairs.values())
+
+
+def strip_tags(text: str) -> str:
+    """A reasoning without one opening tag at its start and one closing tag at its end, where it has them."""
+    return text.strip().removeprefix(THINK_START).removesuffix(THINK_END).strip()
+
+
+def _read_row(row: list[int], tokenizer: Any, end: int) -> Reasoning:
+    ids = [token for token in row if token != tokenizer.pad_token_id]
+    stop = next((one for one in (end, tokenizer.eos_token_id) if one in ids), None)
+    ids = ids if stop is None else ids[: ids.index(stop)]
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    reading = read_reasoning(text + THINK_END if stop == end else text)
+    unknown = sorted({token for token in ids if tokenizer.convert_ids_to_tokens(token) is None})
+    if not unknown:
+        return reading
+    return replace(reading, unparsed=(*reading.unparsed, f"ids that the tokenizer does not know: {unknown}"))
+
+
+def _id_rows(ids: Any) -> list[list[int]]:
+    rows = ids.tolist() if hasattr(ids, "tolist") else ids
+    accepted = "accepted: rows of whole numbers of at least 0, as (B, R) or a list of rows"
+    if not isinstance(rows, list | tuple):
+        raise ValueError(f"read_reasoning: found {type(ids).__name__}; {accepted}")
+    listed = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    for place, row in enumerate(listed):
+        if not isinstance(row, list | tuple):
+            raise ValueError(f"read_reasoning: row {place} is {_quote(row)}; {accepted}")
+        for token in row:
+            if not isinstance(token, Integral) or isinstance(token, bool) or token < 0:
+                raise ValueError(f"read_reasoning: row {place} holds {_quote(token)}; {accepted}")
+    return [[int(token) for token in row] for row in listed]
+
+
+def _read_pair(piece: str, attributes: dict[str, tuple[str, ...]]) -> str | None:
+    """Add the attribute that a piece names; or what is wrong with the piece."""
+    if found := _CONTROL.search(piece):
+        return f"the control token {found.group()} in {_quote(piece)}"
+    key_text, *more = _split(piece, ":", 1)
+    if not more:
+        return f"no 'key: value' in {_quote(piece)}"
+    key = _unescape(key_text)
+    if not key:
+        return f"no key in {_quote(piece)}"
+    values = [_unescape(value) for value in _split(more[0], ",")]
+    if not any(values):
+        return f"no value in {_quote(piece)}"
+    if key in attributes:
+        return f"the key {_quote(key)} comes again in {_quote(piece)}"
+    attributes[key] = tuple(value for value in values if value)
+    return None if all(values) else f"an empty value in {_quote(piece)}"
+
+
+def _split(text: str, separator: str, most: int = -1) -> list[str]:
+    """`str.split` at separators that are not escaped, at `most` of them (-1: all)."""
+    parts: list[str] = []
+    start = 0
+    while most < 0 or len(parts) < most:
+        run = _RUNS[separator].match(text, start)
+        end = len(text) if run is None else run.end()
+        if end == len(text):
+            break
+        parts.append(text[start:end])
+        start = end + 1
+    return [*parts, text[start:]]
+
+
+def _escape(text: str, separators: str) -> str:
+    return re.sub(rf"[\\{separators}]", lambda match: f"\\{match.group()}", " ".join(text.split()))
+
+
+def _unescape(text: str) -> str:
+    return " ".join(_ESCAPE.sub(r"\1", text).split())
+
+
+def _quote(value: object) -> str:
+    text = " ".join(value.split()) if isinstance(value, str) else repr(value)
+    text = text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+    return repr(text) if isinstance(value, str) else text
