@@ -5,7 +5,7 @@ Shape suffixes: B batch rows, T tokens of a prompt, R tokens of a reasoning, D s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,8 @@ def embed_records(
         return MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device), **found)
     tensors = {name: _on(tensor, model) for name, tensor in batch.items()}
     if reasoning == "generate":
-        result = think_then_embed(model, writer(), tensors, thinking)
+        stops = _as_list(processor.tokenizer.eos_token_id)
+        result = think_then_embed(model, writer(), tensors, thinking, stops)
         result.reasoning = processor.read_reasoning(result.reasoning_ids)
     else:
         output = model(**tensors)
@@ -131,7 +132,13 @@ def embed_records(
 
 
 @torch.no_grad()
-def think_then_embed(model: Any, writer: Any, batch: Mapping[str, torch.Tensor], thinking: Thinking) -> MoonEmbedding:
+def think_then_embed(
+    model: Any,
+    writer: Any,
+    batch: Mapping[str, torch.Tensor],
+    thinking: Thinking,
+    stops: Sequence[int] = (),
+) -> MoonEmbedding:
     """Write a reasoning for each row and read the vector behind it, in one pass.
 
     The prompt is encoded once and its keys and values are kept; generation goes on from them, row by row finished at
@@ -143,6 +150,7 @@ def think_then_embed(model: Any, writer: Any, batch: Mapping[str, torch.Tensor],
         writer: it with its output layer.
         batch: the processor's tensors with reasoning="generate": prompts that end in `<think>`, padded on the left.
         thinking: how to write.
+        stops: ids of further tokens that end a reasoning, as the end of a turn does.
 
     Raises:
         ValueError: prompts that do not end in `<think>`.
@@ -166,7 +174,7 @@ def think_then_embed(model: Any, writer: Any, batch: Mapping[str, torch.Tensor],
     raw = None
     if model.fusion is not None:
         raw = find_raw_tokens(config, prompt["input_ids"], prompt["attention_mask"], seen.last_hidden_state)
-    settings = _generation_config(config, thinking)
+    settings = _generation_config(config, thinking, stops)
     written_BR = writer.generate(
         input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=settings
     )[:, ids_BT.shape[1] :]
@@ -228,28 +236,20 @@ class _Ending:
         self.ids = torch.cat([written_BR[:, :-1], last_B3], dim=1).masked_fill(~self.mask, pad)
 
 
-def _generation_config(config: Any, thinking: Thinking) -> GenerationConfig:
+def _generation_config(config: Any, thinking: Thinking, stops: Sequence[int] = ()) -> GenerationConfig:
     """Neutral but for what `thinking` says; tokens that steer the model or stand for pictures are never written."""
-    stops = [
-        config.think_end_token_id,
-        *_as_list(config.text_config.eos_token_id),
-        *_as_list(config.vlm_config.eos_token_id),
-    ]
-    barred = [
-        getattr(config.vlm_config, f"{name}_token_id", None)
-        for name in ("image", "video", "vision_start", "vision_end")
-    ]
-    barred += [
-        value for name, value in vars(config).items() if name.endswith("_token_id") and name != "think_end_token_id"
-    ]
-    pad = config.text_config.pad_token_id
+    ends = list(dict.fromkeys([config.think_end_token_id, *stops]))
+    of_base = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]
+    barred = [getattr(config.vlm_config, name, None) for name in of_base]
+    barred += [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
+    pad = getattr(config.text_config, "pad_token_id", None)
     sampling = {"temperature": thinking.temperature, "top_p": thinking.top_p, "top_k": 0} if thinking.do_sample else {}
     return GenerationConfig(
         max_new_tokens=thinking.max_tokens or config.max_reasoning_tokens,
         do_sample=thinking.do_sample,
-        eos_token_id=list(dict.fromkeys(stops)),
+        eos_token_id=ends,
         pad_token_id=config.think_end_token_id if pad is None else pad,
-        suppress_tokens=sorted({token for token in barred if isinstance(token, int)} - set(stops)),
+        suppress_tokens=sorted({token for token in barred if isinstance(token, int)} - set(ends)),
         **sampling,
     )
 

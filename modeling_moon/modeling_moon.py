@@ -169,9 +169,7 @@ class MoonModalityMoE(MoonMixture):
     matrix for each mixture layer, starting at zero (no preference), is our design.
 
     Args:
-        config: MoonConfig; `objectives` names the M objectives.
-
-    Shapes: preference (E, M).
+        config: MoonConfig; `objectives` names the M columns of `preference` (E, M).
     """
 
     def __init__(self, config: MoonConfig) -> None:
@@ -605,9 +603,10 @@ class MoonModel(MoonPreTrainedModel):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
         packed = self._packs(packed, attention_mask, by_row)
-        if mm_token_type_ids is None:
-            mm_token_type_ids = None if input_ids is None else (input_ids == self.config.image_token_id).long()
+        if mm_token_type_ids is None and input_ids is not None:
+            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
         if position_ids is None:
+            self.vlm.rope_deltas = self.vlm.rope_deltas if past else None  # not those of an earlier batch
             position_ids = self.vlm.compute_3d_position_ids(
                 input_ids=input_ids,
                 inputs_embeds=inputs.embeds_BTH,

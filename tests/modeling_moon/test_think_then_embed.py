@@ -1,0 +1,224 @@
+"""Think, then embed, in one pass: equal to generating and then encoding the whole text; rows that end at different steps."""
+
+import pytest
+import torch
+from PIL import Image
+
+from modeling_moon import MoonForConditionalGeneration, MoonModel
+from modeling_moon.embedding_moon import Thinking, _Ending, _generation_config
+from processing_moon import MoonProcessor
+
+
+def picture(width, height, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
+
+
+RECORDS = [
+    {
+        "title": "red running shoes",
+        "category": ["Fashion", "Shoes"],
+        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
+        "images": [picture(96, 64), picture(64, 64, 1)],
+    },
+    {"text": "same in green", "image": picture(64, 128, 3)},
+    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
+    {"text": "brown bag"},
+    {"images": picture(128, 96, 2), "core_box": [10, 10, 90, 80]},
+]
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def moon3(request, tiny_moon):
+    folder = tiny_moon(request.param, preset="moon3", trained=True, matryoshka_dims=[8])
+    return folder, MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
+
+
+def whole_text(found, model, pictures):
+    """The second pass of the two-pass way: all ids at once, without a cache."""
+    with torch.no_grad():
+        return model(input_ids=found.input_ids, attention_mask=found.attention_mask, **pictures)
+
+
+def pictures_of(processor, records):
+    batch = processor(records=records, reasoning="generate", return_tensors="pt")
+    return {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
+
+
+@pytest.mark.parametrize(
+    "thinking", [{}, {"do_sample": True, "temperature": 5.0}, {"max_tokens": 1}, {"max_tokens": 2}]
+)
+@pytest.mark.parametrize("records", [RECORDS, [RECORDS[2], RECORDS[3]], RECORDS[:1]], ids=["mixed", "texts", "one"])
+def test_one_pass_equals_generating_and_encoding_the_whole_text(moon3, records, thinking):
+    _, model, processor = moon3
+    torch.manual_seed(0)
+    found = model.embed(records, reasoning="generate", processor=processor, thinking=thinking)
+    expected = whole_text(found, model, pictures_of(processor, records))
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.modality_gates, expected.modality_gates, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.matryoshka_embeddings[0], expected.matryoshka_embeddings[0], rtol=1e-4, atol=1e-4)
+    ends = found.input_ids[:, -2:].tolist()
+    assert ends == [[model.config.think_end_token_id, model.config.emb_token_id]] * len(records)
+
+
+def test_the_written_text_is_what_generation_alone_writes(moon3):
+    folder, model, processor = moon3
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    batch = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
+    settings = _generation_config(model.config, Thinking(), [processor.tokenizer.eos_token_id])
+    alone = writer.generate(**batch, generation_config=settings)[:, batch["input_ids"].shape[1] :]
+    found = model.embed(RECORDS, reasoning="generate", processor=processor)
+    ending = _Ending(alone, settings, model.config)
+    assert torch.equal(found.reasoning_ids, ending.reasoning_ids)
+    assert found.reasoning_ids.shape[1] == 32
+    assert len(found.reasoning) == len(RECORDS)
+
+
+class _Scripted(torch.nn.Module):
+    """An output layer that makes row b write the tokens of script[b], whatever the state."""
+
+    def __init__(self, script, vocabulary):
+        super().__init__()
+        self.script, self.vocabulary, self.step = script, vocabulary, 0
+
+    def forward(self, hidden):
+        logits = torch.zeros(*hidden.shape[:2], self.vocabulary)
+        for row, tokens in enumerate(self.script):
+            logits[row, :, tokens[min(self.step, len(tokens) - 1)]] = 10.0
+        self.step += 1
+        return logits
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5, 9])
+def test_rows_that_end_early_late_otherwise_or_not_at_all(moon3, monkeypatch, limit):
+    """Row 0 closes at step 2, row 1 at the last step, row 2 stops without closing, row 3 is cut off, row 4 closes at once."""
+    _, model, processor = moon3
+    config = model.config
+    close, stop = config.think_end_token_id, processor.tokenizer.eos_token_id
+    script = [[40, 41, close], [50] * (limit - 1) + [close], [60, 61, stop], [70] * 20, [close]]
+    writer = model.writer()
+    writer.lm_head = _Scripted(script, config.vocab_size)
+    monkeypatch.setattr(type(model), "writer", lambda self: writer)
+    found = model.embed(RECORDS, reasoning="generate", processor=processor, thinking={"max_tokens": limit})
+    expected = whole_text(found, model, pictures_of(processor, RECORDS))
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
+    prompts = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
+    for row, tokens in enumerate([[40, 41], [50] * (limit - 1), [60, 61], [70] * limit, []]):
+        prompt = prompts["input_ids"][row][prompts["attention_mask"][row].bool()].tolist()
+        whole = found.input_ids[row][found.attention_mask[row].bool()].tolist()
+        assert whole == [*prompt, *tokens, close, config.emb_token_id]
+        written = found.reasoning_ids[row].tolist()
+        assert written[: len(tokens)] == tokens
+        assert set(written[len(tokens) :]) <= {config.text_config.pad_token_id}
+
+
+def test_a_row_ignores_its_neighbours(moon3):
+    _, model, processor = moon3
+    together = model.embed(RECORDS, reasoning="generate", processor=processor)
+    for row, record in enumerate(RECORDS):
+        alone = model.embed([record], reasoning="generate", processor=processor)
+        torch.testing.assert_close(alone.embeddings[0], together.embeddings[row], rtol=1e-4, atol=1e-4)
+        assert alone.reasoning == together.reasoning[row : row + 1]
+
+
+def test_a_text_batch_after_a_picture_batch_is_not_disturbed_by_it(moon3):
+    """The base keeps the offset of picture positions between calls."""
+    folder, model, processor = moon3
+    texts = [RECORDS[2], RECORDS[3]]
+    fresh = MoonModel.from_pretrained(folder).eval().embed(texts, reasoning="generate", processor=processor)
+    model.embed(RECORDS, reasoning="generate", processor=processor)
+    model.embed(RECORDS[:2], processor=processor)
+    again = model.embed(texts, reasoning="generate", processor=processor)
+    assert torch.equal(fresh.reasoning_ids, again.reasoning_ids)
+    torch.testing.assert_close(again.embeddings, fresh.embeddings)
+
+
+def test_none_equals_forward_and_given_equals_the_text_that_was_written(moon3):
+    _, model, processor = moon3
+    batch = processor(records=RECORDS, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**batch).embeddings
+        found = model.embed(RECORDS, processor=processor)
+    assert torch.equal(found.embeddings, expected)
+    assert found.reasoning is None
+    told = [record | {"reasoning": {"colour": "red", "material": ["mesh", "rubber"]}} for record in RECORDS]
+    with torch.no_grad():
+        given = model.embed(told, reasoning="given", processor=processor)
+    assert given.reasoning[0].attributes == {"colour": ("red",), "material": ("mesh", "rubber")}
+    expected = whole_text(given, model, pictures_of(processor, RECORDS))
+    torch.testing.assert_close(given.embeddings, expected.embeddings, rtol=1e-5, atol=1e-5)
+    assert (given.embeddings - found.embeddings).abs().max() > 1e-4
+
+
+def test_what_is_written_never_steers_the_model_or_stands_for_a_picture(moon3):
+    _, model, _ = moon3
+    barred = set(_generation_config(model.config, Thinking()).suppress_tokens)
+    config = model.config
+    wanted = {config.image_token_id, config.emb_token_id, config.think_start_token_id, config.title_start_token_id}
+    assert wanted | {config.category_start_token_id, config.attribute_end_token_id} <= barred
+    assert config.think_end_token_id not in barred
+
+
+def test_vectors_with_gradient_where_nothing_is_generated(moon3):
+    folder, _, processor = moon3
+    model = MoonModel.from_pretrained(folder)
+    assert model.embed(RECORDS[:1], processor=processor).embeddings.requires_grad
+    assert not model.embed(RECORDS[:1], reasoning="generate", processor=processor).embeddings.requires_grad
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_encoder_finds_its_processor_and_its_output_layer_by_itself(tiny_moon, tied):
+    folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
+    encoder = MoonModel.from_pretrained(folder).eval()
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    found = encoder.embed(RECORDS, reasoning="generate", thinking={"max_tokens": 6})
+    expected = writer.embed(RECORDS, reasoning="generate", thinking={"max_tokens": 6})
+    assert torch.equal(found.reasoning_ids, expected.reasoning_ids)
+    assert torch.equal(found.embeddings, expected.embeddings)
+    assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in writer.model.parameters())
+
+
+def test_a_bad_record_is_skipped_and_named(moon3):
+    _, model, processor = moon3
+    records = [RECORDS[3], {"text": "x", "image": b"broken"}, RECORDS[2]]
+    found = model.embed(records, reasoning="generate", processor=processor, on_error="skip")
+    assert (found.kept, len(found.embeddings), found.skipped[0].field) == ([0, 2], 2, "image")
+    nothing = model.embed(records[1:2], reasoning="generate", processor=processor, on_error="skip")
+    assert nothing.embeddings.shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reasoning": "always"}, "reasoning='always' is not known; accepted: none, generate, given"),
+        ({"reasoning": "generate", "thinking": {"max_tokens": 0}}, "max_reasoning_tokens=0; accepted: 1 or more"),
+        ({"reasoning": "generate", "thinking": {"do_sample": True, "temperature": 0.0}}, "temperature=0.0"),
+        ({"reasoning": "generate", "thinking": {"top_p": 1.5}}, "top_p=1.5"),
+    ],
+)
+def test_wrong_arguments_are_refused(moon3, arguments, message):
+    _, model, processor = moon3
+    with pytest.raises(ValueError, match=message):
+        model.embed(RECORDS, processor=processor, **arguments)
+
+
+def test_a_model_that_does_not_reason_says_so(tiny_moon):
+    folder = tiny_moon("qwen3_vl")
+    model, processor = MoonModel.from_pretrained(folder), MoonProcessor.from_pretrained(folder)
+    with pytest.raises(ValueError, match="this model does not reason; accepted: 'none', or a moon3 checkpoint"):
+        model.embed(RECORDS, reasoning="generate", processor=processor)
+
+
+def test_prompts_that_do_not_open_a_reasoning_are_refused(moon3):
+    _, model, processor = moon3
+    batch = processor(records=RECORDS, return_tensors="pt")
+    with pytest.raises(ValueError, match="prompts must end in <think>"):
+        model.embed(batch, reasoning="generate", processor=processor)
+
+
+def test_a_model_from_nowhere_asks_for_its_processor(moon3):
+    _, model, _ = moon3
+    config = type(model.config).from_dict(model.config.to_dict())
+    config._name_or_path = ""
+    with pytest.raises(ValueError, match="not loaded from a checkpoint; accepted: processor="):
+        MoonModel(config).embed(RECORDS)
