@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from evaluation.data.tables import ProductTables, load_tables
 from evaluation.encode import load_for_evaluation
 from evaluation.heatmap_drawing import draw_explanation
-from modeling_moon.modeling_moon import readable_tokens
+from modeling_moon.tokens_moon import readable_tokens
 from processing_moon.product_moon import ProductError, image_list, is_product, read_product
 
 __all__ = ["Explanation", "PictureHeat", "draw_explanation", "eager_attention", "explain"]
@@ -205,7 +205,7 @@ def explain(
     encoder.eval()
     try:
         with torch.inference_mode():
-            return [_explain_one(encoder, processor, record, reasoning, chosen, relative) for record in records]
+            return [_explain_one(model, processor, record, reasoning, chosen, relative) for record in records]
     finally:
         encoder.train(was_training)
 
@@ -220,9 +220,10 @@ def _chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
 
 
 def _explain_one(
-    encoder: Any, processor: Any, record: Mapping[str, Any], reasoning: str, layers: tuple[int, ...], relative: bool
+    model: Any, processor: Any, record: Mapping[str, Any], reasoning: str, layers: tuple[int, ...], relative: bool
 ) -> Explanation:
-    inputs = _inputs(encoder, processor, record, reasoning)
+    encoder = getattr(model, "model", model)
+    inputs, written = _inputs(model, processor, record, reasoning)
     ids_T = inputs["input_ids"][0].cpu().numpy()
     readable_T = _readable(encoder, inputs)
     attention_T, output = _read_attention(encoder, inputs, np.flatnonzero(readable_T), layers)
@@ -256,25 +257,32 @@ def _explain_one(
         attention=attention_T.astype(np.float32),
         input_ids=ids_T,
         gates=None if gates is None else gates[0].float().cpu().numpy(),
-        reasoning=_written(ids_T, processor, encoder.config) if reasoning != "none" else None,
+        reasoning=written,
     )
 
 
-def _inputs(encoder: Any, processor: Any, record: Mapping[str, Any], reasoning: str) -> dict[str, torch.Tensor]:
-    """The model's tensors for one record, with the reasoning in `input_ids` where it is asked for."""
+def _inputs(
+    model: Any, processor: Any, record: Mapping[str, Any], reasoning: str
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """The model's tensors for one record, with the reasoning in `input_ids` where it is asked for, and the reasoning read."""
     options = {"reasoning": "given"} if reasoning == "given" else {}
     batch = processor(records=[record], return_tensors="pt", **options)
-    parameter = next(encoder.parameters())
+    parameter = next(model.parameters())
     inputs = {
         name: value.to(parameter.device, dtype=parameter.dtype if value.is_floating_point() else None)
         for name, value in batch.items()
     }
     if reasoning == "generate":
-        written = encoder.embed([record], reasoning="generate", processor=processor)
-        ids_1T = written.input_ids[:, written.attention_mask[0].bool()].to(parameter.device)
-        image_1T = (ids_1T == encoder.config.image_token_id).long()
+        found = model.embed([record], reasoning="generate", processor=processor)
+        ids_1T = found.input_ids[:, found.attention_mask[0].bool()]
+        image_1T = (ids_1T == model.config.image_token_id).long()
         inputs |= {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "mm_token_type_ids": image_1T}
-    return inputs
+        return inputs, found.reasoning[0]
+    if reasoning == "given":
+        ids_T = inputs["input_ids"][0].cpu().numpy()
+        start, _ = _reasoning_place(ids_T, model.config)
+        return inputs, processor.read_reasoning(ids_T[None, start:])[0]
+    return inputs, None
 
 
 def _readable(encoder: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
@@ -457,12 +465,6 @@ def _reasoning_place(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
     start = opened[-1] + 1
     closed = np.flatnonzero(ids_T[start:] == end_id).tolist()
     return start, start + closed[0] if closed else len(ids_T)
-
-
-def _written(ids_T: np.ndarray, processor: Any, config: Any) -> Any:
-    """The reasoning that stands in the ids, parsed by the processor."""
-    start, _ = _reasoning_place(ids_T, config)
-    return processor.read_reasoning(ids_T[None, start:])[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -318,6 +318,78 @@ def test_control_tokens_of_users_and_scripts_without_spaces_are_words_too(load: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Gates and reasoning
+# ---------------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def thinker(request: pytest.FixtureRequest, tiny_moon: Callable[..., Path]) -> tuple[Any, Any]:
+    return load_for_evaluation(tiny_moon(request.param, preset="moon3", trained=True), device="cpu")
+
+
+def test_gates_are_the_models_own_and_say_which_modality_is_absent(thinker: tuple[Any, Any]) -> None:
+    model, processor = thinker
+    full, text, image = explain(model, processor, [FULL, TEXT_ONLY, IMAGE_ONLY])
+    for found, record in ((full, FULL), (text, TEXT_ONLY), (image, IMAGE_ONLY)):
+        with torch.inference_mode():
+            gates = model(**processor(records=[record])).modality_gates[0].numpy()
+        assert found.gates.shape == (model.config.fusion_heads, 3)
+        np.testing.assert_allclose(found.gates, gates, atol=1e-5)
+        np.testing.assert_allclose(found.gates.sum(axis=1), 1, atol=1e-5)
+        assert found.reasoning is None
+    assert (text.gates[:, 1] == 0).all()
+    assert (image.gates[:, 2] == 0).all()
+    assert (full.gates > 0).all()
+    assert full.word_parts[:5] == ("title",) * 5
+    assert full.words[:5] == ("red", "running", "shoes", "for", "women")
+
+
+def test_given_reasoning_is_read_and_has_a_share_of_its_own(thinker: tuple[Any, Any]) -> None:
+    model, processor = thinker
+    record = FULL | {"reasoning": "colour: red, white; material: cotton"}
+    (found,) = explain(model, processor, [record], reasoning="given")
+    assert found.reasoning.attributes == {"colour": ("red", "white"), "material": ("cotton",)}
+    assert found.reasoning.well_formed
+    batch = processor(records=[record], reasoning="given")
+    ids = batch["input_ids"][0].tolist()
+    assert found.input_ids.tolist() == ids
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model(**batch, output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    expected = np.mean([layer[0, head, -1].numpy() for layer in attentions for head in range(layer.shape[1])], axis=0)
+    np.testing.assert_allclose(found.attention, expected, atol=1e-6)
+    opened, closed = ids.index(model.config.think_start_token_id), ids.index(model.config.think_end_token_id)
+    assert found.shares["reasoning"] == pytest.approx(expected[opened + 1 : closed].sum(), abs=1e-6)
+    assert found.words == explain(model, processor, [FULL])[0].words
+
+
+def test_written_reasoning_is_what_the_model_wrote_and_read(thinker: tuple[Any, Any]) -> None:
+    model, processor = thinker
+    for record in (FULL, TEXT_ONLY):
+        (found,) = explain(model, processor, [record], reasoning="generate")
+        embedded = model.embed([record], reasoning="generate", processor=processor)
+        assert found.input_ids.tolist() == embedded.input_ids[0][embedded.attention_mask[0].bool()].tolist()
+        assert found.input_ids[-1] == model.config.emb_token_id
+        assert found.reasoning == embedded.reasoning[0]
+        np.testing.assert_allclose(found.gates, embedded.modality_gates[0].numpy(), atol=1e-4)
+        assert sum(found.shares.values()) == pytest.approx(1, abs=1e-5)
+        assert found.shares["reasoning"] > 0
+        drawn = draw_explanation(found)
+        assert drawn.height > draw_explanation(replace(found, gates=None)).height
+
+
+def test_the_command_writes_gates_and_reasoning_into_the_index(
+    tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path
+) -> None:
+    model = str(tiny_moon("qwen3_vl", preset="moon3", trained=True))
+    command = ["--model", model, "--data", str(shop), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, "--ids", "a", "--reasoning", "generate"]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "index.json").read_text())["items"]
+    assert all(sum(head) == pytest.approx(1, abs=1e-4) for head in entry["gates"])
+    assert entry["reasoning"]["text"]
+    assert entry["shares"]["reasoning"] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Drawing
 # ---------------------------------------------------------------------------------------------------------------------
 def by_hand(**changes: Any) -> Explanation:
