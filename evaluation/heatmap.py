@@ -104,8 +104,9 @@ class Explanation:
     reasoning: Any = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What the index file says of it: item, shares, gates and reasoning, in types of JSON."""
-        found: dict[str, Any] = {"id": self.item, "shares": {name: round(v, 6) for name, v in self.shares.items()}}
+        """What the index file says of it: item, read-out, layers, shares, gates and reasoning, in types of JSON."""
+        found: dict[str, Any] = {"id": self.item, "readout": self.readout, "layers": list(self.layers)}
+        found["shares"] = {name: round(share, 6) for name, share in self.shares.items()}
         if self.gates is not None:
             found["gates"] = [[round(float(value), 6) for value in head] for head in self.gates]
         if self.reasoning is not None:
@@ -174,6 +175,9 @@ def explain(
     With a mean read-out a token is seen by itself and later tokens only, so that early tokens get more even where attention
     is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is normalised (not
     in `shares`); where one row is read, u is the same for all tokens and nothing changes.
+
+    Of a model with fusion (MOON3.0, arXiv 2604.00513), a is the decoder's attention; what the fusion itself takes from
+    pictures and title is in `gates`. Written reasoning is part of the text that `<emb>` looks back on and has its own share.
 
     Args:
         model: a MoonModel, or a MoonForConditionalGeneration.
@@ -484,23 +488,24 @@ class _Index:
         """The index of a folder, with the entries of pictures that are there and were made in the same way.
 
         Raises:
-            ValueError: a folder whose pictures were made otherwise, unless they are to be made anew.
+            ValueError: a folder whose pictures were made otherwise, unless they are to be made anew; an index.json that is
+                no index of heat maps.
         """
         path = folder / _INDEX
-        items: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            items = {entry["id"]: entry for entry in before.get("items", ())}
-            other = sorted(name for name in settings if before.get("settings", {}).get(name) != settings[name])
-            if other and not overwrite:
-                raise ValueError(
-                    f"{folder} holds pictures made with another {', '.join(other)}; accepted: another --output, or "
-                    "--overwrite, which removes them"
-                )
-            if other:
-                for entry in items.values():
-                    (folder / Path(entry["file"]).name).unlink(missing_ok=True)
-                items = {}
+        if not path.is_file():
+            return cls(path, settings, {}, [])
+        before = _read_index(path)
+        items = {entry["id"]: entry for entry in before["items"]}
+        other = sorted(name for name in settings if before["settings"].get(name) != settings[name])
+        if other and not overwrite:
+            raise ValueError(
+                f"{folder} holds pictures made with another {', '.join(other)}; accepted: another --output, or "
+                "--overwrite, which removes them"
+            )
+        if other:
+            for entry in items.values():
+                (folder / Path(entry["file"]).name).unlink(missing_ok=True)
+            items = {}
         return cls(path, settings, items, [])
 
     def has(self, item: str) -> bool:
@@ -521,6 +526,20 @@ class _Index:
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(unfinished, self.path)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    accepted = f"accepted: another --output, or a folder without {_INDEX}"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); {accepted}") from error
+    entries = found.get("items") if isinstance(found, dict) and isinstance(found.get("settings"), dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(one, dict) and {"id", "file"} <= one.keys() for one in entries
+    ):
+        raise ValueError(f"{path}: no index that this command wrote; {accepted}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -338,6 +338,8 @@ def test_gates_are_the_models_own_and_say_which_modality_is_absent(thinker: tupl
     assert (text.gates[:, 1] == 0).all()
     assert (image.gates[:, 2] == 0).all()
     assert (full.gates > 0).all()
+    (query,) = explain(model, processor, [QUERY])
+    assert (query.words, set(query.word_parts)) == (("same", "in", "green"), {"text"})
     assert full.word_parts[:5] == ("title",) * 5
     assert full.words[:5] == ("red", "running", "shoes", "for", "women")
 
@@ -550,6 +552,17 @@ def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     assert main([*command, "--ids", "bad", "--overwrite"]) == 1
     assert main([*command, "--font", str(shop / "a.png"), "--overwrite"]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", '{"pages": 3}', '{"settings": {}, "items": [{"id": "a"}]}'])
+def test_an_index_of_something_else_is_left_alone(
+    tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: str
+) -> None:
+    (tmp_path / "index.json").write_text(content)
+    command = ["--model", str(tiny_moon()), "--data", str(shop), "--output", str(tmp_path), "--device", "cpu"]
+    assert main([*command, "--overwrite"]) == 2
+    assert "accepted: another --output, or a folder without index.json" in capsys.readouterr().err
+    assert (tmp_path / "index.json").read_text() == content
 
 
 def test_bytes_are_read_as_well_as_files(load: Callable[..., tuple[Any, Any]]) -> None:
