@@ -3,7 +3,8 @@
 from transformers import AutoProcessor
 
 from .batch_moon import MoonBatch, Shortened, Skipped
-from .cropping_moon import CoreDetector, GroundingDetector, LargestRegionDetector, crop_core
+from .cropping_moon import CoreDetector, GroundingDetector, LargestRegionDetector
+from .pixels_moon import crop_core
 from .processing_moon import MOON_TOKENS, MoonProcessor
 from .product_moon import ImageLimits, ProductError, open_image
 from .reasoning_moon import REASONING_KEYS, Reasoning, read_reasoning, write_reasoning

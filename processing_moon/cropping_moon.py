@@ -1,4 +1,4 @@
-"""Where the core product stands in a picture, and cutting it out (MOON §2, arXiv 2508.11999)."""
+"""Where the core product stands in a picture (MOON §2, arXiv 2508.11999); `crop_core` cuts it out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from .processing_moon import MoonProcessor
 from .product_moon import Box, clamp_box, control_token_pattern, open_image, plain_text
 
 
@@ -29,28 +30,6 @@ class CoreDetector(Protocol):
             images: upright RGB images.
             titles: of the products, as many; None where unknown.
         """
-
-
-def crop_core(image: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
-    """Cut a box out of an image.
-
-    Args:
-        image: any PIL image.
-        box: (x0, y0, x1, y1) in pixels; clamped to the image.
-        margin: how much to add on each side, as a share of the box's width and height. Default 0.
-
-    Raises:
-        ValueError: a box that is not finite, is inverted, or covers nothing of the image; a negative margin.
-    """
-    if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"box {list(box)}; accepted: finite x0 < x1, y0 < y1")
-    if not margin >= 0:
-        raise ValueError(f"margin={margin}; accepted: 0 or more")
-    wide, high = margin * (box[2] - box[0]), margin * (box[3] - box[1])
-    pixels = clamp_box((box[0] - wide, box[1] - high, box[2] + wide, box[3] + high), *image.size)
-    if pixels is None:
-        raise ValueError(f"box {list(box)} lies outside the image of {image.width}×{image.height} pixels")
-    return image.crop(pixels)
 
 
 class LargestRegionDetector:
@@ -259,8 +238,6 @@ class GroundingDetector:
             dtype: of the weights; "auto" as stored.
             **settings: `cache`, `batch_size`, `max_new_tokens` of the class.
         """
-        from .processing_moon import MoonProcessor
-
         model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
         # As sharp as the base allows: small products must be found too.
         return cls(model, MoonProcessor.from_base(base, max_image_tokens=None), name=str(base), **settings)

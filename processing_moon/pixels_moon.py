@@ -1,4 +1,4 @@
-"""Sizes of pictures in tokens, their shares of an item's budget, and their patches.
+"""Sizes of pictures in tokens, their shares of an item's budget, the crop of a box, and patches.
 
 Nothing here knows a tokenizer or a prompt. `image_processor` is always the base's own, of the kind of
 `Qwen2VLImageProcessorPil`: its settings are read, its code is not run.
@@ -89,6 +89,28 @@ def equal_share(counts: Sequence[int], room: int) -> int:
             break
         left -= count
     return limit
+
+
+def crop_core(image: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
+    """Cut a box out of an image.
+
+    Args:
+        image: any PIL image.
+        box: (x0, y0, x1, y1) in pixels; clamped to the image.
+        margin: how much to add on each side, as a share of the box's width and height. Default 0.
+
+    Raises:
+        ValueError: a box that is not finite, is inverted, or covers nothing of the image; a negative margin.
+    """
+    if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
+        raise ValueError(f"box {list(box)}; accepted: finite x0 < x1, y0 < y1")
+    if not margin >= 0:
+        raise ValueError(f"margin={margin}; accepted: 0 or more")
+    wide, high = margin * (box[2] - box[0]), margin * (box[3] - box[1])
+    pixels = clamp_box((box[0] - wide, box[1] - high, box[2] + wide, box[3] + high), *image.size)
+    if pixels is None:
+        raise ValueError(f"box {list(box)} lies outside the image of {image.width}×{image.height} pixels")
+    return image.crop(pixels)
 
 
 def resize(image: Image.Image, size: tuple[int, int], image_processor: Any) -> Image.Image:

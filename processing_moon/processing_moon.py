@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -25,13 +25,13 @@ from transformers import (
 )
 
 from .batch_moon import MoonBatch, Shortened, Skipped
-from .cropping_moon import CoreDetector, crop_core
 from .pixels_moon import (
     MAX_ASPECT_RATIO,
     aspect_ratio,
     box_in_image,
     check_ratio,
     count_tokens,
+    crop_core,
     equal_share,
     open_nested,
     patches,
@@ -64,6 +64,10 @@ from .product_moon import (
     read_query,
 )
 from .reasoning_moon import EMB_TOKEN, THINK_END, THINK_START, Reasoning, read_ids
+
+if TYPE_CHECKING:
+    # The detectors import this file. That this line names theirs makes transformers save it with the processor.
+    from .cropping_moon import CoreDetector
 
 MOON_TOKENS = (CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END, EMB_TOKEN)
 READOUTS = ("mean", "emb", "last")
@@ -152,7 +156,8 @@ class MoonProcessor(ProcessorMixin):
         instructions (`dict[str, str]`): task → instruction. Tasks left out keep their default: product, query, category and
             attribute each have one, "Represent the user's input." for all in a base that is an embedder already
             (readout "last" without markers). Further tasks may be added.
-        readout (`str`): "mean", "emb" or "last", as in the model; "emb" ends every prompt with `<emb>`. Default "mean".
+        readout (`str`): "mean", "emb" or "last", as in the model; "emb" ends every prompt with `<emb>`, but those
+            for "generate" (see the call's `reasoning`). Default "mean".
         markers (`bool`): whether marker tokens surround a product's category and attributes. Default True.
         max_tokens (`int`): budget of one item, all that the processor emits for it: text, image tokens, a given reasoning
             and the closing tokens; what a model goes on to write is not in it. Images that leave less room than the text

@@ -156,8 +156,11 @@ def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
 
 
 def strip_tags(text: str) -> str:
-    """A reasoning without one opening tag at its start and one closing tag at its end, where it has them."""
-    return text.strip().removeprefix(THINK_START).removesuffix(THINK_END).strip()
+    """A reasoning without one opening tag at its start, one closing tag at its end and `<emb>` after that, where it has them."""
+    text = text.strip()
+    before = text.removesuffix(EMB_TOKEN).rstrip()
+    text = before if before.endswith(THINK_END) else text
+    return text.removeprefix(THINK_START).removesuffix(THINK_END).strip()
 
 
 def _read_row(row: list[int], tokenizer: Any, end: int) -> Reasoning:

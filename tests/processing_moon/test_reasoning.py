@@ -61,6 +61,15 @@ def test_what_cannot_be_read_is_reported_with_its_words_and_the_rest_is_read(tex
     assert not found.well_formed
 
 
+def test_tags_are_stripped_once_and_only_at_the_ends():
+    assert (
+        strip_tags(" <think> a: b </think> <emb> ") == strip_tags("a: b </think><emb>") == strip_tags("a: b") == "a: b"
+    )
+    assert strip_tags("<think><think>a</think></think>") == "<think>a</think>"
+    assert strip_tags("a: <emb>") == "a: <emb>"
+    assert strip_tags("a</think>: b") == "a</think>: b"
+
+
 @pytest.mark.parametrize("text", ["", " ", "<think>", "<think> \n"])
 def test_nothing_written_is_nothing_read(text):
     assert read_reasoning(text) == Reasoning(text.replace("<think>", ""), {}, (), False)

@@ -192,7 +192,7 @@ def test_generated_prompts_are_padded_on_the_left_unless_the_call_says_otherwise
 
 
 @pytest.mark.parametrize("words", ["colour: red", " colour: red\n", "<think>colour: red</think>", "colour: red</think>",
-                                   "<think>\ncolour: red\n</think>\n", {"colour": "red"},
+                                   "<think>\ncolour: red\n</think>\n", "<think>colour: red</think> <emb>", {"colour": "red"},
                                    {"colour": ["red"], "size": [], "brand": None, "material": ["", " "]}])  # fmt: skip
 def test_a_string_with_or_without_tags_and_a_mapping_give_the_same(moon3, words):
     wanted = moon3(products=[GIVEN], reasoning="given")

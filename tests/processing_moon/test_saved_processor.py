@@ -42,8 +42,8 @@ def test_all_settings_are_saved_and_restored(saved):
     assert restored.instructions["query"] == "Find it"
     assert written["auto_map"] == {"AutoProcessor": "processing_moon.MoonProcessor"}
     assert written["processor_class"] == "MoonProcessor"
-    for name in ("processing_moon", "product_moon", "pixels_moon", "cropping_moon"):
-        assert (saved / f"{name}.py").exists()
+    for name in ("processing", "product", "pixels", "cropping", "batch", "reasoning"):
+        assert (saved / f"{name}_moon.py").exists()
 
 
 def test_saved_again_is_the_same_file_by_file(saved, tmp_path):
@@ -113,6 +113,7 @@ try:
 except ModuleNotFoundError:
     pass
 from transformers import AutoProcessor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 image = Image.fromarray(np.load(sys.argv[2]))
 record = {"title": "red shoes", "category": ["a", "b"], "attributes": {"colour": "red"}, "core_box": [3, 4, 50, 60]}
@@ -124,8 +125,8 @@ processor.save_pretrained(sys.argv[4])
 again = AutoProcessor.from_pretrained(sys.argv[4], trust_remote_code=True)
 second = again(products=[record], core_crop=True, return_tensors="np")
 assert all(np.array_equal(batch[name], second[name]) for name in batch)
-detectors = sys.modules[type(processor).__module__.rsplit(".", 1)[0] + ".cropping_moon"]
-detector = detectors.GroundingDetector.from_pretrained(sys.argv[5], max_new_tokens=2)
+detector_class = get_class_from_dynamic_module("cropping_moon.GroundingDetector", sys.argv[1])
+detector = detector_class.from_pretrained(sys.argv[5], max_new_tokens=2)
 assert detector.detect([image], ["shoe"]) == [None]
 """
 
