@@ -5,7 +5,7 @@ Shape suffixes: B batch rows, T tokens of a prompt, R tokens of a reasoning, D s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ class MoonEmbedding:
         matryoshka_embeddings: for each of `config.matryoshka_dims` (B, d) float32 of length 1; None without them.
         modality_gates: (B, A, 3) float32, what each fusion head took from (itself, image, title); None without fusion.
         reasoning: what the processor reads in each row's reasoning (`Reasoning`); None with reasoning="none".
-        reasoning_ids: (B, R) int64, what was written between `<think>` and `</think>`, then padding; None unless "generate".
+        reasoning_ids: (B, R) int64, what was written after `<think>`, `</think>` included where it was, then padding; None
+            unless "generate".
         input_ids, attention_mask: (B, T'), the whole text that the vector was read from, padded on the left.
         kept, skipped, shortened: as in the processor's batch.
     """
@@ -117,8 +118,7 @@ def embed_records(
         return MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device), **found)
     tensors = {name: _on(tensor, model) for name, tensor in batch.items()}
     if reasoning == "generate":
-        stops = _as_list(processor.tokenizer.eos_token_id)
-        result = think_then_embed(model, writer(), tensors, thinking, stops)
+        result = think_then_embed(model, writer(), tensors, thinking, processor.tokenizer)
         result.reasoning = processor.read_reasoning(result.reasoning_ids)
     else:
         output = model(**tensors)
@@ -133,11 +133,7 @@ def embed_records(
 
 @torch.no_grad()
 def think_then_embed(
-    model: Any,
-    writer: Any,
-    batch: Mapping[str, torch.Tensor],
-    thinking: Thinking,
-    stops: Sequence[int] = (),
+    model: Any, writer: Any, batch: Mapping[str, torch.Tensor], thinking: Thinking, tokenizer: Any
 ) -> MoonEmbedding:
     """Write a reasoning for each row and read the vector behind it, in one pass.
 
@@ -150,7 +146,7 @@ def think_then_embed(
         writer: it with its output layer.
         batch: the processor's tensors with reasoning="generate": prompts that end in `<think>`, padded on the left.
         thinking: how to write.
-        stops: ids of further tokens that end a reasoning, as the end of a turn does.
+        tokenizer: whose padding token fills up, and whose end-of-sequence token, too, ends a reasoning.
 
     Raises:
         ValueError: prompts that do not end in `<think>`.
@@ -174,7 +170,7 @@ def think_then_embed(
     raw = None
     if model.fusion is not None:
         raw = find_raw_tokens(config, prompt["input_ids"], prompt["attention_mask"], seen.last_hidden_state)
-    settings = _generation_config(config, thinking, stops)
+    settings = _generation_config(config, thinking, tokenizer)
     written_BR = writer.generate(
         input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=settings
     )[:, ids_BT.shape[1] :]
@@ -223,7 +219,7 @@ class _Ending:
         end_B = torch.where(stops_BR, place_R, steps).amin(dim=1)
         inside_BR = place_R < end_B[:, None]
         closed_BR = (place_R == end_B[:, None]) & (written_BR == close)
-        self.reasoning_ids = written_BR.masked_fill(~inside_BR, pad)
+        self.reasoning_ids = written_BR.masked_fill(~(inside_BR | closed_BR), pad)
         in_cache_BR = (inside_BR | closed_BR)[:, :-1]
         last_B3 = torch.stack(
             [written_BR[:, -1], torch.full_like(end_B, close), torch.full_like(end_B, config.emb_token_id)], dim=1
@@ -236,26 +232,21 @@ class _Ending:
         self.ids = torch.cat([written_BR[:, :-1], last_B3], dim=1).masked_fill(~self.mask, pad)
 
 
-def _generation_config(config: Any, thinking: Thinking, stops: Sequence[int] = ()) -> GenerationConfig:
+def _generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> GenerationConfig:
     """Neutral but for what `thinking` says; tokens that steer the model or stand for pictures are never written."""
-    ends = list(dict.fromkeys([config.think_end_token_id, *stops]))
+    ends = [config.think_end_token_id] + [token for token in [tokenizer.eos_token_id] if token is not None]
     of_base = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]
     barred = [getattr(config.vlm_config, name, None) for name in of_base]
     barred += [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
-    pad = getattr(config.text_config, "pad_token_id", None)
     sampling = {"temperature": thinking.temperature, "top_p": thinking.top_p, "top_k": 0} if thinking.do_sample else {}
     return GenerationConfig(
         max_new_tokens=thinking.max_tokens or config.max_reasoning_tokens,
         do_sample=thinking.do_sample,
         eos_token_id=ends,
-        pad_token_id=config.think_end_token_id if pad is None else pad,
+        pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=sorted({token for token in barred if isinstance(token, int)} - set(ends)),
         **sampling,
     )
-
-
-def _as_list(tokens: Any) -> list[int]:
-    return [] if tokens is None else [tokens] if isinstance(tokens, int) else list(tokens)
 
 
 def _after(ids_BT: torch.Tensor, token: int) -> list[list[int]]:

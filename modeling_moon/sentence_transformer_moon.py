@@ -17,6 +17,8 @@ class MoonTransformer(InputModule):
     {"text", "image", "core_box", "id"} or a product {"title", "description", "images", "category", "attributes",
     "core_box", "id"}; a chat message of a user is read as a query. A prompt of sentence-transformers is the instruction
     of the system message; without one, a product gets the product instruction and everything else the query instruction.
+    `encode(…, reasoning="generate")` lets a model that reasons (moon3) write attributes before the vector is read, in the same
+    pass; `thinking={"max_tokens": 16, "do_sample": True, …}` says how. `reasoning="given"` takes each record's "reasoning".
 
     Args:
         model: a `MoonModel`.
@@ -28,6 +30,7 @@ class MoonTransformer(InputModule):
     """
 
     save_in_root = True
+    forward_kwargs = {"reasoning", "thinking"}
 
     def __init__(
         self, model: torch.nn.Module, processor: Any, source: tuple[str, dict[str, Any]] | None = None
@@ -64,17 +67,21 @@ class MoonTransformer(InputModule):
         """Size of the vectors."""
         return self.model.config.vector_size
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, reasoning: str = "none", **kwargs: Any
+    ) -> dict[str, Any]:
         """Inputs to tensors; `task` and other hints of sentence-transformers are not needed.
 
         Raises:
+            ValueError: another reasoning than "none" for a model that does not reason.
             ProductError: an input that is not of the kinds above, or cannot be read, named by its place in the batch.
                 sentence-transformers sorts by length before it batches: give records an "id" to find them again.
         """
         if not inputs:
             return {}
         records = [self._record(item) for item in inputs]
-        return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt"))
+        options = {} if reasoning == "none" else {"reasoning": reasoning}
+        return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
 
     @staticmethod
     def _record(item: Any) -> Any:
@@ -86,10 +93,20 @@ class MoonTransformer(InputModule):
             return _record_of_messages(item if isinstance(item, list) else [item])
         return {"image": item}
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds `sentence_embedding` (B, D) float32, each row of length 1, to the features."""
+    def forward(
+        self, features: dict[str, Any], reasoning: str = "none", thinking: dict[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Adds `sentence_embedding` (B, D) float32, each row of length 1, to the features.
+
+        Raises:
+            ValueError: another kind of reasoning, or of thinking, than `MoonModel.embed` takes.
+        """
         tensors = {name: features[name] for name in self.processor.model_input_names if name in features}
-        features["sentence_embedding"] = self.model(**tensors).embeddings
+        if reasoning == "generate":
+            found = self.model.embed(tensors, reasoning=reasoning, processor=self.processor, thinking=thinking)
+            features["sentence_embedding"] = found.embeddings
+        else:
+            features["sentence_embedding"] = self.model(**tensors).embeddings
         return features
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:

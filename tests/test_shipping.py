@@ -46,6 +46,12 @@ def compute(model, writer, processor, encoder):
     found["mixed"] = encoder.encode(MIXED, batch_size=3)
     found["query"] = encoder.encode_query(["red shoes"])
     found["document"] = encoder.encode_document(PRODUCTS)
+    if model.config.max_reasoning_tokens:
+        thought = model.embed(PRODUCTS, reasoning="generate", thinking={"max_tokens": 6})
+        found["gates"] = thought.modality_gates
+        found["written"] = thought.reasoning_ids
+        found["thought"] = thought.embeddings
+        found["encoded_thought"] = encoder.encode(PRODUCTS, reasoning="generate", thinking={"max_tokens": 6})
     return {name: np.asarray(value) for name, value in found.items()}
 """
 
@@ -92,9 +98,21 @@ namespace: dict = {}
 exec(compile(COMPUTE, "compute", "exec"), namespace)
 
 
-@pytest.mark.parametrize(("backbone", "tied"), [("qwen3_vl", True), ("qwen2_5_vl", False)])
-def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(tiny_moon, tmp_path, backbone, tied):
-    folder = tiny_moon(backbone, tie_word_embeddings=tied, trained=True)
+@pytest.mark.parametrize(
+    ("backbone", "tied", "preset"),
+    [
+        ("qwen3_vl", True, "moon1"),
+        ("qwen2_5_vl", False, "moon1"),
+        ("qwen3_vl", False, "moon2"),
+        ("qwen2_5_vl", True, "moon2"),
+        ("qwen3_vl", True, "moon3"),
+        ("qwen2_5_vl", False, "moon3"),
+    ],
+)
+def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(
+    tiny_moon, tmp_path, backbone, tied, preset
+):
+    folder = tiny_moon(backbone, tie_word_embeddings=tied, trained=True, preset=preset)
     script = tmp_path / "isolated.py"
     script.write_text(ISOLATED)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -137,6 +155,22 @@ def test_sentence_transformers_vectors_equal_the_model_and_do_not_depend_on_the_
     np.testing.assert_allclose(encoder.encode_document(mixed[3:6]), products, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_query("red shoes"), query[0], rtol=1e-5, atol=1e-5)
     assert np.abs(encoder.encode_document("red shoes") - encoder.encode_query("red shoes")).max() > 1e-5
+
+
+def test_sentence_transformers_let_the_model_think_first(tiny_moon):
+    folder = str(tiny_moon("qwen3_vl", preset="moon3", trained=True))
+    encoder, model = SentenceTransformer(folder), AutoModel.from_pretrained(folder).eval()
+    products = [record | {"reasoning": {"colour": "red"}} for record in namespace["PRODUCTS"]]
+    thinking = {"max_tokens": 5}
+    for reasoning in ("none", "generate", "given"):
+        expected = model.embed(products, reasoning=reasoning, thinking=thinking).embeddings.detach()
+        found = encoder.encode(products, reasoning=reasoning, thinking=thinking, batch_size=2)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        alone = encoder.encode_document(products, reasoning=reasoning, thinking=thinking, batch_size=1)
+        np.testing.assert_allclose(alone, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(encoder.encode(products) - encoder.encode(products, reasoning="generate")).max() > 1e-4
+    with pytest.raises(ValueError, match="reasoning"):
+        SentenceTransformer(str(tiny_moon("qwen3_vl"))).encode(["red shoes"], reasoning="generate")
 
 
 def test_sentence_transformers_options_work(tiny_moon):

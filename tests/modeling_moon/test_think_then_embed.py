@@ -65,7 +65,7 @@ def test_the_written_text_is_what_generation_alone_writes(moon3):
     folder, model, processor = moon3
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     batch = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
-    settings = _generation_config(model.config, Thinking(), [processor.tokenizer.eos_token_id])
+    settings = _generation_config(model.config, Thinking(), processor.tokenizer)
     alone = writer.generate(**batch, generation_config=settings)[:, batch["input_ids"].shape[1] :]
     found = model.embed(RECORDS, reasoning="generate", processor=processor)
     ending = _Ending(alone, settings, model.config)
@@ -107,9 +107,11 @@ def test_rows_that_end_early_late_otherwise_or_not_at_all(moon3, monkeypatch, li
         prompt = prompts["input_ids"][row][prompts["attention_mask"][row].bool()].tolist()
         whole = found.input_ids[row][found.attention_mask[row].bool()].tolist()
         assert whole == [*prompt, *tokens, close, config.emb_token_id]
-        written = found.reasoning_ids[row].tolist()
-        assert written[: len(tokens)] == tokens
-        assert set(written[len(tokens) :]) <= {config.text_config.pad_token_id}
+        closed = close in script[row][:limit]
+        written = [*tokens, close] if closed else tokens
+        pads = [processor.tokenizer.pad_token_id] * (found.reasoning_ids.shape[1] - len(written))
+        assert found.reasoning_ids[row].tolist() == [*written, *pads]
+        assert found.reasoning[row].closed == closed
 
 
 def test_a_row_ignores_its_neighbours(moon3):
@@ -151,8 +153,8 @@ def test_none_equals_forward_and_given_equals_the_text_that_was_written(moon3):
 
 
 def test_what_is_written_never_steers_the_model_or_stands_for_a_picture(moon3):
-    _, model, _ = moon3
-    barred = set(_generation_config(model.config, Thinking()).suppress_tokens)
+    _, model, processor = moon3
+    barred = set(_generation_config(model.config, Thinking(), processor.tokenizer).suppress_tokens)
     config = model.config
     wanted = {config.image_token_id, config.emb_token_id, config.think_start_token_id, config.title_start_token_id}
     assert wanted | {config.category_start_token_id, config.attribute_end_token_id} <= barred

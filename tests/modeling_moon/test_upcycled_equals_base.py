@@ -1,6 +1,7 @@
 """An upcycled Moon computes what its base computed: hidden states, logits, and the vectors of embedding bases."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
+from modeling_moon import MoonForConditionalGeneration, MoonModel
+from modeling_moon.configuration_moon import PRESETS
 from processing_moon import MoonProcessor
 from training.checkpoint import save_moon
 from training.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
@@ -40,10 +42,11 @@ def batches(processor):
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("preset", ["moon1", "moon2", "moon3"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_hidden_states_and_logits_equal_the_base(tiny_base, tiny_moon, backbone, tied):
+def test_hidden_states_and_logits_equal_the_base(tiny_base, tiny_moon, backbone, preset, tied):
     base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone, tie_word_embeddings=tied)).eval()
-    folder = tiny_moon(backbone, tie_word_embeddings=tied)
+    folder = tiny_moon(backbone, tie_word_embeddings=tied, preset=preset)
     moon = MoonForConditionalGeneration.from_pretrained(folder).eval()
     processor = MoonProcessor.from_pretrained(folder)
     known = base.config.text_config.vocab_size - 16  # the spare rows hold Moon's new tokens
@@ -60,9 +63,10 @@ def test_hidden_states_and_logits_equal_the_base(tiny_base, tiny_moon, backbone,
         )
 
 
+@pytest.mark.parametrize("preset", ["moon1", "moon3"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_marked_text_still_equals_the_base(tiny_base, tiny_moon, backbone):
-    folder = tiny_moon(backbone)
+def test_marked_text_still_equals_the_base(tiny_base, tiny_moon, backbone, preset):
+    folder = tiny_moon(backbone, preset=preset)
     base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone)).eval()
     moon = MoonForConditionalGeneration.from_pretrained(folder).eval()
     processor = MoonProcessor.from_pretrained(folder)
@@ -124,15 +128,30 @@ def test_vectors_of_an_embedding_base_equal_its_own_recipe(tiny_base, tmp_path, 
             torch.testing.assert_close(vector, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_new_tokens_leave_every_other_embedding_untouched(tiny_base, tiny_moon):
+@pytest.mark.parametrize(("preset", "count"), [("moon1", 5), ("moon2", 5), ("moon3", 9)])
+def test_new_tokens_leave_every_other_embedding_untouched(tiny_base, tiny_moon, preset, count):
     base = AutoModelForImageTextToText.from_pretrained(tiny_base("qwen3_vl")).get_input_embeddings().weight
-    moon = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
+    moon = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset=preset))
     new = [token for field in TOKEN_FIELDS if (token := getattr(moon.config, field)) is not None]
     weight = moon.get_input_embeddings().weight
-    assert len(set(new)) == 5
+    assert len(set(new)) == count
     kept = [row for row in range(base.shape[0]) if row not in new]
     assert torch.equal(weight[kept], base[kept])
-    torch.testing.assert_close(weight[new], base[: min(new)].mean(dim=0).expand(5, -1))
+    torch.testing.assert_close(weight[new], base[: min(new)].mean(dim=0).expand(count, -1))
+
+
+def test_a_token_that_the_base_knows_keeps_its_embedding(tiny_base, tmp_path):
+    """Qwen3's tokenizer has <think> and </think>."""
+    known = tmp_path / "base"
+    shutil.copytree(tiny_base("qwen3_vl"), known)
+    tokenizer = AutoTokenizer.from_pretrained(known)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(known)
+    base = AutoModelForImageTextToText.from_pretrained(known).get_input_embeddings().weight
+    moon = MoonModel.from_pretrained(upcycle(known, tmp_path / "moon", preset="moon3", embedding_dim=32))
+    ids = [moon.config.think_start_token_id, moon.config.think_end_token_id]
+    assert ids == tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert torch.equal(moon.get_input_embeddings().weight[ids], base[ids])
 
 
 def test_an_embedding_matrix_without_spare_rows_grows(tiny_base, tmp_path):
@@ -307,13 +326,14 @@ FULL_SIZES = {
 }
 
 
+@pytest.mark.parametrize("preset", ["moon1", "moon2", "moon3"])
 @pytest.mark.parametrize("names", ["new", "old"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeypatch, backbone, names):
+def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeypatch, backbone, names, preset):
     from training import upcycle as module
 
     vlm_config = AutoConfig.for_model(backbone, **FULL_SIZES[backbone], tie_word_embeddings=True)
-    config = MoonConfig.moon1(vlm_config)
+    config = PRESETS[preset](vlm_config, **dict(zip(TOKEN_FIELDS, range(151669, 151678), strict=True)))
     with torch.device("meta"):
         base = AutoModelForImageTextToText.from_config(vlm_config)
     state = {name: tensor for name, tensor in base.state_dict().items() if name != "lm_head.weight"}
@@ -323,7 +343,7 @@ def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeyp
             for name, tensor in state.items()
         }
     monkeypatch.setattr(module, "_base_tensors", lambda folder: ((moon_name(n), t) for n, t in state.items()))
-    made = module._moon_tensors(Path("base"), config, config.vocab_size, list(range(151669, 151674)), seed=0)
+    made = module._moon_tensors(Path("base"), config, config.vocab_size, list(range(151669, 151678)), seed=0)
     found = {name: tuple(tensor.shape) for name, tensor in made}
     assert found == module._expected_shapes(config)
     assert len(found) > 600
