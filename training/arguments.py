@@ -28,6 +28,8 @@ from evaluation.data.catalogue import make_catalogue
 from evaluation.data.interactions import ACTION_WEIGHTS, InteractionOptions
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
+from training.losses.dual_alignment import FORMS as ALIGNMENT_FORMS
+from training.losses.sample_filter import SampleFilter
 from training.small_base import SmallBaseConfig
 
 FORMS = ("image", "text", "both")
@@ -147,15 +149,61 @@ class DataArguments:
 
 @dataclass
 class LossArguments:
-    """The loss.
+    """The loss, its negatives, and how a batch is encoded for it.
 
     Args:
         temperature: τ of InfoNCE, no unit. The paper gives none; 0.05 is our choice.
         queue_steps: w, the number of past steps whose candidates stay negatives. The paper gives no number.
+        queue_warmup_steps: steps during which the queue is filled and not yet compared with; below 1 a share of all steps.
+        queue_momentum: m of a momentum encoder (MoCo) that fills the queue, such as 0.999; None: the model itself does.
+        negative_margin: negatives that are nearer than the positive by more than this cosine similarity are left out, such
+            as 0.1; None: only known positives and variants are.
+        several_positives: known positives of a query among the items of all processes are positives, each by its weight;
+            otherwise they are only no negatives. Those encoded for the query (positives_per_query) always are positives.
+        loss_block_size: candidates compared at a time, for a loss whose memory does not grow with their number; None: all.
+        matryoshka_dims: further widths at which each contrastive term is taken, beside the full one.
+        matryoshka_weights: the weight of each of these widths, where the full one has 1; empty: all 1.
+        sample_filter: triplets that the model does not trust count less; see `training.losses.sample_filter`.
+        filter_threshold: φ below which a triplet counts less. The paper's is 0.6.
+        filter_kappa: κ, the steepness of φ.
+        filter_margin_start: m̄ at the first step, cosine similarity.
+        filter_margin_end: m̄ at the last step.
+        filter_schedule: how m̄ decays.
+        filter_weight: a constant weight of triplets below the threshold, 0 to drop them; None: φ / threshold.
+        dual_alignment: queries and products are encoded as text, as image and as both; see
+            `training.losses.dual_alignment`.
+        alignment_weights: constant ω of the forms, {t: 1, i: 1, mm: 1}; None: those of the model (moon2), or 1.
+        intra_weight: weight of the alignment of each product's image with its text.
+        symmetric_intra: texts also look for their images.
+        router_loss_weight: ρ of the load-balancing loss L_aux; 0 leaves it out.
+        sparsity_weight: ς of the entropy L_sparsity of moon2's preference matrix; 0 leaves it out.
+        encode_chunk_size: the largest number of queries, or of products, encoded with one graph (GradCache): for big
+            batches in little memory, at the price of a second forward; None: all at once.
     """
 
     temperature: float = 0.05
     queue_steps: int = 8
+    queue_warmup_steps: float = 0.0
+    queue_momentum: float | None = None
+    negative_margin: float | None = None
+    several_positives: bool = False
+    loss_block_size: int | None = None
+    matryoshka_dims: list[int] = field(default_factory=list)
+    matryoshka_weights: list[float] = field(default_factory=list)
+    sample_filter: bool = False
+    filter_threshold: float = 0.6
+    filter_kappa: float = 20.0
+    filter_margin_start: float = 0.1
+    filter_margin_end: float = 0.0
+    filter_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    filter_weight: float | None = None
+    dual_alignment: bool = False
+    alignment_weights: dict | str | None = None
+    intra_weight: float = 1.0
+    symmetric_intra: bool = False
+    router_loss_weight: float = 0.0
+    sparsity_weight: float = 0.0
+    encode_chunk_size: int | None = None
 
 
 @dataclass
@@ -487,12 +535,69 @@ def check_recipe(recipe: Recipe) -> None:
     _check_number("positives_per_query", data.positives_per_query, 1)
     interaction_options(data)
     _check_number("augment_queries", data.augment_queries, 0)
-    _check_number("queue_steps", loss.queue_steps, 0)
-    _check_number("temperature", loss.temperature, 0, above=True)
+    _check_loss(loss)
     for key, low in (("max_tokens", 16), ("max_image_tokens", 1)):
         if getattr(data, key) is not None:
             _check_number(key, getattr(data, key), low)
     _check_training(training)
+
+
+def _check_loss(loss: LossArguments) -> None:
+    _check_number("temperature", loss.temperature, 0, above=True)
+    for key in ("queue_steps", "queue_warmup_steps", "intra_weight", "router_loss_weight", "sparsity_weight"):
+        _check_number(key, getattr(loss, key), 0)
+    for key, low in (
+        ("queue_momentum", 0),
+        ("negative_margin", 0),
+        ("loss_block_size", 1),
+        ("filter_weight", 0),
+        ("encode_chunk_size", 1),
+    ):
+        if getattr(loss, key) is not None:
+            _check_number(key, getattr(loss, key), low)
+    _check_widths(loss.matryoshka_dims, loss.matryoshka_weights)
+    _check_alignment(loss)
+    try:
+        SampleFilter(**filter_values(loss))
+    except ValueError as error:
+        raise RecipeError(f"sample_filter (filter_…): {error}") from error
+    if loss.queue_momentum is not None and not loss.queue_momentum < 1:
+        raise RecipeError(f"queue_momentum: found {loss.queue_momentum}; accepted: 0 to below 1")
+    if not loss.queue_steps and (loss.queue_momentum is not None or loss.queue_warmup_steps):
+        raise RecipeError("queue_momentum, queue_warmup_steps: found without a queue; accepted: queue_steps above 0")
+
+
+def _check_widths(dims: list[int], weights: list[float]) -> None:
+    if not all(isinstance(dim, int) and dim >= 1 for dim in dims) or len(set(dims)) < len(dims):
+        raise RecipeError(f"matryoshka_dims: found {dims}; accepted: different whole numbers of at least 1")
+    if weights and len(weights) != len(dims):
+        raise RecipeError(f"matryoshka_weights: found {weights}; accepted: {len(dims)}, one for each of {dims}")
+    for weight in weights:
+        _check_number("matryoshka_weights", weight, 0, above=True)
+
+
+def _check_alignment(loss: LossArguments) -> None:
+    """Refuse what only dual alignment reads where it is off, and weights of forms that there are not."""
+    if not loss.dual_alignment:
+        for key, default in (("alignment_weights", None), ("symmetric_intra", False), ("intra_weight", 1.0)):
+            if getattr(loss, key) != default:
+                raise RecipeError(f"{key}: found {getattr(loss, key)!r}; accepted: only with dual_alignment: true")
+    if loss.alignment_weights is not None:
+        check_keys(loss.alignment_weights, ALIGNMENT_FORMS, where="alignment_weights")
+        for form, weight in dict(loss.alignment_weights).items():  # type: ignore[arg-type]
+            _check_number(f"alignment_weights.{form}", weight, 0)
+
+
+def filter_values(loss: LossArguments) -> dict[str, Any]:
+    """Return the recipe's arguments of `training.losses.sample_filter.SampleFilter`."""
+    return {
+        "threshold": loss.filter_threshold,
+        "kappa": loss.filter_kappa,
+        "start": loss.filter_margin_start,
+        "end": loss.filter_margin_end,
+        "schedule": loss.filter_schedule,
+        "weight": loss.filter_weight,
+    }
 
 
 def _check_training(training: MoonTrainingArguments) -> None:

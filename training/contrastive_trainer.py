@@ -1,15 +1,17 @@
-"""The contrastive stage on transformers' Trainer: two forwards, gathered candidates, a queue, exact resumption.
+"""The contrastive stage on transformers' Trainer: encoding, gathered candidates, a queue, exact resumption.
 
 Shape suffixes: B queries of this process, N products of this process, C candidates of all processes and the queue,
-D embedding width.
+D embedding width, M objectives.
 """
 
 import contextlib
+import functools
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from training.distributed import first_row, gather_ids, gather_with_gradient, rank, world_size
-from training.negatives import Candidates, NegativeQueue, QueryFacts, false_negative_mask
+from training.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts_of
+from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
+from training.contrastive_terms import TermOptions, Terms, make_terms
+from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
+from training.losses.dual_alignment import FORMS, DualAlignmentLoss
+from training.momentum_encoder import MomentumEncoder
+from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts, false_negative_mask
 from training.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
+from training.shared_pictures import vision_tower
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
-_METERS = ("micro_steps", "accuracy", "negatives", "masked_share")
+MOMENTUM_FILE = "momentum_encoder.pt"
+_ALWAYS = ("accuracy", "negatives", "masked_share")
+_OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
+_METERS = (*_ALWAYS, "filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -34,6 +45,27 @@ class ResumeError(RuntimeError):
     """A checkpoint that this run cannot continue from."""
 
 
+@dataclass(frozen=True)
+class ContrastiveOptions:
+    """How the trainer makes a step of a batch.
+
+    Args:
+        terms: positives, masks and weights; see `training.contrastive_terms.TermOptions`.
+        chunk_size: the largest number of queries, or of products, that are encoded with one graph; None: all at once. See
+            `training.chunked_encoding.ChunkedEncoding`.
+        queue_warmup_steps: optimizer steps during which the queue is filled and not yet compared with (precedent: the
+            warm-up of cross-batch memory, arXiv 1912.06798); below 1 a share of all steps.
+        queue_momentum: m of the momentum encoder that fills the queue; None: the model itself does.
+        drift_items: items encoded again to measure the queue's drift, every time the queue has renewed itself; 0: none.
+    """
+
+    terms: TermOptions = TermOptions()
+    chunk_size: int | None = None
+    queue_warmup_steps: float = 0.0
+    queue_momentum: float | None = None
+    drift_items: int = 8
+
+
 class ContrastiveTrainer(Trainer):
     """Trainer for batches of `training.data.collate.PairCollator` and a model whose forward gives `.embeddings`.
 
@@ -41,8 +73,9 @@ class ContrastiveTrainer(Trainer):
     steps from the queue; false negatives are masked. Source: MOON, arXiv 2508.11999, spatial and temporal negatives.
 
     Args:
-        loss: called as loss(query_BD, candidate_CD, target_B, excluded_BC), with an attribute `temperature`.
+        loss: `DualAlignmentLoss`, or a contrastive loss (`InfoNCELoss`, `MatryoshkaLoss`) on the queries as they come.
         queue: the candidates of past steps.
+        options: how a step is made.
         save_records: called with each checkpoint folder, to put the recipe and provenance beside the weights.
         save_processor: called with each checkpoint folder, to save what encodes the inputs.
         **kwargs: Trainer's own; `processing_class` is not used, because Trainer would change the model's token ids.
@@ -60,6 +93,7 @@ class ContrastiveTrainer(Trainer):
         *,
         loss: nn.Module,
         queue: NegativeQueue,
+        options: ContrastiveOptions | None = None,
         save_records: Callable[[Path], None] | None = None,
         save_processor: Callable[[Path], Any] | None = None,
         **kwargs: Any,
@@ -71,17 +105,43 @@ class ContrastiveTrainer(Trainer):
             config.use_cache = use_cache
             if use_cache is None:
                 del config.use_cache
-        self.contrastive_loss = loss
+        self.options = options or ContrastiveOptions()
+        self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
+        drift_items = self.options.drift_items
+        self.drift = DriftProbe(queue.max_steps if drift_items else 0, drift_items)
+        momentum = self.options.queue_momentum
+        self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
         self.save_records = save_records
         self.save_processor = save_processor
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
-        self._meters = torch.zeros(len(_METERS), dtype=torch.float64)
+        self._meters = _Meters()
         self._encoded_items = 0
         self._timed_since = time.perf_counter()
         self._resumed: dict[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
         self.add_callback(_ContinueExactly(self))
+
+    # A step
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As Trainer's; with chunks, the loss's gradient reaches the vectors first and the model chunk by chunk."""
+        if self.options.chunk_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        without_sync = functools.partial(self.accelerator.no_sync, model)
+        encoding = ChunkedEncoding(self._encoder(model), self._parts(inputs), without_sync)
+        vectors = encoding.vectors()
+        loss = self._loss(vectors, inputs) / self.current_gradient_accumulation_steps
+        with without_sync():
+            self.accelerator.backward(loss)
+        encoding.backward(functools.partial(touch_every_parameter, model) if world_size() > 1 else None)
+        return loss.detach()
 
     def compute_loss(
         self,
@@ -89,25 +149,84 @@ class ContrastiveTrainer(Trainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss of this process's queries; with `return_outputs` also both sets of vectors."""
+    ) -> Tensor | tuple[Tensor, Vectors]:
+        """Return the mean loss of this process's queries; with `return_outputs` also all vectors by name."""
+        encode = self._encoder(model)
+        parts = [encode(part) for part in self._parts(inputs)]
+        vectors = {name: torch.cat([part[name] for part in parts if name in part]) for part in parts for name in part}
+        loss = self._loss(vectors, inputs)
+        if world_size() > 1:
+            loss = loss + touch_every_parameter(model)
+        return (loss, vectors) if return_outputs else loss
+
+    def _bare_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _parts(self, inputs: Mapping[str, Any]) -> list[BatchPart]:
+        return parts_of(inputs, self.options.chunk_size, self.options.terms.forms)
+
+    def _encoder(self, model: nn.Module) -> BatchEncoder:
+        bare = self._bare_model()
+        routing = getattr(getattr(bare, "config", None), "expert_routing", None)
+        gates = self.options.terms.forms and self.objective.weights is None and routing == "modality"
+        return BatchEncoder(model, vision_tower(bare), self.objective.router_weight > 0, gates)
+
+    def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
+        """The objective of a batch; fills the queue and the meters on the way."""
         self._note_skipped(inputs["skipped"])
-        query_BD = model(**inputs["queries"]).embeddings
-        product_ND = model(**inputs["products"]).embeddings
-        target_B = inputs["target"]
-        queries = QueryFacts(inputs["product"][target_B], inputs["query_group"], inputs["other"], inputs["negative"])
-        batch = Candidates(gather_with_gradient(product_ND), gather_ids(inputs["product"]), gather_ids(inputs["group"]))
-        target_B = target_B + first_row(len(product_ND), product_ND.device)
-        candidates = _joined(batch, self.queue.items())
-        excluded_BC = false_negative_mask(queries, candidates.product_C, candidates.group_C, target_B)
-        loss = self.contrastive_loss(query_BD, candidates.vector_CD, target_B, excluded_BC)
-        self._check_finite(loss, inputs["items"])
-        self._measure(query_BD.detach(), batch, target_B, excluded_BC)
-        if model.training:
-            self.queue.push(batch)
-        if world_size() > 1 and "pixel_values" not in {**inputs["queries"], **inputs["products"]}:
-            loss = loss + _touch_every_parameter(model)
-        return (loss, {"queries": query_BD, "products": product_ND}) if return_outputs else loss
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        warm = self.state.global_step >= self._queue_warmup()
+        terms = make_terms(vectors, inputs, self.queue.items() if warm else None, self.options.terms, progress)
+        omega = None if terms.gates is None else self._omega(*terms.gates)
+        router_loss = None
+        if "router" in vectors:
+            router_loss = vectors["router"].sum() / encoded_rows(vectors)
+        sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
+        parts = self.objective(terms.inter, terms.intra, omega, router_loss, sparsity)
+        self._check_finite(parts["loss"], inputs["items"])
+        with torch.no_grad():
+            self._measure(vectors, inputs, terms, parts | {f"omega_{form}": w for form, w in (omega or {}).items()})
+            if self._bare_model().training:
+                self._fill_queue(vectors, inputs, terms.batch)
+        return parts["loss"]
+
+    def _omega(self, gates_RLE: Tensor, form_R: Tensor) -> dict[str, Tensor]:
+        """ω of each form, from the queries of all processes."""
+        model = self._bare_model()
+        names = list(model.config.objectives)
+        place = torch.tensor([names.index(form) for form in FORMS], device=form_R.device)
+        omega_M = model.objective_weights(gates_RLE, place[form_R])
+        return {form: omega_M[names.index(form)] for form in FORMS}
+
+    # The queue
+
+    def _queue_warmup(self) -> float:
+        steps = self.options.queue_warmup_steps
+        return steps * self.state.max_steps if steps < 1 else steps
+
+    def _fill_queue(self, vectors: Vectors, inputs: Mapping[str, Any], batch: Candidates) -> None:
+        """Push the step's products, and measure how far those of w steps before have drifted."""
+        own_ND = vectors["products"].detach()
+        if self.momentum is not None and self.queue.max_steps:
+            own_ND = torch.cat(
+                [self._encode_for_queue(part.inputs) for part in self._parts(inputs) if part.side == "products"]
+            )
+            batch = replace(batch, vector_CD=gather_with_gradient(own_ND))
+
+        def take(count: int) -> tuple[dict[str, Tensor], Tensor]:
+            rows = torch.arange(min(count, number_of_rows(inputs["products"])), device=own_ND.device)
+            return select_rows(inputs["products"], rows), own_ND[rows]
+
+        drift = self.drift.step(take, self._encode_for_queue)
+        if drift is not None:
+            self._meters.add("queue_drift", drift)
+        self.queue.push(batch)
+
+    def _encode_for_queue(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Vectors as the queue receives them, without gradient."""
+        with torch.no_grad():
+            model = self._bare_model()
+            return model(**inputs).embeddings if self.momentum is None else self.momentum.encode(inputs)
 
     def _check_finite(self, loss: Tensor, items: list[list[str]]) -> None:
         if torch.isfinite(loss):
@@ -121,15 +240,25 @@ class ContrastiveTrainer(Trainer):
             f"listed in {path}; a lower learning_rate or max_grad_norm, or bf16 instead of fp16, usually helps"
         )
 
-    def _measure(self, query_BD: Tensor, batch: Candidates, target_B: Tensor, excluded_BC: Tensor) -> None:
-        """Add to the meters: hits among the batch's candidates, negatives per query, masked share."""
+    def _measure(self, vectors: Vectors, inputs: Mapping[str, Any], terms: Terms, parts: Mapping[str, Tensor]) -> None:
+        """Add to the meters: hits among the batch's candidates, negatives per query, masked share, the loss's parts."""
+        query_BD, batch, target_B = vectors["queries"].detach(), terms.batch, terms.target_B
+        facts = QueryFacts(
+            inputs["product"][inputs["target"]], inputs["query_group"], inputs["other"], inputs["negative"]
+        )
+        excluded_BC = false_negative_mask(facts, batch.product_C, batch.group_C, target_B)
         in_batch_BC = query_BD.float() @ batch.vector_CD.detach().float().T
-        in_batch_BC = in_batch_BC.masked_fill(excluded_BC[:, : len(batch)], -math.inf)
-        accuracy = (in_batch_BC.argmax(dim=1) == target_B).double().mean()
-        negatives = (~excluded_BC).sum(dim=1).double().mean() - 1
-        values = torch.stack([torch.ones_like(accuracy), accuracy, negatives, excluded_BC.double().mean()])
-        self._meters = self._meters.to(values.device) + values
-        self._encoded_items += len(query_BD) + len(batch)
+        hit_B = in_batch_BC.masked_fill(excluded_BC, -math.inf).argmax(dim=1) == target_B
+        self._meters.add("accuracy", hit_B.double().mean())
+        masked = [(exclusion.share(), len(exclusion.product_C)) for exclusion in terms.exclusions.values()]
+        self._meters.add("masked_share", torch.stack([share for share, _ in masked]).mean())
+        self._meters.add("negatives", torch.stack([count * (1 - share) for share, count in masked]).mean() - 1)
+        for name, value in terms.measures.items():
+            self._meters.add(name, *value)
+        for name, value in parts.items():
+            if name in _METERS:
+                self._meters.add(name, value.detach())
+        self._encoded_items += encoded_rows(vectors)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our meters to a training step's log, and write the step to `metrics.jsonl`."""
@@ -138,12 +267,11 @@ class ContrastiveTrainer(Trainer):
         if "loss" not in logs:
             super().log(logs, start_time)
             return
-        meters = self.accelerator.reduce(self._meters.clone(), "sum").tolist()
-        averages = dict(zip(_METERS[1:], (value / max(meters[0], 1.0) for value in meters[1:]), strict=True))
+        averages = self._meters.averages(self.accelerator.reduce)
         elapsed = time.perf_counter() - self._timed_since
-        logs |= averages | {"temperature": float(self.contrastive_loss.temperature)}
+        logs |= averages | {"temperature": self.objective.temperature}
         logs["items_per_second"] = self._encoded_items / max(elapsed, 1e-9)
-        self._meters = torch.zeros_like(self._meters)
+        self._meters = _Meters()
         self._encoded_items, self._timed_since = 0, time.perf_counter()
         super().log(logs, start_time)
         if self.is_world_process_zero():
@@ -171,6 +299,8 @@ class ContrastiveTrainer(Trainer):
         with _without_save_limit(self.args):  # Trainer's own pruning does not know which checkpoints are whole
             super()._save_checkpoint(model, trial)
         torch.save(self._own_state(), folder / _state_file())
+        if self.momentum is not None and self.args.should_save:
+            torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if self.save_records is not None:
@@ -188,7 +318,8 @@ class ContrastiveTrainer(Trainer):
         return {
             "world_size": world_size(),
             "queue": self.queue.state_dict(),
-            "meters": self._meters.tolist(),
+            "drift": self.drift.state_dict(),
+            "meters": self._meters.values.tolist(),
             "running_loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
@@ -206,6 +337,10 @@ class ContrastiveTrainer(Trainer):
                 f"accepted: {world_size()}, because each process resumes its own queue"
             )
         self.queue.load_state_dict(state["queue"], self.args.device)
+        self.drift.load_state_dict(state["drift"], self.args.device)
+        if self.momentum is not None:
+            averages = torch.load(Path(checkpoint) / MOMENTUM_FILE, map_location="cpu", weights_only=True)
+            self.momentum.load_state_dict(averages)
         self._resumed = state
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -229,7 +364,7 @@ class ContrastiveTrainer(Trainer):
         if self._resumed is None:
             return
         self.state.compute_steps(self.args, self.state.max_steps)
-        self._meters = torch.tensor(self._resumed["meters"], dtype=torch.float64)
+        self._meters = _Meters(self._resumed["meters"])
         self._tr_loss = torch.tensor(self._resumed["running_loss"], device=self.args.device)
         self._total_loss_scalar = self._resumed["total_loss"]
         self._globalstep_last_logged = self._resumed["last_logged"]
@@ -245,24 +380,31 @@ class _ContinueExactly(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.continue_exactly()
 
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if self.trainer.momentum is not None:
+            self.trainer.momentum.update()
+
+
+class _Meters:
+    """Sums and counts of what is logged, by name."""
+
+    def __init__(self, values: list[list[float]] | None = None) -> None:
+        self.values = torch.zeros(len(_METERS), 2, dtype=torch.float64)
+        if values is not None:
+            self.values = torch.tensor(values, dtype=torch.float64)
+
+    def add(self, name: str, value: Tensor, count: Tensor | float = 1.0) -> None:
+        self.values = self.values.to(value.device)
+        self.values[_METERS.index(name)] += torch.stack([value.double(), torch.as_tensor(count).to(value.device)])
+
+    def averages(self, reduce: Callable[..., Tensor]) -> dict[str, float]:
+        """Averages over all processes of what was counted."""
+        sums = reduce(self.values.clone(), "sum").tolist()
+        return {name: total / count for name, (total, count) in zip(_METERS, sums, strict=True) if count}
+
 
 def _state_file() -> str:
     return f"contrastive_state_{rank()}.pt"
-
-
-def _joined(batch: Candidates, queued: Candidates | None) -> Candidates:
-    """The batch's candidates, then the queue's."""
-    if queued is None:
-        return batch
-    vectors = torch.cat([batch.vector_CD.float(), queued.vector_CD.to(batch.vector_CD.device).float()])
-    products = torch.cat([batch.product_C, queued.product_C.to(batch.product_C.device)])
-    return Candidates(vectors, products, torch.cat([batch.group_C, queued.group_C.to(batch.group_C.device)]))
-
-
-def _touch_every_parameter(model: nn.Module) -> Tensor:
-    """Zero, with a gradient of zero for every parameter: DDP waits for the vision tower even in a batch of texts."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return sum(parameter.reshape(-1)[0].float() for parameter in parameters) * 0.0
 
 
 @contextlib.contextmanager

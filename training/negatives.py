@@ -301,9 +301,9 @@ class FalseNegatives:
         return excluded_BK
 
     def share(self) -> Tensor:
-        """The share of (query, candidate) pairs that was excluded, once a loss has gone over the candidates."""
+        """The share of (query, candidate) pairs that was excluded, once a loss has gone over the candidates; 0 before."""
         pairs = len(self.queries.product_B) * len(self.product_C)
-        return torch.stack(list(self._counts.values())).sum().double() / max(pairs, 1)
+        return sum(self._counts.values(), torch.zeros((), device=self.product_C.device)).double() / max(pairs, 1)
 
 
 def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:

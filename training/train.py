@@ -37,8 +37,8 @@ from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, Contrastive
 from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.data.sources import read_data, unanswered_queries
-from training.losses.info_nce import InfoNCELoss
 from training.negatives import NegativeQueue
+from training.objective import check_fits, loss_of, options_of
 from training.resume import checkpoints, last_good_checkpoint, remove_incomplete, write_atomically
 from training.starting_model import BASE_FOLDERS, choose_what_learns, load_start, prepare_base, save_trained
 from training.upcycle import UpcycleError
@@ -100,6 +100,7 @@ def run(recipe: Recipe) -> None:
     if args.evaluate_before:
         evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
+    check_fits(recipe.loss, learner)
     make_trainer = trainer_factory(recipe, learner, processor, training_tables)
     settle_max_steps(recipe, make_trainer, learner)
     trainer = make_trainer(args, args.max_steps)
@@ -188,8 +189,9 @@ def trainer_factory(
             args=args,
             train_dataset=dataset,
             data_collator=PairCollator(processor, dataset.draw),
-            loss=InfoNCELoss(recipe.loss.temperature),
+            loss=loss_of(recipe.loss),
             queue=NegativeQueue(recipe.loss.queue_steps),
+            options=options_of(recipe.loss),
             save_records=lambda folder: write_records(recipe, folder),
             save_processor=processor.save_pretrained,
         )

@@ -76,12 +76,25 @@ def test_without_a_model_that_weighs_objectives_the_constant_weights_count(vecto
 
 
 def test_a_term_that_no_query_has_is_zero_with_a_gradient(vectors):
-    empty = torch.zeros(0, 5, requires_grad=True)
-    term = ContrastiveTerm(empty, vectors["p", "mm"], torch.zeros(0, dtype=torch.int64), count=1)
+    empty, products = torch.zeros(0, 5, requires_grad=True), vectors["p", "mm"].clone().requires_grad_()
+    term = ContrastiveTerm(empty, [products], torch.zeros(0, dtype=torch.int64), count=1)
     loss = DualAlignmentLoss(InfoNCELoss())({"i": term})["loss"]
     loss.backward()
     assert loss.item() == 0
     assert empty.grad.shape == (0, 5)
+    assert torch.equal(products.grad, torch.zeros(3, 5))
+
+
+def test_the_queries_as_they_came_have_the_weight_one(vectors):
+    term = ContrastiveTerm(vectors["q", "mm"], vectors["p", "mm"], torch.arange(3), count=3)
+    parts = DualAlignmentLoss(InfoNCELoss(), router_weight=0.5)({"given": term}, router_loss=torch.tensor(2.0))
+    assert parts["loss"].item() == pytest.approx(parts["loss_inter_given"].item() + 1.0)
+
+
+def test_constant_weights_replace_those_of_the_model(vectors):
+    terms = {"t": ContrastiveTerm(vectors["q", "t"], vectors["p", "mm"], torch.arange(3), count=3)}
+    parts = DualAlignmentLoss(InfoNCELoss(), {"t": 0.5})(terms, omega={"t": torch.tensor(0.1)})
+    assert parts["loss"].item() == pytest.approx(0.5 * parts["loss_inter_t"].item())
 
 
 def test_intra_alignment_can_be_left_out(vectors):

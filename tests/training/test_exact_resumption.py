@@ -105,7 +105,12 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert len(states[0]["queue"]["steps"]) == 3
     for left, right in zip(states[0]["queue"]["steps"], states[1]["queue"]["steps"], strict=True):
         assert all(torch.equal(left[name], right[name]) for name in left)
-    assert {**states[0], "queue": None} == {**states[1], "queue": None}
+    watched = [state["drift"]["watched"] for state in states]
+    assert watched[0]["age"] == watched[1]["age"]
+    assert torch.equal(watched[0]["vector_MD"], watched[1]["vector_MD"])
+    assert all(torch.equal(watched[0]["inputs"][name], watched[1]["inputs"][name]) for name in watched[0]["inputs"])
+    apart = {"queue": None, "drift": None}
+    assert {**states[0], **apart} == {**states[1], **apart}
     moments = [torch.load(run / last / "optimizer.pt", weights_only=True)["state"] for run in (one, two)]
     assert all(torch.equal(moments[0][key]["exp_avg_sq"], moments[1][key]["exp_avg_sq"]) for key in moments[0])
 

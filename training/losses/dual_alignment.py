@@ -33,9 +33,11 @@ class ContrastiveTerm:
     weight_B: Tensor | None = None
 
     def loss(self, contrastive: nn.Module) -> Tensor:
-        """The term's mean; zero, in the graph, for a term without queries."""
+        """The term's mean; for a term without queries zero, which still reaches all vectors: other processes may have
+        queries, and the backward of what was gathered is an exchange that every process takes part in."""
         if not len(self.query_BD):
-            return self.query_BD.sum() * 0.0
+            vectors = [self.candidates] if isinstance(self.candidates, Tensor) else self.candidates
+            return torch.stack([one.sum() for one in (self.query_BD, *vectors)]).sum() * 0.0
         terms = (self.query_BD, self.candidates, self.target_B, self.excluded, self.weight_B)
         return contrastive(*terms, reduction="sum") / self.count
 
@@ -52,7 +54,7 @@ class DualAlignmentLoss(nn.Module):
 
     Args:
         contrastive: `InfoNCELoss` or `MatryoshkaLoss`, applied to every term.
-        weights: ω of each form where the model gives none.
+        weights: constant ω of each form, in the place of the model's; None: the model's, or 1 where it has none.
         intra_weight: λ, at least 0; 0 leaves L_intra out.
         symmetric: whether texts also look for their images.
         router_weight: ρ of the load-balancing loss, at least 0.
@@ -62,7 +64,7 @@ class DualAlignmentLoss(nn.Module):
         ValueError: a negative weight or an unknown form.
 
     Relations:
-        Its terms are made by the trainer; `InfoNCELoss` alone is the objective of MOON (v1).
+        Its terms are made by `training.contrastive_terms.make_terms`.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class DualAlignmentLoss(nn.Module):
         sparsity_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        given = dict.fromkeys(FORMS, 1.0) if weights is None else dict(weights)
+        given = dict(weights or {})
         named = {"intra_weight": intra_weight, "router_weight": router_weight, "sparsity_weight": sparsity_weight}
         if not set(given) <= set(FORMS):
             raise ValueError(f"weights: found {sorted(given)}; accepted: {', '.join(FORMS)}")
@@ -83,14 +85,14 @@ class DualAlignmentLoss(nn.Module):
             if not value >= 0:
                 raise ValueError(f"{name}: found {value}; accepted: 0 or more")
         self.contrastive = contrastive
-        self.weights = {form: float(given.get(form, 0.0)) for form in FORMS}
+        self.weights = None if weights is None else {form: float(given.get(form, 0.0)) for form in FORMS}
         self.intra_weight, self.symmetric = float(intra_weight), symmetric
         self.router_weight, self.sparsity_weight = float(router_weight), float(sparsity_weight)
 
     @property
     def temperature(self) -> float:
         """τ of the contrastive terms."""
-        return float(self.contrastive.temperature)
+        return float(self.contrastive.temperature)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -103,18 +105,19 @@ class DualAlignmentLoss(nn.Module):
         """Return the total and its parts.
 
         Args:
-            inter: the term of each form that some query of any process has.
+            inter: the term of each form that some query of any process has; or one term named "given", of the queries as
+                they came, whose weight is 1: the objective of MOON (v1).
             intra: the term image → text, and with `symmetric` the term text → image.
-            omega: ω_θ of the model, scalars; None: the constant weights.
+            omega: ω_θ of the model, scalars, used where no constant weights are set.
             router_loss: L_aux, a scalar; None where the model has none.
             sparsity: L_sparsity, a scalar; None where the model has none.
 
         Shapes:
-            Scalars: "loss", "loss_inter_t" … for each form given, "loss_intra", "loss_aux", "loss_sparsity" where given.
+            Scalars: "loss", "loss_inter_t" … for each term given, "loss_intra", "loss_aux", "loss_sparsity" where given.
         """
         parts: dict[str, Any] = {f"loss_inter_{form}": term.loss(self.contrastive) for form, term in inter.items()}
-        weights = self.weights if omega is None else omega
-        total = sum(weights[form] * parts[f"loss_inter_{form}"] for form in inter)
+        weights = self.weights or omega or {}
+        total = sum(weights.get(form, 1.0) * parts[f"loss_inter_{form}"] for form in inter)
         if intra and self.intra_weight:
             parts["loss_intra"] = torch.stack([term.loss(self.contrastive) for term in intra]).mean()
             total = total + self.intra_weight * parts["loss_intra"]

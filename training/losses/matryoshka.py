@@ -46,7 +46,7 @@ class MatryoshkaLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """τ of the loss inside."""
-        return float(self.contrastive.temperature)
+        return float(self.contrastive.temperature)  # type: ignore[arg-type]
 
     def forward(
         self,
