@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from evaluation.data.tables import ProductRow, ProductTables, ValidationReport, load_tables
-from processing_moon import MoonProcessor
+from processing_moon import MoonProcessor, product_moon
 from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import Pair, PairDataset, PairOptions, PairSource
 from training.negatives import NO_ID
@@ -140,3 +140,62 @@ def test_batches_do_not_depend_on_the_number_of_workers(processor):
         for part in ("queries", "products"):
             assert one[part].keys() == two[part].keys()
             assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
+
+
+def test_forms_stand_beside_the_items_and_each_picture_is_decoded_once(processor, monkeypatch):
+    opened = []
+    decode = product_moon._decode
+    monkeypatch.setattr(product_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
+    both = pair(1, query={"id": "q1", "text": "in blue", "image": picture(9), "core_box": [0, 0, 20, 20]})
+    image = pair(2, query={"id": "q2", "image": picture(8)})
+    text = pair(3)
+    lone = dataclasses.replace(text, products=[{"id": "shop/p3+", "title": "x"}, {"id": "-", "images": [picture(7)]}])
+    plain = PairCollator(processor)([both, image, lone])
+    assert len(opened) == 7
+    opened.clear()
+    batch = PairCollator(processor, forms=True)([both, image, lone])
+    assert len(opened) == 7  # two queries, four products with both, one with a picture alone
+    for side in ("queries", "products"):
+        for name, tensor in plain[side].items():
+            assert torch.equal(tensor, batch[side][name])
+    forms = batch["query_forms"]
+    assert forms["has_text"].tolist() == [True, False, True]
+    assert forms["has_image"].tolist() == [True, True, False]
+    assert forms["t"]["rows"].tolist() == forms["i"]["rows"].tolist() == [0]
+    assert batch["product_forms"]["has_text"].tolist() == [True, True, True, True, True, False]
+    assert batch["product_forms"]["i"]["rows"].tolist() == [0, 1, 2, 3]
+    for form, records in (
+        ("t", [{"text": "in blue"}]),
+        ("i", [{"image": picture(9), "core_box": [0, 0, 20, 20]}]),
+    ):
+        expected = processor(queries=records)
+        assert forms[form]["inputs"].keys() == expected.keys()
+        assert all(torch.equal(forms[form]["inputs"][name], tensor) for name, tensor in expected.items())
+    records = [record for one in (both, image) for record in one.products]
+    for form in ("t", "i"):
+        expected = processor(products=records, form=form)
+        found = batch["product_forms"][form]["inputs"]
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    grid = batch["product_forms"]["i"]["inputs"]["image_grid_thw"]
+    assert torch.equal(grid, batch["products"]["image_grid_thw"][:4])
+
+
+def test_without_an_item_of_both_the_forms_are_empty(processor):
+    lone = dataclasses.replace(pair(1), products=[{"id": "a", "title": "x"}, {"id": "b", "title": "y"}])
+    batch = PairCollator(processor, forms=True)([lone])
+    for side, count in (("query_forms", 1), ("product_forms", 2)):
+        assert batch[side]["has_text"].tolist() == [True] * count
+        for form in ("t", "i"):
+            assert batch[side][form]["rows"].shape == (0,)
+            assert batch[side][form]["rows"].dtype == torch.int64
+            assert batch[side][form]["inputs"] is None
+
+
+def test_with_forms_an_unreadable_picture_is_named_and_replaced_as_without(processor):
+    dataset = shop_with_broken_pictures(share=0.5)
+    plain, forms = (PairCollator(processor, dataset.draw, forms=forms) for forms in (False, True))
+    for position in range(6):
+        one, two = plain([dataset[position]]), forms([dataset[position]])
+        assert one["skipped"] == two["skipped"]
+        assert torch.equal(one["queries"]["input_ids"], two["queries"]["input_ids"])
+        assert torch.equal(one["products"]["pixel_values"], two["products"]["pixel_values"])

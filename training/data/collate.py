@@ -4,6 +4,7 @@ Shape suffixes: B pairs, C candidates (positives and hard negatives), Q encoded 
 P further products that are no negatives, N known negatives; T tokens and the picture tensors are the processor's.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from processing_moon import MoonProcessor
+from processing_moon.product_moon import ImageLimits, ProductError, open_image
 from training.data.pairs import Pair
 from training.negatives import NO_ID
 
@@ -30,7 +32,10 @@ class PairCollator:
     Args:
         processor: makes the tensors; its own settings bound tokens and pictures.
         substitute: called as substitute(position, attempt), attempt from 1 to SUBSTITUTES, such as `PairDataset.draw`;
-            None: unreadable pairs are left out.
+            where it returns None the pair is left out. None: unreadable pairs are left out.
+        allow_urls: whether pictures are fetched from public addresses.
+        forms: whether to give the modality forms of each item beside the item, for dual alignment. Each picture is fetched
+            and decoded once, whatever the number of forms.
 
     Raises:
         UnreadableBatchError: nothing of the batch can be read; names the items and reasons.
@@ -43,31 +48,43 @@ class PairCollator:
         "positive_weight" (B, Q) float32 their relevance, 0 where padded; "known_positive" (B, K) int64 ids of every
         known positive, encoded or not, padded with NO_ID, and "known_weight" (B, K) float32. "items": a list of B
         [query name, first positive's name]; "skipped": a list of {"item", "field", "reason"}.
+        With forms: "query_forms" and "product_forms", of the queries and of the products: "has_text" and "has_image"
+        (B,) or (C,) bool; "t" and "i", each {"rows" (R,) int64, the items that have both text and picture, ascending, and
+        "inputs", the processor's tensors of these with their text, or their pictures, alone; None where R is 0}. The
+        form "mm" of such an item is the item itself, and an item of one modality is its own only form.
     """
 
-    def __init__(self, processor: MoonProcessor, substitute: Callable[[int, int], Pair] | None = None) -> None:
+    def __init__(
+        self,
+        processor: MoonProcessor,
+        substitute: Callable[[int, int], Pair | None] | None = None,
+        allow_urls: bool = False,
+        forms: bool = False,
+    ) -> None:
         self.processor = processor
         self.substitute = substitute
+        self.forms = forms
+        self.options: dict[str, Any] = {"on_error": "skip", "allow_urls": allow_urls}
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         skipped: list[dict[str, str]] = []
-        left = list(pairs)
+        left = [self._opened(pair) for pair in pairs]
         attempts = [0] * len(left)
         while left:
-            queries = self.processor(queries=[pair.query for pair in left], task="query", on_error="skip")
+            queries = self.processor(queries=[pair.query for pair in left], task="query", **self.options)
             owners = [index for index, pair in enumerate(left) for _ in pair.products]
             records = [product for pair in left for product in pair.products]
-            products = self.processor(products=records, form="mm", on_error="skip")
+            products = self.processor(products=records, form="mm", **self.options)
             bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
             if not bad:
-                return self._batch(left, dict(queries), dict(products), skipped)
+                return self._batch(left, dict(queries), dict(products), skipped) | self._forms(left)
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
             skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
             tried = [
                 (self._next(pair, attempt), attempt + 1) if index in bad else (pair, attempt)
                 for index, (pair, attempt) in enumerate(zip(left, attempts, strict=True))
             ]
-            left = [pair for pair, _ in tried if pair is not None]
+            left = [self._opened(pair) for pair, _ in tried if pair is not None]
             attempts = [attempt for pair, attempt in tried if pair is not None]
         reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
         raise UnreadableBatchError(f"no pair of this batch can be read: {reasons}")
@@ -77,6 +94,48 @@ class PairCollator:
         if self.substitute is None or attempt == SUBSTITUTES:
             return None
         return self.substitute(pair.position, attempt + 1)
+
+    def _opened(self, pair: Pair) -> Pair:
+        """With forms, the pair with its pictures decoded; one that cannot be is left for the processor to name."""
+        if not self.forms:
+            return pair
+        urls = self.options["allow_urls"]
+        query = pair.query
+        if "image" in query:
+            query = query | {"image": _decoded(query["image"], urls)}
+        products = [
+            record | {"images": [_decoded(image, urls) for image in record["images"]]} if "images" in record else record
+            for record in pair.products
+        ]
+        return dataclasses.replace(pair, query=query, products=products)
+
+    def _forms(self, pairs: list[Pair]) -> dict[str, Any]:
+        if not self.forms:
+            return {}
+        queries = [pair.query for pair in pairs]
+        products = [product for pair in pairs for product in pair.products]
+        return {"query_forms": self._of_side(queries, "image"), "product_forms": self._of_side(products, "images")}
+
+    def _of_side(self, records: list[dict[str, Any]], picture: str) -> dict[str, Any]:
+        """The forms of queries (`picture` "image") or of products ("images")."""
+        of_picture = (picture, "core_box")
+        has_image = [bool(record.get(picture)) for record in records]
+        has_text = [bool(record.keys() - {"id", *of_picture}) for record in records]
+        rows = [row for row in range(len(records)) if has_text[row] and has_image[row]]
+        found: dict[str, Any] = {"has_text": torch.tensor(has_text), "has_image": torch.tensor(has_image)}
+        for form in ("t", "i"):
+            chosen = [
+                {
+                    name: value
+                    for name, value in records[row].items()
+                    if name == "id" or (name in of_picture) == (form == "i")
+                }
+                for row in rows
+            ]
+            side = {"products": chosen, "form": form} if picture == "images" else {"queries": chosen, "task": "query"}
+            inputs = dict(self.processor(**side, on_error="raise")) if rows else None
+            found[form] = {"rows": torch.tensor(rows, dtype=torch.int64), "inputs": inputs}
+        return found
 
     def _batch(
         self, pairs: list[Pair], queries: dict[str, Any], products: dict[str, Any], skipped: list[dict[str, str]]
@@ -102,6 +161,14 @@ class PairCollator:
             "items": [[str(pair.query.get("id", "")), pair.names[0]] for pair in pairs],
             "skipped": skipped,
         }
+
+
+def _decoded(image: Any, allow_urls: bool) -> Any:
+    """The picture opened, or as it was where it cannot be."""
+    try:
+        return open_image(image, limits=ImageLimits(allow_urls=allow_urls))
+    except ProductError:
+        return image
 
 
 def _named(skip: Any, record: dict[str, Any]) -> dict[str, str]:

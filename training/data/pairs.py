@@ -214,16 +214,39 @@ class PairDataset(Dataset):
             attempt: 0 is the pair itself, 1 and above its substitutes, each drawn from (seed, position, attempt) alone.
         """
         rng = np.random.default_rng((self.seed, position, attempt) if attempt else (self.seed, position))
+        return dataclasses.replace(self.draw_by(rng), position=position)
+
+    def draw_by(self, rng: np.random.Generator) -> Pair:
+        """Return the pair that a generator decides on."""
+        form, source, number = self._first_choices(rng)
+        drawn = self._draw(rng, source, form, number)
+        negatives = self._hard_negatives(rng, source, drawn)
+        return self._pair(rng, source, drawn, negatives)
+
+    def outline(self, position: int) -> tuple[str, int]:
+        """Return the query's form and the characters of the pair's texts, about, without opening a picture."""
+        return self.outline_by(np.random.default_rng((self.seed, position)))
+
+    def outline_by(self, rng: np.random.Generator) -> tuple[str, int]:
+        """Return the outline of what `draw_by` would draw with a generator in the same state."""
+        form, source, number = self._first_choices(rng)
+        real = source.queries[form]
+        if number >= len(real):
+            row = source.derivable[form][number - len(real)]
+            return form, _text_length(row) + (len(row.title) if form != "image" else 0)
+        query = real[number]
+        answer = next(source.products[name] for name in query.positives if name in source.products)
+        return form, _text_length(answer) + (len(query.text) if form != "image" else 0)
+
+    def _first_choices(self, rng: np.random.Generator) -> tuple[str, PairSource, int]:
+        """Which form, of which data set, and which of its queries (beyond their number: which product to derive from)."""
         form = _choose(rng, list(self.able), [self.options.query_mix[form] for form in self.able])
         able = self.able[form]
         source = _choose(rng, able, [source.weight for source in able])
-        drawn = self._draw(rng, source, form)
-        negatives = self._hard_negatives(rng, source, drawn)
-        return dataclasses.replace(self._pair(rng, source, drawn, negatives), position=position)
+        return form, source, int(rng.integers(source.pool_size(form, self.options.derived_queries)))
 
-    def _draw(self, rng: np.random.Generator, source: PairSource, form: str) -> _Drawn:
+    def _draw(self, rng: np.random.Generator, source: PairSource, form: str, number: int) -> _Drawn:
         real = source.queries[form]
-        number = int(rng.integers(source.pool_size(form, self.options.derived_queries)))
         if number >= len(real):
             return self._derived(rng, source, source.derivable[form][number - len(real)], form)
         query = real[number]
@@ -331,6 +354,11 @@ def _target(row: ProductRow, form: str) -> dict[str, Any]:
     if form == "image" and row.images:
         return row.record("i")
     return row.record("t") if form == "text" and row.has_text else row.record("mm")
+
+
+def _text_length(row: ProductRow) -> int:
+    attributes = sum(len(key) + sum(map(len, values)) for key, values in row.attributes.items())
+    return len(row.title) + len(row.description) + sum(map(len, row.category)) + attributes
 
 
 def _facts(row: ProductRow) -> list[tuple[str, str]]:
