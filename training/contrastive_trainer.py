@@ -185,7 +185,8 @@ class ContrastiveTrainer(Trainer):
         parts = self.objective(terms.inter, terms.intra, omega, router_loss, sparsity)
         self._check_finite(parts["loss"], inputs["items"])
         with torch.no_grad():
-            self._measure(vectors, inputs, terms, parts | {f"omega_{form}": w for form, w in (omega or {}).items()})
+            weights = {f"omega_{form}": weight for form, weight in (omega or {}).items() if form in terms.inter}
+            self._measure(vectors, inputs, terms, parts | weights)
             if self._bare_model().training:
                 self._fill_queue(vectors, inputs, terms.batch)
         return parts["loss"]
@@ -250,9 +251,11 @@ class ContrastiveTrainer(Trainer):
         in_batch_BC = query_BD.float() @ batch.vector_CD.detach().float().T
         hit_B = in_batch_BC.masked_fill(excluded_BC, -math.inf).argmax(dim=1) == target_B
         self._meters.add("accuracy", hit_B.double().mean())
-        masked = [(exclusion.share(), len(exclusion.product_C)) for exclusion in terms.exclusions.values()]
-        self._meters.add("masked_share", torch.stack([share for share, _ in masked]).mean())
-        self._meters.add("negatives", torch.stack([count * (1 - share) for share, count in masked]).mean() - 1)
+        excluded = torch.stack([one.excluded() for one in terms.exclusions.values()]).sum()
+        queries = sum(len(one) for one in terms.exclusions.values())
+        candidates = len(next(iter(terms.exclusions.values())).product_C)
+        self._meters.add("masked_share", excluded, queries * candidates)
+        self._meters.add("negatives", queries * (candidates - 1) - excluded, queries)
         for name, value in terms.measures.items():
             self._meters.add(name, *value)
         for name, value in parts.items():

@@ -283,7 +283,7 @@ class FalseNegatives:
     ) -> None:
         if margin is not None and not margin >= 0:
             raise ValueError(f"margin: found {margin}; accepted: 0 or more, or None")
-        self.queries, self.product_C, self.group_C = queries, product_C, group_C
+        self.facts, self.product_C, self.group_C = queries, product_C, group_C
         self.target_B, self.margin = target_B, margin
         self._counts: dict[int, Tensor] = {}
 
@@ -291,19 +291,22 @@ class FalseNegatives:
         """Return (B, K) bool for the candidates from `start` on; see `Exclusion` in `training.losses.info_nce`."""
         part = slice(start, start + similarity_BK.shape[1])
         product_K, group_K = self.product_C[part], self.group_C[part]
-        excluded_BK = false_negative_mask(self.queries, product_K, group_K)
+        excluded_BK = false_negative_mask(self.facts, product_K, group_K)
         if self.margin is not None:
             too_near_BK = similarity_BK > positive_B[:, None] + self.margin
-            excluded_BK = excluded_BK | (too_near_BK & ~contains(self.queries.negative_BN, product_K))
+            excluded_BK = excluded_BK | (too_near_BK & ~contains(self.facts.negative_BN, product_K))
         here_B = (self.target_B >= start) & (self.target_B < part.stop)
         excluded_BK[here_B.nonzero()[:, 0], self.target_B[here_B] - start] = False
         self._counts.setdefault(start, excluded_BK.sum())
         return excluded_BK
 
-    def share(self) -> Tensor:
-        """The share of (query, candidate) pairs that was excluded, once a loss has gone over the candidates; 0 before."""
-        pairs = len(self.queries.product_B) * len(self.product_C)
-        return sum(self._counts.values(), torch.zeros((), device=self.product_C.device)).double() / max(pairs, 1)
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.facts.product_B)
+
+    def excluded(self) -> Tensor:
+        """The number of (query, candidate) pairs that were excluded, once a loss has gone over the candidates; 0 before."""
+        return sum(self._counts.values(), torch.zeros((), dtype=torch.int64, device=self.product_C.device))
 
 
 def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
