@@ -1,12 +1,15 @@
-"""Records → unit vectors, for any model whose output has `.embeddings`; and each set of records encoded only once."""
+"""Records → unit vectors, for any model whose output has `.embeddings`; and each set of records encoded only once.
+
+A model that reasons may first write attributes of each record and then be read; what it wrote stays beside the vectors.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,12 @@ import modeling_moon
 import processing_moon
 from evaluation.baselines import dual_tower
 from evaluation.data.tables import ProductRow, QueryRow
+from modeling_moon.embedding_moon import REASONING, Thinking
+from processing_moon import Reasoning
 
 KINDS = ("product", "query")
+# How rows of tables may be embedded: they give no reasoning of their own.
+ROW_REASONING = ("none", "generate")
 # Importing these (and the processor) makes their model types known to the Auto classes.
 MODELS = (modeling_moon.MoonModel, dual_tower.DualTower)
 _PROGRESS_DELAY_SECONDS = 3.0
@@ -44,12 +51,43 @@ class SkippedRecord:
 class Encoded:
     """Vectors of the records that could be encoded.
 
+    `reasoning[r]` is what was written, or given, before the vector in row r was read; None where nothing was.
+
     Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`, ascending.
     """
 
     vectors: np.ndarray
     kept: list[int]
     skipped: list[SkippedRecord]
+    reasoning: list[Reasoning] | None = None
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How records are encoded, whatever they are.
+
+    Args:
+        batch_size (`int`): records a batch. Default 32.
+        progress (`bool`): a bar, once the work has taken more than a few seconds. Default True.
+        thinking (`Thinking`, its arguments or `None`): how a reasoning is written; goes with reasoning="generate".
+            Default `None`: greedily, up to the model's own number of tokens. What is drawn (`do_sample`) depends on the
+            batches too.
+
+    Raises:
+        ValueError: a batch size below 1, a `thinking` of another type, or what `Thinking` refuses.
+    """
+
+    batch_size: int = 32
+    progress: bool = True
+    thinking: Thinking | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}; accepted: 1 or more")
+        if isinstance(self.thinking, Mapping):
+            object.__setattr__(self, "thinking", Thinking(**self.thinking))
+        if not isinstance(self.thinking, Thinking | None):
+            raise ValueError(f"thinking={self.thinking!r}; accepted: a Thinking, a mapping of its arguments, or None")
 
 
 def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
@@ -83,8 +121,8 @@ def encode(
     kind: str = "product",
     form: str = "mm",
     task: str | None = None,
-    batch_size: int = 32,
-    progress: bool = True,
+    reasoning: str = "none",
+    **settings: Any,
 ) -> Encoded:
     """Vectors of product or query records.
 
@@ -98,28 +136,34 @@ def encode(
         kind (`str`): "product" or "query". Default "product".
         form (`str`): of products: "mm", "t" or "i". Default "mm".
         task (`str` or `None`): of queries: "query" (the default), "category", "attribute".
-        batch_size (`int`): records a batch. Default 32.
-        progress (`bool`): a bar, once the work has taken more than a few seconds. Default True.
+        reasoning (`str`): "none"; "generate": the model writes attributes of each record and is read behind them; "given":
+            it is read behind the record's own "reasoning". Default "none".
+        **settings: batch_size, progress, thinking: see `EncodingSettings`.
 
     Raises:
-        ValueError: another kind, a batch size below 1, or vectors that are not finite.
+        ValueError: another kind or reasoning, reasoning of a model that does not, `thinking` without reasoning="generate",
+            what `EncodingSettings` refuses, or vectors that are not finite.
 
     Relations: `VectorCache` when several benchmarks need the same vectors.
     """
-    if kind not in KINDS or batch_size < 1:
-        raise ValueError(
-            f"kind={kind!r}, batch_size={batch_size}; accepted: kind product or query, batch_size of 1 or more"
-        )
-    order = sorted(range(len(records)), key=lambda index: _length(records[index]))
-    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    how = EncodingSettings(**settings)
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}; accepted: kind product or query")
+    check_reasoning(model, processor, reasoning, REASONING)
+    if how.thinking is not None and reasoning != "generate":
+        raise ValueError(f"thinking={how.thinking} with reasoning={reasoning!r}; accepted: with reasoning='generate'")
+    unread = () if reasoning == "given" else ("reasoning",)
+    order = sorted(range(len(records)), key=lambda index: _length(records[index], unread))
+    groups = [order[start : start + how.batch_size] for start in range(0, len(order), how.batch_size)]
+    options: dict[str, Any] = {"form": form} if kind == "product" else {"task": task or "query"}
+    options |= {} if reasoning == "none" else {"reasoning": reasoning}
 
     def prepare(group: list[int]) -> Any:
-        chosen = [records[index] for index in group]
-        if kind == "product":
-            return processor(products=chosen, form=form, on_error="skip", return_tensors="pt")
-        return processor(queries=chosen, task=task or "query", on_error="skip", return_tensors="pt")
+        chosen = {"products" if kind == "product" else "queries": [records[index] for index in group]}
+        return processor(**chosen, **options, on_error="skip", return_tensors="pt")
 
     vectors: dict[int, np.ndarray] = {}
+    written: dict[int, Any] = {}
     skipped: list[SkippedRecord] = []
     was_training = model.training
     model.eval()
@@ -127,13 +171,13 @@ def encode(
         bar = tqdm(
             _prepared_ahead(prepare, groups),
             total=len(groups),
-            desc="encode " + (f"products, {form}" if kind == "product" else f"queries, task {task or 'query'}"),
+            desc=_description(kind, options),
             delay=_PROGRESS_DELAY_SECONDS,
-            disable=not progress,
+            disable=not how.progress,
         )
         for group, batch in bar:
-            rows: Iterable[np.ndarray] = _embed(model, batch) if batch.kept else ()
-            vectors.update({group[kept]: row for kept, row in zip(batch.kept, rows, strict=True)})
+            for kept, (vector, text) in zip(batch.kept, _rows(model, processor, batch, reasoning, how), strict=True):
+                vectors[group[kept]], written[group[kept]] = vector, text
             skipped += [SkippedRecord(group[s.index], str(s.item), str(s.field), str(s.reason)) for s in batch.skipped]
     finally:
         model.train(was_training)
@@ -141,22 +185,62 @@ def encode(
     stacked = (
         np.stack([vectors[index] for index in kept]) if kept else np.zeros((0, model.config.vector_size), np.float32)
     )
-    return Encoded(_unit(stacked, kept), kept, sorted(skipped, key=lambda record: record.index))
+    texts = None if reasoning == "none" else [written[index] for index in kept]
+    return Encoded(_unit(stacked, kept), kept, sorted(skipped, key=lambda record: record.index), texts)
 
 
-def _length(record: dict[str, Any]) -> tuple[int, int]:
+def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequence[str] = REASONING) -> None:
+    """Refuse what cannot be, before any work.
+
+    Raises:
+        ValueError: a reasoning that is not accepted here, or one that the model or its processor is not made for.
+    """
+    if reasoning not in accepted:
+        raise ValueError(f"reasoning={reasoning!r}; accepted: {', '.join(accepted)}")
+    if reasoning == "none":
+        return
+    for part in (getattr(model, "config", None), processor):
+        if getattr(part, "max_reasoning_tokens", None) is None:
+            raise ValueError(
+                f"reasoning={reasoning!r}: this {'processor' if part is processor else 'model'} "
+                f"({type(processor if part is processor else model).__name__}) does not reason, it has no "
+                "max_reasoning_tokens; accepted: 'none', or a moon3 checkpoint"
+            )
+
+
+def _description(kind: str, options: Mapping[str, Any]) -> str:
+    what = f"products, {options['form']}" if kind == "product" else f"queries, task {options['task']}"
+    return f"encode {what}" + (f", reasoning {options['reasoning']}" if "reasoning" in options else "")
+
+
+def _length(record: dict[str, Any], unread: Sequence[str]) -> tuple[int, int]:
     images = record.get("images", record.get("image"))
     count = 0 if images is None else len(images) if isinstance(images, list) else 1
-    return count, sum(len(str(value)) for name, value in record.items() if name not in ("images", "image", "id"))
+    no_text = ("images", "image", "id", *unread)
+    return count, sum(len(str(value)) for name, value in record.items() if name not in no_text)
 
 
-def _prepared_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]) -> Iterable[tuple[list[int], Any]]:
+def _prepared_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
     with ThreadPoolExecutor(max_workers=1) as pool:
         coming: Future | None = pool.submit(prepare, groups[0]) if groups else None
         for number, group in enumerate(groups):
             batch = coming.result() if coming is not None else None
             coming = pool.submit(prepare, groups[number + 1]) if number + 1 < len(groups) else None
             yield group, batch
+
+
+def _rows(
+    model: Any, processor: Any, batch: Any, reasoning: str, how: EncodingSettings
+) -> Iterator[tuple[np.ndarray, Reasoning | None]]:
+    """Each row's vector, and what was written before it was read."""
+    if not batch.kept:
+        return iter(())
+    if reasoning == "none":
+        return zip(_embed(model, batch), [None] * len(batch.kept), strict=True)
+    # As a dict: a model loaded from a checkpoint's own code has a Thinking of its own.
+    thinking = asdict(how.thinking) if isinstance(how.thinking, Thinking) else None
+    found = model.embed(batch, reasoning=reasoning, processor=processor, thinking=thinking)
+    return zip(found.embeddings.float().cpu().numpy(), found.reasoning, strict=True)
 
 
 def _embed(model: Any, batch: Any) -> np.ndarray:
@@ -176,13 +260,38 @@ def _unit(vectors_ND: np.ndarray, kept: list[int]) -> np.ndarray:
     return (vectors_ND / np.maximum(norm_N1, 1e-12)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class WrittenReasoning:
+    """What a model wrote about one product or query.
+
+    Args:
+        side (`str`): "product" or "query".
+        input (`str`): what it was written from: the name of the gallery, such as "mm" or "mm, no category"; or "query".
+        item (`str`): product_id or query_id.
+        reasoning: as it was read.
+    """
+
+    side: str
+    input: str
+    item: str
+    reasoning: Reasoning
+
+
 class VectorCache:
     """Each form of the gallery, each query and each label text encoded at most once for one model.
+
+    Queries and products may be embedded in different ways, since vectors with and without reasoning share one space. Label
+    texts never reason: they are one value each, and nothing can be drawn out of them.
 
     Args:
         model, processor: as for `encode`.
         products, queries: the rows of the split that is evaluated.
-        batch_size (`int`), progress (`bool`): as for `encode`.
+        query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`; every gallery is of the product
+            side, also where products' own parts stand in for queries. Default "none".
+        **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
+
+    Raises:
+        ValueError: another reasoning, reasoning of a model that does not, `thinking` where no side generates.
 
     Relations: handed to every benchmark of a run.
     """
@@ -194,12 +303,20 @@ class VectorCache:
         products: Sequence[ProductRow],
         queries: Sequence[QueryRow],
         *,
-        batch_size: int = 32,
-        progress: bool = True,
+        query_reasoning: str = "none",
+        product_reasoning: str = "none",
+        **settings: Any,
     ) -> None:
         self.model, self.processor = model, processor
         self.products, self.queries = products, queries
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        self.query_reasoning, self.product_reasoning = query_reasoning, product_reasoning
+        self.settings = EncodingSettings(**settings)
+        for reasoning in (query_reasoning, product_reasoning):
+            check_reasoning(model, processor, reasoning, ROW_REASONING)
+        if self.settings.thinking is not None and "generate" not in (query_reasoning, product_reasoning):
+            raise ValueError(
+                f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
+            )
         self._galleries: dict[str, Encoded] = {}
         self._queries: Encoded | None = None
         self._labels: dict[tuple[str, str], np.ndarray] = {}
@@ -213,15 +330,15 @@ class VectorCache:
         if name not in self._galleries:
             made = [record(row) for row in self.products]
             rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
-            found = encode(self.model, self.processor, [made[index] for index in rows], form=form, **self.settings)
-            self._galleries[name] = _renumbered(found, rows)
+            chosen = [made[index] for index in rows]
+            self._galleries[name] = _renumbered(self._encode(chosen, self.product_reasoning, form=form), rows)
         return self._galleries[name]
 
     def all_queries(self) -> Encoded:
         """Every query, by its place in `queries`."""
         if self._queries is None:
             records = [row.record() for row in self.queries]
-            self._queries = encode(self.model, self.processor, records, kind="query", **self.settings)
+            self._queries = self._encode(records, self.query_reasoning, kind="query")
         return self._queries
 
     def labels(self, texts: Sequence[str], task: str) -> np.ndarray:
@@ -232,7 +349,7 @@ class VectorCache:
         """
         missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._labels]
         records = [{"text": text, "id": text} for text in missing]
-        found = encode(self.model, self.processor, records, kind="query", task=task, **self.settings)
+        found = self._encode(records, "none", kind="query", task=task)
         if found.skipped:
             raise ValueError(f"label {found.skipped[0].item!r} cannot be encoded: {found.skipped[0].reason}")
         self._labels.update({(task, text): vector for text, vector in zip(missing, found.vectors, strict=True)})
@@ -249,10 +366,30 @@ class VectorCache:
             found.setdefault(("query", query.query_id), {"kind": "query", "id": query.query_id} | record.as_dict())
         return list(found.values())
 
+    def reasonings(self) -> list[WrittenReasoning]:
+        """Everything written so far: of each gallery in the order of the products, then of the queries."""
+        found = []
+        for name, gallery in self._galleries.items():
+            for index, text in _written(gallery):
+                found.append(WrittenReasoning("product", name, self.products[index].product_id, text))
+        for index, text in _written(self._queries) if self._queries else ():
+            found.append(WrittenReasoning("query", "query", self.queries[index].query_id, text))
+        return found
+
+    def _encode(self, records: Sequence[dict[str, Any]], reasoning: str, **options: Any) -> Encoded:
+        settings = {name: getattr(self.settings, name) for name in ("batch_size", "progress")}
+        if reasoning == "generate":
+            settings["thinking"] = self.settings.thinking
+        return encode(self.model, self.processor, records, reasoning=reasoning, **options, **settings)
+
+
+def _written(encoded: Encoded) -> Iterator[tuple[int, Reasoning]]:
+    return iter(()) if encoded.reasoning is None else zip(encoded.kept, encoded.reasoning, strict=True)
+
 
 def _renumbered(encoded: Encoded, rows: Sequence[int]) -> Encoded:
     skipped = [SkippedRecord(rows[s.index], s.item, s.field, s.reason) for s in encoded.skipped]
-    return Encoded(encoded.vectors, [rows[index] for index in encoded.kept], skipped)
+    return Encoded(encoded.vectors, [rows[index] for index in encoded.kept], skipped, encoded.reasoning)
 
 
 def config_digest(model: Any) -> str:

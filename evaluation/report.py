@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
+from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
 
 _ABSENT = "–"
@@ -38,7 +39,9 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 
 def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -> str:
-    """Everything that results hold: retrieval, image-only retrieval, classification, attributes.
+    """Everything that results hold: retrieval, image-only retrieval, classification, attributes, what was written.
+
+    A model that reasoned says so behind its name: "moon3 (reasoning ≤ 32)", "moon3 (queries reason ≤ 32)".
 
     Args:
         results: results as `evaluation.run` writes them.
@@ -56,6 +59,9 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
     if labels:
         columns = [*head, "task", "input", "top-1", "top-10", "precision", "recall", "F1", "items"]
         parts.append(_table(labels, columns, style))
+    if written := [row for result in results for row in _written_rows(result)]:
+        columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
+        parts.append(_table(written, columns, style))
     return "\n\n".join(parts) if parts else "no scores"
 
 
@@ -66,6 +72,20 @@ def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) ->
 
 def _short(model: str) -> str:
     return Path(model).name or model
+
+
+def _name(result: dict[str, Any]) -> str:
+    return _short(result["model"]) + reasoning_note(result.get("reasoning"))
+
+
+def _written_rows(result: dict[str, Any]) -> list[list[str]]:
+    sides = (result.get("reasoning") or {}).get("written", {})
+    return [
+        [_name(result), result["benchmark"], side if name == side else f"{side}, {name}"]
+        + [str(counts[column]) for column in ("written", *MARKS)]
+        for side, found in sides.items()
+        for name, counts in found["inputs"].items()
+    ]
 
 
 def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -85,7 +105,7 @@ def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
             last = _percent(scores.get("R@10"), scores.get("R@10_interval"))
             sizes = [str(scores.get("queries", _ABSENT)), str(scores.get("gallery", _ABSENT))]
             cells = [*recalls, last, _percent(scores.get("R@10_chance")), *sizes]
-        rows.append([_short(result["model"]), result["benchmark"], label, *cells])
+        rows.append([_name(result), result["benchmark"], label, *cells])
     return rows
 
 
@@ -99,7 +119,7 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
     for form, attributes in result.get("attributes", {}).items():
         found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, attributes["mean"]))
     return [
-        [_short(result["model"]), result["benchmark"], task, form]
+        [_name(result), result["benchmark"], task, form]
         + [_percent(scores[metric]) for metric in ("top1", "top10", "precision", "recall", "f1")]
         + [str(scores.get("items", _ABSENT))]
         for task, form, scores in found
@@ -116,6 +136,8 @@ def comparison_table(
 ) -> str:
     """One row a benchmark and direction, one column a model: before and after, ours and a baseline.
 
+    The same model with another reasoning is another column: what reasoned is put behind every name, given or not.
+
     Args:
         results: results as `evaluation.run` writes them.
         names (`Sequence[str]` or `None`): the columns' names, one a result. Default: the models' names.
@@ -130,6 +152,7 @@ def comparison_table(
     names = [_short(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
         raise ValueError(f"{len(names)} names for {len(results)} results; accepted: one name a result")
+    names = [name + reasoning_note(result.get("reasoning")) for name, result in zip(names, results, strict=True)]
     columns = list(dict.fromkeys(names))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     chance: dict[tuple[str, str], str] = {}

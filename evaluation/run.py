@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: retrieval, classification and attribute prediction on one or several data sets.
 
 python -m evaluation.run --model DIR --benchmark catalogue|PATH [PATH …] [--output results.json] [--sheet sheet.png]
+    [--reasoning none|generate [--reasonings reasonings.parquet]]
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
-from evaluation.encode import VectorCache, config_digest, load_for_evaluation
+from evaluation.encode import ROW_REASONING, VectorCache, config_digest, load_for_evaluation
 from evaluation.provenance import provenance
+from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, results_table
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
@@ -42,9 +44,13 @@ class EvaluationOptions:
         resamples (`int`): of the bootstrap. Default 1000.
         sheet (`str`, `Path` or `None`): where to draw queries with their top five.
         progress (`bool`): progress bars for longer work. Default True.
+        query_reasoning, product_reasoning (`str`): "none" or "generate": whether the model writes attributes of each query,
+            of each product, before it embeds it. Label texts never reason. Default "none".
+        max_reasoning_tokens (`int` or `None`): most tokens of a reasoning. Default: the model's own number.
+        reasonings (`str`, `Path` or `None`): a .parquet file, where to write what was written.
 
     Raises:
-        ValueError: an unknown benchmark, or a number below 1.
+        ValueError: an unknown benchmark or reasoning, a number below 1, or settings of a reasoning where no side generates.
     """
 
     split: str | None = "test"
@@ -56,15 +62,35 @@ class EvaluationOptions:
     resamples: int = 1000
     sheet: str | Path | None = None
     progress: bool = True
+    query_reasoning: str = "none"
+    product_reasoning: str = "none"
+    max_reasoning_tokens: int | None = None
+    reasonings: str | Path | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in BENCHMARKS]
         if unknown or not self.only:
             raise ValueError(f"only={', '.join(self.only)!r}; accepted: {', '.join(BENCHMARKS)}")
-        for name in ("limit", "batch_size", "resamples"):
+        for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; accepted: 1 or more")
+        for name in ("query_reasoning", "product_reasoning"):
+            if getattr(self, name) not in ROW_REASONING:
+                raise ValueError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(ROW_REASONING)}")
+        for name in ("max_reasoning_tokens", "reasonings"):
+            if getattr(self, name) is not None and not self.generates:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}, but neither queries nor products reason; accepted: with "
+                    "query_reasoning or product_reasoning 'generate'"
+                )
+        if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
+            raise ValueError(f"reasonings={self.reasonings}; accepted: a .parquet file")
+
+    @property
+    def generates(self) -> bool:
+        """Whether a side writes before it is embedded."""
+        return "generate" in (self.query_reasoning, self.product_reasoning)
 
 
 def evaluate_model(
@@ -83,11 +109,13 @@ def evaluate_model(
         model_name (`str`): what the results call the model.
         options: EvaluationOptions. Default: its defaults.
 
-    Returns: the content of a results file: model, benchmark, scores, image_only, absent, classification, attributes,
-    skipped, provenance.
+    Returns: the content of a results file: model, benchmark, reasoning (query and product: "none" or "generate";
+    max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent, classification,
+    attributes, skipped, provenance.
 
     Raises:
         TableError: no such split, or nothing in the gallery.
+        ValueError: reasoning of a model that does not.
     """
     options = options or EvaluationOptions()
     chosen = tables.select(options.split)
@@ -99,14 +127,13 @@ def evaluate_model(
     results: dict[str, Any] = {
         "model": model_name,
         "benchmark": tables.name,
+        "reasoning": _reasoning_settings(model, options),
         "scores": {},
         "image_only": {},
         "absent": {},
     }
     with _core_crop(processor, options.core_crop):
-        cache = VectorCache(
-            model, processor, chosen.products, chosen.queries, batch_size=options.batch_size, progress=options.progress
-        )
+        cache = _vector_cache(model, processor, chosen, options)
         if "retrieval" in options.only:
             results |= evaluate_retrieval(cache, **bootstrap)
         if "classification" in options.only:
@@ -114,8 +141,13 @@ def evaluate_model(
         if "attributes" in options.only:
             results["attributes"] = evaluate_attributes(cache, **bootstrap)
         if options.sheet is not None:
-            _draw_sheet(cache, options, f"{Path(model_name).name} on {tables.name}")
+            name = Path(model_name).name + reasoning_note(results["reasoning"])
+            _draw_sheet(cache, options, f"{name} on {tables.name}")
         core_crop = getattr(processor, "core_crop", None)
+    if options.generates:
+        results["reasoning"]["written"] = count_reasonings(cache.reasonings())
+    if options.reasonings is not None:
+        write_reasonings(options.reasonings, cache.reasonings())
     results["skipped"] = cache.skipped()
     results["provenance"] = provenance(
         options.seed,
@@ -132,6 +164,29 @@ def evaluate_model(
         seconds=round(time.monotonic() - started, 2),
     )
     return results
+
+
+def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {"query": options.query_reasoning, "product": options.product_reasoning}
+    if options.generates:
+        own = getattr(model.config, "max_reasoning_tokens", None)
+        settings["max_reasoning_tokens"] = options.max_reasoning_tokens or own
+    return settings
+
+
+def _vector_cache(model: Any, processor: Any, tables: ProductTables, options: EvaluationOptions) -> VectorCache:
+    thinking = None if options.max_reasoning_tokens is None else {"max_tokens": options.max_reasoning_tokens}
+    return VectorCache(
+        model,
+        processor,
+        tables.products,
+        tables.queries,
+        query_reasoning=options.query_reasoning,
+        product_reasoning=options.product_reasoning,
+        batch_size=options.batch_size,
+        progress=options.progress,
+        thinking=thinking,
+    )
 
 
 def _limited(tables: ProductTables, limit: int, seed: int) -> ProductTables:
@@ -179,6 +234,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="evaluate on this many products")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
+    parser.add_argument(
+        "--reasoning", choices=ROW_REASONING, default="none", help="write attributes before embedding (default: none)"
+    )
+    parser.add_argument("--query-reasoning", choices=ROW_REASONING, help="of queries (default: as --reasoning)")
+    parser.add_argument("--product-reasoning", choices=ROW_REASONING, help="of products (default: as --reasoning)")
+    parser.add_argument(
+        "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
+    )
+    parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
     parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
@@ -204,6 +268,10 @@ def _run(chosen: argparse.Namespace) -> int:
         batch_size=chosen.batch_size,
         core_crop=chosen.core_crop,
         seed=chosen.seed,
+        query_reasoning=chosen.query_reasoning or chosen.reasoning,
+        product_reasoning=chosen.product_reasoning or chosen.reasoning,
+        max_reasoning_tokens=chosen.max_reasoning_tokens,
+        reasonings=chosen.reasonings,
     )
     several = len(chosen.benchmark) > 1
     if several and chosen.output is not None and chosen.output.suffix == ".json":
@@ -217,10 +285,9 @@ def _run(chosen: argparse.Namespace) -> int:
     model, processor = load_for_evaluation(chosen.model, device=chosen.device)
     results = []
     for tables in all_tables:
-        sheet = chosen.sheet
-        if sheet is not None and several:
-            sheet = sheet.with_name(f"{sheet.stem}-{tables.name}{sheet.suffix}")
-        found = evaluate_model(model, processor, tables, model_name=chosen.model, options=replace(options, sheet=sheet))
+        name = tables.name if several else ""
+        own = replace(options, sheet=_named(chosen.sheet, name), reasonings=_named(chosen.reasonings, name))
+        found = evaluate_model(model, processor, tables, model_name=chosen.model, options=own)
         results.append(found)
         if chosen.output is not None:
             in_folder = several or chosen.output.is_dir()
@@ -233,6 +300,11 @@ def _run(chosen: argparse.Namespace) -> int:
             print(f"{tables.name}: {len(found['skipped'])} records skipped, listed in the results", file=sys.stderr)
     print(results_table(results))
     return 0
+
+
+def _named(path: Path | None, name: str) -> Path | None:
+    """The path with the benchmark's name, where there are several."""
+    return path.with_name(f"{path.stem}-{name}{path.suffix}") if path is not None and name else path
 
 
 def _load(source: str, chosen: argparse.Namespace) -> ProductTables:

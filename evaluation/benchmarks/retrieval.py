@@ -48,7 +48,7 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
     Queries none of whose positives is in the gallery are left out of the scores, counted and named under "unanswerable".
     Without text (image) queries, t→i (i→t) takes each product's own text (image) as the query and its own image (text) as
     the answer, "source": "products"; products whose text is the same character for character are then all right. The
-    other directions are null without queries of their type.
+    other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
 
     Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, queries, gallery, source, unanswerable, or
     `None`; "absent", direction → why there is no score.
