@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from evaluation.data.catalogue import make_catalogue
 from evaluation.encode import encode, load_for_evaluation
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
+from modeling_moon.embedding_moon import Thinking, generation_config, think_then_embed
 from modeling_moon.modeling_moon import MoonGuidedMoE
+from modeling_moon.routing_moon import find_guided
 
 _WIDTH = 256
 _TEXT: dict[str, Any] = {
@@ -50,6 +53,7 @@ _VISION = {
     "deepstack_visual_indexes": [],
 }
 _BATCH, _TOKENS, _PRODUCTS = 8, 128, 64
+_IMAGE_TOKENS, _REASONING = 256, 32
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def grouped_experts(_: Any) -> Comparison:
     """Forward and backward of one guided mixture: grouped matrix products against the loop over experts."""
     hidden = torch.randn(_BATCH, _TOKENS, _WIDTH, requires_grad=True)
     aspects = (torch.arange(_TOKENS) * 4 // _TOKENS - 1).clamp(min=0).expand(_BATCH, -1)
+    guided = find_guided(aspects, None, 2)
 
     def step(implementation: str) -> Callable[[], None]:
         config = _moon_config()
@@ -96,7 +101,7 @@ def grouped_experts(_: Any) -> Comparison:
         mixture = MoonGuidedMoE(config)
         for parameter in mixture.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        return lambda: mixture(hidden, aspects).sum().backward()
+        return lambda: mixture(hidden, guided).sum().backward()
 
     return Comparison(
         step("grouped_mm"), step("eager"), "one mixture, forward + backward: grouped_mm / loop over experts"
@@ -133,6 +138,69 @@ def guided_forward(_: Any) -> Comparison:
     return Comparison(run(marked), run(plain), "text forward: half of the tokens guided / none guided")
 
 
+def _products_that_reason() -> tuple[Any, dict[str, torch.Tensor]]:
+    """A moon3 and a batch of its prompts: a picture and its core crop of 256 image tokens each, and 96 tokens of text."""
+    torch.manual_seed(0)
+    names = ("category_start", "category_end", "attribute_start", "attribute_end", "title_start", "title_end")
+    names = (*names, "think_start", "think_end", "emb")
+    ids = {f"{name}_token_id": number for number, name in enumerate(names, start=1)}
+    base = AutoConfig.for_model(
+        "qwen3_vl",
+        text_config=_TEXT,
+        vision_config=_VISION,
+        image_token_id=12,
+        video_token_id=13,
+        tie_word_embeddings=True,
+    )
+    base.vision_start_token_id, base.vision_end_token_id = 14, 15
+    model = MoonModel(MoonConfig.moon3(base, embedding_dim=None, max_reasoning_tokens=_REASONING, **ids)).eval()
+    side = 2 * int(_IMAGE_TOKENS**0.5)  # patches, of which two by two make a token
+    text = torch.randint(16, 512, (_BATCH, 96))
+    text[:, 0], text[:, 40], text[:, -1] = (
+        ids["title_start_token_id"],
+        ids["title_end_token_id"],
+        ids["think_start_token_id"],
+    )
+    picture = torch.full((_BATCH, _IMAGE_TOKENS + 2), 12)
+    picture[:, 0], picture[:, -1] = 14, 15
+    tokens = torch.cat([picture, picture, text], dim=1)
+    vision = model.config.vision_config
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return model, {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == 12).long(),
+        "pixel_values": torch.randn(2 * _BATCH * side * side, patch),
+        "image_grid_thw": torch.tensor([[1, side, side]] * (2 * _BATCH)),
+    }
+
+
+def think_then_embed_in_one_pass(_: Any) -> Comparison:
+    """32 tokens of reasoning and the vector, in one pass, against generating them and then encoding the whole text."""
+    model, batch = _products_that_reason()
+    tokenizer = SimpleNamespace(eos_token_id=None, pad_token_id=0)
+    thinking, writer = Thinking(), model.writer()
+    settings = generation_config(model.config, thinking, tokenizer)
+    pictures = {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
+    end = torch.tensor([[model.config.think_end_token_id, model.config.emb_token_id]]).expand(_BATCH, -1)
+
+    @torch.no_grad()
+    def two_passes() -> Any:
+        written = writer.generate(**batch, generation_config=settings)
+        whole = torch.cat([written, end], dim=1)
+        return model(input_ids=whole, attention_mask=torch.ones_like(whole), **pictures).embeddings
+
+    def one_pass() -> Any:
+        return think_then_embed(model, writer, batch, thinking, tokenizer).embeddings
+
+    torch.testing.assert_close(one_pass(), two_passes(), rtol=1e-4, atol=1e-4)
+    return Comparison(
+        one_pass,
+        two_passes,
+        f"{_BATCH} products, {_REASONING} reasoning tokens: think and embed in one pass / generate, then encode anew",
+    )
+
+
 def encode_products(model: Path | None) -> Comparison:
     """`evaluation.encode` against `SentenceTransformer.encode`: the same checkpoint, products and batch size.
 
@@ -160,6 +228,7 @@ COMPARISONS: dict[str, Callable[[Path | None], Comparison]] = {
     "grouped_experts": grouped_experts,
     "upcycled_forward": upcycled_forward,
     "guided_forward": guided_forward,
+    "think_then_embed": think_then_embed_in_one_pass,
     "encode_products": encode_products,
 }
 

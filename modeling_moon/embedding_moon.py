@@ -170,7 +170,7 @@ def think_then_embed(
     raw = None
     if model.fusion is not None:
         raw = find_raw_tokens(config, prompt["input_ids"], prompt["attention_mask"], seen.last_hidden_state)
-    settings = _generation_config(config, thinking, tokenizer)
+    settings = generation_config(config, thinking, tokenizer)
     written_BR = writer.generate(
         input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=settings
     )[:, ids_BT.shape[1] :]
@@ -232,7 +232,7 @@ class _Ending:
         self.ids = torch.cat([written_BR[:, :-1], last_B3], dim=1).masked_fill(~self.mask, pad)
 
 
-def _generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> GenerationConfig:
+def generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> GenerationConfig:
     """Neutral but for what `thinking` says; tokens that steer the model or stand for pictures are never written."""
     ends = [config.think_end_token_id] + [token for token in [tokenizer.eos_token_id] if token is not None]
     of_base = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]

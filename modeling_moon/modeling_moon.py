@@ -32,9 +32,10 @@ from transformers.vision_utils import get_vision_window_index
 
 from .configuration_moon import MoonConfig
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
+from .fire_moon import Details, MoonDetailMerger, MoonFire
 from .generation_moon import MoonGenerationMixin
 from .outputs_moon import MoonCausalLMOutput, MoonOutput
-from .routing_moon import Routing, objective_weights, routing_statistics
+from .routing_moon import Guided, Routing, find_guided, objective_weights, routing_statistics
 from .tokens_moon import (
     RawTokens,
     aspect_ids_from_markers,
@@ -50,17 +51,17 @@ from .tokens_moon import (
 # Mixtures of experts: guided (MOON §3) and modality-driven (MOON2.0)
 # ---------------------------------------------------------------------------------------------------------------------
 @use_experts_implementation
-class MoonExperts(nn.Module):
+class _RoutedExperts(nn.Module):
     """E gated feed-forward networks with their weights in three-dimensional tensors.
 
     The decorator dispatches to the implementation that `experts_implementation=` names ("grouped_mm" by default); the
-    loop below is "eager". A slot whose index is E is empty: it costs nothing and adds nothing.
+    loop below is "eager".
 
     Args:
         config: the text model's configuration (widths, activation).
         num_experts: E.
 
-    Shapes: gate_up_proj (E, 2·I, H), down_proj (E, H, I); hidden_NH, index_NK int64 in [0, E], weight_NK -> (N, H).
+    Shapes: gate_up_proj (E, 2·I, H), down_proj (E, H, I); hidden_NH, index_NK int64 in [0, E), weight_NK -> (N, H).
     """
 
     def __init__(self, config: Any, num_experts: int) -> None:
@@ -83,6 +84,45 @@ class MoonExperts(nn.Module):
         return output_NH
 
 
+class MoonExperts(_RoutedExperts):
+    """Experts of which the first ones may serve every token, and some a few tokens more.
+
+    Experts that serve every token are plain matrix products, without gathering tokens, at the speed of a dense layer (but
+    under "eager", the loop for comparison). Guided tokens, found once a pass, are the only ones that are gathered for the
+    experts of their aspects. Our design.
+
+    Args:
+        config, num_experts: as above.
+
+    Shapes: as above; the first `num_shared` slots of every token are the experts 0 … num_shared - 1, in this order; guided
+        tokens and their experts (G,), with weights guided_weight_G.
+    """
+
+    def forward(
+        self,
+        hidden_NH: torch.Tensor,
+        index_NK: torch.Tensor,
+        weight_NK: torch.Tensor,
+        num_shared: int = 0,
+        guided: Guided | None = None,
+        guided_weight_G: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if num_shared == 0 or self.config._experts_implementation == "eager":
+            output_NH = super().forward(hidden_NH, index_NK, weight_NK)
+        else:
+            parts = []
+            weights = zip(self.gate_up_proj.unbind()[:num_shared], self.down_proj.unbind()[:num_shared], strict=True)
+            for expert, (gate_up, down) in enumerate(weights):
+                gate, up = functional.linear(hidden_NH, gate_up).chunk(2, dim=-1)
+                parts.append(functional.linear(self.act_fn(gate) * up, down) * weight_NK[:, expert, None])
+            output_NH = sum(parts[1:], start=parts[0])
+        if guided is not None:
+            chosen_GH = hidden_NH[guided.token_G]
+            guided_GH = super().forward(chosen_GH, guided.expert_G[:, None], guided_weight_G[:, None])
+            output_NH = output_NH.index_add(0, guided.token_G, guided_GH.to(output_NH.dtype))
+        return output_NH
+
+
 class MoonRouter(nn.Linear):
     """W_g of the gate `softmax(W_g x)`: one score per expert."""
 
@@ -99,9 +139,9 @@ class MoonMixture(nn.Module):
     Args:
         config: MoonConfig.
 
-    Shapes: hidden (B, T, H), aspect_ids (B, T) of 0, 1, 2 or None -> (B, T, H).
+    Shapes: hidden (B, T, H) -> (B, T, H).
 
-    Relations: `MoonGuidedMoE` and `MoonModalityMoE` say which experts a token keeps.
+    Relations: `MoonGuidedMoE` adds the experts of aspects, `MoonModalityMoE` the preferences for objectives.
     """
 
     def __init__(self, config: MoonConfig) -> None:
@@ -111,32 +151,35 @@ class MoonMixture(nn.Module):
         self.top_k = config.num_experts_per_token
         self.router = MoonRouter(config.hidden_size, config.num_experts, bias=False)
         self.experts = MoonExperts(config.text_config, config.num_experts)
-        # transformers skips empty slots only where this flag is set (it was made for expert parallelism).
-        self.experts._is_expert_parallel = True
 
-    def keep(self, gate_NE: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The experts (N, K) that a token keeps and their part (N, K) of the gate."""
-        raise NotImplementedError
-
-    def route(self, hidden_NH: torch.Tensor, aspect_N: torch.Tensor | None) -> Routing:
-        """Chosen experts and weights, which sum to 1 for each token."""
-        gate_NE = self.router(hidden_NH).float().softmax(dim=-1)
-        index_NK, kept_NK = self.keep(gate_NE, aspect_N)
-        total_N1 = kept_NK.sum(dim=-1, keepdim=True)
-        if self.top_k == 1 < self.num_free:
-            alone_N1 = (kept_NK > 0).sum(dim=-1, keepdim=True) == 1
-            total_N1 = torch.where(alone_N1, total_N1.detach(), total_N1)
-        return Routing(index_NK, kept_NK / total_N1, gate_NE)
+    def keep(self, gate_NE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best free experts (N, K) of each token and their part (N, K) of the gate."""
+        free_NF = gate_NE[:, : self.num_free]
+        if self.top_k == self.num_free:
+            return torch.arange(self.num_free, device=gate_NE.device).expand_as(free_NF), free_NF
+        kept_NK, index_NK = free_NF.topk(self.top_k, dim=-1)
+        return index_NK, kept_NK
 
     def forward(
-        self, hidden_BTH: torch.Tensor, aspect_ids: torch.Tensor | None = None, routing_trace: list | None = None
+        self, hidden_BTH: torch.Tensor, guided: Guided | None = None, routing_trace: list | None = None
     ) -> torch.Tensor:
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
-        routing = self.route(hidden_NH, None if aspect_ids is None else aspect_ids.reshape(-1))
+        gate_NE = self.router(hidden_NH).float().softmax(dim=-1)
+        index_NK, kept_NK = self.keep(gate_NE)
+        total_N, guided_weight_G = kept_NK.sum(dim=-1), None
+        if self.top_k == 1 < self.num_free:
+            total_N = total_N.detach()  # the straight-through estimate; exact again where a guided expert joins
+        if guided is not None:
+            guided_kept_G = gate_NE[guided.token_G, guided.expert_G]
+            total_G = kept_NK[guided.token_G].sum(dim=-1) + guided_kept_G
+            total_N = total_N.index_copy(0, guided.token_G, total_G)
+            guided_weight_G = (guided_kept_G / total_G).to(hidden_NH.dtype)
+        weight_NK = kept_NK / total_N[:, None]
         if routing_trace is not None:
-            routing_trace.append(routing)
-        weight_NK = routing.weight_NK.to(hidden_NH.dtype)
-        return self.experts(hidden_NH, routing.index_NK, weight_NK).view_as(hidden_BTH)
+            routing_trace.append(Routing(index_NK, weight_NK, gate_NE, guided, guided_weight_G))
+        num_shared = self.num_free if self.top_k == self.num_free else 0
+        weights = weight_NK.to(hidden_NH.dtype), num_shared, guided, guided_weight_G
+        return self.experts(hidden_NH, index_NK, *weights).view_as(hidden_BTH)
 
 
 class MoonGuidedMoE(MoonMixture):
@@ -148,17 +191,9 @@ class MoonGuidedMoE(MoonMixture):
 
     Args:
         config: MoonConfig.
-    """
 
-    def keep(self, gate_NE: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        kept_NK, index_NK = gate_NE[:, : self.num_free].topk(self.top_k, dim=-1)
-        if aspect_N is None:
-            return index_NK, kept_NK
-        guided_N = self.num_free - 1 + aspect_N
-        has_aspect_N = aspect_N > 0
-        guided_weight_N = gate_NE.gather(1, guided_N.clamp(min=0)[:, None])[:, 0] * has_aspect_N
-        index_NK = torch.cat([index_NK, torch.where(has_aspect_N, guided_N, self.num_experts)[:, None]], dim=1)
-        return index_NK, torch.cat([kept_NK, guided_weight_N[:, None]], dim=1)
+    Relations: `find_guided` says which tokens are guided, once for all layers.
+    """
 
 
 class MoonModalityMoE(MoonMixture):
@@ -176,84 +211,8 @@ class MoonModalityMoE(MoonMixture):
         super().__init__(config)
         self.preference = nn.Parameter(torch.empty(config.num_experts, len(config.objectives)))
 
-    def keep(self, gate_NE: torch.Tensor, aspect_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        kept_NK, index_NK = gate_NE.topk(self.top_k, dim=-1)
-        return index_NK, kept_NK
-
 
 MIXTURES = {"guided": MoonGuidedMoE, "modality": MoonModalityMoE}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fine-grained residual enhancement (MOON3.0)
-# ---------------------------------------------------------------------------------------------------------------------
-class Details(NamedTuple):
-    """The local detail of each token: input embeddings (B, T, H); where image tokens stand (B, T) bool, in the order of
-    the levels (V, P, H) of what the vision tower saw there. Without levels the input embedding is all the detail."""
-
-    embeds_BTH: torch.Tensor
-    is_image_BT: torch.Tensor | None = None
-    levels_VPH: torch.Tensor | None = None
-
-
-class MoonFire(nn.Module):
-    r"""Fine-grained residual enhancement of one decoder layer.
-
-    `h' = h + λ · σ(wᵀ GELU(W[LN h; LN s])) ⊙ F(LN s)`, F a low-rank network. s is the token's local detail: of a text
-    token its input embedding, of an image token the levels of the vision tower, mixed by learned weights of this layer
-    (softmax, equal at first). λ starts at 0, so that a fresh model computes what its base computes. MOON3.0
-    (arXiv 2604.00513) names the part and its aim; the form is our design (precedents: DeepStack, arXiv 2406.04334).
-
-    Args:
-        config: MoonConfig.
-        num_levels: V, the levels of visual detail; 0 where image tokens have none.
-
-    Shapes: hidden (B, T, H), details -> (B, T, H).
-    """
-
-    def __init__(self, config: MoonConfig, num_levels: int) -> None:
-        super().__init__()
-        width, rank = config.hidden_size, config.fire_rank
-        self.num_levels = num_levels
-        self.hidden_norm, self.detail_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.gate_in = nn.Linear(2 * width, rank, bias=False)
-        self.gate_out = nn.Linear(rank, 1, bias=False)
-        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
-        self.scale = nn.Parameter(torch.empty(1))  # λ
-        self.level_scores = nn.Parameter(torch.empty(num_levels)) if num_levels > 1 else None
-
-    def detail(self, details: Details) -> torch.Tensor:
-        """s (B, T, H)."""
-        if details.levels_VPH is None:
-            return details.embeds_BTH
-        if self.level_scores is None:
-            mixed_PH = details.levels_VPH[0]
-        else:
-            share_V = self.level_scores.softmax(dim=0).to(details.levels_VPH.dtype)
-            mixed_PH = torch.einsum("v,vph->ph", share_V, details.levels_VPH)
-        return details.embeds_BTH.masked_scatter(details.is_image_BT[..., None], mixed_PH)
-
-    def forward(self, hidden_BTH: torch.Tensor, details: Details) -> torch.Tensor:
-        detail_BTH = self.detail_norm(self.detail(details))
-        pair_BT2H = torch.cat([self.hidden_norm(hidden_BTH), detail_BTH], dim=-1)
-        gate_BT1 = self.gate_out(functional.gelu(self.gate_in(pair_BT2H))).sigmoid()
-        added_BTH = self.scale * gate_BT1 * self.up(functional.gelu(self.down(detail_BTH)))
-        return hidden_BTH + added_BTH.to(hidden_BTH.dtype)
-
-
-class MoonDetailMerger(nn.Module):
-    """One block's output in the vision tower, from patches to image tokens of the text model's width: layer norm, the
-    patches of a token side by side, a linear map. As the base's own patch merger, less its hidden layer. Our design."""
-
-    def __init__(self, config: MoonConfig) -> None:
-        super().__init__()
-        vision = config.vision_config
-        self.patches_per_token = vision.spatial_merge_size**2
-        self.norm = nn.LayerNorm(vision.hidden_size)
-        self.merge = nn.Linear(self.patches_per_token * vision.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.merge(self.norm(patches).reshape(-1, self.merge.in_features))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,7 +231,7 @@ class _MoonLayer:
         self,
         hidden_states: torch.Tensor,
         *,
-        aspect_ids: torch.Tensor | None = None,
+        guided: Guided | None = None,
         routing_trace: list | None = None,
         details: Details | None = None,
         **kwargs: Any,
@@ -281,7 +240,7 @@ class _MoonLayer:
         hidden_states, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = residual + hidden_states
         normed = self.post_attention_layernorm(hidden_states)
-        change = self.mlp(normed, aspect_ids, routing_trace) if self.is_mixture else self.mlp(normed)
+        change = self.mlp(normed, guided, routing_trace) if self.is_mixture else self.mlp(normed)
         hidden_states = hidden_states + change
         return hidden_states if self.fire is None else self.fire(hidden_states, details)
 
@@ -595,14 +554,15 @@ class MoonModel(MoonPreTrainedModel):
             use_cache = past_key_values is not None
         mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
         readable_BT = self._readable(input_ids, mask_BT, attention_mask) if output_embeddings else None
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
+        packed = self._packs(packed, attention_mask, by_row)
         inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
             aspect_ids = self._aspect_ids(input_ids) if aspect_ids is None else aspect_ids
-            inputs.for_layers.update(aspect_ids=aspect_ids, routing_trace=routing_trace)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
-        packed = self._packs(packed, attention_mask, by_row)
+            guided = find_guided(aspect_ids, mask_BT if packed else None, self.config.num_free_experts)
+            inputs.for_layers.update(guided=guided, routing_trace=routing_trace)
         if mm_token_type_ids is None and input_ids is not None:
             mm_token_type_ids = (input_ids == self.config.image_token_id).long()
         if position_ids is None:

@@ -1,7 +1,7 @@
 """What the router decided, and what is made of it: loads, gates, the load-balancing loss, weights of objectives.
 
-Shape suffixes: B batch rows, T tokens of a row, N tokens of the whole batch, E experts, F free experts, K active slots of a
-token, L layers that are mixtures, M objectives.
+Shape suffixes: B batch rows, T tokens of a row, N tokens of the whole batch, E experts, F free experts, K free experts of a
+token, G guided tokens, L layers that are mixtures, M objectives.
 """
 
 from __future__ import annotations
@@ -11,13 +11,37 @@ from typing import NamedTuple
 import torch
 
 
+class Guided(NamedTuple):
+    """The tokens of a batch that have an aspect: their places (G,) among the N, and the expert (G,) of each."""
+
+    token_G: torch.Tensor
+    expert_G: torch.Tensor
+
+
+def find_guided(aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | None, num_free: int) -> Guided | None:
+    """The guided tokens of a pass; None where there is none.
+
+    Args:
+        aspect_ids: (B, T) int64: 0 none, n > 0 the n-th expert after the free ones.
+        packed_mask_BT: where the tokens are packed, those that remain.
+        num_free: F.
+    """
+    if aspect_ids is None:
+        return None
+    aspect_N = aspect_ids.reshape(-1) if packed_mask_BT is None else aspect_ids[packed_mask_BT.bool()]
+    token_G = aspect_N.nonzero()[:, 0]
+    return Guided(token_G, num_free - 1 + aspect_N[token_G]) if len(token_G) else None
+
+
 class Routing(NamedTuple):
-    """Where the tokens of one mixture went: chosen experts (N, K) int64 with E for an empty slot, their weights (N, K)
-    float32, and the gate (N, E) float32 before anything was chosen."""
+    """Where the tokens of one mixture went: chosen free experts (N, K) int64 and their weights (N, K) float32, the gate
+    (N, E) float32 before anything was chosen, and the guided tokens with their weights (G,)."""
 
     index_NK: torch.Tensor
     weight_NK: torch.Tensor
     gate_NE: torch.Tensor
+    guided: Guided | None
+    guided_weight_G: torch.Tensor | None
 
 
 def routing_statistics(
@@ -39,10 +63,13 @@ def routing_statistics(
     tokens_B1 = attended_BT.sum(dim=1, keepdim=True).clamp(min=1)
     loads, gates, losses = [], [], []
     for routing in trace:
-        index_NK, weight_NK, gate_NE = (part[chosen_N] for part in routing)
-        empty_NE = gate_NE.new_zeros(len(gate_NE), gate_NE.shape[1] + 1)  # the last column takes the empty slots
-        used_NE = empty_NE.scatter(1, index_NK, 1.0)[:, :-1]
-        kept_NE = empty_NE.scatter(1, index_NK, weight_NK)[:, :-1]
+        used_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, 1.0)
+        kept_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, routing.weight_NK)
+        if routing.guided is not None:
+            places = routing.guided.token_G, routing.guided.expert_G
+            used_NE = used_NE.index_put(places, torch.ones_like(used_NE[places]))
+            kept_NE = kept_NE.index_put(places, routing.guided_weight_G.to(kept_NE.dtype))
+        used_NE, kept_NE, gate_NE = used_NE[chosen_N], kept_NE[chosen_N], routing.gate_NE[chosen_N]
         loads.append(used_NE.mean(dim=0))
         gates.append(kept_NE.new_zeros(len(attended_BT), kept_NE.shape[1]).index_add(0, row_N, kept_NE) / tokens_B1)
         losses.append(load_balancing_loss(gate_NE, used_NE, num_free))

@@ -26,7 +26,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from modeling_moon import MoonConfig, MoonForConditionalGeneration
 from modeling_moon.configuration_moon import BACKBONES, PRESETS
-from modeling_moon.modeling_moon import MoonDetailMerger, MoonFire, MoonFusion
+from modeling_moon.fire_moon import MoonDetailMerger, MoonFire
+from modeling_moon.modeling_moon import MoonFusion
 from processing_moon import MoonProcessor
 from training.checkpoint import write_code_and_settings
 

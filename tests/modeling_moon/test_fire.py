@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from modeling_moon import MoonConfig, MoonModel
-from modeling_moon.modeling_moon import Details, MoonFire
+from modeling_moon.fire_moon import Details, MoonFire
 from processing_moon import MoonProcessor
 
 
@@ -102,7 +102,7 @@ def test_image_tokens_of_qwen3_take_its_deepstack_features(tiny_moon):
     model, _, batch = load(tiny_moon, "qwen3_vl")
     with torch.no_grad():
         seen = model.vlm.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
-    levels = [torch.cat(tuple(level)) for level in seen.deepstack_features]
+    levels = [x if isinstance(x, torch.Tensor) else torch.cat(x) for x in seen.deepstack_features]
     assert len(levels) == len(model.config.vision_config.deepstack_visual_indexes) > 0
     torch.testing.assert_close(capture_details(model, batch).levels_VPH, torch.stack(levels))
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
-from modeling_moon.embedding_moon import Thinking, _Ending, _generation_config
+from modeling_moon.embedding_moon import Thinking, _Ending, generation_config
 from processing_moon import MoonProcessor
 
 
@@ -65,7 +65,7 @@ def test_the_written_text_is_what_generation_alone_writes(moon3):
     folder, model, processor = moon3
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     batch = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
-    settings = _generation_config(model.config, Thinking(), processor.tokenizer)
+    settings = generation_config(model.config, Thinking(), processor.tokenizer)
     alone = writer.generate(**batch, generation_config=settings)[:, batch["input_ids"].shape[1] :]
     found = model.embed(RECORDS, reasoning="generate", processor=processor)
     ending = _Ending(alone, settings, model.config)
@@ -154,7 +154,7 @@ def test_none_equals_forward_and_given_equals_the_text_that_was_written(moon3):
 
 def test_what_is_written_never_steers_the_model_or_stands_for_a_picture(moon3):
     _, model, processor = moon3
-    barred = set(_generation_config(model.config, Thinking(), processor.tokenizer).suppress_tokens)
+    barred = set(generation_config(model.config, Thinking(), processor.tokenizer).suppress_tokens)
     config = model.config
     wanted = {config.image_token_id, config.emb_token_id, config.think_start_token_id, config.title_start_token_id}
     assert wanted | {config.category_start_token_id, config.attribute_end_token_id} <= barred

@@ -1,0 +1,83 @@
+"""Fine-grained residual enhancement (MOON3.0): local detail, injected into the hidden states at chosen decoder layers.
+
+Shape suffixes: B batch rows, T tokens of a row, H hidden width, P image tokens of the whole batch, V levels of visual detail.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .configuration_moon import MoonConfig
+
+
+class Details(NamedTuple):
+    """The local detail of each token: input embeddings (B, T, H); where image tokens stand (B, T) bool, in the order of
+    the levels (V, P, H) of what the vision tower saw there. Without levels the input embedding is all the detail."""
+
+    embeds_BTH: torch.Tensor
+    is_image_BT: torch.Tensor | None = None
+    levels_VPH: torch.Tensor | None = None
+
+
+class MoonFire(nn.Module):
+    r"""Fine-grained residual enhancement of one decoder layer.
+
+    `h' = h + λ · σ(wᵀ GELU(W[LN h; LN s])) ⊙ F(LN s)`, F a low-rank network. s is the token's local detail: of a text
+    token its input embedding, of an image token the levels of the vision tower, mixed by learned weights of this layer
+    (softmax, equal at first). λ starts at 0, so that a fresh model computes what its base computes. MOON3.0
+    (arXiv 2604.00513) names the part and its aim; the form is our design (precedents: DeepStack, arXiv 2406.04334).
+
+    Args:
+        config: MoonConfig.
+        num_levels: V, the levels of visual detail; 0 where image tokens have none.
+
+    Shapes: hidden (B, T, H), details -> (B, T, H).
+    """
+
+    def __init__(self, config: MoonConfig, num_levels: int) -> None:
+        super().__init__()
+        width, rank = config.hidden_size, config.fire_rank
+        self.num_levels = num_levels
+        self.hidden_norm, self.detail_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.gate_in = nn.Linear(2 * width, rank, bias=False)
+        self.gate_out = nn.Linear(rank, 1, bias=False)
+        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        self.scale = nn.Parameter(torch.empty(1))  # λ
+        self.level_scores = nn.Parameter(torch.empty(num_levels)) if num_levels > 1 else None
+
+    def detail(self, details: Details) -> torch.Tensor:
+        """s (B, T, H)."""
+        if details.levels_VPH is None:
+            return details.embeds_BTH
+        if self.level_scores is None:
+            mixed_PH = details.levels_VPH[0]
+        else:
+            share_V = self.level_scores.softmax(dim=0).to(details.levels_VPH.dtype)
+            mixed_PH = torch.einsum("v,vph->ph", share_V, details.levels_VPH)
+        return details.embeds_BTH.masked_scatter(details.is_image_BT[..., None], mixed_PH)
+
+    def forward(self, hidden_BTH: torch.Tensor, details: Details) -> torch.Tensor:
+        detail_BTH = self.detail_norm(self.detail(details))
+        pair_BT2H = torch.cat([self.hidden_norm(hidden_BTH), detail_BTH], dim=-1)
+        gate_BT1 = self.gate_out(functional.gelu(self.gate_in(pair_BT2H))).sigmoid()
+        added_BTH = self.scale * gate_BT1 * self.up(functional.gelu(self.down(detail_BTH)))
+        return hidden_BTH + added_BTH.to(hidden_BTH.dtype)
+
+
+class MoonDetailMerger(nn.Module):
+    """One block's output in the vision tower, from patches to image tokens of the text model's width: layer norm, the
+    patches of a token side by side, a linear map. As the base's own patch merger, less its hidden layer. Our design."""
+
+    def __init__(self, config: MoonConfig) -> None:
+        super().__init__()
+        vision = config.vision_config
+        self.patches_per_token = vision.spatial_merge_size**2
+        self.norm = nn.LayerNorm(vision.hidden_size)
+        self.merge = nn.Linear(self.patches_per_token * vision.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.merge(self.norm(patches).reshape(-1, self.merge.in_features))
