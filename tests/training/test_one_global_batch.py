@@ -229,5 +229,65 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(moon2, by_on
             assert relative_difference(one, two) < 5e-6, name  # float32, through the model
 
 
+def test_chunks_train_as_whole_batches_do(moon2, by_one_process, tmp_path):
+    whole = train_all(moon2, tmp_path, GLOBAL_BATCH, chunk=None)
+    for name in ("adapters", "dual_in_chunks"):
+        assert_same_metrics(whole[name][0], by_one_process[name][0])
+        for one, two in zip(whole[name][1], by_one_process[name][1], strict=True):
+            assert relative_difference(one, two) < 5e-6, name
+
+
+def test_the_queue_is_filled_before_it_is_compared_with(by_one_process):
+    negatives = [line["negatives"] for line in by_one_process["dual_in_chunks"][0]]
+    assert max(negatives[:2]) < 2 * GLOBAL_BATCH
+    assert min(negatives[2:]) > 2 * 2 * GLOBAL_BATCH
+
+
+def test_every_part_of_the_objective_is_logged(by_one_process):
+    first, second, third, last = by_one_process["dual"][0]
+    parts = {"loss_inter_t", "omega_t", "loss_inter_i", "omega_i", "loss_inter_mm", "omega_mm", "loss_intra"}
+    assert parts & first.keys() == {"loss_inter_t", "omega_t"}
+    assert parts & second.keys() == {"loss_inter_i", "omega_i", "loss_intra"}
+    assert parts <= last.keys()
+    assert "queue_drift" in third
+    inter = sum(last[f"omega_{form}"] * last[f"loss_inter_{form}"] for form in ("t", "i", "mm"))
+    assert last["loss"] == pytest.approx(inter + last["loss_intra"] + 0.1 * last["loss_sparsity"], rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_each_picture_goes_through_the_tower_once_a_forward_pass(moon2, tmp_path, chunk):
+    dual = TermOptions(forms=True, intra=True)
+    variant = (False, 0, alignment(InfoNCELoss(0.3)), ContrastiveOptions(dual, chunk_size=chunk))
+    trainer, seen = make_trainer(moon2, tmp_path, variant, GLOBAL_BATCH), []
+    tower = trainer.model.vlm.visual
+    tower.patch_embed.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    batch = trainer.data_collator([trainer.train_dataset[position] for position in range(12, 16)])
+    assert batch["query_forms"]["i"]["inputs"] is not None
+    assert batch["product_forms"]["i"]["inputs"] is not None
+    trainer.optimizer, trainer.current_gradient_accumulation_steps = None, 1
+    trainer.training_step(trainer.model, batch)
+    patches = sum(len(batch[side]["pixel_values"]) for side in ("queries", "products"))
+    assert sum(seen) == patches * (1 if chunk is None else 2)  # chunks are encoded twice
+
+
+@pytest.mark.parametrize("name", ["adapters", "dual_in_chunks"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(moon2, tmp_path, name):
+    saving = {"save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "max_grad_norm": 1.0}
+    whole = make_trainer(moon2, tmp_path / "whole", variants(3)[name], GLOBAL_BATCH, **saving)
+    whole.train()
+    resumed = make_trainer(moon2, tmp_path / "resumed", variants(3)[name], GLOBAL_BATCH, **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    last = [read_lines(run / "metrics.jsonl")[-1] for run in (tmp_path / "whole", tmp_path / "resumed")]
+    assert {**last[0], "items_per_second": 0} == {**last[1], "items_per_second": 0}
+    for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    states = [trainer._own_state() for trainer in (whole, resumed)]
+    for one, two in zip(*(state["queue"]["steps"] for state in states), strict=True):
+        assert torch.equal(one["vector_CD"], two["vector_CD"])
+    if whole.momentum is not None:
+        averages = [trainer.momentum.state_dict() for trainer in (whole, resumed)]
+        assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
+
+
 if __name__ == "__main__":
     main()
