@@ -106,6 +106,7 @@ class ContrastiveTrainer(Trainer):
             if use_cache is None:
                 del config.use_cache
         self.options = options or ContrastiveOptions()
+        self._bare: tuple[nn.Module, nn.Module] | None = None
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
         drift_items = self.options.drift_items
@@ -160,7 +161,9 @@ class ContrastiveTrainer(Trainer):
         return (loss, vectors) if return_outputs else loss
 
     def _bare_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
+        if self._bare is None or self._bare[0] is not self.model:
+            self._bare = (self.model, self.accelerator.unwrap_model(self.model))
+        return self._bare[1]
 
     def _parts(self, inputs: Mapping[str, Any]) -> list[BatchPart]:
         return parts_of(inputs, self.options.chunk_size, self.options.terms.forms)
@@ -169,7 +172,8 @@ class ContrastiveTrainer(Trainer):
         bare = self._bare_model()
         routing = getattr(getattr(bare, "config", None), "expert_routing", None)
         gates = self.options.terms.forms and self.objective.weights is None and routing == "modality"
-        return BatchEncoder(model, vision_tower(bare), self.objective.router_weight > 0, gates)
+        tower = vision_tower(bare) if self.options.terms.forms else None
+        return BatchEncoder(model, tower, self.objective.router_weight > 0, gates)
 
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
         """The objective of a batch; fills the queue and the meters on the way."""

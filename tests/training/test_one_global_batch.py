@@ -173,7 +173,9 @@ def train_all(folder, output, batch, chunk):
     """Train every variant; returns metrics and gradients by variant."""
     results = {}
     for name, variant in variants(chunk).items():
-        trainer, gradients = make_trainer(folder, output / name, variant, batch), Gradients()
+        checkpointing = name == "dual_in_chunks"
+        trainer = make_trainer(folder, output / name, variant, batch, gradient_checkpointing=checkpointing)
+        gradients = Gradients()
         trainer.add_callback(gradients)
         trainer.train()
         results[name] = (read_lines(output / name / "metrics.jsonl"), gradients.steps)
