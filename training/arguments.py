@@ -35,6 +35,7 @@ from training.small_base import SmallBaseConfig
 FORMS = ("image", "text", "both")
 MOON_KEYS = (
     "markers",
+    "title_markers",
     *(name for name in MoonConfig.__annotations__ if not name.endswith(("_token_id", "_config", "_configs"))),
 )
 LORA_KEYS = ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")
@@ -125,6 +126,14 @@ class DataArguments:
         core_crop: append the crop of the core product as a second picture where a box is known.
         instructions: replaces the processor's system message by task, {product: …, query: …}; a small model with few
             tokens per item learns faster with short ones.
+        bucket_batches: batches of one query form and like length of text are formed within windows of so many batches;
+            0: pairs stay in the order in which they are drawn.
+        streaming: read `data` row by row, for tables larger than memory. Every entry is then a table of triplets: parquet
+            files (a path or pattern), a data set of the hub (owner/name), or a mapping {parquet: …, or hub:, config:,
+            split:, revision:; columns:, images:, name:, weight:, mask_groups:}, columns {query.title: NAME, …} replacing
+            what is found by pattern.
+        shuffle_rows: with streaming, rows that are read ahead and shuffled among each other.
+        allow_urls: fetch pictures that are given as http(s) addresses, from public hosts only.
         max_tokens: longest text of an item in tokens; None leaves the processor's own limit.
         max_image_tokens: largest number of image tokens per picture; None leaves the processor's own limit.
     """
@@ -143,6 +152,10 @@ class DataArguments:
     mask_groups: bool = True
     core_crop: bool = True
     instructions: dict | str | None = None
+    bucket_batches: int = 0
+    streaming: bool = False
+    shuffle_rows: int = 1024
+    allow_urls: bool = False
     max_tokens: int | None = None
     max_image_tokens: int | None = None
 
@@ -527,19 +540,29 @@ def check_recipe(recipe: Recipe) -> None:
     _check_model(model)
     _check_instructions(data.instructions or {})
     check_keys(data.catalogue or {}, inspect.signature(make_catalogue).parameters, where="catalogue")
+    _check_data(data, training)
+    _check_loss(loss)
+    _check_training(training)
+
+
+def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
     for entry in data.data:
-        check_source(entry)
+        check_stream(entry) if data.streaming else check_source(entry)
     check_mix("query_mix", data.query_mix)
     check_mix("target_mix", data.target_mix)
-    _check_number("hard_negatives", data.hard_negatives, 0)
-    _check_number("positives_per_query", data.positives_per_query, 1)
+    for key, low in (("hard_negatives", 0), ("positives_per_query", 1), ("augment_queries", 0), ("shuffle_rows", 1)):
+        _check_number(key, getattr(data, key), low)
     interaction_options(data)
-    _check_number("augment_queries", data.augment_queries, 0)
-    _check_loss(loss)
+    if data.bucket_batches != 0:
+        _check_number("bucket_batches", data.bucket_batches, 2)
     for key, low in (("max_tokens", 16), ("max_image_tokens", 1)):
         if getattr(data, key) is not None:
             _check_number(key, getattr(data, key), low)
-    _check_training(training)
+    if data.streaming and (training.evaluate_before or training.evaluate_after):
+        raise RecipeError(
+            "evaluate_before, evaluate_after: found with streaming, whose tables have no gallery; "
+            "accepted: evaluation.run on the trained model"
+        )
 
 
 def _check_loss(loss: LossArguments) -> None:
@@ -691,6 +714,35 @@ def check_source(entry: Any) -> None:
         _check_number("data: weight", entry["weight"], 0, above=True)
     if not isinstance(entry.get("mask_groups", True), bool):
         raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; accepted: true or false")
+
+
+STREAM_KEYS = ("parquet", "hub", "config", "split", "revision", "columns", "images", "name", "weight", "mask_groups")
+
+
+def check_stream(entry: Any) -> None:
+    """Refuse an entry of `data` that cannot be streamed; whether a data set of the hub is there shows when it is opened."""
+    if isinstance(entry, str) and entry != "catalogue":
+        return
+    if not isinstance(entry, dict):
+        raise RecipeError(
+            f"data: found {entry!r} with streaming; accepted: a path, owner/name, or a mapping of {STREAM_KEYS}"
+        )
+    check_keys(entry, STREAM_KEYS, where="data")
+    if ("parquet" in entry) == ("hub" in entry):
+        raise RecipeError(f"data: found {entry}; accepted: either parquet or hub")
+    for key, kinds, accepted in (
+        ("parquet", (str, list), "a path, a pattern, or a list of these"),
+        ("columns", (dict,), "a mapping such as {query.title: NAME}"),
+        ("mask_groups", (bool,), "true or false"),
+        *((key, (str,), "text") for key in ("hub", "config", "split", "revision", "images", "name")),
+    ):
+        if key in entry and not isinstance(entry[key], kinds):
+            raise RecipeError(f"data: {key}: found {entry[key]!r}; accepted: {accepted}")
+    unread = [key for key in ("config", "split", "revision") if key in entry and "parquet" in entry]
+    if unread:
+        raise RecipeError(f"data: {unread[0]}: found beside parquet; accepted: beside hub")
+    if "weight" in entry:
+        _check_number("data: weight", entry["weight"], 0, above=True)
 
 
 def attention_of(name: str, on_gpu: bool) -> str:

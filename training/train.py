@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,13 +34,17 @@ from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe, usage
 from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError, ResumeError
+from training.data.buckets import BucketedPairs
 from training.data.collate import PairCollator, UnreadableBatchError
 from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.data.sources import read_data, unanswered_queries
+from training.data.stream_sources import open_streams, sample_tables, stream_batches
+from training.data.streams import StreamCollator, StreamError, StreamSource
 from training.negatives import NegativeQueue
 from training.objective import check_fits, loss_of, options_of
 from training.resume import checkpoints, last_good_checkpoint, remove_incomplete, write_atomically
 from training.starting_model import BASE_FOLDERS, choose_what_learns, load_start, prepare_base, save_trained
+from training.streamed_trainer import StreamedTrainer
 from training.upcycle import UpcycleError
 
 RECIPE_FILE = "resolved_recipe.yaml"
@@ -50,7 +54,7 @@ _OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED
 _OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter")
 REFUSED = (RecipeError, TableError, UpcycleError, ResumeError)
 """What the user can put right before a training starts."""
-STOPPED = (NonFiniteLossError, UnreadableBatchError)
+STOPPED = (NonFiniteLossError, UnreadableBatchError, StreamError)
 """What ends a training that has started."""
 _WARM_UP_STEPS, _LEAST_MEASURED_STEPS = 3, 5
 
@@ -86,7 +90,8 @@ def run(recipe: Recipe) -> None:
         finish_evaluation(recipe)
         print(f"{output_dir}: this run is finished, its model is in {output_dir / 'final'}; --overwrite starts anew")
         return
-    tables = read_data(recipe)
+    streams = open_streams(recipe) if recipe.data.streaming else []
+    tables = [] if streams else read_data(recipe)
     training_tables = [tables_of.select(recipe.data.split) for tables_of in tables]
     unanswered = unanswered_queries(training_tables)
     if unanswered:
@@ -94,14 +99,15 @@ def run(recipe: Recipe) -> None:
         if args.process_index == 0:
             print(f"training queries without an answer in the split, which are not drawn, by type: {unanswered}")
     with args.main_process_first(local=False, desc="preparing the base"):
-        start = prepare_base(recipe, training_tables)
+        texts = sample_tables(streams) if recipe.model.small_base is not None else []
+        start = prepare_base(recipe, training_tables or texts)
     set_seed(args.seed)
     model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda")
     if args.evaluate_before:
         evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
     check_fits(recipe.loss, learner)
-    make_trainer = trainer_factory(recipe, learner, processor, training_tables)
+    make_trainer = trainer_factory(recipe, learner, processor, streams or training_tables)
     settle_max_steps(recipe, make_trainer, learner)
     trainer = make_trainer(args, args.max_steps)
     checkpoint = last_good_checkpoint(output_dir)
@@ -160,43 +166,71 @@ def _clear(output_dir: Path) -> None:
 
 
 def trainer_factory(
-    recipe: Recipe, model: nn.Module, processor: MoonProcessor, tables: list[ProductTables]
+    recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Sequence[ProductTables | StreamSource]
 ) -> Callable[..., ContrastiveTrainer]:
-    """Return a function (arguments, steps) → trainer with a fresh queue, so that measuring leaves no trace."""
-    data, sources = recipe.data, []
-    for entry, table in zip(data.data, tables, strict=True):
-        given = entry if isinstance(entry, dict) else {}
-        sources.append(PairSource(table, given.get("weight"), given.get("mask_groups", data.mask_groups)))
-    options = PairOptions(
-        data.query_mix,
-        data.target_mix,
-        data.hard_negatives,
-        data.derived_queries,
-        data.augment_queries,
-        data.positives_per_query,
-    )
+    """Return a function (arguments, steps) → trainer with a fresh queue, so that measuring leaves no trace.
+
+    Args:
+        recipe: what to train how.
+        model: what learns.
+        processor: its processor.
+        data: the tables of the training split, or the streams.
+    """
+    options = PairOptions(**{entry.name: getattr(recipe.data, entry.name) for entry in dataclasses.fields(PairOptions)})
 
     def make(args: Any, steps: int) -> ContrastiveTrainer:
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        try:
-            dataset = PairDataset(sources, options, args.seed, length=steps * batch)
-        except ValueError as error:
-            raise RecipeError(str(error)) from error
+        shared = {
+            "model": model,
+            "args": args,
+            "loss": loss_of(recipe.loss),
+            "queue": NegativeQueue(recipe.loss.queue_steps),
+            "options": options_of(recipe.loss),
+            "save_records": lambda folder: write_records(recipe, folder),
+            "save_processor": processor.save_pretrained,
+        }
+        collation = {"allow_urls": recipe.data.allow_urls, "forms": recipe.loss.dual_alignment}
+        if recipe.data.streaming:
+            batches = stream_batches(recipe, args, data, options, steps)
+            collator = StreamCollator(processor, batches.pairs, **collation)
+            return StreamedTrainer(batches=batches, data_collator=collator, **shared)
+        dataset = pair_dataset(recipe, args, data, options, steps)
         for form in dataset.missing_forms() if args.process_index == 0 else ():
             print(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
-        return ContrastiveTrainer(
-            model=model,
-            args=args,
-            train_dataset=dataset,
-            data_collator=PairCollator(processor, dataset.draw),
-            loss=loss_of(recipe.loss),
-            queue=NegativeQueue(recipe.loss.queue_steps),
-            options=options_of(recipe.loss),
-            save_records=lambda folder: write_records(recipe, folder),
-            save_processor=processor.save_pretrained,
-        )
+        collator = PairCollator(processor, dataset.draw, **collation)
+        return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, **shared)
 
     return make
+
+
+def pair_dataset(
+    recipe: Recipe, args: Any, tables: Sequence[ProductTables], options: PairOptions, steps: int
+) -> PairDataset | BucketedPairs:
+    """Return the pairs of a number of steps.
+
+    Args:
+        recipe: its data sets, and whether to bucket.
+        args: batch size, seed and number of processes.
+        tables: the training split of each data set.
+        options: how pairs are drawn.
+        steps: optimizer steps.
+
+    Raises:
+        RecipeError: no pair can be drawn.
+    """
+    data = recipe.data
+    given = [entry if isinstance(entry, dict) else {} for entry in data.data]
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    try:
+        sources = [
+            PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
+            for entry, table in zip(given, tables, strict=True)
+        ]
+        dataset = PairDataset(sources, options, args.seed, length=steps * batch)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if not data.bucket_batches:
+        return dataset
+    return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)
 
 
 def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> None:
