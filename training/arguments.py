@@ -87,6 +87,8 @@ class ModelArguments:
         lora: train adapters only: {r, alpha, dropout, target_modules, target_parameters, modules_to_save}, peft's
             words. The 3-D expert weights are target_parameters ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"].
         freeze: shell patterns of parameter names that stay as they are ("*visual*").
+        learning_rates: shell patterns of parameter names with a learning rate of their own, {"*visual*": 1e-6}; the first
+            pattern that fits a name counts, and the others learn by `learning_rate`.
         attn_implementation: "auto" is "flash_attention_2" on a GPU where that is installed, otherwise "sdpa".
     """
 
@@ -97,6 +99,7 @@ class ModelArguments:
     moon: dict | str | None = None
     lora: dict | str | None = None
     freeze: list[str] = field(default_factory=list)
+    learning_rates: dict | str | None = None
     attn_implementation: str = "auto"
 
 
@@ -651,6 +654,10 @@ def _check_model(model: ModelArguments) -> None:
         raise RecipeError(f"lora: found {lora}; accepted: r as a whole number, dropout below 1")
     if not all(isinstance(pattern, str) for pattern in model.freeze):
         raise RecipeError(f"freeze: found {model.freeze}; accepted: a list of patterns such as '*visual*'")
+    rates = dict(model.learning_rates or {})  # type: ignore[arg-type]
+    model.learning_rates = {name: check_value(f"learning_rates.{name}", rate, float) for name, rate in rates.items()}
+    for name, rate in model.learning_rates.items():
+        _check_number(f"learning_rates.{name}", rate, 0)
 
 
 def _check_instructions(instructions: Any) -> None:

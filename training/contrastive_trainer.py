@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from training.distributed import gather_with_gradient, rank, touch_every_paramet
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.momentum_encoder import MomentumEncoder
 from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts, false_negative_mask
+from training.parameter_groups import group_by_rate
 from training.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
 from training.shared_pictures import vision_tower
 
@@ -57,6 +58,7 @@ class ContrastiveOptions:
             warm-up of cross-batch memory, arXiv 1912.06798); below 1 a share of all steps.
         queue_momentum: m of the momentum encoder that fills the queue; None: the model itself does.
         drift_items: items encoded again to measure the queue's drift, every time the queue has renewed itself; 0: none.
+        learning_rates: pattern of parameter names → learning rate; see `training.parameter_groups.group_by_rate`.
     """
 
     terms: TermOptions = TermOptions()
@@ -64,6 +66,7 @@ class ContrastiveOptions:
     queue_warmup_steps: float = 0.0
     queue_momentum: float | None = None
     drift_items: int = 8
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class ContrastiveTrainer(Trainer):
@@ -122,6 +125,14 @@ class ContrastiveTrainer(Trainer):
         self._resumed: dict[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
         self.add_callback(_ContinueExactly(self))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As Trainer's, with the learning rates of their own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.options.learning_rates:
+            group_by_rate(optimizer, model or self.model, self.options.learning_rates)
+        return optimizer
 
     # A step
 

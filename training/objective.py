@@ -1,8 +1,11 @@
 """From a recipe's loss to what the contrastive trainer is handed, and whether it fits the model."""
 
+import fnmatch
+from typing import Any
+
 from torch import nn
 
-from training.arguments import LossArguments, RecipeError, filter_values
+from training.arguments import LossArguments, ModelArguments, Recipe, RecipeError, filter_values
 from training.contrastive_terms import TermOptions
 from training.contrastive_trainer import ContrastiveOptions
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
@@ -26,8 +29,10 @@ def loss_of(arguments: LossArguments) -> DualAlignmentLoss:
     )
 
 
-def options_of(arguments: LossArguments) -> ContrastiveOptions:
+def options_of(recipe: Recipe) -> ContrastiveOptions:
     """Return how the trainer makes a step, as a recipe describes it."""
+    arguments = recipe.loss
+    rates: dict[str, Any] = dict(recipe.model.learning_rates or {})
     return ContrastiveOptions(
         terms=TermOptions(
             several_positives=arguments.several_positives,
@@ -40,20 +45,29 @@ def options_of(arguments: LossArguments) -> ContrastiveOptions:
         chunk_size=arguments.encode_chunk_size,
         queue_warmup_steps=arguments.queue_warmup_steps,
         queue_momentum=arguments.queue_momentum,
+        learning_rates=rates,
     )
 
 
-def check_fits(arguments: LossArguments, learner: nn.Module) -> None:
-    """Refuse a loss that asks for what the model does not have.
+def check_fits(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:
+    """Refuse a loss, or learning rates, that ask for what the model does not have.
 
     Args:
         arguments: the recipe's loss.
+        model: the recipe's model, for its learning rates.
         learner: the model that will be trained, with adapters where there are some.
 
     Raises:
-        RecipeError: widths above that of the vectors; the load-balancing loss without experts; the entropy of preferences
-            that the model has not, or that do not learn; objectives of the model that are not the three forms.
+        RecipeError: learning rates of parameters that do not learn; widths above that of the vectors; the load-balancing
+            loss without experts; the entropy of preferences that the model has not, or that do not learn; objectives of
+            the model that are not the three forms.
     """
+    learning = [name for name, parameter in learner.named_parameters() if parameter.requires_grad]
+    for pattern in model.learning_rates or {}:
+        if not fnmatch.filter(learning, pattern):
+            raise RecipeError(
+                f"learning_rates: found no learning parameter like {pattern!r}; accepted: a pattern such as '*visual*'"
+            )
     config = learner.config
     widest = max(arguments.matryoshka_dims, default=0)
     if widest > config.vector_size:

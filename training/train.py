@@ -106,7 +106,7 @@ def run(recipe: Recipe) -> None:
     if args.evaluate_before:
         evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
-    check_fits(recipe.loss, learner)
+    check_fits(recipe.loss, recipe.model, learner)
     make_trainer = trainer_factory(recipe, learner, processor, streams or training_tables)
     settle_max_steps(recipe, make_trainer, learner)
     trainer = make_trainer(args, args.max_steps)
@@ -184,7 +184,7 @@ def trainer_factory(
             "args": args,
             "loss": loss_of(recipe.loss),
             "queue": NegativeQueue(recipe.loss.queue_steps),
-            "options": options_of(recipe.loss),
+            "options": options_of(recipe),
             "save_records": lambda folder: write_records(recipe, folder),
             "save_processor": processor.save_pretrained,
         }

@@ -28,8 +28,8 @@ def recipe(tmp_path):
 
 
 def test_the_defaults_are_the_plain_objective_of_moon(recipe):
-    arguments = parse_recipe(recipe()).loss
-    loss, options = loss_of(arguments), options_of(arguments)
+    parsed = parse_recipe(recipe())
+    loss, options = loss_of(parsed.loss), options_of(parsed)
     assert type(loss.contrastive) is InfoNCELoss
     assert (loss.contrastive.temperature, loss.contrastive.block_size) == (0.05, None)
     assert (loss.weights, loss.router_weight, loss.sparsity_weight) == (None, 0.0, 0.0)
@@ -62,9 +62,10 @@ def test_every_key_reaches_what_it_names(recipe):
         "sparsity_weight": 0.02,
         "encode_chunk_size": 16,
     }
-    arguments = parse_recipe(recipe(**values)).loss
-    assert {name: getattr(arguments, name) for name in values} == values
-    loss, options = loss_of(arguments), options_of(arguments)
+    parsed = parse_recipe(recipe(**values, learning_rates={"*visual*": "5e-1"}))
+    assert {name: getattr(parsed.loss, name) for name in values} == values
+    loss, options = loss_of(parsed.loss), options_of(parsed)
+    assert options.learning_rates == {"*visual*": 0.5}
     assert type(loss.contrastive) is MatryoshkaLoss
     assert loss.contrastive.weights == {16: 1.0, 8: 0.5}
     assert (loss.contrastive.temperature, loss.contrastive.contrastive.block_size) == (0.1, 64)
@@ -77,8 +78,8 @@ def test_every_key_reaches_what_it_names(recipe):
 
 
 def test_without_weight_images_do_not_look_for_texts(recipe):
-    arguments = parse_recipe(recipe(dual_alignment=True, intra_weight=0)).loss
-    assert (options_of(arguments).terms.forms, options_of(arguments).terms.intra) == (True, False)
+    terms = options_of(parse_recipe(recipe(dual_alignment=True, intra_weight=0))).terms
+    assert (terms.forms, terms.intra) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,8 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"intra_weight": -1}, "intra_weight: found -1"),
         ({"router_loss_weight": -1}, "router_loss_weight: found -1"),
         ({"sparsity_weight": -1}, "sparsity_weight: found -1"),
+        ({"learning_rates": {"visual": -1}}, "learning_rates.visual: found -1"),
+        ({"learning_rates": {"visual": "fast"}}, "learning_rates.visual: found 'fast'"),
     ],
 )
 def test_what_cannot_work_is_refused_by_key(recipe, values, message):
@@ -126,12 +129,15 @@ def test_a_loss_that_the_model_cannot_serve_is_refused(tiny_moon, moon, lora, va
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", **moon))
     learner = choose_what_learns(model, ModelArguments(base="x", lora=lora))
     with pytest.raises(RecipeError, match=message):
-        check_fits(LossArguments(**values), learner)
+        check_fits(LossArguments(**values), ModelArguments(), learner)
 
 
 def test_a_loss_that_the_model_serves_passes(tiny_moon):
     arguments = LossArguments(matryoshka_dims=[8, 32], dual_alignment=True, router_loss_weight=0.1, sparsity_weight=0.1)
-    check_fits(arguments, MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon2")))
+    model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon2"))
+    check_fits(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
+    with pytest.raises(RecipeError, match="found no learning parameter like 'lora"):
+        check_fits(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
 
 
 def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon, tmp_path):
@@ -155,6 +161,7 @@ def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon,
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "learning_rate": 0.001,
+        "learning_rates": {"*visual*": 0.0, "*preference": 0.01},
         "logging_steps": 1,
         "save_steps": 2,
         "save_total_limit": 4,
@@ -176,4 +183,8 @@ def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon,
     again = read_lines(resumed / "metrics.jsonl")
     assert [{**line, "items_per_second": 0} for line in again] == [{**line, "items_per_second": 0} for line in lines[0]]
     weights = [load_file(run / "final" / "model.safetensors") for run in (whole, resumed)]
+    start = load_file(f"{values['base']}/model.safetensors")
+    still = {name for name, weight in weights[0].items() if torch.equal(weight, start[name])}
+    assert {name for name in weights[0] if "visual" in name} <= still
+    assert not any("preference" in name for name in still)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
