@@ -199,3 +199,15 @@ def test_with_forms_an_unreadable_picture_is_named_and_replaced_as_without(proce
         assert one["skipped"] == two["skipped"]
         assert torch.equal(one["queries"]["input_ids"], two["queries"]["input_ids"])
         assert torch.equal(one["products"]["pixel_values"], two["products"]["pixel_values"])
+
+
+@pytest.mark.parametrize("forms", [False, True])
+def test_pictures_are_fetched_from_addresses_only_where_that_is_allowed(processor, monkeypatch, forms):
+    fetched = []
+    monkeypatch.setattr(product_moon, "_fetch", lambda url, limits: fetched.append(url) or picture(3))
+    remote = pair(1, images=("https://shop.example/1.png", None))
+    batch = PairCollator(processor, allow_urls=True, forms=forms)([remote])
+    assert fetched == ["https://shop.example/1.png"]
+    assert not batch["skipped"]
+    with pytest.raises(UnreadableBatchError, match="not fetched unless allow_urls=True"):
+        PairCollator(processor, forms=forms)([remote])

@@ -110,6 +110,37 @@ def with_splits(table: ProductTables) -> ProductTables:
     )
 
 
+def with_held_out_queries(table: ProductTables) -> ProductTables:
+    """Split the queries of a table that names no splits: a fifth for "test", the rest for "train"; every product in both.
+
+    For a shop that will search what it already sells: the gallery is the whole catalogue, and what is held out are searches.
+    A query goes where the hash of its id says. Our design.
+
+    Args:
+        table: any table.
+
+    Returns:
+        The table with split queries; unchanged where products or queries name splits.
+
+    Raises:
+        TableError: fewer than two queries with an answer among the products.
+    """
+    if set(table.splits) - {EVERY_SPLIT}:
+        return table
+    there = {row.product_id for row in table.products}
+    answerable = {row.query_id: stable_id(row.query_id) for row in table.queries if not there.isdisjoint(row.positives)}
+    if len(answerable) < 2:
+        raise TableError(
+            f"{table.name}: found {len(answerable)} queries with an answer among the products; "
+            "accepted: two or more, one to train on and one to test"
+        )
+    by_hash = sorted(answerable, key=lambda query_id: answerable[query_id])
+    held_out = {query_id for query_id in by_hash if answerable[query_id] % _HELD_OUT_OF == 0} or {by_hash[0]}
+    held_out -= set() if len(held_out) < len(answerable) else {by_hash[-1]}
+    queries = [dataclasses.replace(row, split=TEST if row.query_id in held_out else TRAIN) for row in table.queries]
+    return dataclasses.replace(table, queries=queries)
+
+
 def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str) -> str | None:
     """Say what is trained on and evaluated on alike, or return None.
 

@@ -1,0 +1,252 @@
+"""From a shop's tables to a fine-tuned model and a report: hard negatives mined, adapter trained, before and after.
+
+    python -m training.shop --data my_shop --output runs/my_shop
+    python -m training.shop --products products.csv --interactions log.csv --images pictures/ --output runs/my_shop
+
+The folder holds products.{csv,jsonl,parquet} and interactions.* (query, query_image, product_id, action, count, time) or
+queries.*. Any further --key value replaces the recipe's. Stopped at any moment, the same command goes on. OUTPUT/report.md
+says what was read, what was left out, and what is found before and after, with pictures of searches beside it.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from evaluation.benchmarks.retrieval import search_examples
+from evaluation.data.interactions import InteractionOptions
+from evaluation.data.table_files import SUFFIXES
+from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.encode import VectorCache, load_for_evaluation
+from evaluation.report import comparison_table, contact_sheet
+from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe
+from training.data.hard_negatives import MiningOptions
+from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
+from training.data.sources import with_held_out_queries
+from training.resume import write_atomically
+from training.starting_model import load_start, prepare_base
+from training.train import REFUSED, STOPPED, open_run
+from training.train import run as train
+
+RECIPE = Path(__file__).with_name("recipes") / "shop.yaml"
+REPORT_FILE = "report.md"
+SIDES = ("before", "after")
+_METRICS = ("R@1", "R@5", "R@10")
+_LARGEST_PICTURED_GALLERY = 2000  # products among which the pictured searches are made
+_PICTURED_SEARCHES = 6
+_FEW_SEARCHES = 100  # below, the report says so
+_LISTED = 50  # items named in one list of the report
+
+
+def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[str], mining: MiningOptions) -> Path:
+    """Do the whole of it; what an earlier call has finished is kept.
+
+    Args:
+        source: a folder, or the tables by name, as `evaluation.data.tables.load_tables` reads them.
+        output: where everything is written: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
+        overrides: recipe keys, `--key value`; `--overwrite` starts anew.
+        mining: the guards of the hard negatives.
+
+    Returns:
+        The report.
+
+    Raises:
+        TableError: tables that cannot be used.
+        RecipeError: keys that cannot be used, or an output of other keys.
+        MiningError: an output of other tables.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    mined = output / "mined"
+    print("1/5  The tables, every picture opened", flush=True)
+    asked = parse_recipe([str(RECIPE), *overrides])
+    anew = asked.training.overwrite
+    tables = read_shop(source, interaction_options(asked.data))
+    print(tables.report, flush=True)
+    if anew or not (mined / QUERIES_FILE).is_file():
+        mined.mkdir(exist_ok=True)
+        write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
+    recipe = _recipe(source, tables.name, output, overrides)
+    open_run(recipe)  # it refuses other values, and clears where that is asked for
+    recipe.training.overwrite = False
+    print("2/5  The model to start from", flush=True)
+    start = prepare_base(recipe, [tables.select(recipe.data.split)])
+    model, processor = load_start(recipe, start, on_gpu=torch.cuda.is_available())
+    model = model.to(recipe.training.device)
+    print("3/5  Hard negatives, mined with it", flush=True)
+    batch_size = recipe.training.per_device_eval_batch_size
+    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining)
+    facts = mine(model, processor, tables, job, str(start))
+    print(report_text(facts), flush=True)
+    pictures = {"before": _draw(model, processor, tables, recipe, output, "before")}
+    del model
+    print("4/5  Training, and recall before and after", flush=True)
+    train(recipe)
+    print("5/5  The report", flush=True)
+    final = Path(recipe.training.output_dir) / "final"
+    pictures["after"] = _draw(*load_for_evaluation(final), tables, recipe, output, "after")
+    path = output / REPORT_FILE
+    write_atomically(path, write_report(tables, facts, _results(recipe), pictures))
+    return path
+
+
+def read_shop(source: str | Path | dict[str, str], options: InteractionOptions | None = None) -> ProductTables:
+    """Read a shop's tables, every picture opened, and hold out a fifth of the searches where no split is named.
+
+    Args:
+        source: a folder, or the tables by name.
+        options: how interactions become weights.
+
+    Raises:
+        TableError: tables that cannot be used, or without searches.
+    """
+    tables = load_tables(source, check_images=True, interactions=options)
+    tables.report.raise_if_fatal()
+    if not tables.queries:
+        raise TableError(
+            f"{tables.name}: found no searches; accepted: interactions.* or queries.* beside products.*; "
+            "training/train.py derives queries from products alone"
+        )
+    tables = with_held_out_queries(tables)
+    return replace(tables, report=replace(tables.report, splits=tables.splits))
+
+
+def _recipe(source: str | Path | dict[str, str], name: str, output: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe on the products as they are and the queries as mined."""
+    if isinstance(source, dict):
+        parts = {key: source[key] for key in ("products", "images") if key in source}
+    else:
+        parts = {"products": str(_products_of(Path(source))[0])}
+    entry = {**parts, "queries": str(output / "mined" / QUERIES_FILE), "name": name}
+    recipe_file = output / "recipe.yaml"
+    write_atomically(recipe_file, json.dumps({"extends": str(RECIPE), "data": [entry]}, indent=1) + "\n")
+    return parse_recipe([str(recipe_file), "--output_dir", str(output / "run"), *overrides])
+
+
+def _products_of(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("products.*")) if path.suffix in SUFFIXES]
+
+
+def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, output: Path, when: str) -> Path | None:
+    """Picture some held-out searches and what is found for them; None where no held-out search has an answer."""
+    part = tables.select(recipe.training.evaluate_split)
+    answers = {name for query in part.queries for name in query.positives}
+    products = sorted(part.products, key=lambda row: row.product_id not in answers)[:_LARGEST_PICTURED_GALLERY]
+    cache = VectorCache(model, processor, products, part.queries, batch_size=recipe.training.per_device_eval_batch_size)
+    examples = search_examples(cache, count=_PICTURED_SEARCHES)
+    if not examples:
+        return None
+    return contact_sheet(examples, output / f"searches_{when}.png", title=f"Held-out searches, {when} training")
+
+
+def _results(recipe: Recipe) -> list[dict[str, Any]]:
+    """The results before and after, where the recipe asks for them."""
+    folder = Path(recipe.training.output_dir)
+    paths = [folder / f"results_{when}.json" for when in SIDES]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def write_report(
+    tables: ProductTables, mined: dict[str, Any], results: Sequence[dict[str, Any]], pictures: dict[str, Path | None]
+) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        tables: the shop's tables.
+        mined: the report of mining.
+        results: the results before and after training.
+        pictures: the sheets of searches, by side.
+    """
+    splits = Counter(row.split for row in tables.queries)
+    lines = [f"# {tables.name}", "", "## What was read", ""]
+    lines += [f"{len(tables.products)} products, {tables.interactions} interactions, {len(tables.queries)} searches"]
+    lines[-1] += f" ({', '.join(f'{split}: {count}' for split, count in sorted(splits.items()))})."
+    lines += ["", *(f"- {issue}" for issue in tables.report.issues)] if tables.report.issues else []
+    lines += ["", "## Hard negatives", ""]
+    rows = [[f"{count} negatives", queries] for count, queries in mined["negatives"].items()]
+    rows += [[f"fewer than wanted: {reason}", queries] for reason, queries in mined["reasons"].items()]
+    lines += [tabulate(rows, headers=["training searches with", "number"], tablefmt="github")]
+    lines += ["", "## Before and after", ""]
+    if len(results) == len(SIDES):
+        lines += _tables_of(results, splits[results[-1]["provenance"]["split"]])
+    else:
+        lines += ["Not measured: evaluate_before or evaluate_after is off."]
+    left_out = _left_out(mined, results)
+    lines += ["", "## What could not be encoded", ""]
+    lines += [f"- {one}" for one in left_out[:_LISTED]] or ["Nothing."]
+    lines += [f"- … and {len(left_out) - _LISTED} more"] if len(left_out) > _LISTED else []
+    lines += ["", "## Searches", ""]
+    lines += [f"![{when}]({path.name})" for when, path in pictures.items() if path is not None] or [
+        "No held-out answer."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tables_of(results: Sequence[dict[str, Any]], held_out: int) -> list[str]:
+    lines = ["Recall over the held-out searches, in per cent with 95 % intervals, and what chance would give.", ""]
+    if held_out < _FEW_SEARCHES:
+        lines += [f"Only {held_out} searches are held out: differences within the intervals are no findings.", ""]
+    for metric in _METRICS:
+        lines += [comparison_table(results, names=SIDES, metric=metric), ""]
+    return [*lines, *(f"WARNING: {warning}" for warning in results[-1].get("warnings", []))]
+
+
+def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[str]:
+    """Each product or search that mining or the evaluation could not encode, once."""
+    named = [(kind, one["item"], one) for kind, records in mined["unreadable"].items() for one in records]
+    named += [(one["kind"], one["id"], one) for result in results for one in result["skipped"]]
+    found = {(kind, item): f"{kind} {item}, {one['field']}: {one['reason']}" for kind, item, one in named}
+    return list(found.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; the exit status is 0, 2 where something is refused, 3 where training was stopped by bad data."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.shop", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--data", help="the folder that holds the tables")
+    for key in TABLE_KEYS:
+        parser.add_argument(
+            f"--{key}", help="a folder of pictures" if key == "images" else "a .csv, .jsonl or .parquet"
+        )
+    parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
+    defaults = MiningOptions()
+    parser.add_argument("--mine-per-query", type=int, default=defaults.per_query, help="hard negatives for each search")
+    parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.data.mine")
+    chosen, overrides = parser.parse_known_args(arguments)
+    try:
+        source = _source_of(chosen)
+        mining = _mining_of(chosen)
+        print(f"wrote {shop(source, chosen.output, overrides, mining)}")
+    except (*REFUSED, *STOPPED, MiningError) as error:
+        print(f"shop: {error}", file=sys.stderr)
+        return 3 if isinstance(error, STOPPED) else 2
+    return 0
+
+
+def _mining_of(chosen: argparse.Namespace) -> MiningOptions:
+    try:
+        return MiningOptions(per_query=chosen.mine_per_query, ratio=chosen.mine_ratio)
+    except ValueError as error:
+        raise MiningError(f"mine-per-query, mine-ratio: {error}") from error
+
+
+def _source_of(chosen: argparse.Namespace) -> str | dict[str, str]:
+    tables = {key: value for key in TABLE_KEYS if (value := getattr(chosen, key)) is not None}
+    if (chosen.data is None) == (not tables):
+        raise RecipeError("found neither or both of --data and tables; accepted: --data FOLDER, or --products FILE …")
+    if chosen.data is None and "products" not in tables:
+        raise RecipeError(f"found {', '.join(tables)} without products; accepted: --products beside them")
+    if chosen.data is not None and not _products_of(Path(chosen.data)):
+        raise RecipeError(f"{chosen.data}: found no products{{{','.join(SUFFIXES)}}}; accepted: a folder that holds it")
+    return chosen.data or tables
+
+
+if __name__ == "__main__":
+    sys.exit(main())
