@@ -29,7 +29,7 @@ from evaluation.encode import encode, load_for_evaluation
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.embedding_moon import Thinking, generation_config, think_then_embed
-from modeling_moon.modeling_moon import MoonGuidedMoE
+from modeling_moon.modeling_moon import MoonGuidedMoE, MoonModalityMoE
 from modeling_moon.routing_moon import find_guided
 
 _WIDTH = 256
@@ -88,24 +88,38 @@ def _moon_config(**text: Any) -> MoonConfig:
     return MoonConfig.moon1(_base_config(**text), embedding_dim=None, **ids)
 
 
+def _mixture_step(mixture_class: type, config: MoonConfig, implementation: str, *inputs: Any) -> Callable[[], None]:
+    """Forward and backward of one mixture with an implementation of its experts."""
+    config.text_config._experts_implementation = implementation
+    torch.manual_seed(0)
+    mixture = mixture_class(config)
+    for parameter in mixture.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return lambda: mixture(*inputs).sum().backward()
+
+
+_WIDE: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 1}
+
+
 def grouped_experts(_: Any) -> Comparison:
-    """Forward and backward of one guided mixture: grouped matrix products against the loop over experts."""
-    hidden = torch.randn(_BATCH, _TOKENS, _WIDTH, requires_grad=True)
-    aspects = (torch.arange(_TOKENS) * 4 // _TOKENS - 1).clamp(min=0).expand(_BATCH, -1)
-    guided = find_guided(aspects, None, 2)
-
-    def step(implementation: str) -> Callable[[], None]:
-        config = _moon_config()
-        config.text_config._experts_implementation = implementation
-        torch.manual_seed(0)
-        mixture = MoonGuidedMoE(config)
-        for parameter in mixture.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        return lambda: mixture(hidden, guided).sum().backward()
-
-    return Comparison(
-        step("grouped_mm"), step("eager"), "one mixture, forward + backward: grouped_mm / loop over experts"
+    """Forward and backward of a modality-driven mixture, 2 of 4 experts a token: grouped products against the loop."""
+    hidden = torch.randn(_BATCH, _TOKENS // 2, _WIDE["hidden_size"], requires_grad=True)
+    ours, other = (
+        _mixture_step(MoonModalityMoE, MoonConfig.moon2(_base_config(**_WIDE), embedding_dim=None), name, hidden)
+        for name in ("grouped_mm", "eager")
     )
+    return Comparison(ours, other, "one moon2 mixture, forward + backward: grouped_mm / loop over experts")
+
+
+def guided_experts(_: Any) -> Comparison:
+    """Forward and backward of a guided mixture with half of its tokens guided, against the loop over experts."""
+    hidden = torch.randn(_BATCH, _TOKENS // 2, _WIDE["hidden_size"], requires_grad=True)
+    aspects = (torch.arange(_TOKENS // 2) * 8 // _TOKENS - 1).clamp(min=0).expand(_BATCH, -1)
+    guided = find_guided(aspects)
+    ours, other = (
+        _mixture_step(MoonGuidedMoE, _moon_config(**_WIDE), name, hidden, guided) for name in ("grouped_mm", "eager")
+    )
+    return Comparison(ours, other, "one moon1 mixture, forward + backward: dense products / loop over free experts")
 
 
 def upcycled_forward(_: Any) -> Comparison:
@@ -141,9 +155,8 @@ def guided_forward(_: Any) -> Comparison:
 def _products_that_reason() -> tuple[Any, dict[str, torch.Tensor]]:
     """A moon3 and a batch of its prompts: a picture and its core crop of 256 image tokens each, and 96 tokens of text."""
     torch.manual_seed(0)
-    names = ("category_start", "category_end", "attribute_start", "attribute_end", "title_start", "title_end")
-    names = (*names, "think_start", "think_end", "emb")
-    ids = {f"{name}_token_id": number for number, name in enumerate(names, start=1)}
+    spans = [f"{span}_{side}" for span in ("category", "attribute", "title", "think") for side in ("start", "end")]
+    ids = {f"{name}_token_id": number for number, name in enumerate([*spans, "emb"], start=1)}
     base = AutoConfig.for_model(
         "qwen3_vl",
         text_config=_TEXT,
@@ -226,6 +239,7 @@ class NeedsModelError(ValueError):
 
 COMPARISONS: dict[str, Callable[[Path | None], Comparison]] = {
     "grouped_experts": grouped_experts,
+    "guided_experts": guided_experts,
     "upcycled_forward": upcycled_forward,
     "guided_forward": guided_forward,
     "think_then_embed": think_then_embed_in_one_pass,

@@ -185,7 +185,7 @@ class MoonConfig(PreTrainedConfig):
             raise ValueError("MoonConfig: fusion needs title_start_token_id and title_end_token_id, around the title")
 
     def _validate_reasoning(self) -> None:
-        if self.max_reasoning_tokens < 1:
+        if self.max_reasoning_tokens is not None and self.max_reasoning_tokens < 1:
             raise ValueError(
                 f"MoonConfig: max_reasoning_tokens={self.max_reasoning_tokens}; accepted: 1 or more, or None"
             )

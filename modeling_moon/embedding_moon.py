@@ -113,9 +113,9 @@ def embed_records(
         if reasoning != "none":
             options["reasoning"] = reasoning
         batch = processor(records=products, return_tensors="pt", **options)
-    found = {name: getattr(batch, name, []) for name in ("kept", "skipped", "shortened")}
     if "input_ids" not in batch:
-        return MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device), **found)
+        result = MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device))
+        return _reported(result, batch)
     tensors = {name: _on(tensor, model) for name, tensor in batch.items()}
     if reasoning == "generate":
         result = think_then_embed(model, writer(), tensors, thinking, processor.tokenizer)
@@ -126,8 +126,13 @@ def embed_records(
         result.input_ids, result.attention_mask = tensors["input_ids"], tensors["attention_mask"]
         if reasoning == "given":
             result.reasoning = processor.read_reasoning(_after(tensors["input_ids"], model.config.think_start_token_id))
-    for name, value in found.items():
-        setattr(result, name, value)
+    return _reported(result, batch)
+
+
+def _reported(result: MoonEmbedding, batch: Any) -> MoonEmbedding:
+    """The result with what became of each record."""
+    for name in ("kept", "skipped", "shortened"):
+        setattr(result, name, getattr(batch, name, []))
     return result
 
 

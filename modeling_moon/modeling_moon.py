@@ -35,7 +35,7 @@ from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
 from .fire_moon import Details, MoonDetailMerger, MoonFire
 from .generation_moon import MoonGenerationMixin
 from .outputs_moon import MoonCausalLMOutput, MoonOutput
-from .routing_moon import Guided, Routing, find_guided, objective_weights, routing_statistics
+from .routing_moon import Routing, find_guided, objective_weights, routing_statistics
 from .tokens_moon import (
     RawTokens,
     aspect_ids_from_markers,
@@ -85,17 +85,17 @@ class _RoutedExperts(nn.Module):
 
 
 class MoonExperts(_RoutedExperts):
-    """Experts of which the first ones may serve every token, and some a few tokens more.
+    """Experts of which some serve every token, and some the tokens of an aspect.
 
-    Experts that serve every token are plain matrix products, without gathering tokens, at the speed of a dense layer (but
-    under "eager", the loop for comparison). Guided tokens, found once a pass, are the only ones that are gathered for the
-    experts of their aspects. Our design.
+    Both are plain matrix products, at the speed of a dense layer (but under "eager", the loop for comparison): an expert
+    that serves every token needs no gathering, and the tokens of an aspect are found once a pass for all layers. Only free
+    experts that tokens choose among are dispatched. Our design.
 
     Args:
         config, num_experts: as above.
 
-    Shapes: as above; the first `num_shared` slots of every token are the experts 0 … num_shared - 1, in this order; guided
-        tokens and their experts (G,), with weights guided_weight_G.
+    Shapes: as above; the first `num_shared` slots of every token are the experts 0 … num_shared - 1, in this order;
+        guided: for each aspect its expert, tokens (G,) and weights (G,).
     """
 
     def forward(
@@ -104,22 +104,22 @@ class MoonExperts(_RoutedExperts):
         index_NK: torch.Tensor,
         weight_NK: torch.Tensor,
         num_shared: int = 0,
-        guided: Guided | None = None,
-        guided_weight_G: torch.Tensor | None = None,
+        guided: list[tuple[int, torch.Tensor, torch.Tensor]] | None = None,
     ) -> torch.Tensor:
+        gate_ups, downs = self.gate_up_proj.unbind(), self.down_proj.unbind()
+
+        def apply(expert: int, chosen_GH: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:
+            gate, up = functional.linear(chosen_GH, gate_ups[expert]).chunk(2, dim=-1)
+            return functional.linear(self.act_fn(gate) * up, downs[expert]) * weight_G[:, None]
+
         if num_shared == 0 or self.config._experts_implementation == "eager":
             output_NH = super().forward(hidden_NH, index_NK, weight_NK)
         else:
-            parts = []
-            weights = zip(self.gate_up_proj.unbind()[:num_shared], self.down_proj.unbind()[:num_shared], strict=True)
-            for expert, (gate_up, down) in enumerate(weights):
-                gate, up = functional.linear(hidden_NH, gate_up).chunk(2, dim=-1)
-                parts.append(functional.linear(self.act_fn(gate) * up, down) * weight_NK[:, expert, None])
+            parts = [apply(expert, hidden_NH, weight_NK[:, expert]) for expert in range(num_shared)]
             output_NH = sum(parts[1:], start=parts[0])
-        if guided is not None:
-            chosen_GH = hidden_NH[guided.token_G]
-            guided_GH = super().forward(chosen_GH, guided.expert_G[:, None], guided_weight_G[:, None])
-            output_NH = output_NH.index_add(0, guided.token_G, guided_GH.to(output_NH.dtype))
+        for expert, token_G, weight_G in guided or ():
+            guided_GH = apply(expert, hidden_NH[token_G], weight_G)
+            output_NH = output_NH.index_add(0, token_G, guided_GH.to(output_NH.dtype))
         return output_NH
 
 
@@ -139,7 +139,7 @@ class MoonMixture(nn.Module):
     Args:
         config: MoonConfig.
 
-    Shapes: hidden (B, T, H) -> (B, T, H).
+    Shapes: hidden (B, T, H), guided: the places (G,) of each aspect's tokens among the B·T, or None -> (B, T, H).
 
     Relations: `MoonGuidedMoE` adds the experts of aspects, `MoonModalityMoE` the preferences for objectives.
     """
@@ -161,25 +161,29 @@ class MoonMixture(nn.Module):
         return index_NK, kept_NK
 
     def forward(
-        self, hidden_BTH: torch.Tensor, guided: Guided | None = None, routing_trace: list | None = None
+        self,
+        hidden_BTH: torch.Tensor,
+        guided: tuple[torch.Tensor, ...] | None = None,
+        routing_trace: list | None = None,
     ) -> torch.Tensor:
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
         gate_NE = self.router(hidden_NH).float().softmax(dim=-1)
         index_NK, kept_NK = self.keep(gate_NE)
-        total_N, guided_weight_G = kept_NK.sum(dim=-1), None
+        total_N = kept_NK.sum(dim=-1)
         if self.top_k == 1 < self.num_free:
             total_N = total_N.detach()  # the straight-through estimate; exact again where a guided expert joins
-        if guided is not None:
-            guided_kept_G = gate_NE[guided.token_G, guided.expert_G]
-            total_G = kept_NK[guided.token_G].sum(dim=-1) + guided_kept_G
-            total_N = total_N.index_copy(0, guided.token_G, total_G)
-            guided_weight_G = (guided_kept_G / total_G).to(hidden_NH.dtype)
+        of_aspects = []
+        for expert, token_G in enumerate(guided or (), start=self.num_free):
+            kept_G = gate_NE[token_G, expert]
+            total_G = kept_NK[token_G].sum(dim=-1) + kept_G
+            total_N = total_N.index_copy(0, token_G, total_G)
+            of_aspects.append((expert, token_G, (kept_G / total_G).to(hidden_NH.dtype)))
         weight_NK = kept_NK / total_N[:, None]
         if routing_trace is not None:
-            routing_trace.append(Routing(index_NK, weight_NK, gate_NE, guided, guided_weight_G))
+            routing_trace.append(Routing(index_NK, weight_NK, gate_NE, of_aspects))
         num_shared = self.num_free if self.top_k == self.num_free else 0
-        weights = weight_NK.to(hidden_NH.dtype), num_shared, guided, guided_weight_G
-        return self.experts(hidden_NH, index_NK, *weights).view_as(hidden_BTH)
+        output_NH = self.experts(hidden_NH, index_NK, weight_NK.to(hidden_NH.dtype), num_shared, of_aspects)
+        return output_NH.view_as(hidden_BTH)
 
 
 class MoonGuidedMoE(MoonMixture):
@@ -231,7 +235,7 @@ class _MoonLayer:
         self,
         hidden_states: torch.Tensor,
         *,
-        guided: Guided | None = None,
+        guided: tuple[torch.Tensor, ...] | None = None,
         routing_trace: list | None = None,
         details: Details | None = None,
         **kwargs: Any,
@@ -561,7 +565,7 @@ class MoonModel(MoonPreTrainedModel):
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
             aspect_ids = self._aspect_ids(input_ids) if aspect_ids is None else aspect_ids
-            guided = find_guided(aspect_ids, mask_BT if packed else None, self.config.num_free_experts)
+            guided = find_guided(aspect_ids, mask_BT if packed else None)
             inputs.for_layers.update(guided=guided, routing_trace=routing_trace)
         if mm_token_type_ids is None and input_ids is not None:
             mm_token_type_ids = (input_ids == self.config.image_token_id).long()

@@ -10,38 +10,36 @@ from typing import NamedTuple
 
 import torch
 
-
-class Guided(NamedTuple):
-    """The tokens of a batch that have an aspect: their places (G,) among the N, and the expert (G,) of each."""
-
-    token_G: torch.Tensor
-    expert_G: torch.Tensor
+from .configuration_moon import ASPECTS
 
 
-def find_guided(aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | None, num_free: int) -> Guided | None:
-    """The guided tokens of a pass; None where there is none.
+def find_guided(
+    aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...] | None:
+    """The tokens of a pass that have an aspect.
 
     Args:
-        aspect_ids: (B, T) int64: 0 none, n > 0 the n-th expert after the free ones.
+        aspect_ids: (B, T) int64: 0 none, then the number of the aspect.
         packed_mask_BT: where the tokens are packed, those that remain.
-        num_free: F.
+
+    Returns:
+        For each aspect the places (G,) of its tokens among the N; None where no token has any.
     """
     if aspect_ids is None:
         return None
     aspect_N = aspect_ids.reshape(-1) if packed_mask_BT is None else aspect_ids[packed_mask_BT.bool()]
-    token_G = aspect_N.nonzero()[:, 0]
-    return Guided(token_G, num_free - 1 + aspect_N[token_G]) if len(token_G) else None
+    tokens = tuple((aspect_N == number).nonzero()[:, 0] for number in range(1, len(ASPECTS) + 1))
+    return tokens if any(len(token_G) for token_G in tokens) else None
 
 
 class Routing(NamedTuple):
     """Where the tokens of one mixture went: chosen free experts (N, K) int64 and their weights (N, K) float32, the gate
-    (N, E) float32 before anything was chosen, and the guided tokens with their weights (G,)."""
+    (N, E) float32 before anything was chosen, and of each aspect its expert, tokens (G,) and weights (G,)."""
 
     index_NK: torch.Tensor
     weight_NK: torch.Tensor
     gate_NE: torch.Tensor
-    guided: Guided | None
-    guided_weight_G: torch.Tensor | None
+    of_aspects: list[tuple[int, torch.Tensor, torch.Tensor]]
 
 
 def routing_statistics(
@@ -65,10 +63,9 @@ def routing_statistics(
     for routing in trace:
         used_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, 1.0)
         kept_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, routing.weight_NK)
-        if routing.guided is not None:
-            places = routing.guided.token_G, routing.guided.expert_G
-            used_NE = used_NE.index_put(places, torch.ones_like(used_NE[places]))
-            kept_NE = kept_NE.index_put(places, routing.guided_weight_G.to(kept_NE.dtype))
+        for expert, token_G, weight_G in routing.of_aspects:
+            used_NE = used_NE.index_put((token_G, torch.tensor(expert)), torch.ones_like(weight_G, dtype=used_NE.dtype))
+            kept_NE = kept_NE.index_put((token_G, torch.tensor(expert)), weight_G.to(kept_NE.dtype))
         used_NE, kept_NE, gate_NE = used_NE[chosen_N], kept_NE[chosen_N], routing.gate_NE[chosen_N]
         loads.append(used_NE.mean(dim=0))
         gates.append(kept_NE.new_zeros(len(attended_BT), kept_NE.shape[1]).index_add(0, row_N, kept_NE) / tokens_B1)

@@ -140,6 +140,14 @@ def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(
             np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=f"{name}, load {number}")
 
 
+def test_a_fresh_checkpoint_holds_all_the_code_that_ships(tiny_moon):
+    shipped = {
+        path.name for package in ("modeling_moon", "processing_moon") for path in (ROOT / package).glob("*_moon.py")
+    }
+    for preset in ("moon1", "moon3"):
+        assert {path.name for path in tiny_moon("qwen3_vl", preset=preset).glob("*.py")} == shipped
+
+
 def test_sentence_transformers_vectors_equal_the_model_and_do_not_depend_on_the_batch(tiny_moon):
     folder = str(tiny_moon("qwen3_vl"))
     encoder = SentenceTransformer(folder)

@@ -11,7 +11,7 @@ import modeling_moon
 from modeling_moon import SENTENCE_TRANSFORMER_MODULE, MoonForConditionalGeneration
 
 _CODE = Path(modeling_moon.__file__).parent
-_MODEL_FILES = ("configuration_moon.py", "modeling_moon.py", "sentence_transformer_moon.py")
+_MODEL_FILES = sorted(path.name for path in _CODE.glob("*_moon.py"))
 AUTO_MAP = {
     "AutoConfig": "configuration_moon.MoonConfig",
     "AutoModel": "modeling_moon.MoonModel",

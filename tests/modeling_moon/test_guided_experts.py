@@ -59,7 +59,7 @@ def test_output_and_gradients_equal_the_formula(tiny_base, implementation, num_e
     slow = torch.stack(
         [slow_mixture(mixture, x, int(a), top_k) for x, a in zip(hidden.view(-1, 64), aspects.view(-1), strict=True)]
     ).view_as(hidden)
-    fast = mixture(hidden, find_guided(aspects, None, num_experts - 2))
+    fast = mixture(hidden, find_guided(aspects))
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     weights = [hidden, *mixture.parameters()]
     target = torch.randn_like(slow)
@@ -77,21 +77,21 @@ def test_guided_experts_see_only_their_own_tokens(tiny_base):
     mixture = make_mixture(make_config(tiny_base), "grouped_mm")
     hidden = torch.randn(1, 4, 64)
     aspects = torch.tensor([[0, 1, 2, 0]])
-    before = mixture(hidden, find_guided(aspects, None, 2))
+    before = mixture(hidden, find_guided(aspects))
     with torch.no_grad():
         mixture.experts.down_proj[2] += 1.0
-    after_category = mixture(hidden, find_guided(aspects, None, 2))
+    after_category = mixture(hidden, find_guided(aspects))
     assert (before != after_category).any(dim=-1).tolist() == [[False, True, False, False]]
     with torch.no_grad():
         mixture.experts.down_proj[3] += 1.0
-    after_attribute = mixture(hidden, find_guided(aspects, None, 2))
+    after_attribute = mixture(hidden, find_guided(aspects))
     assert (after_category != after_attribute).any(dim=-1).tolist() == [[False, False, True, False]]
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_router_gets_a_gradient_from_tokens_outside_the_spans(tiny_base, top_k):
     mixture = make_mixture(make_config(tiny_base, num_experts_per_token=top_k), "grouped_mm")
-    mixture(torch.randn(1, 6, 64), find_guided(torch.zeros(1, 6, dtype=torch.long), None, 2)).square().sum().backward()
+    mixture(torch.randn(1, 6, 64), find_guided(torch.zeros(1, 6, dtype=torch.long))).square().sum().backward()
     assert mixture.router.weight.grad[:2].abs().min() > 0
 
 
