@@ -16,14 +16,15 @@ from training.batch_encoding import SINGLE_FORMS
 from training.chunked_encoding import Vectors
 from training.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
 from training.losses.dual_alignment import ContrastiveTerm
-from training.losses.info_nce import NO_TARGET, target_lists
+from training.losses.info_nce import NO_TARGET
 from training.losses.sample_filter import SampleFilter
 from training.negatives import (
     Candidates,
     FalseNegatives,
     QueryFacts,
     false_negative_mask,
-    relevance,
+    false_negatives_among,
+    places,
 )
 
 GIVEN = "given"
@@ -188,13 +189,27 @@ def _positives(gathered: _Gathered, inputs: Mapping[str, Any], several: bool) ->
     target_BP = torch.where(rows_BP == NO_TARGET, NO_TARGET, rows_BP + gathered.first)
     if not several or "known_positive" not in inputs:
         return target_BP, weight_BP
-    weight_BC = relevance(inputs["known_positive"], inputs["known_weight"], gathered.batch.product_C)
-    row, place = (target_BP != NO_TARGET).nonzero(as_tuple=True)
-    weight_BC[row, target_BP[row, place]] = weight_BP[row, place].to(weight_BC.dtype)
-    positive_BC = weight_BC > 0
-    positive_BC[torch.arange(len(positive_BC), device=positive_BC.device), gathered.target_B] = True
-    target_BP = target_lists(positive_BC)
-    return target_BP, weight_BC.gather(1, target_BP.clamp(min=0))
+    row, key, column = places(inputs["known_positive"], gathered.batch.product_C)
+    own_row, own_place = (target_BP != NO_TARGET).nonzero(as_tuple=True)
+    rows = torch.cat([own_row, row])
+    columns = torch.cat([target_BP[own_row, own_place], column])
+    weights = torch.cat([weight_BP[own_row, own_place], inputs["known_weight"][row, key].to(weight_BP.dtype)])
+    return _padded_lists(rows, columns, weights, (len(target_BP), len(gathered.batch)))
+
+
+def _padded_lists(rows: Tensor, columns: Tensor, weights: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(query, candidate, weight) triples as lists by query, padded; of the same pair the first counts."""
+    queries, candidates = shape
+    pair, place = (rows * candidates + columns).sort(stable=True)
+    first = torch.ones_like(pair, dtype=torch.bool)
+    first[1:] = pair[1:] != pair[:-1]
+    rows, columns, weights = rows[place[first]], columns[place[first]], weights[place[first]]
+    count_B = torch.bincount(rows, minlength=queries)
+    nth = torch.arange(len(rows), device=rows.device) - (count_B.cumsum(0) - count_B)[rows]
+    target_BP = rows.new_full((queries, int(count_B.max())), NO_TARGET)
+    weight_BP = weights.new_zeros(target_BP.shape)
+    target_BP[rows, nth], weight_BP[rows, nth] = columns, weights
+    return target_BP, weight_BP
 
 
 def _exclusion(
@@ -212,15 +227,39 @@ def _filtered(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weight of each query's triplet with its nearest hard negative, which are down-weighted, which have one at all."""
     query_BD, product_ND = vectors["queries"].detach().float(), vectors["products"].detach().float()
-    similarity_BN = query_BD @ product_ND.T
     target_B = inputs["target"]
-    row_N = torch.arange(len(product_ND), device=target_B.device)
-    owner_N = torch.searchsorted(target_B, row_N, right=True) - 1
-    no_negative_BN = false_negative_mask(facts, inputs["product"], inputs["group"])
-    own_BN = (owner_N[None, :] == torch.arange(len(target_B), device=target_B.device)[:, None]) & ~no_negative_BN
-    nearest_B = similarity_BN.masked_fill(~own_BN, -math.inf).amax(dim=1)
-    positive_B = similarity_BN.gather(1, target_B[:, None])[:, 0]
-    return *sample_filter.weights(positive_B, nearest_B, progress), own_BN.any(dim=1)
+    every_N = torch.arange(len(product_ND), device=target_B.device)
+    owner_N = torch.searchsorted(target_B, every_N, right=True) - 1
+    similarity_N = (query_BD[owner_N] * product_ND).sum(dim=1)
+    none_N = false_negatives_among(facts, owner_N, inputs["product"], inputs["group"])
+    nearest_B = similarity_N.new_full((len(target_B),), -math.inf)
+    nearest_B = nearest_B.scatter_reduce(0, owner_N, similarity_N.masked_fill(none_N, -math.inf), "amax")
+    weights = sample_filter.weights(similarity_N[target_B], nearest_B, progress)
+    return *weights, ~nearest_B.isinf()
+
+
+def hits(query_BD: Tensor, batch: Candidates, facts: QueryFacts, target_B: Tensor, block_size: int = 4096) -> Tensor:
+    """Whether each query's answer is nearer than every other valid candidate of the batch, block by block.
+
+    Args:
+        query_BD: the queries' vectors.
+        batch: the candidates.
+        facts: what is known about the queries.
+        target_B: the row of each query's answer.
+        block_size: candidates that are compared at a time.
+
+    Shapes:
+        (B, D) → (B,) bool.
+    """
+    query_BD, candidate_CD = query_BD.float(), batch.vector_CD.float()
+    best_B = query_BD.new_full((len(query_BD),), -math.inf)
+    for start in range(0, len(batch), block_size):
+        part = slice(start, start + block_size)
+        gone_BK = false_negative_mask(facts, batch.product_C[part], batch.group_C[part])
+        here_B = (target_B >= part.start) & (target_B < part.stop)
+        gone_BK[here_B.nonzero()[:, 0], target_B[here_B] - start] = True
+        best_B = best_B.maximum((query_BD @ candidate_CD[part].T).masked_fill(gone_BK, -math.inf).amax(dim=1))
+    return (query_BD * candidate_CD[target_B]).sum(dim=1) > best_B
 
 
 def _intra(

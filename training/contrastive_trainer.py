@@ -7,7 +7,6 @@ D embedding width, M objectives.
 import contextlib
 import functools
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,11 +20,11 @@ from transformers import Trainer, TrainerCallback
 
 from training.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts_of
 from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
-from training.contrastive_terms import TermOptions, Terms, make_terms
+from training.contrastive_terms import TermOptions, Terms, hits, make_terms
 from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.momentum_encoder import MomentumEncoder
-from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts, false_negative_mask
+from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
 from training.parameter_groups import group_by_rate
 from training.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
 from training.shared_pictures import vision_tower
@@ -57,7 +56,8 @@ class ContrastiveOptions:
         queue_warmup_steps: optimizer steps during which the queue is filled and not yet compared with (precedent: the
             warm-up of cross-batch memory, arXiv 1912.06798); below 1 a share of all steps.
         queue_momentum: m of the momentum encoder that fills the queue; None: the model itself does.
-        drift_items: items encoded again to measure the queue's drift, every time the queue has renewed itself; 0: none.
+        drift_items: items that the first process encodes again to measure the queue's drift, every time the queue has
+            renewed itself; their inputs are saved with each checkpoint; 0: none.
         learning_rates: pattern of parameter names → learning rate; see `training.parameter_groups.group_by_rate`.
     """
 
@@ -65,7 +65,7 @@ class ContrastiveOptions:
     chunk_size: int | None = None
     queue_warmup_steps: float = 0.0
     queue_momentum: float | None = None
-    drift_items: int = 8
+    drift_items: int = 4
     learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -112,8 +112,8 @@ class ContrastiveTrainer(Trainer):
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
-        drift_items = self.options.drift_items
-        self.drift = DriftProbe(queue.max_steps if drift_items else 0, drift_items)
+        watches = self.options.drift_items > 0 and rank() == 0  # the queue is the same in every process
+        self.drift = DriftProbe(queue.max_steps if watches else 0, self.options.drift_items)
         momentum = self.options.queue_momentum
         self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
         self.save_records = save_records
@@ -189,9 +189,8 @@ class ContrastiveTrainer(Trainer):
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
         """The objective of a batch; fills the queue and the meters on the way."""
         self._note_skipped(inputs["skipped"])
-        progress = self.state.global_step / max(self.state.max_steps, 1)
         warm = self.state.global_step >= self._queue_warmup()
-        terms = make_terms(vectors, inputs, self.queue.items() if warm else None, self.options.terms, progress)
+        terms = make_terms(vectors, inputs, self.queue.items() if warm else None, self.options.terms, self._progress())
         omega = None if terms.gates is None else self._omega(*terms.gates)
         router_loss = None
         if "router" in vectors:
@@ -215,6 +214,9 @@ class ContrastiveTrainer(Trainer):
         return {form: omega_M[names.index(form)] for form in FORMS}
 
     # The queue
+
+    def _progress(self) -> float:
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     def _queue_warmup(self) -> float:
         steps = self.options.queue_warmup_steps
@@ -258,13 +260,10 @@ class ContrastiveTrainer(Trainer):
 
     def _measure(self, vectors: Vectors, inputs: Mapping[str, Any], terms: Terms, parts: Mapping[str, Tensor]) -> None:
         """Add to the meters: hits among the batch's candidates, negatives per query, masked share, the loss's parts."""
-        query_BD, batch, target_B = vectors["queries"].detach(), terms.batch, terms.target_B
         facts = QueryFacts(
             inputs["product"][inputs["target"]], inputs["query_group"], inputs["other"], inputs["negative"]
         )
-        excluded_BC = false_negative_mask(facts, batch.product_C, batch.group_C, target_B)
-        in_batch_BC = query_BD.float() @ batch.vector_CD.detach().float().T
-        hit_B = in_batch_BC.masked_fill(excluded_BC, -math.inf).argmax(dim=1) == target_B
+        hit_B = hits(vectors["queries"].detach(), terms.batch, facts, terms.target_B)
         self._meters.add("accuracy", hit_B.double().mean())
         excluded = torch.stack([one.excluded() for one in terms.exclusions.values()]).sum()
         queries = sum(len(one) for one in terms.exclusions.values())
@@ -288,6 +287,8 @@ class ContrastiveTrainer(Trainer):
         averages = self._meters.averages(self.accelerator.reduce)
         elapsed = time.perf_counter() - self._timed_since
         logs |= averages | {"temperature": self.objective.temperature}
+        if self.options.terms.sample_filter is not None:
+            logs["filter_margin"] = self.options.terms.sample_filter.margin_at(self._progress())
         logs["items_per_second"] = self._encoded_items / max(elapsed, 1e-9)
         self._meters = _Meters()
         self._encoded_items, self._timed_since = 0, time.perf_counter()

@@ -310,17 +310,45 @@ class FalseNegatives:
 
 
 def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
-    """Return (B, C) bool: whether row b of the ids, padded with NO_ID, holds product c. Memory stays at B·(K + C)."""
-    return relevance(ids_BK, torch.ones_like(ids_BK, dtype=torch.bool), product_C)
+    """Return (B, C) bool: whether row b of the ids, padded with NO_ID, holds product c."""
+    row, _, column = places(ids_BK, product_C)
+    found_BC = torch.zeros((len(ids_BK), len(product_C)), dtype=torch.bool, device=product_C.device)
+    found_BC[row, column] = True
+    return found_BC
 
 
-def relevance(ids_BK: Tensor, weight_BK: Tensor, product_C: Tensor) -> Tensor:
-    """Return (B, C): the weight of product c in row b of the ids, padded with NO_ID; 0 where the row does not hold it."""
-    if not ids_BK.numel() or not len(product_C):
-        return weight_BK.new_zeros((len(ids_BK), len(product_C)))
-    product_U, place_C = product_C.unique(return_inverse=True)
-    place_BK = torch.searchsorted(product_U, ids_BK).clamp(max=len(product_U) - 1)
-    row, column = ((product_U[place_BK] == ids_BK) & (ids_BK != NO_ID)).nonzero(as_tuple=True)
-    weight_BU = weight_BK.new_zeros((len(ids_BK), len(product_U)))
-    weight_BU[row, place_BK[row, column]] = weight_BK[row, column]
-    return weight_BU[:, place_C]
+def places(ids_BK: Tensor, product_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where ids stand among products, as a list: memory grows with what is found, not with B·K·C.
+
+    Args:
+        ids_BK: ids, padded with NO_ID, which is nowhere.
+        product_C: the products' ids; one may stand there several times.
+
+    Shapes:
+        (B, K), (C,) int64 → three (found,) int64: the row b, the place k in it, and the product's place c.
+    """
+    sorted_C, order_C = product_C.sort(stable=True)
+    flat = ids_BK.reshape(-1)
+    first = torch.searchsorted(sorted_C, flat)
+    count = (torch.searchsorted(sorted_C, flat, right=True) - first).masked_fill(flat == NO_ID, 0)
+    which = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
+    nth = torch.arange(len(which), device=flat.device) - (count.cumsum(0) - count)[which]
+    width = max(ids_BK.shape[1], 1)
+    return which // width, which % width, order_C[first[which] + nth]
+
+
+def false_negatives_among(queries: QueryFacts, row_N: Tensor, product_N: Tensor, group_N: Tensor) -> Tensor:
+    """As `false_negative_mask`, for single pairs of a query and a candidate.
+
+    Args:
+        queries: what is known about each query.
+        row_N: each pair's query.
+        product_N, group_N: each pair's candidate.
+
+    Shapes:
+        (N,) int64 each → (N,) bool.
+    """
+    known_wrong_N = (queries.negative_BN[row_N] == product_N[:, None]).any(dim=1)
+    known_positive_N = (queries.other_BP[row_N] == product_N[:, None]).any(dim=1)
+    same_group_N = (queries.group_B[row_N] == group_N) & (group_N != NO_ID)
+    return (queries.product_B[row_N] == product_N) | known_positive_N | (same_group_N & ~known_wrong_N)

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.contrastive_terms import TermOptions, make_terms
+from training.contrastive_terms import TermOptions, hits, make_terms
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.sample_filter import SampleFilter
@@ -195,3 +196,62 @@ def test_gates_carry_the_place_of_each_query_s_form(dual):
     assert terms.gates[1].tolist() == [0, 2, 1, 0, 1]
     assert torch.equal(terms.gates[0], torch.cat(list(gates.values())))
     assert make_terms(found | gates, inputs, None, TermOptions(), progress=0.0).gates is None
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the size of the largest tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        self.elements = max([self.elements, *(one.numel() for one in made if isinstance(one, torch.Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("block_size", [64, None])
+def test_a_streamed_step_makes_nothing_of_the_size_queries_times_candidates(block_size):
+    queries, queued, step = 128, 2048, TermOptions(True, 0.1, SampleFilter())
+    target = torch.arange(queries) * 2
+    product = torch.arange(2 * queries) % 200
+    inputs = {
+        "target": target,
+        "product": product,
+        "group": torch.full((2 * queries,), NO_ID),
+        "query_group": torch.full((queries,), NO_ID),
+        "other": torch.arange(queries)[:, None] % 100,
+        "negative": torch.zeros((queries, 0), dtype=torch.int64),
+        "positive": target[:, None],
+        "positive_weight": torch.ones(queries, 1),
+        "known_positive": torch.stack([product[target], torch.arange(queries) % 100], dim=1),
+        "known_weight": torch.full((queries, 2), 0.5),
+    }
+    found = {"queries": unit(queries, 0).requires_grad_(), "products": unit(2 * queries, 1).requires_grad_()}
+    past = Candidates(unit(queued, 2), torch.arange(queued) % 300, torch.full((queued,), NO_ID))
+    with Largest() as largest:
+        terms = make_terms(found, inputs, past, step, progress=0.5)
+        loss = DualAlignmentLoss(InfoNCELoss(TEMPERATURE, block_size))(terms.inter)["loss"]
+        loss.backward()
+        facts = terms.exclusions["given"].facts
+        hits(found["queries"].detach(), terms.batch, facts, terms.target_B, block_size or 4096)
+    assert (largest.elements >= queries * queued) == (block_size is None)
+    if block_size is not None:
+        assert largest.elements <= max(queries * block_size, queued * WIDTH)
+
+
+@pytest.mark.parametrize("block_size", [2, 7, 100])
+def test_a_hit_is_an_answer_nearer_than_every_other_valid_candidate(batch, block_size):
+    found = vectors()
+    terms = make_terms(found, batch, None, TermOptions(), progress=0.0)
+    similarity = found["queries"] @ found["products"].T
+    valid = [[2, 3, 4, 5, 6], [0, 1, 2, 5, 6], [0, 2, 3, 4, 5]]
+    wanted = [bool(similarity[b, t] > similarity[b, valid[b]].max()) for b, t in enumerate([0, 3, 6])]
+    facts = terms.exclusions["given"].facts
+    assert hits(found["queries"], terms.batch, facts, terms.target_B, block_size).tolist() == wanted
+    easy = found["products"][batch["target"]]
+    assert hits(easy, terms.batch, facts, terms.target_B, block_size).all()
+    same = Candidates(torch.ones(7, WIDTH), terms.batch.product_C, terms.batch.group_C)
+    assert not hits(torch.ones(3, WIDTH), same, facts, terms.target_B, block_size).any()

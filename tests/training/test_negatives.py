@@ -11,7 +11,8 @@ from training.negatives import (
     QueryFacts,
     contains,
     false_negative_mask,
-    relevance,
+    false_negatives_among,
+    places,
     stable_id,
 )
 
@@ -49,6 +50,16 @@ def test_the_mask_equals_the_rule_applied_pair_by_pair(seed, with_target):
     assert torch.equal(mask, slow_mask(queries, product, group, target))
     assert mask.any()
     assert not mask.all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_are_judged_as_in_the_whole_mask(seed):
+    queries, candidates, _, _ = random_batch(seed)
+    row, column = torch.arange(5).repeat_interleave(20), torch.arange(20).repeat(5)
+    mask = false_negative_mask(queries, candidates.product_C, candidates.group_C)
+    pairs = false_negatives_among(queries, row, candidates.product_C[column], candidates.group_C[column])
+    assert torch.equal(pairs.reshape(5, 20), mask)
+    assert mask.any()
 
 
 def facts(product, group=NO_ID, other=(), negative=()):
@@ -205,11 +216,9 @@ def test_membership_equals_looking_up_each_id(seed):
     product = torch.cat([ids.flatten()[torch.randint(0, 24, (9,), generator=generator)], torch.tensor([NO_ID, 7])])
     wanted = [[int(c) in row.tolist() and int(c) != NO_ID for c in product] for row in ids]
     assert contains(ids, product).tolist() == wanted
-    weight = torch.rand(4, 6, generator=generator)
-    found = relevance(ids, weight, product)
-    assert torch.equal(found > 0, torch.tensor(wanted))
-    for b, c in found.nonzero().tolist():
-        assert found[b, c] in weight[b, ids[b] == product[c]]
+    found = [(int(b), int(c)) for b, k, c in zip(*places(ids, product), strict=True) if ids[b, k] == product[c]]
+    assert len(places(ids, product)[0]) == len(found)
+    assert {*found} == {(b, c) for b in range(4) for c in range(len(product)) if wanted[b][c]}
     assert contains(ids[:, :0], product).any() == contains(ids, product[:0]).any() == torch.tensor(False)
 
 
