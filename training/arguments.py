@@ -191,7 +191,8 @@ class LossArguments:
         alignment_weights: constant ω of the forms, {t: 1, i: 1, mm: 1}; None: those of the model (moon2), or 1.
         intra_weight: weight of the alignment of each product's image with its text.
         symmetric_intra: texts also look for their images.
-        router_loss_weight: ρ of the load-balancing loss L_aux; 0 leaves it out.
+        router_loss_weight: ρ of the load-balancing loss L_aux, balanced within each forward pass of each process; 0 leaves
+            it out.
         sparsity_weight: ς of the entropy L_sparsity of moon2's preference matrix; 0 leaves it out.
         encode_chunk_size: the largest number of queries, or of products, encoded with one graph (GradCache): for big
             batches in little memory, at the price of a second forward; None: all at once.
@@ -546,6 +547,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_data(data, training)
     _check_loss(loss)
     _check_training(training)
+    if loss.encode_chunk_size is not None:
+        _check_chunks(training)
 
 
 def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
@@ -591,6 +594,17 @@ def _check_loss(loss: LossArguments) -> None:
         raise RecipeError(f"queue_momentum: found {loss.queue_momentum}; accepted: 0 to below 1")
     if not loss.queue_steps and (loss.queue_momentum is not None or loss.queue_warmup_steps):
         raise RecipeError("queue_momentum, queue_warmup_steps: found without a queue; accepted: queue_steps above 0")
+
+
+def _check_chunks(training: MoonTrainingArguments) -> None:
+    """Refuse what a step in chunks does not do."""
+    if training.torch_empty_cache_steps is not None:
+        raise RecipeError("torch_empty_cache_steps: found with encode_chunk_size; accepted: one of them")
+    optimizer = getattr(training.optim, "value", training.optim)
+    if "lomo" in optimizer:
+        raise RecipeError(
+            f"optim: found {optimizer} with encode_chunk_size; accepted: an optimizer that steps after the whole batch"
+        )
 
 
 def _check_widths(dims: list[int], weights: list[float]) -> None:

@@ -106,6 +106,11 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"intra_weight": -1}, "intra_weight: found -1"),
         ({"router_loss_weight": -1}, "router_loss_weight: found -1"),
         ({"sparsity_weight": -1}, "sparsity_weight: found -1"),
+        (
+            {"encode_chunk_size": 4, "torch_empty_cache_steps": 2},
+            "torch_empty_cache_steps: found with encode_chunk_size",
+        ),
+        ({"encode_chunk_size": 4, "optim": "lomo"}, "optim: found lomo with encode_chunk_size"),
         ({"learning_rates": {"visual": -1}}, "learning_rates.visual: found -1"),
         ({"learning_rates": {"visual": "fast"}}, "learning_rates.visual: found 'fast'"),
     ],
