@@ -274,6 +274,18 @@ def test_a_product_without_an_id_is_known_by_its_contents(tmp_path):
     assert len(pairs.pair(StreamRow(0, (0, 0, 0), same)).products) == 1  # its own negative is none
 
 
+def test_answers_of_one_query_in_a_batch_are_no_negatives_of_each_other(tmp_path, shards, processor):
+    pairs = pairs_of(tmp_path, shards)
+    twice = [row(1, query="Red  hat"), row(2, query="red hat"), row(4)]
+    batch = StreamCollator(processor, pairs)([pairs[entry] for entry in twice])
+    first, second, third = (batch["product"][place].item() for place in batch["target"])
+    assert batch["known_positive"].tolist() == [[first, second], [second, first], [third, -1]]
+    assert batch["other"].tolist() == [[second], [first], [-1]]
+    assert batch["known_weight"].tolist() == [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
+    photo = row(3, query="red hat")  # says more than the words alone
+    assert pairs.pair(photo).query_key not in {pairs.pair(entry).query_key for entry in twice}
+
+
 def test_spare_rows_stand_in_for_what_cannot_be_read(tmp_path, shards, processor):
     pairs = pairs_of(tmp_path, shards)
     collator = StreamCollator(processor, pairs)

@@ -140,6 +140,7 @@ class PairCollator:
     def _batch(
         self, pairs: list[Pair], queries: dict[str, Any], products: dict[str, Any], skipped: list[dict[str, str]]
     ) -> dict[str, Any]:
+        pairs = _sharing_answers(pairs)
         first_rows = [0]
         for pair in pairs[:-1]:
             first_rows.append(first_rows[-1] + len(pair.products))
@@ -161,6 +162,22 @@ class PairCollator:
             "items": [[str(pair.query.get("id", "")), pair.names[0]] for pair in pairs],
             "skipped": skipped,
         }
+
+
+def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
+    """Pairs of one query know each other's answers, which are then no negatives of it; see `Pair.query_key`."""
+    answers: dict[str, dict[int, float]] = {}
+    for pair in pairs:
+        known = answers.setdefault(pair.query_key, {})
+        for number, weight in pair.answers.items():
+            known[number] = max(weight, known.get(number, 0.0))
+    shared = []
+    for pair in pairs:
+        more = {number: weight for number, weight in answers[pair.query_key].items() if number not in pair.answers}
+        if pair.query_key and more:
+            pair = dataclasses.replace(pair, answers=pair.answers | more, other_ids=[*pair.other_ids, *more])
+        shared.append(pair)
+    return shared
 
 
 def _decoded(image: Any, allow_urls: bool) -> Any:

@@ -39,6 +39,7 @@ class Pair:
         positive_count: how many of `products` are positives, at least one.
         answers: id → relevance weight of every known positive, those among `products` first and in their order; a
             weight is greater than 0, and 1 for a purchase or an ungraded positive. Empty: the positives, each with 1.
+        query_key: names the query where other pairs may know further answers of it, as in a stream; "" where all are known.
     """
 
     query: dict[str, Any]
@@ -52,6 +53,7 @@ class Pair:
     position: int = 0
     positive_count: int = 1
     answers: dict[int, float] = field(default_factory=dict)
+    query_key: str = ""
 
     def __post_init__(self) -> None:
         if not self.answers:

@@ -167,7 +167,8 @@ class RowPairs(Dataset):
 
     The query's form is drawn by `query_mix` among those that the row offers (any that it offers where the mix has none of
     them); a row without a query gets one derived from its product. A product without an id of its own is known by its
-    title and picture, so that it is never its own negative.
+    title and picture, so that it is never its own negative. Answers of one query that meet in a batch of this process are no
+    negatives of it; those of other processes, and of past steps in the queue, are not known.
 
     Args:
         sources: the tables.
@@ -189,9 +190,12 @@ class RowPairs(Dataset):
     def pair(self, row: StreamRow) -> Pair | BadRow:
         """Return the row's pair, a pure function of (seed, source, key), or why there is none."""
         try:
-            return self._dataset(row).draw_by(self._rng(row))
+            dataset = self._dataset(row)
+            pair = dataset.draw_by(self._rng(row))
         except ValueError as error:
             return BadRow(self.name_of(row), str(error))
+        query = next((query for rows in dataset.sources[0].queries.values() for query in rows), None)
+        return pair if query is None else replace(pair, query_key=_content_key(query))
 
     def outline(self, row: StreamRow) -> Outline:
         """Return what can be told of the row's pair without opening a picture."""
@@ -272,6 +276,13 @@ class RowPairs(Dataset):
         name = f"query {own[0]}" if own else f"query of {self.name_of(row)}"
         positives, negatives = (products[0],), tuple(name for name in products[1:] if name != products[0])
         return [QueryRow(name, form, text, image, positives=positives, negatives=negatives) for form in forms]
+
+
+def _content_key(query: QueryRow) -> str:
+    """Name a query of a row by all that it says, whatever form of it is drawn."""
+    return _content_id(
+        {"title": " ".join(query.text.casefold().split()), "images": [query.image] if query.image is not None else []}
+    )
 
 
 def _content_id(fields: Mapping[str, Any]) -> str:
