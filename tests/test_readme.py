@@ -28,12 +28,13 @@ def test_the_readme_has_fewer_than_250_lines():
     assert len(README.splitlines()) < 250
 
 
+@pytest.mark.parametrize("preset", ["moon1", "moon3"])
 @pytest.mark.parametrize("block", [code for kind, code in BLOCKS if kind == "python"], ids=["transformers", "sentence"])
-def test_each_python_block_runs(block, tiny_moon, tmp_path):
+def test_each_python_block_runs(block, preset, tiny_moon, tmp_path):
     assert CHECKPOINT in block
     for name in ("hoodie.jpg", "photo.jpg"):
         Image.new("RGB", (120, 120), "green").save(tmp_path / name)
-    (tmp_path / "block.py").write_text(block.replace(CHECKPOINT, str(tiny_moon("qwen3_vl"))))
+    (tmp_path / "block.py").write_text(block.replace(CHECKPOINT, str(tiny_moon("qwen3_vl", preset=preset))))
     run = subprocess.run([sys.executable, "block.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "tensor" in run.stdout
