@@ -208,7 +208,10 @@ def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit status is 0, 2 where something is refused, 3 where training was stopped by bad data."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.shop", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="python -m training.shop",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Every key of the recipe can be replaced by --key value: see python -m training.train --help.",
+        allow_abbrev=False,
     )
     parser.add_argument("--data", help="the folder that holds the tables")
     for key in TABLE_KEYS:

@@ -171,6 +171,23 @@ def test_the_same_command_again_changes_nothing_and_an_interrupted_one_goes_on(
     assert (again / "run" / "final" / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_tables_and_pictures_can_lie_apart_and_measuring_can_be_left_out(shop_folder, overrides, tmp_path):
+    tables, output = tmp_path / "tables", tmp_path / "out"
+    tables.mkdir()
+    for name in ("products.csv", "interactions.csv"):
+        (tables / name).write_text((shop_folder / name).read_text().replace("pictures/", ""))
+    parts = {"products": "products.csv", "interactions": "interactions.csv"}
+    named = [text for key, name in parts.items() for text in (f"--{key}", str(tables / name))]
+    more = ["--images", str(shop_folder / "pictures"), "--output", str(output), "--mine-per-query", "1"]
+    unmeasured = ["--evaluate_before", "false", "--evaluate_after", "false", "--max_steps", "1"]
+    assert main([*named, *more, *overrides, *unmeasured]) == 0
+    report = (output / "report.md").read_text()
+    assert "2 × images that cannot be opened" in report
+    assert "missing_images" not in report
+    assert "Not measured: evaluate_before or evaluate_after is off." in report
+    assert set(json.loads((output / "mined" / "report.json").read_text())["negatives"]) <= {"0", "1"}
+
+
 def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overrides, tmp_path, capsys):
     folder, output = str(shop_folder), ["--output", str(tmp_path / "out")]
     lonely = tmp_path / "lonely"
