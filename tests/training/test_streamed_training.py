@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,19 @@ from training.resume import read_lines
 from training.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
+# Runs the training with every file of a checkpoint written slowly, so that a kill can fall into a save.
+SLOW_SAVES = """
+import sys, time
+import torch
+save = torch.save
+def slow_save(*arguments, **options):
+    save(*arguments, **options)
+    time.sleep(0.25)
+torch.save = slow_save
+torch.set_num_threads(1)
+from training.train import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def picture(seed):
@@ -139,38 +153,51 @@ def test_a_small_base_and_a_time_budget_work_with_streams(recipe, tmp_path):
     assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] >= 1
 
 
-def start_two(recipe, output_dir):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.Popen(
-        [*command, str(ROOT / "training" / "train.py"), str(recipe), "--output_dir", str(output_dir)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start_two(recipe, output_dir, log):
+    """Two processes that train together, each ours to kill (torchrun would start them in sessions of their own)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", SLOW_SAVES, str(recipe), "--output_dir", str(output_dir)]
+    started = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        with log.open("a") as stream:
+            started.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT))
+    return started
+
+
+def finish_two(processes, log):
+    codes = [process.wait(timeout=240) for process in processes]
+    assert codes == [0, 0], log.read_text()[-3000:]
+
+
+def kill_two(processes):
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    assert [process.wait(timeout=60) for process in processes] == [-signal.SIGKILL] * 2
 
 
 def test_two_processes_killed_at_a_random_moment_end_as_the_uninterrupted_run(recipe, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start_two(recipe, whole)
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed[-3000:]
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
+    finish_two(start_two(recipe, whole, log), log)
     moments = random.SystemRandom()
-    step, delay = moments.randrange(1, 8), moments.uniform(0, 0.4)
+    step, delay = moments.randrange(1, 7), moments.uniform(0, 0.5)
     print(f"killed {delay:.2f} s after step {step} is logged")  # shown where the test fails
-    process, deadline = start_two(recipe, killed), time.monotonic() + 120
-    while process.poll() is None and not any(line["step"] >= step for line in losses(killed)):
+    processes, deadline = start_two(recipe, killed, log), time.monotonic() + 120
+    while not any(line["step"] >= step for line in losses(killed)):
+        assert all(process.poll() is None for process in processes), log.read_text()[-3000:]
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    process = start_two(recipe, killed)
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed[-3000:]
+    kill_two(processes)
+    assert not (killed / "finished.json").exists()
+    finish_two(start_two(recipe, killed, log), log)
+    if step > 2:
+        assert "resuming from" in log.read_text()
     assert_same_run(whole, killed)
-    states = [torch.load(whole / "checkpoint-8" / f"contrastive_state_{rank}.pt", weights_only=True) for rank in (0, 1)]
-    first, second = (json.loads(state["stream"]) for state in states)
-    assert first["consumed"] == second["consumed"] == 16
+    for rank in (0, 1):
+        state = torch.load(whole / "checkpoint-8" / f"contrastive_state_{rank}.pt", weights_only=True)
+        assert json.loads(state["stream"])["consumed"] == 16
