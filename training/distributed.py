@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
 
@@ -67,13 +66,29 @@ def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([tensor.float().reshape(-1) for tensor in tensors])
     flat = torch.cat([flat, flat.new_zeros(max(sizes) - len(flat))])
     parts: list[list[Tensor]] = [[] for _ in tensors]
-    for received, count in zip(dist_nn.all_gather(flat), counts, strict=True):
+    for received, count in zip(_AllGather.apply(flat), counts, strict=True):
         start = 0
         for place, (tensor, rows, width) in enumerate(zip(tensors, count.tolist(), widths, strict=True)):
             piece = received[start : start + rows * width]
             parts[place].append(piece.reshape(rows, *tensor.shape[1:]).to(tensor.dtype))
             start += rows * width
     return [torch.cat(part) for part in parts]
+
+
+class _AllGather(torch.autograd.Function):
+    """(S,) → (P, S), the same of all processes; the gradient of a row is the sum of all processes' for it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        rows = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(rows, own.contiguous())
+        return torch.stack(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank()]
 
 
 def gather_ids(ids: Tensor) -> Tensor:

@@ -121,11 +121,12 @@ def variants(chunk):
         "adapters": (True, 2, alignment(inner), ContrastiveOptions(several, chunk_size=chunk)),
         "dual": (False, 2, alignment(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), ContrastiveOptions(dual)),
         "dual_in_chunks": (
-            True,
+            False,
             2,
-            alignment(inner, symmetric=True),
+            alignment(inner, symmetric=True, sparsity_weight=0.1),
             ContrastiveOptions(dual, chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2),
         ),
+        "dual_adapters": (True, 2, alignment(inner, symmetric=True), ContrastiveOptions(dual, chunk_size=chunk)),
     }
 
 
@@ -233,7 +234,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(moon2, by_on
 
 def test_chunks_train_as_whole_batches_do(moon2, by_one_process, tmp_path):
     whole = train_all(moon2, tmp_path, GLOBAL_BATCH, chunk=None)
-    for name in ("adapters", "dual_in_chunks"):
+    for name in ("adapters", "dual_in_chunks", "dual_adapters"):
         assert_same_metrics(whole[name][0], by_one_process[name][0])
         for one, two in zip(whole[name][1], by_one_process[name][1], strict=True):
             assert relative_difference(one, two) < 5e-6, name
