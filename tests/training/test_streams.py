@@ -123,6 +123,29 @@ def test_a_stream_goes_on_exactly_from_its_state_at_any_row(shards, world_size):
         assert other.read(50) == stream.read(50)
 
 
+def test_rows_of_other_splits_are_passed_over_and_resumption_stays_exact(tmp_path, capsys):
+    splits = ["train", "test", "all", None]
+    rows = [triplet(n, split=splits[n % 4]) for n in range(20)]
+    folder = write_shards(tmp_path / "parted", rows, 2)
+    (source,) = opened(tmp_path, folder)
+    assert "rows of split 'train' and 'all'" in capsys.readouterr().out
+    kept = {f"row{n}" for n in range(20) if n % 4 != 1}
+    stream = RowStream(source.rows, 3, split=source.split)
+    first = stream.read(7)
+    other = RowStream(source.rows, 3, split=source.split)
+    other.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    second = stream.read(8)
+    assert other.read(8) == second
+    assert {row["id"] for _, row in first + second} == kept
+    positives = {row.title for row in sample_of(source).products[::2]}
+    assert positives == {row["doc_title"].strip() for row in rows if row["split"] != "test"}
+    (whole,) = opened(tmp_path, folder, split="all")
+    assert {row["id"] for _, row in RowStream(whole.rows, 3, split=whole.split).read(20)} == {row["id"] for row in rows}
+    unseen = write_shards(tmp_path / "unseen", [triplet(0, split="test")] * 2, 2)
+    with pytest.raises(RecipeError, match="unseen: found no rows of split 'train'"):
+        opened(tmp_path, unseen)
+
+
 def test_a_process_without_rows_is_an_error(tmp_path):
     folder = write_shards(tmp_path / "few", [triplet(number) for number in range(2)], 1)
     with pytest.raises(StreamError, match="process 2 of 3 found no rows"):

@@ -9,11 +9,12 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from evaluation.data.tables import ProductTables
+from evaluation.data.tables import EVERY_SPLIT, ProductTables
 from training.arguments import Recipe, RecipeError
 from training.data.columns import ColumnError, find_columns
 from training.data.pairs import PairOptions
 from training.data.streams import (
+    SPLIT_COLUMN,
     RowPairs,
     RowStream,
     StreamBatches,
@@ -44,9 +45,11 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
             raise RecipeError(f"data: found two data sets named {name!r}; accepted: a name: for each of them")
         images = Path(entry["images"]) if "images" in entry else _folder_of(entry)
         weight, mask_groups = entry.get("weight", 1.0), entry.get("mask_groups", recipe.data.mask_groups)
-        source = StreamSource(name, rows, columns, weight, mask_groups, images)
+        split = recipe.data.split if SPLIT_COLUMN in columns.unread and recipe.data.split != EVERY_SPLIT else None
+        source = StreamSource(name, rows, columns, weight, mask_groups, images, split)
         if recipe.training.process_index == 0:
-            print(f"{name}: streamed in {rows.num_shards} shards\n  {columns}", flush=True)
+            which = "" if split is None else f", rows of split {split!r} and 'all'"
+            print(f"{name}: streamed in {rows.num_shards} shards{which}\n  {columns}", flush=True)
         _check_addresses(recipe, source)
         sources.append(source)
     return sources
@@ -172,7 +175,7 @@ def stream_batches(
     pairs = RowPairs(sources, options, args.seed, batches * args.per_device_train_batch_size)
     seeds = [args.seed + number for number in range(len(sources))]
     streams = [
-        RowStream(source.rows, seed, args.process_index, args.world_size)
+        RowStream(source.rows, seed, args.process_index, args.world_size, source.split)
         for source, seed in zip(sources, seeds, strict=True)
     ]
     return StreamBatches(

@@ -22,8 +22,8 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import Dataset
 
-from evaluation.data.table_files import is_address, parse_images
-from evaluation.data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
+from evaluation.data.table_files import is_absent, is_address, parse_images
+from evaluation.data.tables import EVERY_SPLIT, ProductRow, ProductTables, QueryRow, ValidationReport
 from processing_moon import MoonProcessor
 from training.data.buckets import Outline, bucket_order
 from training.data.collate import PairCollator, UnreadableBatchError
@@ -31,6 +31,7 @@ from training.data.columns import ROW_ID, RowColumns, cell_of, product_fields
 from training.data.pairs import Pair, PairDataset, PairOptions, PairSource
 
 SPARES = 4  # rows that travel with a batch, in case that some of its own cannot be read
+SPLIT_COLUMN = "split"
 _KEPT_STATES = 4096  # more than the batches that workers can be ahead
 _BLOCK_SALT, _SHARD_SALT = 0x626C6F63, 0x73686172
 
@@ -50,6 +51,7 @@ class StreamSource:
         weight: how often it is drawn, relative to the others.
         mask_groups: whether variants of the answer are no negatives.
         images: the folder that paths of pictures are relative to.
+        split: where the table has a column "split", rows of this one and of "all" are read; None: all rows.
     """
 
     name: str
@@ -58,6 +60,7 @@ class StreamSource:
     weight: float = 1.0
     mask_groups: bool = True
     images: Path = Path()
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,21 @@ class RowStream:
         seed: of the order of shards.
         rank: this process.
         world_size: number of processes.
+        split: see `StreamSource`.
 
     Raises:
         StreamError: an epoch without rows, or a shard that cannot be read.
     """
 
-    def __init__(self, rows: datasets.IterableDataset, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        split: str | None = None,
+    ) -> None:
+        self.rows, self.seed, self.rank, self.world_size, self.split = rows, seed, rank, world_size, split
         self.shards = rows.num_shards
         self._state: dict[str, Any] = {"epoch": 0, "place": 0, "row": 0, "in_epoch": 0, "shard": None}
         self._opened: datasets.IterableDataset | None = None
@@ -126,9 +137,10 @@ class RowStream:
                 self._next_shard()
                 continue
             step, offset = (1, 0) if self._own_shards else (self.world_size, self.rank)
-            found.append(((self._state["epoch"], shard, self._state["row"] * step + offset), row))
+            if is_of_split(row, self.split):
+                found.append(((self._state["epoch"], shard, self._state["row"] * step + offset), row))
+                self._state["in_epoch"] += 1
             self._state["row"] += 1
-            self._state["in_epoch"] += 1
         return found
 
     def _open(self, shard: int) -> Iterator[dict[str, Any]]:
@@ -147,8 +159,9 @@ class RowStream:
         if self._state["place"] < len(self._order_of(self._state["epoch"])):
             return
         if not self._state["in_epoch"]:
+            wanted = "" if self.split is None else f" of split {self.split!r}"
             raise StreamError(
-                f"process {self.rank} of {self.world_size} found no rows; accepted: at least one for each"
+                f"process {self.rank} of {self.world_size} found no rows{wanted}; accepted: at least one for each"
             )
         self._state |= {"epoch": self._state["epoch"] + 1, "place": 0, "in_epoch": 0}
 
@@ -458,16 +471,24 @@ def sample_of(source: StreamSource, count: int = 1000) -> ProductTables:
     """
     pairs = RowPairs([source], PairOptions(), seed=0, length=count)
     found, reasons = [], []
-    for number, row in enumerate(itertools.islice(source.rows, count)):
+    rows = (row for row in source.rows if is_of_split(row, source.split))
+    for number, row in enumerate(itertools.islice(rows, count)):
         try:
             found.append(pairs.tables(StreamRow(0, (0, 0, number), row)))
         except ValueError as error:
             reasons.append(str(error))
     if not found:
-        raise StreamError(f"{source.name}: {f'no row can be read: {reasons[0]}' if reasons else 'found no rows'}")
+        wanted = "" if source.split is None else f" of split {source.split!r}"
+        reason = f"no row can be read: {reasons[0]}" if reasons else f"found no rows{wanted}"
+        raise StreamError(f"{source.name}: {reason}")
     products = [row for tables in found for row in tables.products]
     queries = [query for tables in found for query in tables.queries[:1]]
     return ProductTables(source.name, products, queries, ValidationReport(source.name, len(products), len(queries), {}))
+
+
+def is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
+    """Return whether a row is to be read: its own split is absent, "all", or the one that is asked for."""
+    return split is None or is_absent(row.get(SPLIT_COLUMN)) or row[SPLIT_COLUMN] in (split, EVERY_SPLIT)
 
 
 def has_addresses(tables: ProductTables) -> bool:
