@@ -281,7 +281,8 @@ def _draw_panel(
 ) -> None:
     left, top = corner
     draw.rounded_rectangle((left, top, left + _WIDE, top + _HIGH), radius=10, fill=_CARD, outline=_LINE)
-    draw.text((left + 16, top + 12), row["row"], fill=_INK, font=_font(15))
+    name = row["row"].replace("→", " to ")  # Pillow's own font has no arrow
+    draw.text((left + 16, top + 12), name, fill=_INK, font=_font(15))
     cells = row["cells"]
     ends = [one["interval"][1] for one in cells.values() if one["interval"]] + [
         value for own in seeds.values() for value in own
