@@ -303,8 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"left out: {error}", file=sys.stderr)
             continue
         results[name] = compare(comparison, repeats=chosen.repeats) | {"provenance": provenance(0)}
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name, result in results.items():
         print(f"{name}: ratio {result['ratio']:.3f} ({result['about']})")
     return 0

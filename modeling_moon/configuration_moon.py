@@ -57,7 +57,8 @@ class MoonConfig(PreTrainedConfig):
             "emb" token (MOON3.0), or the "last" attended token (bases that are embedders already). Default "mean".
         fusion (`bool`): whether the state that is read is fused with the raw image and title tokens by gated attention
             (MOON3.0, arXiv 2604.00513). Default False.
-        fusion_heads (`int`): heads of that attention, a divisor of the base's width. Default 8.
+        fusion_heads (`int` or `None`): heads of that attention, a divisor of the base's width. Default None: heads of 128
+            dimensions, which every attention kernel takes, but at least 8.
         fire_layers (`list[int]` or `None`): decoder layers with fine-grained residual enhancement (MOON3.0). Default None.
         fire_rank (`int`): width of its low-rank networks. Default 64.
         fire_vision_blocks (`list[int]` or `None`): blocks of the vision tower whose outputs are the details of image
@@ -96,7 +97,7 @@ class MoonConfig(PreTrainedConfig):
     objectives: list[str] | tuple[str, ...] = ("t", "i", "mm")
     readout: str = "mean"
     fusion: bool = False
-    fusion_heads: int = 8
+    fusion_heads: int | None = None
     fire_layers: list[int] | None = None
     fire_rank: int = 64
     fire_vision_blocks: list[int] | None = None
@@ -130,6 +131,10 @@ class MoonConfig(PreTrainedConfig):
         _one_of("readout", self.readout, READOUTS)
         if self.readout == "emb" and self.emb_token_id is None:
             raise ValueError("MoonConfig: readout='emb' needs emb_token_id, the id of the <emb> token")
+        for name in (field.name for field in fields(self) if field.name.endswith("_token_id")):
+            token = getattr(self, name)
+            if token is not None and token not in range(self.vocab_size):
+                raise ValueError(f"MoonConfig: {name}={token!r}; accepted: an id below {self.vocab_size}, or None")
         for span in (*ASPECTS, "title", "think"):
             start, end = f"{span}_start_token_id", f"{span}_end_token_id"
             if (getattr(self, start) is None) != (getattr(self, end) is None):
@@ -144,6 +149,10 @@ class MoonConfig(PreTrainedConfig):
 
     def _validate_vector(self) -> None:
         width = self.hidden_size
+        for name in ("embedding_dim", "num_experts", "num_experts_per_token", "fire_rank", "max_reasoning_tokens"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ValueError(f"MoonConfig: {name}={value!r}; accepted: a whole number")
         if self.embedding_dim is not None and not 1 <= self.embedding_dim <= width:
             raise ValueError(
                 f"MoonConfig: embedding_dim={self.embedding_dim}; accepted: 1 to the base's width {width}, or None"
@@ -151,7 +160,7 @@ class MoonConfig(PreTrainedConfig):
         self.matryoshka_dims = self._ascending("matryoshka_dims", range(1, self.vector_size + 1))
 
     def _validate_experts(self) -> None:
-        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+        if isinstance(self.objectives, str) or not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"MoonConfig: objectives={self.objectives!r}; accepted: different names, at least one")
         self.objectives = list(self.objectives)
         if self.expert_routing == "none":
@@ -173,10 +182,14 @@ class MoonConfig(PreTrainedConfig):
     def _validate_fire(self) -> None:
         self.fire_layers = self._ascending("fire_layers", range(self.text_config.num_hidden_layers))
         self.fire_vision_blocks = self._ascending("fire_vision_blocks", range(self.vision_config.depth))
+        if self.fire_vision_blocks and not self.fire_layers:
+            raise ValueError("MoonConfig: fire_vision_blocks are details for fire_layers, and there are none")
         if self.fire_rank < 1:
             raise ValueError(f"MoonConfig: fire_rank={self.fire_rank}; accepted: 1 or more")
 
     def _validate_fusion(self) -> None:
+        if self.fusion_heads is None:
+            self.fusion_heads = max(8, self.hidden_size // 128)
         if self.fusion_heads < 1 or self.hidden_size % self.fusion_heads:
             raise ValueError(
                 f"MoonConfig: fusion_heads={self.fusion_heads}; accepted: a divisor of the base's width {self.hidden_size}"
@@ -199,7 +212,7 @@ class MoonConfig(PreTrainedConfig):
         values = getattr(self, name)
         if values is None:
             return None
-        if not isinstance(values, list | tuple) or not all(isinstance(i, int) and i in accepted for i in values):
+        if not isinstance(values, list | tuple) or not all(type(i) is int and i in accepted for i in values):
             raise ValueError(
                 f"MoonConfig: {name}={values!r}; accepted: None or a list of whole numbers from {accepted.start} to "
                 f"{accepted.stop - 1}"

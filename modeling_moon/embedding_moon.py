@@ -6,7 +6,7 @@ Shape suffixes: B batch rows, T tokens of a prompt, R tokens of a reasoning, D s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -66,10 +66,10 @@ class Thinking:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_reasoning_tokens={self.max_tokens}; accepted: 1 or more, or None")
+            raise ValueError(f"thinking: max_tokens={self.max_tokens}; accepted: 1 or more, or None")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"temperature={self.temperature}, top_p={self.top_p}; accepted: above 0, and above 0 up to 1"
+                f"thinking: temperature={self.temperature}, top_p={self.top_p}; accepted: above 0, and above 0 up to 1"
             )
 
 
@@ -106,15 +106,19 @@ def embed_records(
         raise ValueError(
             f"reasoning={reasoning!r}: this model does not reason; accepted: 'none', or a moon3 checkpoint"
         )
-    thinking = thinking if isinstance(thinking, Thinking) else Thinking(**(thinking or {}))
+    thinking = thinking if isinstance(thinking, Thinking) else _read_thinking(thinking or {})
     processor = processor if processor is not None else _own_processor(model)
-    batch = products
-    if not isinstance(products, Mapping) or "input_ids" not in products:
+    if isinstance(products, Mapping) and "input_ids" in products:
+        batch = products
+        if options:
+            raise ValueError(f"{', '.join(options)}: found a prepared batch; accepted with records only")
+    else:
         if reasoning != "none":
             options["reasoning"] = reasoning
         batch = processor(records=products, return_tensors="pt", **options)
     if "input_ids" not in batch:
         result = MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device))
+        result.reasoning = None if reasoning == "none" else []
         return _reported(result, batch)
     tensors = {name: _on(tensor, model) for name, tensor in batch.items()}
     if reasoning == "generate":
@@ -129,6 +133,13 @@ def embed_records(
     return _reported(result, batch)
 
 
+def _read_thinking(given: Mapping[str, Any]) -> Thinking:
+    known = [one.name for one in fields(Thinking)]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"thinking: found {unknown[0]!r}; accepted: {', '.join(known)}")
+    return Thinking(**given)
+
+
 def _reported(result: MoonEmbedding, batch: Any) -> MoonEmbedding:
     """The result with what became of each record."""
     for name in ("kept", "skipped", "shortened"):
@@ -136,7 +147,6 @@ def _reported(result: MoonEmbedding, batch: Any) -> MoonEmbedding:
     return result
 
 
-@torch.no_grad()
 def think_then_embed(
     model: Any, writer: Any, batch: Mapping[str, torch.Tensor], thinking: Thinking, tokenizer: Any
 ) -> MoonEmbedding:
@@ -147,7 +157,8 @@ def think_then_embed(
     The fusion reads the prompt's states. Equal to encoding the whole text again, at a fraction of the cost. Our design.
 
     Args:
-        model: the `MoonModel`.
+        model: the `MoonModel`; in evaluation mode for the call, because dropout and gradient checkpointing, which keeps no
+            cache, belong to training; its modes are restored.
         writer: it with its output layer.
         batch: the processor's tensors with reasoning="generate": prompts that end in `<think>`, padded on the left.
         thinking: how to write.
@@ -156,6 +167,19 @@ def think_then_embed(
     Raises:
         ValueError: prompts that do not end in `<think>`.
     """
+    modes = [(module, module.training) for module in {*model.modules(), writer}]
+    writer.eval()
+    try:
+        with torch.no_grad():
+            return _think_then_embed(model, writer, batch, thinking, tokenizer)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _think_then_embed(
+    model: Any, writer: Any, batch: Mapping[str, torch.Tensor], thinking: Thinking, tokenizer: Any
+) -> MoonEmbedding:
     config = model.config
     ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
     if not bool((ids_BT[:, -1] == config.think_start_token_id).all()):
@@ -183,8 +207,10 @@ def think_then_embed(
     whole_ids = torch.cat([ids_BT, ending.ids], dim=1)
     whole_mask = torch.cat([mask_BT, ending.mask.to(mask_BT.dtype)], dim=1)
     text_B3 = (whole_mask.cumsum(dim=1) - 1)[:, -3:]
+    aspects = model._aspect_ids(whole_ids)
     output = model(
         input_ids=whole_ids[:, -3:],
+        aspect_ids=None if aspects is None else aspects[:, -3:],
         attention_mask=whole_mask,
         position_ids=torch.cat([text_B3[None], (text_B3 + model.vlm.rope_deltas).expand(3, -1, -1)]),
         past_key_values=cache,
@@ -241,8 +267,9 @@ def generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> Genera
     """Neutral but for what `thinking` says; tokens that steer the model or stand for pictures are never written."""
     ends = [config.think_end_token_id] + [token for token in [tokenizer.eos_token_id] if token is not None]
     of_base = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]
-    barred = [getattr(config.vlm_config, name, None) for name in of_base]
+    barred: list[Any] = [getattr(config.vlm_config, name, None) for name in of_base]
     barred += [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
+    barred += list(getattr(tokenizer, "all_special_ids", ()))
     sampling = {"temperature": thinking.temperature, "top_p": thinking.top_p, "top_k": 0} if thinking.do_sample else {}
     return GenerationConfig(
         max_new_tokens=thinking.max_tokens or config.max_reasoning_tokens,
@@ -266,7 +293,7 @@ def _on(tensor: torch.Tensor, model: Any) -> torch.Tensor:
 def _own_processor(model: Any) -> Any:
     """The processor of the checkpoint that the model came from, loaded once."""
     if getattr(model, "_processor", None) is None:
-        model._processor = AutoProcessor.from_pretrained(*_origin(model, "processor="), **_trust(model))
+        model._processor = AutoProcessor.from_pretrained(_origin(model, "processor="), **_revision(model))
     return model._processor
 
 
@@ -277,16 +304,19 @@ def load_output_layer(model: Any) -> torch.Tensor:
         ValueError: the encoder came from no checkpoint.
     """
     origin = _origin(model, "AutoModelForImageTextToText, whose model has the output layer")
-    return AutoModelForImageTextToText.from_pretrained(*origin, dtype=model.dtype, **_trust(model)).lm_head.weight.data
+    whole = AutoModelForImageTextToText.from_pretrained(origin, dtype=model.dtype, **_revision(model))
+    return whole.lm_head.weight.data
 
 
-def _origin(model: Any, otherwise: str) -> tuple[str]:
+def _origin(model: Any, otherwise: str) -> str:
     if not model.config._name_or_path:
         raise ValueError(f"this model was not loaded from a checkpoint; accepted: {otherwise}")
-    return (model.config._name_or_path,)
+    return model.config._name_or_path
 
 
-def _trust(model: Any) -> dict[str, Any]:
-    """Code that came with the checkpoint was trusted when the model was loaded, and is for the rest of it."""
+def _revision(model: Any) -> dict[str, Any]:
+    """The very commit that the model came from, whose code was trusted when the model was loaded by it."""
+    commit = getattr(model.config, "_commit_hash", None)
+    pinned = {} if commit is None else {"revision": commit, "code_revision": commit}
     remote = type(model).__module__.startswith("transformers_modules")
-    return {"trust_remote_code": True, "code_revision": None} if remote else {}
+    return pinned | {"trust_remote_code": True} if remote else {k: v for k, v in pinned.items() if k == "revision"}

@@ -23,7 +23,7 @@ class MoonGenerationMixin(GenerationMixin):
             raise ValueError("guided experts read markers from input_ids: generate from input_ids, not inputs_embeds")
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = inputs.get("input_ids")
-        if self.config.reads_aspects and fed is not None and input_ids.shape[1] >= fed.shape[1]:
+        if self.config.reads_aspects and fed is not None:
             aspect_BT = self.model._aspect_ids(input_ids)
             inputs["aspect_ids"] = None if aspect_BT is None else aspect_BT[:, -fed.shape[1] :]
         return inputs

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -41,9 +42,11 @@ from .tokens_moon import (
     aspect_ids_from_markers,
     find_raw_tokens,
     in_rows,
+    input_dtype,
     mean_of,
     packed_positions,
     readable_tokens,
+    refuse_unseen_images,
 )
 
 
@@ -402,7 +405,7 @@ class MoonFusion(nn.Module):
         return attention(self, query_BA1, key_BAT, value_BAT, mask, dropout=0.0, scaling=self.scaling)[0][:, 0]
 
     def forward(self, state_BH: torch.Tensor, raw: RawTokens) -> tuple[torch.Tensor, torch.Tensor]:
-        state_B1H = state_BH[:, None].to(self.q_proj.weight.dtype)
+        state_B1H = state_BH[:, None].to(input_dtype(self.q_proj, raw.states_BTH))
         tokens_BTH = raw.states_BTH.to(state_B1H.dtype)
         query_BA1, own_BA = self._heads(self.q_proj(state_B1H)), self._heads(self.v_proj(state_B1H))[:, :, 0]
         key_BAT, value_BAT = self._heads(self.k_proj(tokens_BTH)), self._heads(self.v_proj(tokens_BTH))
@@ -444,6 +447,13 @@ class MoonPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if not _init_moon_weights(module, self.config.initializer_range):
             super()._init_weights(module)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+    ) -> None:
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError("use_reentrant=True loses gradients of experts and FIRE; accepted: use_reentrant=False")
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
@@ -493,7 +503,7 @@ class MoonModel(MoonPreTrainedModel):
         super().__init__(config)
         # The base's own classes have no experts and refuse a choice; what was chosen for Moon holds for its text model.
         config.vlm_config._experts_implementation = None
-        self.vlm = AutoModel.from_config(config.vlm_config)
+        self.vlm = AutoModel.from_config(config.vlm_config, dtype=torch.get_default_dtype())
         config.text_config._experts_implementation = config._experts_implementation
         self.vlm.language_model = TEXT_MODELS[config.vlm_config.model_type](config.text_config, config)
         self.detail_mergers = nn.ModuleList(MoonDetailMerger(config) for _ in config.detail_blocks)
@@ -557,14 +567,14 @@ class MoonModel(MoonPreTrainedModel):
         if use_cache is None and output_embeddings:
             use_cache = past_key_values is not None
         mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
-        readable_BT = self._readable(input_ids, mask_BT, attention_mask) if output_embeddings else None
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        readable_BT = self._readable(input_ids, mask_BT, past) if output_embeddings else None
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
         packed = self._packs(packed, attention_mask, by_row)
         inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
-            aspect_ids = self._aspect_ids(input_ids) if aspect_ids is None else aspect_ids
+            aspect_ids = self._aspect_ids(input_ids, past) if aspect_ids is None else aspect_ids
             guided = find_guided(aspect_ids, mask_BT if packed else None)
             inputs.for_layers.update(guided=guided, routing_trace=routing_trace)
         if mm_token_type_ids is None and input_ids is not None:
@@ -588,7 +598,7 @@ class MoonModel(MoonPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=use_cache,
+            use_cache=False if packed else use_cache,
             return_dict=True,
             **inputs.for_layers,
             **kwargs,
@@ -633,7 +643,9 @@ class MoonModel(MoonPreTrainedModel):
             embeds_BTH = self.get_input_embeddings()(input_ids)
         details = Details(embeds_BTH, torch.zeros_like(embeds_BTH[..., 0], dtype=torch.bool))
         for_layers: dict[str, Any] = {}
-        if pixel_values is not None:
+        if pixel_values is None:
+            refuse_unseen_images(input_ids, self.config.image_token_id)
+        else:
             by_block = {"output_hidden_states": True} if self.config.detail_blocks else {}
             seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **by_block)
             image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
@@ -666,7 +678,7 @@ class MoonModel(MoonPreTrainedModel):
         order_P = by_window_P.argsort().to(levels[0].device)
         return [level_PH[order_P] for level_PH in levels]
 
-    def _aspect_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+    def _aspect_ids(self, input_ids: torch.Tensor | None, past: int = 0) -> torch.Tensor | None:
         if not self.config.reads_aspects:
             return None
         if self.config.category_start_token_id is None and self.config.attribute_start_token_id is None:
@@ -675,6 +687,8 @@ class MoonModel(MoonPreTrainedModel):
             raise ValueError(
                 "guided experts need input_ids (the markers are in them) or aspect_ids beside inputs_embeds"
             )
+        if past:
+            raise ValueError("guided experts in a decoding step need aspect_ids: a marker may stand in the cache")
         return aspect_ids_from_markers(input_ids, self.config)
 
     @staticmethod
@@ -684,10 +698,8 @@ class MoonModel(MoonPreTrainedModel):
             return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         return attention_mask[:, -inputs.shape[1] :]
 
-    def _readable(
-        self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        if self.config.readout == "mean" and attention_mask is not None and attention_mask.shape[-1] > mask_BT.shape[1]:
+    def _readable(self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int) -> torch.Tensor:
+        if self.config.readout == "mean" and past:
             raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
         is_emb_BT = None
         if self.config.readout == "emb" and input_ids is not None:
@@ -699,7 +711,7 @@ class MoonModel(MoonPreTrainedModel):
         if self.fusion is not None:
             state_BH, result.modality_gates = self.fusion(state_BH, raw)
         if self.projection is not None:
-            state_BH = self.projection(state_BH.to(self.projection.weight.dtype))
+            state_BH = self.projection(state_BH.to(input_dtype(self.projection, result.last_hidden_state)))
         result.embeddings = functional.normalize(state_BH.float(), dim=-1)
         if self.config.matryoshka_dims:
             result.matryoshka_embeddings = tuple(
@@ -710,7 +722,8 @@ class MoonModel(MoonPreTrainedModel):
         """p (L, E, M) float32 of the mixture layers."""
         if self.config.expert_routing != "modality" or not self.config.mixture_layers:
             raise ValueError(
-                f"expert_routing={self.config.expert_routing!r} has no preferences; accepted: 'modality' (moon2)"
+                f"expert_routing={self.config.expert_routing!r} in layers {list(self.config.mixture_layers)} has no "
+                "preferences; accepted: 'modality' (moon2) in at least one layer"
             )
         layers = [self.vlm.language_model.layers[layer].mlp for layer in self.config.mixture_layers]
         return torch.stack([layer.preference for layer in layers]).float().softmax(dim=-1)
@@ -751,9 +764,9 @@ class MoonModel(MoonPreTrainedModel):
         """
         if self.config.tie_word_embeddings:
             return MoonForConditionalGeneration.around(self, self.get_input_embeddings().weight)
-        if getattr(self, "_output_layer", None) is None:
-            self._output_layer = [load_output_layer(self)]  # in a list: not a parameter of the encoder
-        return MoonForConditionalGeneration.around(self, self._output_layer[0].to(self.device, self.dtype))
+        kept = getattr(self, "_output_layer", None) or [load_output_layer(self)]
+        self._output_layer = [kept[0].to(self.device, self.dtype)]  # in a list: not a parameter of the encoder
+        return MoonForConditionalGeneration.around(self, self._output_layer[0])
 
 
 # Outputs of single layers, which have no rows when the batch is packed.
@@ -781,19 +794,21 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         self.post_init()
 
     @classmethod
-    def around(cls, encoder: MoonModel, output_weight: torch.Tensor) -> MoonForConditionalGeneration:
+    def around(cls, encoder: MoonModel, lm_head: nn.Module | torch.Tensor) -> MoonForConditionalGeneration:
         """A writer that shares an encoder, with its own neutral generation settings.
 
         Args:
             encoder: becomes `.model`, as it is.
-            output_weight: (vocabulary, H), becomes the output layer's weight.
+            lm_head: the output layer, or its weight (vocabulary, H).
         """
         writer = cls.__new__(cls)
         MoonPreTrainedModel.__init__(writer, encoder.config)
         writer.model = encoder
-        writer.lm_head = nn.Linear(*output_weight.shape[::-1], bias=False, device="meta")
-        writer.lm_head.weight = nn.Parameter(output_weight.detach(), requires_grad=False)
-        return writer.train(encoder.training)
+        if isinstance(lm_head, torch.Tensor):
+            weight, lm_head = lm_head, nn.Linear(*lm_head.shape[::-1], bias=False, device="meta")
+            lm_head.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        writer.lm_head, writer.training = lm_head, encoder.training
+        return writer
 
     def embed(self, products: Any, **options: Any) -> MoonEmbedding:
         """As `MoonModel.embed`.
@@ -801,7 +816,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         Raises:
             ValueError: see `embed_records`.
         """
-        return embed_records(self.model, lambda: self.around(self.model, self.lm_head.weight), products, **options)
+        return embed_records(self.model, lambda: self.around(self.model, self.lm_head), products, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -64,8 +64,9 @@ def routing_statistics(
         used_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, 1.0)
         kept_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, routing.weight_NK)
         for expert, token_G, weight_G in routing.of_aspects:
-            used_NE = used_NE.index_put((token_G, torch.tensor(expert)), torch.ones_like(weight_G, dtype=used_NE.dtype))
-            kept_NE = kept_NE.index_put((token_G, torch.tensor(expert)), weight_G.to(kept_NE.dtype))
+            places = token_G, torch.full_like(token_G, expert)
+            used_NE = used_NE.index_put(places, torch.ones_like(weight_G, dtype=used_NE.dtype))
+            kept_NE = kept_NE.index_put(places, weight_G.to(kept_NE.dtype))
         used_NE, kept_NE, gate_NE = used_NE[chosen_N], kept_NE[chosen_N], routing.gate_NE[chosen_N]
         loads.append(used_NE.mean(dim=0))
         gates.append(kept_NE.new_zeros(len(attended_BT), kept_NE.shape[1]).index_add(0, row_N, kept_NE) / tokens_B1)

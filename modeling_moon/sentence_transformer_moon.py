@@ -117,6 +117,7 @@ class MoonTransformer(InputModule):
             checkpoint, hub = self.source
             whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=self.model.dtype, **hub)
             whole.model, whole.config = self.model, self.model.config
+            whole.tie_weights()  # to the embeddings of this model, which may have been trained
             whole.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
 

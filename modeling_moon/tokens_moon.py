@@ -135,3 +135,22 @@ def in_rows(packed_1NH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """States (B, T, H) from those of packed rows, zero where nothing is attended."""
     rows_BTH = packed_1NH.new_zeros(*mask_BT.shape, packed_1NH.shape[-1])
     return rows_BTH.masked_scatter(mask_BT.bool()[..., None], packed_1NH)
+
+
+def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:
+    """What to give to a linear layer: its own dtype, or that of the states where its weights are quantised."""
+    return layer.weight.dtype if layer.weight.dtype.is_floating_point else states.dtype
+
+
+def refuse_unseen_images(input_ids: torch.Tensor | None, image_token_id: int) -> None:
+    """Refuse image tokens without pictures: their placeholder would be embedded as if it were a word.
+
+    Raises:
+        ValueError: with the rows.
+    """
+    if input_ids is None or torch.compiler.is_compiling():
+        return
+    has_image_B = (input_ids == image_token_id).any(dim=1)
+    if bool(has_image_B.any()):
+        rows = has_image_B.nonzero()[:, 0].tolist()
+        raise ValueError(f"rows {rows} of the batch have image tokens but there are no pixel_values to see")

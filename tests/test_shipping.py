@@ -181,6 +181,19 @@ def test_sentence_transformers_let_the_model_think_first(tiny_moon):
         SentenceTransformer(str(tiny_moon("qwen3_vl"))).encode(["red shoes"], reasoning="generate")
 
 
+def test_sentence_transformers_save_trained_tied_embeddings_once(tiny_moon, tmp_path):
+    folder = str(tiny_moon("qwen3_vl", preset="moon3", trained=True))
+    encoder = SentenceTransformer(folder)
+    with torch.no_grad():
+        encoder[0].model.get_input_embeddings().weight.mul_(1.5)
+    expected = encoder.encode(namespace["PRODUCTS"], reasoning="generate")
+    encoder.save_pretrained(str(tmp_path))
+    writer = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert writer.lm_head.weight is writer.get_input_embeddings().weight
+    again = SentenceTransformer(str(tmp_path)).encode(namespace["PRODUCTS"], reasoning="generate")
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_sentence_transformers_options_work(tiny_moon):
     encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")), truncate_dim=16)
     texts = ["red shoes", "a blue mug", "brown bag"]

@@ -294,7 +294,7 @@ def _expert_tensors(
 
 def _with_new_rows(matrix: torch.Tensor, name: str, rows: int, old_rows: int, new_ids: list[int]) -> torch.Tensor:
     """The matrix with rows for the new tokens. An output layer keeps its spare rows; the input embedding's get the mean."""
-    known = min(old_rows, *new_ids)
+    known = min([old_rows, *new_ids])
     mean = matrix[:known].float().mean(dim=0).to(matrix.dtype)
     grown = matrix
     if rows > matrix.shape[0]:

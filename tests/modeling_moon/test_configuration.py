@@ -20,6 +20,12 @@ def vlm_config(tiny_base):
         ({"expert_routing": "switch"}, "accepted: none, guided, modality"),
         ({"embedding_dim": 65}, "1 to the base's width 64"),
         ({"embedding_dim": 0}, "embedding_dim=0"),
+        ({"embedding_dim": "32"}, "embedding_dim='32'; accepted: a whole number"),
+        ({"num_experts": True}, "num_experts=True; accepted: a whole number"),
+        ({"moe_layers": [True]}, "whole numbers from 0 to 1"),
+        ({"objectives": "tim"}, "accepted: different names"),
+        ({"emb_token_id": 10**6}, "emb_token_id=1000000; accepted: an id below"),
+        ({"fire_vision_blocks": [0]}, "details for fire_layers, and there are none"),
         ({"num_experts": 2}, "leaves no free expert"),
         ({"num_experts_per_token": 0}, "accepted: 1 to 2"),
         ({"num_experts": 6, "num_experts_per_token": 5}, "accepted: 1 to 4"),
@@ -34,7 +40,7 @@ def vlm_config(tiny_base):
         ),
         ({"fire_layers": [-1]}, "fire_layers.*from 0 to 1"),
         ({"fire_layers": [0], "fire_rank": 0}, "fire_rank=0; accepted: 1 or more"),
-        ({"fire_vision_blocks": [2]}, "fire_vision_blocks.*from 0 to 1"),
+        ({"fire_layers": [0], "fire_vision_blocks": [2]}, "fire_vision_blocks.*from 0 to 1"),
         ({"fusion": True}, "needs title_start_token_id"),
         ({"fusion": True, "fusion_heads": 7}, "a divisor of the base's width 64"),
         ({"title_start_token_id": 3}, "title_start_token_id and title_end_token_id go together"),
@@ -94,6 +100,15 @@ def test_the_three_presets_are_the_three_systems(vlm_config):
     assert moon2.objectives == ["t", "i", "mm"]
     plain = MoonConfig.moon3(vlm_config, embedding_dim=16, fusion=False, fire_layers=None, **ids)
     assert (plain.fusion, plain.fire_layers, plain.max_reasoning_tokens) == (False, None, 32)
+
+
+def test_heads_of_the_fusion_are_of_a_size_that_every_kernel_takes(vlm_config):
+    def heads(width):
+        vlm_config.text_config.hidden_size = width
+        ids = {"title_start_token_id": 5, "title_end_token_id": 6}
+        return MoonConfig.moon1(vlm_config, embedding_dim=16, fusion=True, **ids).fusion_heads
+
+    assert [heads(width) for width in (64, 1024, 2048, 2560, 3584, 4096)] == [8, 8, 16, 20, 28, 32]
 
 
 def test_details_of_pictures_come_from_deepstack_full_attention_or_named_blocks(tiny_base):

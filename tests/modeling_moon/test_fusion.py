@@ -182,4 +182,9 @@ def test_fusion_without_the_ids_it_reads_is_refused(moon3):
             **{k: v[:, :-1] for k, v in batch.items()}, use_cache=True, output_embeddings=False
         ).past_key_values
         with pytest.raises(ValueError, match="fusion in a decoding step needs raw_tokens"):
-            model(input_ids=batch["input_ids"][:, -1:], attention_mask=batch["attention_mask"], past_key_values=cache)
+            model(
+                input_ids=batch["input_ids"][:, -1:],
+                attention_mask=batch["attention_mask"],
+                past_key_values=cache,
+                aspect_ids=torch.zeros(1, 1, dtype=torch.long),
+            )

@@ -180,5 +180,7 @@ def test_a_balanced_router_costs_one_and_a_collapsed_one_the_number_of_experts()
 def test_a_model_without_preferences_says_so(tiny_moon, call):
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
     arguments = [torch.ones(1, 2, 4) / 4, torch.zeros(1, dtype=torch.long)] if call == "objective_weights" else []
-    with pytest.raises(ValueError, match=r"expert_routing='guided' has no preferences; accepted: 'modality'"):
+    with pytest.raises(
+        ValueError, match=r"expert_routing='guided' in layers \[0, 1\] has no preferences; accepted: 'modality'"
+    ):
         getattr(model, call)(*arguments)

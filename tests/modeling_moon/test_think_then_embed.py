@@ -193,7 +193,7 @@ def test_a_bad_record_is_skipped_and_named(moon3):
     ("arguments", "message"),
     [
         ({"reasoning": "always"}, "reasoning='always' is not known; accepted: none, generate, given"),
-        ({"reasoning": "generate", "thinking": {"max_tokens": 0}}, "max_reasoning_tokens=0; accepted: 1 or more"),
+        ({"reasoning": "generate", "thinking": {"max_tokens": 0}}, "thinking: max_tokens=0; accepted: 1 or more"),
         ({"reasoning": "generate", "thinking": {"do_sample": True, "temperature": 0.0}}, "temperature=0.0"),
         ({"reasoning": "generate", "thinking": {"top_p": 1.5}}, "top_p=1.5"),
     ],
@@ -224,3 +224,62 @@ def test_a_model_from_nowhere_asks_for_its_processor(moon3):
     config._name_or_path = ""
     with pytest.raises(ValueError, match="not loaded from a checkpoint; accepted: processor="):
         MoonModel(config).embed(RECORDS)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_thinking_in_training_is_thinking_in_evaluation_and_leaves_the_modes_alone(moon3, checkpointing):
+    folder, model, processor = moon3
+    expected = model.embed(RECORDS, reasoning="generate", processor=processor)
+    learner = MoonModel.from_pretrained(folder).train()
+    learner.vlm.visual.eval()
+    if checkpointing:
+        learner.gradient_checkpointing_enable()
+    found = learner.embed(RECORDS, reasoning="generate", processor=processor)
+    assert torch.equal(found.reasoning_ids, expected.reasoning_ids)
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
+    assert learner.training
+    assert learner.vlm.language_model.training
+    assert not learner.vlm.visual.training
+
+
+def test_an_adapted_output_layer_writes_what_it_writes_when_merged(moon3):
+    from peft import LoraConfig, get_peft_model
+
+    folder, _, processor = moon3
+    writer = MoonForConditionalGeneration.from_pretrained(folder)
+    adapted = get_peft_model(writer, LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)).eval()
+    before = adapted.embed(RECORDS, reasoning="generate", processor=processor).reasoning_ids
+    plain = MoonModel.from_pretrained(folder).eval().embed(RECORDS, reasoning="generate", processor=processor)
+    assert not torch.equal(before, plain.reasoning_ids)
+    batch = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
+    settings = generation_config(writer.config, Thinking(), processor.tokenizer)
+    alone = adapted.generate(**batch, generation_config=settings)[:, batch["input_ids"].shape[1] :]
+    assert torch.equal(_Ending(alone, settings, writer.config).reasoning_ids, before)
+
+
+def test_the_processor_of_a_pinned_commit_comes_from_that_commit(moon3, monkeypatch):
+    from modeling_moon import embedding_moon
+
+    folder, _, processor = moon3
+    asked = {}
+    monkeypatch.setattr(
+        embedding_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
+    )
+    model = MoonModel.from_pretrained(folder).eval()
+    model.config._commit_hash = "abc123"
+    model.embed(RECORDS[3:4])
+    assert asked == {"revision": "abc123"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"thinking": {"tokens": 3}}, "thinking: found 'tokens'; accepted: max_tokens, do_sample"),
+        ({"max_tokens": 3}, "max_tokens: found a prepared batch; accepted with records only"),
+    ],
+)
+def test_options_that_would_be_lost_are_refused(moon3, arguments, message):
+    _, model, processor = moon3
+    batch = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
+    with pytest.raises(ValueError, match=message):
+        model.embed(batch, reasoning="generate", processor=processor, **arguments)

@@ -152,3 +152,67 @@ def test_sampled_log_probabilities_equal_recomputed_ones(folder, checkpointing):
     if checkpointing:
         now_BR.sum().backward()
         assert writer.model.vlm.language_model.layers[0].mlp.router.weight.grad.any()
+
+
+def test_reentrant_checkpointing_is_refused(folder):
+    model = MoonModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match="accepted: use_reentrant=False"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_the_writer_packs_too_and_then_keeps_no_cache(folder):
+    batch = batch_of(folder)
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    with torch.no_grad():
+        apart, packed = writer(**batch), writer(**batch, packed=True)
+    attended = batch["attention_mask"].bool()
+    torch.testing.assert_close(packed.logits[attended], apart.logits[attended], rtol=1e-4, atol=1e-5)
+    assert apart.past_key_values is not None
+    assert packed.past_key_values is None
+
+
+def test_quantised_linear_layers_are_given_states_in_their_own_dtype(folder):
+    """A stand-in for a quantised layer: its weight is of whole numbers, its input of floating point."""
+
+    class Quantised(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.scale = linear.weight.abs().amax() / 127
+            self.weight = torch.nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+        def forward(self, states):
+            assert states.is_floating_point()
+            return states @ (self.weight.to(states.dtype) * self.scale).T
+
+    batch = batch_of(folder)
+    model = MoonModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        exact = model(**batch).embeddings
+        model.projection = Quantised(model.projection)
+        if model.fusion is not None:
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_in", "gate_out"):
+                setattr(model.fusion, name, Quantised(getattr(model.fusion, name)))
+        assert (model(**batch).embeddings * exact).sum(dim=1).min() > 0.99
+
+
+def test_a_decoding_step_that_lacks_what_it_needs_is_refused(folder):
+    batch = batch_of(folder)
+    model = MoonModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True, output_embeddings=False).past_key_values
+        step = {"input_ids": torch.full((3, 1), 40), "past_key_values": cache}
+        with pytest.raises(ValueError, match="mean read-out needs the whole text|need aspect_ids|no <emb> token"):
+            model(**step)
+
+
+def test_image_tokens_without_pictures_are_refused(folder):
+    batch = {name: value for name, value in batch_of(folder).items() if name not in ("pixel_values", "image_grid_thw")}
+    with pytest.raises(ValueError, match=r"rows \[0, 2\] of the batch have image tokens but there are no pixel_values"):
+        MoonModel.from_pretrained(folder)(**batch)
+
+
+def test_a_model_made_of_a_half_precision_base_is_of_one_dtype(folder):
+    config = MoonModel.from_pretrained(folder).config
+    for part in (config.vlm_config, config.text_config, config.vision_config):
+        part.dtype = torch.bfloat16
+    assert {parameter.dtype for parameter in MoonModel(config).parameters()} == {torch.float32}

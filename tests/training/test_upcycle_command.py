@@ -43,7 +43,7 @@ def test_the_command_writes_a_whole_checkpoint(monkeypatch, tiny_base, tmp_path,
     [
         (["--embedding-dim", "1000"], "accepted: 1 to the base's width 64"),
         (["--num-experts", "2"], "leaves no free expert"),
-        (["--moe-layers", "9"], "layers from 0 to 1"),
+        (["--moe-layers", "9"], "whole numbers from 0 to 1"),
         (["--readout", "max"], "invalid choice"),
     ],
 )
