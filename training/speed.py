@@ -38,7 +38,6 @@ from evaluation.provenance import provenance
 from modeling_moon import MoonModel
 from modeling_moon.sentence_transformer_moon import MoonTransformer
 from processing_moon import MoonProcessor
-from training.chunked_encoding import select_rows
 from training.contrastive_trainer import ContrastiveOptions, ContrastiveTrainer
 from training.data.collate import PairCollator
 from training.data.pairs import Pair
@@ -59,19 +58,20 @@ class Sizes:
     """What is measured with.
 
     Args:
-        batch_size: B, pairs of a step (32 is MOON's global batch); each pair is a text query, a positive and a hard
-            negative with text and picture.
+        batch_size: B, pairs of a step: a text query and a product with text and picture. Without hard negatives the chunks
+            of both sides hold the same rows in the same order, so that both pad alike.
         chunk_size: rows that are encoded with one graph, on both sides.
         hidden_size: width of the small random model; unused with `model`.
         num_layers: its decoder layers; unused with `model`.
         image_tokens: the largest picture, in tokens.
-        queue_steps: past steps in the queue; each leaves 2·B candidates.
+        queue_steps: past steps in the queue; each leaves B candidates.
         loss_queries: queries of the loss whose memory is measured.
-        candidates: numbers of candidates at which it is measured, ascending.
+        candidates: numbers of candidates at which it is measured, ascending; two of each query learn, the others are a
+            queue's, which are at least as many.
         model: a Moon checkpoint in the place of the small random one.
     """
 
-    batch_size: int = 32
+    batch_size: int = 48
     chunk_size: int = 8
     hidden_size: int = 256
     num_layers: int = 2
@@ -86,10 +86,10 @@ class Sizes:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}: found {getattr(self, name)}; accepted: {smallest} or more")
-        if len(self.candidates) < 2 or min(self.candidates) < self.loss_queries * 2:
+        if len(self.candidates) < 2 or min(self.candidates) < self.loss_queries * 4:
             raise ValueError(
                 f"candidates: found {self.candidates}; accepted: two numbers or more, each at least "
-                f"{2 * self.loss_queries}, two for each of the loss_queries"
+                f"{4 * self.loss_queries}, four for each of the loss_queries"
             )
 
 
@@ -160,8 +160,7 @@ class TheirStep:
         encoder = SentenceTransformer(modules=[MoonTransformer(self.model, processor)])
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").train()
         batch = _on_device(torch.load(folder / _BATCH_FILE, weights_only=True))
-        rows = torch.arange(0, len(batch["product"]), 2, device=batch["product"].device)
-        self.columns = [batch["queries"], *(select_rows(batch["products"], rows + place) for place in (0, 1))]
+        self.columns = [batch["queries"], batch["products"]]
         self.loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / _TEMPERATURE, mini_batch_size=chunk_size)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE)
 
@@ -186,7 +185,7 @@ def prepare(folder: Path, sizes: Sizes) -> None:
     Nothing in the batch is a false negative, so that both sides compare with the same candidates. Padding stands on the
     right: sentence-transformers cuts it off a mini-batch there, and only there.
     """
-    count = max(2 * sizes.batch_size, 60)  # a catalogue is no smaller
+    count = max(sizes.batch_size, 60)  # a catalogue is no smaller
     products, _ = make_catalogue(products=count, queries_per_product=0, image_size=128, progress=False)
     model = folder / _MODEL_FOLDER
     if sizes.model is None:
@@ -205,20 +204,16 @@ def prepare(folder: Path, sizes: Sizes) -> None:
     processor.max_image_tokens = sizes.image_tokens
     processor.tokenizer.padding_side = "right"
     processor.instructions = {"product": "product", "query": "query"}
-    pairs = [_pair(products[place], products[place + sizes.batch_size], place) for place in range(sizes.batch_size)]
+    pairs = [_pair(row, place) for place, row in enumerate(products[: sizes.batch_size])]
     batch = PairCollator(processor)(pairs)
     torch.save(batch, folder / _BATCH_FILE)
 
 
-def _pair(positive: dict[str, Any], negative: dict[str, Any], position: int) -> Pair:
-    rows = (positive, negative)
-    names = [row["product_id"] for row in rows]
-    query = {"text": positive["title"].lower(), "id": f"query {position}"}
-    records = [
-        {"title": row["title"], "images": row["images"], "category": row["category_path"], "id": row["product_id"]}
-        for row in rows
-    ]
-    return Pair(query, records, names, [stable_id(name) for name in names], [NO_ID, NO_ID], NO_ID, [], [], position)
+def _pair(row: dict[str, Any], position: int) -> Pair:
+    name = row["product_id"]
+    query = {"text": row["title"].lower(), "id": f"query {position}"}
+    record = {"title": row["title"], "images": row["images"], "category": row["category_path"], "id": name}
+    return Pair(query, [record], [name], [stable_id(name)], [NO_ID], NO_ID, [], [], position)
 
 
 def _on_device(value: Any) -> Any:
@@ -366,7 +361,7 @@ def cached_loss(sizes: Sizes, repeats: int) -> dict[str, Any]:
     speed = 1 / times["ratio"]
     tensor_ratio = cost["ours"]["tensor_bytes"] / cost["other"]["tensor_bytes"]
     return {
-        "about": f"a training step on {sizes.batch_size} triplets in chunks of {sizes.chunk_size}, same weights, tensors, "
+        "about": f"a training step on {sizes.batch_size} pairs in chunks of {sizes.chunk_size}, same weights, tensors, "
         "candidates and optimizer: ContrastiveTrainer.training_step with the streamed loss / sentence-transformers' "
         "CachedMultipleNegativesRankingLoss on MoonTransformer, without its trainer",
         "same": same,
@@ -435,7 +430,7 @@ def queue_step(sizes: Sizes, repeats: int) -> dict[str, Any]:
         times = take_turns(ours, other, repeats)
     queued = len(ours.trainer.queue)
     return times | {
-        "about": f"a training step on {sizes.batch_size} triplets: {queued} candidates in the queue / no queue",
+        "about": f"a training step on {sizes.batch_size} pairs: {queued} candidates in the queue / no queue",
         "queued_per_query": queued / sizes.batch_size,
         "wanted": "at most 1.05",
         "met": times["ratio"] <= 1.05,
@@ -456,7 +451,7 @@ def candidates_memory(sizes: Sizes, repeats: int) -> dict[str, Any]:
         AssertionError: streamed and plain loss differ.
     """
     del repeats
-    block = min(sizes.candidates)
+    block = 2 * sizes.loss_queries
     kinds: dict[str, tuple[int | None, bool]] = {
         "streamed": (block, False),
         "plain": (None, False),
@@ -495,6 +490,7 @@ def _loss_of_many(sizes: Sizes, count: int, block_size: int | None, all_learn: b
     own_CD, queued_CD = candidate_CD.split([learning, count - learning])
     query_BD, own_CD = query_BD.clone().requires_grad_(), own_CD.clone().requires_grad_()
     product_C = torch.arange(count, device=device)
+    group_C = torch.full_like(product_C, NO_ID)
     target_B = 2 * torch.arange(sizes.loss_queries, device=device)
     none = torch.empty((sizes.loss_queries, 0), dtype=torch.int64, device=device)
     facts = QueryFacts(target_B, torch.full_like(target_B, NO_ID), none, none)
@@ -502,7 +498,7 @@ def _loss_of_many(sizes: Sizes, count: int, block_size: int | None, all_learn: b
 
     def run() -> Tensor:
         segments = [own_CD] if all_learn else [own_CD, queued_CD]
-        exclusion = FalseNegatives(facts, product_C, torch.full_like(product_C, NO_ID), target_B)
+        exclusion = FalseNegatives(facts, product_C, group_C, target_B)
         value = loss(query_BD, segments, target_B, exclusion)
         value.backward()
         return value.detach()

@@ -37,7 +37,7 @@ def test_every_comparison_writes_what_is_wanted_and_whether_it_is_met(tmp_path, 
     assert cached["items_per_second"]["met"] == (cached["items_per_second"]["ratio"] >= 1)
     memory = cached["peak_memory"]
     assert memory["ratio"] == memory["ours"]["tensor_bytes"] / memory["other"]["tensor_bytes"]
-    assert results["queue_step"]["queued_per_query"] == 2 * TINY["queue_steps"]
+    assert results["queue_step"]["queued_per_query"] == TINY["queue_steps"]
     peaks = results["candidates_memory"]["peak_bytes"]
     assert peaks["streamed"]["256"] < peaks["plain"]["256"]
 
@@ -90,4 +90,4 @@ def test_sizes_that_cannot_be_measured_are_refused(tmp_path, capsys):
         Sizes(batch_size=1)
     with pytest.raises(SystemExit):
         main(["--output", str(tmp_path / "speed.json"), "--candidates", "64", "256"])
-    assert "each at least 512" in capsys.readouterr().err
+    assert "each at least 1024" in capsys.readouterr().err
