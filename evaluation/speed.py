@@ -43,14 +43,15 @@ _TEXT: dict[str, Any] = {
     "head_dim": 32,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
 }
+# As in Qwen3-VL-2B, encoding a picture costs the vision tower about what its tokens cost the text model.
 _VISION = {
-    "depth": 2,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_heads": 2,
+    "depth": 4,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_heads": 4,
     "out_hidden_size": _WIDTH,
     "num_position_embeddings": 64,
-    "deepstack_visual_indexes": [],
+    "deepstack_visual_indexes": [1],
 }
 _BATCH, _TOKENS, _PRODUCTS = 8, 128, 64
 _IMAGE_TOKENS, _REASONING = 256, 32
