@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
@@ -286,6 +287,12 @@ def compare(comparison: Comparison, *, repeats: int = 15, warm_up: int = 2) -> d
     }
 
 
+def speed_table(results: dict[str, Any]) -> str:
+    """Results as a Markdown table: what was compared, and ours / other."""
+    rows = [[result["about"], f"{result['ratio']:.2f}"] for result in results.values()]
+    return tabulate(rows, ["ours / other", "ratio"], tablefmt="github", disable_numparse=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -306,8 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results[name] = compare(comparison, repeats=chosen.repeats) | {"provenance": provenance(0)}
         chosen.output.parent.mkdir(parents=True, exist_ok=True)
         chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for name, result in results.items():
-        print(f"{name}: ratio {result['ratio']:.3f} ({result['about']})")
+    print(speed_table(results))
     return 0
 
 

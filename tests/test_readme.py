@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluation.report import comparison_table
+from evaluation.speed import speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,6 +76,10 @@ def test_every_make_target_and_file_that_is_named_exists():
 
 def results_of(name: str) -> dict:
     return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+
+
+def test_the_speeds_are_those_of_the_result_file():
+    assert "<!-- speed-table -->\n" + speed_table(results_of("speed.json")) in README
 
 
 def test_the_tables_are_rendered_from_the_result_files():
