@@ -188,6 +188,29 @@ def test_sharded_bf16_base_becomes_the_same_moon_in_shards(tiny_base, tmp_path):
             assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize("preset", ["moon1", "moon2", "moon3"])
+def test_a_checkpoint_with_every_tensor_of_qwen3_vl_2b_loads_with_none_missing_and_none_left(
+    tiny_base, tmp_path, preset
+):
+    """As deep as the real one, with narrow layers and random weights, in shards with an index."""
+    config = AutoConfig.from_pretrained(tiny_base("qwen3_vl"))
+    config.text_config.num_hidden_layers = 28
+    config.vision_config.depth = 24
+    config.vision_config.deepstack_visual_indexes = [5, 11, 17]
+    base = tmp_path / "base"
+    AutoModelForImageTextToText.from_config(config).save_pretrained(base, max_shard_size="500KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        (base / name).write_bytes((tiny_base("qwen3_vl") / name).read_bytes())
+    index = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index) == set(QWEN3_VL_2B)
+    folder = upcycle(base, tmp_path / "moon", preset=preset, embedding_dim=32)
+    for kind in (MoonForConditionalGeneration, MoonModel):
+        _, loading = kind.from_pretrained(folder, output_loading_info=True)
+        assert not loading["missing_keys"]
+        assert not loading["unexpected_keys"]
+        assert not loading["mismatched_keys"]
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -326,6 +349,10 @@ FULL_SIZES = {
 }
 
 
+# Names and shapes of Qwen3-VL-2B-Instruct's 625 tensors, made of its public configuration.
+QWEN3_VL_2B = json.loads((Path(__file__).with_name("qwen3_vl_2b_tensors.json")).read_text())
+
+
 @pytest.mark.parametrize("preset", ["moon1", "moon2", "moon3"])
 @pytest.mark.parametrize("names", ["new", "old"])
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -343,6 +370,8 @@ def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeyp
             for name, tensor in state.items()
         }
     monkeypatch.setattr(module, "_base_tensors", lambda folder: ((moon_name(n), t) for n, t in state.items()))
+    if (backbone, names) == ("qwen3_vl", "new"):
+        assert {name: list(tensor.shape) for name, tensor in state.items()} == QWEN3_VL_2B
     made = module._moon_tensors(Path("base"), config, config.vocab_size, list(range(151669, 151678)), seed=0)
     found = {name: tuple(tensor.shape) for name, tensor in made}
     assert found == module._expected_shapes(config)
