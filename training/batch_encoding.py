@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.chunked_encoding import Vectors, images_per_row, number_of_rows, select_rows
+from training.chunked_encoding import Vectors, images_per_row, number_of_rows, slice_rows
 from training.shared_pictures import SharedPictures
 
 SIDES = ("queries", "products")
@@ -64,14 +64,12 @@ def _forms_of(batch: Mapping[str, Any], side: str) -> dict[str, tuple[Tensor, di
 
 def _cut(part: BatchPart, start: int, stop: int) -> BatchPart:
     count = number_of_rows(part.inputs)
-    device = next(iter(part.inputs.values())).device
-    rows = torch.arange(start, min(stop, count), device=device)
     forms = {}
     for name, (form_rows, inputs) in part.forms.items():
         here = ((form_rows >= start) & (form_rows < stop)).nonzero()[:, 0]
         if len(here):
-            forms[name] = (form_rows[here] - start, select_rows(inputs, here))
-    return BatchPart(part.side, select_rows(part.inputs, rows), forms)
+            forms[name] = (form_rows[here] - start, slice_rows(inputs, int(here[0]), int(here[-1]) + 1))
+    return BatchPart(part.side, slice_rows(part.inputs, start, min(stop, count)), forms)
 
 
 class BatchEncoder:

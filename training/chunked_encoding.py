@@ -57,14 +57,7 @@ def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]
     if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= count or bool((rows.diff() <= 0).any())):
         raise ValueError(f"rows: found {rows.tolist()}; accepted: ascending numbers from 0 to {count - 1}")
     chosen = {name: tensor[rows] for name, tensor in inputs.items() if name not in PICTURE_KEYS}
-    mask_RT = chosen.get("attention_mask")
-    if mask_RT is not None and len(mask_RT):
-        used = mask_RT.any(dim=0).nonzero()[:, 0]
-        columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None)
-        for name, tensor in chosen.items():
-            if tensor.shape == mask_RT.shape:
-                chosen[name] = tensor[:, columns]
-        chosen["attention_mask"] = mask_RT[:, columns]
+    chosen = _without_padding(chosen)
     if "pixel_values" in inputs:
         image_B = images_per_row(inputs)
         row_G = torch.repeat_interleave(torch.arange(count, device=image_B.device), image_B)
@@ -76,27 +69,59 @@ def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]
     return chosen
 
 
+def slice_rows(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """Return the batch of the rows from `start` to `stop`, as `select_rows` does, as views: nothing is copied.
+
+    Args:
+        inputs: a batch of the processor, or any tensors with rows along the first dimension.
+        start, stop: the first row, and the one after the last.
+    """
+    part = slice(start, stop)
+    chosen = _without_padding({name: tensor[part] for name, tensor in inputs.items() if name not in PICTURE_KEYS})
+    if "pixel_values" in inputs:
+        image_B = images_per_row(inputs)
+        first, last = int(image_B[:start].sum()), int(image_B[:stop].sum())
+        if last > first:
+            patch_G = inputs["image_grid_thw"].prod(dim=1)
+            chosen["image_grid_thw"] = inputs["image_grid_thw"][first:last]
+            chosen["pixel_values"] = inputs["pixel_values"][int(patch_G[:first].sum()) : int(patch_G[:last].sum())]
+    return chosen
+
+
+def _without_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows without the columns that are padding in each of them."""
+    mask_RT = rows.get("attention_mask")
+    if mask_RT is None or not len(mask_RT):
+        return rows
+    used = mask_RT.any(dim=0).nonzero()[:, 0]
+    columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None)
+    return {name: tensor[:, columns] if tensor.shape == mask_RT.shape else tensor for name, tensor in rows.items()}
+
+
 class ChunkedEncoding:
     """Encodes a batch in chunks so that only one chunk's graph is alive at a time, with the gradient of the whole batch.
 
     First pass: vectors without graph, the state of the random generators kept for each chunk. The caller computes the loss
     of all vectors and its gradient ∂L/∂v. Second pass: each chunk once more, from the same random state, and the backward
-    of `Σ v·∂L/∂v`, whose gradient is the loss's by the chain rule.
+    of `Σ v·∂L/∂v`, whose gradient is the loss's by the chain rule. The last chunk keeps its graph from the first pass, and
+    is the first of the second: one chunk's graph is alive at any time, and that chunk is encoded once.
 
-    Source: GradCache, arXiv 2101.06983. A second forward is the price; dropout and adapters' dropout repeat themselves.
+    Source: GradCache, arXiv 2101.06983; the kept graph is our design. A second forward of the other chunks is the price;
+    dropout and adapters' dropout repeat themselves.
 
     Args:
         encode: gives the vectors of a chunk, with gradient; all chunks give the same width under the same name, a chunk may
             lack a name.
         chunks: what `encode` takes, in order.
-        without_sync: context that keeps a distributed model from averaging gradients; entered for all chunks but the last.
+        without_sync: context that keeps a distributed model from averaging gradients; entered for all backward passes
+            but the last, and the forward passes that belong to them.
 
     Raises:
         ValueError: no chunk.
         RuntimeError: `backward` without the gradient of any vector.
 
     Relations:
-        `select_rows` cuts chunks out of a batch of the processor.
+        `slice_rows` cuts chunks out of a batch of the processor.
     """
 
     def __init__(
@@ -111,43 +136,57 @@ class ChunkedEncoding:
         self._states: list[_RandomState] = []
         self._rows: list[dict[str, int]] = []
         self._vectors: Vectors = {}
+        self._last: Vectors = {}
 
     def vectors(self) -> Vectors:
-        """First pass: the vectors of all chunks, leaves of the caller's graph."""
+        """First pass: the vectors of all chunks, leaves of the caller's graph. The last chunk keeps its graph."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        for chunk in self.chunks:
+        for chunk in self.chunks[:-1]:
             self._states.append(_RandomState())
             with torch.no_grad():
-                found = self.encode(chunk)
-            self._rows.append({name: len(tensor) for name, tensor in found.items()})
-            for name, tensor in found.items():
-                parts[name].append(tensor)
+                self._keep(self.encode(chunk), parts)
+        with self.without_sync() if self._states else contextlib.nullcontext():
+            self._last = self.encode(self.chunks[-1])
+        self._keep(self._last, parts)
         self._vectors = {name: torch.cat(tensors).requires_grad_() for name, tensors in parts.items()}
         return self._vectors
+
+    def _keep(self, found: Vectors, parts: dict[str, list[Tensor]]) -> None:
+        self._rows.append({name: len(tensor) for name, tensor in found.items()})
+        for name, tensor in found.items():
+            parts[name].append(tensor.detach())
 
     def backward(self, last: Callable[[], Tensor] | None = None) -> None:
         """Second pass: add the gradient of all parameters, once the caller has computed that of the vectors.
 
         Args:
-            last: gives a further term of the last chunk's backward, such as zeros that reach every parameter.
+            last: gives a further term of the last backward, such as zeros that reach every parameter.
         """
         gradients = {name: tensor.grad for name, tensor in self._vectors.items() if tensor.grad is not None}
         if not gradients:
             raise RuntimeError("chunked encoding: found no gradient of any vector; accepted: after the loss's backward")
-        starts = dict.fromkeys(gradients, 0)
-        for number, (chunk, state, rows) in enumerate(zip(self.chunks, self._states, self._rows, strict=True)):
-            is_last = number == len(self.chunks) - 1
-            with contextlib.nullcontext() if is_last else self.without_sync():
-                with state.replayed():
-                    found = self.encode(chunk)
-                terms = [last()] if is_last and last is not None else []
-                for name, count in rows.items():
-                    if name in gradients:
-                        part = gradients[name][starts[name] : starts[name] + count]
-                        terms.append((found[name] * part.to(found[name].dtype)).sum())
-                        starts[name] += count
+        self._vectors = {}
+        pieces = {
+            name: gradient.split([rows[name] for rows in self._rows if name in rows])
+            for name, gradient in gradients.items()
+        }
+        taken = {name: iter(parts) for name, parts in pieces.items()}
+        of_chunk = [{name: next(taken[name]) for name in rows if name in taken} for rows in self._rows]
+        last_chunk, self._last = self._last, {}
+        order = [len(self.chunks) - 1, *range(len(self.chunks) - 1)]  # the graph that is there already goes first
+        for place, number in enumerate(order):
+            ends = place == len(order) - 1
+            with contextlib.nullcontext() if ends else self.without_sync():
+                if place:
+                    with self._states[number].replayed():
+                        found = self.encode(self.chunks[number])
+                else:
+                    found, last_chunk = last_chunk, {}
+                terms = [last()] if ends and last is not None else []
+                terms += [(found[name] * part.to(found[name].dtype)).sum() for name, part in of_chunk[number].items()]
                 if any(term.requires_grad for term in terms):
                     sum(terms).backward()
+                del found, terms
 
 
 class _RandomState:

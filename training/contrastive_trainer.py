@@ -148,12 +148,12 @@ class ContrastiveTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         without_sync = functools.partial(self.accelerator.no_sync, model)
         encoding = ChunkedEncoding(self._encoder(model), self._parts(inputs), without_sync)
-        vectors = encoding.vectors()
-        loss = self._loss(vectors, inputs) / self.current_gradient_accumulation_steps
+        loss = self._loss(encoding.vectors(), inputs) / self.current_gradient_accumulation_steps
         with without_sync():
             self.accelerator.backward(loss)
+        loss = loss.detach()  # the graph would keep the vectors
         encoding.backward(functools.partial(touch_every_parameter, model) if world_size() > 1 else None)
-        return loss.detach()
+        return loss
 
     def compute_loss(
         self,

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
-from training.chunked_encoding import ChunkedEncoding, images_per_row, number_of_rows, select_rows
+from training.chunked_encoding import ChunkedEncoding, images_per_row, number_of_rows, select_rows, slice_rows
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 
@@ -150,7 +150,7 @@ def test_chunks_of_a_moon_go_with_adapters_and_gradient_checkpointing(moon, with
     assert_same(results[0][1], results[1][1])
 
 
-def test_only_the_last_chunk_synchronises_and_only_its_backward_gets_the_further_term():
+def test_one_chunk_keeps_its_graph_and_only_the_last_backward_synchronises_and_gets_the_further_term():
     log, model = [], Encoder()
 
     @contextlib.contextmanager
@@ -167,8 +167,8 @@ def test_only_the_last_chunk_synchronises_and_only_its_backward_gets_the_further
     encoding.vectors()["v"].sum().backward()
     extra = nn.Parameter(torch.zeros(()))
     encoding.backward(lambda: extra * 3)
-    first = ["2 rows, graph False", "2 rows, graph False", "1 rows, graph False"]
-    second = ["quiet", "2 rows, graph True", "loud", "quiet", "2 rows, graph True", "loud", "1 rows, graph True"]
+    first = ["2 rows, graph False", "2 rows, graph False", "quiet", "1 rows, graph True", "loud"]
+    second = ["quiet", "loud", "quiet", "2 rows, graph True", "loud", "2 rows, graph True"]
     assert log == first + second
     assert extra.grad == 3
 
@@ -219,6 +219,16 @@ def test_chosen_rows_are_encoded_as_in_the_whole_batch(moon, rows):
         assert torch.allclose(model(**part).embeddings, model(**batch).embeddings[rows], atol=1e-5)
     assert part["attention_mask"].any(dim=0).all()
     assert part["input_ids"].shape == part["attention_mask"].shape
+
+
+@pytest.mark.parametrize("start, stop", [(0, 5), (0, 2), (1, 2), (2, 4), (4, 5)])
+def test_a_slice_of_rows_is_what_choosing_them_gives_without_a_copy(moon, start, stop):
+    _, batch = moon
+    chosen, sliced = select_rows(batch, torch.arange(start, stop)), slice_rows(batch, start, stop)
+    assert set(chosen) == set(sliced)
+    for name, tensor in sliced.items():
+        assert torch.equal(tensor, chosen[name])
+        assert tensor.untyped_storage().data_ptr() == batch[name].untyped_storage().data_ptr()
 
 
 def test_rows_that_do_not_ascend_are_refused(moon):
