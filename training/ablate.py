@@ -447,7 +447,8 @@ def _ended(run: Run, process: subprocess.Popen, seconds: float) -> bool:
         return True
     log = run.folder / LOG_FILE
     last = log.read_text(encoding="utf-8", errors="replace").rpartition(_ATTEMPT)[2]
-    tail = last.splitlines()[1:][-_TAIL_LINES:]
+    shown = [line.rpartition("\r")[2] for line in last.split("\n")[1:]]  # of a progress bar, what it ended with
+    tail = [line for line in shown if line.strip()][-_TAIL_LINES:]
     lines = [f"{run.name}: its training failed with status {process.returncode}; the end of {log}:", *tail]
     tqdm.write("\n  ".join(lines), file=sys.stderr)
     return False
@@ -494,7 +495,7 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
         "boxes": dict(boxes),
         "cells": suite.cells,
         "base": suite.recipe,
-        "words": in_words(rows),
+        "words": in_words(rows, chance),
         "table": rows,
         "chance": chance,
         "runs": {

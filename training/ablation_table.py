@@ -93,31 +93,38 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "interval": t_interval(values), "seeds": len(values)}
 
 
-def in_words(rows: Sequence[Mapping[str, Any]], metric: str = "R@10") -> list[str]:
+def in_words(
+    rows: Sequence[Mapping[str, Any]], chance: Mapping[str, Mapping[str, float]] | None = None, metric: str = "R@10"
+) -> list[str]:
     """Say of each cell, from the intervals alone, whether what it adds helps.
+
+    A cell whose interval of the mean of all rows does not lie above chance has learned nothing that this shows; what is
+    added to such a cell is judged on nothing, and its sentence says so.
 
     Args:
         rows: from `ablation_rows`.
+        chance: row → metric → what a random order gives; None: not compared.
         metric: which of the metrics.
     """
     chosen = [row for row in rows if row["metric"] == metric]
-    sentences = []
-    for cell in list(chosen[0]["cells"])[1:] if chosen else ():
-        change = next(row for row in chosen if row["row"] == ALL_ROWS)["cells"][cell]["difference"]
-        if change is None:
-            sentences.append(
-                f"{label(cell)}: nothing can be said yet, no seed is finished here and in the cell before."
-            )
-            continue
-        if change["interval"] is None:
-            amount = f"{_points(change['mean'])} points with one seed, which has no interval"
-            sentences.append(f"{label(cell)}: {amount}: nothing can be said yet.")
-            continue
-        sentences.append(f"{label(cell)}: {_conclusion(change, metric)}{_by_row(chosen, cell)}.")
-    return sentences
+    if not chosen:
+        return []
+    whole = next(row for row in chosen if row["row"] == ALL_ROWS)["cells"]
+    names = [row["row"] for row in chosen if row["row"] != ALL_ROWS]
+    by_chance = float(np.mean([chance[name][metric] for name in names])) if chance and names else None
+    cells = list(whole)
+    return [
+        f"{label(cell)}: {_sentence(chosen, cell, metric)}{_at_chance(whole[before], whole[cell], by_chance)}."
+        for before, cell in zip(cells, cells[1:], strict=False)
+    ]
 
 
-def _conclusion(change: Mapping[str, Any], metric: str) -> str:
+def _sentence(chosen: Sequence[Mapping[str, Any]], cell: str, metric: str) -> str:
+    change = next(row for row in chosen if row["row"] == ALL_ROWS)["cells"][cell]["difference"]
+    if change is None:
+        return "nothing can be said yet, no seed is finished here and in the cell before"
+    if change["interval"] is None:
+        return f"{_points(change['mean'])} points with one seed, which has no interval: nothing can be said yet"
     low, high = change["interval"]
     amount = f"{metric} {_points(change['mean'])} points ({_points(low)} to {_points(high)}, {change['seeds']} seeds)"
     said = {
@@ -125,7 +132,21 @@ def _conclusion(change: Mapping[str, Any], metric: str) -> str:
         _WORSE: "hurts",
         _UNCLEAR: "does not help here as far as these seeds can tell: the interval includes 0",
     }[change["verdict"]]
-    return f"{amount} in the {ALL_ROWS}: {said}"
+    return f"{amount} in the {ALL_ROWS}: {said}{_by_row(chosen, cell)}"
+
+
+def _at_chance(before: Mapping[str, Any], after: Mapping[str, Any], by_chance: float | None) -> str:
+    """What to say where the models that are compared find no more than a random order does."""
+    if by_chance is None or before["interval"] is None or after["interval"] is None:
+        return ""
+    if before["interval"][0] <= by_chance:
+        return (
+            f"; but the cell before is not above chance ({100 * by_chance:.1f} %), so that this says nothing about what it "
+            "adds to a model that has learned"
+        )
+    if after["interval"][0] <= by_chance:
+        return f"; it falls to chance ({100 * by_chance:.1f} %): with it, this training learns nothing"
+    return ""
 
 
 def _by_row(chosen: Sequence[Mapping[str, Any]], cell: str) -> str:
