@@ -210,7 +210,7 @@ def test_wrong_settings_of_a_reasoning_are_refused(moon3: Pair) -> None:
         ({"query_reasoning": "given"}, "query_reasoning='given'; accepted: none, generate"),
         ({"product_reasoning": "yes"}, "product_reasoning='yes'; accepted: none, generate"),
         ({"max_reasoning_tokens": 4}, "max_reasoning_tokens=4, but neither queries nor products reason"),
-        ({"max_reasoning_tokens": 0, "query_reasoning": "generate"}, "max_tokens=0; accepted: 1 or more"),
+        ({"max_reasoning_tokens": 0, "query_reasoning": "generate"}, "max_reasoning_tokens=0; accepted: 1 or more"),
         ({"reasonings": "x.parquet"}, "reasonings=x.parquet, but neither queries nor products reason"),
         ({"reasonings": "x.csv", "query_reasoning": "generate"}, "reasonings=x.csv; accepted: a .parquet file"),
     ):
