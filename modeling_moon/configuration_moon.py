@@ -14,6 +14,12 @@ EXPERT_ROUTINGS = ("none", "guided", "modality")
 READOUTS = ("mean", "emb", "last")
 # The two aspects that have an expert of their own under guided routing (MOON §3), in the order of those experts.
 ASPECTS = ("category", "attribute")
+# Where the Auto classes find a checkpoint's code.
+AUTO_MAP = {
+    "AutoConfig": "configuration_moon.MoonConfig",
+    "AutoModel": "modeling_moon.MoonModel",
+    "AutoModelForImageTextToText": "modeling_moon.MoonForConditionalGeneration",
+}
 # Arguments that transformers itself passes to a configuration or stores in config.json.
 _LIBRARY_ARGUMENTS = frozenset(
     {

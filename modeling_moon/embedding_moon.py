@@ -256,8 +256,7 @@ class _Ending:
             [written_BR[:, -1], torch.full_like(end_B, close), torch.full_like(end_B, config.emb_token_id)], dim=1
         )
         last_mask_B3 = torch.stack(
-            [inside_BR[:, -1], ~in_cache_BR.any(dim=1) | ~closed_BR[:, :-1].any(dim=1), torch.ones_like(end_B).bool()],
-            dim=1,
+            [inside_BR[:, -1], ~closed_BR[:, :-1].any(dim=1), torch.ones_like(end_B).bool()], dim=1
         )
         self.mask = torch.cat([in_cache_BR, last_mask_B3], dim=1)
         self.ids = torch.cat([written_BR[:, :-1], last_B3], dim=1).masked_fill(~self.mask, pad)

@@ -31,7 +31,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 from transformers.vision_utils import get_vision_window_index
 
-from .configuration_moon import MoonConfig
+from .configuration_moon import AUTO_MAP, MoonConfig
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
 from .fire_moon import Details, MoonDetailMerger, MoonFire
 from .generation_moon import MoonGenerationMixin
@@ -457,11 +457,7 @@ class MoonPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
-        self.config.auto_map = {
-            "AutoConfig": "configuration_moon.MoonConfig",
-            "AutoModel": "modeling_moon.MoonModel",
-            "AutoModelForImageTextToText": "modeling_moon.MoonForConditionalGeneration",
-        }
+        self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -9,14 +9,10 @@ from typing import Any
 
 import modeling_moon
 from modeling_moon import SENTENCE_TRANSFORMER_MODULE, MoonForConditionalGeneration
+from modeling_moon.configuration_moon import AUTO_MAP
 
 _CODE = Path(modeling_moon.__file__).parent
 _MODEL_FILES = sorted(path.name for path in _CODE.glob("*_moon.py"))
-AUTO_MAP = {
-    "AutoConfig": "configuration_moon.MoonConfig",
-    "AutoModel": "modeling_moon.MoonModel",
-    "AutoModelForImageTextToText": "modeling_moon.MoonForConditionalGeneration",
-}
 
 
 def write_code_and_settings(config: Any, processor: Any, folder: str | Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from processing_moon.reasoning_moon import REASONING_KEYS
+
 Rgb = tuple[int, int, int]
 
 COLOURS: dict[str, Rgb] = {
@@ -47,18 +49,7 @@ PATTERN_WORDS: dict[str, tuple[str, ...]] = {
 BRANDS = ("Noru", "Veldt", "Ostara", "Kipling Row", "Lumo", "Harbour & Pine", "Tessel", "Mirin", "Aldous", "Fjell")
 COUNTS = {"1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six"}
 
-MBE_KEYS = (
-    "colour",
-    "category",
-    "category modifier",
-    "brand",
-    "size/specification",
-    "material",
-    "style elements",
-    "fashion style",
-    "target demographic",
-    "season/occasion",
-)
+MBE_KEYS = REASONING_KEYS
 """The ten attribute keys of MBE. A type leaves out those that make no sense for it."""
 
 DEMOGRAPHIC_WORDS: dict[str, tuple[str, ...]] = {
