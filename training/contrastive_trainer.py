@@ -22,6 +22,7 @@ from training.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts
 from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.contrastive_terms import TermOptions, Terms, hits, make_terms
 from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
+from training.full_disk import DiskWatch, check_space
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.momentum_encoder import MomentumEncoder
 from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
@@ -85,6 +86,7 @@ class ContrastiveTrainer(Trainer):
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
+        DiskFullError: a file could not be written; raised in every process, with the last good checkpoint untouched.
         ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
 
     Relations:
@@ -116,6 +118,7 @@ class ContrastiveTrainer(Trainer):
         self.drift = DriftProbe(queue.max_steps if watches else 0, self.options.drift_items)
         momentum = self.options.queue_momentum
         self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
+        self.disk = DiskWatch(self.args.output_dir)
         self.save_records = save_records
         self.save_processor = save_processor
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
@@ -293,15 +296,18 @@ class ContrastiveTrainer(Trainer):
         self._meters = _Meters()
         self._encoded_items, self._timed_since = 0, time.perf_counter()
         super().log(logs, start_time)
-        if self.is_world_process_zero():
-            append_line(Path(self.args.output_dir) / METRICS_FILE, {"step": self.state.global_step, **logs})
+        with self.disk.keeping():
+            if self.is_world_process_zero():
+                append_line(Path(self.args.output_dir) / METRICS_FILE, {"step": self.state.global_step, **logs})
+        self.disk.stop_together(f"step {self.state.global_step} in {METRICS_FILE}")
 
     def _note_skipped(self, skipped: list[dict[str, str]]) -> None:
         """Write each unreadable item to `skipped.jsonl`, once."""
         for skip in skipped:
             if (skip["item"], skip["field"]) not in self._noted:
                 self._noted.add((skip["item"], skip["field"]))
-                append_line(Path(self.args.output_dir) / SKIPPED_FILE, skip)
+                with self.disk.keeping():
+                    append_line(Path(self.args.output_dir) / SKIPPED_FILE, skip)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Return 0: Trainer's estimate counts tokens of one forward and does not fit two."""
@@ -312,26 +318,42 @@ class ContrastiveTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, then the queue and the meters of each process, then the marker that makes it count."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)
-        self.accelerator.wait_for_everyone()
-        with _without_save_limit(self.args):  # Trainer's own pruning does not know which checkpoints are whole
+        with self.disk.keeping():
+            if self.args.should_save:
+                if folder.exists():
+                    shutil.rmtree(folder)
+                check_space(folder.parent)
+        self.disk.stop_together(folder.name)
+        with self.disk.keeping(), _without_save_limit(self.args):  # Trainer's pruning does not know which are whole
             super()._save_checkpoint(model, trial)
-        torch.save(self._own_state(), folder / _state_file())
-        if self.momentum is not None and self.args.should_save:
-            torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if self.save_records is not None:
-                self.save_records(folder)
-            mark_complete(folder)
-            prune(folder.parent, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
+        with self.disk.keeping():
+            torch.save(self._own_state(), folder / _state_file())
+            if self.momentum is not None and self.args.should_save:
+                torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
+        self.disk.stop_together(folder.name, folder)
+        with self.disk.keeping():
+            if self.args.should_save:
+                if self.save_records is not None:
+                    self.save_records(folder)
+                mark_complete(folder)
+                prune(folder.parent, self.args.save_total_limit)
+        self.disk.stop_together(folder.name, folder)
+
+    # A part whose writing fails does not keep a process from the exchanges of the parts that follow.
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and self.save_processor is not None:
-            self.save_processor(Path(output_dir or self.args.output_dir))
+        with self.disk.keeping():
+            super()._save(output_dir, state_dict)
+            if self.args.should_save and self.save_processor is not None:
+                self.save_processor(Path(output_dir or self.args.output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self.disk.keeping():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with self.disk.keeping():
+            super()._save_rng_state(output_dir)
 
     def _own_state(self) -> dict[str, Any]:
         return {

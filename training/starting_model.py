@@ -19,6 +19,7 @@ from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
 from training.checkpoint import save_moon
+from training.resume import written_whole
 from training.small_base import make_base
 from training.upcycle import upcycle
 
@@ -183,7 +184,8 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
     """
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder.with_name("adapter"))
+        with written_whole(folder.with_name("adapter")) as adapter:
+            model.save_pretrained(adapter)
         dtype = next(parameter.dtype for parameter in model.parameters() if not parameter.requires_grad)
         model = model.merge_and_unload()
         for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too

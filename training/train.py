@@ -40,9 +40,18 @@ from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.data.sources import read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables, stream_batches
 from training.data.streams import StreamCollator, StreamError, StreamSource
+from training.full_disk import DiskFullError, stops_on_a_full_disk
 from training.negatives import NegativeQueue
 from training.objective import check_fits, loss_of, options_of
-from training.resume import checkpoints, last_good_checkpoint, remove_incomplete, write_atomically
+from training.resume import (
+    PARTIAL,
+    checkpoints,
+    last_good_checkpoint,
+    mend_lines,
+    remove_incomplete,
+    write_atomically,
+    written_whole,
+)
 from training.starting_model import BASE_FOLDERS, choose_what_learns, load_start, prepare_base, save_trained
 from training.streamed_trainer import StreamedTrainer
 from training.upcycle import UpcycleError
@@ -51,16 +60,16 @@ RECIPE_FILE = "resolved_recipe.yaml"
 PROVENANCE_FILE = "provenance.json"
 FINISHED_FILE = "finished.json"
 _OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE)
-_OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter")
+_OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter", f"final{PARTIAL}", f"adapter{PARTIAL}")
 REFUSED = (RecipeError, TableError, UpcycleError, ResumeError)
 """What the user can put right before a training starts."""
-STOPPED = (NonFiniteLossError, UnreadableBatchError, StreamError)
+STOPPED = (NonFiniteLossError, UnreadableBatchError, StreamError, DiskFullError)
 """What ends a training that has started."""
 _WARM_UP_STEPS, _LEAST_MEASURED_STEPS = 3, 5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 trained or already finished, 2 refused, 3 stopped by bad data."""
+    """Run the command line; the exit status: 0 trained or already finished, 2 refused, 3 stopped by data or a full disk."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(usage())
@@ -76,12 +85,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+@stops_on_a_full_disk
 def run(recipe: Recipe) -> None:
     """Train as the recipe says, or continue, or say that it is done.
 
     Raises:
         RecipeError: the recipe does not fit the data, the model or what output_dir already holds.
         TableError: a data set that cannot be used.
+        DiskFullError: a file that cannot be written.
     """
     args, output_dir = recipe.training, Path(recipe.training.output_dir)
     with args.main_process_first(local=False, desc="opening the run's folder"):
@@ -154,6 +165,7 @@ def open_run(recipe: Recipe) -> bool:
     if main_process:
         for path in remove_incomplete(output_dir):
             print(f"{path}: removed, its save was interrupted")
+        mend_lines(output_dir / SKIPPED_FILE)
     return (output_dir / FINISHED_FILE).is_file()
 
 
@@ -318,9 +330,12 @@ def finish(
     """Save the trained model, evaluate it where the recipe says so, and mark the run as finished."""
     output_dir = Path(recipe.training.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if recipe.training.process_index == 0:
-        save_trained(model, processor, output_dir / "final", start)
-        write_records(recipe, output_dir / "final")
+    with trainer.disk.keeping():
+        if recipe.training.process_index == 0:
+            with written_whole(output_dir / "final") as folder:
+                save_trained(model, processor, folder, start)
+                write_records(recipe, folder)
+    trainer.disk.stop_together("the trained model, final,")
     if recipe.training.evaluate_after:
         evaluate(recipe, model, processor, tables, "after", steps=trainer.state.global_step)
     if recipe.training.process_index == 0:
