@@ -149,12 +149,14 @@ def read_suite(path: Path) -> Suite:
 
 
 def _check_cells(suite: Suite) -> None:
-    """Refuse cells that do not change exactly one key, and keys that the command itself sets."""
+    """Refuse cells that change more than one part, whose keys begin with the same word, and keys that the command sets."""
     for place, (cell, changed) in enumerate(suite.cells.items()):
         if not str(cell).isidentifier():
             raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; accepted: letters, digits and _")
-        if not isinstance(changed, dict) or len(changed) != (1 if place else 0):
-            accepted = "one changed key" if place else "no changed key ({}) in the first cell"
+        parts = {str(key).split("_")[0] for key in changed} if isinstance(changed, dict) else set()
+        if not isinstance(changed, dict) or len(parts) != (1 if place else 0):
+            accepted = "one changed key, or several of one part (queue_steps, queue_warmup_steps)"
+            accepted = accepted if place else "no changed key ({}) in the first cell"
             raise RecipeError(f"{suite.path}: cells: {cell}: found {changed!r}; accepted: {accepted}")
         check_keys(changed, known_keys(), where=f"{suite.path}: cells: {cell}")
         recipe = suite.keys_of(cell)
