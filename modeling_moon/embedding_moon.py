@@ -1,20 +1,24 @@
-"""Records → vectors: read a record and embed it at once, or think first and embed in the same pass.
+"""Records → vectors: read a record and embed it at once, think first and embed in the same pass, or think when unsure.
 
-Shape suffixes: B batch rows, T tokens of a prompt, R tokens of a reasoning, D size of the vector, d of a prefix, A heads.
+Shape suffixes: B batch rows, T tokens of a prompt, R tokens of a reasoning, D size of the vector, d of a prefix, A heads,
+N vectors of a gallery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, GenerationConfig
 
-from .tokens_moon import find_raw_tokens
+from .tokens_moon import RawTokens, find_raw_tokens
 
-REASONING = ("none", "generate", "given")
+REASONING = ("none", "generate", "given", "auto")
+THRESHOLD = 0.05
+_ROWS_PER_BLOCK = 1024
 _BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
@@ -26,9 +30,12 @@ class MoonEmbedding:
         embeddings: (B, D) float32, each row of length 1.
         matryoshka_embeddings: for each of `config.matryoshka_dims` (B, d) float32 of length 1; None without them.
         modality_gates: (B, A, 3) float32, what each fusion head took from (itself, image, title); None without fusion.
-        reasoning: what the processor reads in each row's reasoning (`Reasoning`); None with reasoning="none".
+        reasoning: what the processor reads in each row's reasoning (`Reasoning`), of a row without one None; None with
+            reasoning="none".
         reasoning_ids: (B, R) int64, what was written after `<think>`, `</think>` included where it was, then padding; None
-            unless "generate".
+            unless "generate" or "auto".
+        reasoned: (B,) bool, whether a reasoning stands before the vector.
+        margins: (B,) float32, how sure the vector without reasoning was (`MarginGate`); None unless "auto".
         input_ids, attention_mask: (B, T'), the whole text that the vector was read from, padded on the left.
         kept, skipped, shortened: as in the processor's batch.
     """
@@ -38,6 +45,8 @@ class MoonEmbedding:
     modality_gates: torch.Tensor | None = None
     reasoning: list[Any] | None = None
     reasoning_ids: torch.Tensor | None = None
+    reasoned: torch.Tensor | None = None
+    margins: torch.Tensor | None = None
     input_ids: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
     kept: list[int] = field(default_factory=list)
@@ -54,6 +63,7 @@ class Thinking:
         do_sample (`bool`): draw tokens instead of taking the likeliest. Default False.
         temperature (`float`): of the draw, above 0. Default 1.
         top_p (`float`): draw from the likeliest tokens that together have this probability, in (0, 1]. Default 1.
+        min_tokens (`int`): no end is written before so many tokens; to measure what a length costs. Default 0.
 
     Raises:
         ValueError: a value out of range.
@@ -63,6 +73,7 @@ class Thinking:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -71,6 +82,81 @@ class Thinking:
             raise ValueError(
                 f"thinking: temperature={self.temperature}, top_p={self.top_p}; accepted: above 0, and above 0 up to 1"
             )
+        if self.min_tokens < 0 or (self.max_tokens is not None and self.min_tokens > self.max_tokens):
+            raise ValueError(
+                f"thinking: min_tokens={self.min_tokens}; accepted: 0 or more, and no more than max_tokens={self.max_tokens}"
+            )
+
+
+class MarginGate:
+    """Which vectors are unsure of what they are nearest to: those whose best two gallery items are about as near.
+
+    `margin_b = s_b1 − s_b2`, the largest and the second largest cosine of vector b with the rows of the gallery;
+    `unsure_b = margin_b < threshold`. Our design. Precedent: margin sampling of active learning (Scheffer et al. 2001); that
+    vectors with and without reasoning complement each other is a finding of UME-R1 (arXiv 2511.00405). There is no learned
+    gate: it would need queries labelled with whether reasoning helped them, anew for every checkpoint and gallery, where the
+    margin needs nothing and follows the gallery that is searched. What it does not see: near-twins in a gallery make every
+    query for them unsure, and a query that is surely wrong stays as it is; `python -m evaluation.gate` draws the curve.
+
+    Args:
+        gallery: (N, D) tensor or array, vectors of what is searched, of any length but 0; embedded with reasoning or without.
+        threshold (`float`): in [0, 2]; 0: nothing is unsure. Default 0.05.
+
+    Raises:
+        ValueError: a gallery that is not of numbers (N, D), has fewer than 2 rows, or a row that is 0 or not finite; a
+            threshold that is not in [0, 2].
+    """
+
+    def __init__(self, gallery: Any, threshold: float = THRESHOLD) -> None:
+        accepted = "accepted: vectors (N, D) of at least 2 items, as a tensor or an array of numbers"
+        try:
+            gallery_ND = torch.as_tensor(gallery)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"gallery: found {type(gallery).__name__}; {accepted}") from error
+        if gallery_ND.ndim != 2 or gallery_ND.shape[0] < 2 or gallery_ND.is_complex():
+            raise ValueError(f"gallery: found shape {tuple(gallery_ND.shape)} of {gallery_ND.dtype}; {accepted}")
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 2:
+            raise ValueError(f"threshold={threshold!r}; accepted: a number in [0, 2], a difference of two cosines")
+        self.gallery_ND, self.threshold = gallery_ND.detach().float(), float(threshold)
+        self.norm_N = torch.linalg.vector_norm(self.gallery_ND, dim=1)
+        bad = ((self.norm_N == 0) | ~self.norm_N.isfinite()).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(f"gallery: rows {bad[:5]} are 0 or not finite; accepted: vectors that have a direction")
+
+    @property
+    def width(self) -> int:
+        """Size of the gallery's vectors."""
+        return self.gallery_ND.shape[1]
+
+    def margins(self, vector_BD: torch.Tensor, exclude: Sequence[Sequence[int]] | None = None) -> torch.Tensor:
+        """The margin of each vector.
+
+        Args:
+            vector_BD: of the gallery's width or wider, of any length; of a wider one (Matryoshka) the first part is compared.
+            exclude: for each vector the rows of the gallery that it does not search in; None: none.
+
+        Shapes: returns (B,) float32 in [0, 2]; inf where fewer than two rows are left to search in.
+
+        Raises:
+            ValueError: vectors that are narrower than the gallery's.
+        """
+        if vector_BD.shape[1] < self.width:
+            raise ValueError(f"vectors of size {vector_BD.shape[1]} and a gallery of size {self.width}")
+        gallery_ND, norm_N = self.gallery_ND.to(vector_BD.device), self.norm_N.to(vector_BD.device)
+        found = [torch.zeros(0, device=vector_BD.device)]
+        for start in range(0, vector_BD.shape[0], _ROWS_PER_BLOCK):
+            block_BD = functional.normalize(vector_BD[start : start + _ROWS_PER_BLOCK, : self.width].float(), dim=-1)
+            cosine_BN = block_BD @ gallery_ND.T / norm_N
+            for row, left_out in enumerate(exclude[start : start + _ROWS_PER_BLOCK] if exclude is not None else ()):
+                cosine_BN[row, list(left_out)] = -torch.inf
+            best_B2 = cosine_BN.topk(2, dim=1).values
+            margin_B = (best_B2[:, 0] - best_B2[:, 1]).clamp(max=2)
+            found.append(torch.where(best_B2[:, 1].isfinite(), margin_B, torch.inf))
+        return torch.cat(found)
+
+    def unsure(self, margin_B: torch.Tensor) -> torch.Tensor:
+        """(B,) bool: which margins are below the threshold."""
+        return margin_B < self.threshold
 
 
 def embed_records(
@@ -81,6 +167,8 @@ def embed_records(
     reasoning: str = "none",
     processor: Any = None,
     thinking: Thinking | Mapping[str, Any] | None = None,
+    gallery: Any = None,
+    threshold: float | None = None,
     **options: Any,
 ) -> MoonEmbedding:
     """Vectors of product and query records.
@@ -91,13 +179,17 @@ def embed_records(
         products: records of products and queries, mixed, or one; or a prepared batch of the processor.
         reasoning: "none": `<emb>` follows the input. "generate": the model first writes attributes, and the vector is read
             one step later in the same pass; without gradient. "given": the record's "reasoning" stands before `<emb>`.
-            All three live in one space (MOON3.0, arXiv 2604.00513; the single pass is our design).
+            "auto": as "none", and the rows that are then unsure (`MarginGate`) as "generate", from the same pass over their
+            prompts. All live in one space (MOON3.0, arXiv 2604.00513; the single pass and the gate are our design).
         processor: default the one in the folder that the model came from.
         thinking: how to write, a `Thinking` or its arguments.
+        gallery: with "auto", (N, D) vectors that the records will be searched among; or (N, d), d a Matryoshka size.
+        threshold: with "auto", the margin below which a row reasons, in [0, 2]. Default 0.05.
         **options: of the processor (`on_error`, `form`, `task`, `max_tokens`, …).
 
     Raises:
-        ValueError: another kind of reasoning; a model that does not reason; no processor where the model came from.
+        ValueError: another kind of reasoning; a model that does not reason; no processor where the model came from; "auto"
+            without a gallery or with one of another width; a gallery or a threshold without "auto"; see `MarginGate`.
         ProductError: a record that cannot be used (with on_error="raise").
     """
     if reasoning not in REASONING:
@@ -106,31 +198,67 @@ def embed_records(
         raise ValueError(
             f"reasoning={reasoning!r}: this model does not reason; accepted: 'none', or a moon3 checkpoint"
         )
+    gate = make_gate(model.config, reasoning, gallery, threshold)
     thinking = thinking if isinstance(thinking, Thinking) else _read_thinking(thinking or {})
     processor = processor if processor is not None else _own_processor(model)
-    if isinstance(products, Mapping) and "input_ids" in products:
-        batch = products
-        if options:
-            raise ValueError(f"{', '.join(options)}: found a prepared batch; accepted with records only")
-    else:
-        if reasoning != "none":
-            options["reasoning"] = reasoning
-        batch = processor(records=products, return_tensors="pt", **options)
+    batch = _prepared(products, processor, reasoning, options)
     if "input_ids" not in batch:
-        result = MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device))
-        result.reasoning = None if reasoning == "none" else []
-        return _reported(result, batch)
+        return _reported(_nothing(model, reasoning), batch)
     tensors = {name: _on(tensor, model) for name, tensor in batch.items()}
-    if reasoning == "generate":
-        result = think_then_embed(model, writer(), tensors, thinking, processor.tokenizer)
-        result.reasoning = processor.read_reasoning(result.reasoning_ids)
+    if reasoning in ("generate", "auto"):
+        result = think_then_embed(model, writer(), tensors, thinking, processor.tokenizer, gate)
+        read = iter(processor.read_reasoning(result.reasoning_ids[result.reasoned]))
+        result.reasoning = [next(read) if reasoned else None for reasoned in result.reasoned.tolist()]
     else:
         output = model(**tensors)
         result = MoonEmbedding(output.embeddings, output.matryoshka_embeddings, output.modality_gates)
         result.input_ids, result.attention_mask = tensors["input_ids"], tensors["attention_mask"]
+        result.reasoned = torch.full_like(tensors["input_ids"][:, 0], reasoning == "given", dtype=torch.bool)
         if reasoning == "given":
             result.reasoning = processor.read_reasoning(_after(tensors["input_ids"], model.config.think_start_token_id))
     return _reported(result, batch)
+
+
+def make_gate(config: Any, reasoning: str, gallery: Any, threshold: float | None) -> MarginGate | None:
+    """The gate of reasoning="auto", made for a model's vectors; None for other kinds of reasoning.
+
+    Raises:
+        ValueError: see `embed_records`.
+    """
+    if reasoning != "auto":
+        for name, value in (("gallery", gallery), ("threshold", threshold)):
+            if value is not None:
+                raise ValueError(f"{name}= was given with reasoning={reasoning!r}; accepted: with reasoning='auto'")
+        return None
+    if gallery is None:
+        raise ValueError("reasoning='auto' without gallery=; accepted: the vectors (N, D) that will be searched among")
+    gate = MarginGate(gallery, THRESHOLD if threshold is None else threshold)
+    widths = [config.vector_size, *(config.matryoshka_dims or ())]
+    if gate.width not in widths:
+        raise ValueError(
+            f"gallery: vectors of size {gate.width}; accepted for this model: {', '.join(map(str, dict.fromkeys(widths)))}"
+        )
+    return gate
+
+
+def _prepared(products: Any, processor: Any, reasoning: str, options: dict[str, Any]) -> Any:
+    """The processor's batch of records, or the batch that was given."""
+    if isinstance(products, Mapping) and "input_ids" in products:
+        if options:
+            raise ValueError(f"{', '.join(options)}: found a prepared batch; accepted with records only")
+        return products
+    if reasoning != "none":
+        options["reasoning"] = "generate" if reasoning == "auto" else reasoning
+    return processor(records=products, return_tensors="pt", **options)
+
+
+def _nothing(model: Any, reasoning: str) -> MoonEmbedding:
+    """The result of a batch in which every record was skipped."""
+    result = MoonEmbedding(torch.zeros(0, model.config.vector_size, device=model.device))
+    result.reasoning = None if reasoning == "none" else []
+    result.reasoned = torch.zeros(0, dtype=torch.bool, device=model.device)
+    result.margins = torch.zeros(0, device=model.device) if reasoning == "auto" else None
+    return result
 
 
 def _read_thinking(given: Mapping[str, Any]) -> Thinking:
@@ -148,13 +276,20 @@ def _reported(result: MoonEmbedding, batch: Any) -> MoonEmbedding:
 
 
 def think_then_embed(
-    model: Any, writer: Any, batch: Mapping[str, torch.Tensor], thinking: Thinking, tokenizer: Any
+    model: Any,
+    writer: Any,
+    batch: Mapping[str, torch.Tensor],
+    thinking: Thinking,
+    tokenizer: Any,
+    gate: MarginGate | None = None,
 ) -> MoonEmbedding:
-    """Write a reasoning for each row and read the vector behind it, in one pass.
+    """Write a reasoning for each row, or for each unsure row, and read the vector behind it, in one pass.
 
     The prompt is encoded once and its keys and values are kept; generation goes on from them, row by row finished at
     `</think>`; then one step of three tokens closes what is open and reads `<emb>`, with the finished rows' padding masked.
-    The fusion reads the prompt's states. Equal to encoding the whole text again, at a fraction of the cost. Our design.
+    The fusion reads the prompt's states. Equal to encoding the whole text again, at a fraction of the cost. With a gate the
+    pass over the prompts ends in `<emb>` and gives the vectors without reasoning; that token is dropped from what is kept,
+    and generation goes on with the unsure rows only. Our design.
 
     Args:
         model: the `MoonModel`; in evaluation mode for the call, because dropout and gradient checkpointing, which keeps no
@@ -163,6 +298,7 @@ def think_then_embed(
         batch: the processor's tensors with reasoning="generate": prompts that end in `<think>`, padded on the left.
         thinking: how to write.
         tokenizer: whose padding token fills up, and whose end-of-sequence token, too, ends a reasoning.
+        gate: which rows reason. Default None: all.
 
     Raises:
         ValueError: prompts that do not end in `<think>`.
@@ -171,34 +307,90 @@ def think_then_embed(
     writer.eval()
     try:
         with torch.no_grad():
-            return _think_then_embed(model, writer, batch, thinking, tokenizer)
+            if not bool((batch["input_ids"][:, -1] == model.config.think_start_token_id).all()):
+                raise ValueError(
+                    "prompts must end in <think> and be padded on the left: processor(…, reasoning='generate')"
+                )
+            if gate is None:
+                return _think(model, writer, _read_prompts(model, writer, batch)[0], thinking, tokenizer)
+            prompts, plain = _read_prompts(model, writer, batch, embed=True)
+            plain.margins = gate.margins(plain.embeddings)
+            unsure_B = gate.unsure(plain.margins)
+            if not bool(unsure_B.any()):
+                return plain
+            thought = _think(model, writer, prompts.only(model, unsure_B), thinking, tokenizer)
+            return _joined(plain, thought, unsure_B, tokenizer.pad_token_id)
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _think_then_embed(
-    model: Any, writer: Any, batch: Mapping[str, torch.Tensor], thinking: Thinking, tokenizer: Any
-) -> MoonEmbedding:
+@dataclass
+class _Prompts:
+    """Prompts that end in `<think>`, and what a pass over them left: keys and values of all but that token.
+
+    Shapes: ids_BT, mask_BT (B, T) int64; deltas_B1 (B, 1) int64, how far pictures move the positions of text behind them.
+    """
+
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    cache: Any
+    raw: RawTokens | None
+    deltas_B1: torch.Tensor
+
+    def only(self, model: Any, chosen_B: torch.Tensor) -> _Prompts:
+        """The chosen rows; the others' keys and values are freed, and the base's offsets are those of the chosen ones."""
+        self.cache.batch_select_indices(chosen_B.nonzero()[:, 0])
+        model.vlm.rope_deltas = self.deltas_B1[chosen_B]
+        raw = None if self.raw is None else RawTokens(*(part[chosen_B] for part in self.raw))
+        return _Prompts(self.ids_BT[chosen_B], self.mask_BT[chosen_B], self.cache, raw, model.vlm.rope_deltas)
+
+
+def _read_prompts(
+    model: Any, writer: Any, batch: Mapping[str, torch.Tensor], *, embed: bool = False
+) -> tuple[_Prompts, MoonEmbedding]:
+    """A pass over the prompts without `<think>`; with `embed` one with `<emb>` in its place, and the vectors there."""
     config = model.config
     ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
-    if not bool((ids_BT[:, -1] == config.think_start_token_id).all()):
-        raise ValueError("prompts must end in <think> and be padded on the left: processor(…, reasoning='generate')")
     positions = writer._prepare_position_ids_for_generation(ids_BT, {**batch, "past_key_values": None})
     cache = DynamicCache(config=config.text_config)
-    prompt = {name: batch[name][:, :-1] for name in _BY_TOKEN if name in batch}
+    seen_ids, length = ids_BT, ids_BT.shape[1] - 1
+    if embed:
+        last_B1 = torch.full_like(ids_BT[:, -1:], config.emb_token_id)
+        seen_ids, length = torch.cat([ids_BT[:, :-1], last_B1], dim=1), ids_BT.shape[1]
+    prompt = {name: batch[name][:, :length] for name in _BY_TOKEN if name in batch} | {
+        "input_ids": seen_ids[:, :length]
+    }
     pictures = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
     seen = model(
         **prompt,
         **pictures,
-        position_ids=positions[..., :-1],
+        position_ids=positions[..., :length],
         past_key_values=cache,
         use_cache=True,
-        output_embeddings=False,
+        output_embeddings=embed,
     )
     raw = None
     if model.fusion is not None:
         raw = find_raw_tokens(config, prompt["input_ids"], prompt["attention_mask"], seen.last_hidden_state)
+    plain = MoonEmbedding(
+        seen.embeddings,
+        seen.matryoshka_embeddings,
+        seen.modality_gates,
+        reasoning_ids=ids_BT[:, :0],
+        reasoned=torch.zeros_like(ids_BT[:, 0], dtype=torch.bool),
+        input_ids=prompt["input_ids"],
+        attention_mask=prompt["attention_mask"],
+    )
+    if embed:
+        cache.crop(-1)
+    return _Prompts(ids_BT, mask_BT, cache, raw, model.vlm.rope_deltas), plain
+
+
+def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, tokenizer: Any) -> MoonEmbedding:
+    """Go on from the prompts: write, close, and read `<emb>`."""
+    config = model.config
+    ids_BT, mask_BT, cache = prompts.ids_BT, prompts.mask_BT, prompts.cache
     settings = generation_config(config, thinking, tokenizer)
     written_BR = writer.generate(
         input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=settings
@@ -214,7 +406,7 @@ def _think_then_embed(
         attention_mask=whole_mask,
         position_ids=torch.cat([text_B3[None], (text_B3 + model.vlm.rope_deltas).expand(3, -1, -1)]),
         past_key_values=cache,
-        raw_tokens=raw,
+        raw_tokens=prompts.raw,
     )
     order = whole_mask.argsort(dim=1, stable=True)  # the masked tokens to the left, the others in their order
     return MoonEmbedding(
@@ -222,9 +414,33 @@ def _think_then_embed(
         output.matryoshka_embeddings,
         output.modality_gates,
         reasoning_ids=ending.reasoning_ids,
+        reasoned=torch.ones_like(ids_BT[:, 0], dtype=torch.bool),
         input_ids=whole_ids.gather(1, order),
         attention_mask=whole_mask.gather(1, order),
     )
+
+
+def _joined(plain: MoonEmbedding, thought: MoonEmbedding, chosen_B: torch.Tensor, pad: int) -> MoonEmbedding:
+    """`plain` with the rows of `thought` in the places that were chosen; token rows as wide as those of `thought`."""
+
+    def put(rows: torch.Tensor, new_rows: torch.Tensor, fill: int = 0, side: int = 0) -> torch.Tensor:
+        missing = new_rows.shape[1] - rows.shape[1]
+        wide = (
+            functional.pad(rows, [missing, 0] if side == 0 else [0, missing], value=fill) if missing else rows.clone()
+        )
+        wide[chosen_B] = new_rows
+        return wide
+
+    joined = MoonEmbedding(put(plain.embeddings, thought.embeddings), reasoned=chosen_B, margins=plain.margins)
+    if plain.matryoshka_embeddings is not None and thought.matryoshka_embeddings is not None:
+        pairs = zip(plain.matryoshka_embeddings, thought.matryoshka_embeddings, strict=True)
+        joined.matryoshka_embeddings = tuple(put(one, other) for one, other in pairs)
+    if plain.modality_gates is not None:
+        joined.modality_gates = put(plain.modality_gates, thought.modality_gates)
+    joined.reasoning_ids = put(plain.reasoning_ids, thought.reasoning_ids, pad, side=1)
+    joined.input_ids = put(plain.input_ids, thought.input_ids, pad)
+    joined.attention_mask = put(plain.attention_mask, thought.attention_mask)
+    return joined
 
 
 class _Ending:
@@ -272,6 +488,7 @@ def generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> Genera
     sampling = {"temperature": thinking.temperature, "top_p": thinking.top_p, "top_k": 0} if thinking.do_sample else {}
     return GenerationConfig(
         max_new_tokens=thinking.max_tokens or config.max_reasoning_tokens,
+        min_new_tokens=thinking.min_tokens or None,
         do_sample=thinking.do_sample,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,

@@ -19,6 +19,8 @@ class MoonTransformer(InputModule):
     of the system message; without one, a product gets the product instruction and everything else the query instruction.
     `encode(…, reasoning="generate")` lets a model that reasons (moon3) write attributes before the vector is read, in the same
     pass; `thinking={"max_tokens": 16, "do_sample": True, …}` says how. `reasoning="given"` takes each record's "reasoning".
+    `reasoning="auto", gallery=vectors, threshold=0.05` lets only those reason whose vector is else unsure what in the gallery it
+    is nearest to (`MarginGate`); `output_value=None` then tells of each, besides its vector, whether it `reasoned`.
 
     Args:
         model: a `MoonModel`.
@@ -30,7 +32,7 @@ class MoonTransformer(InputModule):
     """
 
     save_in_root = True
-    forward_kwargs = {"reasoning", "thinking"}
+    forward_kwargs = {"reasoning", "thinking", "gallery", "threshold"}
 
     def __init__(
         self, model: torch.nn.Module, processor: Any, source: tuple[str, dict[str, Any]] | None = None
@@ -80,7 +82,7 @@ class MoonTransformer(InputModule):
         if not inputs:
             return {}
         records = [self._record(item) for item in inputs]
-        options = {} if reasoning == "none" else {"reasoning": reasoning}
+        options = {} if reasoning == "none" else {"reasoning": "generate" if reasoning == "auto" else reasoning}
         return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
 
     @staticmethod
@@ -94,19 +96,31 @@ class MoonTransformer(InputModule):
         return {"image": item}
 
     def forward(
-        self, features: dict[str, Any], reasoning: str = "none", thinking: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        features: dict[str, Any],
+        reasoning: str = "none",
+        thinking: dict[str, Any] | None = None,
+        gallery: Any = None,
+        threshold: float | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """Adds `sentence_embedding` (B, D) float32, each row of length 1, to the features.
+        """Adds `sentence_embedding` (B, D) float32, each row of length 1, and `reasoned` (B,) bool to the features.
 
         Raises:
-            ValueError: another kind of reasoning, or of thinking, than `MoonModel.embed` takes.
+            ValueError: another kind of reasoning, of thinking, of gallery or of threshold than `MoonModel.embed` takes.
         """
         tensors = {name: features[name] for name in self.processor.model_input_names if name in features}
-        if reasoning == "generate":
-            found = self.model.embed(tensors, reasoning=reasoning, processor=self.processor, thinking=thinking)
-            features["sentence_embedding"] = found.embeddings
-        else:
-            features["sentence_embedding"] = self.model(**tensors).embeddings
+        gate = {"gallery": gallery, "threshold": threshold}
+        if reasoning in ("generate", "auto"):
+            options = {"reasoning": reasoning, "processor": self.processor, "thinking": thinking}
+            found = self.model.embed(tensors, **options, **gate)
+            features["sentence_embedding"], features["reasoned"] = found.embeddings, found.reasoned
+            return features
+        for name, value in gate.items():
+            if value is not None:
+                raise ValueError(f"{name}= was given with reasoning={reasoning!r}; accepted: with reasoning='auto'")
+        features["sentence_embedding"] = self.model(**tensors).embeddings
+        features["reasoned"] = torch.full_like(tensors["input_ids"][:, 0], reasoning == "given", dtype=torch.bool)
         return features
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
