@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 MOON_TOKENS = (CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END, EMB_TOKEN)
 READOUTS = ("mean", "emb", "last")
-REASONINGS = ("none", "generate", "given")
+REASONINGS = ("none", "generate", "given", "mixed")
 DEFAULT_INSTRUCTIONS = {
     "product": "Represent this product, from its pictures and its text, so that shoppers can find it.",
     "query": "Represent what this shopper is looking for, so that the right product is found.",
@@ -307,10 +307,12 @@ class MoonProcessor(ProcessorMixin):
                 instruction: another one, for this call.
                 on_error ("raise" or "skip"): "skip" leaves bad items out and lists them in `.skipped`.
                 core_crop, max_tokens, max_image_tokens: as in the class, for this call.
-                reasoning ("none", "generate" or "given"; the last two need `max_reasoning_tokens`): how the prompt ends.
+                reasoning ("none", "generate", "given" or "mixed"; all but the first need `max_reasoning_tokens`): how the
+                    prompt ends.
                     "generate": with `<think>`, without `<emb>`, padded on the left, for the model to go on from there.
                     "given": with `<think>`, the record's "reasoning" (see `given_reasoning`) cut to `max_reasoning_tokens`,
-                    `</think>` and `<emb>`. Default "none": the record's "reasoning" is not read.
+                    `</think>` and `<emb>`. "mixed": as "given" where the record's "reasoning" is not empty, else as
+                    "none", in one batch. Default "none": the record's "reasoning" is not read.
                 detector (`CoreDetector`): finds the core box where none is given.
                 allow_urls, timeout_seconds, max_bytes, max_pixels: see `ImageLimits`.
                 padding (True, False or "max_length", i.e. to max_tokens; default True), padding_side, pad_to_multiple_of.
@@ -430,7 +432,10 @@ class MoonProcessor(ProcessorMixin):
         if reasoning == "none":
             return emb
         most = self.max_reasoning_tokens or 0
-        whole = plain_text(given_reasoning(row.record, row.item.name), self._control_tokens)
+        given = given_reasoning(row.record, row.item.name, optional=reasoning == "mixed")
+        if not given:
+            return emb
+        whole = plain_text(given, self._control_tokens)
         before = after = len(self._encode([whole])[0])
         while after > most:
             whole = self._without_end(whole, after - most)
@@ -572,9 +577,7 @@ class MoonProcessor(ProcessorMixin):
             return
         fixed = self._fixed_tokens(row)
         image_tokens = sum(count_tokens(image.size, self.image_processor) for image in row.images)
-        parts = (
-            "instruction, template and reasoning" if options.reasoning == "given" else "the instruction and template"
-        )
+        parts = "instruction, template and reasoning" if THINK_END in row.ending else "the instruction and template"
         if fixed + image_tokens > options.max_tokens:
             reason = (
                 f"{image_tokens} image tokens (an image takes at least one) and {fixed} of {parts} are "

@@ -337,16 +337,17 @@ def read_query(record: Any, index: int) -> Item:
     return Item(name, ProductText(title=text if text.strip() else ""), _read_images(name, "image", image), box)
 
 
-def given_reasoning(record: Mapping[str, Any], name: str) -> str:
+def given_reasoning(record: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
     """The reasoning that a record gives, without its tags. Its other fields must have been read.
 
     Args:
         record: with "reasoning": what stands between `<think>` and `</think>`, with or without these tags; or
             {key: value or values}, which is written as `write_reasoning` does. Keys without a value are left out.
         name: what errors call the item.
+        optional: whether a record may give none or an empty one; then "". Default False.
 
     Raises:
-        ProductError: no reasoning, an empty one, or one of another type.
+        ProductError: a reasoning of another type; not `optional` and none, or an empty one.
     """
     value = record.get("reasoning")
     accepted = "accepted: a string, or a dict of key to value or list of values"
@@ -361,7 +362,7 @@ def given_reasoning(record: Mapping[str, Any], name: str) -> str:
         text = strip_tags(_read_text(name, "reasoning", value))
     else:
         raise ProductError(name, "reasoning", f"found {type(value).__name__} {_shown(value)}; {accepted}")
-    if not text:
+    if not text and not optional:
         found = "none is given" if value is None else f"{_shown(value)} is empty"
         raise ProductError(name, "reasoning", f"{found}, and reasoning='given' reads it from each record; {accepted}")
     return text

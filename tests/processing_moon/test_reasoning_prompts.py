@@ -337,7 +337,7 @@ def test_a_reasoning_alone_is_no_item(moon3):
         moon3(records=[{"reasoning": "colour: red"}], reasoning="given")
 
 
-@pytest.mark.parametrize("reasoning", ["generate", "given"])
+@pytest.mark.parametrize("reasoning", ["generate", "given", "mixed"])
 def test_a_processor_that_cannot_reason_says_so(make_processor, processor, reasoning):
     for own in (processor, make_processor(readout="emb")):
         with pytest.raises(
@@ -350,10 +350,75 @@ def test_a_processor_that_cannot_reason_says_so(make_processor, processor, reaso
 
 
 def test_an_unknown_reasoning_and_one_beside_plain_text_are_refused(moon3):
-    with pytest.raises(ValueError, match="reasoning='yes' is not known; accepted: 'none', 'generate', 'given'"):
+    with pytest.raises(
+        ValueError, match="reasoning='yes' is not known; accepted: 'none', 'generate', 'given', 'mixed'"
+    ):
         moon3(products=[GIVEN], reasoning="yes")
     with pytest.raises(TypeError, match="reasoning= belongs to products= and queries="):
         moon3(text=["red"], reasoning="generate")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Some records with reasoning, some without
+
+EMPTY = [{}, {"reasoning": None}, {"reasoning": " "}, {"reasoning": {}}, {"reasoning": {"colour": [], "brand": None}},
+         {"reasoning": "<think> </think>"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_mixed_batch_holds_the_rows_of_given_and_of_none_and_nothing_else(moon3, noise, side):
+    photo = {"text": "same in green", "image": noise()}
+    with_one = [GIVEN, {**photo, "reasoning": {"colour": ["green", "blue"]}}]
+    without = [*({**SHOE, **fields} for fields in EMPTY), photo]
+    records = [with_one[0], *without, with_one[1]]
+    mixed = moon3(records=records, reasoning="mixed", padding_side=side)
+    given, none = (moon3(records=some, reasoning=way) for some, way in ((with_one, "given"), (without, "none")))
+    wanted = [
+        text_of(moon3, given),
+        *(text_of(moon3, none, row) for row in range(len(without))),
+        text_of(moon3, given, 1),
+    ]
+    assert [text_of(moon3, mixed, row) for row in range(len(records))] == wanted
+    lengths = mixed["attention_mask"].sum(dim=1)
+    assert lengths.max() == mixed["input_ids"].shape[1] > lengths.min()
+    edge = mixed["attention_mask"][:, -1 if side == "left" else 0]
+    assert edge.all()
+    assert mixed["pixel_values"].shape[0] == given["pixel_values"].shape[0] + none["pixel_values"].shape[0]
+    assert torch.equal(mixed["mm_token_type_ids"].sum(dim=1).unique(), torch.cat(
+        [given["mm_token_type_ids"].sum(dim=1), none["mm_token_type_ids"].sum(dim=1)]).unique())  # fmt: skip
+
+
+def test_a_mixed_batch_reports_what_it_cut_by_the_records_place(moon3):
+    records = [SHOE, {"text": "red", "reasoning": "colour: red; " * 400}, {**SHOE, "description": "white sole " * 900}]
+    batch = moon3(records=records, reasoning="mixed")
+    assert [(one.index, one.field) for one in batch.shortened] == [(1, "reasoning"), (2, "description")]
+    assert text_of(moon3, batch, 1).endswith("</think><emb>")
+    assert "<think>" not in text_of(moon3, batch, 2)
+
+
+def test_a_mixed_budget_counts_only_the_reasonings_that_are_there(moon3):
+    whole = moon3(records=[SHOE], reasoning="none")["input_ids"].shape[1]
+    batch = moon3(records=[SHOE, GIVEN], reasoning="mixed", max_tokens=whole)
+    assert {one.index for one in batch.shortened} == {1}
+    fixed = moon3(queries=[{"text": "a"}])["input_ids"].shape[1] - 3
+    with pytest.raises(ProductError, match=rf"{fixed} of the instruction and template are more than max_tokens=9;"):
+        moon3(queries=[{"text": "a"}], reasoning="mixed", max_tokens=9)
+    with pytest.raises(ProductError, match="of instruction, template and reasoning are more than max_tokens=9;"):
+        moon3(queries=[{"text": "a", "reasoning": "colour: red"}], reasoning="mixed", max_tokens=9)
+
+
+@pytest.mark.parametrize("case", sorted(set(BAD) - {"missing", "None", "empty", "blank", "tags alone",
+                                                    "an empty mapping", "empty values"}))  # fmt: skip
+def test_a_bad_reasoning_in_a_mixed_batch_is_refused_or_skipped_and_never_taken_for_none(moon3, case):
+    fields, field, words = BAD[case]
+    records = [SHOE, {**SHOE, **fields}, GIVEN]
+    with pytest.raises(ProductError) as caught:
+        moon3(records=records, reasoning="mixed")
+    assert (caught.value.item, caught.value.field) == ("product 1", field)
+    assert words in caught.value.reason
+    batch = moon3(records=records, reasoning="mixed", on_error="skip")
+    assert batch.kept == [0, 2]
+    assert [(one.index, one.field) for one in batch.skipped] == [(1, field)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
