@@ -814,6 +814,14 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         """
         return embed_records(self.model, lambda: self.around(self.model, self.lm_head), products, **options)
 
+    def preference_entropy(self) -> torch.Tensor:
+        """As `MoonModel.preference_entropy`.
+
+        Raises:
+            ValueError: no modality-driven experts.
+        """
+        return self.model.preference_entropy()
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
@@ -833,7 +841,8 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         mm_token_type_ids: torch.LongTensor | None = None,
         aspect_ids: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | torch.Tensor | None = 0,
+        output_embeddings: bool = False,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MoonCausalLMOutput | tuple:
@@ -841,8 +850,16 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
 
         Args:
             labels: (B, T) int64, -100 where no loss is taken: the mean next-token cross-entropy is returned as `loss`.
-            logits_to_keep: only the last so many positions (0: all), or the positions themselves.
+            logits_to_keep: only the last so many positions (0: all), or the positions themselves: (positions,), the same
+                of every row, or (B, T) bool, which gives logits (tokens, vocabulary) in the order of rows. None: no logits.
+            output_embeddings: whether to return `embeddings` and `matryoshka_embeddings` of the same pass.
+
+        Raises:
+            ValueError: `labels` without the logits of all rows' positions; see `MoonModel.forward`.
         """
+        by_token = isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool
+        if labels is not None and (by_token or logits_to_keep is None):
+            raise ValueError("labels need the logits of whole rows; accepted: logits_to_keep=0")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -854,12 +871,13 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             mm_token_type_ids=mm_token_type_ids,
             aspect_ids=aspect_ids,
             use_cache=use_cache,
-            output_embeddings=False,
+            output_embeddings=output_embeddings,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
+        logits = loss = None
+        if logits_to_keep is not None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[kept if by_token else (slice(None), kept)])
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         result = MoonCausalLMOutput(
@@ -867,6 +885,8 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             logits=logits,
             expert_load=outputs.expert_load,
             router_loss=outputs.router_loss,
+            embeddings=outputs.embeddings,
+            matryoshka_embeddings=outputs.matryoshka_embeddings,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

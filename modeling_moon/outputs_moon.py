@@ -44,7 +44,10 @@ class MoonOutput(ModelOutput):
 
 @dataclass
 class MoonCausalLMOutput(CausalLMOutputWithPast):
-    """As the library's, with `expert_load` and `router_loss` where `output_router_stats=True`; see `MoonOutput`."""
+    """As the library's, with `expert_load` and `router_loss` where `output_router_stats=True`, and `embeddings` and
+    `matryoshka_embeddings` where `output_embeddings=True`; see `MoonOutput`."""
 
     expert_load: torch.FloatTensor | None = None
     router_loss: torch.FloatTensor | None = None
+    embeddings: torch.FloatTensor | None = None
+    matryoshka_embeddings: tuple[torch.FloatTensor, ...] | None = None
