@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from processing_moon import MoonProcessor
+from processing_moon.processing_moon import REASONINGS
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
+from processing_moon.reasoning_moon import EMB_TOKEN, THINK_END, THINK_START
 from training.data.pairs import Pair
+from training.data.reasoning_labels import reasoning_labels
 from training.negatives import NO_ID
 
 SUBSTITUTES = 8  # other pairs tried in the place of one that cannot be read
@@ -36,8 +39,10 @@ class PairCollator:
         allow_urls: whether pictures are fetched from public addresses.
         forms: whether to give the modality forms of each item beside the item, for dual alignment. Each picture is fetched
             and decoded once, whatever the number of forms.
+        reasoning: how queries and products are written, as the processor's call option of that name. Default "none".
 
     Raises:
+        ValueError: an unknown `reasoning`, or one beside `forms`.
         UnreadableBatchError: nothing of the batch can be read; names the items and reasons.
 
     Shapes:
@@ -52,6 +57,8 @@ class PairCollator:
         (B,) or (C,) bool; "t" and "i", each {"rows" (R,) int64, the items that have both text and picture, ascending, and
         "inputs", the processor's tensors of these with their text, or their pictures, alone; None where R is 0}. The
         form "mm" of such an item is the item itself, and an item of one modality is its own only form.
+        With reasoning "given" or "mixed", "queries" and "products" also hold "labels" (B, T) and (C, T) int64: the tokens
+        that the model has to write, see `training.data.reasoning_labels.reasoning_labels`.
     """
 
     def __init__(
@@ -60,11 +67,18 @@ class PairCollator:
         substitute: Callable[[int, int], Pair | None] | None = None,
         allow_urls: bool = False,
         forms: bool = False,
+        reasoning: str = "none",
     ) -> None:
+        if reasoning not in REASONINGS:
+            raise ValueError(f"reasoning: found {reasoning!r}; accepted: {', '.join(REASONINGS)}")
+        if forms and reasoning != "none":
+            raise ValueError(f"reasoning: found {reasoning!r} beside forms of each item; accepted: 'none', or no forms")
         self.processor = processor
         self.substitute = substitute
-        self.forms = forms
+        self.forms, self.reasoning = forms, reasoning
         self.options: dict[str, Any] = {"on_error": "skip", "allow_urls": allow_urls}
+        if reasoning != "none":
+            self.options["reasoning"] = reasoning
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         skipped: list[dict[str, str]] = []
@@ -77,7 +91,7 @@ class PairCollator:
             products = self.processor(products=records, form="mm", **self.options)
             bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
             if not bad:
-                return self._batch(left, dict(queries), dict(products), skipped) | self._forms(left)
+                return self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
             skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
             tried = [
@@ -88,6 +102,13 @@ class PairCollator:
             attempts = [attempt for pair, attempt in tried if pair is not None]
         reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
         raise UnreadableBatchError(f"no pair of this batch can be read: {reasons}")
+
+    def _side(self, tensors: Any) -> dict[str, Any]:
+        """The processor's tensors, with labels where reasonings are given."""
+        if self.reasoning not in ("given", "mixed"):
+            return dict(tensors)
+        ids = [self.processor.tokenizer.convert_tokens_to_ids(token) for token in (THINK_START, THINK_END, EMB_TOKEN)]
+        return {**tensors, "labels": reasoning_labels(tensors["input_ids"], *ids)}
 
     def _next(self, pair: Pair, attempt: int) -> Pair | None:
         """What is tried in the place of an unreadable pair."""
@@ -120,7 +141,7 @@ class PairCollator:
         """The forms of queries (`picture` "image") or of products ("images")."""
         of_picture = (picture, "core_box")
         has_image = [bool(record.get(picture)) for record in records]
-        has_text = [bool(record.keys() - {"id", *of_picture}) for record in records]
+        has_text = [bool(record.keys() - {"id", "reasoning", *of_picture}) for record in records]
         rows = [row for row in range(len(records)) if has_text[row] and has_image[row]]
         found: dict[str, Any] = {"has_text": torch.tensor(has_text), "has_image": torch.tensor(has_image)}
         for form in ("t", "i"):
