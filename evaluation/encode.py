@@ -22,12 +22,15 @@ import modeling_moon
 import processing_moon
 from evaluation.baselines import dual_tower
 from evaluation.data.tables import ProductRow, QueryRow
-from modeling_moon.embedding_moon import REASONING, Thinking
+from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
 from processing_moon import Reasoning
 
 KINDS = ("product", "query")
+# How records may be embedded; the gate of "auto" belongs to a search, see `VectorCache`.
+REASONING = ("none", "generate", "given")
 # How rows of tables may be embedded: they give no reasoning of their own.
 ROW_REASONING = ("none", "generate")
+QUERY_REASONING = (*ROW_REASONING, "auto")
 # Importing these (and the processor) makes their model types known to the Auto classes.
 MODELS = (modeling_moon.MoonModel, dual_tower.DualTower)
 _PROGRESS_DELAY_SECONDS = 3.0
@@ -51,7 +54,8 @@ class SkippedRecord:
 class Encoded:
     """Vectors of the records that could be encoded.
 
-    `reasoning[r]` is what was written, or given, before the vector in row r was read; None where nothing was.
+    `reasoning[r]` is what was written, or given, before the vector in row r was read; None where nothing was. `tokens[r]` is how
+    many tokens were written for it, `</think>` included; None unless they were written.
 
     Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`, ascending.
     """
@@ -60,6 +64,7 @@ class Encoded:
     kept: list[int]
     skipped: list[SkippedRecord]
     reasoning: list[Reasoning] | None = None
+    tokens: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ def encode(
 
     vectors: dict[int, np.ndarray] = {}
     written: dict[int, Any] = {}
+    counts: dict[int, int] = {}
     skipped: list[SkippedRecord] = []
     was_training = model.training
     model.eval()
@@ -176,8 +182,8 @@ def encode(
             disable=not how.progress,
         )
         for group, batch in bar:
-            for kept, (vector, text) in zip(batch.kept, _rows(model, processor, batch, reasoning, how), strict=True):
-                vectors[group[kept]], written[group[kept]] = vector, text
+            for kept, found in zip(batch.kept, _rows(model, processor, batch, reasoning, how), strict=True):
+                vectors[group[kept]], written[group[kept]], counts[group[kept]] = found
             skipped += [SkippedRecord(group[s.index], str(s.item), str(s.field), str(s.reason)) for s in batch.skipped]
     finally:
         model.train(was_training)
@@ -186,7 +192,8 @@ def encode(
         np.stack([vectors[index] for index in kept]) if kept else np.zeros((0, model.config.vector_size), np.float32)
     )
     texts = None if reasoning == "none" else [written[index] for index in kept]
-    return Encoded(_unit(stacked, kept), kept, sorted(skipped, key=lambda record: record.index), texts)
+    tokens = [counts[index] for index in kept] if reasoning == "generate" else None
+    return Encoded(_unit(stacked, kept), kept, sorted(skipped, key=lambda record: record.index), texts, tokens)
 
 
 def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequence[str] = REASONING) -> None:
@@ -206,6 +213,23 @@ def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequen
                 f"({type(processor if part is processor else model).__name__}) does not reason, it has no "
                 "max_reasoning_tokens; accepted: 'none', or a moon3 checkpoint"
             )
+
+
+def check_threshold(query_reasoning: str, threshold: float | None) -> float:
+    """The gate's threshold, by default 0.05; one is accepted for queries that reason when unsure.
+
+    Raises:
+        ValueError: a threshold without "auto", or not in [0, 2].
+    """
+    if threshold is None:
+        return THRESHOLD
+    if query_reasoning != "auto":
+        raise ValueError(
+            f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; accepted: with query_reasoning='auto'"
+        )
+    if not 0 <= threshold <= 2:
+        raise ValueError(f"gate_threshold={threshold}; accepted: a number in [0, 2], a difference of two cosines")
+    return threshold
 
 
 def _description(kind: str, options: Mapping[str, Any]) -> str:
@@ -231,16 +255,20 @@ def _prepared_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]
 
 def _rows(
     model: Any, processor: Any, batch: Any, reasoning: str, how: EncodingSettings
-) -> Iterator[tuple[np.ndarray, Reasoning | None]]:
-    """Each row's vector, and what was written before it was read."""
+) -> Iterator[tuple[np.ndarray, Reasoning | None, int]]:
+    """Each row's vector, what was written before it was read, and the number of tokens that the model wrote."""
     if not batch.kept:
         return iter(())
+    nothing = [0] * len(batch.kept)
     if reasoning == "none":
-        return zip(_embed(model, batch), [None] * len(batch.kept), strict=True)
+        return zip(_embed(model, batch), [None] * len(batch.kept), nothing, strict=True)
     # As a dict: a model loaded from a checkpoint's own code has a Thinking of its own.
     thinking = asdict(how.thinking) if isinstance(how.thinking, Thinking) else None
     found = model.embed(batch, reasoning=reasoning, processor=processor, thinking=thinking)
-    return zip(found.embeddings.float().cpu().numpy(), found.reasoning, strict=True)
+    counts = nothing
+    if reasoning == "generate":
+        counts = (found.reasoning_ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
+    return zip(found.embeddings.float().cpu().numpy(), found.reasoning, counts, strict=True)
 
 
 def _embed(model: Any, batch: Any) -> np.ndarray:
@@ -287,11 +315,14 @@ class VectorCache:
         model, processor: as for `encode`.
         products, queries: the rows of the split that is evaluated.
         query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`; every gallery is of the product
-            side, also where products' own parts stand in for queries. Default "none".
+            side, also where products' own parts stand in for queries. Default "none". Queries also "auto": in each search
+            those reason whose vector without reasoning is unsure among that gallery's (`MarginGate`).
+        gate_threshold (`float` or `None`): of "auto", the margin below which a query is unsure. Default 0.05.
         **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
 
     Raises:
-        ValueError: another reasoning, reasoning of a model that does not, `thinking` where no side generates.
+        ValueError: another reasoning, reasoning of a model that does not, `thinking` where no side generates, a threshold
+            without "auto" or not in [0, 2].
 
     Relations: handed to every benchmark of a run.
     """
@@ -305,20 +336,23 @@ class VectorCache:
         *,
         query_reasoning: str = "none",
         product_reasoning: str = "none",
+        gate_threshold: float | None = None,
         **settings: Any,
     ) -> None:
         self.model, self.processor = model, processor
         self.products, self.queries = products, queries
         self.query_reasoning, self.product_reasoning = query_reasoning, product_reasoning
         self.settings = EncodingSettings(**settings)
-        for reasoning in (query_reasoning, product_reasoning):
-            check_reasoning(model, processor, reasoning, ROW_REASONING)
-        if self.settings.thinking is not None and "generate" not in (query_reasoning, product_reasoning):
+        check_reasoning(model, processor, query_reasoning, QUERY_REASONING)
+        check_reasoning(model, processor, product_reasoning, ROW_REASONING)
+        self.gate_threshold = check_threshold(query_reasoning, gate_threshold)
+        if self.settings.thinking is not None and query_reasoning == product_reasoning == "none":
             raise ValueError(
                 f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
             )
         self._galleries: dict[str, Encoded] = {}
         self._queries: Encoded | None = None
+        self._thought: dict[int, tuple[np.ndarray, Reasoning]] = {}
         self._labels: dict[tuple[str, str], np.ndarray] = {}
 
     def gallery(self, form: str) -> Encoded:
@@ -335,11 +369,51 @@ class VectorCache:
         return self._galleries[name]
 
     def all_queries(self) -> Encoded:
-        """Every query, by its place in `queries`."""
+        """Every query, by its place in `queries`; with "auto" without reasoning, as the gate sees them."""
         if self._queries is None:
             records = [row.record() for row in self.queries]
-            self._queries = self._encode(records, self.query_reasoning, kind="query")
+            reasoning = "none" if self.query_reasoning == "auto" else self.query_reasoning
+            self._queries = self._encode(records, reasoning, kind="query")
         return self._queries
+
+    def asked(
+        self, rows: Sequence[int], gallery_GD: np.ndarray, exclude: Sequence[Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Queries as they search a gallery, and with "auto" which of them reasoned for it; each reasons at most once.
+
+        A gallery of one item leaves nothing to be unsure of.
+
+        Args:
+            rows: of `all_queries`.
+            gallery_GD: the vectors that are searched.
+            exclude: for each of the rows the places in the gallery that are left out.
+
+        Shapes: returns (Q, D) float32 and (Q,) bool or None.
+
+        Raises:
+            ValueError: a query that can be embedded but cannot reason.
+        """
+        encoded = self.all_queries()
+        vector_QD = encoded.vectors[list(rows)]
+        if self.query_reasoning != "auto":
+            return vector_QD, None
+        unsure_Q = np.zeros(len(vector_QD), dtype=bool)
+        if len(gallery_GD) > 1:
+            gate = MarginGate(gallery_GD, self.gate_threshold)
+            unsure_Q = gate.unsure(gate.margins(torch.from_numpy(vector_QD), exclude)).numpy()
+        chosen = [encoded.kept[row] for row, unsure in zip(rows, unsure_Q, strict=True) if unsure]
+        self._think_of([index for index in chosen if index not in self._thought])
+        if chosen:
+            vector_QD[unsure_Q] = np.stack([self._thought[index][0] for index in chosen])
+        return vector_QD, unsure_Q
+
+    def _think_of(self, indices: Sequence[int]) -> None:
+        records = [self.queries[index].record() for index in indices]
+        found = self._encode(records, "generate", kind="query")
+        if found.skipped:
+            raise ValueError(f"query {found.skipped[0].item!r} cannot reason: {found.skipped[0].reason}")
+        texts = found.reasoning or []
+        self._thought.update(zip(indices, zip(found.vectors, texts, strict=True), strict=True))
 
     def labels(self, texts: Sequence[str], task: str) -> np.ndarray:
         """Vectors (L, D) of label texts under the instruction of `task` ("category" or "attribute").
@@ -372,7 +446,8 @@ class VectorCache:
         for name, gallery in self._galleries.items():
             for index, text in _written(gallery):
                 found.append(WrittenReasoning("product", name, self.products[index].product_id, text))
-        for index, text in _written(self._queries) if self._queries else ():
+        thought = [(index, text) for index, (_, text) in sorted(self._thought.items())]
+        for index, text in [*(_written(self._queries) if self._queries else ()), *thought]:
             found.append(WrittenReasoning("query", "query", self.queries[index].query_id, text))
         return found
 
@@ -389,7 +464,8 @@ def _written(encoded: Encoded) -> Iterator[tuple[int, Reasoning]]:
 
 def _renumbered(encoded: Encoded, rows: Sequence[int]) -> Encoded:
     skipped = [SkippedRecord(rows[s.index], s.item, s.field, s.reason) for s in encoded.skipped]
-    return Encoded(encoded.vectors, [rows[index] for index in encoded.kept], skipped, encoded.reasoning)
+    kept = [rows[index] for index in encoded.kept]
+    return Encoded(encoded.vectors, kept, skipped, encoded.reasoning, encoded.tokens)
 
 
 def config_digest(model: Any) -> str:

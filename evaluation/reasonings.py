@@ -96,11 +96,15 @@ def reasoning_note(settings: Mapping[str, Any] | None) -> str:
         settings: "reasoning" of a results file; `None` in a file that has none.
 
     Returns: " (reasoning ≤ 32)", " (queries reason ≤ 32)", " (products reason ≤ 32)" with the most tokens that a reasoning
-    had, or nothing where neither side reasons.
+    had, or nothing where neither side reasons; of queries that reason when unsure " (queries reason below a margin of 0.05,
+    ≤ 32)" or " (products reason, queries below a margin of 0.05, ≤ 32)".
     """
     settings = settings or {}
     sides = [side for side in ("query", "product") if settings.get(side, "none") != "none"]
     if not sides:
         return ""
+    if settings.get("query") == "auto":
+        who_else = "products reason, queries" if len(sides) == 2 else "queries reason"
+        return f" ({who_else} below a margin of {settings['gate_threshold']:g}, ≤ {settings['max_reasoning_tokens']})"
     who = {"query": "queries reason", "product": "products reason"}
     return f" ({'reasoning' if len(sides) == 2 else who[sides[0]]} ≤ {settings['max_reasoning_tokens']})"

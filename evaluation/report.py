@@ -101,6 +101,7 @@ def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
             cells = [_ABSENT] * 6
         else:
             label += ", own parts" if scores.get("source") == "products" else ""
+            label += f", {_percent(scores['reasoned'])} % reasoned" if "reasoned" in scores else ""
             recalls = [_percent(scores.get(f"R@{k}")) for k in (1, 5)]
             last = _percent(scores.get("R@10"), scores.get("R@10_interval"))
             sizes = [str(scores.get("queries", _ABSENT)), str(scores.get("gallery", _ABSENT))]

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: retrieval, classification and attribute prediction on one or several data sets.
 
 python -m evaluation.run --model DIR --benchmark catalogue|PATH [PATH …] [--output results.json] [--sheet sheet.png]
-    [--reasoning none|generate [--reasonings reasonings.parquet]]
+    [--reasoning none|generate [--query-reasoning auto --gate-threshold 0.05] [--reasonings reasonings.parquet]]
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
-from evaluation.encode import ROW_REASONING, VectorCache, config_digest, load_for_evaluation
+from evaluation.encode import (
+    QUERY_REASONING,
+    ROW_REASONING,
+    VectorCache,
+    check_threshold,
+    config_digest,
+    load_for_evaluation,
+)
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, results_table
@@ -45,12 +52,15 @@ class EvaluationOptions:
         sheet (`str`, `Path` or `None`): where to draw queries with their top five.
         progress (`bool`): progress bars for longer work. Default True.
         query_reasoning, product_reasoning (`str`): "none" or "generate": whether the model writes attributes of each query,
-            of each product, before it embeds it. Label texts never reason. Default "none".
+            of each product, before it embeds it. Label texts never reason. Queries also "auto": those that are unsure
+            without it, in each search apart. Default "none".
+        gate_threshold (`float` or `None`): of "auto": the margin below which a query is unsure, in [0, 2]. Default 0.05.
         max_reasoning_tokens (`int` or `None`): most tokens of a reasoning. Default: the model's own number.
         reasonings (`str`, `Path` or `None`): a .parquet file, where to write what was written.
 
     Raises:
-        ValueError: an unknown benchmark or reasoning, a number below 1, or settings of a reasoning where no side generates.
+        ValueError: an unknown benchmark or reasoning, a number below 1, settings of a reasoning where no side generates, a
+            threshold without "auto" or not in [0, 2].
     """
 
     split: str | None = "test"
@@ -64,6 +74,7 @@ class EvaluationOptions:
     progress: bool = True
     query_reasoning: str = "none"
     product_reasoning: str = "none"
+    gate_threshold: float | None = None
     max_reasoning_tokens: int | None = None
     reasonings: str | Path | None = None
 
@@ -75,22 +86,23 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; accepted: 1 or more")
-        for name in ("query_reasoning", "product_reasoning"):
-            if getattr(self, name) not in ROW_REASONING:
-                raise ValueError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(ROW_REASONING)}")
+        for name, accepted in (("query_reasoning", QUERY_REASONING), ("product_reasoning", ROW_REASONING)):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(accepted)}")
+        check_threshold(self.query_reasoning, self.gate_threshold)
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise ValueError(
                     f"{name}={getattr(self, name)}, but neither queries nor products reason; accepted: with "
-                    "query_reasoning or product_reasoning 'generate'"
+                    "query_reasoning or product_reasoning 'generate', or query_reasoning 'auto'"
                 )
         if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
             raise ValueError(f"reasonings={self.reasonings}; accepted: a .parquet file")
 
     @property
     def generates(self) -> bool:
-        """Whether a side writes before it is embedded."""
-        return "generate" in (self.query_reasoning, self.product_reasoning)
+        """Whether a side, or some of it, writes before it is embedded."""
+        return {self.query_reasoning, self.product_reasoning} != {"none"}
 
 
 def evaluate_model(
@@ -109,9 +121,9 @@ def evaluate_model(
         model_name (`str`): what the results call the model.
         options: EvaluationOptions. Default: its defaults.
 
-    Returns: the content of a results file: model, benchmark, reasoning (query and product: "none" or "generate";
-    max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent, classification,
-    attributes, skipped, provenance.
+    Returns: the content of a results file: model, benchmark, reasoning (query and product: how they reason; gate_threshold
+    with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent,
+    classification, attributes, skipped, provenance.
 
     Raises:
         TableError: no such split, or nothing in the gallery.
@@ -119,7 +131,7 @@ def evaluate_model(
     """
     options = options or EvaluationOptions()
     chosen = tables.select(options.split)
-    chosen = _limited(chosen, options.limit, options.seed) if options.limit else chosen
+    chosen = limited_tables(chosen, options.limit, options.seed) if options.limit else chosen
     if not chosen.products:
         raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
     started = time.monotonic()
@@ -168,6 +180,8 @@ def evaluate_model(
 
 def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {"query": options.query_reasoning, "product": options.product_reasoning}
+    if options.query_reasoning == "auto":
+        settings["gate_threshold"] = check_threshold("auto", options.gate_threshold)
     if options.generates:
         own = getattr(model.config, "max_reasoning_tokens", None)
         settings["max_reasoning_tokens"] = options.max_reasoning_tokens or own
@@ -183,13 +197,15 @@ def _vector_cache(model: Any, processor: Any, tables: ProductTables, options: Ev
         tables.queries,
         query_reasoning=options.query_reasoning,
         product_reasoning=options.product_reasoning,
+        gate_threshold=options.gate_threshold,
         batch_size=options.batch_size,
         progress=options.progress,
         thinking=thinking,
     )
 
 
-def _limited(tables: ProductTables, limit: int, seed: int) -> ProductTables:
+def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTables:
+    """Tables with `limit` products, drawn by `seed`, and the queries that they answer."""
     count = len(tables.products)
     kept = sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
     products = [tables.products[index] for index in kept]
@@ -237,7 +253,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reasoning", choices=ROW_REASONING, default="none", help="write attributes before embedding (default: none)"
     )
-    parser.add_argument("--query-reasoning", choices=ROW_REASONING, help="of queries (default: as --reasoning)")
+    parser.add_argument(
+        "--query-reasoning",
+        choices=QUERY_REASONING,
+        help="of queries (default: as --reasoning); auto: only when unsure",
+    )
+    parser.add_argument(
+        "--gate-threshold", type=float, help="of auto: the margin of two cosines below which a query is unsure (0.05)"
+    )
     parser.add_argument("--product-reasoning", choices=ROW_REASONING, help="of products (default: as --reasoning)")
     parser.add_argument(
         "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
@@ -270,6 +293,7 @@ def _run(chosen: argparse.Namespace) -> int:
         seed=chosen.seed,
         query_reasoning=chosen.query_reasoning or chosen.reasoning,
         product_reasoning=chosen.product_reasoning or chosen.reasoning,
+        gate_threshold=chosen.gate_threshold,
         max_reasoning_tokens=chosen.max_reasoning_tokens,
         reasonings=chosen.reasonings,
     )
@@ -278,7 +302,7 @@ def _run(chosen: argparse.Namespace) -> int:
         raise ValueError(
             f"--output {chosen.output}: looks like a file; accepted: a folder when there are several benchmarks"
         )
-    all_tables = [_load(source, chosen) for source in chosen.benchmark]
+    all_tables = [load_benchmark(source, chosen) for source in chosen.benchmark]
     names = [tables.name for tables in all_tables]
     if len(set(names)) < len(names):
         raise ValueError(f"benchmarks are called {', '.join(names)}; accepted: different names, or one run for each")
@@ -307,7 +331,12 @@ def _named(path: Path | None, name: str) -> Path | None:
     return path.with_name(f"{path.stem}-{name}{path.suffix}") if path is not None and name else path
 
 
-def _load(source: str, chosen: argparse.Namespace) -> ProductTables:
+def load_benchmark(source: str, chosen: argparse.Namespace) -> ProductTables:
+    """Tables of a benchmark from the command line, which says split, seed, images_root and catalogue_products.
+
+    Raises:
+        TableError: no such tables or split, or tables that cannot be used.
+    """
     catalogue = {"products": chosen.catalogue_products} if source == "catalogue" else {}
     tables = load_tables(source, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
     print(tables.report, file=sys.stderr)

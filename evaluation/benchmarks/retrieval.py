@@ -31,14 +31,30 @@ _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class _Search:
-    """Queries ready to be ranked against one gallery."""
+class Search:
+    """Queries ready to be ranked against one gallery.
+
+    Args:
+        vectors, gallery: (Q, D) and (G, D) float32.
+        asked: of each query its place in the cache's queries; of a product's own part the product's place.
+        positives, exclude: of each query its right answers, and what is left out of its ranking, as rows of the gallery.
+        source: "queries" or "products".
+        unanswerable: ids of queries without a right answer in the gallery, which are not among the Q.
+        reasoned: (Q,) bool, which queries reasoned because they were unsure; None without a gate.
+    """
 
     vectors: np.ndarray
+    gallery: np.ndarray
+    asked: list[int]
     positives: list[list[int]]
     exclude: list[list[int]]
     source: str
     unanswerable: list[str]
+    reasoned: np.ndarray | None = None
+
+    def ranks(self) -> np.ndarray:
+        """(Q,) float64: the rank of each query's best right answer."""
+        return search_ranks(self.vectors, self.gallery, self.positives, self.exclude)
 
 
 def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -51,7 +67,8 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
     other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
 
     Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, queries, gallery, source, unanswerable, or
-    `None`; "absent", direction → why there is no score.
+    `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent", direction → why there is
+    no score.
     """
     absent: dict[str, str] = {}
     scores = {name: _score(cache, name, *DIRECTIONS[name], absent, (resamples, seed)) for name in DIRECTIONS}
@@ -67,11 +84,49 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
 def _score(
     cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], bootstrap: tuple[int, int]
 ) -> dict[str, Any] | None:
+    search = make_search(cache, name, (kind, form), absent)
+    if search is None:
+        return None
+    rank_Q = search.ranks()
+    right_Q = np.asarray([len(right) for right in search.positives])
+    candidates_Q = np.asarray([len(search.gallery) - len(left_out) for left_out in search.exclude])
+    chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in CUTOFFS}
+    scores = retrieval_scores(rank_Q, resamples=bootstrap[0], seed=bootstrap[1])
+    return (
+        scores
+        | chance
+        | {
+            "queries": len(rank_Q),
+            "gallery": len(search.gallery),
+            "source": search.source,
+            "unanswerable": {"count": len(search.unanswerable), "examples": search.unanswerable[:_EXAMPLES]},
+        }
+        | ({} if search.reasoned is None else {"reasoned": float(search.reasoned.mean())})
+    )
+
+
+def make_search(
+    cache: VectorCache,
+    name: str,
+    kind_and_form: tuple[str, str],
+    absent: dict[str, str],
+    searched: VectorCache | None = None,
+) -> Search | None:
+    """The search of one direction, or None where the data has none.
+
+    Args:
+        cache: whose queries ask.
+        name: of the direction.
+        kind_and_form: the type of the queries and the form of the gallery, see `DIRECTIONS`.
+        absent: takes why there is no search, under the direction's name.
+        searched: whose products are searched, of the same rows. Default: those of `cache`.
+    """
+    kind, form = kind_and_form
     has_queries = any(query.type == kind for query in cache.queries)
     if not has_queries and name not in _OWN_PARTS:
         absent[name] = f"the data has no queries of type {kind!r}"
         return None
-    gallery = cache.gallery(form)
+    gallery = (searched or cache).gallery(form)
     if not gallery.kept:
         absent[name] = f"no product of the gallery has {_FORM_NAMES[form]}"
         return None
@@ -80,24 +135,10 @@ def _score(
         why = "has a right answer in the gallery" if has_queries else "has both text and image"
         absent[name] = f"none of the {'queries' if has_queries else 'products'} {why}"
         return None
-    rank_Q = search_ranks(search.vectors, gallery.vectors, search.positives, search.exclude)
-    right_Q = np.asarray([len(right) for right in search.positives])
-    candidates_Q = np.asarray([len(gallery.kept) - len(left_out) for left_out in search.exclude])
-    chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in CUTOFFS}
-    scores = retrieval_scores(rank_Q, resamples=bootstrap[0], seed=bootstrap[1])
-    return (
-        scores
-        | chance
-        | {
-            "queries": len(rank_Q),
-            "gallery": len(gallery.kept),
-            "source": search.source,
-            "unanswerable": {"count": len(search.unanswerable), "examples": search.unanswerable[:_EXAMPLES]},
-        }
-    )
+    return search
 
 
-def _search_queries(cache: VectorCache, kind: str, gallery: Encoded) -> _Search:
+def _search_queries(cache: VectorCache, kind: str, gallery: Encoded) -> Search:
     place = {cache.products[index].product_id: row for row, index in enumerate(gallery.kept)}
     encoded = cache.all_queries()
     rows, positives, exclude, unanswerable = [], [], [], []
@@ -113,10 +154,12 @@ def _search_queries(cache: VectorCache, kind: str, gallery: Encoded) -> _Search:
         rows.append(row)
         positives.append(right)
         exclude.append(left_out)
-    return _Search(encoded.vectors[rows], positives, exclude, "queries", unanswerable)
+    vectors, reasoned = cache.asked(rows, gallery.vectors, exclude)
+    asked = [encoded.kept[row] for row in rows]
+    return Search(vectors, gallery.vectors, asked, positives, exclude, "queries", unanswerable, reasoned)
 
 
-def _search_own_parts(cache: VectorCache, name: str, gallery: Encoded) -> _Search:
+def _search_own_parts(cache: VectorCache, name: str, gallery: Encoded) -> Search:
     asked = cache.gallery(_OWN_PARTS[name][0])
     place = {index: row for row, index in enumerate(gallery.kept)}
     rows = [row for row, index in enumerate(asked.kept) if index in place]
@@ -124,7 +167,8 @@ def _search_own_parts(cache: VectorCache, name: str, gallery: Encoded) -> _Searc
     for index in place:
         same_text.setdefault(_own_text(cache.products[index]), []).append(place[index])
     positives = [same_text[_own_text(cache.products[asked.kept[row]])] for row in rows]
-    return _Search(asked.vectors[rows], positives, [[] for _ in rows], "products", [])
+    indices = [asked.kept[row] for row in rows]
+    return Search(asked.vectors[rows], gallery.vectors, indices, positives, [[] for _ in rows], "products", [])
 
 
 def _own_text(product: ProductRow) -> str:
@@ -153,9 +197,9 @@ def search_examples(cache: VectorCache, *, count: int = 8, top: int = 5, seed: i
     examples = []
     for index in _taking_turns(answerable, [query.type for query in cache.queries], count, seed):
         query = cache.queries[index]
-        score_G = gallery.vectors @ encoded.vectors[row_of[index]]
-        if query.reference_product_id in place:
-            score_G[place[query.reference_product_id]] = -np.inf
+        left_out = [place[query.reference_product_id]] if query.reference_product_id in place else []
+        score_G = gallery.vectors @ cache.asked([row_of[index]], gallery.vectors, [left_out])[0][0]
+        score_G[left_out] = -np.inf
         best = [int(row) for row in np.argsort(-score_G, kind="stable")[:top] if np.isfinite(score_G[row])]
         products = [cache.products[gallery.kept[row]] for row in best]
         found = [
