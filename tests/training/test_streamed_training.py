@@ -2,15 +2,7 @@
 
 import io
 import json
-import os
-import random
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -23,22 +15,8 @@ from safetensors.torch import load_file
 
 from processing_moon import product_moon
 from training.resume import read_lines
+from training.soak import main as soak
 from training.train import main
-
-ROOT = Path(__file__).resolve().parents[2]
-# Runs the training with every file of a checkpoint written slowly, so that a kill can fall into a save.
-SLOW_SAVES = """
-import sys, time
-import torch
-save = torch.save
-def slow_save(*arguments, **options):
-    save(*arguments, **options)
-    time.sleep(0.25)
-torch.save = slow_save
-torch.set_num_threads(1)
-from training.train import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def picture(seed):
@@ -153,51 +131,19 @@ def test_a_small_base_and_a_time_budget_work_with_streams(recipe, tmp_path):
     assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] >= 1
 
 
-def start_two(recipe, output_dir, log):
-    """Two processes that train together, each ours to kill (torchrun would start them in sessions of their own)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-c", SLOW_SAVES, str(recipe), "--output_dir", str(output_dir)]
-    started = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
-        with log.open("a") as stream:
-            started.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT))
-    return started
-
-
-def finish_two(processes, log):
-    codes = [process.wait(timeout=240) for process in processes]
-    assert codes == [0, 0], log.read_text()[-3000:]
-
-
-def kill_two(processes):
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    assert [process.wait(timeout=60) for process in processes] == [-signal.SIGKILL] * 2
-
-
-def test_two_processes_killed_at_a_random_moment_end_as_the_uninterrupted_run(recipe, tmp_path):
-    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
-    finish_two(start_two(recipe, whole, log), log)
-    moments = random.SystemRandom()
-    step, delay = moments.randrange(1, 7), moments.uniform(0, 0.5)
-    print(f"killed {delay:.2f} s after step {step} is logged")  # shown where the test fails
-    processes, deadline = start_two(recipe, killed, log), time.monotonic() + 120
-    while not any(line["step"] >= step for line in losses(killed)):
-        assert all(process.poll() is None for process in processes), log.read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(delay)
-    kill_two(processes)
-    assert not (killed / "finished.json").exists()
-    finish_two(start_two(recipe, killed, log), log)
-    if step > 2:
-        assert "resuming from" in log.read_text()
-    assert_same_run(whole, killed)
-    for rank in (0, 1):
-        state = torch.load(whole / "checkpoint-8" / f"contrastive_state_{rank}.pt", weights_only=True)
-        assert json.loads(state["stream"])["consumed"] == 16
+def test_two_processes_killed_at_a_step_and_in_a_save_end_as_the_run_left_alone(recipe, tmp_path, capsys):
+    kills = ["--kills", "2", "--at-least-in-saves", "1", "--pause-seconds", "0.05"]
+    assert soak([str(recipe), *kills, "--output", str(tmp_path)]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["passed"]
+    assert found["differences"] == []
+    assert found["kills_in_a_save"] >= 1
+    assert len(found["kills"]) == 2
+    assert (found["losses_compared"], found["steps"]) == (6, 6)
+    assert min(found["checkpoint_tensors_compared"], found["final_tensors_compared"]) > 10
+    assert "removed, its save was interrupted" in (tmp_path / "killed.log").read_text()
+    assert_same_run(tmp_path / "uninterrupted", tmp_path / "killed")
+    for run in ("uninterrupted", "killed"):
+        for rank in (0, 1):
+            state = torch.load(tmp_path / run / "checkpoint-6" / f"contrastive_state_{rank}.pt", weights_only=True)
+            assert json.loads(state["stream"])["consumed"] == 12
