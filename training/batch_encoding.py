@@ -16,6 +16,11 @@ from training.shared_pictures import SharedPictures
 
 SIDES = ("queries", "products")
 SINGLE_FORMS = ("t", "i")
+ROUTER = "router"
+CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS = "cross_entropy", "right_tokens", "written_tokens"
+REASONED_ROWS = "reasoned_rows"
+SUMS = (ROUTER, CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS, REASONED_ROWS)
+"""Names of what is not a vector for each row, but one number for each forward pass."""
 
 
 @dataclass
@@ -76,7 +81,7 @@ class BatchEncoder:
     """Encodes parts of a batch; each picture goes through the vision tower once, whatever the number of forms.
 
     Args:
-        model: what is called; its forward gives `.embeddings`.
+        model: what is called; its forward gives `.embeddings`, and may give `.sums` (name of SUMS → (1,)).
         tower: the vision tower inside it, see `training.shared_pictures.vision_tower`; None: pictures are not shared.
         router_loss: whether to ask for the model's `.router_loss`.
         expert_gates: whether to ask for the model's `.expert_gates` of queries.
@@ -84,7 +89,7 @@ class BatchEncoder:
     Shapes:
         Called with a BatchPart, gives by name: "queries" or "products" (rows, D); "queries/t", "queries/i", … (R, D);
         with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with router_loss "router"
-        (forward passes,), L_aux of each times its rows.
+        (forward passes,), L_aux of each times its rows; the model's sums (forward passes,) by their names.
     """
 
     def __init__(
@@ -114,14 +119,16 @@ class BatchEncoder:
         found[name] = output.embeddings
         if self.expert_gates and name.startswith("queries"):
             found[f"{name}/gates"] = output.expert_gates
+        sums = dict(getattr(output, "sums", {}))
         if self.router_loss:
-            weighted = (output.router_loss * len(output.embeddings)).reshape(1)
-            found["router"] = torch.cat([found["router"], weighted]) if "router" in found else weighted
+            sums[ROUTER] = (output.router_loss * len(output.embeddings)).reshape(1)
+        for kind, value in sums.items():
+            found[kind] = torch.cat([found[kind], value]) if kind in found else value
 
 
 def encoded_rows(vectors: Vectors) -> int:
     """Return how many texts and pictures were encoded, each form of an item for itself."""
-    return sum(len(tensor) for name, tensor in vectors.items() if name != "router" and not name.endswith("/gates"))
+    return sum(len(tensor) for name, tensor in vectors.items() if name not in SUMS and not name.endswith("/gates"))
 
 
 def _places(inputs: dict[str, Tensor], rows: Tensor) -> list[int]:

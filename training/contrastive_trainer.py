@@ -35,7 +35,9 @@ SKIPPED_FILE = "skipped.jsonl"
 MOMENTUM_FILE = "momentum_encoder.pt"
 _ALWAYS = ("accuracy", "negatives", "masked_share")
 _OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
-_METERS = (*_ALWAYS, "filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
+_OF_COLD_START = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
+_OF_TERMS = ("filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
+_METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START)  # a checkpoint has them in this order; new ones come last
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -199,7 +201,7 @@ class ContrastiveTrainer(Trainer):
         if "router" in vectors:
             router_loss = vectors["router"].sum() / encoded_rows(vectors)
         sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
-        parts = self.objective(terms.inter, terms.intra, omega, router_loss, sparsity)
+        parts = self._whole_objective(self.objective(terms.inter, terms.intra, omega, router_loss, sparsity), vectors)
         self._check_finite(parts["loss"], inputs["items"])
         with torch.no_grad():
             weights = {f"omega_{form}": weight for form, weight in (omega or {}).items() if form in terms.inter}
@@ -207,6 +209,10 @@ class ContrastiveTrainer(Trainer):
             if self._bare_model().training:
                 self._fill_queue(vectors, inputs, terms.batch)
         return parts["loss"]
+
+    def _whole_objective(self, parts: dict[str, Tensor], vectors: Vectors) -> dict[str, Tensor]:
+        """The objective's parts, "loss" being the total: what else a stage learns is added here."""
+        return parts
 
     def _omega(self, gates_RLE: Tensor, form_R: Tensor) -> dict[str, Tensor]:
         """ω of each form, from the queries of all processes."""
@@ -432,7 +438,7 @@ class _Meters:
     def __init__(self, values: list[list[float]] | None = None) -> None:
         self.values = torch.zeros(len(_METERS), 2, dtype=torch.float64)
         if values is not None:
-            self.values = torch.tensor(values, dtype=torch.float64)
+            self.values[: len(values)] = torch.tensor(values, dtype=torch.float64)
 
     def add(self, name: str, value: Tensor, count: Tensor | float = 1.0) -> None:
         self.values = self.values.to(value.device)
