@@ -1,11 +1,15 @@
 """The one reader of product data: the embedded catalogue, a folder in the two-table format, a user's own files.
 
 Two tables make a data set. `products`: product_id, title, description, category_path, attributes, images, split, group,
-core_box. `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights,
-negatives, split, kind, derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in
-`query_images` (image_id, image). `positive_weights` grades the answers: a number above 0 for each of `positives`, 1 for a
-purchase; without the column every answer has 1. Beside or instead of `queries`, a shop's log `interactions` (query,
-query_image, product_id, action, count, time, split) becomes such queries: see `evaluation.data.interactions`.
+core_box; and, as in MBE3.0, attributes_image and attributes_text: what the picture and what the text show of a product, in
+cells like those of attributes (an empty list says that it shows nothing, a missing cell that nobody has looked).
+`queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights, negatives, split,
+kind, derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in `query_images` (image_id,
+image). `positive_weights` grades the answers: a number above 0 for each of `positives`, 1 for a purchase; without the column
+every answer has 1. Beside or instead of `queries`, a shop's log `interactions` (query, query_image, product_id, action,
+count, time, split) becomes such queries: see `evaluation.data.interactions`. A table `written_attributes` (product_id,
+attributes_image, attributes_text), as `training.data.write_attributes` makes it, fills cells of these columns that products
+lack.
 What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
 
     python -m evaluation.data.tables FOLDER|FILE [--images-root FOLDER]      prints the report, every picture opened
@@ -21,6 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from evaluation.data.interactions import (
     GradedQuery,
@@ -67,6 +73,8 @@ _PRODUCT_COLUMNS = (
     "split",
     "group",
     "core_box",
+    "attributes_image",
+    "attributes_text",
 )
 _QUERY_COLUMNS = (
     "query_id",
@@ -86,7 +94,19 @@ _QUERY_COLUMNS = (
 )
 _IMAGE_COLUMNS = ("image_id", "image")
 _INTERACTION_COLUMNS = ("query", "query_image", "product_id", "action", "count", "time", "split")
-_PARTS = ("products", "queries", "query_images", "interactions")
+_WRITTEN_COLUMNS = (
+    "product_id",
+    "attributes_image",
+    "attributes_text",
+    "written_image",
+    "written_text",
+    "problem_image",
+    "problem_text",
+    "attempts_image",
+    "attempts_text",
+    "model",
+)
+_PARTS = ("products", "queries", "query_images", "interactions", "written_attributes")
 # Other names that files use. An alias counts only where the table has no column of the real name.
 _PRODUCT_ALIASES = {
     "id": "product_id",
@@ -120,13 +140,19 @@ _KINDS = {
     "dangling_interactions": (False, "interactions left out, their product_id is no product of the table"),
     "empty_interactions": (False, "interactions left out, they have neither query nor query_image"),
     "duplicate_interactions": (False, "interactions left out, the same row with the same time came before"),
+    "duplicate_written_attributes": (False, "rows of written_attributes left out, their product_id came before"),
+    "dangling_written_attributes": (False, "rows of written_attributes left out, their product_id is no product"),
     "unknown_columns": (False, "columns that are not read"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ProductRow:
-    """One product. Pictures stay encoded: a row is light and pickles."""
+    """One product. Pictures stay encoded: a row is light and pickles.
+
+    `attributes_image` and `attributes_text` are what the picture and what the text show, None where nobody has said; they
+    are no part of the record that a model sees.
+    """
 
     product_id: str
     title: str = ""
@@ -137,6 +163,8 @@ class ProductRow:
     split: str = EVERY_SPLIT
     group: str | None = None
     core_box: tuple[float, float, float, float] | None = None
+    attributes_image: dict[str, tuple[str, ...]] | None = None
+    attributes_text: dict[str, tuple[str, ...]] | None = None
 
     @property
     def has_text(self) -> bool:
@@ -350,9 +378,9 @@ def load_tables(
 
     Args:
         source: "catalogue" (the embedded one); a folder with products.{parquet,jsonl,csv} and, where there are any,
-            queries.*, query_images.* and interactions.*; a products file; or {"products": …, "queries": …,
-            "query_images": …, "interactions": …, "images": folder} whose tables are files or iterables of row dicts,
-            such as a `datasets.Dataset`.
+            queries.*, query_images.*, interactions.* and written_attributes.*; a products file; or {"products": …,
+            "queries": …, "query_images": …, "interactions": …, "written_attributes": …, "images": folder} whose tables
+            are files or iterables of row dicts, such as a `datasets.Dataset`.
         split (`str` or `None`): keep one split. Default: all rows.
         images_root: folder that image paths are relative to. Default: the folder of the table.
         seed (`int`): seed of the embedded catalogue; other sources do not use it. Default 0.
@@ -419,6 +447,7 @@ class _Table:
             "queries": (_QUERY_COLUMNS, _QUERY_ALIASES),
             "query_images": (_IMAGE_COLUMNS, {"id": "image_id"}),
             "interactions": (_INTERACTION_COLUMNS, _INTERACTION_ALIASES),
+            "written_attributes": (_WRITTEN_COLUMNS, {}),
         }[part]
         self.part, self.found = part, found
         self.label = str(source) if isinstance(source, str | Path) else part
@@ -454,6 +483,13 @@ class _Table:
             self.found.add("malformed_cells", f"{self.part} {item!r}, column {column!r}: {error}")
             return empty
 
+    def shown(self, index: int, item: str, column: str) -> dict[str, tuple[str, ...]] | None:
+        """What a picture or a text shows: attributes, none where the cell is an empty list or dict, None where it is absent."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        if isinstance(value, list | tuple | dict | np.ndarray) and len(value) == 0:
+            return {}
+        return self.cell(index, item, column, parse_attributes, None)
+
 
 def _build(
     name: str, parts: Mapping[str, Any], images_root: str | Path | None, interactions: InteractionOptions
@@ -464,6 +500,8 @@ def _build(
         raise TableError(f"images folder {root}: no such folder")
     tables = {part: _Table(part, parts[part], found) for part in parts if part != "images" and parts[part] is not None}
     products = _read_products(tables["products"], root) if "products" in tables else []
+    if "written_attributes" in tables:
+        products = _with_written_attributes(products, tables["written_attributes"])
     images = _read_query_images(tables["query_images"], root) if "query_images" in tables else {}
     queries = _read_queries(tables["queries"], images, root) if "queries" in tables else []
     if "interactions" in tables:
@@ -494,8 +532,35 @@ def _read_products(table: _Table, root: str | Path | None) -> list[ProductRow]:
                 split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
                 group=table.cell(index, item, "group", parse_text, None),
                 core_box=table.cell(index, item, "core_box", parse_box, None),
+                attributes_image=table.shown(index, item, "attributes_image"),
+                attributes_text=table.shown(index, item, "attributes_text"),
             )
         )
+    return rows
+
+
+def _with_written_attributes(products: list[ProductRow], table: _Table) -> list[ProductRow]:
+    """The products with what was written about them; what their own table says stays."""
+    table.require("product_id")
+    table.require("attributes_image", "attributes_text")
+    known = {row.product_id for row in products}
+    written: dict[str, tuple[Any, Any]] = {}
+    for index, product_id in enumerate(table.ids("product_id")):
+        if product_id not in known:
+            table.found.add("dangling_written_attributes", f"row {index} → {product_id!r}")
+        elif product_id in written:
+            table.found.add("duplicate_written_attributes", f"row {index} → {product_id!r}")
+        else:
+            written[product_id] = (
+                table.shown(index, product_id, "attributes_image"),
+                table.shown(index, product_id, "attributes_text"),
+            )
+    rows = []
+    for row in products:
+        image, text = written.get(row.product_id, (None, None))
+        image = image if row.attributes_image is None else row.attributes_image
+        text = text if row.attributes_text is None else row.attributes_text
+        rows.append(replace(row, attributes_image=image, attributes_text=text))
     return rows
 
 

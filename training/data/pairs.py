@@ -40,6 +40,8 @@ class Pair:
         answers: id → relevance weight of every known positive, those among `products` first and in their order; a
             weight is greater than 0, and 1 for a purchase or an ungraded positive. Empty: the positives, each with 1.
         query_key: names the query where other pairs may know further answers of it, as in a stream; "" where all are known.
+        query_labels, product_labels: the attributes that the query and the first product support in the form that they have
+            here, key → values; None where none is known or nobody looked (see `training.data.reasoning.ReasonedPairs`).
     """
 
     query: dict[str, Any]
@@ -54,6 +56,8 @@ class Pair:
     positive_count: int = 1
     answers: dict[int, float] = field(default_factory=dict)
     query_key: str = ""
+    query_labels: Mapping[str, tuple[str, ...]] | None = None
+    product_labels: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         if not self.answers:
