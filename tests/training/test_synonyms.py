@@ -10,6 +10,7 @@ from training.data.synonyms import (
     canonical_attributes,
     canonical_key,
     canonical_value,
+    spellings,
     states,
     words,
 )
@@ -76,6 +77,13 @@ def test_a_text_names_whole_words_only():
     assert not states("Hatred T-Shirt", "colour", "red")
     assert not states("", "colour", "red")
     assert not states("anything", "colour", "  ")
+
+
+def test_the_ways_to_say_a_value_are_the_words_of_its_line():
+    assert spellings("season/occasion", "fall") == [("autumn",), ("fall",)]
+    assert spellings("brand", "fall") == [("fall",)]
+    assert spellings("colour", "Navy blue") == spellings("colour", "navy") == [("navy",), ("navy", "blue")]
+    assert spellings("colour", "") == []
 
 
 def test_scripts_without_spaces_are_read_by_characters():

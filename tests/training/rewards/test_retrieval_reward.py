@@ -57,6 +57,11 @@ def test_a_collapsed_model_ranks_in_the_middle_even_where_rounding_says_otherwis
     assert reward(positive.tolist(), negative.tolist()) < 0.11
 
 
+def test_what_counts_as_a_tie():
+    negatives = torch.tensor([1.5, 0.5, 0.0, -0.5, -1.5]) * TIE
+    assert ranks([torch.tensor([0.0])], [negatives]) == [1 + 1 + 3 / 2]
+
+
 def test_without_a_negative_nothing_is_known():
     assert reward([0.3], []) is None
 
