@@ -28,8 +28,10 @@ from evaluation.data.catalogue import make_catalogue
 from evaluation.data.interactions import ACTION_WEIGHTS, InteractionOptions
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
+from training.launching import check_launch
 from training.losses.dual_alignment import FORMS as ALIGNMENT_FORMS
 from training.losses.sample_filter import SampleFilter
+from training.quantization import check_quantization
 from training.small_base import SmallBaseConfig
 
 FORMS = ("image", "text", "both")
@@ -56,11 +58,9 @@ NOT_FOR_RECIPES = {
     + ("greater_is_better", "prediction_loss_only"),
     "a recipe always trains, and nothing is evaluated on the way; use evaluate_before and evaluate_after",
 )
-_SHARDED = "the trained model is saved from whole copies; train on several GPUs with accelerate launch --multi_gpu"
+_SHARDED = "the launcher spreads a model over GPUs: accelerate launch --config_file training/launch/fsdp2.yaml"
 NOT_FOR_RECIPES |= dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _SHARDED)
 NOT_FOR_RECIPES["accelerator_config"] = "how batches are spread over processes decides which pairs each of them draws"
-# What `accelerate config` sets for the same.
-_SHARDED_BY_LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_PARALLELISM_CONFIG")
 # Keys that may change between a run and its continuation, because they do not change what is computed.
 MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
@@ -89,6 +89,8 @@ class ModelArguments:
         freeze: shell patterns of parameter names that stay as they are ("*visual*").
         learning_rates: shell patterns of parameter names with a learning rate of their own, {"*visual*": 1e-6}; the first
             pattern that fits a name counts, and the others learn by `learning_rate`.
+        quantization: "4bit" or "8bit" keeps the linear layers of the text model so under the adapters of `lora` (QLoRA); see
+            `training.quantization`. Needs a CUDA GPU and bitsandbytes.
         attn_implementation: "auto" is "flash_attention_2" on a GPU where that is installed, otherwise "sdpa".
     """
 
@@ -100,6 +102,7 @@ class ModelArguments:
     lora: dict | str | None = None
     freeze: list[str] = field(default_factory=list)
     learning_rates: dict | str | None = None
+    quantization: Literal["none", "8bit", "4bit"] = "none"
     attn_implementation: str = "auto"
 
 
@@ -549,6 +552,11 @@ def check_recipe(recipe: Recipe) -> None:
     _check_training(training)
     if loss.encode_chunk_size is not None:
         _check_chunks(training)
+    try:
+        check_quantization(model)
+        check_launch(recipe)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
@@ -647,9 +655,6 @@ def _check_training(training: MoonTrainingArguments) -> None:
         raise RecipeError("max_steps and train_minutes: found neither; accepted: one of them, greater than 0")
     if training.evaluate_products is not None:
         _check_number("evaluate_products", training.evaluate_products, 1)
-    sharded = [name for name in _SHARDED_BY_LAUNCHER if os.environ.get(name, "").lower() in ("1", "true", "yes")]
-    if sharded:
-        raise RecipeError(f"accelerate: found {sharded[0]}; {_SHARDED}")
     if training.n_gpu > 1:
         raise RecipeError(f"found {training.n_gpu} GPUs in one process; accepted: accelerate launch training/train.py")
 

@@ -9,7 +9,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,21 @@ from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, 
 from training.contrastive_terms import TermOptions, Terms, hits, make_terms
 from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
 from training.full_disk import DiskWatch, check_space
+from training.launching import launched, zero_stage
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.momentum_encoder import MomentumEncoder
 from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
 from training.parameter_groups import group_by_rate
 from training.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
+from training.sharding import (
+    EvenEncoder,
+    even_parts,
+    keep_in_step,
+    reach_all,
+    under_its_own_class,
+    use_fsdp,
+    whole_parameters,
+)
 from training.shared_pictures import vision_tower
 
 METRICS_FILE = "metrics.jsonl"
@@ -114,9 +124,13 @@ class ContrastiveTrainer(Trainer):
                 del config.use_cache
         self.options = options or ContrastiveOptions()
         self._bare: tuple[nn.Module, nn.Module] | None = None
+        self.sharded = launched() == "fsdp"
+        if self.sharded and self.options.queue_momentum is not None:
+            raise ValueError("queue_momentum: found with FSDP, whose weights lie in parts; accepted: None, or DDP")
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
-        watches = self.options.drift_items > 0 and rank() == 0  # the queue is the same in every process
+        # The queue is the same in every process; of weights in parts each forward pass is one of all processes.
+        watches = self.options.drift_items > 0 and (rank() == 0 or self.sharded or zero_stage() == 3)
         self.drift = DriftProbe(queue.max_steps if watches else 0, self.options.drift_items)
         momentum = self.options.queue_momentum
         self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
@@ -139,6 +153,19 @@ class ContrastiveTrainer(Trainer):
             group_by_rate(optimizer, model or self.model, self.options.learning_rates)
         return optimizer
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer's; with FSDP, also what accelerate leaves open."""
+        super().create_accelerator_and_postprocess()
+        if launched() == "fsdp":
+            use_fsdp(self.accelerator, self.model)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.sharded:
+            keep_in_step(self.model)
+        return prepared
+
     # A step
 
     def training_step(
@@ -151,13 +178,18 @@ class ContrastiveTrainer(Trainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
-        without_sync = functools.partial(self.accelerator.no_sync, model)
-        encoding = ChunkedEncoding(self._encoder(model), self._parts(inputs), without_sync)
-        loss = self._loss(encoding.vectors(), inputs) / self.current_gradient_accumulation_steps
+        # Without an exchange after each chunk, a sharded model would keep whole gradients.
+        without_sync = contextlib.nullcontext if self.sharded else functools.partial(self.accelerator.no_sync, model)
+        encoding = ChunkedEncoding(self._encoder(model), self._even(self._parts(inputs)), without_sync)
+        vectors = encoding.vectors()
+        loss = self._loss(vectors, inputs) / self.current_gradient_accumulation_steps
+        if self.sharded:
+            loss = loss + reach_all(vectors)
         with without_sync():
             self.accelerator.backward(loss)
         loss = loss.detach()  # the graph would keep the vectors
-        encoding.backward(functools.partial(touch_every_parameter, model) if world_size() > 1 else None)
+        touches = world_size() > 1 and not self.sharded
+        encoding.backward(functools.partial(touch_every_parameter, model) if touches else None)
         return loss
 
     def compute_loss(
@@ -169,10 +201,12 @@ class ContrastiveTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Vectors]:
         """Return the mean loss of this process's queries; with `return_outputs` also all vectors by name."""
         encode = self._encoder(model)
-        parts = [encode(part) for part in self._parts(inputs)]
+        parts = [encode(part) for part in self._even(self._parts(inputs))]
         vectors = {name: torch.cat([part[name] for part in parts if name in part]) for part in parts for name in part}
         loss = self._loss(vectors, inputs)
-        if world_size() > 1:
+        if self.sharded:
+            loss = loss + reach_all(vectors)
+        elif world_size() > 1:
             loss = loss + touch_every_parameter(model)
         return (loss, vectors) if return_outputs else loss
 
@@ -184,12 +218,16 @@ class ContrastiveTrainer(Trainer):
     def _parts(self, inputs: Mapping[str, Any]) -> list[BatchPart]:
         return parts_of(inputs, self.options.chunk_size, self.options.terms.forms)
 
+    def _even(self, parts: list[BatchPart]) -> Sequence[BatchPart]:
+        return even_parts(parts, self.args.device) if self.sharded else parts
+
     def _encoder(self, model: nn.Module) -> BatchEncoder:
         bare = self._bare_model()
         routing = getattr(getattr(bare, "config", None), "expert_routing", None)
         gates = self.options.terms.forms and self.objective.weights is None and routing == "modality"
         tower = vision_tower(bare) if self.options.terms.forms else None
-        return BatchEncoder(model, tower, self.objective.router_weight > 0, gates)
+        kind = EvenEncoder if self.sharded else BatchEncoder
+        return kind(model, tower, self.objective.router_weight > 0, gates)
 
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
         """The objective of a batch; fills the queue and the meters on the way."""
@@ -200,7 +238,8 @@ class ContrastiveTrainer(Trainer):
         router_loss = None
         if "router" in vectors:
             router_loss = vectors["router"].sum() / encoded_rows(vectors)
-        sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
+        with whole_parameters(self._bare_model(), "preference"):
+            sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
         parts = self._whole_objective(self.objective(terms.inter, terms.intra, omega, router_loss, sparsity), vectors)
         self._check_finite(parts["loss"], inputs["items"])
         with torch.no_grad():
@@ -219,7 +258,8 @@ class ContrastiveTrainer(Trainer):
         model = self._bare_model()
         names = list(model.config.objectives)
         place = torch.tensor([names.index(form) for form in FORMS], device=form_R.device)
-        omega_M = model.objective_weights(gates_RLE, place[form_R])
+        with whole_parameters(model, "preference"):
+            omega_M = model.objective_weights(gates_RLE, place[form_R])
         return {form: omega_M[names.index(form)] for form in FORMS}
 
     # The queue
@@ -245,7 +285,7 @@ class ContrastiveTrainer(Trainer):
             return select_rows(inputs["products"], rows), own_ND[rows]
 
         drift = self.drift.step(take, self._encode_for_queue)
-        if drift is not None:
+        if drift is not None and rank() == 0:
             self._meters.add("queue_drift", drift)
         self.queue.push(batch)
 
@@ -348,7 +388,7 @@ class ContrastiveTrainer(Trainer):
     # A part whose writing fails does not keep a process from the exchanges of the parts that follow.
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with self.disk.keeping():
+        with self.disk.keeping(), under_its_own_class(self.model):
             super()._save(output_dir, state_dict)
             if self.args.should_save and self.save_processor is not None:
                 self.save_processor(Path(output_dir or self.args.output_dir))

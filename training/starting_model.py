@@ -1,5 +1,6 @@
 """The model that a run starts from: a base made or upcycled, loaded, and the parts that learn chosen."""
 
+import dataclasses
 import fnmatch
 import json
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,7 +20,10 @@ from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
 from training.checkpoint import save_moon
+from training.launching import zero_stage
+from training.quantization import quantization_config
 from training.resume import written_whole
+from training.sharding import is_sharded
 from training.small_base import make_base
 from training.upcycle import upcycle
 
@@ -129,7 +133,12 @@ def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedM
         tower.set_attn_implementation(attention)
         return tower.float(), processor
     dtype = torch.bfloat16 if model.lora and recipe.training.bf16 else torch.float32
-    return MoonModel.from_pretrained(folder, attn_implementation=attention, dtype=dtype), processor
+    options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
+    quantized = quantization_config(model.quantization)
+    if quantized is not None:
+        place = {"": recipe.training.device}
+        options |= {"quantization_config": quantized, "device_map": place, "dtype": torch.bfloat16}
+    return MoonModel.from_pretrained(folder, **options), processor
 
 
 def choose_what_learns(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
@@ -171,6 +180,36 @@ def _with_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
         if parameter.requires_grad:  # in bfloat16 small steps round to nothing; autocast computes in it all the same
             parameter.data = parameter.data.float()
     return adapted
+
+
+def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None:
+    """Return the trained model in one piece and unquantised, to be saved and evaluated.
+
+    Of a sharded or quantised model in the first process alone: what was learned is put into the starting model, loaded anew.
+    Adapters learned over a quantised base so meet the weights that it was made of (as QLoRA's authors release them). Called
+    by all processes, because each holds a part.
+
+    Args:
+        recipe: how the model was loaded and what of it learns.
+        trainer: the `training.contrastive_trainer.ContrastiveTrainer` after its training.
+        start: the checkpoint that training started from.
+    """
+    if is_sharded(trainer.model) or zero_stage() == 3:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if recipe.model.quantization == "none":
+            return model
+        state = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
+    if recipe.training.process_index != 0:
+        return None
+    whole = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, quantization="none"))
+    model = choose_what_learns(load_start(whole, start, on_gpu=False)[0], whole.model)
+    if recipe.model.quantization == "none":
+        model.load_state_dict(state)
+    else:
+        set_peft_model_state_dict(model, state)
+    return model
 
 
 def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:

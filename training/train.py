@@ -52,7 +52,14 @@ from training.resume import (
     write_atomically,
     written_whole,
 )
-from training.starting_model import BASE_FOLDERS, choose_what_learns, load_start, prepare_base, save_trained
+from training.starting_model import (
+    BASE_FOLDERS,
+    choose_what_learns,
+    load_start,
+    prepare_base,
+    save_trained,
+    whole_trained,
+)
 from training.streamed_trainer import StreamedTrainer
 from training.upcycle import UpcycleError
 
@@ -329,7 +336,7 @@ def finish(
 ) -> None:
     """Save the trained model, evaluate it where the recipe says so, and mark the run as finished."""
     output_dir = Path(recipe.training.output_dir)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = whole_trained(recipe, trainer, start)
     with trainer.disk.keeping():
         if recipe.training.process_index == 0:
             with written_whole(output_dir / "final") as folder:

@@ -89,7 +89,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"instructions": {"query": " "}}, "instructions.query: found ' '; accepted: text that is not empty"),
         ({"instructions": {"query": 3}}, "instructions.query: found 3"),
         ({"evaluate_products": 0}, "evaluate_products: found 0; accepted: a number of at least 1"),
-        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the trained model is saved from whole copies"),
+        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the launcher spreads a model over GPUs: .*fsdp2.yaml"),
         ({"accelerator_config": {"dispatch_batches": True}}, "'accelerator_config' cannot be set"),
         ({"eval_steps": 5}, "'eval_steps' cannot be set; .* use evaluate_before and evaluate_after"),
         ({"hard_negatives": -1}, "hard_negatives: found -1"),
@@ -164,12 +164,6 @@ def test_a_run_that_stopped_before_its_steps_were_measured_is_the_same_run(recip
     assert timed["max_steps"] == -1
     assert differing_keys(timed, {**timed, "max_steps": 812}) == []
     assert differing_keys({**timed, "max_steps": 7}, {**timed, "max_steps": 812}) == ["max_steps"]
-
-
-def test_sharding_asked_for_by_the_launcher_is_refused(recipe, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RecipeError, match="found ACCELERATE_USE_FSDP; the trained model is saved from whole copies"):
-        parse_recipe([recipe()])
 
 
 def test_attention_is_chosen_by_name():
