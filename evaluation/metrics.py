@@ -98,6 +98,27 @@ def _hits(rank_Q: np.ndarray, k: int) -> np.ndarray:
     return (np.asarray(rank_Q) <= k).astype(np.float64)
 
 
+def rank_score(rank_Q: np.ndarray, candidates_Q: np.ndarray) -> float:
+    """`mean_q 1 - log(rank_q) / log(N_q)`: 1 at the top, 0 at the bottom; each halving of a rank counts alike.
+
+    The retrieval reward of the joint stage (LREM, arXiv 2510.14321), over a gallery. A query whose right answer is not in the
+    ranking counts 0, one with a single candidate 1.
+
+    Args:
+        rank_Q (`ndarray`): ranks from 1 to N, or `inf`.
+        candidates_Q (`ndarray` of int): N, the items in each query's ranking.
+
+    Raises:
+        ValueError: no queries.
+    """
+    rank_Q, candidates_Q = np.asarray(rank_Q, dtype=np.float64), np.asarray(candidates_Q, dtype=np.float64)
+    if len(rank_Q) == 0:
+        raise ValueError("rank score of 0 queries; accepted: at least one")
+    found_Q = np.isfinite(rank_Q)
+    share_Q = np.log(np.where(found_Q, rank_Q, 1.0)) / np.log(np.maximum(candidates_Q, 2))
+    return float(np.mean(np.where(found_Q, 1.0 - share_Q, 0.0)))
+
+
 def mean_reciprocal_rank(rank_Q: np.ndarray) -> float:
     """`mean_q 1 / rank_q`; a query whose right answer is not in the ranking counts 0.
 

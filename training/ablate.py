@@ -384,9 +384,10 @@ def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for direction, scores in result[group].items():
             if scores is not None:
                 own = ", own parts" if scores["source"] == "products" else ""
-                name = f"{result['benchmark']} {direction.replace('2', '→')}{own}"
-                kept = ("R@1", "R@10", "R@1_chance", "R@10_chance", "MRR", "queries", "gallery")
-                rows[name] = {key: scores[key] for key in kept}
+                reasoned = ", reasoned" if (result.get("reasoning") or {}).get("query") == "generate" else ""
+                name = f"{result['benchmark']} {direction.replace('2', '→')}{own}{reasoned}"
+                kept = ("R@1", "R@10", "R@1_chance", "R@10_chance", "MRR", "rank_score", "queries", "gallery")
+                rows[name] = {key: scores[key] for key in kept if key in scores}
     return dict(sorted(rows.items()))
 
 

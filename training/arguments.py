@@ -1,7 +1,7 @@
 """Recipes: what a training run is, read from YAML and the command line, checked before anything starts.
 
 A recipe is one YAML file of flat keys. `--key value` on the command line replaces a key, `--key.part value` one part of
-a mapping; the names are those of the four dataclasses below, of which the last is transformers' own TrainingArguments.
+a mapping; the names are those of the dataclasses in `GROUPS`, of which the last is transformers' own TrainingArguments.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from training.launching import check_launch
 from training.losses.dual_alignment import FORMS as ALIGNMENT_FORMS
 from training.losses.sample_filter import SampleFilter
 from training.quantization import check_quantization
+from training.reasoning_arguments import ReasoningArguments, check_reasoning
 from training.small_base import SmallBaseConfig
 
 FORMS = ("image", "text", "both")
@@ -266,7 +267,7 @@ class MoonTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-GROUPS = (ModelArguments, DataArguments, LossArguments, MoonTrainingArguments)
+GROUPS = (ModelArguments, DataArguments, LossArguments, ReasoningArguments, MoonTrainingArguments)
 
 
 @dataclass
@@ -278,6 +279,7 @@ class Recipe:
         model: see ModelArguments.
         data: see DataArguments.
         loss: see LossArguments.
+        reasoning: see `training.reasoning_arguments.ReasoningArguments`.
         training: see MoonTrainingArguments.
         resolved: every key that defines the run with its value, ready to be written as YAML and run again.
         facts: what is found out about the data before training, for the provenance and the results.
@@ -287,6 +289,7 @@ class Recipe:
     model: ModelArguments
     data: DataArguments
     loss: LossArguments
+    reasoning: ReasoningArguments
     training: MoonTrainingArguments
     resolved: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -335,8 +338,8 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         raise RecipeError(f"command line: found {unknown[0]!r} without its --key; accepted: --key value")
     for key in _mapping_keys(hints):
         setattr(namespace, key, _mapping(key, getattr(namespace, key)))
-    model, data, loss, training = (_build(group, namespace) for group in GROUPS)
-    recipe = Recipe(path, model, data, loss, training, resolved=_resolved(namespace))
+    model, data, loss, reasoning, training = (_build(group, namespace) for group in GROUPS)
+    recipe = Recipe(path, model, data, loss, reasoning, training, resolved=_resolved(namespace))
     check_recipe(recipe)
     return recipe
 
@@ -472,7 +475,7 @@ def _accepted_names(accepted: list[Any]) -> str:
 
 def _mapping_keys(hints: dict[str, Any]) -> list[str]:
     """Return our keys that hold a mapping (TrainingArguments reads its own)."""
-    ours = {entry.name for group in GROUPS[:3] for entry in dataclasses.fields(group)}
+    ours = {entry.name for group in GROUPS[:-1] for entry in dataclasses.fields(group)}
     return [key for key in hints if key in ours and dict in _alternatives(hints[key])]
 
 
@@ -490,7 +493,7 @@ def _mapping(key: str, value: Any) -> dict | None:
 
 def _merge_dotted(arguments: list[str], values: dict[str, Any], hints: dict[str, Any]) -> list[str]:
     """Put every `--key.part value` into the recipe's mapping of that key, and return the other arguments."""
-    defaults = vars(_parser(GROUPS[:3]).parse_args([]))
+    defaults = vars(_parser(GROUPS[:-1]).parse_args([]))
     rest: list[str] = []
     position = 0
     while position < len(arguments):
@@ -555,6 +558,8 @@ def check_recipe(recipe: Recipe) -> None:
     try:
         check_quantization(model)
         check_launch(recipe)
+        check_reasoning(recipe.reasoning, vars(recipe))
+        check_keys(recipe.reasoning.cold_start or {}, known_keys(), where="cold_start")
     except ValueError as error:
         raise RecipeError(str(error)) from error
 

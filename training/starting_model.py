@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from evaluation.baselines.dual_tower import DualTower
 from evaluation.data.tables import ProductTables
-from modeling_moon import MoonConfig, MoonModel
+from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
@@ -138,7 +138,8 @@ def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedM
     if quantized is not None:
         place = {"": recipe.training.device}
         options |= {"quantization_config": quantized, "device_map": place, "dtype": torch.bfloat16}
-    return MoonModel.from_pretrained(folder, **options), processor
+    kind = MoonModel if recipe.reasoning.stage == "contrastive" else MoonForConditionalGeneration
+    return kind.from_pretrained(folder, **options), processor
 
 
 def choose_what_learns(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
@@ -180,6 +181,20 @@ def _with_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
         if parameter.requires_grad:  # in bfloat16 small steps round to nothing; autocast computes in it all the same
             parameter.data = parameter.data.float()
     return adapted
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the model whose output has `.embeddings`; around a writer's encoder, one that writes with its output layer.
+
+    Args:
+        model: what was loaded or trained, adapters included.
+    """
+    writer = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(writer, MoonForConditionalGeneration):
+        return model
+    encoder = writer.model
+    encoder.writer = lambda: MoonForConditionalGeneration.around(encoder, writer.lm_head)
+    return encoder
 
 
 def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None:

@@ -14,11 +14,12 @@ if __package__ in (
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,15 +35,13 @@ from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe, usage
 from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError, ResumeError
-from training.data.buckets import BucketedPairs
-from training.data.collate import PairCollator, UnreadableBatchError
-from training.data.pairs import PairDataset, PairOptions, PairSource
+from training.data.collate import UnreadableBatchError
 from training.data.sources import read_data, unanswered_queries
-from training.data.stream_sources import open_streams, sample_tables, stream_batches
-from training.data.streams import StreamCollator, StreamError, StreamSource
+from training.data.stream_sources import open_streams, sample_tables
+from training.data.streams import StreamError
 from training.full_disk import DiskFullError, stops_on_a_full_disk
-from training.negatives import NegativeQueue
-from training.objective import check_fits, loss_of, options_of
+from training.objective import check_fits
+from training.reasoning_arguments import COLD_START, cold_start_values
 from training.resume import (
     PARTIAL,
     checkpoints,
@@ -52,22 +51,25 @@ from training.resume import (
     write_atomically,
     written_whole,
 )
+from training.stages import MakeTrainer, trainer_factory
 from training.starting_model import (
     BASE_FOLDERS,
     choose_what_learns,
+    encoder_of,
     load_start,
     prepare_base,
     save_trained,
     whole_trained,
 )
-from training.streamed_trainer import StreamedTrainer
 from training.upcycle import UpcycleError
 
 RECIPE_FILE = "resolved_recipe.yaml"
 PROVENANCE_FILE = "provenance.json"
+COLD_START_FILE = "cold_start_recipe.yaml"
+COMPLETIONS = "completions"
 FINISHED_FILE = "finished.json"
-_OWN_FILES = (RECIPE_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE)
-_OWN_FOLDERS = (*BASE_FOLDERS, "final", "adapter", f"final{PARTIAL}", f"adapter{PARTIAL}")
+_OWN_FILES = (RECIPE_FILE, COLD_START_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE)
+_OWN_FOLDERS = (*BASE_FOLDERS, COLD_START, COMPLETIONS, "final", "adapter", f"final{PARTIAL}", f"adapter{PARTIAL}")
 REFUSED = (RecipeError, TableError, UpcycleError, ResumeError)
 """What the user can put right before a training starts."""
 STOPPED = (NonFiniteLossError, UnreadableBatchError, StreamError, DiskFullError)
@@ -116,6 +118,9 @@ def run(recipe: Recipe) -> None:
         recipe.facts["queries_without_an_answer_in_the_split"] = unanswered
         if args.process_index == 0:
             print(f"training queries without an answer in the split, which are not drawn, by type: {unanswered}")
+    if recipe.reasoning.cold_start is not None:
+        run(cold_start_of(recipe))
+        recipe.model.base, recipe.model.moon = str(output_dir / COLD_START / "final"), None
     with args.main_process_first(local=False, desc="preparing the base"):
         texts = sample_tables(streams) if recipe.model.small_base is not None else []
         start = prepare_base(recipe, training_tables or texts)
@@ -125,7 +130,9 @@ def run(recipe: Recipe) -> None:
         evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
     check_fits(recipe.loss, recipe.model, learner)
-    make_trainer = trainer_factory(recipe, learner, processor, streams or training_tables)
+    make_trainer = trainer_factory(
+        recipe, learner, processor, streams or training_tables, functools.partial(write_records, recipe)
+    )
     settle_max_steps(recipe, make_trainer, learner)
     trainer = make_trainer(args, args.max_steps)
     checkpoint = last_good_checkpoint(output_dir)
@@ -133,6 +140,22 @@ def run(recipe: Recipe) -> None:
         print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finish(recipe, trainer, processor, tables, start)
+
+
+def cold_start_of(recipe: Recipe) -> Recipe:
+    """Return the recipe of the cold start that comes before a joint stage, written beside the run's own.
+
+    Raises:
+        RecipeError: what the joint recipe's `cold_start` names cannot be run.
+    """
+    output_dir = Path(recipe.training.output_dir)
+    path = output_dir / COLD_START_FILE
+    if recipe.training.process_index == 0:
+        values = cold_start_values(recipe.resolved, str(output_dir / COLD_START))
+        write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    if recipe.training.world_size > 1:
+        torch.distributed.barrier()
+    return parse_recipe([str(path)])
 
 
 def open_run(recipe: Recipe) -> bool:
@@ -184,75 +207,7 @@ def _clear(output_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def trainer_factory(
-    recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Sequence[ProductTables | StreamSource]
-) -> Callable[..., ContrastiveTrainer]:
-    """Return a function (arguments, steps) → trainer with a fresh queue, so that measuring leaves no trace.
-
-    Args:
-        recipe: what to train how.
-        model: what learns.
-        processor: its processor.
-        data: the tables of the training split, or the streams.
-    """
-    options = PairOptions(**{entry.name: getattr(recipe.data, entry.name) for entry in dataclasses.fields(PairOptions)})
-
-    def make(args: Any, steps: int) -> ContrastiveTrainer:
-        shared = {
-            "model": model,
-            "args": args,
-            "loss": loss_of(recipe.loss),
-            "queue": NegativeQueue(recipe.loss.queue_steps),
-            "options": options_of(recipe),
-            "save_records": lambda folder: write_records(recipe, folder),
-            "save_processor": processor.save_pretrained,
-        }
-        collation = {"allow_urls": recipe.data.allow_urls, "forms": recipe.loss.dual_alignment}
-        if recipe.data.streaming:
-            batches = stream_batches(recipe, args, data, options, steps)
-            collator = StreamCollator(processor, batches.pairs, **collation)
-            return StreamedTrainer(batches=batches, data_collator=collator, **shared)
-        dataset = pair_dataset(recipe, args, data, options, steps)
-        for form in dataset.missing_forms() if args.process_index == 0 else ():
-            print(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
-        collator = PairCollator(processor, dataset.draw, **collation)
-        return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, **shared)
-
-    return make
-
-
-def pair_dataset(
-    recipe: Recipe, args: Any, tables: Sequence[ProductTables], options: PairOptions, steps: int
-) -> PairDataset | BucketedPairs:
-    """Return the pairs of a number of steps.
-
-    Args:
-        recipe: its data sets, and whether to bucket.
-        args: batch size, seed and number of processes.
-        tables: the training split of each data set.
-        options: how pairs are drawn.
-        steps: optimizer steps.
-
-    Raises:
-        RecipeError: no pair can be drawn.
-    """
-    data = recipe.data
-    given = [entry if isinstance(entry, dict) else {} for entry in data.data]
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    try:
-        sources = [
-            PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
-            for entry, table in zip(given, tables, strict=True)
-        ]
-        dataset = PairDataset(sources, options, args.seed, length=steps * batch)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    if not data.bucket_batches:
-        return dataset
-    return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)
-
-
-def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> None:
+def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module) -> None:
     """Set max_steps from the time budget where it is not yet known, and write the recipe with it."""
     args = recipe.training
     if args.max_steps < 1 and args.train_minutes is not None:
@@ -267,7 +222,7 @@ def settle_max_steps(recipe: Recipe, make_trainer: Callable[..., ContrastiveTrai
         write_records(recipe, Path(args.output_dir))
 
 
-def seconds_per_step(args: Any, make_trainer: Callable[..., ContrastiveTrainer], model: nn.Module) -> float:
+def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module) -> float:
     """Time optimizer steps on the run's own first pairs, and put every weight back as it was.
 
     The measurement takes about 2 % of the budget, and at least eight steps, of which the first three do not count.
@@ -361,8 +316,8 @@ def evaluate(
 ) -> None:
     """Evaluate on every data set's evaluation split, in the main process; results of it that are there already are kept.
 
-    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json. Before and
-    after are computed in the same precision, that of the training.
+    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json; with
+    reasoning results_before_generate…. Before and after are computed in the same precision, that of the training.
 
     Args:
         recipe: which split, how many products.
@@ -376,15 +331,15 @@ def evaluate(
         options = EvaluationOptions(
             split=args.evaluate_split, limit=args.evaluate_products, batch_size=args.per_device_eval_batch_size
         )
-        for table in tables:
-            name = f"results_{when}-{table.name}.json" if len(tables) > 1 else f"results_{when}.json"
-            path = Path(args.output_dir) / name
+        encoder = encoder_of(model).to(args.device)
+        for table, mode, path in evaluation_files(recipe, when, tables):
             if _is_asked_for(path, args):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             model_name = f"{args.output_dir} {when} training"
+            own = dataclasses.replace(options, query_reasoning=mode, product_reasoning=mode)
             with _precision_of(args):
-                found = evaluate_model(model.to(args.device), processor, table, model_name=model_name, options=options)
+                found = evaluate_model(encoder, processor, table, model_name=model_name, options=own)
             found["provenance"] |= {"training_seed": args.seed, "steps": steps, "autocast": _autocast_name(args)}
             found["warnings"] = recipe.facts.get("warnings", [])
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -393,14 +348,33 @@ def evaluate(
         torch.distributed.barrier()
 
 
+def evaluation_files(
+    recipe: Recipe, when: str, tables: list[ProductTables]
+) -> Iterator[tuple[ProductTables, str, Path]]:
+    """Yield each evaluation of a run: the data set, how both sides are embedded, and its results file.
+
+    Args:
+        recipe: the run's; a stage that reasons is evaluated in several ways.
+        when: "before" or "after".
+        tables: the data sets.
+    """
+    modes = ["none"] if recipe.reasoning.stage == "contrastive" else recipe.reasoning.evaluate_reasoning
+    for mode in modes:
+        for table in tables:
+            names = [when] + [mode] * (mode != "none")
+            name = "_".join(["results", *names]) + (f"-{table.name}" if len(tables) > 1 else "")
+            yield table, mode, Path(recipe.training.output_dir) / f"{name}.json"
+
+
 def finish_evaluation(recipe: Recipe) -> None:
     """Evaluate the model of a finished run where a results file is asked for and not there."""
     output_dir = Path(recipe.training.output_dir)
-    there = [path for path in output_dir.glob("results_after*.json") if _is_asked_for(path, recipe.training)]
-    if recipe.training.evaluate_after and len(there) < len(recipe.data.data):
+    tables = read_data(recipe) if recipe.training.evaluate_after else []
+    files = [path for _, _, path in evaluation_files(recipe, "after", tables)]
+    if not all(_is_asked_for(path, recipe.training) for path in files):
         steps = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["steps"]
         model, processor = load_for_evaluation(output_dir / "final", device=str(recipe.training.device))
-        evaluate(recipe, model, processor, read_data(recipe), "after", steps=steps)
+        evaluate(recipe, model, processor, tables, "after", steps=steps)
 
 
 def _is_asked_for(path: Path, args: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluation.data.tables import ProductRow, QueryRow
 from evaluation.encode import Encoded, VectorCache
-from evaluation.metrics import CUTOFFS, chance_recall, retrieval_scores, search_ranks
+from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ranks
 
 # direction → (type of the queries, form of the gallery)
 DIRECTIONS = {
@@ -66,8 +66,8 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
     the answer, "source": "products"; products whose text is the same character for character are then all right. The
     other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
 
-    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, queries, gallery, source, unanswerable, or
-    `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent", direction → why there is
+    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, rank score, queries, gallery, source,
+    unanswerable, or `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent", direction → why there is
     no score.
     """
     absent: dict[str, str] = {}
@@ -96,6 +96,7 @@ def _score(
         scores
         | chance
         | {
+            "rank_score": rank_score(rank_Q, candidates_Q),
             "queries": len(rank_Q),
             "gallery": len(search.gallery),
             "source": search.source,

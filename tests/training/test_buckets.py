@@ -13,7 +13,7 @@ from evaluation.data.tables import ProductRow, ProductTables, QueryRow, Validati
 from training.arguments import parse_recipe
 from training.data.buckets import BucketedPairs, Outline, bucket_order
 from training.data.pairs import PairDataset, PairOptions, PairSource
-from training.train import pair_dataset
+from training.stages import pair_dataset
 
 outlines = st.lists(st.builds(Outline, st.sampled_from(["image", "text", "both"]), st.integers(0, 500)), max_size=60)
 
@@ -82,9 +82,9 @@ def test_a_recipe_asks_for_buckets(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     recipe = parse_recipe([str(tmp_path / "recipe.yaml")])
     tables = [load_tables("catalogue", products=60, image_size=64, progress=False).select("train")]
-    made = pair_dataset(recipe, recipe.training, tables, PairOptions(), steps=4)
+    made = pair_dataset(recipe, recipe.training, tables, steps=4)
     assert isinstance(made, BucketedPairs)
     assert (made.batch_size, made.window, len(made)) == (3, 6, 12)
     assert sorted(made[position].position for position in range(6)) == list(range(6))
     recipe.data.bucket_batches = 0
-    assert isinstance(pair_dataset(recipe, recipe.training, tables, PairOptions(), steps=4), PairDataset)
+    assert isinstance(pair_dataset(recipe, recipe.training, tables, steps=4), PairDataset)

@@ -4,6 +4,8 @@ A table without splits is split here, so that what is reported after training is
 """
 
 import dataclasses
+import functools
+import json
 from collections import defaultdict
 from typing import Any
 
@@ -50,10 +52,17 @@ def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
     if source.get("path") != "catalogue":
         parts = {key: source[key] for key in TABLE_KEYS if key in source}
         return load_tables(source.get("path") or parts, interactions=interaction_options(recipe.data))
+    options: dict[str, Any] = dict(recipe.data.catalogue or {})  # type: ignore[arg-type]
     try:
-        return load_tables("catalogue", **dict(recipe.data.catalogue or {}))  # type: ignore[arg-type]
+        return _catalogue(json.dumps(options, sort_keys=True))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"catalogue: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _catalogue(options: str) -> ProductTables:
+    """The embedded catalogue of options as JSON, drawn once for a cold start and the stage behind it."""
+    return load_tables("catalogue", **json.loads(options))
 
 
 def _check_splits(recipe: Recipe, table: ProductTables) -> list[str]:

@@ -1,0 +1,181 @@
+"""From pairs to rollouts: which prompts are continued, and what is appended to a continuation to read its vector.
+
+Shape suffixes: L rollouts of this process and step, T tokens of a prompt and its continuation, C tokens of a continuation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from processing_moon import MoonProcessor
+from training.chunked_encoding import images_per_row
+from training.data.collate import PairCollator, UnreadableBatchError
+from training.data.pairs import Pair
+
+SIDES = ("query", "product")
+_ENDING_TOKENS = 2
+
+
+def rollout_dataset(pairs: int) -> Dataset:
+    """Return the sides to reason about, each pair's query and then its product, as TRL repeats and batches them.
+
+    A row names its pair by number; `PromptCollator` reads it.
+
+    Args:
+        pairs: the number of pairs.
+    """
+    numbers = [number for number in range(pairs) for _ in SIDES]
+    return Dataset.from_dict({"pair": numbers, "prompt": list(SIDES) * pairs})
+
+
+def item_name(pair: Pair, side: str) -> str:
+    """Return the name of a pair's query or product."""
+    return pair.names[0] if side == "product" else str(pair.query.get("id", ""))
+
+
+@dataclass
+class Prompts:
+    """What is continued in one step and process: for each pair G times its query, then G times its product.
+
+    Args:
+        ids: token ids of each rollout's prompt, up to `<think>`.
+        grids: (pictures, 3) int64 of each rollout, see the processor's image_grid_thw.
+        patches: (patches, features) of each rollout.
+        pairs: as they were read.
+        batch: the same pairs without reasoning, as `PairCollator` makes them.
+        rollouts: G.
+    """
+
+    ids: list[list[int]]
+    grids: list[Tensor]
+    patches: list[Tensor]
+    pairs: list[Pair]
+    batch: dict[str, Any]
+    rollouts: int
+
+    def pictures(self, start: int = 0, stop: int | None = None) -> dict[str, Any]:
+        """Return the pictures of some rollouts as a model takes them, and their number in each; nothing without pictures."""
+        part = slice(start, stop)
+        grids = self.grids[part]
+        if not any(len(grid) for grid in grids):
+            return {}
+        pictures = {"pixel_values": torch.cat(self.patches[part]), "image_grid_thw": torch.cat(grids)}
+        return pictures | {"num_images": [len(grid) for grid in grids]}
+
+    def to(self, device: torch.device) -> "Prompts":
+        """Return the prompts with their tensors on a device."""
+        moved = {name: _on(value, device) for name, value in self.batch.items()}
+        grids, patches = ([one.to(device) for one in some] for some in (self.grids, self.patches))
+        return Prompts(self.ids, grids, patches, self.pairs, moved, self.rollouts)
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _on(part, device) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+class PromptCollator(PairCollator):
+    """Prompts of the rollouts of a step; a pair that cannot be read is replaced by a substitute, both sides together.
+
+    Args:
+        processor, allow_urls: as in `PairCollator`.
+        pairs: `training.data.pairs.PairDataset`, or what is used like it; also gives the substitutes.
+        rollouts: G.
+
+    Raises:
+        UnreadableBatchError: a pair without a substitute that can be read: every process needs as many rollouts.
+    """
+
+    def __init__(self, processor: MoonProcessor, pairs: Any, rollouts: int, allow_urls: bool = False) -> None:
+        super().__init__(processor, getattr(pairs, "draw", None), allow_urls)
+        self.pairs, self.rollouts = pairs, rollouts
+
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> Prompts:
+        """Return the prompts of rows of `rollout_dataset`, each repeated G times.
+
+        Raises:
+            ValueError: rows in another order.
+        """
+        numbers = [row["pair"] for row in rows[:: 2 * self.rollouts]]
+        wanted = [(number, side) for number in numbers for side in SIDES for _ in range(self.rollouts)]
+        if [(row["pair"], row["prompt"]) for row in rows] != wanted:
+            raise ValueError(f"rows: accepted: each pair's query {self.rollouts} times, then its product as often")
+        pairs = [self.pairs[number] for number in numbers]
+        batch = self(pairs)
+        read = batch.pop("pairs")
+        if len(read) < len(pairs):
+            reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in batch["skipped"][:5])
+            raise UnreadableBatchError(f"{len(pairs) - len(read)} pairs without a substitute to read: {reasons}")
+        asking = {**self.options, "reasoning": "generate", "on_error": "raise"}
+        queries = self.processor(queries=[pair.query for pair in read], task="query", **asking)
+        products = self.processor(products=[pair.products[0] for pair in read], form="mm", **asking)
+        both = [row for rows_of_pair in zip(_rows(queries), _rows(products), strict=True) for row in rows_of_pair]
+        ids, grids, patches = zip(*[row for row in both for _ in range(self.rollouts)], strict=True)
+        return Prompts(list(ids), list(grids), list(patches), read, batch, self.rollouts)
+
+    def _batch(self, pairs: list[Pair], *parts: Any) -> dict[str, Any]:
+        return super()._batch(pairs, *parts) | {"pairs": pairs}
+
+
+def _rows(inputs: Mapping[str, Tensor]) -> list[tuple[list[int], Tensor, Tensor]]:
+    """Ids without padding, grids and patches of each row of a batch of the processor."""
+    ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    counts = images_per_row(inputs).tolist()
+    grid = inputs["image_grid_thw"] if "image_grid_thw" in inputs else torch.zeros(0, 3, dtype=torch.int64)
+    grids = grid.split(counts)
+    pixels = inputs["pixel_values"] if "pixel_values" in inputs else torch.zeros(0, 1)
+    patches = pixels.split([int(one.prod(dim=1).sum()) for one in grids])
+    if "pixel_values" in inputs:
+        return list(zip(ids, grids, patches, strict=True))
+    return [(row, grid[:0], pixels) for row in ids]
+
+
+def with_ending(input_ids: Tensor, attention_mask: Tensor, tokens: int, config: Any) -> tuple[Tensor, Tensor]:
+    """Append what reads a vector: `</think>` where the continuation has not written it, then `<emb>`.
+
+    As `think_then_embed` ends a reasoning at inference. What is masked between a continuation and its ending takes no part,
+    and tokens before the ending do not see it, so that their probabilities stay what they are.
+
+    Args:
+        input_ids: prompts padded on the left, continuations on the right.
+        attention_mask: 1 for tokens that count.
+        tokens: C, the columns of continuations.
+        config: MoonConfig, for the ids of the two tokens.
+
+    Shapes:
+        (L, T) int64 each → (L, T + 2) each.
+    """
+    close = config.think_end_token_id
+    written = (input_ids[:, -tokens:] == close) & attention_mask[:, -tokens:].bool()
+    closed_L = written.any(dim=1)
+    ending = torch.tensor([close, config.emb_token_id], device=input_ids.device).expand(len(input_ids), _ENDING_TOKENS)
+    mask = torch.stack([~closed_L, torch.ones_like(closed_L)], dim=1).to(attention_mask.dtype)
+    return torch.cat([input_ids, ending], dim=1), torch.cat([attention_mask, mask], dim=1)
+
+
+def sequences(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], pad: int, config: Any
+) -> tuple[Tensor, Tensor]:
+    """Return whole texts, prompt, continuation and ending, with their mask.
+
+    Args:
+        prompts: ids of each prompt.
+        continuations: ids of what was written after each.
+        pad: id of the padding token.
+        config: MoonConfig.
+
+    Shapes:
+        (L, T) int64 each; prompts padded on the left, continuations on the right.
+    """
+    before, after = max(map(len, prompts)), max(map(len, continuations))
+    ids = torch.full((len(prompts), before + after), pad)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, written) in enumerate(zip(prompts, continuations, strict=True)):
+        ids[row, before - len(prompt) : before + len(written)] = torch.tensor([*prompt, *written])
+        mask[row, before - len(prompt) : before + len(written)] = 1
+    return with_ending(ids, mask, after, config)
