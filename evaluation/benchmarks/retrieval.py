@@ -67,8 +67,8 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
     other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
 
     Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, rank score, queries, gallery, source,
-    unanswerable, or `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent", direction → why there is
-    no score.
+    unanswerable, or `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent",
+    direction → why there is no score.
     """
     absent: dict[str, str] = {}
     scores = {name: _score(cache, name, *DIRECTIONS[name], absent, (resamples, seed)) for name in DIRECTIONS}

@@ -14,6 +14,7 @@ from evaluation.metrics import (
     classification_scores,
     mean_reciprocal_rank,
     paired_difference,
+    rank_score,
     ranks,
     recall_at,
     retrieval_scores,
@@ -163,3 +164,16 @@ def test_evaluate_metrics_compute_locally_and_leave_no_file(tmp_path: Path) -> N
         "MRR": pytest.approx(0.5)
     }
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_rank_score_is_one_at_the_top_and_zero_at_the_bottom_and_counts_halvings_alike():
+    assert rank_score(np.array([1.0]), np.array([50])) == 1.0
+    assert rank_score(np.array([50.0]), np.array([50])) == pytest.approx(0.0)
+    steps = [rank_score(np.array([rank]), np.array([64])) for rank in (8.0, 4.0, 2.0)]
+    assert steps[1] - steps[0] == pytest.approx(steps[2] - steps[1]) == pytest.approx(np.log(2) / np.log(64))
+
+
+def test_a_query_without_its_answer_in_the_ranking_scores_nothing_and_a_single_candidate_everything():
+    assert rank_score(np.array([np.inf, 1.0]), np.array([10, 1])) == 0.5
+    with pytest.raises(ValueError, match="0 queries"):
+        rank_score(np.zeros(0), np.zeros(0))
