@@ -19,6 +19,8 @@ from training.contrastive_trainer import ContrastiveTrainer
 from training.data.reasoning_labels import IGNORED
 from training.distributed import mean_rows
 
+_VECTORS_ALONE: dict[str, Any] = {"output_embeddings": True, "logits_to_keep": None}
+
 
 @dataclass
 class Written:
@@ -98,11 +100,12 @@ class ColdStartTrainer(ContrastiveTrainer):
         if not ce_weight + contrastive_weight:
             raise ValueError("ce_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
         super().__init__(**kwargs)
-        bare = self._bare_model()
-        if not hasattr(bare, "lm_head") or bare.config.max_reasoning_tokens is None:
+        bare: Any = self._bare_model()
+        budget = getattr(bare.config, "max_reasoning_tokens", None)
+        if not hasattr(bare, "lm_head") or budget is None:
             raise ValueError(
-                f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens="
-                f"{getattr(bare.config, 'max_reasoning_tokens', None)}; accepted: a MoonForConditionalGeneration that reasons"
+                f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens={budget}; accepted: a "
+                "MoonForConditionalGeneration that reasons"
             )
         if self.options.terms.forms:
             raise ValueError(
@@ -114,8 +117,8 @@ class ColdStartTrainer(ContrastiveTrainer):
         return super()._encoder(WritingEncoder(model, self.ce_weight > 0))  # type: ignore[arg-type]
 
     def _encode_for_queue(self, inputs: dict[str, Any]) -> Tensor:
-        inputs = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        return super()._encode_for_queue({**inputs, "output_embeddings": True, "logits_to_keep": None})
+        given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        return super()._encode_for_queue({**given, **_VECTORS_ALONE})
 
     def _parts(self, inputs: Mapping[str, Any]) -> list[Any]:
         missing = [side for side in ("queries", "products") if "labels" not in inputs[side]]
