@@ -7,12 +7,13 @@ D embedding width, M objectives.
 import contextlib
 import functools
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ _METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START)  # a checkpoint has them in th
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became NaN or infinite; the message names the file that lists the batch's items."""
+    """The loss or its gradient became NaN or infinite; the message names the file that lists the batch's items."""
 
 
 class ResumeError(RuntimeError):
@@ -97,7 +98,7 @@ class ContrastiveTrainer(Trainer):
         **kwargs: Trainer's own; `processing_class` is not used, because Trainer would change the model's token ids.
 
     Raises:
-        NonFiniteLossError: the loss is NaN or infinite.
+        NonFiniteLossError: the loss or its gradient is NaN or infinite; the weights have not taken the step.
         DiskFullError: a file could not be written; raised in every process, with the last good checkpoint untouched.
         ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
 
@@ -140,6 +141,7 @@ class ContrastiveTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
         self._meters = _Meters()
         self._encoded_items = 0
+        self._items_of_step: list[list[str]] = []
         self._timed_since = time.perf_counter()
         self._resumed: dict[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
@@ -241,7 +243,10 @@ class ContrastiveTrainer(Trainer):
         with whole_parameters(self._bare_model(), "preference"):
             sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
         parts = self._whole_objective(self.objective(terms.inter, terms.intra, omega, router_loss, sparsity), vectors)
-        self._check_finite(parts["loss"], inputs["items"])
+        if self._bare_model().training:
+            self._items_of_step += inputs["items"]
+        if not torch.isfinite(parts["loss"]):
+            self._stop_not_finite("loss", parts["loss"].item(), inputs["items"])
         with torch.no_grad():
             weights = {f"omega_{form}": weight for form, weight in (omega or {}).items() if form in terms.inter}
             self._measure(vectors, inputs, terms, parts | weights)
@@ -295,15 +300,22 @@ class ContrastiveTrainer(Trainer):
             model = self._bare_model()
             return model(**inputs).embeddings if self.momentum is None else self.momentum.encode(inputs)
 
-    def _check_finite(self, loss: Tensor, items: list[list[str]]) -> None:
-        if torch.isfinite(loss):
-            return
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
+        """As Trainer's, of all processes; one that is not finite ends training before the weights, and a checkpoint, are so."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        skips = self.accelerator.scaler is not None  # of float16: it leaves such steps out by itself
+        if norm is not None and not skips and not math.isfinite(norm):
+            self._stop_not_finite("gradient's norm", float(norm), self._items_of_step)
+        self._items_of_step = []
+        return norm
+
+    def _stop_not_finite(self, what: str, value: float, items: list[list[str]]) -> NoReturn:
         path = Path(self.args.output_dir) / f"nonfinite_batch_{rank()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"step": self.state.global_step, "loss": str(loss.item()), "items": items}
+        found = {"step": self.state.global_step, what: str(value), "items": items}
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
         raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {self.state.global_step}; the batch's queries and positives are "
+            f"the {what} is {value} at step {self.state.global_step}; the batch's queries and positives are "
             f"listed in {path}; a lower learning_rate or max_grad_norm, or bf16 instead of fp16, usually helps"
         )
 
