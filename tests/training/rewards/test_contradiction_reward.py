@@ -24,6 +24,7 @@ def reward(text, title, known=KNOWN, labels=None):
         ("colour: blue; brand: Red Tape; category: tee</think>", -2 / 3),
         ("colour: blue; brand: Red Tape; category: sneakers</think>", -1.0),
         ("colour: blue</think>", -1.0),
+        ("colour: blue; material: leather; season/occasion: winter</think>", -1.0),  # only the colour can be checked
         ("material: leather; season/occasion: winter</think>", 0.0),  # the title says nothing of these
         ("color: blue; colour: red</think>", 0.0),  # one key, one right value
         ("", 0.0),
