@@ -4,6 +4,8 @@
 
 The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the ratios
 ours / other of neighbouring repeats, so that below 1 ours is the faster. Machines are noisy: trust the ratio, not the seconds.
+What reasoning costs ("reasoning_8", "reasoning_16", "reasoning_32", "reasoning_auto", each against vectors without reasoning)
+also has items per second of both; its five ways take turns in the same rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +31,7 @@ from evaluation.data.catalogue import make_catalogue
 from evaluation.encode import encode, load_for_evaluation
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
-from modeling_moon.embedding_moon import Thinking, generation_config, think_then_embed
+from modeling_moon.embedding_moon import MarginGate, Thinking, generation_config, think_then_embed
 from modeling_moon.modeling_moon import MoonGuidedMoE, MoonModalityMoE
 from modeling_moon.routing_moon import find_guided
 
@@ -56,6 +58,7 @@ _VISION = {
 }
 _BATCH, _TOKENS, _PRODUCTS = 8, 128, 64
 _IMAGE_TOKENS, _REASONING = 256, 32
+_LENGTHS, _GALLERY = (8, 16, 32), 1000
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,23 @@ class Comparison:
     ours: Callable[[], Any]
     other: Callable[[], Any]
     about: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Several ways to do a thing, all against the same other one, in the same rounds.
+
+    Args:
+        ways: name → a function without arguments that does it once.
+        other: what each of them is compared with.
+        about: name → what is compared, for the file.
+        items: how many vectors each of them gives.
+    """
+
+    ways: Mapping[str, Callable[[], Any]]
+    other: Callable[[], Any]
+    about: Mapping[str, str]
+    items: int
 
 
 def _base_config(**text: Any) -> Any:
@@ -216,6 +236,42 @@ def think_then_embed_in_one_pass(_: Any) -> Comparison:
     )
 
 
+def reasoning_cost(_: Any) -> Series:
+    """Vectors behind 8, 16 and 32 tokens of reasoning, and behind 32 of them for the unsure half, against vectors without.
+
+    No end is written before the last token, so that a model with random weights really writes them all.
+    """
+    model, batch = _products_that_reason()
+    tokenizer, writer = SimpleNamespace(eos_token_id=None, pad_token_id=0), model.writer()
+    plain = batch | {"input_ids": batch["input_ids"].clone()}
+    plain["input_ids"][:, -1] = model.config.emb_token_id
+    gallery = torch.randn(_GALLERY, model.config.vector_size, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def without() -> Any:
+        return model(**plain).embeddings
+
+    def think(tokens: int, gate: MarginGate | None = None) -> Callable[[], Any]:
+        thinking = Thinking(max_tokens=tokens, min_tokens=tokens)
+        return lambda: think_then_embed(model, writer, batch, thinking, tokenizer, gate)
+
+    margins = MarginGate(gallery).margins(without()).sort().values
+    half = MarginGate(gallery, float(margins[_BATCH // 2 - 1 : _BATCH // 2 + 1].mean()))
+    ways = {str(tokens): think(tokens) for tokens in _LENGTHS} | {"auto": think(_REASONING, half)}
+    about = {str(n): f"{_BATCH} products to vectors: {n} tokens of reasoning first / no reasoning" for n in _LENGTHS}
+    about["auto"] = (
+        f"{_BATCH} products to vectors: {_REASONING} tokens for the unsure half of them (auto) / no reasoning"
+    )
+    for name, way in ways.items():
+        found = way()
+        rows, tokens = (_BATCH // 2, _REASONING) if name == "auto" else (_BATCH, int(name))
+        if (int(found.reasoned.sum()), found.reasoning_ids.shape[1]) != (rows, tokens):
+            raise RuntimeError(
+                f"reasoning_{name}: {tuple(found.reasoning_ids.shape)} written; {rows} × {tokens} expected"
+            )
+    return Series(ways, without, about, _BATCH)
+
+
 def encode_products(model: Path | None) -> Comparison:
     """`evaluation.encode` against `SentenceTransformer.encode`: the same checkpoint, products and batch size.
 
@@ -239,12 +295,13 @@ class NeedsModelError(ValueError):
     """A comparison that needs a checkpoint, and none was named."""
 
 
-COMPARISONS: dict[str, Callable[[Path | None], Comparison]] = {
+COMPARISONS: dict[str, Callable[[Path | None], Comparison | Series]] = {
     "grouped_experts": grouped_experts,
     "guided_experts": guided_experts,
     "upcycled_forward": upcycled_forward,
     "guided_forward": guided_forward,
     "think_then_embed": think_then_embed_in_one_pass,
+    "reasoning": reasoning_cost,
     "encode_products": encode_products,
 }
 
@@ -263,34 +320,75 @@ def compare(comparison: Comparison, *, repeats: int = 15, warm_up: int = 2) -> d
     Raises:
         ValueError: fewer than 1 repeat.
     """
+    seconds = _seconds({"ours": comparison.ours, "other": comparison.other}, repeats, warm_up)
+    return _result(seconds["ours"], seconds["other"]) | {"about": comparison.about}
+
+
+def compare_series(series: Series, *, repeats: int = 15, warm_up: int = 2) -> dict[str, dict[str, Any]]:
+    """Time all ways of a series in turn.
+
+    Args:
+        series: what to time.
+        repeats, warm_up: as for `compare`.
+
+    Returns:
+        By name what `compare` returns, and ours_items_per_second and other_items_per_second (of the medians).
+
+    Raises:
+        ValueError: fewer than 1 repeat.
+    """
+    seconds = _seconds({"": series.other, **series.ways}, repeats, warm_up)
+    other = seconds.pop("")
+    found = {name: _result(own, other) | {"about": series.about[name]} for name, own in seconds.items()}
+    for result in found.values():
+        for side in ("ours", "other"):
+            result[f"{side}_items_per_second"] = series.items / result[f"{side}_seconds"]
+    return found
+
+
+def _seconds(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round; the one that goes first changes from round to round."""
     if repeats < 1:
         raise ValueError(f"repeats={repeats}; accepted: 1 or more")
     for _ in range(warm_up):
-        comparison.ours()
-        comparison.other()
-    seconds: dict[str, list[float]] = {"ours": [], "other": []}
+        for way in ways.values():
+            way()
+    names = list(ways)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
-        for side in ("ours", "other") if repeat % 2 == 0 else ("other", "ours"):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            getattr(comparison, side)()
+            ways[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[side].append(time.perf_counter() - started)
-    ratios = [ours / other for ours, other in zip(seconds["ours"], seconds["other"], strict=True)]
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _result(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    ratios = [one / against for one, against in zip(ours, other, strict=True)]
     return {
-        "ours_seconds": statistics.median(seconds["ours"]),
-        "other_seconds": statistics.median(seconds["other"]),
+        "ours_seconds": statistics.median(ours),
+        "other_seconds": statistics.median(other),
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
-        "repeats": repeats,
-        "about": comparison.about,
+        "repeats": len(ratios),
     }
 
 
 def speed_table(results: dict[str, Any]) -> str:
-    """Results as a Markdown table: what was compared, and ours / other."""
-    rows = [[result["about"], f"{result['ratio']:.2f}"] for result in results.values()]
-    return tabulate(rows, ["ours / other", "ratio"], tablefmt="github", disable_numparse=True)
+    """Results as a Markdown table: what was compared, and ours / other; where there are any, items per second of both."""
+    rows = [[result["about"], f"{result['ratio']:.2f}", _items(result)] for result in results.values()]
+    heads = ["ours / other", "ratio", "items/s, ours / other"]
+    if not any(row[2] for row in rows):
+        rows, heads = [row[:2] for row in rows], heads[:2]
+    return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+
+
+def _items(result: Mapping[str, Any]) -> str:
+    rates = [result.get(f"{side}_items_per_second") for side in ("ours", "other")]
+    return " / ".join(f"{rate:.1f}" for rate in rates if rate is not None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -310,7 +408,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.error(str(error))
             print(f"left out: {error}", file=sys.stderr)
             continue
-        results[name] = compare(comparison, repeats=chosen.repeats) | {"provenance": provenance(0)}
+        if isinstance(comparison, Series):
+            series = compare_series(comparison, repeats=chosen.repeats)
+            found = {f"{name}_{way}": result for way, result in series.items()}
+        else:
+            found = {name: compare(comparison, repeats=chosen.repeats)}
+        results |= {key: result | {"provenance": provenance(0)} for key, result in found.items()}
         chosen.output.parent.mkdir(parents=True, exist_ok=True)
         chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(speed_table(results))
