@@ -231,24 +231,30 @@ def _names(folder: Path) -> tuple[str, ...]:
 def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path, log: Path) -> dict[str, Any]:
     """Start a training, or start it again, kill it at a moment, and return what was found then.
 
-    Returns: the moment; the last logged step; the last good checkpoint; whether a save was interrupted, and which.
+    Returns: the moment; the last logged step; the last good checkpoint; whether this kill interrupted a save, and what lies
+    there half-written, which may be left from the kill before.
     """
+    before = _half_written(run)
     with Processes(command, processes, log) as training:
         training.wait_for(lambda: moment.come(run))
         time.sleep(moment.seconds)
         if all(process.poll() is not None for process in training.started):
             raise SoakError(f"the training ended before it could be killed:\n{training.last_words()}")
         training.kill()
-    good = last_good_checkpoint(run)
-    half = [path.name for path in checkpoints(run) if not is_complete(path)]
-    half += [path.name for path in run.glob(f"final{PARTIAL}")]
+    good, half = last_good_checkpoint(run), _half_written(run)
     return {
         "moment": {key: value for key, value in asdict(moment).items() if value},
         "logged_step": logged_step(run),
         "last_good_checkpoint": None if good is None else good.name,
-        "in_a_save": bool(half),
-        "half_written": half,
+        "in_a_save": any(before.get(name) != written for name, written in half.items()),
+        "half_written": sorted(half),
     }
+
+
+def _half_written(run: Path) -> dict[str, tuple[int, int]]:
+    """What a run has begun to save and not finished, each with what tells it from an earlier attempt of the same name."""
+    half = [path for path in checkpoints(run) if not is_complete(path)] + list(run.glob(f"final{PARTIAL}"))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in half}
 
 
 def differing_losses(whole: Path, run: Path) -> list[str]:

@@ -124,6 +124,19 @@ def test_the_catalogue_becomes_shards_of_triplets(tmp_path):
     assert len(list((tmp_path / "shards").iterdir())) == 2
 
 
+@pytest.mark.parametrize(("saves_again", "in_a_save"), [(False, False), (True, True)])
+def test_what_an_earlier_kill_left_is_not_counted_as_this_kills_save(saves_again, in_a_save, tmp_path):
+    half = tmp_path / "checkpoint-2"
+    half.mkdir()
+    (half / "config.json").touch()
+    again = f"import shutil; shutil.rmtree({str(half)!r}); pathlib.Path({str(half)!r}).mkdir(); "
+    program = "import pathlib, time; " + again * saves_again + "time.sleep(60)"
+    command = [sys.executable, "-c", program]
+    found = kill_once(Moment("start", seconds=1.5), command, 1, tmp_path, tmp_path / "log.txt")
+    assert (found["in_a_save"], found["half_written"]) == (in_a_save, ["checkpoint-2"])
+    assert found["last_good_checkpoint"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
