@@ -4,10 +4,13 @@ Nothing here knows a trainer: `check_reasoning` raises ValueError, which `traini
 """
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 from training.reward_functions import reward_weights
 
@@ -185,6 +188,8 @@ def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
     reward_weights(dict(reasoning.rewards or {}))  # type: ignore[arg-type]
     if not (reasoning.grpo_weight or reasoning.infonce_weight):
         raise ValueError("grpo_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
+    if reasoning.vllm and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
+        raise ValueError("vllm: found true without a CUDA GPU or without the package vllm; accepted: false, or both")
     rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
     chunk = reasoning.rollout_chunk_size
     if chunk is not None and rollouts % chunk:

@@ -8,8 +8,8 @@ RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 ABLATIONS = sorted((RECIPES / "ablations").glob("*.yaml"))
 
 
-def test_there_are_ablations_of_both_papers():
-    assert {path.name.split("_")[0] for path in ABLATIONS} == {"moon1", "moon2"}
+def test_there_are_ablations_of_the_three_papers():
+    assert {path.name.split("_")[0] for path in ABLATIONS} == {"moon1", "moon2", "moon3"}
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
