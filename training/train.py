@@ -281,7 +281,7 @@ def write_records(recipe: Recipe, folder: Path) -> None:
         processes=recipe.training.world_size,
         **recipe.facts,
     )
-    facts["versions"] |= {package: importlib.metadata.version(package) for package in ("accelerate", "peft")}
+    facts["versions"] |= {package: importlib.metadata.version(package) for package in ("accelerate", "peft", "trl")}
     write_atomically(folder / PROVENANCE_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True))
 
