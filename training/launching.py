@@ -87,8 +87,11 @@ def _check_deepspeed(recipe: Any) -> None:
         )
     if not is_deepspeed_available():
         raise ValueError("DeepSpeed: found no package deepspeed; accepted: pip install deepspeed, or fsdp2.yaml")
-    if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
-        raise ValueError("deepspeed_config_file: found one; accepted: the keys of training/launch/deepspeed_zero2.yaml")
+    found = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if found != "none":
+        raise ValueError(
+            f"deepspeed_config_file: found {found}; accepted: the keys of training/launch/deepspeed_zero2.yaml"
+        )
     if recipe.loss.encode_chunk_size is not None:
         raise ValueError(
             f"encode_chunk_size: found {recipe.loss.encode_chunk_size} with DeepSpeed, which has to make the backward pass "
