@@ -136,10 +136,11 @@ def _rows(inputs: Mapping[str, Tensor]) -> list[tuple[list[int], Tensor, Tensor]
 
 
 def with_ending(input_ids: Tensor, attention_mask: Tensor, tokens: int, config: Any) -> tuple[Tensor, Tensor]:
-    """Append what reads a vector: `</think>` where the continuation has not written it, then `<emb>`.
+    """Put behind each continuation what reads a vector: `</think>` where it has not written it, then `<emb>`.
 
-    As `think_then_embed` ends a reasoning at inference. What is masked between a continuation and its ending takes no part,
-    and tokens before the ending do not see it, so that their probabilities stay what they are.
+    As `think_then_embed` ends a reasoning at inference. The ending follows at once, without padding between: a base that counts
+    positions without looking at the mask (a batch without pictures) would count that padding. Tokens before the ending do not
+    see it, so that their probabilities stay what they are.
 
     Args:
         input_ids: prompts padded on the left, continuations on the right.
@@ -150,12 +151,17 @@ def with_ending(input_ids: Tensor, attention_mask: Tensor, tokens: int, config: 
     Shapes:
         (L, T) int64 each → (L, T + 2) each.
     """
-    close = config.think_end_token_id
-    written = (input_ids[:, -tokens:] == close) & attention_mask[:, -tokens:].bool()
-    closed_L = written.any(dim=1)
-    ending = torch.tensor([close, config.emb_token_id], device=input_ids.device).expand(len(input_ids), _ENDING_TOKENS)
-    mask = torch.stack([~closed_L, torch.ones_like(closed_L)], dim=1).to(attention_mask.dtype)
-    return torch.cat([input_ids, ending], dim=1), torch.cat([attention_mask, mask], dim=1)
+    close, read = config.think_end_token_id, config.emb_token_id
+    written_LC = attention_mask[:, -tokens:].bool()
+    closed_L = ((input_ids[:, -tokens:] == close) & written_LC).any(dim=1)
+    first_L1 = torch.where(closed_L, read, close)[:, None]
+    ending_L2 = torch.cat([first_L1, torch.full_like(first_L1, read)], dim=1)
+    counts_L2 = torch.stack([torch.ones_like(closed_L), ~closed_L], dim=1).to(attention_mask.dtype)
+    start_L1 = input_ids.shape[1] - tokens + written_LC.sum(dim=1, keepdim=True)
+    place_L2 = start_L1 + torch.arange(_ENDING_TOKENS, device=input_ids.device)
+    ids = torch.cat([input_ids, torch.full_like(ending_L2, read)], dim=1).scatter(1, place_L2, ending_L2)
+    mask = torch.cat([attention_mask, torch.zeros_like(counts_L2)], dim=1).scatter(1, place_L2, counts_L2)
+    return ids, mask
 
 
 def sequences(
@@ -170,7 +176,7 @@ def sequences(
         config: MoonConfig.
 
     Shapes:
-        (L, T) int64 each; prompts padded on the left, continuations on the right.
+        (L, T) int64 each; prompts padded on the left, the rest on the right.
     """
     before, after = max(map(len, prompts)), max(map(len, continuations))
     ids = torch.full((len(prompts), before + after), pad)
