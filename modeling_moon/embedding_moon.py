@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
@@ -207,8 +207,9 @@ def embed_records(
     tensors = {name: _on(tensor, model) for name, tensor in batch.items()}
     if reasoning in ("generate", "auto"):
         result = think_then_embed(model, writer(), tensors, thinking, processor.tokenizer, gate)
-        read = iter(processor.read_reasoning(result.reasoning_ids[result.reasoned]))
-        result.reasoning = [next(read) if reasoned else None for reasoned in result.reasoned.tolist()]
+        written_BR, reasoned_B = cast(torch.Tensor, result.reasoning_ids), cast(torch.Tensor, result.reasoned)
+        read = iter(processor.read_reasoning(written_BR[reasoned_B]))
+        result.reasoning = [next(read) if reasoned else None for reasoned in reasoned_B.tolist()]
     else:
         output = model(**tensors)
         result = MoonEmbedding(output.embeddings, output.matryoshka_embeddings, output.modality_gates)
@@ -423,7 +424,8 @@ def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, token
 def _joined(plain: MoonEmbedding, thought: MoonEmbedding, chosen_B: torch.Tensor, pad: int) -> MoonEmbedding:
     """`plain` with the rows of `thought` in the places that were chosen; token rows as wide as those of `thought`."""
 
-    def put(rows: torch.Tensor, new_rows: torch.Tensor, fill: int = 0, side: int = 0) -> torch.Tensor:
+    def put(before: torch.Tensor | None, thought: torch.Tensor | None, fill: int = 0, side: int = 0) -> torch.Tensor:
+        rows, new_rows = cast(torch.Tensor, before), cast(torch.Tensor, thought)  # "auto" gives both
         missing = new_rows.shape[1] - rows.shape[1]
         wide = (
             functional.pad(rows, [missing, 0] if side == 0 else [0, missing], value=fill) if missing else rows.clone()

@@ -712,7 +712,7 @@ def _looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
-TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images")
+TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
 SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups")
 
 

@@ -36,8 +36,8 @@ from training.arguments import (
     RecipeError,
 )
 from training.completions_page import halves, page
-from training.contrastive_trainer import METRICS_FILE
 from training.data.sources import read_data
+from training.exact_resumption import METRICS_FILE
 from training.reasoning_arguments import ReasoningArguments
 from training.resume import write_atomically
 

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,13 +22,12 @@ from training.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts
 from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.contrastive_terms import TermOptions, Terms, hits, make_terms
 from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
-from training.full_disk import DiskWatch, check_space
+from training.exact_resumption import ExactResumption
 from training.launching import launched, zero_stage
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.momentum_encoder import MomentumEncoder
 from training.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
 from training.parameter_groups import group_by_rate
-from training.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
 from training.sharding import (
     EvenEncoder,
     even_parts,
@@ -41,8 +39,6 @@ from training.sharding import (
 )
 from training.shared_pictures import vision_tower
 
-METRICS_FILE = "metrics.jsonl"
-SKIPPED_FILE = "skipped.jsonl"
 MOMENTUM_FILE = "momentum_encoder.pt"
 _ALWAYS = ("accuracy", "negatives", "masked_share")
 _OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
@@ -53,10 +49,6 @@ _METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START)  # a checkpoint has them in th
 
 class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient became NaN or infinite; the message names the file that lists the batch's items."""
-
-
-class ResumeError(RuntimeError):
-    """A checkpoint that this run cannot continue from."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ class ContrastiveOptions:
     learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(ExactResumption, Trainer):
     """Trainer for batches of `training.data.collate.PairCollator` and a model whose forward gives `.embeddings`.
 
     Candidates of a query: the positives and hard negatives of all processes, with gradient, and those of the last w
@@ -105,6 +97,8 @@ class ContrastiveTrainer(Trainer):
     Relations:
         Writes `metrics.jsonl` (each logged step) and `skipped.jsonl` (each unreadable item, once) in output_dir.
     """
+
+    state_name = "contrastive_state"
 
     def __init__(
         self,
@@ -135,7 +129,6 @@ class ContrastiveTrainer(Trainer):
         self.drift = DriftProbe(queue.max_steps if watches else 0, self.options.drift_items)
         momentum = self.options.queue_momentum
         self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
-        self.disk = DiskWatch(self.args.output_dir)
         self.save_records = save_records
         self.save_processor = save_processor
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
@@ -143,9 +136,8 @@ class ContrastiveTrainer(Trainer):
         self._encoded_items = 0
         self._items_of_step: list[list[str]] = []
         self._timed_since = time.perf_counter()
-        self._resumed: dict[str, Any] | None = None
-        self._noted: set[tuple[str, str]] = set()
-        self.add_callback(_ContinueExactly(self))
+        self.start_resumption()
+        self.add_callback(_UpdateMomentum(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As Trainer's, with the learning rates of their own."""
@@ -233,7 +225,7 @@ class ContrastiveTrainer(Trainer):
 
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
         """The objective of a batch; fills the queue and the meters on the way."""
-        self._note_skipped(inputs["skipped"])
+        self.note_skipped(inputs["skipped"])
         warm = self.state.global_step >= self._queue_warmup()
         terms = make_terms(vectors, inputs, self.queue.items() if warm else None, self.options.terms, self._progress())
         omega = None if terms.gates is None else self._omega(*terms.gates)
@@ -341,7 +333,7 @@ class ContrastiveTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our meters to a training step's log, and write the step to `metrics.jsonl`."""
         if "train_loss" in logs:  # of all steps; after a resumption Trainer divides it by those since
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            logs["train_loss"] = self.mean_loss()
         if "loss" not in logs:
             super().log(logs, start_time)
             return
@@ -354,18 +346,7 @@ class ContrastiveTrainer(Trainer):
         self._meters = _Meters()
         self._encoded_items, self._timed_since = 0, time.perf_counter()
         super().log(logs, start_time)
-        with self.disk.keeping():
-            if self.is_world_process_zero():
-                append_line(Path(self.args.output_dir) / METRICS_FILE, {"step": self.state.global_step, **logs})
-        self.disk.stop_together(f"step {self.state.global_step} in {METRICS_FILE}")
-
-    def _note_skipped(self, skipped: list[dict[str, str]]) -> None:
-        """Write each unreadable item to `skipped.jsonl`, once."""
-        for skip in skipped:
-            if (skip["item"], skip["field"]) not in self._noted:
-                self._noted.add((skip["item"], skip["field"]))
-                with self.disk.keeping():
-                    append_line(Path(self.args.output_dir) / SKIPPED_FILE, skip)
+        self.log_step(logs)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Return 0: Trainer's estimate counts tokens of one forward and does not fit two."""
@@ -373,111 +354,43 @@ class ContrastiveTrainer(Trainer):
 
     # Checkpoints
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does, then the queue and the meters of each process, then the marker that makes it count."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self.disk.keeping():
-            if self.args.should_save:
-                if folder.exists():
-                    shutil.rmtree(folder)
-                check_space(folder.parent)
-        self.disk.stop_together(folder.name)
-        with self.disk.keeping(), _without_save_limit(self.args):  # Trainer's pruning does not know which are whole
-            super()._save_checkpoint(model, trial)
-        with self.disk.keeping():
-            torch.save(self._own_state(), folder / _state_file())
-            if self.momentum is not None and self.args.should_save:
-                torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
-        self.disk.stop_together(folder.name, folder)
-        with self.disk.keeping():
-            if self.args.should_save:
-                if self.save_records is not None:
-                    self.save_records(folder)
-                mark_complete(folder)
-                prune(folder.parent, self.args.save_total_limit)
-        self.disk.stop_together(folder.name, folder)
-
-    # A part whose writing fails does not keep a process from the exchanges of the parts that follow.
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with self.disk.keeping(), under_its_own_class(self.model):
-            super()._save(output_dir, state_dict)
-            if self.args.should_save and self.save_processor is not None:
-                self.save_processor(Path(output_dir or self.args.output_dir))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self.disk.keeping():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        with self.disk.keeping():
-            super()._save_rng_state(output_dir)
-
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
+        """The queue, what watches it, and the meters."""
         return {
-            "world_size": world_size(),
             "queue": self.queue.state_dict(),
             "drift": self.drift.state_dict(),
             "meters": self._meters.values.tolist(),
-            "running_loss": self._tr_loss.item(),
-            "total_loss": self._total_loss_scalar,
-            "last_logged": self._globalstep_last_logged,
         }
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint) / _state_file()
-        state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
-        if state.get("world_size") != world_size():
-            raise ResumeError(
-                f"{checkpoint}: found a run of {state.get('world_size', 'fewer')} processes; "
-                f"accepted: {world_size()}, because each process resumes its own queue"
-            )
+    def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        """Take over what `own_state` returned, and the momentum encoder beside it."""
         self.queue.load_state_dict(state["queue"], self.args.device)
         self.drift.load_state_dict(state["drift"], self.args.device)
+        self._meters = _Meters(state["meters"])
         if self.momentum is not None:
-            averages = torch.load(Path(checkpoint) / MOMENTUM_FILE, map_location="cpu", weights_only=True)
+            averages = torch.load(checkpoint / MOMENTUM_FILE, map_location="cpu", weights_only=True)
             self.momentum.load_state_dict(averages)
-        self._resumed = state
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a checkpoint without some of the weights; tied weights are saved once."""
-        parameters = dict(self.model.state_dict())
-        loaded = {value.data_ptr() for name, value in parameters.items() if name not in load_result.missing_keys}
-        missing = [name for name in load_result.missing_keys if parameters[name].data_ptr() not in loaded]
-        if missing or load_result.unexpected_keys:
-            raise ResumeError(
-                f"checkpoint: found no weights for {missing[:5]} and unknown weights {load_result.unexpected_keys[:5]}; "
-                "accepted: a checkpoint of this very model"
-            )
+    def save_more(self, folder: Path) -> None:
+        """The momentum encoder."""
+        if self.momentum is not None and self.args.should_save:
+            torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with under_its_own_class(self.model):
+            super()._save(output_dir, state_dict)
 
     def continue_exactly(self) -> None:
-        """Called when training begins: put back what Trainer's loop has just set to its initial values."""
-        output_dir = Path(self.args.output_dir)
-        if self.is_world_process_zero():
-            cut_lines_after(output_dir / METRICS_FILE, self.state.global_step)
-        self._noted = {(line["item"], line["field"]) for line in read_lines(output_dir / SKIPPED_FILE)}
+        """As `ExactResumption`; the clock of items per second begins."""
+        super().continue_exactly()
         self._encoded_items, self._timed_since = 0, time.perf_counter()
-        if self._resumed is None:
-            return
-        self.state.compute_steps(self.args, self.state.max_steps)
-        self._meters = _Meters(self._resumed["meters"])
-        self._tr_loss = torch.tensor(self._resumed["running_loss"], device=self.args.device)
-        self._total_loss_scalar = self._resumed["total_loss"]
-        self._globalstep_last_logged = self._resumed["last_logged"]
-        self._resumed = None
 
 
-class _ContinueExactly(TrainerCallback):
-    """Reaches the one moment after Trainer has reset its counters and before the first step."""
+class _UpdateMomentum(TrainerCallback):
+    """Moves the momentum encoder after each step."""
 
     def __init__(self, trainer: ContrastiveTrainer) -> None:
         self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.continue_exactly()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if self.trainer.momentum is not None:
@@ -500,16 +413,3 @@ class _Meters:
         """Averages over all processes of what was counted."""
         sums = reduce(self.values.clone(), "sum").tolist()
         return {name: total / count for name, (total, count) in zip(_METERS, sums, strict=True) if count}
-
-
-def _state_file() -> str:
-    return f"contrastive_state_{rank()}.pt"
-
-
-@contextlib.contextmanager
-def _without_save_limit(args: Any) -> Any:
-    limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        yield
-    finally:
-        args.save_total_limit = limit

@@ -25,8 +25,9 @@ class ExactResumption:
     """Mixin before a Trainer: whole checkpoints, each process's own state in them, and logs without gap or repetition.
 
     A checkpoint counts only with its marker, which is written last; see `training.resume`. What the trainer keeps beside
-    Trainer's own state goes through `own_state` and `load_own_state`. A full disk stops all processes together. Writes
-    `metrics.jsonl` (each logged step) and `skipped.jsonl` (each unreadable item, once) in output_dir.
+    Trainer's own state goes through `own_state` and `load_own_state`, into `<state_name>_<rank>.pt`. A full disk stops all
+    processes together. Writes `metrics.jsonl` (each logged step) and `skipped.jsonl` (each unreadable item, once) in
+    output_dir.
 
     The trainer sets `save_records` and `save_processor`, called with each checkpoint folder or None, and calls
     `start_resumption` at the end of its constructor.
@@ -36,6 +37,7 @@ class ExactResumption:
         ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
     """
 
+    state_name = "own_state"
     save_records: Callable[[Path], Any] | None
     save_processor: Callable[[Path], Any] | None
 
@@ -50,9 +52,12 @@ class ExactResumption:
         """Return what this process keeps beside Trainer's state, as tensors and plain values."""
         raise NotImplementedError
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `own_state` returned."""
+    def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        """Take over what `own_state` returned; `checkpoint` is the folder that it comes from."""
         raise NotImplementedError
+
+    def _state_file(self) -> str:
+        return f"{self.state_name}_{rank()}.pt"
 
     # Logs
 
@@ -95,7 +100,7 @@ class ExactResumption:
                 "total_loss": self._total_loss_scalar,
                 "last_logged": self._globalstep_last_logged,
             }
-            torch.save(counters | self.own_state(), folder / _state_file())
+            torch.save(counters | self.own_state(), folder / self._state_file())
             self.save_more(folder)
         self.disk.stop_together(folder.name, folder)
         with self.disk.keeping():
@@ -131,14 +136,14 @@ class ExactResumption:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = Path(checkpoint) / _state_file()
+        path = Path(checkpoint) / self._state_file()
         state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
         if state.get("world_size") != world_size():
             raise ResumeError(
                 f"{checkpoint}: found a run of {state.get('world_size', 'fewer')} processes; "
                 f"accepted: {world_size()}, because each process resumes its own queue"
             )
-        self.load_own_state(state)
+        self.load_own_state(state, Path(checkpoint))
         self._resumed = state
 
     def _issue_warnings_after_load(self: Any, load_result: Any) -> None:
@@ -175,10 +180,6 @@ class _ContinueExactly(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.continue_exactly()
-
-
-def _state_file() -> str:
-    return f"trainer_state_{rank()}.pt"
 
 
 @contextlib.contextmanager

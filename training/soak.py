@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from evaluation.data.catalogue import make_catalogue
 from evaluation.provenance import provenance
 from training.arguments import RecipeError, parse_recipe
-from training.contrastive_trainer import METRICS_FILE
+from training.exact_resumption import METRICS_FILE
 from training.resume import (
     MARKER,
     PARTIAL,

@@ -37,9 +37,9 @@ class StreamedTrainer(ContrastiveTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
 
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         consumed = self.state.global_step * self.args.gradient_accumulation_steps
-        return super()._own_state() | {"stream": json.dumps(self.batches.state_dict(consumed))}
+        return super().own_state() | {"stream": json.dumps(self.batches.state_dict(consumed))}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -34,11 +34,12 @@ from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe, usage
-from training.contrastive_trainer import METRICS_FILE, SKIPPED_FILE, ContrastiveTrainer, NonFiniteLossError, ResumeError
+from training.contrastive_trainer import NonFiniteLossError
 from training.data.collate import UnreadableBatchError
 from training.data.sources import read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
 from training.data.streams import StreamError
+from training.exact_resumption import METRICS_FILE, SKIPPED_FILE, ResumeError
 from training.full_disk import DiskFullError, stops_on_a_full_disk
 from training.objective import check_fits
 from training.reasoning_arguments import COLD_START, cold_start_values
@@ -286,9 +287,7 @@ def write_records(recipe: Recipe, folder: Path) -> None:
     write_atomically(folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True))
 
 
-def finish(
-    recipe: Recipe, trainer: ContrastiveTrainer, processor: MoonProcessor, tables: list[ProductTables], start: Path
-) -> None:
+def finish(recipe: Recipe, trainer: Any, processor: MoonProcessor, tables: list[ProductTables], start: Path) -> None:
     """Save the trained model, evaluate it where the recipe says so, and mark the run as finished."""
     output_dir = Path(recipe.training.output_dir)
     model = whole_trained(recipe, trainer, start)

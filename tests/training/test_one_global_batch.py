@@ -287,7 +287,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(moon2, tmp_path, name
     assert {**last[0], "items_per_second": 0} == {**last[1], "items_per_second": 0}
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
-    states = [trainer._own_state() for trainer in (whole, resumed)]
+    states = [trainer.own_state() for trainer in (whole, resumed)]
     for one, two in zip(*(state["queue"]["steps"] for state in states), strict=True):
         assert torch.equal(one["vector_CD"], two["vector_CD"])
     if whole.momentum is not None:
