@@ -1,6 +1,6 @@
 """What the joint stage brings over its cold start, several seeds, from one command.
 
-python -m training.reasoning_study [RECIPE] [--seeds 0 1 2] [--workers 2] [--output FILE.json] [--run-folder DIR]
+python -m training.reasoning_study [RECIPE] [--seeds 0 1 2] [--workers 3] [--output FILE.json] [--run-folder DIR]
 
 Each seed is trained twice from one cold start: the recipe as it is, and with grpo_weight 0 (nothing is rewarded), so that
 what reinforcement brings stands apart from what more training brings. The same command goes on where it stopped: a finished
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "recipe", type=Path, nargs="?", default=_RECIPE, help="of the joint stage (default: %(default)s)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time (default: 2)")
+    parser.add_argument("--workers", type=int, default=3, help="trainings at a time (default: 3)")
     parser.add_argument("--output", type=Path, default=Path("results/reasoning_catalogue.json"))
     parser.add_argument("--run-folder", type=Path, default=Path("runs/reasoning_study"))
     chosen = parser.parse_args(arguments)
