@@ -2,7 +2,8 @@
 
 A sharded model gathers the weights of a layer from all processes whenever the layer runs. All processes have to run the same
 layers in the same order; which modalities, forms and chunks a process encodes depends on its own batch. So the vision tower
-stays in one piece with the root of the model, and a process with fewer forward passes than another makes up for them.
+stays in one piece with the root of the model, and a process with fewer forward passes than another makes up for them. Our design
+(precedent: torch's Join for processes with unlike numbers of batches).
 
 Shape suffixes: D embedding width.
 """
@@ -28,6 +29,8 @@ from training.shared_pictures import vision_tower
 IDLE = "idle"
 """The name of the vectors (0, D) of forward passes that only keep a process in step with the others."""
 
+_PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether FSDP2 holds the parameters of a model."""
@@ -49,7 +52,7 @@ def use_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
         model: what will be sharded, with adapters where there are some.
 
     Raises:
-        ValueError: FSDP1, or a model without decoder layers of its own.
+        ValueError: FSDP1, a precision that is none of no, bf16 and fp16, or a model without decoder layers of its own.
     """
     state = accelerator.state
     if getattr(state, "fsdp_plugin", None) is None:
@@ -59,8 +62,12 @@ def use_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
     if plugin.fsdp_version != 2:
         raise ValueError(f"fsdp_version: found {plugin.fsdp_version}; accepted: 2, as in training/launch/fsdp2.yaml")
     plugin.transformer_cls_names_to_wrap = decoder_layers(model)
-    if state.mixed_precision != "no":
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[state.mixed_precision]
+    if state.mixed_precision not in _PRECISIONS:
+        raise ValueError(
+            f"mixed_precision: found {state.mixed_precision} with FSDP; accepted: {', '.join(_PRECISIONS)}"
+        )
+    dtype = _PRECISIONS[state.mixed_precision]
+    if dtype is not None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if not any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters()):
         model.enable_input_require_grads()

@@ -201,8 +201,8 @@ def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None
     """Return the trained model in one piece and unquantised, to be saved and evaluated.
 
     Of a sharded or quantised model in the first process alone: what was learned is put into the starting model, loaded anew.
-    Adapters learned over a quantised base so meet the weights that it was made of (as QLoRA's authors release them). Called
-    by all processes, because each holds a part.
+    Adapters learned over a quantised base so meet the weights that it was made of. Called by all processes, because each
+    holds a part.
 
     Args:
         recipe: how the model was loaded and what of it learns.

@@ -11,9 +11,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from modeling_moon import MoonModel
 from training import launching
 from training.arguments import RecipeError, parse_recipe
 from training.launching import check_launch, launched, zero_stage
+from training.sharding import use_fsdp
 
 LAUNCH = Path(__file__).resolve().parents[2] / "training" / "launch"
 FILES = sorted(LAUNCH.glob("*.yaml"))
@@ -208,3 +210,28 @@ def test_a_recipe_reports_a_refusal_of_the_launch(monkeypatch, tmp_path):
         RecipeError, match="found ACCELERATE_USE_PARALLELISM_CONFIG; accepted: the files of training/launch"
     ):
         parse_recipe([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "message"),
+    [
+        (1, "no", "fsdp_version: found 1; accepted: 2"),
+        (2, "fp8", "mixed_precision: found fp8 with FSDP; accepted: no, bf16, fp16"),
+    ],
+)
+def test_a_plugin_of_another_kind_is_refused_by_the_trainer(tiny_moon, version, precision, message):
+    plugin = SimpleNamespace(fsdp_version=version)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin, mixed_precision=precision))
+    with pytest.raises(ValueError, match=message):
+        use_fsdp(accelerator, MoonModel.from_pretrained(tiny_moon("qwen3_vl")))
+
+
+def test_sums_of_gradients_are_float32_and_frozen_embeddings_hand_gradients_through(tiny_moon):
+    model = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
+    model.get_input_embeddings().weight.requires_grad_(False)
+    plugin = SimpleNamespace(fsdp_version=2)
+    use_fsdp(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin, mixed_precision="bf16")), model)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
+    assert plugin.transformer_cls_names_to_wrap == ["MoonQwen3VLDecoderLayer"]
+    assert model.get_input_embeddings()(torch.tensor([1])).requires_grad
