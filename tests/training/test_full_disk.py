@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from training.full_disk import DiskFullError, DiskWatch, check_space, is_disk_full
 from training.resume import append_line, checkpoints, is_complete, mark_complete, mend_lines, read_lines, written_whole
+from training.soak import Processes
 from training.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,8 @@ MOMENTS = {
     "the trainer's state": ("transformers.trainer_callback.TrainerState.save_to_json", ""),
     "the queue": ("torch.save", "contrastive_state_0.pt"),
     "the recipe": ("training.train.write_records", "checkpoint-4"),
-    "the marker": ("training.contrastive_trainer.mark_complete", ""),
-    "a line of metrics": ("training.contrastive_trainer.append_line", "metrics.jsonl"),
+    "the marker": ("training.exact_resumption.mark_complete", ""),
+    "a line of metrics": ("training.exact_resumption.append_line", "metrics.jsonl"),
     "the trained model": ("training.train.save_trained", ""),
 }
 # Fills a disk of its own before a resumed run, leaves some room on it, frees it after the run has stopped, and runs again.
@@ -38,7 +39,7 @@ import contextlib, io, os, shutil, sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
-from training import contrastive_trainer
+from training import exact_resumption
 from training.resume import checkpoints, is_complete, size_of
 from training.train import main
 
@@ -69,10 +70,28 @@ def stopped_and_gone_on(room, last):
     return said
 
 assert "looked at before anything of it was written" in stopped_and_gone_on(checkpoint // 2, last=2)
-contrastive_trainer.check_space = lambda folder: None
+exact_resumption.check_space = lambda folder: None
 reasons = [stopped_and_gone_on(int(share * checkpoint), last=2) for share in (0, 0.3, 0.8)]
 reasons.append(stopped_and_gone_on(final // 2, last=4))
 print(*reasons, sep="")
+"""
+# Runs a training in which one process, from its second checkpoint on, cannot write one file.
+ONE_PROCESS_LACKS_ROOM = """
+import os, resource, sys
+from pathlib import Path
+import torch
+rank, name = sys.argv.pop(1), sys.argv.pop(1)
+save, (soft, hard) = torch.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+def save_here(value, path, **options):
+    if os.environ["RANK"] == rank and Path(path).name == name and "checkpoint-4" in str(path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        save(value, path, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+torch.save = save_here
+from training.train import main
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -199,6 +218,31 @@ def test_a_disk_that_really_is_full_stops_the_run_at_any_moment(recipe, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("No space left on device") >= 2
     assert done.stdout.count("could not be written") == 4
+
+
+def test_two_processes_stop_together_whichever_of_them_finds_the_disk_full(recipe, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+
+    def statuses(rank, name):
+        program = [sys.executable, "-c", ONE_PROCESS_LACKS_ROOM, rank, name, str(recipe)]
+        log.unlink(missing_ok=True)
+        with Processes([*program, "--output_dir", str(run)], 2, log) as training:
+            return training.finish(), log.read_text()
+
+    logged = []
+    for rank, name in (("0", "optimizer.pt"), ("1", "contrastive_state_1.pt")):
+        ended, said = statuses(rank, name)
+        assert ended == [3, 3], said[-3000:]
+        assert f"train: {run}: checkpoint-4 could not be written" in said
+        assert "train: process 1 stops with the first: the disk is full" in said
+        assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
+        assert is_complete(run / "checkpoint-2")
+        logged.append(losses(run))
+    ended, said = statuses("no process", "")
+    assert ended == [0, 0], said[-3000:]
+    assert f"resuming from {run / 'checkpoint-2'}" in said
+    assert [line["step"] for line in losses(run)] == [1, 2, 3, 4]
+    assert logged == [losses(run)] * 2
 
 
 @pytest.mark.parametrize(
