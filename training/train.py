@@ -69,7 +69,10 @@ PROVENANCE_FILE = "provenance.json"
 COLD_START_FILE = "cold_start_recipe.yaml"
 COMPLETIONS = "completions"
 FINISHED_FILE = "finished.json"
-_OWN_FILES = (RECIPE_FILE, COLD_START_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE)
+_OWN_FILES = (
+    *(RECIPE_FILE, COLD_START_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE),
+    "completions.html",
+)
 _OWN_FOLDERS = (*BASE_FOLDERS, COLD_START, COMPLETIONS, "final", "adapter", f"final{PARTIAL}", f"adapter{PARTIAL}")
 REFUSED = (RecipeError, TableError, UpcycleError, ResumeError)
 """What the user can put right before a training starts."""
