@@ -101,7 +101,11 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         NonFiniteLossError: the loss is NaN or infinite.
         ResumeError: a checkpoint of another number of processes, or without weights of this model.
         UnreadableBatchError: a pair that cannot be read, without a substitute.
+        ValueError: weights in parts (FSDP, DeepSpeed), whose encoder cannot be called by itself; pictures with vLLM, which
+            TRL gives ids alone.
     """
+
+    state_name = "reasoning_state"
 
     def __init__(
         self,
@@ -134,6 +138,8 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
             processing_class=processor.tokenizer,
             **settings,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("stage: reasoning: found FSDP or DeepSpeed; accepted: one process, or several with DDP")
         self._restore_settings()
         self.eos_token_ids = list(args.generation_kwargs["eos_token_id"])
         self.beta = self.options.kl_weight
@@ -194,6 +200,9 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         assert self._prompts is not None
         pictures = self._prompts.pictures()
         pictures.pop("num_images", None)
+        if pictures and self.use_vllm:
+            names = sorted({one for pair in self._prompts.pairs for one in (item_name(pair, side) for side in SIDES)})
+            raise ValueError(f"vllm: found pictures in a step of {names[:5]}; accepted: texts alone, or vllm: false")
         return self._prompts.ids, None, pictures
 
     def _calculate_rewards(
@@ -207,7 +216,7 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         queued = self.queue.items() if warm else None
         self._take_gradient(vectors, queued)
         near = rollout_similarities(vectors, found.batch, queued)
-        readings = self.processor.read_reasoning([row or [0] for row in completion_ids_list])
+        readings = self.processor.read_reasoning(completion_ids_list)
         sides = [(pair, side) for pair in found.pairs for side in SIDES for _ in range(found.rollouts)]
         columns: dict[str, Sequence[Any]] = {
             "reasonings": readings,
@@ -299,15 +308,24 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As TRL's, of texts that go on to `<emb>`: the same pass then gives the vectors, too."""
-        if self._prompts is not None:  # TRL does not know the pictures while it scores
-            kwargs |= self._prompts.pictures()
-        config = _writer(self._bare()).config
-        ids, mask = with_ending(input_ids, attention_mask, logits_to_keep, config)
-        found = super()._get_per_token_logps_and_entropies(
-            model, ids, mask, logits_to_keep + _ENDING_TOKENS, **_with_pictures(kwargs)
-        )
-        return found[0][:, :logits_to_keep], None if found[1] is None else found[1][:, :logits_to_keep], found[2]
+        """As TRL's, of texts that go on to `<emb>`: the same pass then gives the vectors, too.
+
+        The probabilities are those of the whole vocabulary at the stage's temperature; that some tokens are barred from being
+        drawn, or top_p leaves some out, does not enter them, as in TRL's own.
+        """
+        ids, mask = with_ending(input_ids, attention_mask, logits_to_keep, _writer(self._bare()).config)
+        tokens = logits_to_keep + _ENDING_TOKENS
+        score = super()._get_per_token_logps_and_entropies
+        if self._prompts is None:
+            parts = [score(model, ids, mask, tokens, **_with_pictures(kwargs))]
+        else:  # TRL does not know the pictures while it scores, nor chunks without any
+            size = kwargs.pop("batch_size", None) or len(ids)
+            starts = range(0, len(ids), size)
+            of_parts = [(slice(start, start + size), self._prompts.pictures(start, start + size)) for start in starts]
+            parts = [score(model, ids[part], mask[part], tokens, **kwargs | seen) for part, seen in of_parts]
+        logps, entropies, auxiliary = zip(*parts, strict=True)
+        entropy = None if entropies[0] is None else torch.cat(entropies)[:, :logits_to_keep]
+        return torch.cat(logps)[:, :logits_to_keep], entropy, auxiliary[0]
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of a chunk, and the chunk's part of the InfoNCE."""
@@ -417,7 +435,7 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         """The queue, and the values that the next log averages."""
         return {"queue": self.queue.state_dict(), "metrics": dict(self._metrics["train"])}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         """Take over what `own_state` returned."""
         self.queue.load_state_dict(state["queue"], self.args.device)
         self._metrics["train"].update({name: list(values) for name, values in state["metrics"].items()})
@@ -431,9 +449,16 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         reasoning: `ReasoningArguments`.
         config: MoonConfig.
         tokenizer: the model's.
+
+    Raises:
+        ValueError: a chunk size that does not divide the rollouts.
     """
     rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
     chunk = reasoning.rollout_chunk_size or rollouts
+    if rollouts % chunk:
+        raise ValueError(
+            f"rollout_chunk_size: found {chunk}; accepted: a divisor of {rollouts}, the rollouts of a process and step"
+        )
     given = {entry.name: getattr(training, entry.name) for entry in dataclasses.fields(TrainingArguments) if entry.init}
     own = generation_config(config, Thinking(), tokenizer)
     barred = {*own.suppress_tokens, tokenizer.eos_token_id} - {None, config.think_end_token_id}
@@ -448,6 +473,8 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "top_k": 0,
         "epsilon": reasoning.clip_range,
         "loss_type": "grpo",
+        # The vectors that rewards and the InfoNCE's gradient see are those of the passes that learn.
+        "disable_dropout": True,
         "shuffle_dataset": False,
         "use_vllm": reasoning.vllm,
         "vllm_mode": "colocate",
