@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
         joint, control: its two trainings.
 
     Returns: for each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction →
-    scores; "training": the retrieval reward's mean over the first and the last tenth of the joint stage's logged steps.
+    scores; "seconds" of each training; "training": the retrieval reward's mean over the first and the last tenth of the
+    joint stage's logged steps.
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
@@ -75,6 +75,7 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
         there = {mode: file for mode, file in files.items() if file.is_file()}
         if there:
             found[name] = {mode: _scores(file) for mode, file in there.items()}
+    found["seconds"] = {run.cell: (run.result() or {}).get("seconds") for run in (joint, control)}
     metrics = [line for line in read_lines(joint.folder / "metrics.jsonl") if _REWARD in line]
     if joint.result() is not None and metrics:
         tenth = max(1, len(metrics) // _TENTH)
@@ -170,14 +171,13 @@ def markdown(study: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
 
 
-def render(recipe: Path, runs: Sequence[Run], output: Path, began: float) -> None:
+def render(recipe: Path, runs: Sequence[Run], output: Path) -> None:
     """Write what is finished so far.
 
     Args:
         recipe: of the joint stage.
         runs: from `plan`.
         output: the JSON file; Markdown goes beside it.
-        began: when this command began, of time.monotonic.
     """
     pairs = zip(runs[::2], runs[1::2], strict=True)
     seeds = [seed_result(joint, control) for joint, control in pairs]
@@ -185,8 +185,7 @@ def render(recipe: Path, runs: Sequence[Run], output: Path, began: float) -> Non
         "recipe": recipe.name,
         "finished": sum(run.result() is not None for run in runs),
         "planned": len(runs),
-        "seconds": round(time.monotonic() - began, 1),
-        "note": "Means over all retrieval directions of the held-out split; seconds are of this command's last call.",
+        "note": "Means over all retrieval directions of the held-out split.",
         "verdict": verdict(seeds),
         "seeds": seeds,
         "provenance": provenance(runs[0].seed),
@@ -207,18 +206,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("results/reasoning_catalogue.json"))
     parser.add_argument("--run-folder", type=Path, default=Path("runs/reasoning_study"))
     chosen = parser.parse_args(arguments)
-    began = time.monotonic()
     try:
         runs = plan(chosen.recipe, chosen.seeds, chosen.run_folder)
         data = runs[0].wanted["data"]
         missed = []
         for name in (JOINT, CONTROL):  # a control begins with the cold start of its seed's joint run
             ready = [run for run in runs if run.cell == name]
-            missed += run_all(ready, data, chosen.workers, lambda: render(chosen.recipe, runs, chosen.output, began))
+            missed += run_all(ready, data, chosen.workers, lambda: render(chosen.recipe, runs, chosen.output))
     except RecipeError as error:
         print(f"reasoning_study: {error}", file=sys.stderr)
         return 2
-    render(chosen.recipe, runs, chosen.output, began)
+    render(chosen.recipe, runs, chosen.output)
     print(chosen.output.with_suffix(".md").read_text(encoding="utf-8"))
     for name in missed:
         print(f"not finished: {name}", file=sys.stderr)

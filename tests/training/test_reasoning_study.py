@@ -102,7 +102,7 @@ def test_a_study_that_is_half_finished_is_rendered(recipe, tmp_path):
     results(runs[0].folder, "before", 0.4, 0.5)
     finish(runs[0], 0.6, 0.6)
     output = tmp_path / "study.json"
-    render(recipe(), runs, output, began=0.0)
+    render(recipe(), runs, output)
     study = json.loads(output.read_text())
     assert (study["planned"], study["finished"]) == (4, 1)
     page = output.with_suffix(".md").read_text()
