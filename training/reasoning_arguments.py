@@ -143,6 +143,8 @@ def _unread_keys(stage: str) -> list[str]:
     read = {
         "contrastive": (),
         COLD_START: (*_OF_BOTH, *_OF_COLD_START),
+        _refuse_changed(groups["data"], ("positives_per_query",), where, only=True)
+        _check_model(groups["model"])
         REASONING: [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name not in _OF_COLD_START],
     }[stage]
     return [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name not in ("stage", *read)]
@@ -193,6 +195,21 @@ def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
     rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
     chunk = reasoning.rollout_chunk_size
     if chunk is not None and rollouts % chunk:
+def _check_model(model: Any) -> None:
+    """Refuse what the joint stage's trainer does not read of a model that learns."""
+    if model.learning_rates:
+        raise ValueError(
+            f"learning_rates: found {model.learning_rates} with stage: reasoning; accepted: learning_rate alone, and rates "
+            "by name in cold_start"
+        )
+    dropout = (model.lora or {}).get("dropout", 0)
+    if dropout:
+        raise ValueError(
+            f"lora.dropout: found {dropout} with stage: reasoning, whose rewards and gradients are of the same vectors; "
+            "accepted: 0, and more in cold_start, as {lora: {dropout: …}}"
+        )
+
+
         raise ValueError(
             f"rollout_chunk_size: found {chunk}; accepted: a divisor of {rollouts}, the rollouts of a process and step "
             "(2 sides × per_device_train_batch_size × rollouts)"
