@@ -66,7 +66,8 @@ NOT_FOR_RECIPES["accelerator_config"] = "how batches are spread over processes d
 MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
     + ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor")
-    + ("evaluate_before", "evaluate_after", "evaluate_split", "evaluate_products")
+    + ("evaluate_before", "evaluate_after", "evaluate_split", "evaluate_products", "evaluate_reasoning")
+    + ("completions_steps",)
 )
 
 
