@@ -225,6 +225,7 @@ def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module
     if args.process_index == 0 and last_good_checkpoint(Path(args.output_dir)) is None:
         write_records(recipe, Path(args.output_dir))
 
+            shutil.rmtree(Path(args.output_dir) / COMPLETIONS, ignore_errors=True)  # of the throwaway steps
 
 def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module) -> float:
     """Time optimizer steps on the run's own first pairs, and put every weight back as it was.
