@@ -326,10 +326,23 @@ def parse_recipe(arguments: list[str]) -> Recipe:
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("recipe: found none; accepted: RECIPE.yaml [--key value …], see training/recipes")
     path = Path(arguments[0])
-    values = read_recipe_file(path)
+    return make_recipe(path, read_recipe_file(path), arguments[1:])
+
+
+def make_recipe(path: Path, values: dict[str, Any], arguments: list[str]) -> Recipe:
+    """Return keys as a checked recipe.
+
+    Args:
+        path: what the recipe is called; nothing is read from it.
+        values: the keys; those that a dotted argument changes are changed in it.
+        arguments: `--key value …`.
+
+    Raises:
+        RecipeError: as `parse_recipe`.
+    """
     hints = known_keys()
     check_keys(values, hints, where=str(path))
-    arguments = _merge_dotted(arguments[1:], values, hints)
+    arguments = _merge_dotted(arguments, values, hints)
     checked = {key: check_value(key, value, hints[key]) for key, value in values.items()}
     _check_command_line(arguments, hints)
     parser = _parser(GROUPS)

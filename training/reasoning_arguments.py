@@ -27,6 +27,8 @@ DEFAULT_REWARDS = {
 _CONTRASTIVE_WEIGHT = {COLD_START: 1.0, REASONING: 0.1}
 _OF_BOTH = ("contrastive_weight", "unreasoned_share", "evaluate_reasoning")
 _OF_COLD_START = ("ce_weight",)
+# What the joint recipe says of its cold start itself.
+_NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
 # What the other groups hold that a stage does not read.
 _UNREAD_DATA = ("bucket_batches", "streaming")
 _UNREAD_LOSS = ("dual_alignment", "sample_filter")
@@ -102,6 +104,8 @@ def cold_start_values(resolved: Mapping[str, Any], output_dir: str) -> dict[str,
     Args:
         resolved: the joint recipe's keys; its `cold_start` names those that differ.
         output_dir: where the cold start is trained.
+
+    Relations: as with `extends`, mappings are merged key by key.
     """
     own = {
         *_unread_keys(COLD_START),
@@ -112,7 +116,10 @@ def cold_start_values(resolved: Mapping[str, Any], output_dir: str) -> dict[str,
         "evaluate_after",
     }
     values = {key: value for key, value in resolved.items() if key not in own}
-    return values | dict(resolved["cold_start"]) | {"stage": COLD_START, "output_dir": output_dir}
+    for key, value in resolved["cold_start"].items():
+        both_mappings = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if both_mappings else value
+    return values | {"stage": COLD_START, "output_dir": output_dir}
 
 
 def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) -> None:
@@ -136,15 +143,18 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         raise ValueError(f"architecture: found {groups['model'].architecture!r}; accepted: moon {where}")
     if reasoning.stage == REASONING:
         _refuse_changed(groups["loss"], _UNREAD_BY_ROLLOUTS, where, only=True)
+        _refuse_changed(groups["data"], ("positives_per_query",), where, only=True)
+        _check_model(groups["model"])
         _check_rollouts(reasoning, groups["training"])
+        named = [key for key in _NOT_OF_COLD_START if key in (reasoning.cold_start or {})]
+        if named:
+            raise ValueError(f"cold_start: found {named[0]!r}, which the joint recipe sets; accepted: other keys")
 
 
 def _unread_keys(stage: str) -> list[str]:
     read = {
         "contrastive": (),
         COLD_START: (*_OF_BOTH, *_OF_COLD_START),
-        _refuse_changed(groups["data"], ("positives_per_query",), where, only=True)
-        _check_model(groups["model"])
         REASONING: [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name not in _OF_COLD_START],
     }[stage]
     return [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name not in ("stage", *read)]
@@ -185,16 +195,6 @@ def _check_ranges(reasoning: ReasoningArguments) -> None:
         raise ValueError(f"evaluate_reasoning: found {modes}; accepted: none, generate, or both")
 
 
-def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
-    """What GRPO needs: rewards that are known, and forward passes that share the rollouts evenly."""
-    reward_weights(dict(reasoning.rewards or {}))  # type: ignore[arg-type]
-    if not (reasoning.grpo_weight or reasoning.infonce_weight):
-        raise ValueError("grpo_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
-    if reasoning.vllm and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
-        raise ValueError("vllm: found true without a CUDA GPU or without the package vllm; accepted: false, or both")
-    rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
-    chunk = reasoning.rollout_chunk_size
-    if chunk is not None and rollouts % chunk:
 def _check_model(model: Any) -> None:
     """Refuse what the joint stage's trainer does not read of a model that learns."""
     if model.learning_rates:
@@ -210,6 +210,16 @@ def _check_model(model: Any) -> None:
         )
 
 
+def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
+    """What GRPO needs: rewards that are known, and forward passes that share the rollouts evenly."""
+    reward_weights(dict(reasoning.rewards or {}))  # type: ignore[arg-type]
+    if not (reasoning.grpo_weight or reasoning.infonce_weight):
+        raise ValueError("grpo_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
+    if reasoning.vllm and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
+        raise ValueError("vllm: found true without a CUDA GPU or without the package vllm; accepted: false, or both")
+    rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
+    chunk = reasoning.rollout_chunk_size
+    if chunk is not None and rollouts % chunk:
         raise ValueError(
             f"rollout_chunk_size: found {chunk}; accepted: a divisor of {rollouts}, the rollouts of a process and step "
             "(2 sides × per_device_train_batch_size × rollouts)"

@@ -15,6 +15,7 @@ if __package__ in (
 
 import dataclasses
 import functools
+import gc
 import importlib.metadata
 import json
 import shutil
@@ -33,7 +34,7 @@ from evaluation.provenance import provenance
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
-from training.arguments import Recipe, RecipeError, differing_keys, parse_recipe, usage
+from training.arguments import Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
 from training.contrastive_trainer import NonFiniteLossError
 from training.data.collate import UnreadableBatchError
 from training.data.sources import read_data, unanswered_queries
@@ -108,6 +109,7 @@ def run(recipe: Recipe) -> None:
         DiskFullError: a file that cannot be written.
     """
     args, output_dir = recipe.training, Path(recipe.training.output_dir)
+    cold_start = None if recipe.reasoning.cold_start is None else cold_start_of(recipe)
     with args.main_process_first(local=False, desc="opening the run's folder"):
         finished = open_run(recipe)
     if finished:
@@ -122,8 +124,12 @@ def run(recipe: Recipe) -> None:
         recipe.facts["queries_without_an_answer_in_the_split"] = unanswered
         if args.process_index == 0:
             print(f"training queries without an answer in the split, which are not drawn, by type: {unanswered}")
-    if recipe.reasoning.cold_start is not None:
-        run(cold_start_of(recipe))
+    if cold_start is not None:
+        if args.process_index == 0:
+            values = yaml.safe_dump(cold_start.resolved, sort_keys=False, allow_unicode=True)
+            write_atomically(cold_start.path, values)
+        run(cold_start)
+        gc.collect()  # its trainer and its callbacks hold each other, and with them its model and the optimizer's state
         recipe.model.base, recipe.model.moon = str(output_dir / COLD_START / "final"), None
     with args.main_process_first(local=False, desc="preparing the base"):
         texts = sample_tables(streams) if recipe.model.small_base is not None else []
@@ -147,19 +153,17 @@ def run(recipe: Recipe) -> None:
 
 
 def cold_start_of(recipe: Recipe) -> Recipe:
-    """Return the recipe of the cold start that comes before a joint stage, written beside the run's own.
+    """Return the recipe of the cold start that comes before a joint stage, checked before anything is written.
 
     Raises:
         RecipeError: what the joint recipe's `cold_start` names cannot be run.
     """
     output_dir = Path(recipe.training.output_dir)
-    path = output_dir / COLD_START_FILE
-    if recipe.training.process_index == 0:
+    try:
         values = cold_start_values(recipe.resolved, str(output_dir / COLD_START))
-        write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    if recipe.training.world_size > 1:
-        torch.distributed.barrier()
-    return parse_recipe([str(path)])
+        return make_recipe(output_dir / COLD_START_FILE, values, [])
+    except ValueError as error:
+        raise RecipeError(f"cold_start: {error}") from error
 
 
 def open_run(recipe: Recipe) -> bool:
@@ -221,11 +225,11 @@ def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module
             torch.distributed.broadcast(steps, src=0)
         args.max_steps = recipe.resolved["max_steps"] = int(steps)
         if args.process_index == 0:
+            shutil.rmtree(Path(args.output_dir) / COMPLETIONS, ignore_errors=True)  # of the throwaway steps
             print(f"{seconds:.3f} seconds a step: {args.max_steps} steps in {args.train_minutes:g} minutes", flush=True)
     if args.process_index == 0 and last_good_checkpoint(Path(args.output_dir)) is None:
         write_records(recipe, Path(args.output_dir))
 
-            shutil.rmtree(Path(args.output_dir) / COMPLETIONS, ignore_errors=True)  # of the throwaway steps
 
 def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module) -> float:
     """Time optimizer steps on the run's own first pairs, and put every weight back as it was.

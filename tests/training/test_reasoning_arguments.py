@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arguments import RecipeError, parse_recipe
+from training.arguments import RecipeError, differing_keys, parse_recipe
 from training.reasoning_arguments import DEFAULT_REWARDS, ReasoningArguments, cold_start_values
 from training.reward_functions import reward_names
+from training.train import run
 
 JOINT = {"small_base": {}, "preset": "moon3", "stage": "reasoning", "max_steps": 10, "per_device_train_batch_size": 4}
 COLD = {"small_base": {}, "preset": "moon3", "stage": "cold_start", "max_steps": 10}
@@ -53,6 +54,10 @@ def recipe(tmp_path):
             {**JOINT, "cold_start": {"max_stepz": 3}},
             "cold_start: unknown key 'max_stepz'; the nearest known key is 'max_steps'",
         ),
+        ({**JOINT, "cold_start": {"stage": "contrastive"}}, "cold_start: found 'stage', which the joint recipe sets"),
+        ({**JOINT, "positives_per_query": 2}, "positives_per_query: found 2; accepted: only without stage: reasoning"),
+        ({**JOINT, "learning_rates": {"*visual*": 1.0e-6}}, "learning_rates: found .* with stage: reasoning"),
+        ({**JOINT, "lora": {"dropout": 0.1}}, "lora.dropout: found 0.1 with stage: reasoning"),
         ({**JOINT, "vllm": True}, "vllm: found true without a CUDA GPU"),
     ],
 )
@@ -89,3 +94,38 @@ def test_a_cold_start_takes_over_the_joint_recipe_but_for_its_own_keys(recipe, t
     assert (cold.training.max_steps, cold.training.learning_rate) == (7, 0.5)
     assert (cold.data.hard_negatives, cold.model.moon) == (2, {"embedding_dim": 64})
     assert Path(cold.training.output_dir) == tmp_path / "cold"
+
+
+def test_a_cold_start_changes_single_keys_of_mappings(recipe, tmp_path):
+    values = {**JOINT, "lora": {"r": 4, "modules_to_save": ["router"]}}
+    values["cold_start"] = {"max_steps": 7, "lora": {"dropout": 0.1}, "learning_rates": {"*router*": 0.5}}
+    found = cold_start_values(recipe(values).resolved, str(tmp_path / "cold"))
+    assert found["lora"] == {"r": 4, "modules_to_save": ["router"], "dropout": 0.1}
+    assert found["learning_rates"] == {"*router*": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("cold_start", "reason"),
+    [
+        ({"learning_rate": 0.5}, "cold_start: max_steps and train_minutes: found neither"),
+        ({"max_steps": "many"}, "cold_start: max_steps: found 'many'"),
+        ({"max_steps": 5, "rollouts": 3}, "cold_start: rollouts: found 3 with stage: cold_start"),
+    ],
+)
+def test_a_cold_start_that_cannot_run_is_refused_before_anything_is_written(recipe, tmp_path, cold_start, reason):
+    with pytest.raises(RecipeError, match=reason):
+        run(recipe({**JOINT, "cold_start": cold_start}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_joint_stage_begins_again_from_a_cold_start_that_is_there(recipe, tmp_path):
+    values = {**JOINT, "moon": {"embedding_dim": 64}, "cold_start": {"max_steps": 7}}
+    values = {key: value for key, value in values.items() if key != "small_base"} | {"base": "owner/name"}
+    (tmp_path / "final").mkdir()
+    found = recipe(values, "--base", str(tmp_path / "final"), "--cold_start", "null", "--moon", "null")
+    assert (found.reasoning.cold_start, found.model.moon, found.model.base) == (None, None, str(tmp_path / "final"))
+
+
+def test_what_is_only_watched_may_change_when_a_run_goes_on(recipe):
+    old, new = recipe(JOINT), recipe({**JOINT, "completions_steps": 5, "evaluate_reasoning": ["none"], "rollouts": 4})
+    assert differing_keys(old.resolved, new.resolved) == ["rollouts"]
