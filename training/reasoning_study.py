@@ -109,7 +109,7 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         seeds: from `seed_result`.
     """
-    whole = [one for one in seeds if "cold_start" in one and JOINT in one]
+    whole = [one for one in seeds if _evaluated(one, "cold_start") and _evaluated(one, JOINT)]
     if not whole:
         return ["No seed is finished yet."]
     sentences = []
@@ -124,7 +124,7 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{words} of {kind} vectors, mean of all directions, against the cold start: {listed}{unit}: "
                 f"higher in {sum(value > 0 for value in rise)} of {len(rise)} seeds."
             )
-    both = [one for one in whole if CONTROL in one]
+    both = [one for one in whole if _evaluated(one, CONTROL)]
     if both:
         gain = [100 * (_mean(one, JOINT, "generate", "R@10") - _mean(one, CONTROL, "generate", "R@10")) for one in both]
         listed = ", ".join(f"{value:+.1f}" for value in gain)
@@ -140,6 +140,11 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Retrieval reward on the training's rollouts, last tenth of the steps against the first: {listed}."
         )
     return sentences
+
+
+def _evaluated(seed: Mapping[str, Any], name: str) -> bool:
+    """Whether a model is evaluated in every way; one that is being evaluated now is not yet."""
+    return MODES.keys() <= seed.get(name, {}).keys()
 
 
 def _mean(seed: Mapping[str, Any], name: str, mode: str, key: str) -> float:

@@ -101,6 +101,9 @@ def test_a_study_that_is_half_finished_is_rendered(recipe, tmp_path):
     runs = plan(recipe(), [0, 1], tmp_path / "runs")
     results(runs[0].folder, "before", 0.4, 0.5)
     finish(runs[0], 0.6, 0.6)
+    results(runs[2].folder, "before", 0.4, 0.5)
+    results(runs[2].folder, "after", 0.4, 0.5)
+    (runs[2].folder / "results_after_generate.json").unlink()  # this one is being evaluated
     output = tmp_path / "study.json"
     render(recipe(), runs, output)
     study = json.loads(output.read_text())
@@ -109,4 +112,5 @@ def test_a_study_that_is_half_finished_is_rendered(recipe, tmp_path):
     assert page == markdown(study)
     assert "| 0      | joint      | reasoned    | 0.0      | 30.0      | 0.300" in page
     assert "no reward" not in page
+    assert "higher in 1 of 1 seeds" in page
     assert verdict([{"seed": 1}]) == ["No seed is finished yet."]
