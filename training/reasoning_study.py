@@ -66,7 +66,7 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
         joint, control: its two trainings.
 
     Returns: for each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction →
-    scores; "seconds" of each training; "training": the retrieval reward's mean over the first and the last tenth of the
+    scores; "seconds" of each training; "trained_at_commit"; "training": the retrieval reward's mean over the first and the last tenth of the
     joint stage's logged steps.
     """
     found: dict[str, Any] = {"seed": joint.seed}
@@ -76,6 +76,9 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
         if there:
             found[name] = {mode: _scores(file) for mode, file in there.items()}
     found["seconds"] = {run.cell: (run.result() or {}).get("seconds") for run in (joint, control)}
+    facts = joint.folder / "provenance.json"
+    if facts.is_file():
+        found["trained_at_commit"] = json.loads(facts.read_text(encoding="utf-8"))["commit"]
     metrics = [line for line in read_lines(joint.folder / "metrics.jsonl") if _REWARD in line]
     if joint.result() is not None and metrics:
         tenth = max(1, len(metrics) // _TENTH)
