@@ -66,8 +66,8 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
         joint, control: its two trainings.
 
     Returns: for each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction →
-    scores; "seconds" of each training; "trained_at_commit"; "training": the retrieval reward's mean over the first and the last tenth of the
-    joint stage's logged steps.
+    scores; "seconds" of each training; "trained_at_commit"; "training": the retrieval reward's mean over the first and the
+    last tenth of the joint stage's logged steps.
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
