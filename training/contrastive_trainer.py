@@ -6,13 +6,11 @@ D embedding width, M objectives.
 
 import contextlib
 import functools
-import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, 
 from training.contrastive_terms import TermOptions, Terms, hits, make_terms
 from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
 from training.exact_resumption import ExactResumption
+from training.finite_steps import FiniteSteps
 from training.launching import launched, zero_stage
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.momentum_encoder import MomentumEncoder
@@ -45,10 +44,6 @@ _OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", 
 _OF_COLD_START = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
 _OF_TERMS = ("filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
 _METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START)  # a checkpoint has them in this order; new ones come last
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite; the message names the file that lists the batch's items."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class ContrastiveOptions:
     learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
-class ContrastiveTrainer(ExactResumption, Trainer):
+class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     """Trainer for batches of `training.data.collate.PairCollator` and a model whose forward gives `.embeddings`.
 
     Candidates of a query: the positives and hard negatives of all processes, with gradient, and those of the last w
@@ -134,7 +129,7 @@ class ContrastiveTrainer(ExactResumption, Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
         self._meters = _Meters()
         self._encoded_items = 0
-        self._items_of_step: list[list[str]] = []
+        self.items_of_step: list[list[str]] = []
         self._timed_since = time.perf_counter()
         self.start_resumption()
         self.add_callback(_UpdateMomentum(self))
@@ -236,9 +231,9 @@ class ContrastiveTrainer(ExactResumption, Trainer):
             sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
         parts = self._whole_objective(self.objective(terms.inter, terms.intra, omega, router_loss, sparsity), vectors)
         if self._bare_model().training:
-            self._items_of_step += inputs["items"]
+            self.items_of_step += inputs["items"]
         if not torch.isfinite(parts["loss"]):
-            self._stop_not_finite("loss", parts["loss"].item(), inputs["items"])
+            self.stop_not_finite("loss", parts["loss"].item(), inputs["items"])
         with torch.no_grad():
             weights = {f"omega_{form}": weight for form, weight in (omega or {}).items() if form in terms.inter}
             self._measure(vectors, inputs, terms, parts | weights)
@@ -291,25 +286,6 @@ class ContrastiveTrainer(ExactResumption, Trainer):
         with torch.no_grad():
             model = self._bare_model()
             return model(**inputs).embeddings if self.momentum is None else self.momentum.encode(inputs)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """As Trainer's, of all processes; one that is not finite ends training before the weights, and a checkpoint, are so."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        skips = self.accelerator.scaler is not None  # of float16: it leaves such steps out by itself
-        if norm is not None and not skips and not math.isfinite(norm):
-            self._stop_not_finite("gradient's norm", float(norm), self._items_of_step)
-        self._items_of_step = []
-        return norm
-
-    def _stop_not_finite(self, what: str, value: float, items: list[list[str]]) -> NoReturn:
-        path = Path(self.args.output_dir) / f"nonfinite_batch_{rank()}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"step": self.state.global_step, what: str(value), "items": items}
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
-        raise NonFiniteLossError(
-            f"the {what} is {value} at step {self.state.global_step}; the batch's queries and positives are "
-            f"listed in {path}; a lower learning_rate or max_grad_norm, or bf16 instead of fp16, usually helps"
-        )
 
     def _measure(self, vectors: Vectors, inputs: Mapping[str, Any], terms: Terms, parts: Mapping[str, Tensor]) -> None:
         """Add to the meters: hits among the batch's candidates, negatives per query, masked share, the loss's parts."""

@@ -63,7 +63,6 @@ class ReasoningArguments:
         rewards: weight of each reward, {format: 0.5, …}; see training/rewards. Those not named are not computed.
         kl_weight: β of the divergence from the policy that the stage started with. The papers give none; 0.04 is that of
             GRPO's own (arXiv 2402.03300).
-        clip_range: ε, the probability ratio's largest distance from 1.
         vllm: generate with vLLM in the same processes. Needs a GPU; nobody has run it with Moon yet.
         completions_steps: write what was tried, with its rewards, to output_dir/completions every so many steps; 0: never.
         evaluate_reasoning: how both sides are embedded in the evaluations before and after, some of none and generate.
@@ -81,7 +80,6 @@ class ReasoningArguments:
     rollout_top_p: float = 1.0
     rewards: dict | str | None = field(default_factory=lambda: dict(DEFAULT_REWARDS))
     kl_weight: float = 0.04
-    clip_range: float = 0.2
     vllm: bool = False
     completions_steps: int = 10
     evaluate_reasoning: list[str] = field(default_factory=lambda: ["none", "generate"])
@@ -186,7 +184,7 @@ def _check_ranges(reasoning: ReasoningArguments) -> None:
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             upper = "" if math.isinf(high) else f" and at most {high:g}"
             raise ValueError(f"{key}: found {value!r}; accepted: a number of at least {low:g}{upper}")
-    for key, high in (("rollout_temperature", math.inf), ("rollout_top_p", 1), ("clip_range", 1)):
+    for key, high in (("rollout_temperature", math.inf), ("rollout_top_p", 1)):
         value = getattr(reasoning, key)
         if not 0 < value <= high or not math.isfinite(value):
             raise ValueError(f"{key}: found {value!r}; accepted: above 0" + ("" if math.isinf(high) else " up to 1"))

@@ -7,7 +7,6 @@ pair, side (query first), rollout; N products without reasoning; D embedding wid
 import contextlib
 import copy
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ from trl.trainer.utils import add_fused_lm_head
 from modeling_moon.embedding_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from training.chunked_encoding import number_of_rows, slice_rows
-from training.contrastive_trainer import NonFiniteLossError
-from training.distributed import rank, touch_every_parameter, world_size
+from training.distributed import touch_every_parameter, world_size
 from training.exact_resumption import ExactResumption
+from training.finite_steps import FiniteSteps
 from training.negatives import NegativeQueue
 from training.reward_functions import reward_function
 from training.rewards.retrieval import ranks
@@ -72,7 +71,7 @@ class _Pull:
     gradient_RD: Tensor
 
 
-class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
+class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
     """TRL's GRPO on Moon: G reasonings of each query and each product, rewarded for the vectors read behind them.
 
     `L = w · L_GRPO + λ · L_InfoNCE`, see `training.rollout_terms.rollout_loss` for the second. Source: MOON3.0, arXiv
@@ -141,7 +140,7 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("stage: reasoning: found FSDP or DeepSpeed; accepted: one process, or several with DDP")
         self._restore_settings()
-        self.eos_token_ids = list(args.generation_kwargs["eos_token_id"])
+        self.eos_token_ids = [policy.config.think_end_token_id]
         self.beta = self.options.kl_weight
         self.ref_model = reference
         if reference is not None:
@@ -154,8 +153,7 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         self._infonce = 0.0
         self._plain: list[list[_Pull]] = []
         self._facts: list[dict[str, Any]] = []
-        self._seen: list[Tensor] | None = None
-        policy.model.register_forward_hook(self._see)
+        self.items_of_step: list[list[str]] = []
         self.start_resumption()
 
     def _reference(self, model: nn.Module) -> nn.Module | None:
@@ -186,6 +184,7 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
         """As TRL's, with the pictures, and with the gradient of the InfoNCE at each rollout's vector."""
         self._prompts = self.collator.prompts(inputs).to(self.accelerator.device)
         self.note_skipped(self._prompts.batch["skipped"])
+        self.items_of_step = self._prompts.batch["items"]
         output = super()._generate_and_score_completions(inputs)
         output |= self._prompts.pictures()
         if self._gradient is not None:
@@ -204,6 +203,11 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
             names = sorted({one for pair in self._prompts.pairs for one in (item_name(pair, side) for side in SIDES)})
             raise ValueError(f"vllm: found pictures in a step of {names[:5]}; accepted: texts alone, or vllm: false")
         return self._prompts.ids, None, pictures
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's, in the stage's precision: a PeftModel's `generate` goes past the autocast of its `forward`."""
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -280,8 +284,7 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
             parts = rollout_loss(
                 leaves, batch, queued, self.contrastive, options.unreasoned_share, options.negative_margin
             )
-            names = [pair.names[0] for pair in self._prompts.pairs]
-            self._check_finite(parts["loss"], names)
+            self._check_finite(parts["loss"])
             if options.contrastive_weight:
                 parts["loss"].backward()
         for name, value in parts.items():
@@ -330,42 +333,32 @@ class MoonGRPOTrainer(ExactResumption, GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of a chunk, and the chunk's part of the InfoNCE."""
         options = self.options
-        self._seen = []
-        loss = options.grpo_weight * super()._compute_loss(model, inputs)
-        vectors, self._seen = torch.cat(self._seen), None
+        encoder = _writer(self._bare()).model
+        seen: list[Tensor] = []
+        watch = encoder.register_forward_hook(lambda module, given, output: seen.append(output.embeddings))
+        try:
+            loss = options.grpo_weight * super()._compute_loss(model, inputs)
+        finally:
+            watch.remove()
         self._metric("grpo", loss.detach() * self.current_gradient_accumulation_steps)
         if "vector_gradient" in inputs:
-            pull = (vectors * inputs["vector_gradient"]).sum()
-            encoder = _writer(self._bare()).model
-            for part in self._plain[self._step % self.args.steps_per_generation]:
-                pull = pull + (encoder(**part.inputs).embeddings * part.gradient_RD).sum()
+            pull = (torch.cat(seen) * inputs["vector_gradient"]).sum()
+            with self.accelerator.autocast():  # that of the wrapped model's forward, which is not called here
+                for part in self._plain[self._step % self.args.steps_per_generation]:
+                    pull = pull + (encoder(**part.inputs).embeddings * part.gradient_RD).sum()
             share = self._infonce / self.args.steps_per_generation
             loss = loss + options.contrastive_weight * (pull - pull.detach() + share)
         if world_size() > 1:
             loss = loss + touch_every_parameter(model)
-        self._check_finite(loss, [])
+        self._check_finite(loss)
         return loss
-
-    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Keeps the vectors of a pass of the policy while its loss is taken."""
-        if self._seen is not None:
-            self._seen.append(output.embeddings)
 
     def _bare(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)
 
-    def _check_finite(self, loss: Tensor, items: list[str]) -> None:
-        if torch.isfinite(loss):
-            return
-        path = Path(self.args.output_dir) / f"nonfinite_batch_{rank()}.json"
-        named = items or sorted({fact["item"] for fact in self._facts})
-        found = {"step": self.state.global_step, "loss": str(loss.item()), "items": named}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {self.state.global_step}; the batch's items are listed in {path}; "
-            "a lower learning_rate or max_grad_norm, or bf16 instead of fp16, usually helps"
-        )
+    def _check_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            self.stop_not_finite("loss", loss.item(), self.items_of_step)
 
     # What is watched
 
@@ -471,7 +464,6 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "temperature": reasoning.rollout_temperature,
         "top_p": reasoning.rollout_top_p,
         "top_k": 0,
-        "epsilon": reasoning.clip_range,
         "loss_type": "grpo",
         # The vectors that rewards and the InfoNCE's gradient see are those of the passes that learn.
         "disable_dropout": True,
@@ -480,9 +472,16 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "vllm_mode": "colocate",
         "vllm_model_impl": "transformers",
         # Only `</think>` ends a rollout: behind another end token the vector could not be read as at inference.
-        "generation_kwargs": {"eos_token_id": [config.think_end_token_id], "suppress_tokens": sorted(barred)},
+        "generation_kwargs": _drawing(config.think_end_token_id, sorted(barred), reasoning.vllm),
     }
     return GRPOConfig(**given)
+
+
+def _drawing(close: int, barred: list[int], vllm: bool) -> dict[str, Any]:
+    """Which token ends a rollout and which are never drawn, in the words of transformers or of vLLM."""
+    if vllm:
+        return {"stop_token_ids": [close], "logit_bias": dict.fromkeys(barred, -100.0)}
+    return {"eos_token_id": [close], "suppress_tokens": barred}
 
 
 def _writer(model: nn.Module) -> Any:

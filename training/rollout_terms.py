@@ -57,7 +57,8 @@ def rollout_loss(
 
     Args:
         vectors: of this process.
-        batch: of `training.data.collate.PairCollator`: "target", "product", "group", "query_group", "other", "negative".
+        batch: of `training.data.collate.PairCollator`: "target", "product", "group", "query_group", "other", "negative", and
+            "positive_weight", the relevance of each pair's answer, by which its losses are multiplied; without it 1.
         queued: the candidates of past steps; None: none.
         contrastive: `InfoNCELoss` or `MatryoshkaLoss`.
         unreasoned_share: u, from 0 to 1.
@@ -80,7 +81,7 @@ def rollout_loss(
     first = first_row(len(vectors.product_RD), device)
     reasoned_R = first + torch.arange(len(vectors.product_RD), device=device)
     plain_B = len(think_CD) + first_row(len(vectors.plain_product_ND), device) + own
-    share = unreasoned_share
+    share, relevance_B = unreasoned_share, None if "positive_weight" not in batch else batch["positive_weight"][:, 0]
     terms = {
         "reasoned": ((1 - share) ** 2, vectors.query_RD, reasoned_R[:, None]),
         "to_plain": (share * (1 - share), vectors.query_RD, plain_B.repeat_interleave(rollouts)[:, None]),
@@ -93,10 +94,16 @@ def rollout_loss(
         if weight:
             facts = _facts(batch, len(query_QD) // count)
             masks = FalseNegatives(facts, product_C, group_C, target_QP[:, 0], margin)
-            term = ContrastiveTerm(query_QD, segments, target_QP, mean_rows(len(query_QD), device), masks)
+            weight_QP = None if relevance_B is None else _each(relevance_B, len(query_QD) // count, target_QP)
+            term = ContrastiveTerm(query_QD, segments, target_QP, mean_rows(len(query_QD), device), masks, weight_QP)
             parts[f"loss_{name}"] = term.loss(contrastive)
             total = total + weight * parts[f"loss_{name}"]
     return {"loss": total, **parts}
+
+
+def _each(relevance_B: Tensor, times: int, target_QP: Tensor) -> Tensor:
+    """Each pair's relevance for all of its targets."""
+    return relevance_B.repeat_interleave(times)[:, None].expand(target_QP.shape)
 
 
 def _facts(batch: Mapping[str, Any], times: int) -> QueryFacts:

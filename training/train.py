@@ -35,12 +35,12 @@ from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
-from training.contrastive_trainer import NonFiniteLossError
 from training.data.collate import UnreadableBatchError
 from training.data.sources import read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
 from training.data.streams import StreamError
 from training.exact_resumption import METRICS_FILE, SKIPPED_FILE, ResumeError
+from training.finite_steps import NonFiniteLossError
 from training.full_disk import DiskFullError, stops_on_a_full_disk
 from training.objective import check_fits
 from training.reasoning_arguments import COLD_START, cold_start_values
@@ -114,7 +114,11 @@ def run(recipe: Recipe) -> None:
         finished = open_run(recipe)
     if finished:
         finish_evaluation(recipe)
-        print(f"{output_dir}: this run is finished, its model is in {output_dir / 'final'}; --overwrite starts anew")
+        of_another = recipe.path.name == COLD_START_FILE
+        print(
+            f"{output_dir}: this run is finished, its model is in {output_dir / 'final'}"
+            + ("" if of_another else "; --overwrite starts anew")
+        )
         return
     streams = open_streams(recipe) if recipe.data.streaming else []
     tables = [] if streams else read_data(recipe)
@@ -125,12 +129,7 @@ def run(recipe: Recipe) -> None:
         if args.process_index == 0:
             print(f"training queries without an answer in the split, which are not drawn, by type: {unanswered}")
     if cold_start is not None:
-        if args.process_index == 0:
-            values = yaml.safe_dump(cold_start.resolved, sort_keys=False, allow_unicode=True)
-            write_atomically(cold_start.path, values)
-        run(cold_start)
-        gc.collect()  # its trainer and its callbacks hold each other, and with them its model and the optimizer's state
-        recipe.model.base, recipe.model.moon = str(output_dir / COLD_START / "final"), None
+        run_cold_start(recipe, cold_start)
     with args.main_process_first(local=False, desc="preparing the base"):
         texts = sample_tables(streams) if recipe.model.small_base is not None else []
         start = prepare_base(recipe, training_tables or texts)
@@ -150,6 +149,17 @@ def run(recipe: Recipe) -> None:
         print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finish(recipe, trainer, processor, tables, start)
+
+
+def run_cold_start(recipe: Recipe, cold_start: Recipe) -> None:
+    """Train the cold start, or find it finished, and let the joint stage begin with its model."""
+    if recipe.training.process_index == 0:
+        values = yaml.safe_dump(cold_start.resolved, sort_keys=False, allow_unicode=True)
+        write_atomically(cold_start.path, values)
+    run(cold_start)
+    gc.collect()  # its trainer and its callbacks hold each other, and with them its model and the optimizer's state
+    folder = Path(recipe.training.output_dir) / COLD_START / "final"
+    recipe.model.base, recipe.model.moon = str(folder), None
 
 
 def cold_start_of(recipe: Recipe) -> Recipe:

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import TrainingArguments
 
-from training.contrastive_trainer import ContrastiveTrainer, NonFiniteLossError
+from training.contrastive_trainer import ContrastiveTrainer
 from training.exact_resumption import ResumeError
+from training.finite_steps import NonFiniteLossError
 from training.losses.info_nce import InfoNCELoss, info_nce
 from training.negatives import NO_ID, NegativeQueue
 from training.resume import (

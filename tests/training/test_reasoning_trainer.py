@@ -19,16 +19,17 @@ from trl.trainer.utils import add_fused_lm_head
 
 from modeling_moon import MoonForConditionalGeneration
 from processing_moon import MoonProcessor
-from training.arguments import MoonTrainingArguments
-from training.contrastive_trainer import NonFiniteLossError
+from training.arguments import ModelArguments, MoonTrainingArguments
 from training.data.collate import UnreadableBatchError
 from training.data.pairs import Pair
+from training.finite_steps import NonFiniteLossError
 from training.losses.info_nce import InfoNCELoss
 from training.negatives import NO_ID, NegativeQueue, stable_id
 from training.reasoning_arguments import ReasoningArguments
 from training.reasoning_trainer import MoonGRPOTrainer, RolloutOptions, grpo_arguments
 from training.resume import read_lines
 from training.rollouts import PromptCollator, rollout_dataset
+from training.starting_model import choose_what_learns
 
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 MAX_TOKENS, ROLLOUTS = 6, 3
@@ -423,6 +424,25 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(joint, tmp_path, lora
 GENERATION = {"max_new_tokens": 77, "temperature": 0.3, "do_sample": True, "eos_token_id": [5, 6]}
 
 
+def test_adapters_over_a_bfloat16_base_learn_in_its_precision(joint, tmp_path):
+    """As moon3_one_gpu: the base in bfloat16, adapters and what is new to the base in float32, under autocast."""
+    lora = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["router", "fusion", "fire", "projection"]}
+    lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    processor, args = settings_of(joint, arguments(tmp_path, bf16=True, steps=1))
+    base = MoonForConditionalGeneration.from_pretrained(joint, dtype=torch.bfloat16)
+    model = choose_what_learns(base, ModelArguments(base="base", lora=lora))
+    settings = {"pairs": Pairs("bt"), "processor": processor, "loss": InfoNCELoss(0.2), "queue": NegativeQueue(2)}
+    trainer = MoonGRPOTrainer(
+        model=model, args=args, rewards=WEIGHTS, options=RolloutOptions(kl_weight=0.1), **settings
+    )
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    trainer.train()
+    learned = [
+        name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])
+    ]
+    assert {"lora_B", "fusion", "projection"} <= {part for name in learned for part in name.split(".")}
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "adapters"])
 def test_a_saved_model_keeps_its_own_settings(joint, tmp_path, lora):
     before = json.loads((joint / "config.json").read_text())
@@ -546,7 +566,7 @@ def test_a_loss_that_is_not_finite_names_the_items(joint, tmp_path):
     with pytest.raises(NonFiniteLossError, match="nonfinite_batch_0.json"):
         trainer.train()
     found = json.loads((tmp_path / "nonfinite_batch_0.json").read_text())
-    assert found["items"] == ["p0", "p1"]
+    assert found["items"] == [["q0", "p0"], ["q1", "p1"]]
     assert found["step"] == 0
 
 
@@ -555,7 +575,17 @@ def test_a_grpo_loss_that_is_not_finite_names_the_items(joint, tmp_path, monkeyp
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", broken_loss(GRPOTrainer._compute_loss))
     with pytest.raises(NonFiniteLossError, match="the loss is nan at step 0"):
         trainer.train()
-    assert json.loads((tmp_path / "nonfinite_batch_0.json").read_text())["items"] == ["p0", "p1", "q0", "q1"]
+    assert json.loads((tmp_path / "nonfinite_batch_0.json").read_text())["items"] == [["q0", "p0"], ["q1", "p1"]]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_the_step(joint, tmp_path):
+    trainer = make_trainer(joint, tmp_path, "bt", steps=1)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.model.model.projection.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteLossError, match="the gradient's norm is"):
+        trainer.train()
+    assert json.loads((tmp_path / "nonfinite_batch_0.json").read_text())["items"] == [["q0", "p0"], ["q1", "p1"]]
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
 def broken_loss(known):

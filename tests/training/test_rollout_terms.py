@@ -99,6 +99,7 @@ def slow_term(query, pair, positives, candidates, batch, width, margin):
 def slow_loss(vectors, batch, queued, share, margin, widths, rollouts=ROLLOUTS):
     candidates = candidates_of(vectors, batch, queued, rollouts)
     pairs = range(len(batch["target"]))
+    relevance = batch.get("positive_weight", torch.ones(len(pairs), 1))
     thought = {pair: [pair * rollouts + turn for turn in range(rollouts)] for pair in pairs}
     plain = {pair: len(vectors.product_RD) + int(batch["target"][pair]) for pair in pairs}
     rows = [(pair, turn) for pair in pairs for turn in range(rollouts)]
@@ -113,7 +114,9 @@ def slow_loss(vectors, batch, queued, share, margin, widths, rollouts=ROLLOUTS):
     total = 0.0
     for weight, queries in terms:
         for width in widths:
-            each = [slow_term(*query, candidates, batch, width, margin) for query in queries]
+            each = [
+                slow_term(*query, candidates, batch, width, margin) * float(relevance[query[1], 0]) for query in queries
+            ]
             total = total + weight * sum(each) / len(each) / len(widths)
     return total
 
@@ -147,6 +150,18 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, queued, margi
             1.0: everything - {"query_RD"},
         }[share]
     )
+
+
+def test_a_click_pulls_less_than_a_purchase():
+    graded = BATCH | {"positive_weight": torch.tensor([[1.0, 0.9], [0.25, 0.0], [0.5, 0.0], [1.0, 0.0]])}
+    fast, slow = vectors_of().leaves(), vectors_of().leaves()
+    found = rollout_loss(fast, graded, queue(), InfoNCELoss(TEMPERATURE), 0.3)["loss"]
+    expected = slow_loss(slow, graded, queue(), 0.3, None, [WIDTH])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.item() < 0.9 * rollout_loss(fast, BATCH, queue(), InfoNCELoss(TEMPERATURE), 0.3)["loss"].item()
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(fast.query_RD.grad, slow.query_RD.grad, rtol=1e-6, atol=1e-7)
 
 
 def test_float32_vectors_give_the_formula_to_a_millionth():
