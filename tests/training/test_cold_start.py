@@ -454,8 +454,7 @@ def test_batches_without_labels_are_refused(moon3, tmp_path):
 def test_meters_of_an_older_checkpoint_are_taken_over(moon3, tmp_path):
     trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
     values = [[3.0, 2.0], *[[0.0, 0.0]] * 4]
-    trainer._resumed = {"meters": values, "running_loss": 0.0, "total_loss": 0.0, "last_logged": 0}
-    trainer.continue_exactly()
+    trainer.load_own_state(trainer.own_state() | {"meters": values}, tmp_path)
     trainer._meters.add("loss_ce", torch.tensor(2.0))
     assert trainer._meters.averages(lambda sums, _: sums) == {"accuracy": 1.5, "loss_ce": 2.0}
     assert isinstance(trainer, ContrastiveTrainer)
