@@ -29,7 +29,7 @@ quickstart: setup
 	$(BIN)/python -m training.quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
