@@ -13,7 +13,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # code of checkpoints is copied there, and two processes would write the same files
+if "PYTEST_XDIST_WORKER" in os.environ:  # code of checkpoints is copied there; two processes would write the same files
     os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="moon-modules-")
     atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give, above all on busy cores
@@ -28,6 +28,26 @@ TEXTS = [
 ]
 # Names of the parameters that a base does not have; `trained=True` moves them.
 MOON_PARTS = (".experts.", ".router.", ".preference", ".fire.", "fusion.", "detail_mergers.")
+
+
+# Files that start many processes. They go first, so that no core is left alone with them at the end.
+SLOW_FILES = (
+    "test_sharded_training.py",
+    "test_sharded_one_batch.py",
+    "test_full_disk.py",
+    "test_streamed_training.py",
+    "test_ablate.py",
+    "test_exact_resumption.py",
+    "test_reasoning_two_processes.py",
+    "test_one_global_batch.py",
+    "test_cold_start.py",
+    "test_shipping.py",
+    "test_readme.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
 
 
 @pytest.fixture(scope="session")
