@@ -63,7 +63,10 @@ class Prompts:
         grids = self.grids[part]
         if not any(len(grid) for grid in grids):
             return {}
-        pictures = {"pixel_values": torch.cat(self.patches[part]), "image_grid_thw": torch.cat(grids)}
+        patches = [
+            one for one in self.patches[part] if len(one)
+        ]  # a side without any picture does not know their width
+        pictures = {"pixel_values": torch.cat(patches), "image_grid_thw": torch.cat(grids)}
         return pictures | {"num_images": [len(grid) for grid in grids]}
 
     def to(self, device: torch.device) -> "Prompts":

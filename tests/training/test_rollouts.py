@@ -117,3 +117,11 @@ def test_rows_in_another_order_are_refused(processor):
         PromptCollator(processor, mixed(), 2).prompts(rows_of([0], 2)[::-1])
     with pytest.raises(ValueError, match="each pair's query 2 times"):
         PromptCollator(processor, mixed(), 2).prompts(rows_of([0, 1], 1))
+
+
+def test_pictures_of_one_side_alone_keep_their_width():
+    none, grid = torch.zeros(0, 3, dtype=torch.int64), torch.tensor([[1, 2, 2]])
+    prompts = Prompts([[1]] * 4, [none, none, grid, grid], [torch.zeros(0, 1)] * 2 + [torch.ones(4, 24)] * 2, [], {}, 2)
+    found = prompts.pictures()
+    assert (found["pixel_values"].shape, found["num_images"]) == ((8, 24), [0, 0, 1, 1])
+    assert prompts.pictures(0, 2) == {}
