@@ -11,7 +11,7 @@ from processing_moon import MoonProcessor
 from training.data.collate import UnreadableBatchError
 from training.data.pairs import Pair
 from training.negatives import NO_ID, stable_id
-from training.rollouts import PromptCollator, rollout_dataset, sequences, with_ending
+from training.rollouts import PromptCollator, Prompts, rollout_dataset, sequences, with_ending
 
 CLOSE, READ, PAD = 7, 8, 0
 CONFIG = SimpleNamespace(think_end_token_id=CLOSE, emb_token_id=READ)
