@@ -1,17 +1,20 @@
 """What the joint stage brings over its cold start, several seeds, from one command.
 
-python -m training.reasoning_study [RECIPE] [--seeds 0 1 2] [--workers 3] [--output FILE.json] [--run-folder DIR]
+python -m training.reasoning_study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3] [--output FILE.json] [--run-folder DIR]
 
-Each seed is trained twice from one cold start: the recipe as it is, and with grpo_weight 0 (nothing is rewarded), so that
-what reinforcement brings stands apart from what more training brings. The same command goes on where it stopped: a finished
-training is never run again. What is finished so far is written after every training, as JSON and as Markdown beside it.
+Each seed is a cold start and the joint stage from it. With `--controls` the joint stage is trained again from the same cold
+start with grpo_weight 0 (nothing is rewarded), so that what reinforcement brings stands apart from what more training brings.
+The same command goes on where it stopped: a finished training is never run again. What is finished so far is written after
+every training, as JSON and as Markdown beside it, with the wall clock of every start of the command.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,18 @@ from evaluation.provenance import provenance
 from training.ablate import Run, row_scores, run_all
 from training.arguments import RecipeError, parse_recipe
 from training.reasoning_arguments import COLD_START, REASONING
-from training.resume import read_lines, write_atomically
+from training.resume import append_line, mend_lines, read_lines, write_atomically
 
 _RECIPE = Path(__file__).resolve().parent / "recipes" / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
 MODES = {"none": "", "generate": "_generate"}
+STARTS_FILE = "starts.jsonl"
 _TENTH = 10
 _REWARD = "rewards/retrieval_reward/mean"
 
 
 def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
-    """Return the trainings of a study: per seed the joint stage with its cold start, then the control from the same one.
+    """Return the trainings of a study: per seed the joint stage with its cold start, and the control from the same one.
 
     Args:
         recipe: of the joint stage, with a cold start, evaluated before and after.
@@ -162,6 +166,7 @@ def markdown(study: Mapping[str, Any]) -> str:
     """
     lines = [f"# Joint stage against its cold start: {study['recipe']}", ""]
     lines += [f"- {sentence}" for sentence in study["verdict"]]
+    lines += [f"- {_started(one)}" for one in study["starts"]]
     lines += [f"- {study['note']}", ""]
     rows = []
     for seed in study["seeds"]:
@@ -179,22 +184,30 @@ def markdown(study: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
 
 
-def render(recipe: Path, runs: Sequence[Run], output: Path) -> None:
+def _started(start: Mapping[str, Any]) -> str:
+    finished = "; ".join(start["finished"]) or "no training"
+    return f"{start['seconds'] / 60:.1f} minutes, {start['workers']} trainings at a time, finished {finished}."
+
+
+def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> None:
     """Write what is finished so far.
 
     Args:
         recipe: of the joint stage.
-        runs: from `plan`.
+        runs: from `plan`; a control counts as planned once its folder is there.
         output: the JSON file; Markdown goes beside it.
+        folder: of the trainings, with `starts.jsonl`: each start of the command that has ended, with its wall clock in
+            seconds and the trainings that it finished.
     """
     pairs = zip(runs[::2], runs[1::2], strict=True)
     seeds = [seed_result(joint, control) for joint, control in pairs]
     study = {
         "recipe": recipe.name,
         "finished": sum(run.result() is not None for run in runs),
-        "planned": len(runs),
+        "planned": sum(run.cell == JOINT or run.folder.exists() for run in runs),
         "note": "Means over all retrieval directions of the held-out split.",
         "verdict": verdict(seeds),
+        "starts": read_lines(folder / STARTS_FILE),
         "seeds": seeds,
         "provenance": provenance(runs[0].seed),
     }
@@ -209,26 +222,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "recipe", type=Path, nargs="?", default=_RECIPE, help="of the joint stage (default: %(default)s)"
     )
+    parser.add_argument("--controls", action="store_true", help="also train the same steps without rewards")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=3, help="trainings at a time (default: 3)")
     parser.add_argument("--output", type=Path, default=Path("results/reasoning_catalogue.json"))
     parser.add_argument("--run-folder", type=Path, default=Path("runs/reasoning_study"))
     chosen = parser.parse_args(arguments)
     try:
-        runs = plan(chosen.recipe, chosen.seeds, chosen.run_folder)
-        data = runs[0].wanted["data"]
-        missed = []
-        for name in (JOINT, CONTROL):  # a control begins with the cold start of its seed's joint run
-            ready = [run for run in runs if run.cell == name]
-            missed += run_all(ready, data, chosen.workers, lambda: render(chosen.recipe, runs, chosen.output))
+        missed = _study(chosen)
     except RecipeError as error:
         print(f"reasoning_study: {error}", file=sys.stderr)
         return 2
-    render(chosen.recipe, runs, chosen.output)
     print(chosen.output.with_suffix(".md").read_text(encoding="utf-8"))
     for name in missed:
         print(f"not finished: {name}", file=sys.stderr)
     return 3 if missed else 0
+
+
+def _study(chosen: argparse.Namespace) -> list[str]:
+    """Train what is missing, write the study, and return the names of the trainings that did not finish."""
+    began = time.monotonic()
+    folder = chosen.run_folder
+    runs = plan(chosen.recipe, chosen.seeds, folder)
+    found = {run.name for run in runs if run.result() is not None}
+    missed: list[str] = []
+    try:
+        for name in (
+            (JOINT, CONTROL) if chosen.controls else (JOINT,)
+        ):  # a control begins with its joint run's cold start
+            ready = [run for run in runs if run.cell == name]
+            missed += run_all(
+                ready,
+                runs[0].wanted["data"],
+                chosen.workers,
+                lambda: render(chosen.recipe, runs, chosen.output, folder),
+            )
+    finally:
+        finished = [run.name for run in runs if run.result() is not None and run.name not in found]
+        folder.mkdir(parents=True, exist_ok=True)
+        mend_lines(folder / STARTS_FILE)
+        start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 1)}
+        append_line(folder / STARTS_FILE, {**start, "workers": chosen.workers, "finished": finished})
+    render(chosen.recipe, runs, chosen.output, folder)
+    return missed
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from training import reasoning_study
 from training.arguments import RecipeError
 from training.reasoning_study import CONTROL, JOINT, main, markdown, plan, render, seed_result, verdict
 
@@ -105,12 +106,42 @@ def test_a_study_that_is_half_finished_is_rendered(recipe, tmp_path):
     results(runs[2].folder, "after", 0.4, 0.5)
     (runs[2].folder / "results_after_generate.json").unlink()  # this one is being evaluated
     output = tmp_path / "study.json"
-    render(recipe(), runs, output)
+    render(recipe(), runs, output, tmp_path / "runs")
     study = json.loads(output.read_text())
-    assert (study["planned"], study["finished"]) == (4, 1)
+    assert (study["planned"], study["finished"], study["starts"]) == (2, 1, [])
     page = output.with_suffix(".md").read_text()
     assert page == markdown(study)
     assert "| 0      | joint      | reasoned    | 0.0      | 30.0      | 0.300" in page
     assert "no reward" not in page
     assert "higher in 1 of 1 seeds" in page
     assert verdict([{"seed": 1}]) == ["No seed is finished yet."]
+
+
+def test_each_start_is_timed_and_controls_are_trained_on_request(recipe, tmp_path, monkeypatch, capsys):
+    trained: list[str] = []
+
+    def run_all(runs, data, workers, render):
+        for run in runs:
+            if run.result() is None:
+                trained.append(run.name)
+                if run.cell == JOINT:
+                    results(run.folder, "before", 0.4, 0.5)
+                finish(run, 0.6, 0.6)
+                render()
+        return []
+
+    monkeypatch.setattr(reasoning_study, "run_all", run_all)
+    command = [str(recipe()), "--seeds", "0", "1", "--run-folder", str(tmp_path / "runs")]
+    command += ["--output", str(tmp_path / "study.json")]
+    joint, controls = ["joint, seed 0", "joint, seed 1"], ["no_reward, seed 0", "no_reward, seed 1"]
+    for arguments, expected in ((command, joint), ([*command, "--controls"], controls), (command, [])):
+        trained.clear()
+        assert main(arguments) == 0
+        assert trained == expected
+        assert json.loads((tmp_path / "study.json").read_text())["starts"][-1]["finished"] == expected
+    page = capsys.readouterr().out
+    assert "minutes, 3 trainings at a time, finished no training." in page
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert len(study["starts"]) == 3
+    assert all(start["seconds"] >= 0 for start in study["starts"])
+    assert (study["planned"], study["finished"]) == (4, 4)
