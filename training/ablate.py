@@ -9,6 +9,7 @@ The table of what is finished so far is written after every cell: ablation.json,
 import argparse
 import fcntl
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -314,12 +315,13 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
         yield lock
 
 
-def start(run: Run, data: list[Any]) -> subprocess.Popen:
+def start(run: Run, data: list[Any], workers: int = 1) -> subprocess.Popen:
     """Start a run's training, or its continuation, as a process that writes into its folder's log.
 
     Args:
         run: which.
         data: the recipe's data sets, with their boxes.
+        workers: how many trainings share the machine: each takes its part of the cores, unless OMP_NUM_THREADS says how many.
 
     Raises:
         BusyError: another process is at it.
@@ -334,7 +336,12 @@ def start(run: Run, data: list[Any]) -> subprocess.Popen:
         command = [sys.executable, str(TRAIN), str(run.folder / RECIPE_FILE)]
         print(f"{_ATTEMPT}{' '.join(command)}", file=log, flush=True)
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=(lock.fileno(),)
+            command,
+            env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock.fileno(),),
         )
 
 
@@ -410,7 +417,7 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
             done = 0
             while waiting or running:
                 while waiting and len(running) < workers:
-                    _start_next(waiting, running, missed, data)
+                    _start_next(waiting, running, missed, data, workers)
                 time.sleep(_PAUSE_SECONDS)
                 for number, (run, process, began) in list(running.items()):
                     if process.poll() is None:
@@ -432,10 +439,10 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
     return missed
 
 
-def _start_next(waiting: list[Run], running: dict[int, Any], missed: list[str], data: list[Any]) -> None:
+def _start_next(waiting: list[Run], running: dict[int, Any], missed: list[str], data: list[Any], workers: int) -> None:
     run = waiting.pop(0)
     try:
-        process = start(run, data)
+        process = start(run, data, workers)
     except BusyError:
         tqdm.write(f"{run.name}: another process is training it; left to it", file=sys.stderr)
         missed.append(run.name)

@@ -188,6 +188,18 @@ def test_a_cell_that_is_in_use_elsewhere_is_left_alone(write_suite, tmp_path):
     assert not (run.folder / LOG_FILE).exists()
 
 
+@pytest.mark.parametrize("given, workers, expected", [(None, 3, "2"), (None, 9, "1"), ("4", 3, "4")])
+def test_trainings_share_the_cores_unless_told_how_many(write_suite, tmp_path, monkeypatch, given, workers, expected):
+    started = []
+    monkeypatch.setattr("training.ablate.subprocess.Popen", lambda command, **options: started.append(options["env"]))
+    monkeypatch.setattr("training.ablate.os.cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    start(plan(read_suite(write_suite()), tmp_path / "out")[0], ["catalogue"], workers)
+    assert started[0]["OMP_NUM_THREADS"] == expected
+
+
 def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(write_suite, tmp_path):
     path = write_suite(seeds=[0], cells={"plain": {}}, keys={**TINY, "max_steps": 400})
     command = [sys.executable, "-m", "training.ablate", str(path), "--output", str(tmp_path / "out")]
