@@ -34,6 +34,8 @@ from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
 from training.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
 from training.arguments import TABLE_KEYS, RecipeError, check_keys, known_keys, parse_recipe, read_recipe_file
+from training.exact_resumption import METRICS_FILE
+from training.reasoning_arguments import COLD_START
 from training.resume import read_lines, write_atomically
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
@@ -369,7 +371,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
             **found["provenance"],
         }
     steps = json.loads((run.folder / "finished.json").read_text(encoding="utf-8"))["steps"]
-    metrics = read_lines(run.folder / "metrics.jsonl")
+    metrics = read_lines(run.folder / METRICS_FILE)
     result = {
         "cell": run.cell,
         "seed": run.seed,
@@ -465,9 +467,17 @@ def _ended(run: Run, process: subprocess.Popen, seconds: float) -> bool:
 
 
 def _share_done(run: Run) -> float:
-    """How much of a run's training is over, by its metrics; its evaluation counts for a tenth."""
-    metrics = read_lines(run.folder / "metrics.jsonl")
-    return 0.9 * metrics[-1]["step"] / run.wanted["max_steps"] if metrics else 0.0
+    """How much of a run's training is over, by its metrics; its evaluation counts for a tenth, a cold start for a third."""
+    first = run.wanted.get("cold_start")
+    if not first:
+        return 0.9 * _share_of_steps(run.folder, run.wanted["max_steps"])
+    cold = _share_of_steps(run.folder / COLD_START, first.get("max_steps"))
+    return cold / 3 + (0.9 - 1 / 3) * _share_of_steps(run.folder, run.wanted["max_steps"])
+
+
+def _share_of_steps(folder: Path, steps: int | None) -> float:
+    metrics = read_lines(folder / METRICS_FILE)
+    return metrics[-1]["step"] / steps if metrics and steps else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

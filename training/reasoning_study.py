@@ -23,6 +23,7 @@ from tabulate import tabulate
 from evaluation.provenance import provenance
 from training.ablate import Run, row_scores, run_all
 from training.arguments import RecipeError, parse_recipe
+from training.exact_resumption import METRICS_FILE
 from training.reasoning_arguments import COLD_START, REASONING
 from training.resume import append_line, mend_lines, read_lines, write_atomically
 
@@ -83,7 +84,7 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
     facts = joint.folder / "provenance.json"
     if facts.is_file():
         found["trained_at_commit"] = json.loads(facts.read_text(encoding="utf-8"))["commit"]
-    metrics = [line for line in read_lines(joint.folder / "metrics.jsonl") if _REWARD in line]
+    metrics = [line for line in read_lines(joint.folder / METRICS_FILE) if _REWARD in line]
     if joint.result() is not None and metrics:
         tenth = max(1, len(metrics) // _TENTH)
         first, last = ([line[_REWARD] for line in part] for part in (metrics[:tenth], metrics[-tenth:]))

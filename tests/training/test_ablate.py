@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.ablate import (
     LOCK_FILE,
     LOG_FILE,
     BusyError,
+    _share_done,
     collect,
     main,
     plan,
@@ -198,6 +200,18 @@ def test_trainings_share_the_cores_unless_told_how_many(write_suite, tmp_path, m
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     start(plan(read_suite(write_suite()), tmp_path / "out")[0], ["catalogue"], workers)
     assert started[0]["OMP_NUM_THREADS"] == expected
+
+
+def test_the_bar_counts_the_cold_start_and_the_steps_of_a_run(write_suite, tmp_path):
+    plain = plan(read_suite(write_suite()), tmp_path / "out")[0]
+    joint = replace(plain, wanted={**plain.wanted, "max_steps": 10, "cold_start": {"max_steps": 4}})
+    assert (_share_done(plain), _share_done(joint)) == (0.0, 0.0)
+    (joint.folder / "cold_start").mkdir(parents=True)
+    (joint.folder / "cold_start" / "metrics.jsonl").write_text('{"step": 2}\n')
+    assert _share_done(joint) == pytest.approx(1 / 6)
+    (joint.folder / "cold_start" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    (joint.folder / "metrics.jsonl").write_text('{"step": 10}\n')
+    assert _share_done(joint) == pytest.approx(0.9)
 
 
 def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(write_suite, tmp_path):
