@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +84,18 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         try:
+            _refuse_names_used_twice(path, reader.fieldnames or ())
             rows = [dict(row) for row in reader if _is_whole(row, path, reader)]
         except csv.Error as error:
             raise TableError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from error
     return rows
+
+
+def _refuse_names_used_twice(path: Path, names: Iterable[str]) -> None:
+    """Of two columns with one name the reader would keep the last. Columns without a name, as spreadsheets add, may repeat."""
+    for name, uses in Counter(names).items():
+        if name.strip() and uses > 1:
+            raise TableError(f"{path}: {uses} columns are named {name!r}; accepted: one name for each column")
 
 
 def _is_whole(row: Mapping[Any, Any], path: Path, reader: csv.DictReader) -> bool:
@@ -112,6 +122,8 @@ def parse_text(value: Any) -> str:
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(int(value)) if value == value.to_integral_value() else str(value)
     if isinstance(value, str | int | float | np.number):
         return str(value).strip()
     raise ValueError(f"{type(value).__name__} found; accepted: text")

@@ -471,8 +471,18 @@ class _Table:
             raise TableError(f"{self.label}: no column {' or '.join(map(repr, columns))}; the columns are: {there}")
 
     def ids(self, column: str) -> list[str]:
-        """The rows' own names."""
-        return [parse_text(row.get(self.names[column])) for row in self.rows] if self.rows else []
+        """The rows' own names.
+
+        Raises:
+            TableError: one that is no text and no number.
+        """
+        found = []
+        for index, row in enumerate(self.rows):
+            try:
+                found.append(parse_text(row.get(self.names[column])))
+            except ValueError as error:
+                raise TableError(f"{self.label}, row {index}, column {self.names[column]!r}: {error}") from error
+        return found
 
     def cell(self, index: int, item: str, column: str, parse: Callable[[Any], Any], empty: Any) -> Any:
         """One parsed cell; `empty` where there is none, or where it is malformed, which is noted."""

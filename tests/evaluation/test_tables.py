@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import pickle
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,31 @@ def test_a_text_file_that_cannot_be_read_is_named(
     path.write_bytes(content)
     with pytest.raises(TableError, match=message):
         load_tables(path)
+
+
+def test_of_two_columns_with_one_name_none_is_taken_silently(tmp_path: Path) -> None:
+    path = tmp_path / "products.csv"
+    path.write_text("product_id,title,title\n1,red hat,blue hat\n")
+    with pytest.raises(TableError, match=r"products.csv: 2 columns are named 'title'; accepted: one name for each"):
+        load_tables(path)
+    path.write_text("product_id,title,,\n1,red hat,,\n")  # what a spreadsheet adds
+    assert load_tables(path).products[0].title == "red hat"
+
+
+@pytest.mark.parametrize("part", ["products", "interactions"])
+def test_ids_of_any_number_type_meet_and_what_is_no_id_is_named(tmp_path: Path, part: str) -> None:
+    tables: dict[str, list[dict[str, Any]]] = {
+        "products": [{"product_id": Decimal("7"), "title": "hat"}, {"product_id": Decimal("8.00"), "title": "shoe"}],
+        "interactions": [{"query": "hat", "product_id": "7", "action": "click"}],
+    }
+    assert load_tables(tables).queries[0].positives == ("7",)
+    assert [row.product_id for row in load_tables(tables).products] == ["7", "8"]
+    tables[part][0]["product_id"] = {"oid": "7"}
+    if part == "products":
+        with pytest.raises(TableError, match="products, row 0, column 'product_id': dict found; accepted: text"):
+            load_tables(tables)
+    else:
+        assert "column 'product_id': dict found; accepted: text" in str(load_tables(tables).report)
 
 
 def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
