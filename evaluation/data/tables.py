@@ -139,6 +139,7 @@ _KINDS = {
     "unknown_actions": (False, "interactions left out, their action has no weight"),
     "dangling_interactions": (False, "interactions left out, their product_id is no product of the table"),
     "empty_interactions": (False, "interactions left out, they have neither query nor query_image"),
+    "unusable_counts": (False, "interactions left out, their count is no whole number of at least 1"),
     "duplicate_interactions": (False, "interactions left out, the same row with the same time came before"),
     "duplicate_written_attributes": (False, "rows of written_attributes left out, their product_id came before"),
     "dangling_written_attributes": (False, "rows of written_attributes left out, their product_id is no product"),
@@ -690,6 +691,12 @@ def _read_interaction(table: _Table, index: int, folder: Path, options: Interact
         hint = f"the nearest: {near[0]!r}" if near else f"accepted: {', '.join(options.action_weights)}"
         table.found.add("unknown_actions", f"{item}: {action!r} ({hint})")
         return None
+    counted = table.rows[index].get(table.names.get("count", ""))
+    try:
+        count = 1.0 if is_absent(counted) else parse_count(counted)
+    except (ValueError, TypeError):
+        table.found.add("unusable_counts", f"{item}: {counted!r}")
+        return None
     named = table.rows[index].get(table.names.get("query_image", ""))
     return Interaction(
         key=query_key(text, image, named.strip() if isinstance(named, str) else ""),
@@ -698,7 +705,7 @@ def _read_interaction(table: _Table, index: int, folder: Path, options: Interact
         product_id=table.cell(index, item, "product_id", parse_text, ""),
         action=action.casefold(),
         weight=weight,
-        count=table.cell(index, item, "count", parse_count, 1.0),
+        count=count,
         time=table.cell(index, item, "time", parse_time, None),
         split=table.cell(index, item, "split", parse_text, ""),
     )

@@ -124,15 +124,19 @@ def test_everything_that_is_left_out_is_counted_and_named() -> None:
         row("shoe", "a", ""),
         row("shoe", "gone", "click"),
         row("", "a", "click"),
-        row("shoe", "a", "click", count=0),
+        row("shoe", "a", "purchase", count=0),
+        row("shoe", "a", "purchase", count=-1),
+        row("shoe", "a", "purchase", count="some"),
+        row("shoe", "a", "click", count=None),
         row("shoe", "a", "click", time="yesterday"),
     )
     counts = {issue.kind: issue.count for issue in tables.report.issues}
     assert counts == {
-        "malformed_cells": 2,
+        "malformed_cells": 1,
         "unknown_actions": 2,
         "dangling_interactions": 1,
         "empty_interactions": 1,
+        "unusable_counts": 3,
         "duplicate_interactions": 1,
     }
     text = str(tables.report)
@@ -140,7 +144,7 @@ def test_everything_that_is_left_out_is_counted_and_named() -> None:
     assert "row 4: '' (accepted: purchase, cart, click)" in text
     assert "row 5 → 'gone'" in text
     assert "row 1 (click of 'a')" in text
-    assert "accepted: a whole number of at least 1" in text
+    assert "their count is no whole number of at least 1 (unusable_counts): row 7: 0, row 8: -1, row 9: 'some'" in text
     assert tables.report.ok
     assert tables.queries[0].answers == {"a": pytest.approx(1 - 0.75 ** math.log2(1 + 4))}
 
