@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from evaluation.data.interactions import (
     GradedQuery,
@@ -131,6 +132,11 @@ _KINDS = {
     "type_mismatches": (False, "queries that lack what their type asks for; they count as what they have"),
     "missing_images": (False, "image files that are not there"),
     "unreadable_images": (False, "images that cannot be opened"),
+    "image_addresses": (
+        False,
+        "images given as addresses, which were not looked at; training fetches them with allow_urls: true, mining and "
+        "evaluation leave these items out: download them and name the files",
+    ),
     "dangling_positives": (False, "positives that are no product of the table"),
     "dangling_negatives": (False, "negatives that are no product of the table"),
     "dangling_references": (False, "reference_product_id that is no product of the table"),
@@ -779,10 +785,10 @@ def _named_images(tables: ProductTables) -> Iterator[tuple[str, ImageSource]]:
 
 
 def _check_images(images: Iterable[tuple[str, ImageSource]], found: _Found, open_them: bool) -> None:
-    for name, source in images:
+    for name, source in tqdm(images, desc="pictures opened", unit="picture", delay=3.0, disable=not open_them):
         if is_address(source):
-            continue
-        if isinstance(source, str) and not Path(source).is_file():
+            found.add("image_addresses", f"{name}: {source}")
+        elif isinstance(source, str) and not Path(source).is_file():
             found.add("missing_images", f"{name}: {source}")
         elif open_them and (reason := _why_unreadable(source)):
             found.add("unreadable_images", f"{name}: {reason}")

@@ -356,6 +356,15 @@ def test_the_command_line_prints_the_report(shop: Path, capsys: pytest.CaptureFi
     assert main([str(shop / "nowhere")]) == 2
 
 
+def test_opening_every_picture_shows_how_far_it_is(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = []
+    monkeypatch.setattr("evaluation.data.tables.tqdm", lambda items, **how: bars.append(how["disable"]) or items)
+    write_table(shop / "products.csv", PRODUCTS)
+    load_tables(shop)
+    load_tables(shop, check_images=True)
+    assert bars == [True, False]
+
+
 def test_base64_text_is_no_picture_but_a_missing_file() -> None:
     text = base64.b64encode(picture()).decode()
     report = load_tables({"products": [{"product_id": "1", "images": [text]}]}).report
