@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from evaluation.data.table_files import ImageSource
 
 ACTION_WEIGHTS: Mapping[str, float] = {"purchase": 1.0, "cart": 0.5, "click": 0.25}
 _SECONDS_PER_DAY = 86_400.0
+_FIRST_DAY, _LAST_DAY = 19000101, 21001231  # numbers between are calendar days where they can be
+_END_OF_TIME = 253_402_300_800.0  # seconds: the year 10000, which milliseconds pass in 1978
 
 
 @dataclass(frozen=True)
@@ -161,21 +163,36 @@ def parse_count(value: Any) -> float:
 
 
 def parse_time(value: Any) -> float:
-    """A moment in seconds since 1970 UTC: from such a number, a datetime, or ISO 8601 text (without a zone: UTC).
+    """A moment in seconds since 1970 UTC: from such a number, a date or datetime, or ISO 8601 text (without a zone: UTC).
+
+    A calendar day written as eight digits, as text or as a number (20240531), is that day. As seconds it would lie in 1970.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, and a moment after the year 9999: milliseconds, most likely.
     """
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             value = _parse_moment(value)
+    if isinstance(value, int | float | np.number) and _FIRST_DAY <= value <= _LAST_DAY:
+        value = _day(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value >= _END_OF_TIME:
         raise ValueError(f"{value!r} found; accepted: seconds since 1970, or text such as 2024-05-31T12:00")
     return float(value)
+
+
+def _day(number: Any) -> Any:
+    """The calendar day that eight digits write, or the number itself where they write none."""
+    try:
+        return datetime.strptime(f"{number:.0f}", "%Y%m%d") if float(number).is_integer() else number
+    except ValueError:
+        return number
 
 
 def _parse_moment(text: str) -> datetime:
