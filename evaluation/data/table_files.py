@@ -117,7 +117,7 @@ def is_absent(value: Any) -> bool:
 
 
 def parse_text(value: Any) -> str:
-    """A cell as text; absent → "". A whole number that a file holds as 7.0 becomes "7"."""
+    """A cell as text; absent → "". A whole number that a file holds as 7.0, or as a decimal, becomes "7"."""
     if is_absent(value):
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer():
