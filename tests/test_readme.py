@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.report import comparison_table
+from evaluation.report import comparison_table, read_results
 from evaluation.speed import speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +72,16 @@ def test_every_make_target_and_file_that_is_named_exists():
         assert (ROOT / "training" / "recipes" / recipe).is_file(), recipe
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
+
+
+def test_the_results_files_that_a_command_reports_are_results_files():
+    shown = [pattern for command in COMMANDS for pattern in re.findall(r"evaluation\.report (results/\S+)", command)]
+    assert shown
+    for pattern in shown:
+        paths = sorted(ROOT.glob(pattern))
+        assert paths
+        for path in paths:
+            assert read_results(path)
 
 
 def results_of(name: str) -> dict:

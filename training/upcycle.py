@@ -383,7 +383,7 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="further arguments of MoonConfig, as in a recipe: --moon fusion=false matryoshka_dims=[64,128]",
+        help="further arguments of MoonConfig, as in a recipe: --moon fusion=false 'matryoshka_dims=[64,128]'",
     )
     parser.add_argument("--max-tokens", type=int, help="token budget of an item, pictures included")
     parser.add_argument("--max-image-tokens", type=int, help="token budget of a picture, kept by resizing")
