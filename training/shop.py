@@ -23,9 +23,10 @@ from tabulate import tabulate
 from evaluation.benchmarks.retrieval import search_examples
 from evaluation.data.interactions import InteractionOptions
 from evaluation.data.table_files import SUFFIXES
-from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.data.tables import ProductRow, ProductTables, TableError, load_tables
 from evaluation.encode import VectorCache, load_for_evaluation
 from evaluation.report import comparison_table, contact_sheet
+from processing_moon.product_moon import ProductError, open_image
 from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe
 from training.data.hard_negatives import MiningOptions
 from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
@@ -104,7 +105,7 @@ def read_shop(source: str | Path | dict[str, str], options: InteractionOptions |
         options: how interactions become weights.
 
     Raises:
-        TableError: tables that cannot be used, or without searches.
+        TableError: tables that cannot be used, without searches, or with pictures of which no product's can be opened.
     """
     tables = load_tables(source, check_images=True, interactions=options)
     tables.report.raise_if_fatal()
@@ -113,8 +114,22 @@ def read_shop(source: str | Path | dict[str, str], options: InteractionOptions |
             f"{tables.name}: found no searches; accepted: interactions.* or queries.* beside products.*; "
             "training/train.py derives queries from products alone"
         )
+    if not any(map(_can_be_opened, tables.products)):
+        raise TableError(
+            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; accepted: files, named relative "
+            "to the folder of the table, or with --products to that of --images"
+        )
     tables = with_held_out_queries(tables)
     return replace(tables, report=replace(tables.report, splits=tables.splits))
+
+
+def _can_be_opened(row: ProductRow) -> bool:
+    try:
+        for image in row.images:
+            open_image(image)
+    except ProductError:
+        return False
+    return True
 
 
 def _recipe(source: str | Path | dict[str, str], name: str, output: Path, overrides: Sequence[str]) -> Recipe:

@@ -155,6 +155,7 @@ def test_every_kind_of_trouble_is_counted_and_named(tmp_path: Path) -> None:
         {"product_id": "b", "title": "", "images": None},
         {"product_id": None, "title": "nameless", "images": None},
         {"product_id": "c", "title": "three", "attributes": "no colon here", "core_box": [5, 5, 1, 1]},
+        {"product_id": "d", "title": "four", "images": "https://shop.example/d.jpg"},
     ]
     queries = [
         {"query_id": "q", "text": "x", "positives": ["a", "zzz"], "negatives": ["yyy"], "reference_product_id": "xxx"},
@@ -169,6 +170,7 @@ def test_every_kind_of_trouble_is_counted_and_named(tmp_path: Path) -> None:
     expected = {
         "missing_images": 1,
         "unreadable_images": 1,
+        "image_addresses": 1,
         "duplicate_product_ids": 1,
         "duplicate_query_ids": 1,
         "missing_product_ids": 1,

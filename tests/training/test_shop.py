@@ -206,6 +206,17 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+    astray = tmp_path / "astray"
+    astray.mkdir()
+    for name in ("products.csv", "interactions.csv"):
+        (astray / name).write_text(
+            (shop_folder / name).read_text().replace("pictures/1.png", "https://shop.example/1.png")
+        )
+    assert main(["--data", str(astray), *output]) == 2
+    message = capsys.readouterr().err
+    assert "found no product whose pictures can be opened" in message
+    assert "× images given as addresses" in message
+    assert "(missing_images): product '000', images[0]" in message
     changed = tmp_path / "changed"
     shutil.copytree(shop_folder, changed)
     (changed / "interactions.csv").write_text("query,product_id,action\nx,001,click\ny,002,click\nz,003,click\n")
