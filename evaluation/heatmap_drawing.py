@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from evaluation.fonts import Font, font_for
 
 if TYPE_CHECKING:
     from evaluation.heatmap import Explanation, PictureHeat
 
 Colour = tuple[int, int, int]
-Font = Callable[[int], Any]
 
 WIDTH, MARGIN, PAD, GAP = 1120, 28, 20, 14
 INNER = WIDTH - 2 * MARGIN - 2 * PAD
@@ -41,8 +42,6 @@ _SETS: dict[str, Colour] = {
 }
 # Values above this quantile have the full colour, so that a single token that draws everything does not hide the others.
 _FULL_COLOUR_QUANTILE = 0.98
-# Looked for in the system's font folders, in this order.
-_SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")
 
 
 def draw_explanation(explanation: Explanation, *, font: str | Path | None = None) -> Image.Image:
@@ -60,7 +59,7 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
 
     Returns: RGB, 1,120 pixels wide, as high as needed.
     """
-    sized, lacking = _font_for(_all_text(explanation), font)
+    sized, lacking = font_for(_all_text(explanation), font)
     cards = [("Where the attention goes", _shares(explanation, sized))]
     if explanation.pictures:
         cards.append(("Pictures, as the model saw them, and their heat", _pictures(explanation, sized)))
@@ -87,39 +86,6 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
 def _all_text(explanation: Explanation) -> str:
     written = "" if explanation.reasoning is None else explanation.reasoning.text
     return "".join([explanation.item, *explanation.words, written])
-
-
-def _font_for(text: str, chosen: str | Path | None) -> tuple[Font, int]:
-    """Size -> font, and how many of the text's characters it lacks."""
-    if chosen is not None:
-        fonts: list[Font] = [lambda size: ImageFont.truetype(str(chosen), size)]
-    else:
-        fonts = [ImageFont.load_default, *(_system_font(name) for name in _SYSTEM_FONTS)]
-    best: tuple[Font, int] | None = None
-    for font in fonts:
-        try:
-            lacking = _lacking(text, font(12))
-        except OSError:  # a font that this system does not have
-            if chosen is not None:
-                raise
-            continue
-        if best is None or lacking < best[1]:
-            best = font, lacking
-        if not lacking:
-            break
-    assert best is not None  # Pillow's own is always there
-    return best
-
-
-def _system_font(name: str) -> Font:
-    return lambda size: ImageFont.truetype(name, size)
-
-
-def _lacking(text: str, font: Any) -> int:
-    """How many different characters of the text have no glyph: those drawn as what is no character is drawn."""
-    absent = bytes(font.getmask("\uffff"))
-    characters = [character for character in sorted(set(text)) if character.isprintable() and not character.isspace()]
-    return sum(bytes(font.getmask(character)) == absent for character in characters)
 
 
 def _panel(height: int, ground: Colour = _CARD, width: int = INNER) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -1,6 +1,6 @@
 """Results as tables, and pictures of what a search found.
 
-python -m evaluation.report results/*.json [--compare R@10]
+python -m evaluation.report results/shared_*.json [--compare R@10]
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
+from evaluation.fonts import Font, font_for
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
 
@@ -181,61 +182,66 @@ def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title:
     Args:
         examples: from `evaluation.benchmarks.retrieval.search_examples`.
         path: where the PNG is written; its folder is made.
-        title (`str`): the sheet's heading.
+        title (`str`): the sheet's heading. What is written is drawn in the font of the system that has its characters
+            (`evaluation.fonts.font_for`).
 
     Raises:
         ValueError: no examples.
     """
     if not examples:
         raise ValueError("a contact sheet of 0 queries; accepted: at least one")
+    font, _ = font_for(title + _all_text(examples))
     columns = max(1, max(len(example.found) for example in examples))
     row_height = _TILE + _CAPTION + _GAP
     width = 2 * _MARGIN + _QUERY_WIDTH + columns * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(examples) * row_height + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 20), title, fill=_INK, font=_font(22))
+    draw.text((_MARGIN, 20), title, fill=_INK, font=font(22))
     hits = sum(any(right for _, _, right in example.found) for example in examples)
     note = f"a right product among the first {columns}: {hits} of {len(examples)} queries"
-    draw.text((width - _MARGIN, 26), note, fill=_FAINT, font=_font(13), anchor="ra")
+    draw.text((width - _MARGIN, 26), note, fill=_FAINT, font=font(13), anchor="ra")
     for number, example in enumerate(examples):
         top = _HEAD + number * row_height
-        _draw_query(sheet, draw, example, (_MARGIN, top))
+        _draw_query(sheet, draw, example, (_MARGIN, top), font)
         for column, (product, score, right) in enumerate(example.found):
             left = _MARGIN + _QUERY_WIDTH + 2 * _GAP + column * (_TILE + _GAP)
             picture = product.images[0] if product.images else None
-            _draw_tile(sheet, draw, picture, (left, top, _TILE), frame=_RIGHT if right else _WRONG)
+            _draw_tile(sheet, draw, picture, (left, top, _TILE), font, frame=_RIGHT if right else _WRONG)
             if right:
                 _draw_tick(draw, left + _TILE - 15, top + 15)
-            lines = _wrap(draw, product.title or product.product_id, _font(12), _TILE, 2)
-            draw.multiline_text((left, top + _TILE + 5), "\n".join(lines), fill=_INK, font=_font(12), spacing=2)
-            _draw_pill(draw, f"{score:.2f}", (left + 8, top + _TILE - 25))
+            lines = _wrap(draw, product.title or product.product_id, font(12), _TILE, 2)
+            draw.multiline_text((left, top + _TILE + 5), "\n".join(lines), fill=_INK, font=font(12), spacing=2)
+            _draw_pill(draw, f"{score:.2f}", (left + 8, top + _TILE - 25), font(11))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG", optimize=True)
     return path
 
 
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+def _all_text(examples: Sequence[SearchExample]) -> str:
+    titles = [product.title or product.product_id for example in examples for product, _, _ in example.found]
+    return "".join([*titles, *(example.query.text for example in examples)])
 
 
-def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, example: SearchExample, corner: tuple[int, int]) -> None:
+def _draw_query(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, example: SearchExample, corner: tuple[int, int], font: Font
+) -> None:
     query, (left, top) = example.query, corner
     draw.rounded_rectangle((left, top, left + _QUERY_WIDTH, top + _TILE), radius=10, fill=_CARD, outline=_LINE)
     record = query.record()
     text_width, text_left = _QUERY_WIDTH - 24, left + 12
     if "image" in record:
         picture_left = left if "text" in record else left + (_QUERY_WIDTH - _TILE) // 2
-        _draw_tile(sheet, draw, record["image"], (picture_left, top, _TILE), frame=None)
+        _draw_tile(sheet, draw, record["image"], (picture_left, top, _TILE), font, frame=None)
         text_left, text_width = left + _TILE + 8, _QUERY_WIDTH - _TILE - 14
     if "text" in record:
-        font = _font(12 if "image" in record else 16)
-        lines = _wrap(draw, record["text"], font, text_width, 6)
+        sized = font(12 if "image" in record else 16)
+        lines = _wrap(draw, record["text"], sized, text_width, 6)
         draw.multiline_text(
-            (text_left, top + _TILE / 2), "\n".join(lines), fill=_INK, font=font, spacing=4, anchor="lm"
+            (text_left, top + _TILE / 2), "\n".join(lines), fill=_INK, font=sized, spacing=4, anchor="lm"
         )
     label = {"text": "text query", "image": "photo query", "both": "photo and text"}[query.type]
-    draw.text((left + 2, top + _TILE + 6), label, fill=_FAINT, font=_font(12))
+    draw.text((left + 2, top + _TILE + 6), label, fill=_FAINT, font=font(12))
 
 
 def _draw_tile(
@@ -243,6 +249,7 @@ def _draw_tile(
     draw: ImageDraw.ImageDraw,
     source: Any,
     place: tuple[int, int, int],
+    font: Font,
     *,
     frame: tuple[int, int, int] | None,
 ) -> None:
@@ -256,7 +263,7 @@ def _draw_tile(
     except ProductError:
         picture, note = None, "unreadable"
     if picture is None:
-        draw.text((left + side / 2, top + side / 2), note, fill=_FAINT, font=_font(12), anchor="mm")
+        draw.text((left + side / 2, top + side / 2), note, fill=_FAINT, font=font(12), anchor="mm")
     else:
         picture = ImageOps.contain(picture, (inner, inner), Image.Resampling.LANCZOS)
         sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
@@ -265,8 +272,8 @@ def _draw_tile(
         draw.rounded_rectangle((left, top, left + side, top + side), radius=10, outline=frame, width=width)
 
 
-def _draw_pill(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int]) -> None:
-    font, (left, top) = _font(11), corner
+def _draw_pill(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], font: Any) -> None:
+    left, top = corner
     right = left + draw.textlength(text, font=font) + 10
     draw.rounded_rectangle((left, top, right, top + 17), radius=8, fill=_CARD, outline=_LINE)
     draw.text(((left + right) / 2, top + 8.5), text, fill=_INK, font=font, anchor="mm")

@@ -14,6 +14,7 @@ from PIL import Image
 from evaluation import report, run
 from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.data.tables import ProductRow, QueryRow
+from evaluation.fonts import font_for
 from evaluation.report import comparison_table, contact_sheet, read_results, results_table
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -214,7 +215,9 @@ def test_results_files_are_read_alone_and_as_before_and_after(
     assert "no 'scores'" in capsys.readouterr().err
 
 
-def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(tmp_path: Path) -> None:
+def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = Image.new("RGB", (300, 20), "red")
     products = [
         ProductRow("a", title="a title so long that it needs more than the two lines it has " * 2, images=(opened,)),
@@ -227,6 +230,8 @@ def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(tmp_p
         QueryRow("m", "both", text="in blue", image=picture("blue")),
     ]
     found = tuple((product, 0.5, product.product_id == "a") for product in products)
+    asked_for: list[str] = []
+    monkeypatch.setattr(report, "font_for", lambda text: asked_for.append(text) or font_for(text))
     path = contact_sheet(
         [SearchExample(query, found) for query in queries], tmp_path / "new" / "sheet.png", title="Moon"
     )
@@ -235,5 +240,7 @@ def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(tmp_p
     assert greens
     assert greens[0] > 3000
     assert opened.size == (300, 20)
+    words = "".join([*(row.title or row.product_id for row in products), *(query.text for query in queries)])
+    assert set(words) <= set("".join(asked_for))
     with pytest.raises(ValueError, match="0 queries"):
         contact_sheet([], tmp_path / "none.png")
