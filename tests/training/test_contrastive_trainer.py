@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from training.contrastive_trainer import ContrastiveTrainer
+from training import contrastive_trainer
+from training.contrastive_terms import TermOptions
+from training.contrastive_trainer import ContrastiveOptions, ContrastiveTrainer
 from training.exact_resumption import ResumeError
 from training.finite_steps import NonFiniteLossError
+from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss, info_nce
+from training.losses.sample_filter import SampleFilter
 from training.negatives import NO_ID, NegativeQueue
 from training.resume import (
     append_line,
@@ -74,7 +78,7 @@ def collate(products):
     return to_batch
 
 
-def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None, **arguments):
+def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None, options=None, **arguments):
     values = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1}
     values |= {"save_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True, "report_to": "none"}
     values |= {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "use_cpu": True}
@@ -85,6 +89,7 @@ def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None
         data_collator=collate(products),
         loss=InfoNCELoss(0.2),
         queue=NegativeQueue(queue_steps),
+        options=options,
     )
 
 
@@ -133,6 +138,99 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches(tmp_path):
     assert start.layer.weight.grad.abs().max() > 0.01
     assert torch.allclose(halves.model.layer.weight, expected, atol=1e-6)
     assert metrics(tmp_path / "b")[0]["negatives"] == 1
+
+
+def test_accumulation_in_chunks_is_accumulation_without(tmp_path):
+    weights = []
+    for chunk in (None, 1, 2):
+        ours = trainer(
+            tmp_path / str(chunk),
+            options=ContrastiveOptions(chunk_size=chunk),
+            optim="sgd",
+            max_grad_norm=1e9,
+            gradient_accumulation_steps=3,
+        )
+        ours.train()
+        weights.append(ours.model.layer.weight.detach())
+    assert (weights[0] - Encoder().layer.weight).abs().max() > 1e-3
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
+    assert torch.allclose(weights[0], weights[2], atol=1e-6)
+
+
+class Weights(TrainerCallback):
+    """Keeps the weights before the first step and after each."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        self.seen.append({name: value.detach().clone() for name, value in model.state_dict().items()})
+
+    on_step_end = on_train_begin
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_momentum_encoder_that_follows_every_step_fills_the_queue(tmp_path, chunk):
+    ours = trainer(tmp_path, options=ContrastiveOptions(queue_momentum=0.5, chunk_size=chunk), learning_rate=0.1)
+    weights = Weights()
+    ours.add_callback(weights)
+    ours.train()
+    average, wanted, model = weights.seen[0], [], Encoder()
+    for step, after in enumerate(weights.seen[1:]):
+        model.load_state_dict(average)
+        batch = collate(50)([Rows(100)[position] for position in range(4 * step, 4 * step + 4)])
+        wanted.append(model(**batch["products"]).embeddings)
+        average = {name: 0.5 * value + 0.5 * after[name] for name, value in average.items()}
+    assert torch.allclose(ours.queue.items().vector_CD, torch.cat(wanted[-2:]), atol=1e-6)
+    model.load_state_dict(weights.seen[-2])
+    assert not torch.allclose(model(**batch["products"]).embeddings, wanted[-1], atol=1e-3)
+
+
+def test_a_share_of_all_steps_is_waited_for_before_the_queue_counts(tmp_path):
+    trainer(tmp_path, options=ContrastiveOptions(queue_warmup_steps=0.5)).train()
+    assert [line["negatives"] for line in metrics(tmp_path)] == [3, 3, 3, 11, 11, 11]
+
+
+def test_the_filter_is_told_how_much_of_the_training_is_done(tmp_path, monkeypatch):
+    told = []
+
+    def watched(vectors, inputs, queued, options, progress):
+        told.append(progress)
+        return make_terms(vectors, inputs, queued, options, progress)
+
+    make_terms = contrastive_trainer.make_terms
+    monkeypatch.setattr(contrastive_trainer, "make_terms", watched)
+    sample_filter = SampleFilter(start=0.4, end=0.0, schedule="linear")
+    trainer(tmp_path, max_steps=4, options=ContrastiveOptions(TermOptions(sample_filter=sample_filter))).train()
+    assert told == [0.0, 0.25, 0.5, 0.75]
+    assert [line["filter_margin"] for line in metrics(tmp_path)] == pytest.approx([0.3, 0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_the_load_balancing_loss_is_the_mean_over_forward_passes_by_their_rows(tmp_path, chunk):
+    ours = trainer(tmp_path, options=ContrastiveOptions(chunk_size=chunk), max_steps=1, per_device_train_batch_size=4)
+    ours.objective = DualAlignmentLoss(InfoNCELoss(0.2), router_weight=0.5)
+    forward, passes = ours.model.forward, []
+
+    def routed(x, output_router_stats=False):
+        assert output_router_stats
+        router_loss = ours.model.layer(x).pow(2).mean()
+        passes.append((len(x), router_loss.item()))
+        return SimpleNamespace(embeddings=forward(x).embeddings, router_loss=router_loss)
+
+    ours.model.forward = routed
+    ours.train()
+    passes = passes[: 2 if chunk is None else 4]  # what follows encodes once more for the gradient
+    assert [rows for rows, _ in passes] == ([4, 4] if chunk is None else [3, 1, 3, 1])
+    wanted = sum(rows * value for rows, value in passes) / 8
+    line = metrics(tmp_path)[0]
+    assert line["loss_aux"] == pytest.approx(wanted, rel=1e-5)
+    assert line["loss"] == pytest.approx(ours_without_router(tmp_path) + 0.5 * wanted, rel=1e-5)
+
+
+def ours_without_router(tmp_path):
+    trainer(tmp_path / "plain", max_steps=1).train()
+    return metrics(tmp_path / "plain")[0]["loss"]
 
 
 def test_each_logged_step_is_one_line_with_what_tells_how_training_goes(tmp_path):

@@ -1,5 +1,6 @@
 """Hard negatives from a model: the guards against a slow reference, the job from the command line, and going on."""
 
+import dataclasses
 import io
 import json
 
@@ -219,8 +220,10 @@ def test_an_interrupted_mining_goes_on_and_ends_the_same(tiny_moon, catalogue, t
     path = str(tiny_moon("qwen3_vl"))
     model, processor = load_for_evaluation(path)
     tables = load_tables(catalogue)
-    whole = MiningJob(tmp_path / "whole", shard_rows=16, progress=False)
+    guards = MiningOptions(per_query=3, ratio=1.0, category_levels=1)
+    whole = MiningJob(tmp_path / "whole", shard_rows=16, progress=False, options=guards)
     report = mine(model, processor, tables, whole, path)
+    assert max(map(int, report["negatives"])) > 1
     calls = []
 
     def interrupted_after(limit, name, function):
@@ -232,7 +235,7 @@ def test_an_interrupted_mining_goes_on_and_ends_the_same(tiny_moon, catalogue, t
 
         return call
 
-    job = MiningJob(tmp_path / "parts", shard_rows=16, progress=False)
+    job = MiningJob(tmp_path / "parts", shard_rows=16, progress=False, options=guards)
     encode, block = mining.encode, mining._mine_block
     for limit, name, function in ((3, "encode", encode), (4, "encode", encode), (1, "_mine_block", block)):
         calls.clear()
@@ -247,10 +250,10 @@ def test_an_interrupted_mining_goes_on_and_ends_the_same(tiny_moon, catalogue, t
         assert mine(model, processor, tables, job, path) == report
     for name in ("queries.parquet", "report.json"):
         assert (job.output / name).read_bytes() == (whole.output / name).read_bytes()
-    fewer = MiningJob(job.output, shard_rows=16, progress=False, options=MiningOptions(per_query=1))
+    fewer = dataclasses.replace(job, options=dataclasses.replace(guards, per_query=1))
     with monkeypatch.context() as patch:
         patch.setattr(mining, "encode", interrupted_after(0, "encode", encode))  # other guards keep the vectors
-        assert set(mine(model, processor, tables, fewer, path)["negatives"]) <= {"0", "1"}
+        assert set(mine(model, processor, tables, fewer, path)["negatives"]) == {"0", "1"}
     other = ProductTables(tables.name, tables.products[1:], tables.queries, tables.report)
     with pytest.raises(MiningError, match="holds vectors of another data; accepted: another output, or --overwrite"):
         mine(model, processor, other, job, path)

@@ -191,7 +191,11 @@ def test_a_block_is_shuffled_and_every_batch_is_whole(tmp_path, shards):
     rows = [[entry for entry in batch if not entry[1]] for batch in found]
     assert {len(batch) for batch in rows} == {3}  # epochs run on: no batch is short
     ids = [name for batch in rows for _, _, name in batch]
-    assert sorted(ids[:36]) != ids[:36]
+    stream = RowStream(rows_of(shards), 11)
+    for start in range(0, 36, 12):
+        block = [row["id"] for _, row in stream.read(12)]
+        assert ids[start : start + 12] != block
+        assert sorted(ids[start : start + 12]) == sorted(block)
     for epoch in range(3):
         counts = Counter(name for batch in rows for (number, _, _), _, name in batch if number == epoch)
         assert set(counts.values()) == {1}
