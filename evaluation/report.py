@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
 
 _ABSENT = "–"
+_OF_EVERY_RUN = ("final", "run")  # folders that each training has
 _DIRECTIONS = {
     "t2mm": "t→mm",
     "i2mm": "i→mm",
@@ -71,12 +73,16 @@ def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) ->
     return tabulate(rows, headers=columns, tablefmt=style, disable_numparse=True, colalign=align[: len(columns)])
 
 
-def _short(model: str) -> str:
-    return Path(model).name or model
+def short_name(model: str) -> str:
+    """What a table calls a model: the name of its folder, and of a training's `final` (or `run/final`) that of its run."""
+    parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
+    while len(parts) > 1 and parts[-1] in _OF_EVERY_RUN:
+        parts.pop()
+    return parts[-1] if parts else model
 
 
 def _name(result: dict[str, Any]) -> str:
-    return _short(result["model"]) + reasoning_note(result.get("reasoning"))
+    return short_name(result["model"]) + reasoning_note(result.get("reasoning"))
 
 
 def _written_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -147,11 +153,11 @@ def comparison_table(
         style (`str`): a format of tabulate.
 
     Raises:
-        ValueError: another metric, or names that do not match the results.
+        ValueError: another metric, names that do not match the results, or two results of one name on one benchmark.
     """
     if metric not in ("R@1", "R@5", "R@10", "MRR"):
         raise ValueError(f"metric={metric!r}; accepted: R@1, R@5, R@10, MRR")
-    names = [_short(result["model"]) for result in results] if names is None else list(names)
+    names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
         raise ValueError(f"{len(names)} names for {len(results)} results; accepted: one name a result")
     names = [name + reasoning_note(result.get("reasoning")) for name, result in zip(names, results, strict=True)]
@@ -161,6 +167,10 @@ def comparison_table(
     for name, result in zip(names, results, strict=True):
         for direction, scores in result["scores"].items():
             place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
+            if name in cells.get(place, {}):
+                raise ValueError(
+                    f"two results are called {name!r} on {result['benchmark']}; accepted: a name for each of them"
+                )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value
             chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
@@ -323,9 +333,23 @@ def read_results(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         if "scores" not in result:
             raise ValueError(f"{path}: no 'scores'; accepted: a file that evaluation.run wrote")
         result = {"model": content.get("model", Path(path).stem), "benchmark": content.get("benchmark", "")} | result
-        name = f"{_short(result['model'])} {part}".strip()
+        name = f"{short_name(result['model'])} {part}".strip()
         pairs.append((name, result | {"model": name}))
     return pairs
+
+
+def _told_apart(found: Sequence[tuple[str, str, dict[str, Any]]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names and results of (file, name, result); where one name has two results of a benchmark, the file stands beside it."""
+
+    def key(name: str, result: dict[str, Any]) -> tuple[str, str]:
+        return name + reasoning_note(result.get("reasoning")), result["benchmark"]
+
+    uses = Counter(key(name, result) for _, name, result in found)
+    names = []
+    for file, name, result in found:
+        place = " ".join(Path(file).parts[-2:])
+        names.append(f"{name} [{place}]" if uses[key(name, result)] > 1 else name)
+    return names, [result | {"model": name} for name, (_, _, result) in zip(names, found, strict=True)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -337,8 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@1, R@5, R@10 or MRR")
     chosen = parser.parse_args(arguments)
     try:
-        pairs = [pair for file in chosen.files for pair in read_results(file)]
-        names, results = [name for name, _ in pairs], [result for _, result in pairs]
+        pairs = [(file, *pair) for file in chosen.files for pair in read_results(file)]
+        names, results = _told_apart(pairs)
         print(
             comparison_table(results, names=names, metric=chosen.compare) if chosen.compare else results_table(results)
         )

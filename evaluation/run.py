@@ -32,7 +32,7 @@ from evaluation.encode import (
 )
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
-from evaluation.report import contact_sheet, results_table
+from evaluation.report import contact_sheet, results_table, short_name
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
 
@@ -153,7 +153,7 @@ def evaluate_model(
         if "attributes" in options.only:
             results["attributes"] = evaluate_attributes(cache, **bootstrap)
         if options.sheet is not None:
-            name = Path(model_name).name + reasoning_note(results["reasoning"])
+            name = short_name(model_name) + reasoning_note(results["reasoning"])
             _draw_sheet(cache, options, f"{name} on {tables.name}")
         core_crop = getattr(processor, "core_crop", None)
     if options.generates:

@@ -215,6 +215,30 @@ def test_results_files_are_read_alone_and_as_before_and_after(
     assert "no 'scores'" in capsys.readouterr().err
 
 
+def test_models_that_are_all_called_final_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, again = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
+    first.write_text(json.dumps(result("runs/one/final", 0.1)))
+    second.write_text(json.dumps(result("runs/two/run/final", 0.8)))
+    again.write_text(json.dumps(result("runs/one/final", 0.3)))
+    for more in ([], ["--compare", "R@10"]):
+        assert report.main([str(first), str(second), *more]) == 0
+        table = capsys.readouterr().out
+        assert (" one " in table, " two " in table, "final" in table) == (True, True, False)
+        assert report.main([str(first), str(second), str(again), *more]) == 0
+        table = capsys.readouterr().out
+        for words in (
+            f"one [{tmp_path.name} a.json]",
+            f"one [{tmp_path.name} c.json]",
+            " two ",
+            "10.0",
+            "30.0",
+            "80.0",
+        ):
+            assert words in table
+    with pytest.raises(ValueError, match="two results are called 'one' on shop"):
+        comparison_table([result("runs/one/final", 0.1), result("elsewhere/one", 0.2)])
+
+
 def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
