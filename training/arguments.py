@@ -47,6 +47,7 @@ NOT_FOR_RECIPES = {
     "num_train_epochs": "training pairs are drawn without epochs; set max_steps or train_minutes",
     "resume_from_checkpoint": "run the same command again and it resumes from the last good checkpoint in output_dir",
     "ignore_data_skip": "a resumed run continues exactly where the data stopped",
+    "data_seed": "seed decides which pairs are drawn",
     "train_sampling_strategy": "pairs are drawn by query_mix, one pure function of (seed, position)",
     "remove_unused_columns": "the collator makes the model's columns",
     "auto_find_batch_size": "the batch size decides which pairs are drawn; set per_device_train_batch_size",
@@ -122,8 +123,8 @@ class DataArguments:
         query_mix: relative frequency of image-only, text-only and image+text queries; 12 : 3 : 2 is the paper's.
         target_mix: relative frequency of targets with both, image only, text only. The paper's targets always have
             both; the other forms are our design, because image-only galleries are reported.
-        hard_negatives: products of the same category encoded beside each positive.
-        positives_per_query: the largest number of a query's known positives that are encoded with it.
+        hard_negatives: products of the same category encoded beside each positive; with streaming one at most, the row's own.
+        positives_per_query: the largest number of a query's known positives that are encoded with it; with streaming 1.
         action_weights: relevance of an action in an interactions table, above 0 and at most 1.
         interaction_half_life_days: an interaction counts half for every so many days that it is older than the newest
             of its table; None: age does not matter.
@@ -596,6 +597,17 @@ def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
             "evaluate_before, evaluate_after: found with streaming, whose tables have no gallery; "
             "accepted: evaluation.run on the trained model"
         )
+    if data.streaming:
+        _check_stream_keys(data)
+
+
+def _check_stream_keys(data: DataArguments) -> None:
+    """Refuse what only whole tables have: a row has one product, one hard negative, and no log behind it."""
+    for key, most in (("hard_negatives", 1), ("positives_per_query", 1), ("interaction_half_life_days", None)):
+        found = getattr(data, key)
+        if found != most and (most is None or found > most):
+            accepted = "leaving it out" if most is None else f"up to {most}, which is what a row holds"
+            raise RecipeError(f"{key}: found {found} with streaming; accepted: {accepted}")
 
 
 def _check_loss(loss: LossArguments) -> None:

@@ -413,6 +413,12 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data: weight: found 0"),
         ({"evaluate_after": True}, "found with streaming, whose tables have no gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
+        ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; accepted: up to 1, which is what a row holds"),
+        ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; accepted: up to 1"),
+        (
+            {"interaction_half_life_days": 30},
+            "interaction_half_life_days: found 30 with streaming; accepted: leaving it",
+        ),
         ({"bucket_batches": 1}, "bucket_batches: found 1; accepted: a number of at least 2"),
     ],
 )
