@@ -123,6 +123,20 @@ def test_a_stream_goes_on_exactly_from_its_state_at_any_row(shards, world_size):
         assert other.read(50) == stream.read(50)
 
 
+def test_a_stream_does_not_go_on_in_a_table_of_other_shards(tmp_path, shards):
+    stream = RowStream(rows_of(shards), 3)
+    stream.read(7)
+    more = write_shards(tmp_path / "more", [triplet(number) for number in range(40)], 5)
+    with pytest.raises(
+        StreamError, match="shards: found 5, and 4 where the checkpoint was written; accepted: the same"
+    ):
+        RowStream(rows_of(more), 3).load_state_dict(stream.state_dict())
+    older = {name: value for name, value in stream.state_dict().items() if name != "shards"}
+    again = RowStream(rows_of(shards), 3)
+    again.load_state_dict(older)
+    assert again.read(5) == stream.read(5)
+
+
 def test_rows_of_other_splits_are_passed_over_and_resumption_stays_exact(tmp_path, capsys):
     splits = ["train", "test", "all", None]
     rows = [triplet(n, split=splits[n % 4]) for n in range(20)]

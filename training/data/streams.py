@@ -97,7 +97,7 @@ class RowStream:
         split: see `StreamSource`.
 
     Raises:
-        StreamError: an epoch without rows, or a shard that cannot be read.
+        StreamError: an epoch without rows, a shard that cannot be read, or a saved state of another number of shards.
     """
 
     def __init__(
@@ -167,10 +167,20 @@ class RowStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the next row is read; plain numbers and texts."""
-        return self._state | {"shard": self._opened.state_dict() if self._opened is not None else self._state["shard"]}
+        shard = self._opened.state_dict() if self._opened is not None else self._state["shard"]
+        return self._state | {"shards": self.shards, "shard": shard}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            StreamError: the table then had another number of shards, so that nobody knows which rows were read.
+        """
+        shards = state.get("shards", self.shards)  # states of older runs do not say
+        if shards != self.shards:
+            raise StreamError(
+                f"shards: found {self.shards}, and {shards} where the checkpoint was written; accepted: the same files"
+            )
         self._state = dict(state)
         self._opened = self._iterator = None
 
