@@ -36,7 +36,7 @@ from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
 from training.data.collate import UnreadableBatchError
-from training.data.sources import read_data, unanswered_queries
+from training.data.sources import digest_of, read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
 from training.data.streams import StreamError
 from training.exact_resumption import METRICS_FILE, SKIPPED_FILE, ResumeError
@@ -123,6 +123,7 @@ def run(recipe: Recipe) -> None:
     streams = open_streams(recipe) if recipe.data.streaming else []
     tables = [] if streams else read_data(recipe)
     training_tables = [tables_of.select(recipe.data.split) for tables_of in tables]
+    recipe.facts["data_digests"] = {table.name: digest_of(table) for table in training_tables}
     unanswered = unanswered_queries(training_tables)
     if unanswered:
         recipe.facts["queries_without_an_answer_in_the_split"] = unanswered
@@ -145,10 +146,28 @@ def run(recipe: Recipe) -> None:
     settle_max_steps(recipe, make_trainer, learner)
     trainer = make_trainer(args, args.max_steps)
     checkpoint = last_good_checkpoint(output_dir)
+    if checkpoint is not None:
+        check_same_data(recipe, checkpoint)
     if checkpoint is not None and args.process_index == 0:
         print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finish(recipe, trainer, processor, tables, start)
+
+
+def check_same_data(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse to go on with tables of which other pairs would be drawn; streams look at their own shards.
+
+    Raises:
+        ResumeError: names the data sets that have changed.
+    """
+    facts = json.loads((checkpoint / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    before, now = facts.get("data_digests", {}), recipe.facts["data_digests"]
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        raise ResumeError(
+            f"data: found other products, queries or answers in {', '.join(changed)} than {checkpoint} was trained on; "
+            "accepted: the same data to go on, another output_dir, or --overwrite"
+        )
 
 
 def run_cold_start(recipe: Recipe, cold_start: Recipe) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -170,6 +171,25 @@ def test_a_finished_run_is_evaluated_where_its_results_are_missing(train, tmp_pa
     assert results.stat().st_mtime_ns == written
     assert train(evaluate_after=True, evaluate_products=7) == 0
     assert json.loads(results.read_text())["provenance"]["limit"] == 7
+
+
+def test_a_run_does_not_go_on_with_data_of_which_other_pairs_would_be_drawn(train, catalogue, tmp_path, capsys):
+    shop = tmp_path / "growing"
+    shutil.copytree(catalogue, shop)
+    assert train(data=[str(shop)]) == 0
+    run = tmp_path / "run"
+    for leftover in (run / "final", run / "checkpoint-2"):
+        shutil.rmtree(leftover)
+    (run / "finished.json").unlink()
+    tables = {name: pyarrow.parquet.read_table(catalogue / f"{name}.parquet") for name in ("products", "queries")}
+    pyarrow.parquet.write_table(tables["products"].slice(0, 59), shop / "products.parquet")
+    assert train(data=[str(shop)]) == 2
+    message = capsys.readouterr().err
+    assert "data: found other products, queries or answers in growing than" in message
+    assert "checkpoint-1 was trained on" in message
+    pyarrow.parquet.write_table(tables["products"], shop / "products.parquet")
+    assert train(data=[str(shop)]) == 0
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_what_was_trained_on_and_evaluated_on_is_said_in_the_results(train, tmp_path):

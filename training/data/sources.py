@@ -5,6 +5,7 @@ A table without splits is split here, so that what is reported after training is
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections import defaultdict
 from typing import Any
@@ -173,6 +174,20 @@ def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str
         f"{table.name}: {queries} of {len(tested.queries)} queries and {products} of {len(tested.products)} products of "
         f"evaluate_split {evaluate_split!r} are also trained on (split {split!r}): the recalls say nothing about unseen ones"
     )
+
+
+def digest_of(table: ProductTables) -> str:
+    """Name what decides which pairs are drawn from a table: its products and queries, their order, and the answers.
+
+    Args:
+        table: the training split of a data set.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for product in table.products:
+        digest.update(repr((product.product_id, product.group, product.category)).encode())
+    for query in table.queries:
+        digest.update(repr((query.query_id, query.type, query.answers, query.negatives)).encode())
+    return digest.hexdigest()
 
 
 def unanswered_queries(tables: list[ProductTables]) -> dict[str, int]:
