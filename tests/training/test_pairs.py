@@ -236,6 +236,21 @@ def test_targets_can_be_image_only_or_text_only_in_a_share_of_the_pairs():
     assert kinds[True, False] == pytest.approx(200, abs=60)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_photos_of_real_queries_are_altered_in_a_share_of_the_pairs(share):
+    products = [product(number) for number in range(4)]
+    queries = [QueryRow(f"q{n}", "image", image=picture(50 + n), positives=(f"p{n}",)) for n in range(4)]
+    boxed = [QueryRow("b", "image", image=picture(60), box=(2.0, 2.0, 9.0, 9.0), positives=("p0",))]
+    options = {"query_mix": {"image": 1}, "derived_queries": False, "augment_queries": share, "length": 200}
+    pairs = dataset(PairSource(tables(products, queries)), **options)
+    altered = sum(isinstance(pairs[position].query["image"], Image.Image) for position in range(200))
+    assert altered == pytest.approx(200 * share, abs=30 if share == 0.5 else 0)
+    shown = [dataset(PairSource(tables(products, boxed)), **options)[position].query for position in range(40)]
+    sizes = {query["image"].size for query in shown if isinstance(query["image"], Image.Image)}
+    assert sizes == ({(20, 24)} if share else set())  # a box in pixels stays right
+    assert all(query["core_box"] == [2.0, 2.0, 9.0, 9.0] for query in shown)
+
+
 def test_a_picture_that_cannot_be_opened_is_left_for_the_processor_to_name():
     broken = ProductRow("p0", title="Thing", images=(b"no picture",))
     pairs = dataset(PairSource(tables([broken])), query_mix={"image": 1})

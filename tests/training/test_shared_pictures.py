@@ -6,6 +6,7 @@ from torch import nn
 
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
+from training.batch_encoding import BatchEncoder, BatchPart
 from training.shared_pictures import SharedPictures, vision_tower
 
 SIZES = [(32, 48), (64, 32), (32, 32)]
@@ -58,6 +59,19 @@ def test_after_the_context_the_tower_runs_as_before(tiny_moon):
             assert torch.equal(model(**batch).embeddings, before)
         assert "forward" not in vars(model.vlm.visual)
         assert torch.equal(model(**batch).embeddings, before)
+
+
+def test_pictures_that_were_made_smaller_beside_a_text_are_seen_anew(tiny_moon):
+    folder = tiny_moon("qwen3_vl", trained=True)
+    processor = MoonProcessor.from_pretrained(folder)
+    both = dict(processor(products=products(0, 1), form="mm", max_image_tokens=1))
+    image = dict(processor(products=products(0, 1), form="i", max_image_tokens=4))
+    assert not torch.equal(both["image_grid_thw"], image["image_grid_thw"])
+    model = MoonModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        found = BatchEncoder(model, vision_tower(model))(BatchPart("products", both, {"i": (torch.arange(2), image)}))
+        assert torch.equal(found["products/i"], model(**image).embeddings)
+        assert torch.equal(found["products"], model(**both).embeddings)
 
 
 def test_pictures_that_were_not_seen_or_differ_in_size_are_refused(tiny_moon):

@@ -1,0 +1,51 @@
+"""A shop's report: which numbers stand in which column, and in what order a run's results are read."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+from evaluation.data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
+from training.shop import _results, write_report
+
+
+def result(recall, **more):
+    scores = {f"R@{k}": recall for k in (1, 5, 10)} | {f"R@{k}_chance": 0.02 for k in (1, 5, 10)}
+    named = {"model": "m", "benchmark": "shop", "skipped": [], "warnings": []}
+    return {**named, "scores": {"t2mm": scores}, "provenance": {"split": "test"}, **more}
+
+
+def test_before_stands_left_of_after_and_a_run_is_read_in_that_order(tmp_path):
+    for when, recall in (("after", 0.75), ("before", 0.25)):
+        (tmp_path / f"results_{when}.json").write_text(json.dumps(result(recall)))
+    results = _results(SimpleNamespace(training=SimpleNamespace(output_dir=str(tmp_path))))
+    assert [found["scores"]["t2mm"]["R@10"] for found in results] == [0.25, 0.75]
+    queries = [QueryRow(f"q{n}", "text", "x", positives=("p",), split="test" if n else "train") for n in range(4)]
+    tables = ProductTables("shop", [ProductRow("p", title="x")], queries, ValidationReport("shop", 1, 4, {}))
+    mined = {"negatives": {"2": 1}, "reasons": {"too near to the positive": 1}, "unreadable": {"product": []}}
+    text = write_report(tables, mined, results, {"before": tmp_path / "searches_before.png", "after": None})
+    header, row = _table_of(text, "R@10, %")
+    assert [cell.strip() for cell in header.split("|")][3:6] == ["before", "after", "chance"]
+    assert [cell.strip() for cell in row.split("|")][3:6] == ["25.0", "75.0", "2.0"]
+    assert "Only 3 searches are held out" in text
+    assert "![before](searches_before.png)" in text
+    assert "![after]" not in text
+
+
+def _table_of(text, metric):
+    lines = text.splitlines()
+    place = next(number for number, line in enumerate(lines) if metric in line)
+    return lines[place], lines[place + 2]
+
+
+def test_each_item_that_could_not_be_encoded_is_named_once_whoever_met_it(tmp_path):
+    broken = {"item": "p", "field": "images[0]", "reason": "truncated"}
+    skipped = [{"kind": "product", "id": "p", "field": "images[0]", "reason": "truncated"}]
+    skipped += [{"kind": "query", "id": "q", "field": "image", "reason": "gone"}]
+    mined = {"negatives": {}, "reasons": {}, "unreadable": {"product": [broken], "query": []}}
+    tables = ProductTables("shop", [ProductRow("p", title="x")], [], ValidationReport("shop", 1, 0, {}))
+    tables = replace(tables, queries=[QueryRow("q", "text", "x", positives=("p",), split="test")])
+    results = [result(0.5, skipped=skipped), result(0.5, skipped=skipped)]
+    text = write_report(tables, mined, results, {"before": None, "after": None})
+    left_out = text.split("## What could not be encoded")[1].split("## Searches")[0].strip().splitlines()
+    assert left_out == ["- product p, images[0]: truncated", "- query q, image: gone"]
+    assert "No held-out answer." in text
