@@ -148,6 +148,8 @@ class MoonConfig(PreTrainedConfig):
         self._validate_vector()
         self._validate_experts()
         self._validate_fire()
+        if not isinstance(self.fusion, bool):
+            raise ValueError(f"MoonConfig: fusion={self.fusion!r}; accepted: True or False")
         if self.fusion:
             self._validate_fusion()
         if self.max_reasoning_tokens is not None:

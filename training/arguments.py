@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_flash_attn_2_available
 
 from evaluation.data.catalogue import make_catalogue
@@ -564,7 +565,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; accepted: a checkpoint or a hub id")
     _check_model(model)
     _check_instructions(data.instructions or {})
-    check_keys(data.catalogue or {}, inspect.signature(make_catalogue).parameters, where="catalogue")
+    _check_catalogue(data.catalogue or {})
     _check_data(data, training)
     _check_loss(loss)
     _check_training(training)
@@ -577,6 +578,14 @@ def check_recipe(recipe: Recipe) -> None:
         check_keys(recipe.reasoning.cold_start or {}, known_keys(), where="cold_start")
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def _check_catalogue(options: Any) -> None:
+    hints = typing.get_type_hints(make_catalogue)
+    check_keys(options, inspect.signature(make_catalogue).parameters, where="catalogue")
+    for key, value in options.items():
+        if hints[key] is int:
+            check_value(f"catalogue.{key}", value, int)
 
 
 def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
@@ -686,6 +695,18 @@ def _check_training(training: MoonTrainingArguments) -> None:
         raise RecipeError("max_steps and train_minutes: found neither; accepted: one of them, greater than 0")
     if training.evaluate_products is not None:
         _check_number("evaluate_products", training.evaluate_products, 1)
+    for key in ("learning_rate", "weight_decay", "max_grad_norm"):
+        _check_number(key, getattr(training, key), 0)
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        _check_number(key, getattr(training, key), 1)
+    if not 0 <= training.seed < 2**32:
+        raise RecipeError(f"seed: found {training.seed}; accepted: 0 to {2**32 - 1}")
+    available = get_available_reporting_integrations()
+    for name in training.report_to:
+        if name not in available:
+            raise RecipeError(
+                f"report_to: found {name!r}, which is not installed; accepted: {', '.join(['none', *available])}"
+            )
     if training.n_gpu > 1:
         raise RecipeError(f"found {training.n_gpu} GPUs in one process; accepted: accelerate launch training/train.py")
 

@@ -227,7 +227,10 @@ def open_run(recipe: Recipe) -> bool:
                 "accepted: another output_dir, or --overwrite"
             )
         if main_process:
-            output_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RecipeError(f"output_dir: {error}; accepted: a folder that can be made") from error
             write_records(recipe, output_dir)
     if main_process:
         for path in remove_incomplete(output_dir):

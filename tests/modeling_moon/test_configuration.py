@@ -42,6 +42,7 @@ def vlm_config(tiny_base):
         ({"fire_layers": [0], "fire_rank": 0}, "fire_rank=0; accepted: 1 or more"),
         ({"fire_layers": [0], "fire_vision_blocks": [2]}, "fire_vision_blocks.*from 0 to 1"),
         ({"fusion": True}, "needs title_start_token_id"),
+        ({"fusion": "maybe"}, "fusion='maybe'; accepted: True or False"),
         ({"fusion": True, "fusion_heads": 7}, "a divisor of the base's width 64"),
         ({"title_start_token_id": 3}, "title_start_token_id and title_end_token_id go together"),
         ({"max_reasoning_tokens": 0}, "max_reasoning_tokens=0; accepted: 1 or more, or None"),

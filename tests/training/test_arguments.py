@@ -99,6 +99,14 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"train_minutes": 0}, "train_minutes: found 0"),
         ({"num_train_epochs": 3}, "'num_train_epochs' cannot be set; .* set max_steps"),
         ({"lr_scheduler_type": "zigzag"}, "zigzag"),
+        ({"learning_rate": -1}, "learning_rate: found -1.*; accepted: a number of at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: found nan"),
+        ({"weight_decay": -0.1}, "weight_decay: found -0.1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: found 0; accepted: a number of at least 1"),
+        ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size: found -2"),
+        ({"seed": -1}, "seed: found -1; accepted: 0 to 4294967295"),
+        ({"report_to": "paper"}, "report_to: found 'paper', which is not installed; accepted: none"),
+        ({"catalogue": {"products": "many"}}, r"catalogue.products: found 'many' \(text\); accepted: an integer"),
     ],
 )
 def test_what_cannot_work_is_refused_by_key(recipe, values, message):

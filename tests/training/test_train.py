@@ -251,6 +251,12 @@ def test_what_the_data_or_the_model_does_not_have_is_refused_before_training(tra
     assert message in capsys.readouterr().err
 
 
+def test_an_output_folder_that_cannot_be_made_is_refused(train, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert train("--output_dir", str(tmp_path / "file" / "run")) == 2
+    assert "output_dir: [Errno 20] Not a directory" in capsys.readouterr().err
+
+
 def test_two_data_sets_of_one_name_are_refused(train, catalogue, capsys):
     assert train(data=[str(catalogue), str(catalogue)]) == 2
     assert "two data sets named 'shop'" in capsys.readouterr().err
