@@ -449,12 +449,12 @@ class _Ending:
     """How the rows of a generation end: what the cache holds of them, and three more tokens up to `<emb>`.
 
     All but the last of the R tokens that were written are in the cache. A row that wrote `</think>` there needs `<emb>`
-    only; one whose `</think>` came last, or which stopped in another way, needs both; one that was cut off also its last
-    token. What stands behind a row's end is masked.
+    only; one whose `</think>` came last needs both; one that was cut off also its last token. What stands behind a row's
+    `</think>` is masked.
 
     Args:
         written_BR: what was written.
-        settings: of the generation, whose first end token is `</think>`.
+        settings: of the generation, for its padding token.
         config: MoonConfig.
 
     Shapes: ids and mask (B, R + 2), what follows the prompt; reasoning_ids (B, R), padded behind the end.
@@ -464,39 +464,54 @@ class _Ending:
         close, pad = config.think_end_token_id, settings.pad_token_id
         steps = written_BR.shape[1]
         place_R = torch.arange(steps, device=written_BR.device)
-        stops_BR = torch.isin(written_BR, torch.tensor(settings.eos_token_id, device=written_BR.device))
-        end_B = torch.where(stops_BR, place_R, steps).amin(dim=1)
+        end_B = torch.where(written_BR == close, place_R, steps).amin(dim=1)
         inside_BR = place_R < end_B[:, None]
-        closed_BR = (place_R == end_B[:, None]) & (written_BR == close)
-        self.reasoning_ids = written_BR.masked_fill(~(inside_BR | closed_BR), pad)
-        in_cache_BR = (inside_BR | closed_BR)[:, :-1]
+        kept_BR = place_R <= end_B[:, None]
+        self.reasoning_ids = written_BR.masked_fill(~kept_BR, pad)
         last_B3 = torch.stack(
             [written_BR[:, -1], torch.full_like(end_B, close), torch.full_like(end_B, config.emb_token_id)], dim=1
         )
-        last_mask_B3 = torch.stack(
-            [inside_BR[:, -1], ~closed_BR[:, :-1].any(dim=1), torch.ones_like(end_B).bool()], dim=1
-        )
-        self.mask = torch.cat([in_cache_BR, last_mask_B3], dim=1)
+        last_mask_B3 = torch.stack([inside_BR[:, -1], end_B >= steps - 1, torch.ones_like(end_B).bool()], dim=1)
+        self.mask = torch.cat([kept_BR[:, :-1], last_mask_B3], dim=1)
         self.ids = torch.cat([written_BR[:, :-1], last_B3], dim=1).masked_fill(~self.mask, pad)
 
 
 def generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> GenerationConfig:
-    """Neutral but for what `thinking` says; tokens that steer the model or stand for pictures are never written."""
-    ends = [config.think_end_token_id] + [token for token in [tokenizer.eos_token_id] if token is not None]
-    of_base = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]
-    barred: list[Any] = [getattr(config.vlm_config, name, None) for name in of_base]
-    barred += [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
-    barred += list(getattr(tokenizer, "all_special_ids", ()))
+    """Neutral but for what `thinking` says. Only `</think>` ends a reasoning, and `never_written` names what is barred.
+
+    Relations: the joint stage of a training draws its rollouts by the same two rules.
+    """
     sampling = {"temperature": thinking.temperature, "top_p": thinking.top_p, "top_k": 0} if thinking.do_sample else {}
     return GenerationConfig(
         max_new_tokens=thinking.max_tokens or config.max_reasoning_tokens,
         min_new_tokens=thinking.min_tokens or None,
         do_sample=thinking.do_sample,
-        eos_token_id=ends,
+        eos_token_id=[config.think_end_token_id],
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=sorted({token for token in barred if isinstance(token, int)} - set(ends)),
+        suppress_tokens=never_written(config, tokenizer),
         **sampling,
     )
+
+
+def never_written(config: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that no reasoning may hold, sorted: they steer the model, stand for pictures, or mean nothing.
+
+    These are the tokens that the configuration names, all that were added to the tokenizer's vocabulary (padding, ends of
+    texts, chat and vision markers, tools: what the processor escapes in every given text), and the rows of the output layer
+    that no token belongs to; `</think>` excepted. Our design.
+
+    Args:
+        config: MoonConfig.
+        tokenizer: of the model; one without vocabulary adds none.
+    """
+    of_base = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]
+    barred: list[Any] = [getattr(config.vlm_config, name, None) for name in of_base]
+    barred += [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
+    barred += [*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", ())]
+    rows = config.vocab_size
+    spare = list(range(len(tokenizer), rows)) if hasattr(tokenizer, "__len__") else []
+    barred += [token for token in spare if tokenizer.convert_ids_to_tokens(token) is None]
+    return sorted({token for token in barred if isinstance(token, int) and token < rows} - {config.think_end_token_id})
 
 
 def _after(ids_BT: torch.Tensor, token: int) -> list[list[int]]:

@@ -454,7 +454,6 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         )
     given = {entry.name: getattr(training, entry.name) for entry in dataclasses.fields(TrainingArguments) if entry.init}
     own = generation_config(config, Thinking(), tokenizer)
-    barred = {*own.suppress_tokens, tokenizer.eos_token_id} - {None, config.think_end_token_id}
     given |= {
         "per_device_train_batch_size": chunk,
         "gradient_accumulation_steps": rollouts // chunk,
@@ -471,8 +470,8 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "use_vllm": reasoning.vllm,
         "vllm_mode": "colocate",
         "vllm_model_impl": "transformers",
-        # Only `</think>` ends a rollout: behind another end token the vector could not be read as at inference.
-        "generation_kwargs": _drawing(config.think_end_token_id, sorted(barred), reasoning.vllm),
+        # By the rules of inference: what ends a reasoning, and what is never written.
+        "generation_kwargs": _drawing(config.think_end_token_id, own.suppress_tokens, reasoning.vllm),
     }
     return GRPOConfig(**given)
 

@@ -1,11 +1,13 @@
 """Think, then embed, in one pass: equal to generating and then encoding the whole text; rows that end at different steps."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
-from modeling_moon.embedding_moon import Thinking, _Ending, generation_config
+from modeling_moon.embedding_moon import Thinking, _Ending, generation_config, never_written
 from processing_moon import MoonProcessor
 
 
@@ -90,8 +92,9 @@ class _Scripted(torch.nn.Module):
 
 
 @pytest.mark.parametrize("limit", [3, 4, 5, 9])
-def test_rows_that_end_early_late_otherwise_or_not_at_all(moon3, monkeypatch, limit):
-    """Row 0 closes at step 2, row 1 at the last step, row 2 stops without closing, row 3 is cut off, row 4 closes at once."""
+def test_rows_that_end_early_late_at_once_or_not_at_all(moon3, monkeypatch, limit):
+    """Row 0 closes at step 2, row 1 at the last step, row 2 would end the text instead, which is no end of a reasoning and is
+    never written (a likeliest token stands there), row 3 is cut off, row 4 closes at once."""
     _, model, processor = moon3
     config = model.config
     close, stop = config.think_end_token_id, processor.tokenizer.eos_token_id
@@ -103,7 +106,7 @@ def test_rows_that_end_early_late_otherwise_or_not_at_all(moon3, monkeypatch, li
     expected = whole_text(found, model, pictures_of(processor, RECORDS))
     torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
     prompts = processor(records=RECORDS, reasoning="generate", return_tensors="pt")
-    for row, tokens in enumerate([[40, 41], [50] * (limit - 1), [60, 61], [70] * limit, []]):
+    for row, tokens in enumerate([[40, 41], [50] * (limit - 1), [60, 61, *[0] * (limit - 2)], [70] * limit, []]):
         prompt = prompts["input_ids"][row][prompts["attention_mask"][row].bool()].tolist()
         whole = found.input_ids[row][found.attention_mask[row].bool()].tolist()
         assert whole == [*prompt, *tokens, close, config.emb_token_id]
@@ -159,6 +162,27 @@ def test_what_is_written_never_steers_the_model_or_stands_for_a_picture(moon3):
     wanted = {config.image_token_id, config.emb_token_id, config.think_start_token_id, config.title_start_token_id}
     assert wanted | {config.category_start_token_id, config.attribute_end_token_id} <= barred
     assert config.think_end_token_id not in barred
+
+
+def test_tokens_without_a_meaning_inside_a_reasoning_are_never_written(moon3):
+    """Chat and vision markers, what ends or pads a text, tools' tags that are no special tokens, and ids without a token."""
+    _, model, processor = moon3
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_tokens(["<tool_call>"])
+    barred = set(never_written(model.config, tokenizer))
+    markers = ["<|vision_pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>"]
+    assert set(tokenizer.convert_tokens_to_ids(markers)) <= barred
+    spare = set(range(len(tokenizer), model.config.vocab_size))
+    assert len(spare) > 3
+    assert spare <= barred
+    left = set(range(model.config.vocab_size)) - barred
+    assert {model.config.think_end_token_id} == left & set(tokenizer.added_tokens_decoder)
+    assert left == set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder) | {
+        model.config.think_end_token_id
+    }
+    settings = generation_config(model.config, Thinking(), tokenizer)
+    assert settings.suppress_tokens == sorted(barred)
+    assert settings.eos_token_id == [model.config.think_end_token_id]
 
 
 def test_vectors_with_gradient_where_nothing_is_generated(moon3):
