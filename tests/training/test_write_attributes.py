@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +19,7 @@ import torch
 from PIL import Image
 
 from evaluation.data.tables import ProductRow, load_tables
-from training.data.chat_writer import Answer, ChatWriter, Question, ask_about, load_writer, read_answer
+from training.data.chat_writer import Answer, ChatWriter, Question, _Drawn, ask_about, load_writer, read_answer
 from training.data.write_attributes import WritingError, WritingJob, main, write_attributes
 
 
@@ -44,10 +48,10 @@ class Scripted:
         self.asked: list[Question] = []
         self.seeds: list[int | None] = []
 
-    def __call__(self, questions: Sequence[Question], seed: int | None = None) -> list[Answer]:
+    def __call__(self, questions: Sequence[Question], seeds: Sequence[int] | None = None) -> list[Answer]:
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
-        self.seeds.append(seed)
+        self.seeds += seeds or [None] * len(questions)
         answers = []
         for question in questions:
             answers.append(Answer(self.answer(question, sum(self.same(question, one) for one in self.asked))))
@@ -121,7 +125,7 @@ def test_an_answer_that_is_no_list_of_attributes_says_why(answer, problem):
 class ScriptedModel:
     """Writes given words behind whatever a real processor made."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, tokenizer, words: str, end: bool = True) -> None:
         self.tokenizer, self.words, self.end = tokenizer, words, end
@@ -170,18 +174,56 @@ def test_a_model_is_shown_the_pictures_and_the_text_behind_its_chat_template(cha
     assert call["attention_mask"][:, -1].tolist() == [1, 1]
 
 
-def test_words_are_drawn_only_with_a_seed_and_then_the_same_for_the_same_seed(chat):
+def test_words_are_drawn_only_with_seeds_and_then_the_same_for_the_same_seed(chat):
     questions = [Question("text", text="a red shoe")] * 2
     state = torch.random.get_rng_state()
     assert chat(questions) == chat(questions)
-    assert chat(questions, seed=1) == chat(questions, seed=1)
-    assert len({chat(questions, seed=seed)[0].text for seed in range(4)}) > 1
+    assert chat(questions, seeds=[1, 2]) == chat(questions, seeds=[1, 2])
+    assert len({chat(questions, seeds=[seed, seed])[0].text for seed in range(4)}) > 1
     assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(ValueError, match="seeds: found 1; accepted: 2, one for each question"):
+        chat(questions, seeds=[1])
+
+
+def test_what_is_drawn_for_a_question_does_not_hang_on_its_neighbours(chat):
+    questions = [Question("text", text=text) for text in ("a red shoe", "a long brown leather tote bag", "mug")]
+    together = chat(questions, seeds=[5, 6, 7])
+    assert [chat([one], seeds=[seed])[0] for one, seed in zip(questions, (5, 6, 7), strict=True)] == together
+    assert chat(questions[::-1], seeds=[7, 6, 5]) == together[::-1]
+    assert len({answer.text for answer in chat([questions[0]] * 3, seeds=[5, 6, 7])}) > 1
+
+
+def test_words_are_drawn_with_the_probabilities_of_the_temperature():
+    scores = torch.tensor([[1.0, 0.0, -0.5, -30.0]])
+    rows = 4000
+    drawn = _Drawn(range(rows))(torch.zeros(rows, 1), scores.expand(rows, -1)).argmax(dim=1)
+    shares = torch.bincount(drawn, minlength=4) / rows
+    assert torch.allclose(shares, (scores[0] / 0.7).softmax(dim=0), atol=0.025)
 
 
 def test_an_answer_without_an_end_is_not_finished(chat):
     scripted = ScriptedModel(chat.processor.tokenizer, "colour: red", end=False)
     assert ChatWriter(scripted, chat.processor)([Question("text", text="x")]) == [Answer("colour: red", finished=False)]
+
+
+def test_a_writer_says_all_that_changes_its_answers(chat, tiny_base, tmp_path):
+    folder = tiny_base("qwen3_vl")
+    assert chat.settings == {
+        "max_new_tokens": 6,
+        "temperature": 0.7,
+        "dtype": "float32",
+        "revision": chat.settings["revision"],
+    }
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    assert load_writer(str(other), "cpu").settings["revision"] == chat.settings["revision"]
+    weights = next(other.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1 if len(content) < 2**20 else 2**20 - 1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert load_writer(str(other), "cpu").settings["revision"] != chat.settings["revision"]
+    with pytest.raises(ValueError, match="max_new_tokens: found 0; accepted: a number of at least 1"):
+        ChatWriter(chat.model, chat.processor, max_new_tokens=0)
 
 
 def test_what_is_no_chat_model_is_refused(tmp_path, tiny_base):
@@ -293,7 +335,7 @@ def test_products_that_look_alike_are_asked_about_once(tmp_path):
     assert rows_of(tmp_path)[0]["attributes_image"] == rows_of(tmp_path)[1]["attributes_image"]
 
 
-def test_a_picture_that_cannot_be_opened_is_named_and_tried_again_by_the_next_run(tmp_path):
+def test_a_picture_that_cannot_be_opened_is_named_and_tried_again_by_the_next_run(tmp_path, capsys):
     missing = tmp_path / "there.png"
     products = [product(1, images=(str(missing),)), product(2, images=(b"no picture",)), product(3)]
     writer = Scripted(red)
@@ -303,6 +345,9 @@ def test_a_picture_that_cannot_be_opened_is_named_and_tried_again_by_the_next_ru
     problems = [row["problem_image"] for row in rows_of(tmp_path)]
     assert all("the picture cannot be read" in problem for problem in problems[:2])
     assert problems[2] is None
+    said = capsys.readouterr().err
+    assert "p1: the picture cannot be read" in said
+    assert "p2: the picture cannot be read" in said
     missing.write_bytes(picture("blue"))
     counts = write_attributes(products, writer, job(tmp_path, forms=("image",)))
     assert (counts["image"]["written"], counts["image"]["unreadable"]) == (2, 1)
@@ -321,12 +366,118 @@ def test_large_pictures_are_shown_smaller_and_only_as_many_as_asked(tmp_path):
 def test_answers_of_another_model_are_refused_unless_they_are_to_be_overwritten(tmp_path):
     write_attributes([product(1)], Scripted(red), job(tmp_path))
     other = job(tmp_path, model="another")
-    with pytest.raises(WritingError, match="model 'scripted', not 'another'; accepted: another output, or --overwrite"):
+    with pytest.raises(
+        WritingError, match="model 'scripted', not 'another'; accepted: the same, another output, or --overwrite"
+    ):
         write_attributes([product(1)], Scripted(red), other)
     writer = Scripted(red)
     write_attributes([product(1)], writer, replace(other, overwrite=True))
     assert len(writer.asked) == 2
     assert rows_of(tmp_path)[0]["model"] == "another"
+
+
+def with_settings(**settings) -> Scripted:
+    writer = Scripted(red)
+    writer.settings = settings
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (
+            {"max_new_tokens": 64, "dtype": "float32"},
+            {},
+            "max_new_tokens 128, not 64; accepted: the same, another output",
+        ),
+        (
+            {"max_new_tokens": 64, "dtype": "bfloat16"},
+            {},
+            "max_new_tokens 128, not 64; dtype 'float32', not 'bfloat16'",
+        ),
+        ({"max_new_tokens": 128}, {}, "dtype 'float32', not unknown; accepted"),
+        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, "top_k unknown, not 4; accepted"),
+        ({"max_new_tokens": 128, "dtype": "float32"}, {"seed": 1}, "answers with seed 0, not 1; accepted"),
+        ({"max_new_tokens": 128, "dtype": "float32"}, {"images": 2}, "answers with images 1, not 2; accepted"),
+        (
+            {"max_new_tokens": 128, "dtype": "float32"},
+            {"max_pixels": 9},
+            "answers with max_pixels 786432, not 9; accepted",
+        ),
+    ],
+)
+def test_answers_of_other_settings_are_never_mixed(tmp_path, settings, options, message):
+    write_attributes([product(1)], with_settings(max_new_tokens=128, dtype="float32"), job(tmp_path))
+    before = (tmp_path / "out.parquet.answers.jsonl").read_bytes()
+    with pytest.raises(WritingError, match=message):
+        write_attributes([product(1), product(2)], with_settings(**settings), job(tmp_path, **options))
+    assert (tmp_path / "out.parquet.answers.jsonl").read_bytes() == before
+
+
+def test_what_changes_no_answer_may_change_when_a_run_goes_on(tmp_path):
+    write_attributes([product(1)], with_settings(max_new_tokens=128), job(tmp_path))
+    writer = with_settings(max_new_tokens=128)
+    other = job(tmp_path, batch_size=5, attempts=4, allow_urls=True, forms=("text",))
+    write_attributes([product(1), product(2)], writer, other)
+    assert [question.text for question in writer.asked] == ["Title: shoe 2"]
+
+
+def test_a_journal_with_a_line_that_is_no_json_is_refused_and_kept(tmp_path):
+    write_attributes([product(1)], Scripted(red), job(tmp_path))
+    journal = tmp_path / "out.parquet.answers.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'{"shown"', b"\0\0\0", 1))
+    before = journal.read_bytes()
+    with pytest.raises(WritingError, match="answers.jsonl holds a line that is no JSON .*accepted: the file as it was"):
+        write_attributes([product(1)], Scripted(red), job(tmp_path))
+    assert journal.read_bytes() == before
+    write_attributes([product(1)], Scripted(red), job(tmp_path, overwrite=True))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import training.data.write_attributes as module
+from test_write_attributes import Scripted, job, product, red
+written = 0
+
+def append(path, value):
+    global written
+    written += 1
+    if written == 6:
+        import json
+        with path.open("ab", buffering=0) as stream:
+            stream.write(json.dumps(value).encode()[:25])
+        os.kill(os.getpid(), signal.SIGKILL)
+    append_line(path, value)
+
+append_line, module.append_line = module.append_line, append
+module.write_attributes([product(number) for number in range(1, 5)], Scripted(red), job(Path({folder!r})))
+"""
+
+
+def test_a_run_that_is_killed_in_the_middle_of_a_line_loses_that_answer_alone(tmp_path):
+    here = Path(__file__).resolve().parent
+    code = KILLED.format(paths=[str(here), str(here.parents[1])], folder=str(tmp_path))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+    journal = tmp_path / "out.parquet.answers.jsonl"
+    assert not journal.read_bytes().endswith(b"\n")
+    assert not (tmp_path / "out.parquet").exists()
+    writer, products = Scripted(red), [product(number) for number in range(1, 5)]
+    write_attributes(products, writer, job(tmp_path))
+    assert len(writer.asked) == 8 - 4
+    write_attributes(products, Scripted(red), job(tmp_path / "straight"))
+    assert rows_of(tmp_path) == rows_of(tmp_path / "straight")
+    assert journal.read_bytes() == (tmp_path / "straight" / "out.parquet.answers.jsonl").read_bytes()
+
+
+def test_the_bar_begins_where_an_earlier_run_stopped(tmp_path, capsys):
+    write_attributes([product(1)], Scripted(red), job(tmp_path))
+    write_attributes([product(1), product(2)], Scripted(red), job(tmp_path, progress=True))
+    said = capsys.readouterr().err
+    assert "writing:  50%" in said
+    assert "4/4" in said
 
 
 @pytest.mark.parametrize(

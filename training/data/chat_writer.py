@@ -4,14 +4,23 @@ Any checkpoint that transformers' `AutoModelForImageTextToText` and `AutoProcess
 as Qwen3-VL. A product is shown by its picture alone or by its text alone, so that what is written is what that form supports.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
@@ -32,6 +41,8 @@ PROMPTS = {
 }
 """What is asked, by form."""
 _NOTHING = frozenset(("none", "unknown", "n/a", "na", "not visible", "not stated", "not specified", "unspecified", "-"))
+_TEMPERATURE = 0.7  # of words that are drawn
+_READ_BYTES = 2**20  # of each file of weights, for telling models of one folder apart
 _LONGEST_VALUE = 8  # words; longer ones are sentences
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
@@ -53,6 +64,23 @@ class Answer:
     finished: bool = True
 
 
+class _Drawn(LogitsProcessor):
+    """Makes the likeliest token a drawn one: `argmax(s / τ + noise)` with Gumbel noise is a draw of softmax(s / τ).
+
+    Each row has a generator of its own, so that what is drawn for it does not hang on its neighbours, as it would with one
+    generator for the batch. Source: the Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv 1411.0030).
+
+    Shapes: scores (B, V) float32 → the same.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waits = [torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators]
+        return scores / _TEMPERATURE - torch.stack(waits).log().to(scores.device)
+
+
 class ChatWriter:
     """A chat model that answers questions in batches.
 
@@ -60,26 +88,44 @@ class ChatWriter:
         model: one that generates from what `processor` makes.
         processor: with `apply_chat_template` and a tokenizer, see `load_writer`.
         max_new_tokens (`int`): length at which an answer is cut off. Default 128.
+        revision (`str`): which weights the model has, for `settings`. Default "".
+
+    Raises:
+        ValueError: a length below 1.
 
     Relations:
         `read_answer` reads what it gives.
     """
 
-    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128) -> None:
+    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128, revision: str = "") -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: found {max_new_tokens}; accepted: a number of at least 1")
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.processor.tokenizer.padding_side = "left"
         self._controls = control_tokens_of(processor.tokenizer)
+        self.settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": _TEMPERATURE,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "revision": revision,
+        }
+        """What changes an answer beside the question, its seed and the model's name; numbers and texts."""
 
-    def __call__(self, questions: Sequence[Question], seed: int | None = None) -> list[Answer]:
-        """Answer some questions together.
+    def __call__(self, questions: Sequence[Question], seeds: Sequence[int] | None = None) -> list[Answer]:
+        """Answer some questions together; which ones are asked together changes an answer by rounding at most.
 
         Args:
             questions: of one form or several.
-            seed: None: each token is the likeliest; otherwise tokens are drawn, at temperature 0.7, with this seed.
+            seeds: None: each token is the likeliest; otherwise tokens are drawn, at temperature 0.7, by each question's own.
 
         Returns:
             One answer for each question.
+
+        Raises:
+            ValueError: more or fewer seeds than questions.
         """
+        if seeds is not None and len(seeds) != len(questions):
+            raise ValueError(f"seeds: found {len(seeds)}; accepted: {len(questions)}, one for each question")
         inputs = self.processor.apply_chat_template(
             [self._conversation(question) for question in questions],
             tokenize=True,
@@ -90,13 +136,15 @@ class ChatWriter:
         ).to(self.model.device)
         # A checkpoint's own settings of sampling and penalties must not change what is greedy here.
         settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if seed is not None:
-            settings = {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": 0}
-        with torch.inference_mode(), torch.random.fork_rng():
-            if seed is not None:
-                torch.manual_seed(seed)
+        drawn = LogitsProcessorList([] if seeds is None else [_Drawn(seeds)])
+        with torch.inference_mode():
             ids = self.model.generate(
-                **inputs, **settings, max_new_tokens=self.max_new_tokens, repetition_penalty=1.0, num_beams=1
+                **inputs,
+                **settings,
+                logits_processor=drawn,
+                max_new_tokens=self.max_new_tokens,
+                repetition_penalty=1.0,
+                num_beams=1,
             )
         return [self._answer(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
 
@@ -136,7 +184,19 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
         ) from error
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
         raise ValueError(f"model: {path!r} has no chat template; accepted: a model that was tuned to answer")
-    return ChatWriter(model.to(device).eval(), processor, max_new_tokens)
+    return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path, model))
+
+
+def _revision(path: str, model: Any) -> str:
+    """The commit of a model of the hub; of a folder a digest of its configuration and of where each file of weights begins."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit or not Path(path).is_dir():
+        return commit or ""
+    found = hashlib.sha256()
+    for file in sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]):
+        with file.open("rb") as stream:
+            found.update(file.name.encode() + stream.read(_READ_BYTES) + str(file.stat().st_size).encode())
+    return found.hexdigest()[:16]
 
 
 def _load_processor(path: str) -> Any:

@@ -7,7 +7,9 @@ the reader of tables fills the columns attributes_image and attributes_text with
 was written: written_… (the model's words), problem_… (why they could not be read; the set is then missing), attempts_…, model.
 
 Every answer is kept in OUTPUT.answers.jsonl as soon as it is there: an interrupted run goes on where it stopped, a later run
-asks only about products that are new or changed, and two products that look alike are asked about once.
+asks only about products that are new or changed, and two products that look alike are asked about once. The file begins with
+everything that changes an answer (model and weights, prompts, pictures, length, seed, precision); a run with other settings is
+refused. The number of questions asked together is none of it: words are drawn by each question's own seed.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import dataclasses
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from training.resume import append_line, mend_lines, read_lines
 
 SUFFIX, JOURNAL_SUFFIX = ".parquet", ".answers.jsonl"
 _READ_BYTES = 2**20  # of a picture's file, for telling pictures apart
+_NAMED = 5  # pictures that cannot be opened
 
 
 class WritingError(ValueError):
@@ -113,7 +116,13 @@ class _Journal:
     def open(self, settings: dict[str, Any], overwrite: bool) -> None:
         """Read the answers of earlier runs with the same settings, or begin."""
         mend_lines(self.path)
-        lines = [] if overwrite else read_lines(self.path)
+        try:
+            lines = [] if overwrite else read_lines(self.path)
+        except ValueError as error:
+            raise WritingError(
+                f"{self.path} holds a line that is no JSON ({error}); accepted: the file as it was written, another output, "
+                "or --overwrite"
+            ) from error
         if not lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
@@ -121,11 +130,13 @@ class _Journal:
             return
         stored = lines[0].get("settings", {})
         differing = [
-            f"{key} {stored.get(key)!r}, not {settings[key]!r}" for key in settings if stored.get(key) != settings[key]
+            f"{key} {_said(stored, key)}, not {_said(settings, key)}"
+            for key in {**settings, **stored}
+            if _said(stored, key) != _said(settings, key)
         ]
         if differing:
             raise WritingError(
-                f"{self.path} holds answers with {'; '.join(differing)}; accepted: another output, or --overwrite"
+                f"{self.path} holds answers with {'; '.join(differing)}; accepted: the same, another output, or --overwrite"
             )
         for line in lines[1:]:
             attributes = line["attributes"]
@@ -148,8 +159,15 @@ class _Journal:
         return attempt == 1 if there is None else bool(there.problem) and there.attempts == attempt - 1
 
 
+def _said(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "unknown"
+
+
 Writer = Callable[..., Sequence[Answer]]
-"""(questions, seed=None or a number) → an answer for each, as `training.data.chat_writer.ChatWriter`."""
+"""(questions, seeds=None or a number for each) → an answer for each, as `training.data.chat_writer.ChatWriter`.
+
+Its attribute `settings`, where it has one, says what else changes its answers; answers of other settings are never mixed.
+"""
 
 
 def write_attributes(products: Sequence[ProductRow], writer: Writer, job: WritingJob) -> dict[str, dict[str, int]]:
@@ -157,7 +175,7 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
 
     Args:
         products: what to ask about; product ids that differ.
-        writer: answers questions; with a seed it draws its words at random.
+        writer: answers questions; with seeds it draws its words at random.
         job: see WritingJob.
 
     Returns:
@@ -165,7 +183,8 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
         nothing), "unread" (answers that could not be read), "unreadable" (pictures that cannot be opened).
 
     Raises:
-        WritingError: no products, a product_id that is used twice, or an output that holds answers of other settings.
+        WritingError: no products, a product_id that is used twice, or an output whose journal holds answers of other
+            settings (names what differs) or a line that is no JSON.
     """
     twice = [name for name, uses in Counter(row.product_id for row in products).items() if uses > 1]
     if not products or twice:
@@ -175,14 +194,15 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
         )
     journal = _Journal(job.output.with_name(job.output.name + JOURNAL_SUFFIX))
     prompts = hashlib.sha256("".join(PROMPTS[form] for form in FORMS).encode()).hexdigest()[:16]
-    settings = {"model": job.model, "prompts": prompts, "images": job.images, "max_pixels": job.max_pixels}
-    journal.open(settings, job.overwrite)
+    settings = {name: getattr(job, name) for name in ("model", "images", "max_pixels", "seed")} | {"prompts": prompts}
+    journal.open(settings | getattr(writer, "settings", {}), job.overwrite)
     tasks = list(_tasks(products, job, journal))
     questions = {task.digest: task for task in reversed(tasks)}
     for attempt in range(1, job.attempts + 1):
         left = [task for task in reversed(questions.values()) if journal.is_open(task, attempt)]
-        _ask_all(left, writer, job, journal, attempt)
+        _ask_all(left, writer, job, journal, attempt, len(questions) if attempt == 1 else len(left))
     _write_table(products, tasks, journal, job)
+    _name_unreadable(tasks, journal)
     return {form: _counts([task for task in tasks if task.form == form], journal) for form in job.forms}
 
 
@@ -220,17 +240,32 @@ def _picture_digest(image: ImageSource) -> bytes:
         return hashlib.sha256(stream.read(_READ_BYTES) + str(path.stat().st_size).encode()).digest()
 
 
-def _ask_all(tasks: Sequence[_Task], writer: Writer, job: WritingJob, journal: _Journal, attempt: int) -> None:
-    """Ask every question once, in batches of one form; pictures that cannot be opened are noted and not asked about."""
+def _name_unreadable(tasks: Sequence[_Task], journal: _Journal) -> None:
+    """Say which pictures cannot be opened, the first ones by name; all of them stand in the table."""
+    found = [task for task in tasks if task.digest in journal.unreadable]
+    for task in found[:_NAMED]:
+        print(f"{task.row.product_id}: {journal.unreadable[task.digest]}", file=sys.stderr)
+    if len(found) > _NAMED:
+        print(f"and {len(found) - _NAMED} more pictures, see problem_image in the table", file=sys.stderr)
+
+
+def _ask_all(
+    tasks: Sequence[_Task], writer: Writer, job: WritingJob, journal: _Journal, attempt: int, total: int
+) -> None:
+    """Ask every question once, in batches of one form; pictures that cannot be opened are noted and not asked about.
+
+    The bar counts to `total`, beginning with what earlier runs have answered.
+    """
     label = "writing" if attempt == 1 else f"attempt {attempt}"
-    with tqdm(total=len(tasks), unit="set", desc=label, disable=not job.progress or not tasks) as bar:
+    done, hidden = total - len(tasks), not job.progress or not tasks
+    with tqdm(total=total, initial=done, unit="set", desc=label, disable=hidden) as bar:
         for form in FORMS:
             of_form = [task for task in tasks if task.form == form]
             for start in range(0, len(of_form), job.batch_size):
                 batch = of_form[start : start + job.batch_size]
                 asked = [(task, found) for task in batch if (found := _question(task, job, journal)) is not None]
-                seed = None if attempt == 1 else int(_seed(job.seed, attempt, batch[0].digest))
-                answers = writer([question for _, question in asked], seed=seed) if asked else []
+                seeds = None if attempt == 1 else [_seed(job.seed, attempt, task.digest) for task, _ in asked]
+                answers = writer([question for _, question in asked], seeds=seeds) if asked else []
                 for (task, _), answer in zip(asked, answers, strict=True):
                     journal.add(task, answer)
                 bar.update(len(batch))
