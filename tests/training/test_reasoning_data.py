@@ -12,10 +12,11 @@ from transformers import AutoProcessor
 from evaluation.data.catalogue_products import PRODUCT_TYPES, draw_family
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from processing_moon.reasoning_moon import REASONING_KEYS, reasoning_text
-from training.data.attribute_keys import Fact, facts_of, mbe_key, names_fact, words_of
+from training.data.attribute_keys import Fact, facts_of, mbe_key
 from training.data.collate import PairCollator
 from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.data.reasoning import ReasonedPairs, ReasoningTargets, form_of, known_values
+from training.data.synonyms import ValueIndex, canonical_value, states
 
 PICTURE = b"not opened here"
 SHOE = ProductRow(
@@ -107,7 +108,22 @@ def test_the_last_level_of_the_path_is_the_category_where_no_attribute_names_one
 )
 def test_a_text_names_a_value_by_its_words_and_its_part(text: str, attributes: dict[str, str], named: bool):
     (fact,) = facts_of({key: [value] for key, value in attributes.items()})[0]
-    assert names_fact(words_of(text), fact) is named
+    assert states(text, fact.key, fact.value, synonyms=False) is named
+
+
+@pytest.mark.parametrize(
+    "text", ["sneakers for women, by M", "women's sneaker in size M", "a Sneaker of size m", "M", "by M and others"]
+)
+def test_labels_of_queries_follow_the_rule_of_what_titles_state(text):
+    row = ProductRow("s", title="x", attributes={"gender": ("Women",), "type": ("Sneakers",), "size": ("M",)})
+    found = targets(row).labels_of_query({"id": "q", "text": text}, ["shop/s"]) or {}
+    stated = ValueIndex(known_values([tables(row)])).stated(text)
+    assert {key: {canonical_value(key, value) for value in values} for key, values in found.items()} == stated
+
+
+def test_a_query_is_not_made_to_say_a_synonym_that_it_does_not_say():
+    row = ProductRow("s", title="x", attributes={"type": ("Sneakers",), "color": ("red",)})
+    assert targets(row).labels_of_query({"id": "q", "text": "red kicks"}, ["shop/s"]) == {"colour": ("red",)}
 
 
 def test_an_image_supports_the_visual_keys_a_text_all_stated_ones_and_both_the_union():
@@ -273,9 +289,10 @@ def test_a_reasoning_holds_only_what_the_form_of_its_record_supports(catalogue, 
             assert record.get("reasoning") == (target and {key: list(values) for key, values in target.items()})
         written = pair.query.get("reasoning", {})
         if "image" not in pair.query:
-            words = words_of(pair.query["text"])
+            text = pair.query["text"]
             row = found.targets._row(pair.names[0])
-            named = {fact.value for fact in facts_of(row.attributes, row.category)[0] if names_fact(words, fact)}
+            facts = facts_of(row.attributes, row.category)[0]
+            named = {fact.value for fact in facts if states(text, fact.key, fact.value)}
             assert {value for values in written.values() for value in values} <= named
         elif "text" not in pair.query:
             assert not written.keys() & {"brand", "size/specification", "target demographic", "season/occasion"}

@@ -10,10 +10,12 @@ from training.data.synonyms import (
     canonical_attributes,
     canonical_key,
     canonical_value,
+    common_words,
+    mentions,
     spellings,
     states,
-    words,
 )
+from training.data.words import words
 
 TABLES = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
 
@@ -35,6 +37,11 @@ TABLES = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
         ("size/specification", "1,5 l", "1.5l"),
         ("material", "aluminum", "Aluminium"),
         ("brand", "Levi's", "LEVIS"),
+        ("category", "Sunglasses", "sunglass"),
+        ("category", "Kurtis", "kurti"),
+        ("category", "Ties", "tie"),
+        ("category", "hoodies", "hoody"),
+        ("size/specification", "two litres", "2 liter"),
     ],
 )
 def test_spellings_and_words_for_one_thing_are_the_same(key, one, other):
@@ -79,6 +86,74 @@ def test_a_text_names_whole_words_only():
     assert not states("anything", "colour", "  ")
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "value", "wanted"),
+    [
+        ("shirt in size M", "size/specification", "M", True),
+        ("Size: m", "size/specification", "M", True),
+        ("M size shirt", "size/specification", "M", True),
+        ("M", "size/specification", "M", True),  # the text says nothing else
+        ("Model M keyboard", "size/specification", "M", True),  # shops file models there, too
+        ("the M shirt", "size/specification", "M", False),
+        ("men's shirt, medium", "size/specification", "M", True),  # said in full
+        ("chart inside, by M", "size/specification", "M", False),
+        ("shirt, l", "size/specification", "large", False),
+        ("pack of 5", "size/specification", "5", False),
+        ("capacity 5", "size/specification", "5", True),
+        ("speaker with 3 knobs", "style elements", "3 knobs", True),
+        ("speaker with three knobs", "style elements", "3 knobs", True),
+        ("3 speakers", "style elements", "3 knobs", False),
+        ("mug with a star", "style elements", "star logo", True),
+        ("mug with an N", "style elements", "N logo", False),
+        ("mug with N logo", "style elements", "N logo", True),
+        ("soles in white", "style elements", "white sole", True),
+        ("white shoes", "style elements", "white sole", False),
+        ("女士红连衣裙", "colour", "红", True),  # one character is a word there
+    ],
+)
+def test_a_lone_letter_or_digit_counts_only_beside_a_name_and_a_part_only_with_its_part(text, key, value, wanted):
+    assert states(text, key, value) is wanted
+    found = ValueIndex({key: [value]}).stated(text)
+    of_own = text in ("soles in white", "mug with a star")  # which says a value that the item is known to have
+    assert found == ({key: {canonical_value(key, value)}} if wanted and not of_own else {})
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("pack of five in size 42", "size/specification", "5"),
+        ("size chart inside, by M", "size/specification", "M"),
+        ("3 speakers with knobs", "style elements", "3 knobs"),
+        ("mug with N on it and a logo", "style elements", "N logo"),
+        ("Long-handled Red Tote Bag", "style elements", "red handle"),
+    ],
+)
+def test_what_may_say_an_item_s_own_value_says_no_value_of_another(text, key, value):
+    assert states(text, key, value)
+    assert ValueIndex({key: [value]}).stated(text) == {}
+
+
+def test_of_any_item_s_values_a_text_states_no_part_s_colour_that_it_gives_another_thing():
+    known = {"style elements": ["black sole", "red sole", "star logo"], "colour": ["black", "red"]}
+    found = ValueIndex(known).stated("black shoes with red soles and a star")
+    assert found == {"colour": {"black"}, "style elements": {"red sole"}}
+
+
+def test_synonyms_can_be_left_out():
+    assert states("kicks for my wife", "category", "sneakers")
+    assert not states("kicks for my wife", "category", "sneakers", synonyms=False)
+    assert states("a Sneaker", "category", "sneakers", synonyms=False)
+    assert not states("shirt, l", "size/specification", "l", synonyms=False)
+    assert states("same in gray", "colour", "grey")
+    assert not states("same in gray", "colour", "grey", synonyms=False)
+
+
+def test_what_a_text_states_it_mentions_but_for_parts_and_not_the_other_way():
+    assert mentions("the M shirt", "size/specification", "medium")
+    assert mentions("pack of 5", "size/specification", "five")
+    assert not mentions("pack of 15", "size/specification", "5")
+
+
 def test_the_ways_to_say_a_value_are_the_words_of_its_line():
     assert spellings("season/occasion", "fall") == [("autumn",), ("fall",)]
     assert spellings("brand", "fall") == [("fall",)]
@@ -113,7 +188,7 @@ def test_two_meanings_of_the_same_words_are_both_found():
 def test_any_text_has_a_canonical_form_that_case_and_spaces_do_not_change(text, key):
     assert bool(words(text)) == bool(text.strip())
     assert canonical_value(key, f"  {text} ") == canonical_value(key, text)
-    assert states(text, key, text) == bool(text.strip())
+    assert states(text, key, text) == mentions(text, key, text) == bool(text.strip())
 
 
 def test_the_table_names_known_keys_and_each_word_once():
@@ -126,7 +201,7 @@ def test_the_table_names_known_keys_and_each_word_once():
             assert others
             assert all(isinstance(one, str) for one in others)
     for table in TABLES["values"].values():
-        said = [words(one) for kept, others in table.items() for one in (kept, *others)]
+        said = [common_words(one) for kept, others in table.items() for one in (kept, *others)]
         assert sorted({one for one in said if said.count(one) > 1}) == []
     for key, others in TABLES["keys"].items():
         assert all(canonical_key(one) == key for one in others)

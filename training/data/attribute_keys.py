@@ -1,14 +1,14 @@
-"""A shop's attribute keys in the ten keys of MBE, and whether a text names an attribute.
+"""A shop's attribute keys in the ten keys of MBE, and how a value is written.
 
 Our design; the ten keys are those of MOON3.0's benchmark (arXiv 2604.00513), see `REASONING_KEYS`. A key that the tables
 below do not have is left out and named, never guessed.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from processing_moon.reasoning_moon import REASONING_KEYS
+from training.data.words import words
 
 # MBE's key → what shops call it, beside the key itself.
 _SHOP_KEYS: dict[str, tuple[str, ...]] = {
@@ -48,14 +48,9 @@ PART_KEYS = frozenset(
     )
 )
 # Style elements whose value is not understood without its key, yet tells enough in a query: "a mug with a star".
-_SHOWN_KEYS = ("pattern", "print", "logo")
+SHOWN_KEYS = frozenset(("pattern", "print", "logo"))
 VISUAL_KEYS = ("colour", "category", "category modifier", "material", "style elements", "fashion style")
 """What a picture shows, where nobody has said what it shows: neither brand nor size, buyer nor season."""
-
-_NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS, start=1)}
-_WORD = re.compile(r"\w+")
-_ES = ("sses", "shes", "ches", "xes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +60,14 @@ class Fact:
     Args:
         key (`str`): one of REASONING_KEYS.
         value (`str`): as a reasoning writes it: "white sole".
-        said (`str`): as the table has it, which is what a text that names the value must hold: "white".
-        noun (`str`): what such a text must hold besides, because `said` alone may be said of anything: "sole"; or "".
+        said (`str`): as the table has it: "white".
+
+    Relations: `training.data.synonyms.states` tells whether a text names it.
     """
 
     key: str
     value: str
     said: str
-    noun: str = ""
 
 
 def mbe_key(key: str) -> str | None:
@@ -118,39 +113,19 @@ def same_value(first: Fact, second: Fact) -> bool:
     return first.key == second.key and _folded(first.value) == _folded(second.value)
 
 
-def words_of(text: str) -> list[str]:
-    """Return a text's words in the form in which they are compared: no case, no plural or possessive s, numbers in digits."""
-    bare = re.sub(r"['’]s\b", "", text.casefold()).replace("_", " ")
-    return [_DIGITS.get(word) or _singular(word) for word in _WORD.findall(bare)]
-
-
-def names_fact(words: Sequence[str], fact: Fact) -> bool:
-    """Return whether a text names a fact: the words of its value, one behind the other, and its noun where it has one.
-
-    Synonyms are not known. A word that begins with the noun counts as the noun ("belted in white" names a white belt).
-
-    Args:
-        words: from `words_of`.
-        fact: what may be named.
-    """
-    said = words_of(fact.said)
-    if not said or not any(list(words[start : start + len(said)]) == said for start in range(len(words))):
-        return False
-    noun = words_of(fact.noun)
-    return not noun or any(word.startswith(noun[-1]) for word in words)
+def key_names(key: str) -> tuple[str, ...]:
+    """Return what shops call one of MBE's keys: its own names and those of the table above."""
+    return (*key.split("/"), *_SHOP_KEYS[key]) if key in _SHOP_KEYS else ()
 
 
 def _fact(key: str, shop_key: str, value: str) -> Fact:
     value = " ".join(value.split())
     is_part = shop_key in PART_KEYS
-    noun = shop_key if is_part else ""
-    if len(value) == 1 and not noun:  # "M" and "3" stand in any text
-        noun = shop_key.split("/")[0]
-    if not (is_part or shop_key in _SHOWN_KEYS) or set(words_of(shop_key)) <= set(words_of(value)):
-        return Fact(key, value, value, noun)
+    if not (is_part or shop_key in SHOWN_KEYS) or set(words(shop_key)) <= set(words(value)):
+        return Fact(key, value, value)
     one = value in ("1", "one")
-    part = " ".join((*shop_key.split()[:-1], _singular(shop_key.split()[-1]))) if one else shop_key
-    return Fact(key, f"{value} {part}", value, noun)
+    part = " ".join((*shop_key.split()[:-1], *words(shop_key.split()[-1]))) if one else shop_key
+    return Fact(key, f"{value} {part}", value)
 
 
 def _plain_key(key: str) -> str:
@@ -159,12 +134,6 @@ def _plain_key(key: str) -> str:
 
 def _folded(value: str) -> str:
     return " ".join(value.casefold().split())
-
-
-def _singular(word: str) -> str:
-    if word.endswith(_ES) and len(word) > 4:
-        return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 _KEY_OF = {name: key for key, names in _SHOP_KEYS.items() for name in (key, *names)} | dict.fromkeys(

@@ -23,11 +23,10 @@ from training.data.attribute_keys import (
     as_attributes,
     facts_of,
     mbe_key,
-    names_fact,
     same_value,
-    words_of,
 )
 from training.data.pairs import Pair
+from training.data.synonyms import states
 from training.negatives import stable_id
 
 Attributes = Mapping[str, tuple[str, ...]]
@@ -45,7 +44,8 @@ class ReasoningTargets:
       category, category modifier, material, style elements, fashion style). Its text supports attributes_text; without that
       column, all stated attributes and the category, because they are part of its text in our prompts. Both: the union.
     - A query's image supports what the images of all its known answers support alike. Its text supports those attributes of
-      the answer whose value it names, the category among them; synonyms are not known. Both: the union.
+      the answer whose value it states, the category among them, see `training.data.synonyms`; without its synonyms, so that a
+      model learns to write what it has read. Both: the union.
     - What does not fit into `max_tokens` is dropped from the end, whole attributes, never a part of one.
 
     Args:
@@ -122,8 +122,8 @@ class ReasoningTargets:
                 theirs = _supported(row, "i")
                 facts = [fact for fact in facts if any(same_value(fact, other) for other in theirs)]
         if record.get("text"):
-            words = words_of(record["text"])
-            facts += [fact for fact in _supported(first, "mm") if names_fact(words, fact)]
+            said = record["text"]
+            facts += [fact for fact in _supported(first, "mm") if states(said, fact.key, fact.value, synonyms=False)]
         return as_attributes(facts) or None
 
     def fitting(self, attributes: Attributes | None) -> Attributes | None:

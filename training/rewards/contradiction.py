@@ -10,9 +10,10 @@ from training.data.synonyms import (
     canonical_attributes,
     canonical_key,
     canonical_value,
+    common_words,
+    mentions,
     spellings,
     states,
-    words,
 )
 
 _latest: list[tuple[Mapping[str, frozenset[str]], ValueIndex]] = []
@@ -31,11 +32,13 @@ def contradiction_reward(
 ) -> list[float]:
     """Punish attributes that the title contradicts: `-|contradicted keys| / |checkable keys|`.
 
-    A written key is checkable if the title names a known value of it (whole words, synonyms included, no part of a longer known
-    value). It is contradicted unless one of its written values
+    A written key is checkable if the title states a known value of it, by the rule that labels follow, too
+    (`training.data.synonyms`), synonyms included, and not as a part of a longer known value. So a lone letter or digit makes a
+    key checkable only beside the key's name: "size M" does, "the M shirt" and "pack of 5" do not. The key is contradicted unless
+    one of its written values
 
-    - is a value that the title names, or ends in its words ("dark blue" where the title says "blue"),
-    - stands in the title ("blue" where the title says "navy blue"),
+    - is a value that the title states, or ends in its words ("dark blue" where the title says "blue"),
+    - stands in the title in any way ("blue" where the title says "navy blue", "M" where "M" stands alone),
     - or is a label of the item: a title may name the colour of a sole.
 
     Our design (precedent: CHAIR, arXiv 1809.02156, which counts named objects that are not there among all that are named).
@@ -79,7 +82,7 @@ def _penalty(reasoning: Reasoning, title: str, index: ValueIndex, labels: Mappin
 
 def _agrees(title: str, key: str, value: str, stated: frozenset[str], labelled: frozenset[str]) -> bool:
     """Whether a written value is named, refined or contained by the title, or is a label."""
-    if canonical_value(key, value) in stated | labelled or states(title, key, value):
+    if canonical_value(key, value) in stated | labelled or mentions(title, key, value) or states(title, key, value):
         return True
-    own = words(value)
+    own = common_words(value)
     return any(own[-len(said) :] == said for one in stated for said in spellings(key, one))

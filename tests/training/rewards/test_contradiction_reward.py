@@ -74,3 +74,40 @@ def test_other_known_values_are_read_anew():
     assert reward("colour: blue</think>", "Lilac tee") == 0.0
     assert reward("colour: blue</think>", "Lilac tee", {"colour": frozenset({"lilac"})}) == -1.0
     assert reward("colour: blue</think>", "Lilac tee", {}) == 0.0
+
+
+SIZES = {
+    "size/specification": frozenset({"M", "5", "large", "42"}),
+    "style elements": frozenset({"3 knobs", "white sole", "star logo"}),
+    "colour": frozenset({"white", "red"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("size/specification: XL</think>", "Men's M series jacket"),
+        ("size/specification: XL</think>", "Pack of 5 shirts"),
+        ("size/specification: XL</think>", "L-shaped sofa"),  # "large" is also said "l"
+        ("size/specification: small</think>", "The 5 o'clock mug"),
+        ("style elements: 4 knobs</think>", "3 radios with knobs"),
+        ("style elements: striped</think>", "White shoes with a black sole"),  # no white sole
+        ("style elements: star logo</think>", "Radio with 3 knobs and a star"),  # refined
+        ("size/specification: M</think>", "Shirt M, of our size 42 range"),  # stands there, were it by accident
+    ],
+)
+def test_a_lone_letter_or_digit_contradicts_nothing_by_accident(text, title):
+    assert reward(text, title, SIZES) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("size/specification: XL</think>", "Shirt, size M"),
+        ("size/specification: 7</think>", "Boots size five"),
+        ("style elements: 4 knobs</think>", "Radio with 3 knobs"),
+        ("style elements: black sole</think>", "Trainers with a white sole"),
+    ],
+)
+def test_what_a_title_states_can_be_contradicted(text, title):
+    assert reward(text, title, SIZES) == -1.0
