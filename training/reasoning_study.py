@@ -55,9 +55,10 @@ def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
             "evaluated before and after"
         )
     runs = []
+    resolved = {key: value for key, value in found.resolved.items() if key != "output_dir"}  # each run has its own
     for seed in seeds:
-        place = folder / f"seed-{seed}"
-        keys = {**found.resolved, "seed": seed, "boxes": None}
+        place = folder.resolve() / f"seed-{seed}"
+        keys = {**resolved, "seed": seed, "boxes": None}
         control = {**keys, "cold_start": None, "small_base": None, "moon": None, "grpo_weight": 0.0}
         control |= {"base": str(place / JOINT / COLD_START / "final"), "evaluate_before": False}
         runs += [Run(JOINT, seed, place / JOINT, keys), Run(CONTROL, seed, place / CONTROL, control)]

@@ -60,6 +60,14 @@ def test_each_seed_is_trained_with_and_without_rewards_from_the_same_cold_start(
     assert differing == {"cold_start", "small_base", "moon", "grpo_weight", "base", "evaluate_before"}
 
 
+def test_a_folder_is_the_same_however_it_is_written(recipe, tmp_path, monkeypatch):
+    finish(plan(recipe(), [0], tmp_path / "runs")[0], 0.6, 0.6)
+    monkeypatch.chdir(tmp_path)
+    joint, control = plan(recipe(), [0], Path("runs"))
+    assert joint.result() is not None
+    assert control.wanted["base"] == str(tmp_path / "runs" / "seed-0" / "joint" / "cold_start" / "final")
+
+
 @pytest.mark.parametrize(
     "changed", [{"cold_start": None}, {"evaluate_after": False}, {"stage": "cold_start", "cold_start": None}]
 )
