@@ -33,7 +33,7 @@ class MiningOptions:
         margin (`float`): see above, in units of cosine similarity, 0 or more. Default 0.
         ratio (`float`): see above, above 0 and at most 1. Default 0.95.
         category_levels (`int` or `None`): how many levels of the category path have to agree, from the top; `None`: the
-            whole path, 0: none. A path without levels agrees with every other. Default `None`.
+            whole path, 0: none. An answer without a path agrees with every product. Default `None`.
         mask_groups (`bool`): whether variants of an answer are left out. Default True.
         choose (`str`): "hardest" takes the nearest candidates, "random" draws among them by `seed`. Default "hardest".
         seed (`int`): of "random". Default 0.
