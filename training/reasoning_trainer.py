@@ -32,7 +32,16 @@ from training.negatives import NegativeQueue
 from training.reward_functions import reward_function
 from training.rewards.retrieval import ranks
 from training.rollout_terms import RolloutVectors, queue_of, rollout_loss, rollout_similarities
-from training.rollouts import SIDES, PromptCollator, Prompts, item_name, rollout_dataset, sequences, with_ending
+from training.rollouts import (
+    SIDES,
+    PromptCollator,
+    Prompts,
+    PromptsAhead,
+    item_name,
+    rollout_dataset,
+    sequences,
+    with_ending,
+)
 
 COMPLETIONS_FOLDER = "completions"
 _ENDING_TOKENS = 2
@@ -126,6 +135,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         policy = _writer(model)
         self._settings = (policy.config, copy.deepcopy(policy.config), copy.deepcopy(policy.generation_config))
         args = copy.copy(args)
+        ahead = _take_workers(args)
         args.reward_weights = list(rewards.values())
         args.beta = 0.0  # TRL would read the reference from the hub by the model's name; ours is a copy
         functions = [reward_function(name) for name in rewards]
@@ -147,7 +157,8 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.processor, self.contrastive, self.queue = processor, loss, queue
-        self.collator = PromptCollator(processor, pairs, args.num_generations, self.options.allow_urls)
+        collator = PromptCollator(processor, pairs, args.num_generations, self.options.allow_urls)
+        self.ahead = PromptsAhead(collator, args.generation_batch_size // (2 * args.num_generations), **ahead)
         self._prompts: Prompts | None = None
         self._gradient: RolloutVectors | None = None
         self._infonce = 0.0
@@ -182,7 +193,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's, with the pictures, and with the gradient of the InfoNCE at each rollout's vector."""
-        self._prompts = self.collator.prompts(inputs).to(self.accelerator.device)
+        self._prompts = self.ahead.prompts(inputs).to(self.accelerator.device)
         self.note_skipped(self._prompts.batch["skipped"])
         self.items_of_step = self._prompts.batch["items"]
         output = super()._generate_and_score_completions(inputs)
@@ -481,6 +492,17 @@ def _drawing(close: int, barred: list[int], vllm: bool) -> dict[str, Any]:
     if vllm:
         return {"stop_token_ids": [close], "logit_bias": dict.fromkeys(barred, -100.0)}
     return {"eos_token_id": [close], "suppress_tokens": barred}
+
+
+def _take_workers(args: Any) -> dict[str, Any]:
+    """Take the loader's workers from TRL, whose loader gives bare numbers; return them as `PromptsAhead` names them."""
+    none: dict[str, Any] = {"num_workers": 0, "prefetch_factor": None, "multiprocessing_context": None}
+    found = {name: getattr(args, f"dataloader_{name}", value) for name, value in none.items()}
+    for name, value in {**none, "persistent_workers": False}.items():
+        if hasattr(args, f"dataloader_{name}"):
+            setattr(args, f"dataloader_{name}", value)
+    workers, prefetch, context = found.values()
+    return {"workers": workers, "prefetch_factor": prefetch, "context": context}
 
 
 def _writer(model: nn.Module) -> Any:

@@ -3,13 +3,16 @@
 Shape suffixes: L rollouts of this process and step, T tokens of a prompt and its continuation, C tokens of a continuation.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from processing_moon import MoonProcessor
 from training.chunked_encoding import images_per_row
@@ -45,7 +48,7 @@ class Prompts:
         ids: token ids of each rollout's prompt, up to `<think>`.
         grids: (pictures, 3) int64 of each rollout, see the processor's image_grid_thw.
         patches: (patches, features) of each rollout.
-        pairs: as they were read.
+        pairs: as they were read, without their pictures.
         batch: the same pairs without reasoning, as `PairCollator` makes them.
         rollouts: G.
     """
@@ -119,10 +122,100 @@ class PromptCollator(PairCollator):
         products = self.processor(products=[pair.products[0] for pair in read], form="mm", **asking)
         both = [row for rows_of_pair in zip(_rows(queries), _rows(products), strict=True) for row in rows_of_pair]
         ids, grids, patches = zip(*[row for row in both for _ in range(self.rollouts)], strict=True)
-        return Prompts(list(ids), list(grids), list(patches), read, batch, self.rollouts)
+        told = [_without_pictures(pair) for pair in read]
+        return Prompts(list(ids), list(grids), list(patches), told, batch, self.rollouts)
 
     def _batch(self, pairs: list[Pair], *parts: Any) -> dict[str, Any]:
         return super()._batch(pairs, *parts) | {"pairs": pairs}
+
+
+def _without_pictures(pair: Pair) -> Pair:
+    """A pair without what its tensors hold already, so that it is light to hand over between processes."""
+    query = {name: value for name, value in pair.query.items() if name != "image"}
+    products = [{name: value for name, value in one.items() if name != "images"} for one in pair.products]
+    return dataclasses.replace(pair, query=query, products=products)
+
+
+Rows = list[dict[str, Any]]
+
+
+class PromptsAhead:
+    """The prompts of step after step, made ahead by worker processes.
+
+    TRL's loader gives numbers, several times over where a step has several chunks, and knows no tensors; so the workers are
+    those of a loader of our own. It guesses that each step's pairs are so many behind those of the step before, and where
+    they are not, as after a resumption, it begins anew from those that are asked for. What is made of numbers depends on them
+    alone: with and without workers it is the same, and no random number of the training is drawn.
+
+    Args:
+        collator: makes the prompts.
+        stride: pairs of a step, of all processes.
+        workers: processes; 0: the calling one makes the prompts when it is asked for them.
+        prefetch_factor: steps that each worker is ahead at most; None: torch's default.
+        context: how workers are started, "fork" or "spawn"; None: torch's default.
+    """
+
+    def __init__(
+        self,
+        collator: PromptCollator,
+        stride: int,
+        workers: int = 0,
+        prefetch_factor: int | None = None,
+        context: str | None = None,
+    ) -> None:
+        self.collator, self.stride, self.workers = collator, stride, workers
+        self._settings = {"prefetch_factor": prefetch_factor, "multiprocessing_context": context}
+        self._made: Iterator[tuple[Rows, Prompts]] | None = None
+        self._next: Rows = []
+
+    def prompts(self, rows: Rows) -> Prompts:
+        """Return `PromptCollator.prompts` of rows.
+
+        Raises:
+            ValueError, UnreadableBatchError: as `PromptCollator.prompts`.
+        """
+        if not self.workers:
+            return self.collator.prompts(rows)
+        if self._made is None or rows != self._next:
+            self._made = iter(self._loader(rows))
+        found, prompts = next(self._made)
+        if found != rows:
+            raise RuntimeError(f"prompts made ahead: found those of {found[:1]}; accepted: those of {rows[:1]}")
+        self._next = _behind(rows, self.stride)
+        return prompts
+
+    def _loader(self, rows: Rows) -> DataLoader:
+        return DataLoader(
+            _Ahead(self.collator, rows, self.stride),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else the loader draws from the training's own
+            **self._settings,  # type: ignore[arg-type]
+        )
+
+
+class _Ahead(TorchDataset):
+    """The rows of a step and of those that follow it, each with their prompts."""
+
+    def __init__(self, collator: PromptCollator, rows: Rows, stride: int) -> None:
+        self.collator, self.rows, self.stride = collator, rows, stride
+
+    def __len__(self) -> int:
+        left = len(self.collator.pairs) - 1 - max(row["pair"] for row in self.rows)
+        return 1 + max(0, left) // self.stride
+
+    def __getitem__(self, step: int) -> tuple[Rows, Prompts]:
+        rows = _behind(self.rows, step * self.stride)
+        return rows, self.collator.prompts(rows)
+
+
+def _behind(rows: Rows, pairs: int) -> Rows:
+    return [{**row, "pair": row["pair"] + pairs} for row in rows]
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
 def _rows(inputs: Mapping[str, Tensor]) -> list[tuple[list[int], Tensor, Tensor]]:

@@ -36,8 +36,9 @@ TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
 PATIENCE_SECONDS = 240
 
 
-def command(recipe, output):
-    return [sys.executable, str(TRAIN), str(recipe), "--output_dir", str(output)]
+def command(recipe, output, workers):
+    count = ("--dataloader_num_workers", str(workers))
+    return [sys.executable, str(TRAIN), str(recipe), "--output_dir", str(output), *count]
 
 
 def steps(folder):
@@ -45,12 +46,12 @@ def steps(folder):
     return [{key: value for key, value in line.items() if key != "step_time"} for line in lines]
 
 
-def test_a_killed_joint_stage_goes_on_exactly(tmp_path):
+def test_a_killed_joint_stage_with_workers_goes_on_exactly_and_as_one_without_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(recipe, whole), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
-    process = subprocess.Popen(command(recipe, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command(recipe, whole, 0), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
+    process = subprocess.Popen(command(recipe, killed, 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while len(steps(killed)) < 5:
         assert process.poll() is None
@@ -59,7 +60,7 @@ def test_a_killed_joint_stage_goes_on_exactly(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "final").exists()
-    subprocess.run(command(recipe, killed), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
+    subprocess.run(command(recipe, killed, 2), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     assert len(steps(whole)) == RECIPE["max_steps"]
     assert steps(killed) == steps(whole)
     ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, killed)]

@@ -361,8 +361,8 @@ def test_a_barred_token_is_never_drawn_however_likely_it_is(joint, tmp_path):
 def test_the_rewards_see_the_vectors_of_inference(joint, tmp_path, kinds):
     trainer = make_trainer(joint, tmp_path, kinds, batch=2, steps=1)
     model, processor = trainer.model.eval(), trainer.processor
-    prompts = trainer.collator.prompts([trainer.train_dataset[row // ROLLOUTS] for row in range(4 * ROLLOUTS)])
-    pairs = [trainer.collator.pairs[number] for number in (0, 1)]
+    prompts = trainer.ahead.collator.prompts([trainer.train_dataset[row // ROLLOUTS] for row in range(4 * ROLLOUTS)])
+    pairs = [trainer.ahead.collator.pairs[number] for number in (0, 1)]
     torch.manual_seed(7)
     thought, written = [], []
     for one in pairs:
@@ -516,6 +516,35 @@ def test_with_adapters_the_reference_is_the_policy_without_them(joint, tmp_path)
     assert (policy - expected)[counted].abs().max() > 1e-4
 
 
+# Workers
+
+
+@pytest.mark.parametrize("chunk", [None, 6], ids=["whole", "chunks"])
+def test_workers_that_prepare_pictures_change_nothing(joint, tmp_path, chunk):
+    trained = {}
+    for workers in (0, 2):
+        trainer = make_trainer(
+            joint,
+            tmp_path / str(workers),
+            "bti",
+            steps=3,
+            chunk=chunk,
+            dataloader_num_workers=workers,
+            optim="adamw_torch",
+        )
+        made = []
+        trainer.ahead._loader = lambda rows, make=trainer.ahead._loader, made=made: made.append(rows) or make(rows)
+        trainer.train()
+        assert len(made) == bool(workers)  # each step's pairs were foreseen
+        assert trainer.args.dataloader_num_workers == 0  # TRL's own loader gives numbers
+        trained[workers] = trainer
+    one, other = trained[0], trained[2]
+    assert [kept(one)] == [kept(other)]
+    assert len(losses(one)) == 3
+    for value, same in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(value, same)
+
+
 # Small and broken batches
 
 
@@ -523,7 +552,7 @@ def test_one_pair_without_other_candidates_trains(joint, tmp_path):
     trainer = make_trainer(
         joint, tmp_path, "b", batch=1, steps=2, queue=0, rewards={"retrieval": 1.0}, options={"completions_steps": 1}
     )
-    for one in trainer.collator.pairs.pairs:
+    for one in trainer.ahead.collator.pairs.pairs:
         object.__setattr__(one, "products", one.products[:1])
         for name in ("names", "product_ids", "group_ids"):
             object.__setattr__(one, name, getattr(one, name)[:1])
@@ -556,7 +585,7 @@ def test_a_reasoning_that_ends_at_once_trains(joint, tmp_path):
 
 def test_an_unreadable_pair_without_substitute_is_named(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
-    broken = trainer.collator.pairs[0]
+    broken = trainer.ahead.collator.pairs[0]
     broken.products[0]["images"] = [b"no picture"]
     with pytest.raises(UnreadableBatchError, match="1 pairs without a substitute to read: p0: images"):
         trainer.train()
@@ -570,7 +599,7 @@ def test_an_unreadable_pair_is_replaced_on_both_sides(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1, options={"completions_steps": 1})
     pairs = Substituting("bt")
     pairs.pairs[0].query["image"] = b"no picture"
-    trainer.collator = PromptCollator(trainer.processor, pairs, ROLLOUTS)
+    trainer.ahead.collator = PromptCollator(trainer.processor, pairs, ROLLOUTS)
     trainer.train()
     table = pyarrow.parquet.read_table(tmp_path / "completions" / "step-000001.parquet").to_pylist()
     assert [row["item"] for row in table[::ROLLOUTS]] == ["q71", "p71", "q1", "p1"]

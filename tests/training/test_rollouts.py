@@ -1,5 +1,6 @@
 """Prompts of rollouts: their order, their pictures, what stands in for a pair that cannot be read, and the ending."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from processing_moon import MoonProcessor
 from training.data.collate import UnreadableBatchError
 from training.data.pairs import Pair
 from training.negatives import NO_ID, stable_id
-from training.rollouts import PromptCollator, Prompts, rollout_dataset, sequences, with_ending
+from training.rollouts import PromptCollator, Prompts, PromptsAhead, rollout_dataset, sequences, with_ending
 
 CLOSE, READ, PAD = 7, 8, 0
 CONFIG = SimpleNamespace(think_end_token_id=CLOSE, emb_token_id=READ)
@@ -110,6 +111,67 @@ def test_a_pair_without_a_substitute_is_refused_by_name(processor):
     pairs[0].products[0]["images"] = [b"no picture"]
     with pytest.raises(UnreadableBatchError, match="1 pairs without a substitute to read: pa: images"):
         PromptCollator(processor, pairs, 1).prompts(rows_of([0, 1], 1))
+
+
+def same(one, other):
+    assert one.ids == other.ids
+    assert one.batch["items"] == other.batch["items"]
+    assert [pair.names for pair in one.pairs] == [pair.names for pair in other.pairs]
+    for name in ("grids", "patches"):
+        assert all(torch.equal(*both) for both in zip(getattr(one, name), getattr(other, name), strict=True))
+    for side in ("queries", "products"):
+        assert one.batch[side].keys() == other.batch[side].keys()
+        assert all(torch.equal(value, other.batch[side][name]) for name, value in one.batch[side].items())
+
+
+class Signing(PromptCollator):
+    """Says which process made a batch."""
+
+    def prompts(self, rows):
+        made = super().prompts(rows)
+        made.batch["process"] = os.getpid()
+        return made
+
+
+def test_prompts_made_ahead_by_workers_are_those_made_when_asked_for(processor):
+    pairs = mixed() * 3
+    ahead = PromptsAhead(Signing(processor, pairs, 2), stride=4, workers=2)
+    here = PromptsAhead(Signing(processor, pairs, 2), stride=4)
+    state = torch.random.get_rng_state()
+    # Of the second of two processes; then as after a resumption; then pairs that nobody could guess; then the last ones.
+    asked = [[2, 3], [6, 7], [2, 3], [6, 7], [0, 5], [4], [8]]
+    loaders = []
+    for numbers in asked:
+        rows = [row | {"pair": number} for number in numbers for row in rows_of([0], 2)]
+        made, wanted = ahead.prompts(rows), here.prompts(rows)
+        loaders.append(ahead._made)
+        assert wanted.batch["process"] == os.getpid() != made.batch["process"]
+        same(made, wanted)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [one is other for one, other in zip(loaders, loaders[1:], strict=False)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_what_a_worker_hands_over_holds_no_picture_twice(processor):
+    found = PromptCollator(processor, mixed(), 2).prompts(rows_of([0, 1], 2))
+    assert found.pairs[0].query == {"id": "qa", "text": "red shoes"}
+    assert found.pairs[0].products == [{"id": "pa", "title": "title a"}]
+    assert found.pairs[1].query == {"id": "qb", "text": "in blue"}
+
+
+def test_a_pair_that_a_worker_cannot_read_is_named(processor):
+    pairs = mixed()
+    pairs[1].products[0]["images"] = [b"no picture"]
+    ahead = PromptsAhead(PromptCollator(processor, pairs, 1), stride=1, workers=1)
+    same(ahead.prompts(rows_of([0], 1)), PromptCollator(processor, pairs, 1).prompts(rows_of([0], 1)))
+    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be read: pb: images"):
+        ahead.prompts(rows_of([1], 1))
 
 
 def test_rows_in_another_order_are_refused(processor):
