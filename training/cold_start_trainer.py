@@ -18,6 +18,7 @@ from training.contrastive_terms import Terms
 from training.contrastive_trainer import ContrastiveTrainer
 from training.data.reasoning_labels import IGNORED
 from training.distributed import mean_rows
+from training.streamed_trainer import StreamedTrainer
 
 _VECTORS_ALONE: dict[str, Any] = {"output_embeddings": True, "logits_to_keep": None}
 
@@ -89,8 +90,8 @@ class ColdStartTrainer(ContrastiveTrainer):
         ValueError: weights out of range, a model that does not write or reason, forms of each item, batches without labels.
 
     Relations:
-        Logs also loss_contrastive, loss_ce, ce_accuracy (share of tokens that are the likeliest given those before) and
-        reasoned_share (of queries and products). Its checkpoints start the joint stage.
+        Use `StreamedColdStartTrainer` for streams. Logs also loss_contrastive, loss_ce, ce_accuracy (share of tokens that are the
+        likeliest given those before) and reasoned_share (of queries and products). Its checkpoints start the joint stage.
     """
 
     def __init__(self, *, ce_weight: float = 0.1, contrastive_weight: float = 1.0, **kwargs: Any) -> None:
@@ -143,3 +144,12 @@ class ColdStartTrainer(ContrastiveTrainer):
             self._meters.add("ce_accuracy", vectors[RIGHT_TOKENS].sum(), vectors[WRITTEN_TOKENS].sum())
         rows = len(vectors["queries"]) + len(vectors["products"])
         self._meters.add("reasoned_share", vectors[REASONED_ROWS].sum(), rows)
+
+
+class StreamedColdStartTrainer(StreamedTrainer, ColdStartTrainer):
+    """ColdStartTrainer on streams, resumed exactly in the middle of an epoch as `StreamedTrainer` is.
+
+    Args:
+        batches: as StreamedTrainer, whose `pairs` are `training.data.reasoning.ReasonedRows`.
+        **kwargs: as ColdStartTrainer, with a `training.data.streams.StreamCollator` with reasoning "given" or "mixed".
+    """

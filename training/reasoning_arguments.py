@@ -30,7 +30,6 @@ _OF_COLD_START = ("ce_weight",)
 # What the joint recipe says of its cold start itself.
 _NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
 # What the other groups hold that a stage does not read.
-_UNREAD_DATA = ("bucket_batches", "streaming")
 _UNREAD_LOSS = ("dual_alignment", "sample_filter")
 _UNREAD_BY_ROLLOUTS = (
     "queue_momentum",
@@ -135,7 +134,7 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         return
     _check_ranges(reasoning)
     where = f"without stage: {reasoning.stage}"
-    _refuse_changed(groups["data"], _UNREAD_DATA, where, only=True)
+    _check_data(reasoning.stage, groups["data"])
     _refuse_changed(groups["loss"], _UNREAD_LOSS, where, only=True)
     if groups["model"].architecture != "moon":
         raise ValueError(f"architecture: found {groups['model'].architecture!r}; accepted: moon {where}")
@@ -147,6 +146,18 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         named = [key for key in _NOT_OF_COLD_START if key in (reasoning.cold_start or {})]
         if named:
             raise ValueError(f"cold_start: found {named[0]!r}, which the joint recipe sets; accepted: other keys")
+
+
+def _check_data(stage: str, data: Any) -> None:
+    """Streams are for the cold start alone, and only their batches are bucketed."""
+    if data.streaming and stage == REASONING:
+        raise ValueError(
+            "streaming: found True with stage: reasoning, whose trainer (TRL's GRPO) reads pairs by number from data of known "
+            "length, in any order, and whose rewards know the values of all products; accepted: False; a cold start may be "
+            "streamed, by a recipe of its own whose model is then the base, or as cold_start: {streaming: true, data: …}"
+        )
+    if not data.streaming:
+        _refuse_changed(data, ("bucket_batches",), f"with streaming, or without stage: {stage}", only=True)
 
 
 def _unread_keys(stage: str) -> list[str]:

@@ -11,14 +11,14 @@ from torch import nn
 from evaluation.data.tables import ProductTables
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError
-from training.cold_start_trainer import ColdStartTrainer
+from training.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.contrastive_trainer import ContrastiveTrainer
 from training.data.buckets import BucketedPairs
 from training.data.collate import PairCollator
 from training.data.pairs import PairDataset, PairOptions, PairSource
-from training.data.reasoning import ReasonedPairs, ReasoningTargets, known_values
+from training.data.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
 from training.data.stream_sources import stream_batches
-from training.data.streams import StreamCollator, StreamSource
+from training.data.streams import StreamCollator, StreamSource, sample_of
 from training.negatives import NegativeQueue
 from training.objective import loss_of, options_of
 from training.reasoning_arguments import COLD_START, REASONING
@@ -26,6 +26,7 @@ from training.streamed_trainer import StreamedTrainer
 
 MakeTrainer = Callable[[Any, int], Any]
 """(training arguments, steps) → a trainer with a fresh queue, so that measuring leaves no trace."""
+_REPORTED_ROWS = 200  # of each stream, by which a cold start says what there is to write
 
 
 def trainer_factory(
@@ -88,14 +89,25 @@ def _contrastive(
 def _cold_start(
     recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
 ) -> ColdStartTrainer:
-    pairs = _reasoned(recipe, pair_dataset(recipe, args, data, steps), processor, data, args)
-    collator = PairCollator(processor, pairs.draw, allow_urls=recipe.data.allow_urls, reasoning="mixed")
-    shared = _shared(recipe, model, processor, args, save_records)
-    weights = {
+    settings = _shared(recipe, model, processor, args, save_records) | {
         "ce_weight": recipe.reasoning.ce_weight,
         "contrastive_weight": recipe.reasoning.infonce_weight,
     }
-    return ColdStartTrainer(train_dataset=pairs, data_collator=collator, **weights, **shared)
+    reading: dict[str, Any] = {"allow_urls": recipe.data.allow_urls, "reasoning": "mixed"}
+    if recipe.data.streaming:
+        targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
+        if args.process_index == 0:
+            print(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
+        make_pairs = functools.partial(
+            ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
+        )
+        batches = stream_batches(recipe, args, data, _pair_options(recipe), steps, make_pairs)
+        collator = StreamCollator(processor, batches.pairs, **reading)
+        return StreamedColdStartTrainer(batches=batches, data_collator=collator, **settings)
+    pairs = _reasoned(recipe, pair_dataset(recipe, args, data, steps), processor, data, args)
+    return ColdStartTrainer(
+        train_dataset=pairs, data_collator=PairCollator(processor, pairs.draw, **reading), **settings
+    )
 
 
 def _joint(

@@ -36,7 +36,11 @@ def recipe(tmp_path):
         ({**COLD, "dual_alignment": True}, "dual_alignment: found True; accepted: only without stage: cold_start"),
         ({**JOINT, "queue_momentum": 0.9}, "queue_momentum: found 0.9; accepted: only without stage: reasoning"),
         ({**JOINT, "encode_chunk_size": 4}, "encode_chunk_size: found 4"),
-        ({**COLD, "bucket_batches": 2}, "bucket_batches: found 2"),
+        ({**COLD, "bucket_batches": 2}, "bucket_batches: found 2; accepted: only with streaming, or without stage"),
+        (
+            {**JOINT, "streaming": True, "data": ["owner/shop"]},
+            "streaming: found True with stage: reasoning, .* reads pairs by number .* a cold start may be streamed",
+        ),
         ({**COLD, "architecture": "dual_tower"}, "architecture: found 'dual_tower'; accepted: moon"),
         ({**JOINT, "rewards": {"beauty": 1}}, "rewards: found 'beauty'; accepted: attributes, contradiction"),
         ({**JOINT, "rewards": {"format": 0}}, "at least one weight that is not 0"),

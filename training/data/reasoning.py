@@ -5,6 +5,7 @@ an image alone reasons to the first, a text alone to the second, both to the uni
 attributes_image and attributes_text) they are taken; otherwise they are derived from `attributes` by a rule of our design.
 """
 
+import copy
 import dataclasses
 import re
 from collections import Counter
@@ -25,7 +26,8 @@ from training.data.attribute_keys import (
     mbe_key,
     same_value,
 )
-from training.data.pairs import Pair
+from training.data.pairs import Pair, PairOptions
+from training.data.streams import BadRow, RowPairs, StreamRow, StreamSource
 from training.data.synonyms import states
 from training.negatives import stable_id
 
@@ -70,9 +72,18 @@ class ReasoningTargets:
         self.max_tokens = int(most)
         self._tokenizer = processor.tokenizer
         self._controls = control_tokens_of(processor.tokenizer)
+        self._read(tables)
+        self.report = _report(tables)
+
+    def _read(self, tables: Sequence[ProductTables]) -> None:
         self._rows = {f"{table.name}/{row.product_id}": row for table in tables for row in table.products}
         self._names = {stable_id(name): name for name in self._rows}
-        self.report = _report(tables)
+
+    def of_tables(self, tables: Sequence[ProductTables]) -> "ReasoningTargets":
+        """Return the same rule and budget for the products of other tables; the report stays."""
+        other = copy.copy(self)
+        other._read(tables)
+        return other
 
     def of_product(self, name: str, form: str) -> Attributes | None:
         """Return what a model is to write about a product: its labels as far as the budget goes, None for nothing.
@@ -159,7 +170,7 @@ class ReasonedPairs(Dataset):
     that they have, whether or not it is written and fits; rewards compare with it.
 
     Args:
-        pairs: `training.data.pairs.PairDataset`, of the tables that `targets` was made of. Pairs of streams have no tables.
+        pairs: `training.data.pairs.PairDataset`, of the tables that `targets` was made of. For streams use `ReasonedRows`.
         targets: what to write.
         unreasoned_share: share of the records without a reasoning, 0 to 1.
         seed: of the draws.
@@ -170,10 +181,8 @@ class ReasonedPairs(Dataset):
     """
 
     def __init__(self, pairs: Any, targets: ReasoningTargets, unreasoned_share: float, seed: int) -> None:
-        if not 0 <= unreasoned_share <= 1:
-            raise ValueError(f"unreasoned_share: found {unreasoned_share!r}; accepted: a number from 0 to 1")
         self.pairs, self.targets = pairs, targets
-        self.unreasoned_share, self.seed = unreasoned_share, seed
+        self.unreasoned_share, self.seed = _share(unreasoned_share), seed
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -186,28 +195,68 @@ class ReasonedPairs(Dataset):
         return self._reasoned(self.pairs.draw(position, attempt), position, attempt)
 
     def _reasoned(self, pair: Pair, position: int, attempt: int) -> Pair:
-        answers = list(dict.fromkeys([*pair.names[: pair.positive_count], *self.targets.names_of(pair.answers)]))
-        of_query = self.targets.labels_of_query(pair.query, answers)
-        forms = [form_of(record) for record in pair.products]
-        of_products = [self.targets.labels_of_product(name, form) for name, form in zip(pair.names, forms, strict=True)]
-        records = [
-            self._with_reasoning(record, labels, (position, attempt, slot))
-            for slot, (record, labels) in enumerate(
-                zip([pair.query, *pair.products], [of_query, *of_products], strict=True)
-            )
-        ]
-        return dataclasses.replace(
-            pair, query=records[0], products=records[1:], query_labels=of_query, product_labels=of_products[0]
-        )
+        return _with_reasonings(pair, self.targets, self.unreasoned_share, (self.seed, position, attempt))
 
-    def _with_reasoning(
-        self, record: dict[str, Any], labels: Attributes | None, place: tuple[int, int, int]
-    ) -> dict[str, Any]:
-        rng = np.random.default_rng((_SALT, self.seed, *place))
-        target = None if rng.random() < self.unreasoned_share else self.targets.fitting(labels)
-        return (
-            record if target is None else record | {"reasoning": {key: list(values) for key, values in target.items()}}
-        )
+
+class ReasonedRows(RowPairs):
+    """The pairs of a stream's rows, with what a model is to write about their queries and products.
+
+    As `ReasonedPairs`, of what the row itself tells: its attributes in the form of the record by the rule of `ReasoningTargets`,
+    and of its query's answers the row's own alone, because a stream's other rows are not known. The draw of record k is by
+    (seed, source, epoch, shard, row, k) alone, so that a row is a pure function of seed and place whoever reads it.
+
+    Args:
+        sources, options, seed, length: as `RowPairs`.
+        targets: the rule and the budget.
+        unreasoned_share: share of the records without a reasoning, 0 to 1.
+
+    Raises:
+        ValueError: a share out of range.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        options: PairOptions,
+        seed: int,
+        length: int,
+        *,
+        targets: ReasoningTargets,
+        unreasoned_share: float,
+    ) -> None:
+        super().__init__(sources, options, seed, length)
+        self.targets, self.unreasoned_share = targets.of_tables([]), _share(unreasoned_share)
+
+    def pair(self, row: StreamRow) -> Pair | BadRow:
+        """Return the row's pair with its reasonings, a pure function of (seed, source, key), or why there is none."""
+        pair = super().pair(row)
+        if isinstance(pair, BadRow):
+            return pair
+        targets = self.targets.of_tables([self.tables(row)])
+        return _with_reasonings(pair, targets, self.unreasoned_share, (self.seed, row.source, *row.key))
+
+
+def _share(unreasoned_share: float) -> float:
+    if not 0 <= unreasoned_share <= 1:
+        raise ValueError(f"unreasoned_share: found {unreasoned_share!r}; accepted: a number from 0 to 1")
+    return unreasoned_share
+
+
+def _with_reasonings(pair: Pair, targets: ReasoningTargets, unreasoned_share: float, place: tuple[int, ...]) -> Pair:
+    """A pair with its labels, and with "reasoning" in those records for which none of the draws by `place` says otherwise."""
+    answers = list(dict.fromkeys([*pair.names[: pair.positive_count], *targets.names_of(pair.answers)]))
+    of_query = targets.labels_of_query(pair.query, answers)
+    forms = [form_of(record) for record in pair.products]
+    of_products = [targets.labels_of_product(name, form) for name, form in zip(pair.names, forms, strict=True)]
+    records = []
+    for slot, (record, labels) in enumerate(zip([pair.query, *pair.products], [of_query, *of_products], strict=True)):
+        rng = np.random.default_rng((_SALT, *place, slot))
+        target = None if rng.random() < unreasoned_share else targets.fitting(labels)
+        given = {} if target is None else {"reasoning": {key: list(values) for key, values in target.items()}}
+        records.append(record | given)
+    return dataclasses.replace(
+        pair, query=records[0], products=records[1:], query_labels=of_query, product_labels=of_products[0]
+    )
 
 
 def known_values(tables: Sequence[ProductTables]) -> dict[str, frozenset[str]]:

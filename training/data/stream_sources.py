@@ -1,7 +1,7 @@
 """The streams of a recipe: parquet shards and data sets of the hub, opened without reading them, their columns found."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,12 @@ def sample_tables(sources: list[StreamSource]) -> list[ProductTables]:
 
 
 def stream_batches(
-    recipe: Recipe, args: Any, sources: Sequence[StreamSource], options: PairOptions, steps: int
+    recipe: Recipe,
+    args: Any,
+    sources: Sequence[StreamSource],
+    options: PairOptions,
+    steps: int,
+    make_pairs: Callable[..., RowPairs] = RowPairs,
 ) -> StreamBatches:
     """Return the batches of this process for a number of steps.
 
@@ -169,10 +174,11 @@ def stream_batches(
         sources: what `open_streams` returned.
         options: how a pair is made of a row.
         steps: optimizer steps of the run.
+        make_pairs: called as `RowPairs` is.
     """
     data = recipe.data
     batches = steps * args.gradient_accumulation_steps
-    pairs = RowPairs(sources, options, args.seed, batches * args.per_device_train_batch_size)
+    pairs = make_pairs(sources, options, args.seed, batches * args.per_device_train_batch_size)
     seeds = [args.seed + number for number in range(len(sources))]
     streams = [
         RowStream(source.rows, seed, args.process_index, args.world_size, source.split)

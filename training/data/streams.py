@@ -427,8 +427,8 @@ class StreamCollator:
 
     Args:
         processor: makes the tensors.
-        pairs: makes the pairs of spare rows.
-        allow_urls, forms: as `PairCollator`.
+        pairs: makes the pairs of spare rows; `training.data.reasoning.ReasonedRows` where reasonings are given.
+        allow_urls, forms, reasoning: as `PairCollator`.
 
     Raises:
         UnreadableBatchError: nothing of the batch and its spares can be read.
@@ -438,9 +438,15 @@ class StreamCollator:
     """
 
     def __init__(
-        self, processor: MoonProcessor, pairs: RowPairs, allow_urls: bool = False, forms: bool = False
+        self,
+        processor: MoonProcessor,
+        pairs: RowPairs,
+        allow_urls: bool = False,
+        forms: bool = False,
+        reasoning: str = "none",
     ) -> None:
-        self.processor, self.pairs, self.allow_urls, self.forms = processor, pairs, allow_urls, forms
+        self.processor, self.pairs = processor, pairs
+        self.settings: dict[str, Any] = {"allow_urls": allow_urls, "forms": forms, "reasoning": reasoning}
 
     def __call__(self, items: Sequence[Pair | BadRow | StreamRow]) -> dict[str, Any]:
         spares = [item for item in items if isinstance(item, StreamRow)]
@@ -465,7 +471,7 @@ class StreamCollator:
         if not kept:
             reasons = "; ".join(f"{one['item']}: {one['reason']}" for one in skipped[:5])
             raise UnreadableBatchError(f"no pair of this batch can be made: {reasons}")
-        batch = PairCollator(self.processor, next_spare, self.allow_urls, self.forms)(kept)
+        batch = PairCollator(self.processor, next_spare, **self.settings)(kept)
         return batch | {"skipped": skipped + batch["skipped"]}
 
 
