@@ -84,7 +84,7 @@ def tag(name: str, /, *children: "str | Element", **attributes: str | None) -> E
 
 
 def visible(text: str) -> str:
-    """Return text whose characters can all be seen: of control, format and lone surrogate characters their number.
+    """Return text whose characters can all be seen: of control, format, lone surrogate and non-characters their number.
 
     So a model can neither reverse the direction of what stands beside its words nor hide some of them.
     """
@@ -92,6 +92,8 @@ def visible(text: str) -> str:
 
 
 def _seen(character: str) -> str:
+    if ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF:  # no characters, which HTML forbids
+        return f"⟨U+{ord(character):04X}⟩"
     if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") or character in _KEPT_FORMATS:
         return character
     code = ord(character)
@@ -121,8 +123,8 @@ def page(report: "Report") -> str:
         tag("h1", title),
         tag("dl", *facts),
         *(tag("p", note, class_="note") for note in report.notes),
-        *_curves(report),
         *_summary(report),
+        *_curves(report),
         *_items(report),
     )
     return "<!doctype html>\n" + tostring(tag("html", head, tag("body", body), lang="en"), "unicode", "html") + "\n"
@@ -207,7 +209,9 @@ def _curves(report: "Report") -> list[Element]:
     drawn = [_figure(curve, report) for curve in _all_curves(report) if set(curve.lines) & set(report.series)]
     if not drawn:
         return []
-    note = "The dashed line is the step whose rollouts are shown below."
+    note = "The dashed line is the step whose rollouts this page shows."
+    if any(len(steps) > _MOST_POINTS for steps in report.series.values()):
+        note += f" Of more than {_MOST_POINTS} values neighbours are drawn as their mean."
     return [tag("h2", "Curves"), tag("p", note, class_="faint"), tag("div", *drawn, class_="curves")]
 
 
@@ -439,8 +443,14 @@ def _examples(report: "Report") -> list[Element]:
     hurt = [one for one in sorted(worst, key=lambda one: one[2].gain) if one[2].gain < 0][:_EXAMPLES]
     shown = {pair.number for _, pairs in _sections(report) for pair in pairs}
     parts = []
-    for title, found in (("Where reasoning helped most", helped), ("Where reasoning hurt most", hurt)):
+    for title, found, all_of in (
+        ("Where reasoning helped most", helped, sum(one.gain > 0 for _, _, one in best)),
+        ("Where reasoning hurt most", hurt, sum(one.gain < 0 for _, _, one in worst)),
+    ):
         parts.append(tag("h2", title))
+        if all_of > len(found):
+            cut = f"The first {len(found)} of {all_of} queries and products, each with the rollout that moved most."
+            parts.append(tag("p", cut, class_="faint"))
         if not found:
             parts.append(tag("p", "No rollout of this step did.", class_="faint"))
             continue
@@ -496,6 +506,12 @@ def _items(report: "Report") -> list[Element]:
         "A pair of query and product, each with the attributes that were tried for it, the reinforced ones first. Advantage: "
         "green was reinforced, red was suppressed."
     )
+    left = len(report.pairs) - sum(len(pairs) for _, pairs in sections)
+    if left:
+        between = "after these" if report.order == "step" else "between the best and the worst"
+        said += f" {left} pairs {between} are left out; more --items show them."
+    if any(facts.picture for facts in report.facts_of.values()):
+        said += " Of an item's pictures the first is shown, made smaller."
     if report.order == "change":
         said += " The rank's change is the mean over a pair of log2(before / after): 1 is a halved rank."
     parts = []

@@ -35,28 +35,97 @@ WELL = "colour: red; material: leather"
 WEIGHTS = {"format": 0.5, "retrieval": 1.0, "attributes": 2.0}
 
 
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+PHRASES = {"span", "a", "b", "bdi", "code", "strong", "img"}  # of those that the page uses
+INSIDE = {  # element → what may stand directly in it, by HTML's content models
+    "html": {"head", "body"},
+    "head": {"meta", "title", "style"},
+    "title": set(),
+    "style": set(),
+    "body": {"main"},
+    "dl": {"div"},
+    "dt": PHRASES,
+    "dd": PHRASES,
+    "p": PHRASES,
+    "h1": PHRASES,
+    "h2": PHRASES,
+    "h3": PHRASES,
+    "span": PHRASES,
+    "b": PHRASES,
+    "bdi": PHRASES,
+    "code": PHRASES,
+    "strong": PHRASES,
+    "a": PHRASES - {"a"},
+    "figcaption": PHRASES,
+    "ul": {"li"},
+    "table": {"thead", "tbody"},
+    "thead": {"tr"},
+    "tbody": {"tr"},
+    "tr": {"td", "th"},
+    "th": PHRASES,
+    "td": PHRASES | {"div"},
+    "svg": {"line", "text", "polyline", "circle"},
+    "figure": {"h3", "svg", "ul", "figcaption", "p"},
+    "main": {"h1", "h2", "dl", "p", "div", "article"},
+    "article": {"header", "section"},
+    "header": PHRASES,
+    "section": {"div"},
+    "li": PHRASES,
+    "div": PHRASES | {"div", "figure", "table", "dt", "dd"},
+    "line": set(),
+    "text": set(),
+    "polyline": set(),
+    "circle": set(),
+}
+
+
 class Page(HTMLParser):
-    """What a browser would find in a page."""
+    """What a browser would find in a page; one that is no valid HTML5 fails."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
-        self.in_style = False
+        self.open: list[str] = []
+        self.doctypes: list[str] = []
+        assert text.startswith("<!doctype html>\n<html lang=")
         self.feed(text)
+        self.close()
+        assert self.open == [], "an element is not closed"
+        assert self.doctypes == ["doctype html"]
+        names = [name for name, _ in self.elements]
+        assert [names.count(name) for name in ("html", "head", "title", "body", "main", "h1")] == [1] * 6
+        ids = self.attributes("id")
+        assert len(ids) == len(set(ids))
+        assert {link.removeprefix("#") for link in self.attributes("href")} <= set(ids)
+        assert all("alt" in found for name, found in self.elements if name == "img")
+
+    @property
+    def in_style(self) -> bool:
+        return "style" in self.open
+
+    def handle_decl(self, decl):
+        self.doctypes.append(decl)
 
     def handle_starttag(self, tag, attrs):
+        assert tag in INSIDE or tag in VOID, tag
+        assert not self.open or tag in INSIDE[self.open[-1]], (self.open, tag)
+        assert len(attrs) == len(dict(attrs)), "an attribute comes twice"
         self.elements.append((tag, dict(attrs)))
-        self.in_style = tag == "style"
+        if tag not in VOID:
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
-        self.in_style = False
+        assert self.open, tag
+        assert self.open.pop() == tag
         if tag in ("td", "th", "p", "div", "h1", "h2", "li", "span"):
             self.words.append("|")
 
     def handle_data(self, data):
         if not self.in_style:
             self.words.append(data)
+        spaced = {"html", "head", "dl", "ul", "table", "thead", "tbody", "tr", "main", "article"}
+        assert not (data.strip() and self.open and self.open[-1] in spaced), (self.open, data)
 
     @property
     def text(self) -> str:
@@ -258,12 +327,16 @@ def test_nothing_that_was_written_becomes_markup_and_nothing_is_fetched(tmp_path
     assert "default-src 'none'" in page.attributes("content")[0]
     assert "<script>alert(1)</script>" in page.text
     raw = (tmp_path / "page.html").read_text(encoding="utf-8")
+    addresses = re.findall(r"(?:https?:)?//[\w.]+|url\(|@import", raw)
+    assert set(addresses) <= {"http://x.example"}  # which is text
+    assert raw.index("charset") < 1024
     assert not set(raw) & set("\u202e\x1b\u200b")
     assert "⟨U+202E⟩" in page.text
 
 
 def test_characters_that_cannot_be_seen_are_shown_and_words_of_other_scripts_stay():
     assert visible("a\x00b\u2066c\ud800") == "a␀b⟨U+2066⟩c⟨U+D800⟩"
+    assert visible("a\ufdd0b\uffffc\U0001fffe") == "a⟨U+FDD0⟩b⟨U+FFFF⟩c⟨U+1FFFE⟩"
     for words in ("شای\u200cها", "緑茶 500 ml", "café 🫖", "日本\u3000語"):
         assert visible(words) == words
 
@@ -305,6 +378,29 @@ def test_the_best_half_and_the_worst_half_are_shown_each_from_its_end(tmp_path):
     links = rendered(tmp_path, "--items", "1").attributes("href")
     assert "#pair-1" in links
     assert "#pair-2" not in links  # an example whose card is not on the page has no link
+
+
+def test_the_largest_changes_of_ranks_stand_first_and_what_is_cut_is_said(tmp_path):
+    """Before curves and items: those where reasoning helped most, then those that it hurt most, each from its end."""
+    ranks = [4.0 / 2**gain for gain in (2, -3, 1.5, -1, 0, 0.5, 1, 1.75, -2, 0.25)]
+    write_step(tmp_path, [line for number, rank in enumerate(ranks) for line in pair(number, rank)])
+    write_metrics(tmp_path, [{"step": step, "reward": step / 400} for step in range(1, 400)])
+    page = rendered(tmp_path, "--items", "4")
+    helped, hurt, curves = (page.text.index(said) for said in ("helped most", "hurt most", "Curves"))
+    items = page.text.index("Items: the best by")
+    assert helped < hurt < curves < items
+    named = [
+        [int(one) for one in re.findall(r"query q(\d)", page.text[start:stop])]
+        for start, stop in ((helped, hurt), (hurt, curves))
+    ]
+    assert named == [[0, 7, 2], [1, 8, 3]]  # a query and its product changed alike: six of each
+    assert "The first 6 of 12 queries and products, each with the rollout that moved most." in page.text
+    assert page.text.count("queries and products, each with") == 1  # of those that it hurt none is cut
+    assert "6 pairs between the best and the worst are left out; more --items show them." in page.text
+    assert "Of more than 300 values neighbours are drawn as their mean." in page.text
+    whole = rendered(tmp_path).text
+    assert "left out" not in whole
+    assert "6 pairs after these are left out" in rendered(tmp_path, "--items", "4", "--order", "step").text
 
 
 def test_one_pair_alone_has_no_worst_half_and_examples_may_be_none(tmp_path):
