@@ -30,7 +30,7 @@ from evaluation.report import comparison_table, contact_sheet
 from evaluation.run import EvaluationOptions, evaluate_model
 from training.arguments import RecipeError, parse_recipe
 from training.starting_model import load_start, prepare_base
-from training.train import REFUSED, STOPPED, open_run
+from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,14 +119,19 @@ def quickstart(folder: Path, overrides: list[str]) -> None:
     (folder / "catalogue").mkdir(parents=True, exist_ok=True)
     own = ["--output_dir", str(folder / "run"), "--data", str(folder / "catalogue")]
     recipe = parse_recipe([str(RECIPE), *own, *overrides])
-    open_run(recipe)  # before anything is drawn or made: it refuses other values, and clears where that is asked for
-    recipe.training.overwrite = False
-    print(f"1/6  The catalogue, drawn into {folder / 'catalogue'}", flush=True)
-    tables = draw_catalogue(folder / "catalogue", recipe.data.catalogue or {})
-    unseen = tables.select("test")
-    print(f"     {len(tables.products)} products, {len(unseen.products)} of them never seen in training", flush=True)
-    print("2/6  A small Moon with random weights, and what it finds untrained", flush=True)
-    start = load_start(recipe, prepare_base(recipe, [tables.select("train")]), on_gpu=torch.cuda.is_available())
+    with forgotten_if_refused(recipe):
+        open_run(
+            recipe
+        )  # before anything is drawn or made: it refuses other values, and clears where that is asked for
+        recipe.training.overwrite = False
+        print(f"1/6  The catalogue, drawn into {folder / 'catalogue'}", flush=True)
+        tables = draw_catalogue(folder / "catalogue", recipe.data.catalogue or {})
+        unseen = tables.select("test")
+        print(
+            f"     {len(tables.products)} products, {len(unseen.products)} of them never seen in training", flush=True
+        )
+        print("2/6  A small Moon with random weights, and what it finds untrained", flush=True)
+        start = load_start(recipe, prepare_base(recipe, [tables.select("train")]), on_gpu=torch.cuda.is_available())
     before = measure(*start, unseen, "untrained")
     print(f"3/6  Training, about {recipe.training.train_minutes or 0:g} minutes", flush=True)
     train(recipe)

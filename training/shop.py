@@ -33,7 +33,7 @@ from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, repor
 from training.data.sources import with_held_out_queries
 from training.resume import write_atomically
 from training.starting_model import load_start, prepare_base
-from training.train import REFUSED, STOPPED, open_run
+from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
 
 RECIPE = Path(__file__).with_name("recipes") / "shop.yaml"
@@ -74,11 +74,12 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
         mined.mkdir(exist_ok=True)
         write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
     recipe = _recipe(source, tables.name, output, overrides)
-    open_run(recipe)  # it refuses other values, and clears where that is asked for
-    recipe.training.overwrite = False
-    print("2/5  The model to start from", flush=True)
-    start = prepare_base(recipe, [tables.select(recipe.data.split)])
-    model, processor = load_start(recipe, start, on_gpu=torch.cuda.is_available())
+    with forgotten_if_refused(recipe):
+        open_run(recipe)  # it refuses other values, and clears where that is asked for
+        recipe.training.overwrite = False
+        print("2/5  The model to start from", flush=True)
+        start = prepare_base(recipe, [tables.select(recipe.data.split)])
+        model, processor = load_start(recipe, start, on_gpu=torch.cuda.is_available())
     model = model.to(recipe.training.device)
     print("3/5  Hard negatives, mined with it", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size

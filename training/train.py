@@ -13,6 +13,7 @@ if __package__ in (
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -108,6 +109,11 @@ def run(recipe: Recipe) -> None:
         TableError: a data set that cannot be used.
         DiskFullError: a file that cannot be written.
     """
+    with forgotten_if_refused(recipe):
+        _run(recipe)
+
+
+def _run(recipe: Recipe) -> None:
     args, output_dir = recipe.training, Path(recipe.training.output_dir)
     cold_start = None if recipe.reasoning.cold_start is None else cold_start_of(recipe)
     with args.main_process_first(local=False, desc="opening the run's folder"):
@@ -237,6 +243,31 @@ def open_run(recipe: Recipe) -> bool:
             print(f"{path}: removed, its save was interrupted")
         mend_lines(output_dir / SKIPPED_FILE)
     return (output_dir / FINISHED_FILE).is_file()
+
+
+@contextlib.contextmanager
+def forgotten_if_refused(recipe: Recipe) -> Iterator[None]:
+    """Clear away what a call began and refused before anything was trained, so that the corrected command may follow.
+
+    Only where nothing of a run was there before the call, and in one process: others may still be reading.
+    """
+    output_dir = Path(recipe.training.output_dir)
+    there = any((output_dir / name).exists() for name in (*_OWN_FOLDERS, *_OWN_FILES)) or _has_trained(output_dir)
+    try:
+        yield
+    except REFUSED:
+        if output_dir.is_dir() and not there and recipe.training.world_size == 1 and not _has_trained(output_dir):
+            _clear(output_dir)
+        raise
+
+
+def _has_trained(output_dir: Path) -> bool:
+    """Whether a folder holds more of a run than its records and its starting model."""
+    done = (METRICS_FILE, SKIPPED_FILE, FINISHED_FILE, COMPLETIONS, "final", "adapter")
+    if checkpoints(output_dir) or any(output_dir.glob("results_*.json")):
+        return True
+    cold_start = output_dir / COLD_START
+    return any((output_dir / name).exists() for name in done) or (cold_start.is_dir() and _has_trained(cold_start))
 
 
 def _clear(output_dir: Path) -> None:

@@ -251,6 +251,36 @@ def test_what_the_data_or_the_model_does_not_have_is_refused_before_training(tra
     assert message in capsys.readouterr().err
 
 
+def test_a_refused_command_leaves_nothing_in_the_way_of_the_corrected_one(train, tmp_path, capsys):
+    made = {
+        "base": None,
+        "small_base": {"hidden_size": 32, "intermediate_size": 32, "num_layers": 1, "vision_depth": 2},
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    for wrong in (
+        {"moon": {"embedding_dim": 64}},
+        {"moon": {"embedding_dim": 16}, "lora": {"target_modules": ["nowhere"]}},
+        {"split": "holidays"},
+    ):
+        assert train(**made, **wrong) == 2
+        assert [path.name for path in run.iterdir()] == ["notes.txt"]
+    assert train(**made, moon={"embedding_dim": 16}) == 0
+    before = sorted(path.name for path in run.iterdir())
+    assert train(**made, moon={"embedding_dim": 8}) == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_nothing_is_cleared_that_was_there_before_the_refusal(train, tmp_path, capsys):
+    (tmp_path / "run" / "base").mkdir(parents=True)
+    (tmp_path / "run" / "base" / "weights").write_text("mine")
+    assert train(split="holidays") == 2
+    assert "holds base of a run whose recipe is not there" in capsys.readouterr().err
+    assert (tmp_path / "run" / "base" / "weights").read_text() == "mine"
+
+
 def test_an_output_folder_that_cannot_be_made_is_refused(train, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert train("--output_dir", str(tmp_path / "file" / "run")) == 2
