@@ -3,8 +3,10 @@
 Shape suffixes: N rows of this process, M rows of all processes together.
 """
 
+import contextlib
+import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,22 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's number among those that train together."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextlib.contextmanager
+def first_process_alone() -> Iterator[bool]:
+    """Yield whether this is the first process, and let the others wait for it at the end, however long it takes.
+
+    A plain barrier gives up after the process group's timeout (half an hour by default), which an evaluation of a large
+    gallery may exceed. The group that waits is made beforehand, while all processes are at the same place.
+    """
+    if world_size() == 1:
+        yield True
+        return
+    patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+    yield rank() == 0
+    dist.barrier(group=patient)
+    dist.destroy_process_group(patient)
 
 
 def gather_sizes(rows: int, device: torch.device) -> list[int]:

@@ -40,6 +40,7 @@ from training.data.collate import UnreadableBatchError
 from training.data.sources import digest_of, read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
 from training.data.streams import StreamError
+from training.distributed import first_process_alone
 from training.exact_resumption import METRICS_FILE, SKIPPED_FILE, ResumeError
 from training.finite_steps import NonFiniteLossError
 from training.full_disk import DiskFullError, stops_on_a_full_disk
@@ -397,7 +398,9 @@ def evaluate(
         steps: how many steps the model was trained for.
     """
     args = recipe.training
-    if args.process_index == 0:
+    with first_process_alone() as first:
+        if not first:
+            return
         options = EvaluationOptions(
             split=args.evaluate_split, limit=args.evaluate_products, batch_size=args.per_device_eval_batch_size
         )
@@ -414,8 +417,6 @@ def evaluate(
             found["warnings"] = recipe.facts.get("warnings", [])
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             print(results_table([found]))
-    if args.world_size > 1:
-        torch.distributed.barrier()
 
 
 def evaluation_files(

@@ -61,6 +61,22 @@ dist.destroy_process_group()
 """
 
 
+A_LONG_EVALUATION = """
+import datetime, sys, time
+import torch.distributed as dist
+from training.distributed import first_process_alone
+
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=3))
+with first_process_alone() as first:
+    if first:
+        time.sleep(8)
+        open(sys.argv[1], "w").write("evaluated")
+assert open(sys.argv[1]).read() == "evaluated"
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
 def torchrun(script: Path, *arguments: str) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -78,6 +94,13 @@ def test_two_processes_with_uneven_batches_equal_one_process(tmp_path):
     assert found["size_of_gradient"] > 0.01
     assert found["gradient"] < 1e-6
     assert found["ids"] == [0, 10, 20, 30, 40, 50, 60, 70]
+
+
+def test_others_wait_for_the_first_process_beyond_the_timeout_of_the_group(tmp_path):
+    script, result = tmp_path / "long_evaluation.py", tmp_path / "result"
+    script.write_text(A_LONG_EVALUATION)
+    torchrun(script, str(result))
+    assert result.read_text() == "evaluated"
 
 
 def test_on_one_process_gathering_changes_nothing():
