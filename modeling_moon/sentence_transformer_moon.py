@@ -13,10 +13,11 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 class MoonTransformer(InputModule):
     """Reads records with Moon's processor and writes Moon's vectors to `sentence_embedding`.
 
-    An input is a string (always text, never a path), a picture (PIL image or array of 3 dimensions), a query
-    {"text", "image", "core_box", "id"} or a product {"title", "description", "images", "category", "attributes",
-    "core_box", "id"}; a chat message of a user is read as a query. A prompt of sentence-transformers is the instruction
-    of the system message; without one, a product gets the product instruction and everything else the query instruction.
+    An input is a string (words; one that as a whole, without a space, is a picture's path or address is refused, see
+    `refuse_picture_path`), a picture (PIL image or array of 3 dimensions), a query {"text", "image", "core_box", "id"} or a
+    product {"title", "description", "images", "category", "attributes", "core_box", "id"}; a chat message of a user is read
+    as a query. A prompt of sentence-transformers is the instruction of the system message; without one, a product gets the
+    product instruction and everything else the query instruction.
     `encode(…, reasoning="generate")` lets a model that reasons (moon3) write attributes before the vector is read, in the same
     pass; `thinking={"max_tokens": 16, "do_sample": True, …}` says how. `reasoning="given"` takes each record's "reasoning".
     `reasoning="auto", gallery=vectors, threshold=0.05` lets only those reason whose vector is else unsure what in the gallery it
@@ -58,11 +59,24 @@ class MoonTransformer(InputModule):
 
     @property
     def max_seq_length(self) -> int:
-        """Token budget of one input; pictures are reduced and text is shortened to it."""
+        """Token budget of one input; pictures are reduced and text is shortened to it.
+
+        Raises:
+            ValueError: (set) no whole number, or one that leaves no token for text beside the shortest instruction.
+        """
         return self.processor.max_tokens
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
+        shortest = self.processor(
+            records=[{"text": "a"}, {"description": "a"}], max_tokens=1 << 20, padding=False, return_tensors=None
+        )
+        least = min(len(ids) for ids in shortest["input_ids"])
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(
+                f"max_seq_length: found {value!r}; accepted: a whole number of at least {least}, the tokens of instruction and "
+                "template and one of text"
+            )
         self.processor.max_tokens = value
 
     def get_embedding_dimension(self) -> int:
@@ -72,7 +86,7 @@ class MoonTransformer(InputModule):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, reasoning: str = "none", **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs to tensors; `task` and other hints of sentence-transformers are not needed.
+        """Inputs to tensors. Where `task` is "document", a record without a query's fields is read as a product.
 
         Raises:
             ValueError: another reasoning than "none" for a model that does not reason.
@@ -81,16 +95,23 @@ class MoonTransformer(InputModule):
         """
         if not inputs:
             return {}
-        records = [self._record(item) for item in inputs]
+        is_document = kwargs.get("task") == "document"
+        records = [self._record(item, place, is_document) for place, item in enumerate(inputs)]
         options = {} if reasoning == "none" else {"reasoning": "generate" if reasoning == "auto" else reasoning}
-        return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
+        try:
+            return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
+        except ValueError as error:
+            if getattr(error, "field", None) != "max_tokens":
+                raise
+            refused: Any = error  # a ProductError
+            reason = refused.reason.replace("max_tokens", "max_seq_length")
+            raise type(refused)(refused.item, "max_seq_length", reason) from error
 
-    @staticmethod
-    def _record(item: Any) -> Any:
+    def _record(self, item: Any, place: int, is_document: bool) -> Any:
         if isinstance(item, str):
-            return {"text": item}
+            return self.processor.bare_query(item, place)
         if isinstance(item, dict) and not {"role", "content"} <= set(item):
-            return item
+            return item if not is_document or {"text", "image"} & set(item) else {"title": None, **item}
         if isinstance(item, dict | list):
             return _record_of_messages(item if isinstance(item, list) else [item])
         return {"image": item}

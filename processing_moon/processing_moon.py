@@ -62,6 +62,8 @@ from .product_moon import (
     product_text,
     read_product,
     read_query,
+    refuse_picture_path,
+    refuse_unclear,
 )
 from .reasoning_moon import EMB_TOKEN, THINK_END, THINK_START, Reasoning, read_ids
 
@@ -297,10 +299,11 @@ class MoonProcessor(ProcessorMixin):
             images: with `text`: pictures as `open_image` takes them; one, a list, or a list of lists per text.
             text: prompts, taken as they are, as by Qwen's own processor: image placeholders are expanded, no instruction
                 is added, control tokens are control tokens. Where no placeholder stands, an image is put before the text
-                of the same index.
+                of the same index. A picture's path is refused, see `refuse_picture_path`.
             products: product records (or one), see `read_product`.
             queries: query records (or one), see `read_query`.
-            records: products and queries mixed: a record with a field that only products have is a product.
+            records: products and queries mixed: a record with a field that only products have is a product; an
+                unknown field in one without a field of either kind is refused with the fields of both.
             **options: for products and queries
                 form ("mm", "t" or "i"; of products only): text and images, or one of them. Default "mm".
                 task: which instruction. Default "product" or "query".
@@ -349,7 +352,22 @@ class MoonProcessor(ProcessorMixin):
         if queries is not None and "form" in options:
             raise TypeError("MoonProcessor: form= belongs to products=")
         are_products = [is_product(record) if given[0] == "records" else given[0] == "products" for record in records]
-        return self._process_records(records, are_products, self._read_options(options))
+        return self._process_records(records, are_products, self._read_options(options), mixed=given[0] == "records")
+
+    @staticmethod
+    def bare_query(text: str, index: int) -> dict[str, str]:
+        """Return the query record of a bare string.
+
+        Args:
+            text: the words.
+            index: its place in the call, for error messages.
+
+        Raises:
+            ProductError: a picture's path or address, see `refuse_picture_path`.
+        """
+        instead = '{"image": path} or Image.open(path) for the picture, {"text": path} for the words'
+        refuse_picture_path(text, f"item {index}", "text", instead)
+        return {"text": text}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Products and queries
@@ -387,7 +405,9 @@ class MoonProcessor(ProcessorMixin):
                 "found max_reasoning_tokens=None"
             )
 
-    def _process_records(self, records: Sequence[Any], are_products: list[bool], options: _Options) -> MoonBatch:
+    def _process_records(
+        self, records: Sequence[Any], are_products: list[bool], options: _Options, mixed: bool
+    ) -> MoonBatch:
         instructions = {
             kind: self._instruction("product" if kind else "query", options) for kind in sorted(set(are_products))
         }
@@ -398,6 +418,8 @@ class MoonProcessor(ProcessorMixin):
         ]
 
         def read(row: _Row) -> None:
+            if mixed:
+                refuse_unclear(row.record, row.index)
             if row.is_product:
                 row.item = read_product(row.record, row.index, options.form)
             else:
@@ -706,6 +728,8 @@ class MoonProcessor(ProcessorMixin):
         prompts = [text] if isinstance(text, str) else list(text)
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError("text: accepted: a string or a list of strings")
+        for place, prompt in enumerate(prompts):
+            refuse_picture_path(prompt, f"text {place}", "text", 'images= or a query {"image": path} for the picture')
         holes = [prompt.count(self.image_token) for prompt in prompts]
         total = sum(len(group) for group in groups)
         if sum(holes) == total:

@@ -274,6 +274,53 @@ def is_product(record: Any) -> bool:
     return isinstance(record, Mapping) and bool(set(record) & set(PRODUCT_FIELDS) - set(QUERY_FIELDS))
 
 
+def refuse_unclear(record: Any, index: int) -> None:
+    """Refuse a record of a mixture with an unknown field and none by which it is a product or a query.
+
+    Raises:
+        ProductError: names the first unknown field, and the fields of both kinds.
+    """
+    telling = set(PRODUCT_FIELDS) ^ set(QUERY_FIELDS)
+    if not isinstance(record, Mapping) or telling & set(record):
+        return
+    name = _item_name("record", index, record)
+    accepted = f"accepted: of a product {', '.join(PRODUCT_FIELDS)}; of a query {', '.join(QUERY_FIELDS)}"
+    for key in record:
+        if key not in PRODUCT_FIELDS:
+            near = difflib.get_close_matches(key, sorted(telling), n=1) if isinstance(key, str) else []
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ProductError(name, key if isinstance(key, str) else _shown(key), f"unknown field{hint}; {accepted}")
+
+
+_PICTURE_PATH = re.compile(
+    r"data:image/\S*|(?P<scheme>[a-z][a-z0-9+.-]*://)?[^\s<>|]*[^\s<>|/\\.]"
+    r"\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|ppm|jp2|avif|ico|heic|heif|svg)(?(scheme)(?:[?#]\S*)?)",
+    re.IGNORECASE,
+)
+
+
+def refuse_picture_path(text: str, item: str, field: str, instead: str) -> None:
+    """Refuse a bare string that is the path or the address of a picture, which would be read as words.
+
+    Rule, our design: the whole string, without a space in it, ends in a picture's extension after a name ("photo.jpg",
+    "a/b.PNG", "https://host/c.webp?width=200") or is a data address of a picture. Whether there is such a file is not looked
+    at, so that a string means the same everywhere.
+
+    Args:
+        text: the string.
+        item: what the error calls the item.
+        field: what the error calls the field.
+        instead: how a picture is given there.
+
+    Raises:
+        ProductError: such a string.
+
+    Relations: a record says what it means: {"text": "photo.jpg"} and {"title": "photo.jpg"} are words.
+    """
+    if _PICTURE_PATH.fullmatch(text.strip()):
+        raise ProductError(item, field, f"found {_shown(text)}, a picture's path or address; accepted: {instead}")
+
+
 def read_product(record: Any, index: int, form: str = "mm") -> Item:
     """Read one product record.
 

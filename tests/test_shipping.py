@@ -1,6 +1,7 @@
 """A checkpoint is sufficient by itself: loaded where our packages cannot be imported, without network, it gives the same."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,73 @@ def test_an_input_that_is_no_record_is_refused_by_name(tiny_moon):
         encoder.encode([{"image": b"not a picture"}])
     with pytest.raises(ValueError, match="one message of role 'user'"):
         encoder.encode([[{"role": "system", "content": "hello"}, {"role": "user", "content": "red shoes"}]])
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        ("encode_document", r"product 0, field 'name': unknown field.*; accepted: title, description, images"),
+        ("encode_query", r"record 0, field 'name': unknown.*accepted: of a product title, .*; of a query text, image"),
+        ("encode", r"record 0, field 'name': unknown.*accepted: of a product title, .*; of a query text, image"),
+    ],
+)
+def test_an_unknown_key_is_named_on_its_own_side(tiny_moon, encode, message):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    with pytest.raises(ValueError, match=message):
+        getattr(encoder, encode)([{"name": "red shoes"}])
+
+
+def test_a_token_budget_without_room_for_any_item_is_refused_where_it_is_set(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl", preset="moon3")))
+    before = encoder.max_seq_length
+    for value in (0, 3, True, 64.0, None):
+        with pytest.raises(
+            ValueError, match=rf"max_seq_length: found {value!r}; accepted: a whole number of at least"
+        ) as error:
+            encoder.max_seq_length = value
+    assert encoder.max_seq_length == before
+    least = int(re.search(r"at least (\d+)", str(error.value)).group(1))
+    encoder.max_seq_length = least
+    assert encoder.encode_query(["a"]).shape == (1, 32)
+    with pytest.raises(ValueError, match=f"max_seq_length: found {least - 1}; .* at least {least}"):
+        encoder.max_seq_length = least - 1
+
+
+def test_what_does_not_fit_into_the_token_budget_is_told_by_the_name_that_it_was_set_by(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    encoder.max_seq_length = 200
+    with pytest.raises(
+        ValueError, match=r"field 'max_seq_length': .* more than max_seq_length=200; accepted: a larger max_seq"
+    ):
+        encoder.encode(["red shoes"], prompt="Find what this shopper wants, word by word. " * 40)
+
+
+@pytest.mark.parametrize(
+    "path", ["photo.jpg", "shop/Pictures/1.PNG", "https://host.test/a/b.webp?width=200", " a.jpeg\n"]
+)
+def test_the_path_of_a_picture_is_never_read_as_words_in_silence(tiny_moon, path):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    for encode in (encoder.encode, encoder.encode_query, encoder.encode_document):
+        with pytest.raises(
+            ValueError, match=r'item \d, .*s path or address; accepted: \{"image": path\} or Image.open'
+        ):
+            encode(["red shoes", path], batch_size=2)
+    with pytest.raises(ValueError, match=r"text 1, .*a picture's path or address; accepted: images="):
+        AutoProcessor.from_pretrained(tiny_moon("qwen3_vl"))(text=["red shoes", path])
+
+
+def test_words_about_a_file_and_records_that_say_what_they_mean_are_words(tiny_moon):
+    encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
+    words = [
+        "mug with photo.jpg on it",
+        "my photo.jpg",
+        ".jpg",
+        "Node.js",
+        "https://host.test/item?id=3",
+        "shop/photos/",
+    ]
+    assert encoder.encode(words).shape == (6, 32)
+    assert encoder.encode_document([{"title": "photo.jpg"}, {"text": "photo.jpg"}]).shape == (2, 32)
 
 
 def test_a_user_message_is_a_query(tiny_moon):
