@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ import modeling_moon
 import processing_moon
 from evaluation.baselines import dual_tower
 from evaluation.data.tables import ProductRow, QueryRow
+from evaluation.shortened import shortened_items
 from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
 from processing_moon import Reasoning
+from processing_moon.batch_moon import Shortened
 
 KINDS = ("product", "query")
 # How records may be embedded; the gate of "auto" belongs to a search, see `VectorCache`.
@@ -55,7 +57,8 @@ class Encoded:
     """Vectors of the records that could be encoded.
 
     `reasoning[r]` is what was written, or given, before the vector in row r was read; None where nothing was. `tokens[r]` is how
-    many tokens were written for it, `</think>` included; None unless they were written.
+    many tokens were written for it, `</think>` included; None unless they were written. `shortened` are the texts that were cut
+    and the pictures that were made smaller to keep the token budget, by the record's place in the input.
 
     Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`, ascending.
     """
@@ -65,6 +68,7 @@ class Encoded:
     skipped: list[SkippedRecord]
     reasoning: list[Reasoning] | None = None
     tokens: list[int] | None = None
+    shortened: list[Shortened] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ def encode(
     written: dict[int, Any] = {}
     counts: dict[int, int] = {}
     skipped: list[SkippedRecord] = []
+    shortened: list[Shortened] = []
     was_training = model.training
     model.eval()
     try:
@@ -185,6 +190,7 @@ def encode(
             for kept, found in zip(batch.kept, _rows(model, processor, batch, reasoning, how), strict=True):
                 vectors[group[kept]], written[group[kept]], counts[group[kept]] = found
             skipped += [SkippedRecord(group[s.index], str(s.item), str(s.field), str(s.reason)) for s in batch.skipped]
+            shortened += [replace(one, index=group[one.index]) for one in batch.shortened]
     finally:
         model.train(was_training)
     kept = sorted(vectors)
@@ -193,7 +199,9 @@ def encode(
     )
     texts = None if reasoning == "none" else [written[index] for index in kept]
     tokens = [counts[index] for index in kept] if reasoning == "generate" else None
-    return Encoded(_unit(stacked, kept), kept, sorted(skipped, key=lambda record: record.index), texts, tokens)
+    skipped.sort(key=lambda record: record.index)
+    shortened.sort(key=lambda one: one.index)
+    return Encoded(_unit(stacked, kept), kept, skipped, texts, tokens, shortened)
 
 
 def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequence[str] = REASONING) -> None:
@@ -354,6 +362,7 @@ class VectorCache:
         self._queries: Encoded | None = None
         self._thought: dict[int, tuple[np.ndarray, Reasoning]] = {}
         self._labels: dict[tuple[str, str], np.ndarray] = {}
+        self._shortened: list[dict[str, Any]] = []
 
     def gallery(self, form: str) -> Encoded:
         """The products that have what `form` asks for: "mm" anything, "t" text, "i" an image."""
@@ -365,7 +374,9 @@ class VectorCache:
             made = [record(row) for row in self.products]
             rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
             chosen = [made[index] for index in rows]
-            self._galleries[name] = _renumbered(self._encode(chosen, self.product_reasoning, form=form), rows)
+            encoded = self._encode(chosen, self.product_reasoning, form=form)
+            self._note_shortened("product", encoded, [str(fields["id"]) for fields in chosen])
+            self._galleries[name] = _renumbered(encoded, rows)
         return self._galleries[name]
 
     def all_queries(self) -> Encoded:
@@ -374,6 +385,7 @@ class VectorCache:
             records = [row.record() for row in self.queries]
             reasoning = "none" if self.query_reasoning == "auto" else self.query_reasoning
             self._queries = self._encode(records, reasoning, kind="query")
+            self._note_shortened("query", self._queries, [row.query_id for row in self.queries])
         return self._queries
 
     def asked(
@@ -412,6 +424,7 @@ class VectorCache:
         found = self._encode(records, "generate", kind="query")
         if found.skipped:
             raise ValueError(f"query {found.skipped[0].item!r} cannot reason: {found.skipped[0].reason}")
+        self._note_shortened("query", found, [self.queries[index].query_id for index in indices])
         texts = found.reasoning or []
         self._thought.update(zip(indices, zip(found.vectors, texts, strict=True), strict=True))
 
@@ -426,6 +439,7 @@ class VectorCache:
         found = self._encode(records, "none", kind="query", task=task)
         if found.skipped:
             raise ValueError(f"label {found.skipped[0].item!r} cannot be encoded: {found.skipped[0].reason}")
+        self._note_shortened("label", found, missing)
         self._labels.update({(task, text): vector for text, vector in zip(missing, found.vectors, strict=True)})
         return np.stack([self._labels[task, text] for text in texts])
 
@@ -439,6 +453,16 @@ class VectorCache:
             query = self.queries[record.index]
             found.setdefault(("query", query.query_id), {"kind": "query", "id": query.query_id} | record.as_dict())
         return list(found.values())
+
+    def shortened(self) -> list[dict[str, Any]]:
+        """Everything so far that was cut or made smaller, as `evaluation.shortened.shortened_items` names it.
+
+        What several forms or label texts of one item have in common stands there once for each.
+        """
+        return list(self._shortened)
+
+    def _note_shortened(self, kind: str, encoded: Encoded, names: Sequence[str]) -> None:
+        self._shortened += shortened_items(kind, encoded.shortened, names)
 
     def reasonings(self) -> list[WrittenReasoning]:
         """Everything written so far: of each gallery in the order of the products, then of the queries."""
@@ -465,7 +489,8 @@ def _written(encoded: Encoded) -> Iterator[tuple[int, Reasoning]]:
 def _renumbered(encoded: Encoded, rows: Sequence[int]) -> Encoded:
     skipped = [SkippedRecord(rows[s.index], s.item, s.field, s.reason) for s in encoded.skipped]
     kept = [rows[index] for index in encoded.kept]
-    return Encoded(encoded.vectors, kept, skipped, encoded.reasoning, encoded.tokens)
+    shortened = [replace(one, index=rows[one.index]) for one in encoded.shortened]
+    return Encoded(encoded.vectors, kept, skipped, encoded.reasoning, encoded.tokens, shortened)
 
 
 def config_digest(model: Any) -> str:

@@ -30,6 +30,7 @@ from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
 from evaluation.provenance import provenance
 from evaluation.run import limited_tables, load_benchmark
+from evaluation.shortened import shortened_summary
 from modeling_moon.embedding_moon import MarginGate
 
 WAYS = ("none", "generate")
@@ -110,7 +111,8 @@ def measure_gate(
     Returns: the content of the results file: model, benchmark, max_reasoning_tokens; "cost", kind of query → timed (records) and
     of each way seconds, items_per_second (medians of the rounds) and tokens_per_item; "directions", direction or "all" →
     queries, gallery, source, "curves" (products' way → `gate_curve`) and "aligned" (`aligned_space`); "words", sentences that
-    say what came out; absent, skipped, provenance. "all" takes the queries of all directions together, under a common threshold.
+    say what came out; absent, skipped, shortened (see `evaluation.shortened.shortened_summary`), provenance. "all" takes the
+    queries of all directions together, under a common threshold.
 
     Raises:
         TableError: no such split, or no direction that can be searched.
@@ -145,6 +147,7 @@ def measure_gate(
         "directions": directions,
         "absent": absent,
         "skipped": sides.skipped(),
+        "shortened": sides.shortened(),
     }
     results["words"] = in_words(results)
     results["provenance"] = provenance(
@@ -353,6 +356,11 @@ class _Sides:
         caches = [*self.products.values(), *(cache for ways in self.queries.values() for cache in ways.values())]
         found = {(one["kind"], one["id"]): one for cache in caches for one in cache.skipped()}
         return list(found.values())
+
+    def shortened(self) -> dict[str, Any]:
+        """What was cut or made smaller, each part of a product or query once."""
+        caches = [*self.products.values(), *(cache for ways in self.queries.values() for cache in ways.values())]
+        return shortened_summary(one for cache in caches for one in cache.shortened())
 
 
 def _margins(search: Search) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from tabulate import tabulate
 
+from evaluation.shortened import shortened_sentence
+
 ALL = "all"
 _TITLES = {"none": "un-reasoned products", "generate": "reasoned products"}
 _SHOWN = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -80,6 +82,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts += [f"No curve for {_arrow(direction)}: {why}." for direction, why in results["absent"].items()]
     if results["skipped"]:
         parts.append(f"{len(results['skipped'])} records could not be encoded; the JSON file lists them.")
+    if results.get("shortened", {}).get("items"):
+        parts.append(f"{shortened_sentence(results['shortened'], None)}.")
     return "\n\n".join(parts) + "\n"
 
 

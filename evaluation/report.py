@@ -50,7 +50,8 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         results: results as `evaluation.run` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
-    Returns: percentages; at R@10 with the 95 % interval in brackets and what chance would give beside it.
+    Returns: percentages; at R@10 with the 95 % interval in brackets and what chance would give beside it. Below, where there
+        are any, the warnings of the results.
     """
     retrieval = [row for result in results for row in _retrieval_rows(result)]
     labels = [row for result in results for row in _label_rows(result)]
@@ -65,7 +66,17 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
     if written := [row for result in results for row in _written_rows(result)]:
         columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
         parts.append(_table(written, columns, style))
-    return "\n\n".join(parts) if parts else "no scores"
+    return "\n\n".join([*(parts or ["no scores"]), *warning_lines(results)])
+
+
+def warning_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The warnings of results, each said once, with the model and the benchmark before it."""
+    lines = [
+        f"WARNING: {_name(result)} on {result['benchmark']}: {one}"
+        for result in results
+        for one in result.get("warnings", [])
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) -> str:
@@ -363,9 +374,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pairs = [(file, *pair) for file in chosen.files for pair in read_results(file)]
         names, results = _told_apart(pairs)
-        print(
-            comparison_table(results, names=names, metric=chosen.compare) if chosen.compare else results_table(results)
-        )
+        if chosen.compare:
+            table = comparison_table(results, names=names, metric=chosen.compare)
+            print("\n\n".join([table, *warning_lines(results)]))
+        else:
+            print(results_table(results))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

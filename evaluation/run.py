@@ -33,6 +33,7 @@ from evaluation.encode import (
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, results_table, short_name
+from evaluation.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
 
@@ -123,7 +124,7 @@ def evaluate_model(
 
     Returns: the content of a results file: model, benchmark, reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent,
-    classification, attributes, skipped, provenance.
+    classification, attributes, skipped, shortened (see `evaluation.shortened.shortened_summary`), warnings, provenance.
 
     Raises:
         TableError: no such split, or nothing in the gallery.
@@ -161,6 +162,9 @@ def evaluate_model(
     if options.reasonings is not None:
         write_reasonings(options.reasonings, cache.reasonings())
     results["skipped"] = cache.skipped()
+    results["shortened"] = shortened = shortened_summary(cache.shortened())
+    max_tokens = getattr(processor, "max_tokens", None)
+    results["warnings"] = [shortened_sentence(shortened, max_tokens)] if shortened["items"] else []
     results["provenance"] = provenance(
         options.seed,
         split=options.split,

@@ -20,7 +20,7 @@ from training.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts
 from training.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.contrastive_terms import TermOptions, Terms, hits, make_terms
 from training.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
-from training.exact_resumption import ExactResumption
+from training.exact_resumption import ExactResumption, shortened_rows
 from training.finite_steps import FiniteSteps
 from training.launching import launched, zero_stage
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
@@ -43,7 +43,8 @@ _ALWAYS = ("accuracy", "negatives", "masked_share")
 _OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
 _OF_COLD_START = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
 _OF_TERMS = ("filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
-_METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START)  # a checkpoint has them in this order; new ones come last
+_SHORTENED = "shortened_share"
+_METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START, _SHORTENED)  # a checkpoint has them in this order; new ones come last
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
 
     Relations:
-        Writes `metrics.jsonl` (each logged step) and `skipped.jsonl` (each unreadable item, once) in output_dir.
+        Writes `metrics.jsonl` (each logged step; `shortened_share` is that of the queries and products over the token
+        budget), `skipped.jsonl` (each unreadable item, once) and `shortened.jsonl` (each that was cut, once) in output_dir.
     """
 
     state_name = "contrastive_state"
@@ -221,6 +223,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
         """The objective of a batch; fills the queue and the meters on the way."""
         self.note_skipped(inputs["skipped"])
+        self.note_shortened(inputs["shortened"])
         warm = self.state.global_step >= self._queue_warmup()
         terms = make_terms(vectors, inputs, self.queue.items() if warm else None, self.options.terms, self._progress())
         omega = None if terms.gates is None else self._omega(*terms.gates)
@@ -299,6 +302,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         candidates = len(next(iter(terms.exclusions.values())).product_C)
         self._meters.add("masked_share", excluded, queries * candidates)
         self._meters.add("negatives", queries * (candidates - 1) - excluded, queries)
+        short = torch.tensor(float(shortened_rows(inputs["shortened"])), device=hit_B.device)
+        self._meters.add(_SHORTENED, short, len(vectors["queries"]) + len(vectors["products"]))
         for name, value in terms.measures.items():
             self._meters.add(name, *value)
         for name, value in parts.items():

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from evaluation.shortened import part_of
 from training.distributed import rank, world_size
 from training.full_disk import DiskWatch, check_space
 from training.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+SHORTENED_FILE = "shortened.jsonl"
 
 
 class ResumeError(RuntimeError):
@@ -26,8 +28,8 @@ class ExactResumption:
 
     A checkpoint counts only with its marker, which is written last; see `training.resume`. What the trainer keeps beside
     Trainer's own state goes through `own_state` and `load_own_state`, into `<state_name>_<rank>.pt`. A full disk stops all
-    processes together. Writes `metrics.jsonl` (each logged step) and `skipped.jsonl` (each unreadable item, once) in
-    output_dir.
+    processes together. Writes `metrics.jsonl` (each logged step), `skipped.jsonl` (each unreadable item, once) and
+    `shortened.jsonl` (each text that was cut and item whose pictures were made smaller, once) in output_dir.
 
     The trainer sets `save_records` and `save_processor`, called with each checkpoint folder or None, and calls
     `start_resumption` at the end of its constructor.
@@ -46,6 +48,7 @@ class ExactResumption:
         self.disk = DiskWatch(self.args.output_dir)
         self._resumed: Mapping[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
+        self._noted_short: set[tuple[str, str, str]] = set()
         self.add_callback(_ContinueExactly(self))
 
     def own_state(self) -> dict[str, Any]:
@@ -79,6 +82,15 @@ class ExactResumption:
                 self._noted.add((skip["item"], skip["field"]))
                 with self.disk.keeping():
                     append_line(Path(self.args.output_dir) / SKIPPED_FILE, skip)
+
+    def note_shortened(self: Any, shortened: Sequence[Mapping[str, Any]]) -> None:
+        """Write each part of an item that did not fit into the token budget to `shortened.jsonl`, once."""
+        for one in shortened:
+            if part_of(one) not in self._noted_short:
+                self._noted_short.add(part_of(one))
+                line = {name: value for name, value in one.items() if name != "row"}
+                with self.disk.keeping():
+                    append_line(Path(self.args.output_dir) / SHORTENED_FILE, line)
 
     # Saving
 
@@ -163,6 +175,7 @@ class ExactResumption:
         if self.is_world_process_zero():
             cut_lines_after(output_dir / METRICS_FILE, self.state.global_step)
         self._noted = {(line["item"], line["field"]) for line in read_lines(output_dir / SKIPPED_FILE)}
+        self._noted_short = {part_of(line) for line in read_lines(output_dir / SHORTENED_FILE)}
         if self._resumed is None:
             return
         self.state.compute_steps(self.args, self.state.max_steps)
@@ -180,6 +193,11 @@ class _ContinueExactly(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.continue_exactly()
+
+
+def shortened_rows(shortened: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many of a batch's queries and products were cut or made smaller."""
+    return len({(one["kind"], one["row"]) for one in shortened})
 
 
 @contextlib.contextmanager

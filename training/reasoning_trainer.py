@@ -26,7 +26,7 @@ from modeling_moon.embedding_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from training.chunked_encoding import number_of_rows, slice_rows
 from training.distributed import touch_every_parameter, world_size
-from training.exact_resumption import ExactResumption
+from training.exact_resumption import ExactResumption, shortened_rows
 from training.finite_steps import FiniteSteps
 from training.negatives import NegativeQueue
 from training.reward_functions import reward_function
@@ -194,8 +194,12 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's, with the pictures, and with the gradient of the InfoNCE at each rollout's vector."""
         self._prompts = self.ahead.prompts(inputs).to(self.accelerator.device)
-        self.note_skipped(self._prompts.batch["skipped"])
-        self.items_of_step = self._prompts.batch["items"]
+        batch = self._prompts.batch
+        self.note_skipped(batch["skipped"])
+        self.note_shortened(batch["shortened"])
+        records = number_of_rows(batch["queries"]) + number_of_rows(batch["products"])
+        self._metric("shortened_share", shortened_rows(batch["shortened"]) / records)
+        self.items_of_step = batch["items"]
         output = super()._generate_and_score_completions(inputs)
         output |= self._prompts.pictures()
         if self._gradient is not None:

@@ -26,12 +26,14 @@ from evaluation.data.table_files import SUFFIXES
 from evaluation.data.tables import ProductRow, ProductTables, TableError, load_tables
 from evaluation.encode import VectorCache, load_for_evaluation
 from evaluation.report import comparison_table, contact_sheet
+from evaluation.shortened import shortened_sentence, shortened_summary, told
 from processing_moon.product_moon import ProductError, open_image
 from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe
 from training.data.hard_negatives import MiningOptions
 from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
 from training.data.sources import with_held_out_queries
-from training.resume import write_atomically
+from training.exact_resumption import SHORTENED_FILE
+from training.resume import read_lines, write_atomically
 from training.starting_model import load_start, prepare_base
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
@@ -94,7 +96,7 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
     final = Path(recipe.training.output_dir) / "final"
     pictures["after"] = _draw(*load_for_evaluation(final), tables, recipe, output, "after")
     path = output / REPORT_FILE
-    write_atomically(path, write_report(tables, facts, _results(recipe), pictures))
+    write_atomically(path, write_report(tables, facts, _results(recipe), pictures, final.parent))
     return path
 
 
@@ -169,7 +171,11 @@ def _results(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def write_report(
-    tables: ProductTables, mined: dict[str, Any], results: Sequence[dict[str, Any]], pictures: dict[str, Path | None]
+    tables: ProductTables,
+    mined: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    pictures: dict[str, Path | None],
+    run: Path,
 ) -> str:
     """Return the report as Markdown.
 
@@ -178,6 +184,7 @@ def write_report(
         mined: the report of mining.
         results: the results before and after training.
         pictures: the sheets of searches, by side.
+        run: the folder of the training.
     """
     splits = Counter(row.split for row in tables.queries)
     lines = [f"# {tables.name}", "", "## What was read", ""]
@@ -197,6 +204,7 @@ def write_report(
     lines += ["", "## What could not be encoded", ""]
     lines += [f"- {one}" for one in left_out[:_LISTED]] or ["Nothing."]
     lines += [f"- … and {len(left_out) - _LISTED} more"] if len(left_out) > _LISTED else []
+    lines += ["", "## What was cut to the token budget", "", *_cut(mined, results, run)]
     lines += ["", "## Searches", ""]
     lines += [f"![{when}]({path.name})" for when, path in pictures.items() if path is not None] or [
         "No held-out answer."
@@ -219,6 +227,20 @@ def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[
     named += [(one["kind"], one["id"], one) for result in results for one in result["skipped"]]
     found = {(kind, item): f"{kind} {item}, {one['field']}: {one['reason']}" for kind, item, one in named}
     return list(found.values())
+
+
+def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: Path) -> list[str]:
+    """How much of what was mined with and trained on did not fit, and the first items that anything met."""
+    stages = {"mining": mined["shortened"], "training": shortened_summary(read_lines(run / SHORTENED_FILE))}
+    stages |= {f"evaluation {when}": found.get("shortened") for when, found in zip(SIDES, results, strict=False)}
+    cut = {stage: summary for stage, summary in stages.items() if summary and summary["items"]}
+    lines = [
+        f"- {stage}: {shortened_sentence(summary, mined['max_tokens'])}"
+        for stage, summary in cut.items()
+        if stage in ("mining", "training")  # the evaluation's own sentence stands beside its recall
+    ]
+    first = shortened_summary(one for summary in cut.values() for one in summary["first"])["first"]
+    return [*lines, *(f"- {told(one)}" for one in first)] or ["Nothing."]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from evaluation.encode import load_for_evaluation
 from evaluation.provenance import provenance
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
+from evaluation.shortened import shortened_sentence, shortened_summary
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
 from training.data.collate import UnreadableBatchError
@@ -41,7 +42,7 @@ from training.data.sources import digest_of, read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
 from training.data.streams import StreamError
 from training.distributed import first_process_alone
-from training.exact_resumption import METRICS_FILE, SKIPPED_FILE, ResumeError
+from training.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE, ResumeError
 from training.finite_steps import NonFiniteLossError
 from training.full_disk import DiskFullError, stops_on_a_full_disk
 from training.objective import check_fits
@@ -51,6 +52,7 @@ from training.resume import (
     checkpoints,
     last_good_checkpoint,
     mend_lines,
+    read_lines,
     remove_incomplete,
     write_atomically,
     written_whole,
@@ -73,7 +75,7 @@ COLD_START_FILE = "cold_start_recipe.yaml"
 COMPLETIONS = "completions"
 FINISHED_FILE = "finished.json"
 _OWN_FILES = (
-    *(RECIPE_FILE, COLD_START_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE),
+    *(RECIPE_FILE, COLD_START_FILE, PROVENANCE_FILE, FINISHED_FILE, METRICS_FILE, SKIPPED_FILE, SHORTENED_FILE),
     "completions.html",
 )
 _OWN_FOLDERS = (*BASE_FOLDERS, COLD_START, COMPLETIONS, "final", "adapter", f"final{PARTIAL}", f"adapter{PARTIAL}")
@@ -243,6 +245,7 @@ def open_run(recipe: Recipe) -> bool:
         for path in remove_incomplete(output_dir):
             print(f"{path}: removed, its save was interrupted")
         mend_lines(output_dir / SKIPPED_FILE)
+        mend_lines(output_dir / SHORTENED_FILE)
     return (output_dir / FINISHED_FILE).is_file()
 
 
@@ -264,7 +267,7 @@ def forgotten_if_refused(recipe: Recipe) -> Iterator[None]:
 
 def _has_trained(output_dir: Path) -> bool:
     """Whether a folder holds more of a run than its records and its starting model."""
-    done = (METRICS_FILE, SKIPPED_FILE, FINISHED_FILE, COMPLETIONS, "final", "adapter")
+    done = (METRICS_FILE, SKIPPED_FILE, SHORTENED_FILE, FINISHED_FILE, COMPLETIONS, "final", "adapter")
     if checkpoints(output_dir) or any(output_dir.glob("results_*.json")):
         return True
     cold_start = output_dir / COLD_START
@@ -369,12 +372,22 @@ def finish(recipe: Recipe, trainer: Any, processor: MoonProcessor, tables: list[
                 save_trained(model, processor, folder, start)
                 write_records(recipe, folder)
     trainer.disk.stop_together("the trained model, final,")
+    if recipe.training.process_index == 0:
+        tell_shortened(output_dir, processor)
     if recipe.training.evaluate_after:
         evaluate(recipe, model, processor, tables, "after", steps=trainer.state.global_step)
     if recipe.training.process_index == 0:
         write_atomically(output_dir / FINISHED_FILE, json.dumps({"steps": trainer.state.global_step}) + "\n")
         print(f"the trained model is in {output_dir / 'final'}")
     trainer.accelerator.wait_for_everyone()
+
+
+def tell_shortened(output_dir: Path, processor: MoonProcessor) -> None:
+    """Print how many of the items that were trained on did not fit into the token budget, and the first."""
+    shortened = shortened_summary(read_lines(output_dir / SHORTENED_FILE))
+    if shortened["items"]:
+        sentence = shortened_sentence(shortened, processor.max_tokens)
+        print(f"{sentence}; all of them stand in {output_dir / SHORTENED_FILE}")
 
 
 def evaluate(
@@ -414,7 +427,7 @@ def evaluate(
             with _precision_of(args):
                 found = evaluate_model(encoder, processor, table, model_name=model_name, options=own)
             found["provenance"] |= {"training_seed": args.seed, "steps": steps, "autocast": _autocast_name(args)}
-            found["warnings"] = recipe.facts.get("warnings", [])
+            found["warnings"] = [*recipe.facts.get("warnings", []), *found["warnings"]]
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             print(results_table([found]))
 

@@ -50,7 +50,7 @@ class CodeProcessor:
 class CodeBatch(dict):
     def __init__(self, tensors: dict[str, Any], kept: list[int], skipped: list[Any]) -> None:
         super().__init__(tensors)
-        self.kept, self.skipped = kept, skipped
+        self.kept, self.skipped, self.shortened = kept, skipped, []
 
 
 class CodeModel(torch.nn.Module):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from evaluation.data.tables import load_tables
 from evaluation.encode import VectorCache, config_digest, encode, load_for_evaluation
+from evaluation.shortened import shortened_sentence, shortened_summary
 
 
 def picture(colour: str, size: int = 32) -> bytes:
@@ -141,6 +142,28 @@ def test_the_cache_encodes_each_thing_once_and_lists_what_was_skipped(moon: tupl
     assert "image" in skipped["field"]
     with pytest.raises(ValueError, match="cannot be encoded"):
         cache.labels([" "], "category")
+
+
+def test_what_was_shortened_is_named_by_the_records_own_place_and_each_cache_counts_it(moon: tuple[Any, Any]) -> None:
+    long = "striped cotton, navy, autumn, gold buckle, brown leather " * 200
+    records = [*PRODUCTS, {"id": "long", "title": long}, PRODUCTS[0]]
+    found = encode(*moon, records, batch_size=2, progress=False)
+    (cut,) = found.shortened
+    assert (cut.index, cut.field, cut.tokens_before > cut.tokens_after > 0) == (5, "title", True)
+    assert not encode(*moon, PRODUCTS, progress=False).shortened
+    products = [
+        {"product_id": "a", "title": "red shoe"},
+        {"product_id": "long", "title": long, "images": [picture("red")]},
+    ]
+    tables = load_tables({"products": products, "queries": [{"query_id": "q", "text": long, "positives": ["a"]}]})
+    cache = VectorCache(*moon, tables.products, tables.queries, progress=False)
+    cache.gallery("mm"), cache.gallery("t"), cache.all_queries(), cache.labels([long], "category")
+    summary = shortened_summary(cache.shortened())
+    assert (summary["items"], summary["fields"]["title"]) == (3, 1)
+    assert [one["kind"] for one in summary["first"]][-2:] == ["query", "label"]
+    sentence = shortened_sentence(summary, moon[1].max_tokens)
+    assert f"3 items are over max_tokens={moon[1].max_tokens}: " in sentence
+    assert "first: product 'long', " in sentence
 
 
 def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: Callable[..., Path]) -> None:

@@ -80,6 +80,30 @@ def test_the_command_line_evaluates_a_users_shop(
         assert image.width > 600
 
 
+def test_a_title_that_is_cut_is_counted_named_and_said_in_the_results_and_in_the_tables(
+    tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (shop / "products.jsonl").read_text().splitlines()]
+    arguments = ["--model", str(tiny_moon()), "--benchmark", str(shop), "--output", str(tmp_path / "r.json")]
+    assert run.main([*arguments, "--only", "retrieval", "--device", "cpu"]) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert (results["shortened"], results["warnings"]) == ({"items": 0, "fields": {}, "first": []}, [])
+    assert "WARNING" not in capsys.readouterr().out
+    rows[0]["name"] = "red shoe, striped cotton, navy " * 400
+    (shop / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run.main([*arguments, "--only", "retrieval", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["shortened"]["items"] == 1
+    assert results["shortened"]["fields"]["title"] == 1
+    assert {one["item"] for one in results["shortened"]["first"]} == {"p0"}
+    (warning,) = results["warnings"]
+    assert "1 item is over max_tokens=" in warning
+    assert f"on shop: {warning}" in printed
+    assert report.main([str(tmp_path / "r.json"), "--compare", "R@10"]) == 0
+    assert warning in capsys.readouterr().out
+
+
 def test_several_benchmarks_are_written_to_a_folder_and_repeat_exactly(
     tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path
 ) -> None:

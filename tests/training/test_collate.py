@@ -55,7 +55,21 @@ def test_targets_and_ids_stand_beside_the_tensors(processor):
     assert batch["other"].tolist() == [[7, 8], [NO_ID, NO_ID]]
     assert batch["negative"].tolist() == [[NO_ID], [9]]
     assert batch["items"] == [["q1", "shop/p1+"], ["q2", "shop/p2+"]]
-    assert batch["skipped"] == []
+    assert batch["skipped"] == batch["shortened"] == []
+
+
+def test_what_was_cut_is_named_with_its_row_and_a_pair_that_took_another_ones_place_too(processor):
+    long = "a thing of striped cotton " * 1000
+    broken = pair(1, images=(None, b"no picture"))
+    broken.products[0]["title"] = long
+    cut = pair(2, query={"id": "q2", "text": long})
+    other = pair(3)
+    other.products[1]["title"] = long
+    batch = PairCollator(processor, lambda position, attempt: other)([broken, cut])
+    found = [(one["kind"], one["item"], one["field"], one["row"]) for one in batch["shortened"]]
+    # The first pair could not be read; what it would have lost is not said.
+    assert found == [("query", "q2", "text", 1), ("product", "shop/p3-", "title", 1)]
+    assert all(one["tokens_before"] > one["tokens_after"] > 0 for one in batch["shortened"])
 
 
 def test_positives_are_given_as_rows_and_as_ids_with_their_weights(processor):

@@ -58,6 +58,10 @@ class Rows(torch.utils.data.Dataset):
         return position, query, query + 0.1 * torch.randn(WIDTH, generator=generator)
 
 
+CUT = {"kind": "product", "item": "p7", "field": "title", "tokens_before": 90, "tokens_after": 40}
+RESIZED = CUT | {"field": "images"}
+
+
 def collate(products):
     def to_batch(rows):
         positions, queries, items = zip(*rows, strict=True)
@@ -73,6 +77,9 @@ def collate(products):
             "negative": torch.zeros((count, 0), dtype=torch.int64),
             "items": [[f"q{position}", f"p{position % products}"] for position in positions],
             "skipped": [{"item": "p7", "field": "images[0]", "reason": "truncated"}] if 7 in positions else [],
+            "shortened": [CUT | {"row": positions.index(7)}, RESIZED | {"row": positions.index(7)}]
+            if 7 in positions
+            else [],
         }
 
     return to_batch
@@ -255,6 +262,14 @@ def test_skipped_items_are_noted_once(tmp_path):
     trainer(tmp_path, length=24).train()
     lines = read_lines(tmp_path / "run" / "skipped.jsonl")
     assert lines == [{"item": "p7", "field": "images[0]", "reason": "truncated"}]
+
+
+def test_items_that_were_shortened_are_noted_once_and_their_share_is_measured(tmp_path):
+    trainer(tmp_path, length=24, max_steps=12).train()
+    assert read_lines(tmp_path / "run" / "shortened.jsonl") == [CUT, RESIZED]
+    assert [one["shortened_share"] for one in metrics(tmp_path)] == [
+        1 / 8 if step % 6 == 1 else 0 for step in range(12)
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_items(tmp_path):

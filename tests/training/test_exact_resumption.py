@@ -43,6 +43,7 @@ def recipe(tiny_moon, tmp_path_factory):
         "query_mix": {"image": 1, "text": 1, "both": 1},
         "queue_steps": 3,
         "max_image_tokens": 4,
+        "max_tokens": 80,
         "max_steps": STEPS,
         "per_device_train_batch_size": 3,
         "gradient_accumulation_steps": 2,
@@ -98,6 +99,8 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert losses(one) == losses(two)
     assert [line["step"] for line in losses(one)] == [2, 4, 6, 8]
     weights = [load_file(run / "final" / "model.safetensors") for run in (one, two)]
+    shortened = [(run / "shortened.jsonl").read_text() for run in (one, two)]
+    assert shortened[0] == shortened[1] != ""
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     last = f"checkpoint-{STEPS}"

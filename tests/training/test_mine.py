@@ -269,7 +269,7 @@ def test_what_cannot_be_encoded_or_has_too_few_neighbours_is_said(tiny_moon, tmp
         ProductRow("p0", title="red hat", category=("Hats",)),
         ProductRow("p1", images=(b"no picture",), category=("Hats",)),
         ProductRow("p2", title="lonely", category=("Bags",)),
-        ProductRow("p3", title="blue hat", category=("Hats",)),
+        ProductRow("p3", title="blue hat " * 1500, category=("Hats",)),
     ]
     queries = [
         QueryRow("fine", "text", "red hat", positives=("p0",)),
@@ -289,8 +289,15 @@ def test_what_cannot_be_encoded_or_has_too_few_neighbours_is_said(tiny_moon, tmp
         "no answer among the products (lost)",
         "cannot be encoded: product p1, images[0]: the bytes: not an image",
         "cannot be encoded: query broken, image: the bytes: not an image",
+        "1 item is over max_tokens=",
+        "first: product 'p3', title: ",
     ):
         assert sentence in text
+    (shard,) = (tmp_path / "vectors").glob("product-*.npz")
+    with np.load(shard) as before:
+        arrays = dict(before)
+    np.savez(shard, **{name: array for name, array in arrays.items() if name != "shortened"})  # as they once were
+    assert mine(model, processor, tables, MiningJob(tmp_path, split="all", options=options, progress=False)) == report
     source = {"products": [{"product_id": "p3", "title": "x"}], "queries": tmp_path / "queries.parquet"}
     (fine,) = [row for row in load_tables(source).queries if row.query_id == "fine"]
     assert set(fine.negatives) <= {"p3"}

@@ -105,6 +105,7 @@ class Collate:
             "known_weight": torch.tensor([[1.0 if position % 2 else 0.5] for *_, position in rows]),
             "items": [[f"q{position}", records[0]["id"]] for _, records, position in rows],
             "skipped": [],
+            "shortened": [],
         }
 
 

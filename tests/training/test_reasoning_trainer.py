@@ -599,11 +599,15 @@ def test_an_unreadable_pair_is_replaced_on_both_sides(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1, options={"completions_steps": 1})
     pairs = Substituting("bt")
     pairs.pairs[0].query["image"] = b"no picture"
+    pairs.pairs[1].products[0]["title"] = "a red bag " * 2000
     trainer.ahead.collator = PromptCollator(trainer.processor, pairs, ROLLOUTS)
     trainer.train()
     table = pyarrow.parquet.read_table(tmp_path / "completions" / "step-000001.parquet").to_pylist()
     assert [row["item"] for row in table[::ROLLOUTS]] == ["q71", "p71", "q1", "p1"]
     assert [line["item"] for line in read_lines(tmp_path / "skipped.jsonl")] == ["q0"]
+    cut = {(line["kind"], line["item"]) for line in read_lines(tmp_path / "shortened.jsonl")}
+    assert cut == {("product", "p1")}
+    assert losses(trainer)[0]["shortened_share"] == pytest.approx(1 / 6)  # of two queries and four products
 
 
 def test_a_loss_that_is_not_finite_names_the_items(joint, tmp_path):

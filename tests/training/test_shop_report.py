@@ -5,7 +5,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
+from evaluation.shortened import shortened_summary
 from training.shop import _results, write_report
+
+UNCUT = {"shortened": {"items": 0, "fields": {}, "first": []}, "max_tokens": 80}
 
 
 def result(recall, **more):
@@ -21,14 +24,40 @@ def test_before_stands_left_of_after_and_a_run_is_read_in_that_order(tmp_path):
     assert [found["scores"]["t2mm"]["R@10"] for found in results] == [0.25, 0.75]
     queries = [QueryRow(f"q{n}", "text", "x", positives=("p",), split="test" if n else "train") for n in range(4)]
     tables = ProductTables("shop", [ProductRow("p", title="x")], queries, ValidationReport("shop", 1, 4, {}))
-    mined = {"negatives": {"2": 1}, "reasons": {"too near to the positive": 1}, "unreadable": {"product": []}}
-    text = write_report(tables, mined, results, {"before": tmp_path / "searches_before.png", "after": None})
+    mined = {"negatives": {"2": 1}, "reasons": {"too near to the positive": 1}, "unreadable": {"product": []}, **UNCUT}
+    text = write_report(tables, mined, results, {"before": tmp_path / "searches_before.png", "after": None}, tmp_path)
     header, row = _table_of(text, "R@10, %")
     assert [cell.strip() for cell in header.split("|")][3:6] == ["before", "after", "chance"]
     assert [cell.strip() for cell in row.split("|")][3:6] == ["25.0", "75.0", "2.0"]
     assert "Only 3 searches are held out" in text
     assert "![before](searches_before.png)" in text
     assert "![after]" not in text
+
+
+def _section(text, title):
+    return text.split(f"## {title}")[1].split("\n## ")[0]
+
+
+def test_what_was_cut_in_mining_training_and_evaluation_is_counted_and_each_item_named_once(tmp_path):
+    cut = [
+        {"kind": "product", "item": name, "field": "title", "tokens_before": 90, "tokens_after": 40} for name in "pqr"
+    ]
+    tables = ProductTables("shop", [ProductRow("p", title="x")], [], ValidationReport("shop", 1, 0, {}))
+    mined = {"negatives": {}, "reasons": {}, "unreadable": {}, **UNCUT}
+    sides = {"before": None, "after": None}
+    assert _section(write_report(tables, mined, [], sides, tmp_path), "What was cut").endswith("\n\nNothing.\n")
+    mined["shortened"] = shortened_summary(cut[:2])
+    (tmp_path / "shortened.jsonl").write_text("".join(json.dumps(one) + "\n" for one in cut[:1]))
+    results = [result(0.5), result(0.5, shortened=shortened_summary(cut[1:]), warnings=["2 items are over"])]
+    text = write_report(tables, mined, results, sides, tmp_path)
+    assert _section(text, "What was cut").strip().splitlines()[2:] == [
+        "- mining: 2 items are over max_tokens=80: cut, or as pictures made smaller, were title of 2; "
+        "first: product 'p', title: 90 → 40 tokens",
+        "- training: 1 item is over max_tokens=80: cut, or as pictures made smaller, were title of 1; "
+        "first: product 'p', title: 90 → 40 tokens",
+        *(f"- product '{name}', title: 90 → 40 tokens" for name in "pqr"),
+    ]
+    assert "WARNING: 2 items are over" in text
 
 
 def _table_of(text, metric):
@@ -41,11 +70,11 @@ def test_each_item_that_could_not_be_encoded_is_named_once_whoever_met_it(tmp_pa
     broken = {"item": "p", "field": "images[0]", "reason": "truncated"}
     skipped = [{"kind": "product", "id": "p", "field": "images[0]", "reason": "truncated"}]
     skipped += [{"kind": "query", "id": "q", "field": "image", "reason": "gone"}]
-    mined = {"negatives": {}, "reasons": {}, "unreadable": {"product": [broken], "query": []}}
+    mined = {"negatives": {}, "reasons": {}, "unreadable": {"product": [broken], "query": []}, **UNCUT}
     tables = ProductTables("shop", [ProductRow("p", title="x")], [], ValidationReport("shop", 1, 0, {}))
     tables = replace(tables, queries=[QueryRow("q", "text", "x", positives=("p",), split="test")])
     results = [result(0.5, skipped=skipped), result(0.5, skipped=skipped)]
-    text = write_report(tables, mined, results, {"before": None, "after": None})
-    left_out = text.split("## What could not be encoded")[1].split("## Searches")[0].strip().splitlines()
+    text = write_report(tables, mined, results, {"before": None, "after": None}, tmp_path)
+    left_out = _section(text, "What could not be encoded").strip().splitlines()
     assert left_out == ["- product p, images[0]: truncated", "- query q, image: gone"]
     assert "No held-out answer." in text

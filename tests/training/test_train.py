@@ -98,6 +98,25 @@ def test_a_small_base_is_made_evaluated_trained_and_evaluated(train, catalogue, 
     assert (run / "small_base" / "tokenizer.json").is_file()
 
 
+def test_what_is_cut_to_max_tokens_is_counted_named_and_said(train, tmp_path, capsys):
+    assert train(max_tokens=80, max_steps=4, evaluate_after=True) == 0
+    run, printed = tmp_path / "run", capsys.readouterr().out
+    lines = read_lines(run / "shortened.jsonl")
+    assert lines
+    parts = [(line["kind"], line["item"], line["field"]) for line in lines]
+    assert len(set(parts)) == len(parts)
+    assert all(line.keys() == {"kind", "item", "field", "tokens_before", "tokens_after"} for line in lines)
+    shares = [line["shortened_share"] for line in read_lines(run / "metrics.jsonl")]
+    assert 0 < max(shares) <= 1
+    assert printed.count(f"all of them stand in {run / 'shortened.jsonl'}") == 1
+    results = json.loads((run / "results_after.json").read_text())
+    assert any("over max_tokens=80: " in warning for warning in results["warnings"])
+    assert results["warnings"][-1] in printed
+    assert train("--overwrite", max_tokens=None, max_steps=1) == 0
+    assert not (run / "shortened.jsonl").exists()
+    assert [line["shortened_share"] for line in read_lines(run / "metrics.jsonl")] == [0]
+
+
 def test_the_baseline_trains_by_the_same_recipe(train, tmp_path):
     sizes = {"hidden_size": 32, "num_layers": 1, "vocab_size": 400}
     values = {"base": None, "small_base": sizes, "moon": {"embedding_dim": 16}}

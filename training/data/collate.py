@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.shortened import shortened_items
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import REASONINGS
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
@@ -52,7 +53,9 @@ class PairCollator:
         encoded positives among this batch's products, the first being "target", padded with NO_ID, and
         "positive_weight" (B, Q) float32 their relevance, 0 where padded; "known_positive" (B, K) int64 ids of every
         known positive, encoded or not, padded with NO_ID, and "known_weight" (B, K) float32. "items": a list of B
-        [query name, first positive's name]; "skipped": a list of {"item", "field", "reason"}.
+        [query name, first positive's name]; "skipped": a list of {"item", "field", "reason"}; "shortened": what was cut or made
+        smaller to keep the token budget, as `evaluation.shortened.shortened_items` names it, and its "row" among the queries
+        or the products. Forms have at least the room of the item itself, and are not looked at.
         With forms: "query_forms" and "product_forms", of the queries and of the products: "has_text" and "has_image"
         (B,) or (C,) bool; "t" and "i", each {"rows" (R,) int64, the items that have both text and picture, ascending, and
         "inputs", the processor's tensors of these with their text, or their pictures, alone; None where R is 0}. The
@@ -91,7 +94,10 @@ class PairCollator:
             products = self.processor(products=records, form="mm", **self.options)
             bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
             if not bad:
-                return self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
+                batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
+                asked = [pair.query for pair in left]
+                shortened = [*_shortened("query", queries, asked), *_shortened("product", products, records)]
+                return batch | {"shortened": shortened}
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
             skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
             tried = [
@@ -211,6 +217,12 @@ def _decoded(image: Any, allow_urls: bool) -> Any:
 
 def _named(skip: Any, record: dict[str, Any]) -> dict[str, str]:
     return {"item": str(record.get("id", skip.item)), "field": str(skip.field), "reason": str(skip.reason)}
+
+
+def _shortened(kind: str, found: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the processor shortened of a side, by name and row; all of its records are there."""
+    items = shortened_items(kind, found.shortened, [str(record.get("id", "")) for record in records])
+    return [item | {"row": one.index} for item, one in zip(items, found.shortened, strict=True)]
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

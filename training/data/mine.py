@@ -33,6 +33,7 @@ from evaluation.data.interactions import InteractionOptions
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
 from evaluation.encode import Encoded, config_digest, encode, load_for_evaluation
+from evaluation.shortened import shortened_items, shortened_sentence, shortened_summary
 from training.data.hard_negatives import (
     CHOICES,
     Mined,
@@ -91,7 +92,8 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
 
     Returns:
         The report: queries, "negatives" (number of negatives → queries that got so many), "reasons" (why fewer → queries),
-        examples, what could not be encoded.
+        examples, what could not be encoded, "shortened" (see `evaluation.shortened.shortened_summary`) and the "max_tokens" to
+        which it was cut.
 
     Raises:
         MiningError: no queries or no products in the split, or a folder that holds a mining with another model or data.
@@ -112,7 +114,7 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
     )
     bar = tqdm(total=len(part.products) + 2 * len(part.queries), unit="record", disable=not job.progress)
     with bar:
-        skipped = {
+        named = {
             kind: store.encode_all(kind, records, (model, processor), bar)
             for kind, records in (
                 ("product", [row.record() for row in part.products]),
@@ -121,7 +123,9 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
         }
         mined = list(_mine_all(store, part, next(model.parameters()).device, bar))
     write_queries(tables.queries, dict(zip((row.query_id for row in part.queries), mined, strict=True)), job.output)
-    report = _report(part, mined, skipped, job)
+    shortened = shortened_summary(one for _, cut in named.values() for one in cut)
+    report = _report(part, mined, {kind: skipped for kind, (skipped, _) in named.items()}, job)
+    report |= {"shortened": shortened, "max_tokens": processor.max_tokens}
     write_atomically(job.output / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
@@ -159,20 +163,22 @@ class _Store:
 
     def encode_all(
         self, kind: str, records: Sequence[dict[str, Any]], encoder: tuple[Any, Any], bar: tqdm
-    ) -> list[dict[str, Any]]:
-        """Encode what is not there yet, and return every record that could not be encoded."""
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Encode what is not there yet, and return what could not be encoded, and what was shortened for it."""
         skipped: list[dict[str, Any]] = []
+        shortened: list[dict[str, Any]] = []
         bar.set_description(f"vectors of {kind} records")
         for start in self.starts(len(records)):
             path = self._vectors(kind, start)
             chunk = records[start : start + self.job.shard_rows]
-            if not path.is_file():
+            if not _is_written(path):
                 found = encode(*encoder, chunk, kind=kind, batch_size=self.job.batch_size, progress=False)
-                _write_vectors(path, found, chunk)
+                _write_vectors(path, kind, found, chunk)
             with np.load(path) as shard:
                 skipped += json.loads(str(shard["skipped"]))
+                shortened += json.loads(str(shard["shortened"]))
             bar.update(len(chunk))
-        return skipped
+        return skipped, shortened
 
     def vectors(self, kind: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (first row, vectors) of each shard; rows that could not be encoded hold NaN."""
@@ -198,12 +204,22 @@ class _Store:
         return self.folder / _MINED / f"{start:09d}.parquet"
 
 
-def _write_vectors(path: Path, found: Encoded, chunk: Sequence[dict[str, Any]]) -> None:
+def _is_written(path: Path) -> bool:
+    """Whether a shard of vectors is there; one that does not say what was shortened is made again."""
+    if not path.is_file():
+        return False
+    with np.load(path) as shard:
+        return "shortened" in shard
+
+
+def _write_vectors(path: Path, kind: str, found: Encoded, chunk: Sequence[dict[str, Any]]) -> None:
     vectors = np.full((len(chunk), found.vectors.shape[1]), np.nan, dtype=np.float32)
     vectors[found.kept] = found.vectors
     named = [record.as_dict() | {"item": chunk[record.index]["id"]} for record in found.skipped]
-    skipped = json.dumps(named, ensure_ascii=False)
-    _write_whole(path, lambda partial: np.savez(partial, vectors=vectors, skipped=np.array(skipped)))
+    cut = shortened_items(kind, found.shortened, [str(record["id"]) for record in chunk])
+    texts = {"skipped": json.dumps(named, ensure_ascii=False), "shortened": json.dumps(cut, ensure_ascii=False)}
+    arrays = {name: np.array(text) for name, text in texts.items()}
+    _write_whole(path, lambda partial: np.savez(partial, vectors=vectors, **arrays))
 
 
 def _write_whole(path: Path, write: Callable[[Any], Any]) -> None:
@@ -354,6 +370,8 @@ def report_text(report: dict[str, Any]) -> str:
         lines.append(f"  fewer than wanted for {queries}: {reason} ({', '.join(report['examples'][reason])}{more})")
     for kind, records in report["unreadable"].items():
         lines += [f"  cannot be encoded: {kind} {one['item']}, {one['field']}: {one['reason']}" for one in records]
+    if report["shortened"]["items"]:
+        lines.append(f"  {shortened_sentence(report['shortened'], report['max_tokens'])}")
     return "\n".join(lines)
 
 
