@@ -1,7 +1,8 @@
 """Recipes: what a training run is, read from YAML and the command line, checked before anything starts.
 
 A recipe is one YAML file of flat keys. `--key value` on the command line replaces a key, `--key.part value` one part of
-a mapping; the names are those of the dataclasses in `GROUPS`, of which the last is transformers' own TrainingArguments.
+a mapping, and a list is written `--key a b` or `--key [a, b]`; the names are those of the dataclasses in `GROUPS`, of which
+the last is transformers' own TrainingArguments.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_flash_attn_2_available
 
@@ -29,6 +30,7 @@ from evaluation.data.catalogue import make_catalogue
 from evaluation.data.interactions import ACTION_WEIGHTS, InteractionOptions
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
+from training.candidates import check_candidates
 from training.launching import check_launch
 from training.losses.dual_alignment import FORMS as ALIGNMENT_FORMS
 from training.losses.sample_filter import SampleFilter
@@ -64,6 +66,17 @@ NOT_FOR_RECIPES = {
 _SHARDED = "the launcher spreads a model over GPUs: accelerate launch --config_file training/launch/fsdp2.yaml"
 NOT_FOR_RECIPES |= dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _SHARDED)
 NOT_FOR_RECIPES["accelerator_config"] = "how batches are spread over processes decides which pairs each of them draws"
+# What other programs call a key.
+SHORT_NAMES = {
+    "lr": "learning_rate",
+    "bs": "per_device_train_batch_size",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "max_steps",
+    "steps": "max_steps",
+    "wd": "weight_decay",
+}
+# Optimizers that are made with the model: before it is loaded, only whether their library is there can be said.
+_OPTIMIZERS_OF_A_MODEL = ("galore", "apollo", "lomo")
 # Keys that may change between a run and its continuation, because they do not change what is computed.
 MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
@@ -310,7 +323,7 @@ def usage() -> str:
         "usage: python training/train.py RECIPE.yaml [--key value …]",
         "       accelerate launch training/train.py RECIPE.yaml [--key value …]",
         f"Recipes in training/recipes: {recipes}",
-        "A key of a mapping is replaced by --key.part value. Every key, by topic:",
+        "A key of a mapping is replaced by --key.part value, a list by --key a b or --key '[a, b]'. Every key, by topic:",
     ]
     return "\n\n".join(["\n".join(lines), *topics, f"Those of TrainingArguments:\n{theirs}"])
 
@@ -344,10 +357,10 @@ def make_recipe(path: Path, values: dict[str, Any], arguments: list[str]) -> Rec
     """
     hints = known_keys()
     check_keys(values, hints, where=str(path))
-    arguments = _merge_dotted(arguments, values, hints)
+    arguments = _merge_lists(_merge_dotted(arguments, values, hints), values, hints)
     checked = {key: check_value(key, value, hints[key]) for key, value in values.items()}
-    _check_command_line(arguments, hints)
     parser = _parser(GROUPS)
+    _check_command_line(arguments, hints, parser)
     parser.set_defaults(**{"output_dir": str(Path("runs") / path.stem), **checked})
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -364,10 +377,18 @@ def _parser(groups: typing.Iterable[Any]) -> "_Parser":
     return _Parser(list(groups), allow_abbrev=False)
 
 
-def _check_command_line(arguments: list[str], hints: dict[str, Any]) -> None:
+def _check_command_line(arguments: list[str], hints: dict[str, Any], parser: "_Parser") -> None:
     """Refuse unknown keys; argparse also knows `--some-key` and, for what is true by default, `--no_key`."""
     keys = [entry.partition("=")[0][2:].replace("-", "_") for entry in arguments if entry.startswith("--")]
     check_keys([key[3:] if key[3:] in hints and key[:3] == "no_" else key for key in keys], hints, where="command line")
+    for key in keys:
+        if key not in hints and f"--{key}" not in parser._option_string_actions:
+            raise RecipeError(f"command line: found --{key}; accepted: --{key[3:]} {_no(hints[key[3:]])}")
+
+
+def _no(hint: Any) -> str:
+    """Return what is written on the command line for a key that is switched off."""
+    return "false" if bool in _alternatives(hint) else "value"
 
 
 class _Parser(HfArgumentParser):
@@ -437,7 +458,8 @@ def check_keys(keys: typing.Iterable[str], known: typing.Iterable[str], where: s
     known = list(known)
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            short = SHORT_NAMES.get(key)
+            near = [short] if short in known else difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise RecipeError(f"{where}: unknown key {key!r}; the nearest known key is {near[0]!r}")
         if key in NOT_FOR_RECIPES:
             raise RecipeError(f"{where}: key {key!r} cannot be set; {NOT_FOR_RECIPES[key]}")
@@ -534,6 +556,37 @@ def _merge_dotted(arguments: list[str], values: dict[str, Any], hints: dict[str,
     return rest
 
 
+def _merge_lists(arguments: list[str], values: dict[str, Any], hints: dict[str, Any]) -> list[str]:
+    """Put every `--key [a, b]` of a list into the recipe, and return the other arguments."""
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        name, equals, text = arguments[position].partition("=")
+        key, used = name.removeprefix("--").replace("-", "_"), 1
+        if not equals and position + 1 < len(arguments):
+            text, used = arguments[position + 1], 2
+        if name.startswith("--") and list in _alternatives(hints.get(key)) and text.startswith("["):
+            values[key] = _list(key, text)
+            if arguments[position + used : position + used + 1] and not arguments[position + used].startswith("--"):
+                raise RecipeError(f"command line: --{key}: found more after {text!r}; accepted: one list")
+            position += used
+        else:
+            rest.append(arguments[position])
+            position += 1
+    return rest
+
+
+def _list(key: str, text: str) -> list[Any]:
+    """Return a list that came as YAML text from the command line."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"command line: --{key}: found {text!r}; accepted: a list such as '[a, b]'") from error
+    if not isinstance(value, list):
+        raise RecipeError(f"command line: --{key}: found {text!r}; accepted: a list such as '[a, b]'")
+    return value
+
+
 def _build(group: type, namespace: Namespace) -> Any:
     """Make one dataclass of the parsed values."""
     names = [entry.name for entry in dataclasses.fields(group) if entry.init]
@@ -575,6 +628,7 @@ def check_recipe(recipe: Recipe) -> None:
         check_quantization(model)
         check_launch(recipe)
         check_reasoning(recipe.reasoning, vars(recipe))
+        check_candidates(data, loss, training, recipe.reasoning.infonce_weight)
         check_keys(recipe.reasoning.cold_start or {}, known_keys(), where="cold_start")
     except ValueError as error:
         raise RecipeError(str(error)) from error
@@ -701,14 +755,25 @@ def _check_training(training: MoonTrainingArguments) -> None:
         _check_number(key, getattr(training, key), 1)
     if not 0 <= training.seed < 2**32:
         raise RecipeError(f"seed: found {training.seed}; accepted: 0 to {2**32 - 1}")
+    _check_optimizer(training)
     available = get_available_reporting_integrations()
-    for name in training.report_to:
+    for name in list(training.report_to or []):
         if name not in available:
             raise RecipeError(
                 f"report_to: found {name!r}, which is not installed; accepted: {', '.join(['none', *available])}"
             )
     if training.n_gpu > 1:
         raise RecipeError(f"found {training.n_gpu} GPUs in one process; accepted: accelerate launch training/train.py")
+
+
+def _check_optimizer(training: MoonTrainingArguments) -> None:
+    """Refuse an optimizer whose library is not there, as transformers itself finds it."""
+    name = getattr(training.optim, "value", training.optim)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training)
+    except (ImportError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, ImportError) or not any(part in name for part in _OPTIMIZERS_OF_A_MODEL):
+            raise RecipeError(f"optim: found {name!r}: {error}; accepted: one whose library is installed") from error
 
 
 def _check_model(model: ModelArguments) -> None:

@@ -58,6 +58,20 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"seed": "seven"}, r"seed: found 'seven' \(text\); accepted: an integer"),
         ({"seed": True}, r"seed: found True \(true or false\); accepted: an integer"),
         ({"temperature": [1]}, "temperature: found .* accepted: a number"),
+        (
+            {"per_device_train_batch_size": 1, "hard_negatives": 0, "gradient_accumulation_steps": 4},
+            "per_device_train_batch_size: found 1 in one process with hard_negatives 0 and queue_steps 0: .*the loss is 0",
+        ),
+        (
+            {
+                "per_device_train_batch_size": 1,
+                "hard_negatives": 0,
+                "queue_steps": 2,
+                "queue_warmup_steps": 9,
+                "max_steps": 9,
+            },
+            r"queue_steps 2 \(never past its queue_warmup_steps\)",
+        ),
         ({"temperature": 0}, "temperature: found 0; accepted: a number above 0"),
         ({"derived_queries": "perhaps"}, "derived_queries: found 'perhaps'.*accepted: true or false"),
         ({"architecture": "tower"}, "architecture: found 'tower'.*accepted: moon, dual_tower"),
@@ -129,6 +143,48 @@ def test_what_cannot_work_is_refused_by_key(recipe, values, message):
 def test_what_the_command_line_gets_wrong_is_named(recipe, arguments, message):
     with pytest.raises(RecipeError, match=message):
         parse_recipe([recipe(), *arguments])
+
+
+def test_lists_are_written_on_the_command_line_as_words_or_as_yaml(recipe):
+    for written in (
+        ["--matryoshka_dims", "16", "32"],
+        ["--matryoshka_dims", "[16, 32]"],
+        ["--matryoshka-dims=[16,32]"],
+    ):
+        assert parse_recipe([recipe(), *written, "--seed", "3"]).loss.matryoshka_dims == [16, 32]
+    assert parse_recipe([recipe(freeze=["*a*"]), "--freeze", "[]"]).model.freeze == []
+    entry = {"path": "catalogue", "weight": 2}
+    assert parse_recipe([recipe(), "--data", "[{path: catalogue, weight: 2}]"]).data.data == [entry]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--matryoshka_dims", "[16"], r"--matryoshka_dims: found '\[16'; accepted: a list such as"),
+        (["--matryoshka_dims", "[16]", "32"], r"--matryoshka_dims: found more after '\[16\]'; accepted: one list"),
+        (["--matryoshka_dims", "[a]"], r"matryoshka_dims: found \['a'\]"),
+        (["--no_evaluate_after"], "found --no_evaluate_after; accepted: --evaluate_after false"),
+        (["--no-evaluate-after"], "found --no_evaluate_after; accepted: --evaluate_after false"),
+        (["--no_seed"], "found --no_seed; accepted: --seed value"),
+        (["--lr", "1e-3"], "unknown key 'lr'; the nearest known key is 'learning_rate'"),
+        (["--bs", "4"], "'per_device_train_batch_size'"),
+        (["--batch_size", "4"], "'per_device_train_batch_size'"),
+        (["--epochs", "4"], "'max_steps'"),
+        (["--wd", "0.1"], "'weight_decay'"),
+    ],
+)
+def test_what_the_command_line_nearly_says_is_told_as_it_is_said(recipe, arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe([recipe(), *arguments])
+
+
+def test_an_optimizer_whose_library_is_missing_is_refused_by_key(recipe, monkeypatch):
+    monkeypatch.setattr("transformers.trainer_optimizer.is_schedulefree_available", lambda: False)
+    monkeypatch.setattr("transformers.trainer_optimizer.is_galore_torch_available", lambda: False)
+    for name in ("schedule_free_adamw", "galore_adamw"):
+        with pytest.raises(RecipeError, match=f"optim: found '{name}': .*accepted: one whose library is installed"):
+            parse_recipe([recipe(), "--optim", name])
+    assert parse_recipe([recipe(), "--optim", "adafactor"]).training.optim == "adafactor"
 
 
 def test_a_command_line_without_a_recipe_is_refused():
