@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html.entities import html5
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,13 @@ _PRODUCT_ALIASES = {
 _QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
 _INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
 
+_HTML = re.compile(
+    r"</?(?:a|abbr|b|big|br|center|code|del|div|em|font|h[1-6]|hr|i|img|ins|label|li|mark|ol|p|pre|q|s|script|small|span|"
+    r"strike|strong|style|su[bp]|table|tbody|td|th|thead|tr|tt|u|ul)(?:\s[^<>]*)?/?>|<!--|"
+    r"&(?:(?P<name>[a-z][a-z0-9]*)|#[0-9]+|#x[0-9a-f]+);",
+    re.IGNORECASE,
+)
+
 # kind of issue → (fatal, what it means)
 _KINDS = {
     "no_products": (True, "the data set has no products"),
@@ -127,6 +136,10 @@ _KINDS = {
     "missing_query_ids": (False, "queries without query_id"),
     "duplicate_query_ids": (False, "query_id used by more than one query"),
     "empty_products": (False, "products with neither text nor image"),
+    "html_titles": (
+        False,
+        "titles that hold HTML (tags or entities), which is read and learned letter by letter: write plain text",
+    ),
     "empty_queries": (False, "queries with neither text nor image"),
     "malformed_cells": (False, "cells that could not be read and count as empty"),
     "type_mismatches": (False, "queries that lack what their type asks for; they count as what they have"),
@@ -754,6 +767,14 @@ def _check_products(products: list[ProductRow], found: _Found) -> None:
     for row in products:
         if not row.has_text and not row.images:
             found.add("empty_products", repr(row.product_id))
+        if ("<" in row.title or "&" in row.title) and (html := _html_in(row.title)):
+            found.add("html_titles", f"{row.product_id!r}: {html!r}")
+
+
+def _html_in(text: str) -> str:
+    """The first tag or entity of a text, or nothing; `<New>` is no tag of HTML, and `&shop;` no entity."""
+    matches = (match for match in _HTML.finditer(text) if not match["name"] or f"{match['name']};" in html5)
+    return next((match[0] for match in matches), "")
 
 
 def _check_queries(queries: list[QueryRow], product_ids: set[str], found: _Found) -> None:

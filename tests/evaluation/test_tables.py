@@ -196,6 +196,24 @@ def test_every_kind_of_trouble_is_counted_and_named(tmp_path: Path) -> None:
         report.count("nonsense")
 
 
+def test_titles_that_hold_html_are_counted_and_named_and_stay_as_they_are() -> None:
+    held = [
+        "Salt &amp; pepper",
+        "<b>Mug</b>",
+        "Mug<br/>red",
+        "x &#39;y&#39;",
+        '<span class="new">Mug</span>',
+        "&NBSP; &nbsp;",
+    ]
+    plain = ["Salt & pepper", "size < 5 cm > 3 cm", "<New> Mug", "AT&T; phone", "R&D", "M&S;", "a<b", "<3 mug"]
+    rows = [{"product_id": f"p{number}", "title": title} for number, title in enumerate([*held, *plain])]
+    tables = load_tables({"products": rows})
+    (issue,) = tables.report.issues
+    assert (issue.kind, issue.count, issue.fatal) == ("html_titles", len(held), False)
+    assert issue.examples[:3] == ("'p0': '&amp;'", "'p1': '<b>'", "'p2': '<br/>'")
+    assert [row.title for row in tables.products] == [*held, *plain]
+
+
 def test_a_report_names_five_examples_and_counts_all() -> None:
     tables = load_tables({"products": [{"product_id": str(i), "title": ""} for i in range(9)]})
     (issue,) = tables.report.issues
