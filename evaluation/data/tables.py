@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -254,11 +256,16 @@ class QueryRow:
 
 @dataclass(frozen=True)
 class Issue:
-    """One kind of trouble: how often, and up to five places by name."""
+    """One kind of trouble: how often, and up to five places by name.
+
+    Of ids that are not there, `near` is how many would be found if they were written otherwise, `near_example` the first.
+    """
 
     kind: str
     count: int
     examples: tuple[str, ...]
+    near: int = 0
+    near_example: str = ""
 
     @property
     def fatal(self) -> bool:
@@ -268,7 +275,8 @@ class Issue:
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.examples) else ""
         level = "ERROR" if self.fatal else "warning"
-        return f"{level}: {self.count} × {_KINDS[self.kind][1]} ({self.kind}): {', '.join(self.examples)}{more}"
+        text = f"{level}: {self.count} × {_KINDS[self.kind][1]} ({self.kind}): {', '.join(self.examples)}{more}"
+        return text + (f"; {self.near} of them are written otherwise: {self.near_example}" if self.near else "")
 
 
 @dataclass(frozen=True)
@@ -320,6 +328,8 @@ class _Found:
     def __init__(self, issues: Iterable[Issue] = ()) -> None:
         self.counts: Counter[str] = Counter({issue.kind: issue.count for issue in issues})
         self.examples: dict[str, list[str]] = {issue.kind: list(issue.examples) for issue in issues}
+        self.near: Counter[str] = Counter({issue.kind: issue.near for issue in issues})
+        self.near_examples: dict[str, str] = {issue.kind: issue.near_example for issue in issues if issue.near}
 
     def add(self, kind: str, example: str) -> None:
         self.counts[kind] += 1
@@ -327,8 +337,40 @@ class _Found:
         if len(examples) < _EXAMPLES:
             examples.append(example)
 
+    def add_dangling(self, kind: str, place: str, product_id: str, ids: _Ids) -> None:
+        """Note an id that is no product, and whether it would be one if it were written otherwise."""
+        self.add(kind, f"{place} → {product_id!r}")
+        if (nearly := ids.nearly(product_id)) is not None:
+            self.near[kind] += 1
+            self.near_examples.setdefault(kind, f"{product_id!r} is not there, {nearly!r} is")
+
     def issues(self) -> tuple[Issue, ...]:
-        return tuple(Issue(kind, self.counts[kind], tuple(self.examples[kind])) for kind in _KINDS if self.counts[kind])
+        return tuple(
+            Issue(
+                kind, self.counts[kind], tuple(self.examples[kind]), self.near[kind], self.near_examples.get(kind, "")
+            )
+            for kind in _KINDS
+            if self.counts[kind]
+        )
+
+
+class _Ids(frozenset[str]):
+    """The ids of the products, and which of them an id may mean that is written otherwise."""
+
+    def nearly(self, product_id: str) -> str | None:
+        """The product's id that differs in spaces, letter case, leading zeros or a decimal part of zeros alone, or None."""
+        return self._by_form.get(_form_of(product_id))
+
+    @functools.cached_property
+    def _by_form(self) -> dict[str, str]:
+        return {_form_of(name): name for name in sorted(self, reverse=True) if name}
+
+
+def _form_of(product_id: str) -> str:
+    """An id without what differs when two programs write the same one."""
+    plain = "".join(unicodedata.normalize("NFKC", product_id).split()).casefold()
+    whole = re.sub(r"^([0-9]+)\.0*$", r"\1", plain)
+    return whole.lstrip("0") or "0" if re.fullmatch("[0-9]+", whole) else whole
 
 
 @dataclass(frozen=True)
@@ -378,7 +420,7 @@ class ProductTables:
         """
         found = _Found(self.reading_issues)
         _check_products(self.products, found)
-        _check_queries(self.queries, {row.product_id for row in self.products}, found)
+        _check_queries(self.queries, _Ids(row.product_id for row in self.products), found)
         _check_images(_named_images(self), found, check_images)
         counts = len(self.products), len(self.queries)
         return ValidationReport(self.name, *counts, self.splits, found.issues(), self.interactions)
@@ -573,11 +615,11 @@ def _with_written_attributes(products: list[ProductRow], table: _Table) -> list[
     """The products with what was written about them; what their own table says stays."""
     table.require("product_id")
     table.require("attributes_image", "attributes_text")
-    known = {row.product_id for row in products}
+    known = _Ids(row.product_id for row in products)
     written: dict[str, tuple[Any, Any]] = {}
     for index, product_id in enumerate(table.ids("product_id")):
         if product_id not in known:
-            table.found.add("dangling_written_attributes", f"row {index} → {product_id!r}")
+            table.found.add_dangling("dangling_written_attributes", f"row {index}", product_id, known)
         elif product_id in written:
             table.found.add("duplicate_written_attributes", f"row {index} → {product_id!r}")
         else:
@@ -662,6 +704,7 @@ def _read_interactions(
     table.require("query", "query_image")
     folder = Path(root) if root is not None else table.folder
     split_of = {row.product_id: row.split for row in products}
+    known = _Ids(split_of)
     usable: dict[tuple[Any, ...], Interaction] = {}
     for index in range(len(table.rows)):
         row = _read_interaction(table, index, folder, options)
@@ -670,7 +713,7 @@ def _read_interactions(
         # Rows that a time tells apart are one event each, and so are all rows without a time.
         same = (row.key, row.product_id, row.action.casefold(), index if row.time is None else row.time)
         if row.product_id not in split_of:
-            table.found.add("dangling_interactions", f"row {index} → {row.product_id!r}")
+            table.found.add_dangling("dangling_interactions", f"row {index}", row.product_id, known)
         elif same in usable:
             table.found.add("duplicate_interactions", f"row {index} ({row.action} of {row.product_id!r})")
         else:
@@ -777,7 +820,7 @@ def _html_in(text: str) -> str:
     return next((match[0] for match in matches), "")
 
 
-def _check_queries(queries: list[QueryRow], product_ids: set[str], found: _Found) -> None:
+def _check_queries(queries: list[QueryRow], product_ids: _Ids, found: _Found) -> None:
     for query_id, uses in Counter(row.query_id for row in queries if row.query_id).items():
         if uses > 1:
             found.add("duplicate_query_ids", f"{query_id!r} ({uses} times)")
@@ -790,7 +833,7 @@ def _check_queries(queries: list[QueryRow], product_ids: set[str], found: _Found
         for kind, ids in (("positives", row.positives), ("negatives", row.negatives), ("references", reference)):
             for product_id in ids:
                 if product_id not in product_ids:
-                    found.add(f"dangling_{kind}", f"{row.query_id!r} → {product_id!r}")
+                    found.add_dangling(f"dangling_{kind}", repr(row.query_id), product_id, product_ids)
 
 
 def _named_images(tables: ProductTables) -> Iterator[tuple[str, ImageSource]]:

@@ -214,6 +214,59 @@ def test_titles_that_hold_html_are_counted_and_named_and_stay_as_they_are() -> N
     assert [row.title for row in tables.products] == [*held, *plain]
 
 
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        ("1", "1.0"),
+        ("1.00", "1"),
+        ("1", "001"),
+        ("007", "7"),
+        ("0", "00"),
+        ("AB 1", "AB1"),
+        ("ab-1", "AB-1"),
+        ("x\u00a01", "x 1"),
+        ("１２", "12"),
+    ],
+)
+def test_an_id_that_is_only_written_otherwise_is_said_to_be_there(there: str, asked: str) -> None:
+    products = [{"product_id": there, "title": "x"}, {"product_id": "other", "title": "y"}]
+    queries = [
+        {
+            "query_id": "q",
+            "text": "x",
+            "positives": ["gone", asked],
+            "negatives": [asked],
+            "reference_product_id": asked,
+        }
+    ]
+    clicks = [
+        {"query": "x", "product_id": asked, "action": "click"},
+        {"query": "x", "product_id": "other", "action": "click"},
+    ]
+    written = [{"product_id": asked, "attributes_text": "colour: red"}]
+    parts = {"products": products, "queries": queries, "interactions": clicks, "written_attributes": written}
+    report = load_tables(parts).report
+    counts = {issue.kind: (issue.count, issue.near) for issue in report.issues}
+    assert counts == {
+        "dangling_positives": (2, 1),
+        "dangling_negatives": (1, 1),
+        "dangling_references": (1, 1),
+        "dangling_interactions": (1, 1),
+        "dangling_written_attributes": (1, 1),
+    }
+    sentence = f"; 1 of them are written otherwise: {asked!r} is not there, {there!r} is"
+    assert str(report).count(sentence) == 5
+    assert load_tables(parts).validate() == report
+
+
+def test_an_id_that_is_another_one_is_not_said_to_be_there() -> None:
+    products = [{"product_id": name, "title": "x"} for name in ("1", "10", "1.5", "a1", "")]
+    queries = [{"query_id": "q", "text": "x", "positives": ["100", "1.05", "15", "a01", "-1", "1e0"]}]
+    report = load_tables({"products": products, "queries": queries}).report
+    assert [(issue.count, issue.near) for issue in report.issues if issue.kind == "dangling_positives"] == [(6, 0)]
+    assert "written otherwise" not in str(report)
+
+
 def test_a_report_names_five_examples_and_counts_all() -> None:
     tables = load_tables({"products": [{"product_id": str(i), "title": ""} for i in range(9)]})
     (issue,) = tables.report.issues
