@@ -11,6 +11,7 @@ from torch import nn
 from evaluation.data.tables import ProductTables
 from processing_moon import MoonProcessor
 from training.arguments import Recipe, RecipeError
+from training.candidates import check_candidates, check_products
 from training.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.contrastive_trainer import ContrastiveTrainer
 from training.data.buckets import BucketedPairs
@@ -44,12 +45,30 @@ def trainer_factory(
         processor: its processor.
         data: the tables of the training split, or the streams.
         save_records: called with each checkpoint folder.
+
+    Raises:
+        RecipeError: data without any negative.
     """
+    try:
+        _check_negatives(recipe, data)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     stage = {COLD_START: _cold_start, REASONING: _joint}.get(recipe.reasoning.stage)
     if stage is not None:
         return functools.partial(stage, recipe, model, processor, data, save_records)
     make = _streamed if recipe.data.streaming else _contrastive
     return functools.partial(make, recipe, model, processor, data, save_records)
+
+
+def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
+    """Refuse data in which each query has its own answer as the only candidate."""
+    weight = recipe.reasoning.infonce_weight
+    if recipe.data.streaming:
+        there = any(source.columns.has("negative") for source in data)
+        check_candidates(recipe.data, recipe.loss, recipe.training, weight, there)
+    elif weight:
+        given = [entry if isinstance(entry, dict) else {} for entry in recipe.data.data]
+        check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in given])
 
 
 def _shared(recipe: Recipe, model: nn.Module, processor: MoonProcessor, args: Any, save_records: Any) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"seed": True}, r"seed: found True \(true or false\); accepted: an integer"),
         ({"temperature": [1]}, "temperature: found .* accepted: a number"),
         (
-            {"per_device_train_batch_size": 1, "hard_negatives": 0, "gradient_accumulation_steps": 4},
+            {"per_device_train_batch_size": 1, "hard_negatives": 0, "queue_steps": 0, "gradient_accumulation_steps": 4},
             "per_device_train_batch_size: found 1 in one process with hard_negatives 0 and queue_steps 0: .*the loss is 0",
         ),
         (
@@ -185,6 +186,25 @@ def test_an_optimizer_whose_library_is_missing_is_refused_by_key(recipe, monkeyp
         with pytest.raises(RecipeError, match=f"optim: found '{name}': .*accepted: one whose library is installed"):
             parse_recipe([recipe(), "--optim", name])
     assert parse_recipe([recipe(), "--optim", "adafactor"]).training.optim == "adafactor"
+
+
+@pytest.mark.parametrize("stage", ["cold_start", "reasoning"])
+def test_a_stage_of_reasoning_is_refused_by_key_for_a_model_that_does_not_reason(recipe, tmp_path, stage):
+    with pytest.raises(RecipeError, match=f"stage: found '{stage}' .*preset, moon.max_reasoning_tokens: found moon1"):
+        parse_recipe([recipe(), "--stage", stage])
+    with pytest.raises(RecipeError, match="found moon3 and max_reasoning_tokens: None; accepted: preset: moon3"):
+        parse_recipe([recipe(preset="moon3", moon={"max_reasoning_tokens": None}), "--stage", stage])
+    assert parse_recipe([recipe(preset="moon3"), "--stage", stage]).reasoning.stage == stage
+    base = tmp_path / "base"
+    base.mkdir()
+    start = recipe(small_base=None, base=str(base), preset="moon1")
+    for budget, refused in ((None, True), (16, False)):
+        (base / "config.json").write_text(json.dumps({"model_type": "moon", "max_reasoning_tokens": budget}))
+        if refused:
+            with pytest.raises(RecipeError, match="base: found the Moon checkpoint .* with max_reasoning_tokens"):
+                parse_recipe([start, "--stage", stage])
+        else:
+            assert parse_recipe([start, "--stage", stage]).model.base == str(base)
 
 
 def test_a_command_line_without_a_recipe_is_refused():

@@ -117,6 +117,13 @@ def test_what_is_cut_to_max_tokens_is_counted_named_and_said(train, tmp_path, ca
     assert [line["shortened_share"] for line in read_lines(run / "metrics.jsonl")] == [0]
 
 
+def test_data_without_a_negative_is_refused_and_leaves_nothing_behind(train, tmp_path, capsys):
+    (tmp_path / "products.jsonl").write_text(json.dumps({"product_id": "1", "title": "red mug"}) + "\n")
+    assert train(data=[str(tmp_path / "products.jsonl")], query_mix={"text": 1}, derived_queries=True) == 2
+    assert "data: found 1 product to train on: no query has a negative" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_the_baseline_trains_by_the_same_recipe(train, tmp_path):
     sizes = {"hidden_size": 32, "num_layers": 1, "vocab_size": 400}
     values = {"base": None, "small_base": sizes, "moon": {"embedding_dim": 16}}
