@@ -10,10 +10,11 @@ says what was read, what was left out, and what is found before and after, with 
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _METRICS = ("R@1", "R@5", "R@10")
 _LARGEST_PICTURED_GALLERY = 2000  # products among which the pictured searches are made
 _PICTURED_SEARCHES = 6
 _FEW_SEARCHES = 100  # below, the report says so
+_OUTPUT_DIR = re.compile(r"(?<![\w/.-])(?:--)?output_dir\b")  # what a refused training calls the folder, and not a path
 _LISTED = 50  # items named in one list of the report
 
 
@@ -96,7 +98,7 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
     final = Path(recipe.training.output_dir) / "final"
     pictures["after"] = _draw(*load_for_evaluation(final), tables, recipe, output, "after")
     path = output / REPORT_FILE
-    write_atomically(path, write_report(tables, facts, _results(recipe), pictures, final.parent))
+    write_atomically(path, write_report(tables, facts, _results(recipe), pictures, Models(final.parent, start)))
     return path
 
 
@@ -170,12 +172,45 @@ def _results(recipe: Recipe) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
+@dataclass(frozen=True)
+class Models:
+    """Where a report says that the models lie; paths beside the report are told from its folder.
+
+    Args:
+        run: the folder of the training.
+        start: the model that it started from.
+    """
+
+    run: Path
+    start: Path
+
+    def told(self) -> list[str]:
+        """How to load the trained model, and its adapter where there is one."""
+        final, adapter = self._from_report(self.run / "final"), self.run / "adapter"
+        lines = [
+            f"- Fine-tuned model: `{final}`. Load it with `SentenceTransformer({final!r}, trust_remote_code=True)` "
+            f"(sentence_transformers) or `AutoModel.from_pretrained({final!r}, trust_remote_code=True)` (transformers)."
+        ]
+        if adapter.is_dir():
+            base, path = self._from_report(self.start), self._from_report(adapter)
+            lines.append(
+                f"- Adapter alone: `{path}`. Load it with `PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, "
+                f"trust_remote_code=True), {path!r})` (peft); in the fine-tuned model it is merged already."
+            )
+        return lines
+
+    def _from_report(self, path: Path) -> str:
+        """A path from the report's folder, or as it is where it lies elsewhere."""
+        report, path = self.run.parent.resolve(), path if not path.exists() else path.resolve()
+        return str(path.relative_to(report)) if path.is_relative_to(report) else str(path)
+
+
 def write_report(
     tables: ProductTables,
     mined: dict[str, Any],
     results: Sequence[dict[str, Any]],
     pictures: dict[str, Path | None],
-    run: Path,
+    models: Models,
 ) -> str:
     """Return the report as Markdown.
 
@@ -184,10 +219,10 @@ def write_report(
         mined: the report of mining.
         results: the results before and after training.
         pictures: the sheets of searches, by side.
-        run: the folder of the training.
+        models: where the trained model lies.
     """
     splits = Counter(row.split for row in tables.queries)
-    lines = [f"# {tables.name}", "", "## What was read", ""]
+    lines = [f"# {tables.name}", "", "## The model", "", *models.told(), "", "## What was read", ""]
     lines += [f"{len(tables.products)} products, {tables.interactions} interactions, {len(tables.queries)} searches"]
     lines[-1] += f" ({', '.join(f'{split}: {count}' for split, count in sorted(splits.items()))})."
     lines += ["", *(f"- {issue}" for issue in tables.report.issues)] if tables.report.issues else []
@@ -204,7 +239,7 @@ def write_report(
     lines += ["", "## What could not be encoded", ""]
     lines += [f"- {one}" for one in left_out[:_LISTED]] or ["Nothing."]
     lines += [f"- … and {len(left_out) - _LISTED} more"] if len(left_out) > _LISTED else []
-    lines += ["", "## What was cut to the token budget", "", *_cut(mined, results, run)]
+    lines += ["", "## What was cut to the token budget", "", *_cut(mined, results, models.run)]
     lines += ["", "## Searches", ""]
     lines += [f"![{when}]({path.name})" for when, path in pictures.items() if path is not None] or [
         "No held-out answer."
@@ -266,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         mining = _mining_of(chosen)
         print(f"wrote {shop(source, chosen.output, overrides, mining)}")
     except (*REFUSED, *STOPPED, MiningError) as error:
-        print(f"shop: {error}", file=sys.stderr)
+        print(f"shop: {re.sub(_OUTPUT_DIR, '--output', str(error))}", file=sys.stderr)
         return 3 if isinstance(error, STOPPED) else 2
     return 0
 

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
 from evaluation.shortened import shortened_summary
-from training.shop import _results, write_report
+from training.arguments import RecipeError
+from training.shop import Models, _results, main, write_report
 
 UNCUT = {"shortened": {"items": 0, "fields": {}, "first": []}, "max_tokens": 80}
 
@@ -25,13 +27,45 @@ def test_before_stands_left_of_after_and_a_run_is_read_in_that_order(tmp_path):
     queries = [QueryRow(f"q{n}", "text", "x", positives=("p",), split="test" if n else "train") for n in range(4)]
     tables = ProductTables("shop", [ProductRow("p", title="x")], queries, ValidationReport("shop", 1, 4, {}))
     mined = {"negatives": {"2": 1}, "reasons": {"too near to the positive": 1}, "unreadable": {"product": []}, **UNCUT}
-    text = write_report(tables, mined, results, {"before": tmp_path / "searches_before.png", "after": None}, tmp_path)
+    text = write_report(
+        tables, mined, results, {"before": tmp_path / "searches_before.png", "after": None}, Models(tmp_path, tmp_path)
+    )
     header, row = _table_of(text, "R@10, %")
     assert [cell.strip() for cell in header.split("|")][3:6] == ["before", "after", "chance"]
     assert [cell.strip() for cell in row.split("|")][3:6] == ["25.0", "75.0", "2.0"]
     assert "Only 3 searches are held out" in text
     assert "![before](searches_before.png)" in text
     assert "![after]" not in text
+
+
+def test_the_report_says_where_model_and_adapter_lie_and_how_they_are_loaded(tmp_path):
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "base").mkdir()
+    models = Models(tmp_path / "run", tmp_path / "run" / "base")
+    (alone,) = models.told()
+    assert "`run/final`" in alone
+    assert "SentenceTransformer('run/final', trust_remote_code=True)" in alone
+    (tmp_path / "run" / "adapter").mkdir()
+    _, adapter = models.told()
+    assert (
+        "PeftModel.from_pretrained(AutoModel.from_pretrained('run/base', trust_remote_code=True), 'run/adapter')"
+        in adapter
+    )
+    assert "from_pretrained('some/hub-id', " in Models(tmp_path / "run", Path("some/hub-id")).told()[1]
+
+
+def test_refusals_name_the_key_of_this_command(tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise RecipeError(
+            f"{tmp_path}/output_dir/run holds a run of another recipe; accepted: another output_dir, or --overwrite"
+        )
+
+    monkeypatch.setattr("training.shop.shop", refuse)
+    (tmp_path / "products.csv").write_text("product_id,title\n1,x\n")
+    assert main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert "accepted: another --output, or --overwrite" in message
+    assert f"{tmp_path}/output_dir/run holds" in message
 
 
 def _section(text, title):
@@ -45,11 +79,13 @@ def test_what_was_cut_in_mining_training_and_evaluation_is_counted_and_each_item
     tables = ProductTables("shop", [ProductRow("p", title="x")], [], ValidationReport("shop", 1, 0, {}))
     mined = {"negatives": {}, "reasons": {}, "unreadable": {}, **UNCUT}
     sides = {"before": None, "after": None}
-    assert _section(write_report(tables, mined, [], sides, tmp_path), "What was cut").endswith("\n\nNothing.\n")
+    assert _section(write_report(tables, mined, [], sides, Models(tmp_path, tmp_path)), "What was cut").endswith(
+        "\n\nNothing.\n"
+    )
     mined["shortened"] = shortened_summary(cut[:2])
     (tmp_path / "shortened.jsonl").write_text("".join(json.dumps(one) + "\n" for one in cut[:1]))
     results = [result(0.5), result(0.5, shortened=shortened_summary(cut[1:]), warnings=["2 items are over"])]
-    text = write_report(tables, mined, results, sides, tmp_path)
+    text = write_report(tables, mined, results, sides, Models(tmp_path, tmp_path))
     assert _section(text, "What was cut").strip().splitlines()[2:] == [
         "- mining: 2 items are over max_tokens=80: cut, or as pictures made smaller, were title of 2; "
         "first: product 'p', title: 90 → 40 tokens",
@@ -74,7 +110,7 @@ def test_each_item_that_could_not_be_encoded_is_named_once_whoever_met_it(tmp_pa
     tables = ProductTables("shop", [ProductRow("p", title="x")], [], ValidationReport("shop", 1, 0, {}))
     tables = replace(tables, queries=[QueryRow("q", "text", "x", positives=("p",), split="test")])
     results = [result(0.5, skipped=skipped), result(0.5, skipped=skipped)]
-    text = write_report(tables, mined, results, {"before": None, "after": None}, tmp_path)
+    text = write_report(tables, mined, results, {"before": None, "after": None}, Models(tmp_path, tmp_path))
     left_out = _section(text, "What could not be encoded").strip().splitlines()
     assert left_out == ["- product p, images[0]: truncated", "- query q, image: gone"]
     assert "No held-out answer." in text
