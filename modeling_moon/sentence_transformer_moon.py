@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -167,7 +168,17 @@ class MoonTransformer(InputModule):
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> MoonTransformer:
-        """Loads model and processor; `subfolder`, `token`, `revision`, `local_files_only` as in the library."""
+        """Loads model and processor; `subfolder`, `token`, `revision`, `local_files_only` as in the library.
+
+        Raises:
+            ValueError: a folder that holds an adapter alone; another backend than "torch".
+        """
+        folder = Path(model_name_or_path, kwargs.get("subfolder") or "")
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder} holds an adapter without its base and its processor; accepted: the whole model, which training "
+                f"writes to {folder.absolute().parent / 'final'} with the adapter merged"
+            )
         hub = {
             name: kwargs[name] for name in ("subfolder", "token", "revision", "local_files_only") if kwargs.get(name)
         }

@@ -13,6 +13,8 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from training.checkpoint import mark_adapter
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Runs in the isolated process; the same text runs here for the expected values.
@@ -294,6 +296,17 @@ def test_words_about_a_file_and_records_that_say_what_they_mean_are_words(tiny_m
     ]
     assert encoder.encode(words).shape == (6, 32)
     assert encoder.encode_document([{"title": "photo.jpg"}, {"text": "photo.jpg"}]).shape == (2, 32)
+
+
+def test_an_adapter_alone_says_what_to_load_instead(tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    mark_adapter(adapter)
+    with pytest.raises(
+        ValueError, match=r"adapter holds an adapter without its base .*accepted: the whole model, .*final"
+    ):
+        SentenceTransformer(str(adapter))
 
 
 def test_a_user_message_is_a_query(tiny_moon):

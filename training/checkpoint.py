@@ -29,15 +29,30 @@ def write_code_and_settings(config: Any, processor: Any, folder: str | Path) -> 
     processor.save_pretrained(folder)
     for name in _MODEL_FILES:
         shutil.copyfile(_CODE / name, folder / name)
-    modules = [{"idx": 0, "name": "0", "path": "", "type": SENTENCE_TRANSFORMER_MODULE}]
     settings = {
         "model_type": "SentenceTransformer",
         "prompts": {"query": processor.instructions["query"], "document": processor.instructions["product"]},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    _write_modules(folder)
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _write_modules(folder: Path) -> None:
+    modules = [{"idx": 0, "name": "0", "path": "", "type": SENTENCE_TRANSFORMER_MODULE}]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+
+
+def mark_adapter(folder: str | Path) -> None:
+    """Write beside an adapter what lets sentence-transformers find our module, which then says what to load instead.
+
+    Args:
+        folder: the adapter's folder, which exists.
+    """
+    _write_modules(Path(folder))
+    name = f"{SENTENCE_TRANSFORMER_MODULE.partition('.')[0]}.py"
+    shutil.copyfile(_CODE / name, Path(folder) / name)
 
 
 def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: str | Path | None = None) -> Path:

@@ -19,7 +19,7 @@ from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
-from training.checkpoint import save_moon
+from training.checkpoint import mark_adapter, save_moon
 from training.launching import zero_stage
 from training.quantization import quantization_config
 from training.resume import written_whole
@@ -240,6 +240,8 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
     if isinstance(model, PeftModel):
         with written_whole(folder.with_name("adapter")) as adapter:
             model.save_pretrained(adapter)
+            if not isinstance(model.get_base_model(), DualTower):
+                mark_adapter(adapter)
         dtype = next(parameter.dtype for parameter in model.parameters() if not parameter.requires_grad)
         model = model.merge_and_unload()
         for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too

@@ -12,6 +12,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 from evaluation.data.catalogue import write_catalogue
 from evaluation.encode import encode, load_for_evaluation
@@ -65,6 +66,8 @@ def test_adapters_are_saved_alone_and_merged_and_resume(train, tiny_moon, tmp_pa
     start = encode(MoonModel.from_pretrained(tiny_moon("qwen3_vl")), processor, [PRODUCT], progress=False).vectors
     assert abs(ours - final).max() < 1e-5
     assert abs(start - final).max() > 1e-3
+    with pytest.raises(ValueError, match=r"adapter holds an adapter without its base .*accepted: .*run/final"):
+        SentenceTransformer(str(run / "adapter"))
     first = load_file(run / "final" / "model.safetensors")
     for leftover in (run / "final", run / "checkpoint-2"):
         shutil.rmtree(leftover)
