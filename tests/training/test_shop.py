@@ -2,14 +2,18 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image, ImageDraw
 
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport, load_tables
+from evaluation.encode import load_for_evaluation
+from modeling_moon import MoonModel
 from training.data.sources import with_held_out_queries
 from training.shop import main, read_shop
 
@@ -103,6 +107,15 @@ def test_one_command_makes_model_adapter_and_report(finished):
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
     report = (finished / "report.md").read_text()
     assert "40 products, 120 interactions" in report
+    assert "Fine-tuned model: `run/final`." in report
+    (loaded,) = re.findall(
+        r"PeftModel.from_pretrained\(AutoModel.from_pretrained\('([^']*)', .*?\), '([^']*)'\)", report
+    )
+    merged, processor = load_for_evaluation(run / "final")
+    adapted = PeftModel.from_pretrained(MoonModel.from_pretrained(finished / loaded[0]), finished / loaded[1]).eval()
+    inputs = processor(queries=[{"text": "a red mug"}], return_tensors="pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(adapted(**inputs).embeddings, merged(**inputs).embeddings, atol=1e-4, rtol=0)
     for part in ("## What was read", "## Hard negatives", "## Before and after", "## What could not be encoded"):
         assert part in report
     for metric in ("R@1", "R@5", "R@10"):
@@ -119,7 +132,7 @@ def test_one_command_makes_model_adapter_and_report(finished):
 def test_the_two_broken_pictures_are_named_wherever_they_matter(finished):
     report = (finished / "report.md").read_text()
     assert "2 × images that cannot be opened" in report
-    left_out = report.split("## What could not be encoded")[1].split("## Searches")[0].strip().splitlines()
+    left_out = report.split("## What could not be encoded")[1].split("\n## ")[0].strip().splitlines()
     assert [line.split(",")[0] for line in left_out] == ["- product 007", "- product 023"]
     assert all("images[0]" in line for line in left_out)
 
