@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import enum
 import inspect
+import json
 import math
 import os
 import re
@@ -617,6 +618,7 @@ def check_recipe(recipe: Recipe) -> None:
     if model.base is not None and _looks_local(model.base) and not Path(model.base).is_dir():
         raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; accepted: a checkpoint or a hub id")
     _check_model(model)
+    _check_start_reasons(recipe)
     _check_instructions(data.instructions or {})
     _check_catalogue(data.catalogue or {})
     _check_data(data, training)
@@ -632,6 +634,45 @@ def check_recipe(recipe: Recipe) -> None:
         check_keys(recipe.reasoning.cold_start or {}, known_keys(), where="cold_start")
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def _check_start_reasons(recipe: Recipe) -> None:
+    """Refuse a stage of reasoning that begins with a model without reasoning, where files on this machine say so."""
+    base = recipe.model.base
+    if base is not None and not Path(base).is_dir():  # of the hub: what it is shows when its configuration is there
+        return
+    config = Path(base or "") / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if base is not None and config.is_file() else {}
+    check_reasons(recipe, found if found.get("model_type") == MoonConfig.model_type else None)
+
+
+def check_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
+    """Refuse a stage of reasoning for a model that does not reason.
+
+    Args:
+        recipe: whose stage it is, and whose preset where the base is none of Moon.
+        config: the configuration of a Moon checkpoint that the stage begins with; None: preset and `moon` say what it is.
+
+    Raises:
+        RecipeError: names the keys.
+    """
+    model, stage = recipe.model, recipe.reasoning.stage
+    if stage == "contrastive":
+        return
+    if config is not None:
+        budget, where = config.get("max_reasoning_tokens"), f"base: found the Moon checkpoint {model.base}"
+        accepted = "a Moon checkpoint with max_reasoning_tokens, as of preset moon3"
+    else:
+        tokens = dict.fromkeys((name for name in MoonConfig.__annotations__ if name.endswith("_token_id")), 0)
+        preset = PRESETS[model.preset](**tokens).max_reasoning_tokens
+        budget = dict(model.moon or {}).get("max_reasoning_tokens", preset)  # type: ignore[arg-type]
+        where = f"preset, moon.max_reasoning_tokens: found {model.preset}"
+        accepted = "preset: moon3, or moon.max_reasoning_tokens with moon.readout: emb"
+    if budget is None:
+        raise RecipeError(
+            f"stage: found {stage!r} for a model without reasoning ({where} and max_reasoning_tokens: None); "
+            f"accepted: {accepted}; or stage: contrastive"
+        )
 
 
 def _check_catalogue(options: Any) -> None:

@@ -18,7 +18,7 @@ from evaluation.data.tables import ProductTables
 from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
-from training.arguments import ModelArguments, Recipe, RecipeError, attention_of
+from training.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
 from training.checkpoint import mark_adapter, save_moon
 from training.launching import zero_stage
 from training.quantization import quantization_config
@@ -45,7 +45,9 @@ def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
             raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; accepted: a Qwen base")
         if model.architecture != "moon":
             raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; accepted: a Qwen base")
+        check_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
         return Path(model.base)
+    check_reasons(recipe, None)
     out = output_dir / "base"
     if not (out / "config.json").is_file():
         shutil.rmtree(out, ignore_errors=True)

@@ -192,7 +192,7 @@ def test_an_optimizer_whose_library_is_missing_is_refused_by_key(recipe, monkeyp
 def test_a_stage_of_reasoning_is_refused_by_key_for_a_model_that_does_not_reason(recipe, tmp_path, stage):
     with pytest.raises(RecipeError, match=f"stage: found '{stage}' .*preset, moon.max_reasoning_tokens: found moon1"):
         parse_recipe([recipe(), "--stage", stage])
-    with pytest.raises(RecipeError, match="found moon3 and max_reasoning_tokens: None; accepted: preset: moon3"):
+    with pytest.raises(RecipeError, match=r"found moon3 and max_reasoning_tokens: None\); accepted: preset: moon3"):
         parse_recipe([recipe(preset="moon3", moon={"max_reasoning_tokens": None}), "--stage", stage])
     assert parse_recipe([recipe(preset="moon3"), "--stage", stage]).reasoning.stage == stage
     base = tmp_path / "base"
