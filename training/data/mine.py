@@ -217,9 +217,8 @@ def _write_vectors(path: Path, kind: str, found: Encoded, chunk: Sequence[dict[s
     vectors[found.kept] = found.vectors
     named = [record.as_dict() | {"item": chunk[record.index]["id"]} for record in found.skipped]
     cut = shortened_items(kind, found.shortened, [str(record["id"]) for record in chunk])
-    texts = {"skipped": json.dumps(named, ensure_ascii=False), "shortened": json.dumps(cut, ensure_ascii=False)}
-    arrays = {name: np.array(text) for name, text in texts.items()}
-    _write_whole(path, lambda partial: np.savez(partial, vectors=vectors, **arrays))
+    skipped, shortened = (np.array(json.dumps(one, ensure_ascii=False)) for one in (named, cut))
+    _write_whole(path, lambda partial: np.savez(partial, vectors=vectors, skipped=skipped, shortened=shortened))
 
 
 def _write_whole(path: Path, write: Callable[[Any], Any]) -> None:
