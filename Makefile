@@ -29,7 +29,7 @@ quickstart: setup
 	$(BIN)/python -m training.quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

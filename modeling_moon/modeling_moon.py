@@ -455,6 +455,12 @@ class MoonPreTrainedModel(PreTrainedModel):
             raise ValueError("use_reentrant=True loses gradients of experts and FIRE; accepted: use_reentrant=False")
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """As the library's, any number of times: 5.17's passes a nested configuration over once it has changed it."""
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        for module in self.modules():
+            vars(getattr(module, "config", self)).pop("_attn_was_changed", None)
+
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
         self.config.auto_map = dict(AUTO_MAP)

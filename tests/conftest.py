@@ -32,14 +32,16 @@ MOON_PARTS = (".experts.", ".router.", ".preference", ".fire.", "fusion.", "deta
 
 # Files that start many processes. They go first, so that no core is left alone with them at the end.
 SLOW_FILES = (
-    "test_sharded_training.py",
-    "test_sharded_one_batch.py",
-    "test_full_disk.py",
     "test_streamed_training.py",
+    "test_reasoning_killed.py",
+    "test_two_processes.py",
+    "test_full_disk.py",
     "test_ablate.py",
     "test_exact_resumption.py",
-    "test_reasoning_two_processes.py",
+    "test_sharded_training.py",
+    "test_sharded_one_batch.py",
     "test_one_global_batch.py",
+    "test_reasoning_two_processes.py",
     "test_cold_start.py",
     "test_shipping.py",
     "test_readme.py",
@@ -47,7 +49,8 @@ SLOW_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+    place = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import is_deepspeed_available
+from torch.distributed.fsdp import FSDPModule
 
 
 def launched() -> Literal["fsdp", "deepspeed"] | None:
@@ -67,6 +68,11 @@ _FSDP_SETTINGS = {
 
 
 def _check_fsdp() -> None:
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(
+            f"FSDP: found torch {torch.__version__}, which leaves out of the sum the gradients of weights that a process's "
+            "batch did not use; accepted: torch 2.13, or training/launch/ddp.yaml"
+        )
     for variable, (default, accepted) in _FSDP_SETTINGS.items():
         found = os.environ.get(variable, default)
         if found.lower() not in (value.lower() for value in accepted):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.tokens_moon import aspect_ids_from_markers
@@ -84,6 +85,16 @@ def test_eager_attention_and_the_expert_loop_equal_the_fast_kernels(pair):
     assert model.vlm.language_model.config._attn_implementation == "sdpa"
     assert model.vlm.language_model.config._experts_implementation == "grouped_mm"
     torch.testing.assert_close(embed(slow, processor), embed(model, processor), rtol=1e-5, atol=1e-5)
+
+
+def test_the_attention_implementation_is_changed_again_and_again_at_every_depth(tiny_moon):
+    model = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
+    parts = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    assert len(parts) == 4  # Moon, the base, its text model and its vision tower
+    for implementation in ("eager", "sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        assert {config._attn_implementation for config in parts.values()} == {implementation}
+        assert not any("_attn_was_changed" in vars(config) for config in parts.values())
 
 
 def test_every_parameter_learns(pair):

@@ -10,6 +10,7 @@ from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch.distributed.fsdp import FSDPModule
 
 from modeling_moon import MoonModel
 from training import launching
@@ -25,6 +26,7 @@ FILES = sorted(LAUNCH.glob("*.yaml"))
 def nothing_launched(monkeypatch):
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_PARALLELISM_CONFIG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(FSDPModule, "set_reduce_scatter_unused_params", None, raising=False)  # an older torch lacks it
 
 
 def settings(name, processes="2"):
@@ -88,6 +90,13 @@ def test_the_fsdp_file_gives_a_plugin_of_the_second_version(monkeypatch):
     assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
     assert plugin.auto_wrap_policy is not None
+
+
+def test_a_torch_whose_fsdp_passes_over_unused_weights_is_refused(monkeypatch):
+    launch(monkeypatch, "fsdp2.yaml")
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    with pytest.raises(ValueError, match="FSDP: found torch .*; accepted: torch 2.13"):
+        check_launch(recipe())
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -49,6 +49,7 @@ def finish(words, log):
         assert training.finish() == [0, 0], training.last_words()
 
 
+@one_batch.NEEDS_FSDP
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
