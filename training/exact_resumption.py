@@ -46,7 +46,9 @@ class ExactResumption:
     def start_resumption(self: Any) -> None:
         """Begin to watch the disk and the moment when a training begins."""
         if self.args.device.type == "cpu":
-            vars(self.args)["_setup_devices"] = torch.device("cpu")  # torch cannot load to "cpu:0", as transformers 5.17 asks
+            vars(self.args)["_setup_devices"] = torch.device(
+                "cpu"
+            )  # torch cannot load to "cpu:0", as transformers 5.17 asks
         self.disk = DiskWatch(self.args.output_dir)
         self._resumed: Mapping[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
