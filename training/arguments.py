@@ -623,9 +623,9 @@ def check_recipe(recipe: Recipe) -> None:
     _check_catalogue(data.catalogue or {})
     _check_data(data, training)
     _check_loss(loss)
-    _check_training(training)
     if loss.encode_chunk_size is not None:
         _check_chunks(training)
+    _check_training(training)
     try:
         check_quantization(model)
         check_launch(recipe)
