@@ -70,7 +70,7 @@ _FSDP_SETTINGS = {
 def _check_fsdp() -> None:
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise ValueError(
-            f"FSDP: found torch {torch.__version__}, which leaves out of the sum the gradients of weights that a process's "
+            f"FSDP: found torch {torch.__version__}, which cannot be told to sum also the gradients of weights that a process's "
             "batch did not use; accepted: torch 2.13, or training/launch/ddp.yaml"
         )
     for variable, (default, accepted) in _FSDP_SETTINGS.items():

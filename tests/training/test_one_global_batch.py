@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gradient_steps import Gradients
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
@@ -155,20 +156,6 @@ def make_trainer(folder, output, variant, batch, **arguments):
         queue=NegativeQueue(queue_steps),
         options=options,
     )
-
-
-class Gradients(TrainerCallback):
-    """Keeps what each step is made of."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        model = getattr(model, "module", model)
-        learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        none = {name: torch.zeros_like(parameter) for name, parameter in learning.items()}
-        found = {name: one.grad.clone() for name, one in learning.items() if one.grad is not None}
-        self.steps.append(none | found)
 
 
 def train_all(folder, output, batch, chunk):

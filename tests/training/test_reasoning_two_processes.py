@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gradient_steps import Gradients
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import TrainerCallback
 
 from modeling_moon import MoonForConditionalGeneration
 from processing_moon import MoonProcessor
@@ -158,19 +158,6 @@ def make_trainer(folder, output, batch, options, chunk=None, lora=False, **argum
         rewards={"even": 1.0},
         options=RolloutOptions(**{**defaults, **options}),
     )
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient of each step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        model = getattr(model, "module", model)
-        learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        none = {name: torch.zeros_like(parameter) for name, parameter in learning.items()}
-        self.steps.append(none | {name: one.grad.clone() for name, one in learning.items() if one.grad is not None})
 
 
 def train(folder, output, batch, **variant):

@@ -1,11 +1,11 @@
 """A training of two processes that hold a model in parts, through the script: killed, resumed, saved whole."""
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import test_sharded_one_batch as one_batch
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -16,9 +16,6 @@ from training.resume import last_good_checkpoint
 from training.soak import Processes, differing_losses, differing_weights, logged_step
 
 ROOT = Path(__file__).resolve().parents[2]
-_SPEC = importlib.util.spec_from_file_location("one_batch", Path(__file__).with_name("test_sharded_one_batch.py"))
-one_batch = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(one_batch)
 EXPERTS = {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 
