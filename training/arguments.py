@@ -814,7 +814,9 @@ def _check_optimizer(training: MoonTrainingArguments) -> None:
         Trainer.get_optimizer_cls_and_kwargs(training)
     except (ImportError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, ImportError) or not any(part in name for part in _OPTIMIZERS_OF_A_MODEL):
-            raise RecipeError(f"optim: found {name!r}: {error}; accepted: one whose library is installed") from error
+            raise RecipeError(
+                f"optim: found {name!r}: {error}; accepted: one whose library is installed, with its own optim_args"
+            ) from error
 
 
 def _check_model(model: ModelArguments) -> None:
