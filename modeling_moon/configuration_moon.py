@@ -87,7 +87,7 @@ class MoonConfig(PreTrainedConfig):
         user_prefix_ids (`list[int]` or `None`): ids of the tokens that open the user's turn in the chat template, which
             holds the item. The mean read-out leaves out what stands outside the turn. `None`: it takes every token, as
             checkpoints from before this argument do.
-        turn_end_token_id (`int` or `None`): id of the token that ends a turn; goes with `user_prefix_ids`.
+        turn_end_id (`int` or `None`): id of the token that ends a turn; goes with `user_prefix_ids`.
         initializer_range (`float`): standard deviation of freshly made weights. Default 0.02.
 
     Raises:
@@ -125,7 +125,7 @@ class MoonConfig(PreTrainedConfig):
     think_end_token_id: int | None = None
     emb_token_id: int | None = None
     user_prefix_ids: list[int] | None = None
-    turn_end_token_id: int | None = None
+    turn_end_id: int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -144,7 +144,7 @@ class MoonConfig(PreTrainedConfig):
         _one_of("readout", self.readout, READOUTS)
         if self.readout == "emb" and self.emb_token_id is None:
             raise ValueError("MoonConfig: readout='emb' needs emb_token_id, the id of the <emb> token")
-        for name in (field.name for field in fields(self) if field.name.endswith("_token_id")):
+        for name in (field.name for field in fields(self) if field.name.endswith(("_token_id", "turn_end_id"))):
             token = getattr(self, name)
             if token is not None and token not in range(self.vocab_size):
                 raise ValueError(f"MoonConfig: {name}={token!r}; accepted: an id below {self.vocab_size}, or None")
@@ -165,8 +165,8 @@ class MoonConfig(PreTrainedConfig):
 
     def _validate_turns(self) -> None:
         prefix = self.user_prefix_ids
-        if (prefix is None) != (self.turn_end_token_id is None):
-            raise ValueError("MoonConfig: user_prefix_ids and turn_end_token_id go together; one is None")
+        if (prefix is None) != (self.turn_end_id is None):
+            raise ValueError("MoonConfig: user_prefix_ids and turn_end_id go together; one is None")
         if prefix is not None and (not prefix or any(token not in range(self.vocab_size) for token in prefix)):
             raise ValueError(
                 f"MoonConfig: user_prefix_ids={prefix!r}; expected None or at least one id below {self.vocab_size}"

@@ -84,7 +84,7 @@ def item_tokens(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
     ours = [vlm.vision_start_token_id, vlm.vision_end_token_id]
     ours += [getattr(config, f"{span}_{side}_token_id") for span in (*ASPECTS, "title") for side in ("start", "end")]
     ours_M = torch.tensor([token for token in ours if token is not None], device=input_ids_BT.device)
-    in_turn_BT = user_tokens(input_ids_BT, config.user_prefix_ids, config.turn_end_token_id)
+    in_turn_BT = user_tokens(input_ids_BT, config.user_prefix_ids, config.turn_end_id)
     return in_turn_BT & ~torch.isin(input_ids_BT, ours_M)
 
 

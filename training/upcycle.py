@@ -160,7 +160,7 @@ def _token_ids(processor: MoonProcessor) -> dict[str, int]:
 def _user_turn(processor: MoonProcessor) -> dict[str, Any]:
     """The tokens around the user's turn, by the field of `MoonConfig`."""
     prefix, end = processor.user_turn
-    return {"user_prefix_ids": prefix, "turn_end_token_id": end}
+    return {"user_prefix_ids": prefix, "turn_end_id": end}
 
 
 def _local_folder(base: str | Path) -> Path:

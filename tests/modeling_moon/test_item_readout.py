@@ -118,7 +118,7 @@ def test_a_plain_text_without_the_template_is_read_whole():
 
 def test_a_checkpoint_from_before_the_argument_keeps_its_mean_over_all_tokens(tiny_moon):
     config = AutoConfig.from_pretrained(tiny_moon("qwen3_vl"))
-    config.user_prefix_ids = config.turn_end_token_id = None
+    config.user_prefix_ids = config.turn_end_id = None
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl"), config=config).eval()
     batch = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))(
         queries=[{"text": "red"}, {"text": "a brown bag"}], return_tensors="pt"
@@ -146,7 +146,7 @@ def test_the_settings_survive_saving_and_wrong_ones_are_refused(tiny_moon, tmp_p
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.user_prefix_ids == model.config.user_prefix_ids is not None
     made = {"vlm_config": config.vlm_config, "readout": "mean"}
-    with pytest.raises(ValueError, match="user_prefix_ids and turn_end_token_id go together"):
+    with pytest.raises(ValueError, match="user_prefix_ids and turn_end_id go together"):
         type(config)(**made, user_prefix_ids=[1])
     with pytest.raises(ValueError, match="user_prefix_ids=\\[\\]; expected None or at least one id below"):
-        type(config)(**made, user_prefix_ids=[], turn_end_token_id=1)
+        type(config)(**made, user_prefix_ids=[], turn_end_id=1)
