@@ -366,7 +366,7 @@ class _Sides:
 def _margins(search: Search) -> np.ndarray:
     """The margin of each query; of one that has a single product left to find, the largest there is."""
     vectors = torch.from_numpy(np.ascontiguousarray(search.vectors))
-    return MarginGate(search.gallery).margins(vectors, search.exclude).clamp(max=2).numpy()
+    return MarginGate(search.gallery).margins(vectors, search.repeated).clamp(max=2).numpy()
 
 
 def _parser() -> argparse.ArgumentParser:

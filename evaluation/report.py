@@ -50,8 +50,9 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         results: results as `evaluation.run` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
-    Returns: percentages; at R@10 with the 95 % interval in brackets and what chance would give beside it. Below, where there
-        are any, the warnings of the results.
+    Returns: percentages; at R@10 and at top-1, precision, recall and F1 with the 95 % interval in brackets, and what chance, and
+        at top-1 always naming the most common label, would give beside it. Below, where there are any, what was counted as
+        right or left out because it is equal to an answer, and the warnings of the results.
     """
     retrieval = [row for result in results for row in _retrieval_rows(result)]
     labels = [row for result in results for row in _label_rows(result)]
@@ -61,12 +62,34 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         columns = [*head, "direction", "R@1", "R@5", "R@10", "chance R@10", "queries", "gallery"]
         parts.append(_table(retrieval, columns, style))
     if labels:
-        columns = [*head, "task", "input", "top-1", "top-10", "precision", "recall", "F1", "items"]
+        columns = [*head, "task", "input", "top-1", "chance", "most common", "top-10", "precision", "recall", "F1"]
+        columns += ["labels", "items"]
         parts.append(_table(labels, columns, style))
     if written := [row for result in results for row in _written_rows(result)]:
         columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
         parts.append(_table(written, columns, style))
-    return "\n\n".join([*(parts or ["no scores"]), *warning_lines(results)])
+    return "\n\n".join([*(parts or ["no scores"]), *_equal_lines(results), *warning_lines(results)])
+
+
+def _equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What became of products that are equal to an answer, once for each benchmark."""
+    lines = []
+    for result in results:
+        counts: Counter[str] = Counter()
+        for scores in result.get("scores", {}).values():
+            counts.update((scores or {}).get("equal", {}))
+        said = [
+            words.format(counts[name])
+            for name, words in (
+                ("identical_right", "identical products count as right in {} searches"),
+                ("variants_left_out", "variants of the answer are left out of {} searches"),
+                ("variants_right", "variants of the answer count as right in {} searches"),
+            )
+            if counts[name]
+        ]
+        if said:
+            lines.append(f"{result['benchmark']}: {'; '.join(said)}.")
+    return list(dict.fromkeys(lines))
 
 
 def warning_lines(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -137,10 +160,15 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
                 found.append((f"category, {name.replace('_', ' ')}", form, scores))
     for form, attributes in result.get("attributes", {}).items():
         found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, attributes["mean"]))
+    for kind, scores in result.get("query_categories", {}).items():
+        found.append(("category of queries", kind, scores))
+    with_interval = ("precision", "recall", "f1")
     return [
         [_name(result), result["benchmark"], task, form]
-        + [_percent(scores[metric]) for metric in ("top1", "top10", "precision", "recall", "f1")]
-        + [str(scores.get("items", _ABSENT))]
+        + [_percent(scores["top1"], scores.get("top1_interval"))]
+        + [_percent(scores.get(metric)) for metric in ("top1_chance", "majority", "top10")]
+        + [_percent(scores[metric], scores.get(f"{metric}_interval")) for metric in with_interval]
+        + [str(scores.get(name, _ABSENT)) for name in ("labels", "items")]
         for task, form, scores in found
         if scores
     ]

@@ -136,7 +136,7 @@ class _Store:
     def __init__(self, job: MiningJob, part: ProductTables, encoder: str, model_path: str) -> None:
         self.folder, self.job = job.output, job
         made_of = {"model": encoder, "data": _data_digest(part), "shard_rows": job.shard_rows}
-        mined_by = dataclasses.asdict(job.options)
+        mined_by = dataclasses.asdict(job.options) | {"identical_products": "left out"}
         stored_file = self.folder / SETTINGS_FILE
         stored = json.loads(stored_file.read_text(encoding="utf-8")) if stored_file.is_file() else None
         if stored is not None and job.overwrite:
