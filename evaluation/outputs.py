@@ -7,6 +7,10 @@ import tempfile
 from pathlib import Path
 
 
+class OutputError(ValueError):
+    """A file or folder that cannot be written; names the option and the path."""
+
+
 def require_writable_file(option: str, path: str | Path | None) -> None:
     """Check that a file can be written, by opening it; what is there stays as it is.
 
@@ -15,14 +19,14 @@ def require_writable_file(option: str, path: str | Path | None) -> None:
         path: the file; `None` is not looked at.
 
     Raises:
-        ValueError: a folder is there, or the file cannot be opened for writing; names the option and the path.
+        OutputError: a folder is there, or the file cannot be opened for writing; names the option and the path.
     """
     if path is None:
         return
     path = Path(path)
     try:
         if path.is_dir():
-            raise ValueError(f"{option} {path}: this is a folder; accepted: the name of a file")
+            raise OutputError(f"{option} {path}: this is a folder; accepted: the name of a file")
         if path.exists():
             with path.open("ab"):
                 return
@@ -34,7 +38,7 @@ def require_writable_file(option: str, path: str | Path | None) -> None:
         else:
             _try_folder(folder, path)
     except OSError as error:
-        raise ValueError(
+        raise OutputError(
             f"{option} {path}: cannot be written ({_reason(error)}); accepted: a file in a folder of yours"
         ) from error
 
@@ -47,7 +51,7 @@ def require_writable_folder(option: str, path: str | Path | None) -> None:
         path: the folder; `None` is not looked at.
 
     Raises:
-        ValueError: a file is there, or nothing can be written; names the option and the path.
+        OutputError: a file is there, or nothing can be written; names the option and the path.
     """
     if path is None:
         return
@@ -55,7 +59,7 @@ def require_writable_folder(option: str, path: str | Path | None) -> None:
     try:
         _try_folder(_nearest_folder(path), path)
     except OSError as error:
-        raise ValueError(
+        raise OutputError(
             f"{option} {path}: cannot be written ({_reason(error)}); accepted: a folder of yours"
         ) from error
 

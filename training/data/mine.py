@@ -33,6 +33,7 @@ from evaluation.data.interactions import InteractionOptions
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
 from evaluation.encode import Encoded, config_digest, encode, load_for_evaluation
+from evaluation.outputs import require_writable_folder
 from evaluation.shortened import shortened_items, shortened_sentence, shortened_summary
 from training.data.hard_negatives import (
     CHOICES,
@@ -451,6 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> dict[str, Any]:
+    require_writable_folder("--output", chosen.output)
     names = ("per_query", "first_rank", "last_rank", "margin", "ratio", "category_levels", "choose", "seed")
     options = MiningOptions(**{name: getattr(chosen, name) for name in names}, mask_groups=not chosen.keep_variants)
     weights = {} if chosen.action_weights is None else {"action_weights": yaml.safe_load(chosen.action_weights)}
