@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
-from evaluation.fonts import Font, font_for
+from evaluation.data.tables import ProductRow, QueryRow
+from evaluation.fonts import Font, font_for, readable
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
 
@@ -232,33 +234,34 @@ def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title:
         examples: from `evaluation.benchmarks.retrieval.search_examples`.
         path: where the PNG is written; its folder is made.
         title (`str`): the sheet's heading. What is written is drawn in the font of the system that has its characters
-            (`evaluation.fonts.font_for`).
+            (`evaluation.fonts.font_for`); what no font has is put into words, behind the product's id.
 
     Raises:
         ValueError: no examples.
     """
     if not examples:
         raise ValueError("a contact sheet of 0 queries; accepted: at least one")
-    font, _ = font_for(title + _all_text(examples))
+    font, lacking = font_for(title + _all_text(examples))
     columns = max(1, max(len(example.found) for example in examples))
     row_height = _TILE + _CAPTION + _GAP
     width = 2 * _MARGIN + _QUERY_WIDTH + columns * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(examples) * row_height + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 20), title, fill=_INK, font=font(22))
+    draw.text((_MARGIN, 20), readable(title, lacking), fill=_INK, font=font(22))
     hits = sum(any(right for _, _, right in example.found) for example in examples)
     note = f"a right product among the first {columns}: {hits} of {len(examples)} queries"
     draw.text((width - _MARGIN, 26), note, fill=_FAINT, font=font(13), anchor="ra")
     for number, example in enumerate(examples):
         top = _HEAD + number * row_height
-        _draw_query(sheet, draw, example, (_MARGIN, top), font)
+        shown = readable(example.query.text, lacking)
+        _draw_query(sheet, draw, replace(example.query, text=shown), (_MARGIN, top), font)
         for column, (product, score, right) in enumerate(example.found):
             left = _MARGIN + _QUERY_WIDTH + 2 * _GAP + column * (_TILE + _GAP)
             picture = product.images[0] if product.images else None
             _draw_tile(sheet, draw, picture, (left, top, _TILE), font, frame=_RIGHT if right else _WRONG)
             if right:
                 _draw_tick(draw, left + _TILE - 15, top + 15)
-            lines = _wrap(draw, product.title or product.product_id, font(12), _TILE, 2)
+            lines = _wrap(draw, _caption(product, lacking), font(12), _TILE, 2)
             draw.multiline_text((left, top + _TILE + 5), "\n".join(lines), fill=_INK, font=font(12), spacing=2)
             _draw_pill(draw, f"{score:.2f}", (left + 8, top + _TILE - 25), font(11))
     path = Path(path)
@@ -267,15 +270,20 @@ def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title:
     return path
 
 
+def _caption(product: ProductRow, lacking: frozenset[str]) -> str:
+    title = product.title or product.product_id
+    return readable(title if lacking.isdisjoint(title) else f"{product.product_id}: {title}", lacking)
+
+
 def _all_text(examples: Sequence[SearchExample]) -> str:
     titles = [product.title or product.product_id for example in examples for product, _, _ in example.found]
     return "".join([*titles, *(example.query.text for example in examples)])
 
 
 def _draw_query(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, example: SearchExample, corner: tuple[int, int], font: Font
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, query: QueryRow, corner: tuple[int, int], font: Font
 ) -> None:
-    query, (left, top) = example.query, corner
+    left, top = corner
     draw.rounded_rectangle((left, top, left + _QUERY_WIDTH, top + _TILE), radius=10, fill=_CARD, outline=_LINE)
     record = query.record()
     text_width, text_left = _QUERY_WIDTH - 24, left + 12
