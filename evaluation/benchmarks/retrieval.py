@@ -195,8 +195,9 @@ class _Answers:
             wrong: known wrong answers.
             reference: the product that the query starts from, which also says that it tells variants apart.
         """
-        same_as_reference = set() if reference is None else self._same(self._of_identical, self.identical, [reference])
-        left_out = {reference, *(same_as_reference - set(positives))} - {None}
+        left_out: set[int] = set()
+        if reference is not None:
+            left_out = {reference, *(self._same(self._of_identical, self.identical, [reference]) - set(positives))}
         right = dict.fromkeys(row for row in positives if row not in left_out)
         if not right:
             return [], sorted(left_out)

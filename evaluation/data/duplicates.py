@@ -30,11 +30,20 @@ EXAMPLES = 5
 class Product(Protocol):
     """What is compared; see `evaluation.data.tables.ProductRow`."""
 
-    product_id: str
-    title: str
-    category: tuple[str, ...]
-    images: tuple[ImageSource, ...]
-    group: str | None
+    @property
+    def product_id(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def category(self) -> tuple[str, ...]: ...
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]: ...
+
+    @property
+    def group(self) -> str | None: ...
 
     def record(self, form: str = "mm") -> dict[str, Any]: ...
 
