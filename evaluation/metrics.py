@@ -246,7 +246,8 @@ def classification_scores(
 
     Returns: top1, top10 (`None` with 10 labels or fewer, where it could only be 1), precision, recall, f1 (macro), each with its
     95 % bootstrap interval over items under "…_interval"; top1_chance and top10_chance, what labels in random order give;
-    majority, what always naming the label that most items have would give at top-1; items, labels.
+    majority, what always naming the label that most items have would give at top-1; most_predicted, the share of items for
+    which the label that is named most often is named: near 1, all items get one label; items, labels.
 
     Raises:
         ValueError: no items, or an item without a label.
@@ -277,7 +278,9 @@ def classification_scores(
         scores[name] = macro[place]
         scores[f"{name}_interval"] = _percentiles([found[place] for found in drawn_macro])
     majority = np.bincount(np.concatenate([sorted(set(labels)) for labels in true_labels]).astype(int), minlength=size)
-    return scores | {"majority": float(majority.max() / len(item_ND)), "items": len(item_ND), "labels": size}
+    said = np.bincount(predicted_N, minlength=size)
+    shares = {"majority": float(majority.max() / len(item_ND)), "most_predicted": float(said.max() / len(item_ND))}
+    return scores | shares | {"items": len(item_ND), "labels": size}
 
 
 def macro_scores(truth_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> tuple[float, float, float]:

@@ -193,6 +193,8 @@ def test_classification_says_what_chance_and_the_most_common_label_would_give() 
         low, high = scores[f"{name}_interval"]
         assert low <= high
         assert 0 <= low <= scores[name] + 0.1
+    named = (items @ labels.T).argmax(axis=1)
+    assert scores["most_predicted"] == pytest.approx(max(np.bincount(named)) / 40)
     few = classification_scores(items, labels[:5], [[1]] * 40)
     assert few["top10"] is few["top10_interval"] is few["top10_chance"] is None
 
