@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 from evaluation.data.tables import ProductTables, load_tables
 from evaluation.encode import load_for_evaluation
 from evaluation.heatmap_drawing import draw_explanation
+from evaluation.outputs import require_writable_folder
 from modeling_moon.tokens_moon import readable_tokens
 from processing_moon.product_moon import ProductError, image_list, is_product, read_product
 
@@ -579,6 +580,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.font is not None:
         ImageFont.truetype(str(chosen.font))  # a file that is no font is refused before anything is computed
+    require_writable_folder("--output", chosen.output)
     catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}
     tables = load_tables(chosen.data, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
     print(tables.report, file=sys.stderr)

@@ -29,6 +29,7 @@ import yaml
 from tqdm import tqdm
 
 from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.outputs import OutputError, require_writable_folder
 from evaluation.provenance import provenance
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
@@ -549,7 +550,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _main(chosen)
-    except (RecipeError, TableError) as error:
+    except (RecipeError, TableError, OutputError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -566,6 +567,7 @@ def _main(chosen: argparse.Namespace) -> int:
     unknown = [name for name in chosen.cells or () if name not in suite.cells]
     if unknown:
         raise RecipeError(f"--cells: found {unknown[0]!r}; accepted: {', '.join(suite.cells)}")
+    require_writable_folder("--output", chosen.output)
     chosen.output.mkdir(parents=True, exist_ok=True)
     runs = plan(suite, chosen.output)
     asked = [run for run in runs if not chosen.cells or run.cell in chosen.cells]

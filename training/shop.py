@@ -26,6 +26,7 @@ from evaluation.data.interactions import InteractionOptions
 from evaluation.data.table_files import SUFFIXES
 from evaluation.data.tables import ProductRow, ProductTables, TableError, load_tables
 from evaluation.encode import VectorCache, load_for_evaluation
+from evaluation.outputs import OutputError, require_writable_folder
 from evaluation.report import comparison_table, contact_sheet
 from evaluation.shortened import shortened_sentence, shortened_summary, told
 from processing_moon.product_moon import ProductError, open_image
@@ -297,10 +298,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.data.mine")
     chosen, overrides = parser.parse_known_args(arguments)
     try:
+        require_writable_folder("--output", chosen.output)
         source = _source_of(chosen)
         mining = _mining_of(chosen)
         print(f"wrote {shop(source, chosen.output, overrides, mining)}")
-    except (*REFUSED, *STOPPED, MiningError) as error:
+    except (*REFUSED, *STOPPED, MiningError, OutputError) as error:
         print(f"shop: {re.sub(_OUTPUT_DIR, '--output', str(error))}", file=sys.stderr)
         return 3 if isinstance(error, STOPPED) else 2
     return 0

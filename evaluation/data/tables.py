@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from evaluation.data.duplicates import EqualProducts, identical_examples, variants_sentence
 from evaluation.data.interactions import (
     GradedQuery,
     Interaction,
@@ -42,6 +43,7 @@ from evaluation.data.interactions import (
     parse_time,
     query_key,
 )
+from evaluation.data.missing_images import all_missing, found_beside, table_folders
 from evaluation.data.table_files import (
     SUFFIXES,
     ImageSource,
@@ -137,6 +139,12 @@ _KINDS = {
     "duplicate_product_ids": (True, "product_id used by more than one product"),
     "missing_query_ids": (False, "queries without query_id"),
     "duplicate_query_ids": (False, "query_id used by more than one query"),
+    "identical_products": (
+        False,
+        "products that repeat the texts and pictures of another one: no model can tell them apart; scores count them as right "
+        "where the other is, and they are never a negative of it",
+    ),
+    "no_image_files": (True, "not one product can be read, its pictures are missing"),
     "empty_products": (False, "products with neither text nor image"),
     "html_titles": (
         False,
@@ -289,6 +297,7 @@ class ValidationReport:
     splits: dict[str, tuple[int, int]]
     issues: tuple[Issue, ...] = ()
     interactions: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -319,7 +328,7 @@ class ValidationReport:
         log = f" ({self.interactions} interactions)" if self.interactions else ""
         counts = f"{self.products} products, {self.queries} queries{log}"
         lines = [f"{self.name}: {counts} (products/queries by split: {splits})"]
-        return "\n  ".join(lines + [str(issue) for issue in self.issues])
+        return "\n  ".join(lines + [*self.notes] + [str(issue) for issue in self.issues])
 
 
 class _Found:
@@ -331,8 +340,8 @@ class _Found:
         self.near: Counter[str] = Counter({issue.kind: issue.near for issue in issues})
         self.near_examples: dict[str, str] = {issue.kind: issue.near_example for issue in issues if issue.near}
 
-    def add(self, kind: str, example: str) -> None:
-        self.counts[kind] += 1
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        self.counts[kind] += count
         examples = self.examples.setdefault(kind, [])
         if len(examples) < _EXAMPLES:
             examples.append(example)
@@ -386,6 +395,7 @@ class ProductTables:
     report: ValidationReport
     reading_issues: tuple[Issue, ...] = ()
     interactions: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[int, int]]:
@@ -419,11 +429,15 @@ class ProductTables:
             check_images (`bool`): also open every picture, as the processor would. Default False.
         """
         found = _Found(self.reading_issues)
-        _check_products(self.products, found)
+        _check_products(self.products, found, any(row.positive_categories for row in self.queries))
+        equal = EqualProducts(self.products)
+        for count, example in identical_examples(equal):
+            found.add("identical_products", example, count)
+        notes = (*self.notes, *filter(None, [variants_sentence(equal)]))
         _check_queries(self.queries, _Ids(row.product_id for row in self.products), found)
         _check_images(_named_images(self), found, check_images)
         counts = len(self.products), len(self.queries)
-        return ValidationReport(self.name, *counts, self.splits, found.issues(), self.interactions)
+        return ValidationReport(self.name, *counts, self.splits, found.issues(), self.interactions, notes)
 
 
 def load_tables(
@@ -468,8 +482,19 @@ def load_tables(
     else:
         name, parts = _find_parts(source)
     tables = _build(name, parts, images_root, interactions or InteractionOptions())
+    if images_root is None and not parts.get("images"):
+        tables = _with_pictures_beside(tables, table_folders(parts.values()))
     tables = replace(tables, report=tables.validate(check_images=check_images))
     return tables.select(split)
+
+
+def _with_pictures_beside(tables: ProductTables, folders: Sequence[Path]) -> ProductTables:
+    """The tables with missing picture files taken from a folder `images` beside them."""
+    products, found = found_beside(tables.products, "images", folders)
+    queries, more = found_beside(tables.queries, "image", folders)
+    count = len(found | more)
+    notes = (f"{count} picture files were found in the folder 'images' beside the table",) if count else ()
+    return replace(tables, products=products, queries=queries, notes=(*tables.notes, *notes))
 
 
 def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -801,9 +826,11 @@ def _query_type(table: _Table, index: int, item: str, has_text: bool, has_image:
     return there
 
 
-def _check_products(products: list[ProductRow], found: _Found) -> None:
-    if not products:
+def _check_products(products: list[ProductRow], found: _Found, categories_alone: bool) -> None:
+    if not products and not categories_alone:  # queries that ask for a category need no products
         found.add("no_products", "the products table is empty or not there")
+    if missing := all_missing(products):
+        found.add("no_image_files", missing)
     for product_id, uses in Counter(row.product_id for row in products if row.product_id).items():
         if uses > 1:
             found.add("duplicate_product_ids", f"{product_id!r} ({uses} times)")
@@ -837,15 +864,19 @@ def _check_queries(queries: list[QueryRow], product_ids: _Ids, found: _Found) ->
 
 
 def _named_images(tables: ProductTables) -> Iterator[tuple[str, ImageSource]]:
-    for product in tables.products:
-        for number, image in enumerate(product.images):
-            yield f"product {product.product_id!r}, images[{number}]", image
+    """Each picture once, under the name of the first product or query that has it: many share one."""
+    named = [
+        (f"product {product.product_id!r}, images[{number}]", image)
+        for product in tables.products
+        for number, image in enumerate(product.images)
+    ]
+    named += [(f"query {query.query_id!r}, image", query.image) for query in tables.queries if query.image is not None]
     seen: set[int | str] = set()
-    for query in tables.queries:
-        key = query.image if isinstance(query.image, str) else id(query.image)
-        if query.image is not None and key not in seen:  # many queries share one picture
+    for name, image in named:
+        key = image if isinstance(image, str) else id(image)
+        if key not in seen:
             seen.add(key)
-            yield f"query {query.query_id!r}, image", query.image
+            yield name, image
 
 
 def _check_images(images: Iterable[tuple[str, ImageSource]], found: _Found, open_them: bool) -> None:

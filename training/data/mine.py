@@ -33,6 +33,7 @@ from evaluation.data.interactions import InteractionOptions
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
 from evaluation.encode import Encoded, config_digest, encode, load_for_evaluation
+from evaluation.outputs import require_writable_folder
 from evaluation.shortened import shortened_items, shortened_sentence, shortened_summary
 from training.data.hard_negatives import (
     CHOICES,
@@ -136,7 +137,7 @@ class _Store:
     def __init__(self, job: MiningJob, part: ProductTables, encoder: str, model_path: str) -> None:
         self.folder, self.job = job.output, job
         made_of = {"model": encoder, "data": _data_digest(part), "shard_rows": job.shard_rows}
-        mined_by = dataclasses.asdict(job.options)
+        mined_by = dataclasses.asdict(job.options) | {"identical_products": "left out"}
         stored_file = self.folder / SETTINGS_FILE
         stored = json.loads(stored_file.read_text(encoding="utf-8")) if stored_file.is_file() else None
         if stored is not None and job.overwrite:
@@ -451,6 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> dict[str, Any]:
+    require_writable_folder("--output", chosen.output)
     names = ("per_query", "first_rank", "last_rank", "margin", "ratio", "category_levels", "choose", "seed")
     options = MiningOptions(**{name: getattr(chosen, name) for name in names}, mask_groups=not chosen.keep_variants)
     weights = {} if chosen.action_weights is None else {"action_weights": yaml.safe_load(chosen.action_weights)}

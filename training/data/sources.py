@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from typing import Any
 
+from evaluation.data.duplicates import EqualProducts, classes
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options
 from training.negatives import stable_id
@@ -177,7 +178,7 @@ def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str
 
 
 def digest_of(table: ProductTables) -> str:
-    """Name what decides which pairs are drawn from a table: its products and queries, their order, and the answers.
+    """Name what decides which pairs are drawn from a table: its products and queries, their order, the answers, what is equal.
 
     Args:
         table: the training split of a data set.
@@ -187,6 +188,9 @@ def digest_of(table: ProductTables) -> str:
         digest.update(repr((product.product_id, product.group, product.category)).encode())
     for query in table.queries:
         digest.update(repr((query.query_id, query.type, query.answers, query.negatives)).encode())
+    equal = EqualProducts(table.products)
+    for places in (*classes(equal.identical()), *classes(equal.same_looks)):
+        digest.update(repr(places).encode())
     return digest.hexdigest()
 
 

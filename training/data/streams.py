@@ -190,8 +190,9 @@ class RowPairs(Dataset):
 
     The query's form is drawn by `query_mix` among those that the row offers (any that it offers where the mix has none of
     them); a row without a query gets one derived from its product. A product without an id of its own is known by its
-    title and picture, so that it is never its own negative. Answers of one query that meet in a batch of this process are no
-    negatives of it; those of other processes, and of past steps in the queue, are not known.
+    title and picture, so that it is never its own negative; so are variants where no column names their group. Answers of one
+    query that meet in a batch of this process are no negatives of it; those of other processes, and of past steps in the
+    queue, are not known.
 
     Args:
         sources: the tables.
@@ -246,7 +247,7 @@ class RowPairs(Dataset):
         source = self.sources[row.source]
         tables = self.tables(row)
         positive = tables.products[0]
-        pairs = PairSource(tables, 1.0, source.mask_groups)
+        pairs = PairSource(tables, 1.0, source.mask_groups, streamed=True)
         options = self.options
         if tables.queries:
             there = [query.type for query in tables.queries]

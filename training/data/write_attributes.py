@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import ProductRow, load_tables
+from evaluation.outputs import require_writable_file
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
 from training.data.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, load_writer, read_answer
 from training.resume import append_line, mend_lines, read_lines
@@ -348,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = {name: value for name, value in vars(chosen).items() if name in names}
         job = WritingJob(**options | {"forms": tuple(chosen.forms), "progress": not chosen.quiet})
+        require_writable_file("--output", job.output)
         tables = load_tables(chosen.products, images_root=chosen.images_root)
         tables.report.raise_if_fatal()
         print(tables.report)
