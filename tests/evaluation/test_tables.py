@@ -431,7 +431,7 @@ def test_the_command_line_prints_the_report(shop: Path, capsys: pytest.CaptureFi
 
 def test_opening_every_picture_shows_how_far_it_is(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = []
-    monkeypatch.setattr("evaluation.data.tables.tqdm", lambda items, **how: bars.append(how["disable"]) or items)
+    monkeypatch.setattr("evaluation.data.checking.tqdm", lambda items, **how: bars.append(how["disable"]) or items)
     write_table(shop / "products.csv", PRODUCTS)
     load_tables(shop)
     load_tables(shop, check_images=True)
