@@ -8,22 +8,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from html.entities import html5
 from pathlib import Path
 
 from tqdm import tqdm
 
 from evaluation.data.rows import ProductRow, QueryRow
 from evaluation.data.table_files import ImageSource, TableError, is_address
+from evaluation.data.text_cells import html_in
 
 _EXAMPLES = 5
-_HTML = re.compile(
-    r"</?(?:a|abbr|b|big|br|center|code|del|div|em|font|h[1-6]|hr|i|img|ins|label|li|mark|ol|p|pre|q|s|script|small|span|"
-    r"strike|strong|style|su[bp]|table|tbody|td|th|thead|tr|tt|u|ul)(?:\s[^<>]*)?/?>|<!--|"
-    r"&(?:(?P<name>[a-z][a-z0-9]*)|#[0-9]+|#x[0-9a-f]+);",
-    re.IGNORECASE,
-)
-
 # kind of issue → (fatal, what it means)
 _KINDS = {
     "no_products": (True, "the data set has no products"),
@@ -32,9 +25,31 @@ _KINDS = {
     "missing_query_ids": (False, "queries without query_id"),
     "duplicate_query_ids": (False, "query_id used by more than one query"),
     "empty_products": (False, "products with neither text nor image"),
-    "html_titles": (
+    "invalid_unicode": (
+        True,
+        "cells with invalid Unicode, such as half of an emoji (a lone surrogate), which no tokenizer reads: write them again",
+    ),
+    "swallowed_rows": (
         False,
-        "titles that hold HTML (tags or entities), which is read and learned letter by letter: write plain text",
+        "quoted cells with line breaks whose lines look like rows, which an unbalanced quote would join: look whether rows are "
+        "missing, and write a quote inside of a cell twice",
+    ),
+    "html_cells": (
+        False,
+        "cells that hold HTML (tags or entities), read and learned letter by letter: write plain text, or use strip_html",
+    ),
+    "split_categories": (
+        False,
+        "categories whose levels were found by another sign than the format's: if it separates none, name category_separator",
+    ),
+    "undecided_categories": (
+        False,
+        "categories that hold a '/' and stay one label: if it separates levels, category_separator: '/'",
+    ),
+    "several_categories": (False, "categories that name several paths, of which one is read"),
+    "words_for_nothing": (
+        False,
+        "queries that are the word 'nan', 'null' or 'None' and are read as this word: leave the cell empty where there are none",
     ),
     "empty_queries": (False, "queries with neither text nor image"),
     "malformed_cells": (False, "cells that could not be read and count as empty"),
@@ -55,6 +70,11 @@ _KINDS = {
     "dangling_interactions": (False, "interactions left out, their product_id is no product of the table"),
     "empty_interactions": (False, "interactions left out, they have neither query nor query_image"),
     "unusable_counts": (False, "interactions left out, their count is no whole number of at least 1"),
+    "unusable_times": (
+        False,
+        "interactions whose time cannot be read: they do not age, and the same row twice is counted twice",
+    ),
+    "no_times": (True, "a half-life is asked for, and not one interaction has a time"),
     "duplicate_interactions": (False, "interactions left out, the same row with the same time came before"),
     "duplicate_written_attributes": (False, "rows of written_attributes left out, their product_id came before"),
     "dangling_written_attributes": (False, "rows of written_attributes left out, their product_id is no product"),
@@ -190,14 +210,6 @@ def check_products(products: list[ProductRow], found: Found) -> None:
     for row in products:
         if not row.has_text and not row.images:
             found.add("empty_products", repr(row.product_id))
-        if ("<" in row.title or "&" in row.title) and (html := _html_in(row.title)):
-            found.add("html_titles", f"{row.product_id!r}: {html!r}")
-
-
-def _html_in(text: str) -> str:
-    """The first tag or entity of a text, or nothing; `<New>` is no tag of HTML, and `&shop;` no entity."""
-    matches = (match for match in _HTML.finditer(text) if not match["name"] or f"{match['name']};" in html5)
-    return next((match[0] for match in matches), "")
 
 
 def check_queries(queries: list[QueryRow], product_ids: Ids, found: Found) -> None:
@@ -214,6 +226,28 @@ def check_queries(queries: list[QueryRow], product_ids: Ids, found: Found) -> No
             for product_id in ids:
                 if product_id not in product_ids:
                     found.add_dangling(f"dangling_{kind}", repr(row.query_id), product_id, product_ids)
+
+
+def check_html(products: Iterable[ProductRow], queries: Iterable[QueryRow], found: Found) -> None:
+    """Count the cells that a model reads and that hold HTML."""
+    for place, text in _texts(products, queries):
+        if ("<" in text or "&" in text) and (html := html_in(text)):
+            found.add("html_cells", f"{place}: {html!r}")
+
+
+def _texts(products: Iterable[ProductRow], queries: Iterable[QueryRow]) -> Iterator[tuple[str, str]]:
+    """The texts of each cell, joined, and where they stand."""
+    for row in products:
+        item = f"product {row.product_id!r}"
+        yield f"{item}, title", row.title
+        yield f"{item}, description", row.description
+        yield f"{item}, category_path", "\n".join(row.category)
+        for column in ("attributes", "attributes_image", "attributes_text"):
+            pairs = getattr(row, column) or {}
+            yield f"{item}, {column}", "\n".join(part for key, values in pairs.items() for part in (key, *values))
+    for query in queries:
+        yield f"query {query.query_id!r}, text", query.text
+        yield f"query {query.query_id!r}, positive_categories", "\n".join(query.positive_categories)
 
 
 def named_images(products: Iterable[ProductRow], queries: Iterable[QueryRow]) -> Iterator[tuple[str, ImageSource]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluation.data.categories import CategoryReader, is_documented
 from evaluation.data.checking import Found, Ids
+from evaluation.data.column_names import likely_columns
+from evaluation.data.csv_files import CsvRows
 from evaluation.data.interactions import (
     GradedQuery,
     Interaction,
@@ -26,16 +30,18 @@ from evaluation.data.table_files import (
     TableError,
     columns_of,
     is_absent,
+    is_word_for_nothing,
     parse_attributes,
     parse_box,
-    parse_category,
     parse_flag,
     parse_images,
+    parse_query_text,
     parse_text,
     parse_texts,
     parse_weights,
     read_rows,
 )
+from evaluation.data.text_cells import lone_surrogate, mended, strip_html
 
 _PRODUCT_COLUMNS = (
     "product_id",
@@ -92,10 +98,64 @@ _QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
 _INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
 
 
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How cells are read.
+
+    Args:
+        strip_html (`bool`): read titles, descriptions, categories, attributes and words of queries without HTML. Default
+            `False`: HTML stays, and the report counts it.
+        category_separator (`str` or `None`): what separates the levels of a category, such as "/". Default `None`: it is found,
+            see `evaluation.data.categories.CategoryReader`.
+        interactions: how a log becomes graded answers. Default: InteractionOptions's own.
+
+    Raises:
+        ValueError: an empty separator.
+    """
+
+    strip_html: bool = False
+    category_separator: str | None = None
+    interactions: InteractionOptions = field(default_factory=InteractionOptions)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strip_html, bool):
+            raise ValueError(f"strip_html: found {self.strip_html!r}; accepted: true or false")
+        separator = self.category_separator
+        if separator is not None and not (isinstance(separator, str) and separator):
+            raise ValueError(f"category_separator: found {separator!r}; accepted: a text such as '/' or ' - '")
+
+    def clean(self, text: str) -> str:
+        """Return a text as these options read it."""
+        return strip_html(text) if self.strip_html else text
+
+    def clean_category(self, cell: Any) -> Any:
+        """Return a category's cell as these options read it, its separators still in it."""
+        if not self.strip_html:
+            return cell
+        if isinstance(cell, list | tuple | np.ndarray):
+            return [self.clean_category(part) for part in cell]
+        return strip_html(cell) if isinstance(cell, str) else cell
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ReadingOptions` that a command line offers."""
+    parser.add_argument("--strip-html", action="store_true", help="read texts without tags and entities of HTML")
+    parser.add_argument("--category-separator", help="what separates category levels, such as / (default: it is found)")
+
+
+def reading_options(chosen: argparse.Namespace, interactions: InteractionOptions | None = None) -> ReadingOptions:
+    """Return what the arguments of `add_reading_arguments` say.
+
+    Raises:
+        ValueError: an empty separator.
+    """
+    return ReadingOptions(chosen.strip_html, chosen.category_separator, interactions or InteractionOptions())
+
+
 class Table:
     """Rows of one table under their known column names, and the cells that could not be read."""
 
-    def __init__(self, part: str, source: Any, found: Found) -> None:
+    def __init__(self, part: str, source: Any, found: Found, options: ReadingOptions) -> None:
         columns, aliases = {
             "products": (_PRODUCT_COLUMNS, _PRODUCT_ALIASES),
             "queries": (_QUERY_COLUMNS, _QUERY_ALIASES),
@@ -103,10 +163,14 @@ class Table:
             "interactions": (_INTERACTION_COLUMNS, _INTERACTION_ALIASES),
             "written_attributes": (_WRITTEN_COLUMNS, {}),
         }[part]
-        self.part, self.found = part, found
+        self.part, self.found, self.options = part, found, options
         self.label = str(source) if isinstance(source, str | Path) else part
         self.folder = Path(source).parent if isinstance(source, str | Path) else Path()
         self.rows = read_rows(Path(source)) if isinstance(source, str | Path) else [dict(row) for row in source]
+        if isinstance(self.rows, CsvRows):
+            for cell in self.rows.swallowed:
+                found.add("swallowed_rows", f"{self.label}, {cell}")
+        self._mend_unicode()
         there = columns_of(self.rows)
         self.names = {column: column for column in there if column in columns}
         for column in there:
@@ -118,11 +182,23 @@ class Table:
                 near = difflib.get_close_matches(column, [*columns, *aliases], n=1)
                 found.add("unknown_columns", f"{part}: {column!r}" + (f" (nearest known: {near[0]!r})" if near else ""))
 
+    def _mend_unicode(self) -> None:
+        """Note each cell and each column's name with half a sign, which no tokenizer and no file takes."""
+        for index, row in enumerate(self.rows):
+            for column in [column for column in row if lone_surrogate(column) or lone_surrogate(row[column])]:
+                half = lone_surrogate(column) or lone_surrogate(row[column])
+                self.found.add("invalid_unicode", f"{self.label}, row {index}, column {mended(column)!r}: {half!r}")
+                self.rows[index] = {mended(name): mended(cell) for name, cell in self.rows[index].items()}
+
     def require(self, *columns: str) -> None:
         """Raise unless one of `columns` is there (an empty table has no columns and needs none)."""
         if self.rows and not any(column in self.names for column in columns):
-            there = ", ".join(columns_of(self.rows))
-            raise TableError(f"{self.label}: no column {' or '.join(map(repr, columns))}; the columns are: {there}")
+            there = columns_of(self.rows)
+            unread = [column for column in there if column not in self.names.values()]
+            likely = likely_columns(columns, unread, self.rows)
+            hint = f"; {' or '.join(map(repr, likely))} could be it: rename it" if likely else ""
+            wanted = " or ".join(map(repr, columns))
+            raise TableError(f"{self.label}: no column {wanted}{hint}; the columns are: {', '.join(there)}")
 
     def ids(self, column: str) -> list[str]:
         """The rows' own names.
@@ -138,13 +214,22 @@ class Table:
                 raise TableError(f"{self.label}, row {index}, column {self.names[column]!r}: {error}") from error
         return found
 
-    def cell(self, index: int, item: str, column: str, parse: Callable[[Any], Any], empty: Any) -> Any:
+    def cell(
+        self,
+        index: int,
+        item: str,
+        column: str,
+        parse: Callable[[Any], Any],
+        empty: Any,
+        *,
+        kind: str = "malformed_cells",
+    ) -> Any:
         """One parsed cell; `empty` where there is none, or where it is malformed, which is noted."""
         value = self.rows[index].get(self.names.get(column, ""))
         try:
             return empty if is_absent(value) else parse(value)
         except (ValueError, TypeError) as error:
-            self.found.add("malformed_cells", f"{self.part} {item!r}, column {column!r}: {error}")
+            self.found.add(kind, f"{self.part} {item!r}, column {column!r}: {error}")
             return empty
 
     def shown(self, index: int, item: str, column: str) -> dict[str, tuple[str, ...]] | None:
@@ -152,13 +237,53 @@ class Table:
         value = self.rows[index].get(self.names.get(column, ""))
         if isinstance(value, list | tuple | dict | np.ndarray) and len(value) == 0:
             return {}
-        return self.cell(index, item, column, parse_attributes, None)
+        return self.attributes(index, item, column, None)
+
+    def text(self, index: int, item: str, column: str) -> str:
+        """What a person wrote, without HTML where that is asked for."""
+        return self.cell(index, item, column, lambda value: self.options.clean(parse_text(value)), "")
+
+    def query_text(self, index: int, item: str, column: str, has_picture: bool) -> str:
+        """The words of a query; "nan", "null" and "None" are words, and noted."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        if not is_word_for_nothing(value):
+            return self.text(index, item, column)
+        text = parse_query_text(value, has_picture=has_picture)
+        if text:
+            self.found.add("words_for_nothing", f"{self.part} {item!r}: {text!r}")
+        return text
+
+    def attributes(self, index: int, item: str, column: str, empty: Any) -> Any:
+        """Attributes, without HTML where that is asked for."""
+        return self.cell(index, item, column, lambda value: parse_attributes(value, self.options.clean), empty)
+
+    def categories(self, column: str) -> CategoryReader:
+        """The reader of a column of category paths."""
+        name = self.names.get(column, "")
+        cells = [self.options.clean_category(row.get(name)) for row in self.rows] if name else []
+        return CategoryReader(cells, self.options.category_separator)
+
+    def category(self, index: int, item: str, column: str, reader: CategoryReader) -> tuple[str, ...]:
+        """A category path; a separator that had to be found, and paths that are left out, are noted."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        cell = self.cell(index, item, column, lambda value: reader.read(self.options.clean_category(value)), None)
+        if cell is None:
+            return ()
+        place = f"{item!r}: {value!r}"
+        if not is_documented(cell.separator) and self.options.category_separator is None:
+            self.found.add("split_categories", f"{place} → {' > '.join(cell.path)}")
+        if cell.paths:
+            self.found.add("several_categories", f"{place} → {' > '.join(cell.path)}")
+        if reader.undecided_slashes and any("/" in label for label in cell.path):
+            self.found.add("undecided_categories", place)
+        return cell.path
 
 
 def read_products(table: Table, root: str | Path | None) -> list[ProductRow]:
     table.require("product_id")
     table.require("title", "description", "images")
     folder = Path(root) if root is not None else table.folder
+    categories = table.categories("category_path")
     rows = []
     for index, product_id in enumerate(table.ids("product_id")):
         item = product_id or f"row {index}"
@@ -167,10 +292,10 @@ def read_products(table: Table, root: str | Path | None) -> list[ProductRow]:
         rows.append(
             ProductRow(
                 product_id=product_id,
-                title=table.cell(index, item, "title", parse_text, ""),
-                description=table.cell(index, item, "description", parse_text, ""),
-                category=table.cell(index, item, "category_path", parse_category, ()),
-                attributes=table.cell(index, item, "attributes", parse_attributes, {}),
+                title=table.text(index, item, "title"),
+                description=table.text(index, item, "description"),
+                category=table.category(index, item, "category_path", categories),
+                attributes=table.attributes(index, item, "attributes", {}),
                 images=table.cell(index, item, "images", lambda value: parse_images(value, folder), ()),
                 split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
                 group=table.cell(index, item, "group", parse_text, None),
@@ -229,8 +354,8 @@ def read_queries(table: Table, images: Mapping[str, ImageSource], root: str | Pa
         item = query_id or f"row {index}"
         if not query_id:
             table.found.add("missing_query_ids", item)
-        text = table.cell(index, item, "text", parse_text, "")
         image = _query_image(table, index, item, images, folder)
+        text = table.query_text(index, item, "text", image is not None)
         positives = tuple(dict.fromkeys(table.cell(index, item, "positives", parse_texts, ())))
         rows.append(
             QueryRow(
@@ -266,13 +391,12 @@ def _positive_weights(table: Table, index: int, item: str, positives: tuple[str,
     return tuple(max(weight for name, weight in pairs if name == positive) for positive in positives)
 
 
-def read_interactions(
-    table: Table, products: list[ProductRow], root: str | Path | None, options: InteractionOptions
-) -> list[QueryRow]:
+def read_interactions(table: Table, products: list[ProductRow], root: str | Path | None) -> list[QueryRow]:
     """The log as queries. One without a split goes with its best answer."""
     table.require("product_id")
     table.require("action")
     table.require("query", "query_image")
+    options = table.options.interactions
     folder = Path(root) if root is not None else table.folder
     split_of = {row.product_id: row.split for row in products}
     known = Ids(split_of)
@@ -289,6 +413,8 @@ def read_interactions(
             table.found.add("duplicate_interactions", f"row {index} ({row.action} of {row.product_id!r})")
         else:
             usable[same] = row
+    if usable and options.half_life_days is not None and all(row.time is None for row in usable.values()):
+        table.found.add("no_times", f"{table.label}: half_life_days {options.half_life_days:g}")
     if not usable:
         table.found.add("no_interactions", f"{table.label}: {len(table.rows)} rows")
     queries = graded_queries(usable.values(), options.half_life_days)
@@ -311,9 +437,9 @@ def _logged_query(query: GradedQuery, split: str) -> QueryRow:
 def _read_interaction(table: Table, index: int, folder: Path, options: InteractionOptions) -> Interaction | None:
     """One row of the log, or None where the report says why it cannot be used."""
     item = f"row {index}"
-    text = table.cell(index, item, "query", parse_text, "")
     pictures = table.cell(index, item, "query_image", lambda value: parse_images(value, folder), ())
     image = pictures[0] if pictures else None
+    text = table.query_text(index, item, "query", image is not None)
     if not text and image is None:
         table.found.add("empty_interactions", item)
         return None
@@ -339,7 +465,7 @@ def _read_interaction(table: Table, index: int, folder: Path, options: Interacti
         action=action.casefold(),
         weight=weight,
         count=count,
-        time=table.cell(index, item, "time", parse_time, None),
+        time=table.cell(index, item, "time", parse_time, None, kind="unusable_times"),
         split=table.cell(index, item, "split", parse_text, ""),
     )
 

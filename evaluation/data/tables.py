@@ -12,7 +12,9 @@ attributes_image, attributes_text), as `training.data.write_attributes` makes it
 lack.
 What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
 
-    python -m evaluation.data.tables FOLDER|FILE [--images-root FOLDER]      prints the report, every picture opened
+    python -m evaluation.data.tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]
+
+prints the report, every picture opened.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from evaluation.data.checking import (
     Ids,
     Issue,
     ValidationReport,
+    check_html,
     check_pictures,
     check_products,
     check_queries,
@@ -37,11 +40,14 @@ from evaluation.data.checking import (
 )
 from evaluation.data.interactions import InteractionOptions
 from evaluation.data.reading import (
+    ReadingOptions,
     Table,
+    add_reading_arguments,
     read_interactions,
     read_products,
     read_queries,
     read_query_images,
+    reading_options,
     with_written_attributes,
 )
 from evaluation.data.rows import EVERY_SPLIT, PRODUCT_FORMS, QUERY_TYPES, ProductRow, QueryRow
@@ -112,6 +118,7 @@ class ProductTables:
         found = Found(self.reading_issues)
         check_products(self.products, found)
         check_queries(self.queries, Ids(row.product_id for row in self.products), found)
+        check_html(self.products, self.queries, found)
         check_pictures(named_images(self.products, self.queries), found, check_images)
         counts = len(self.products), len(self.queries)
         return ValidationReport(self.name, *counts, self.splits, found.issues(), self.interactions)
@@ -125,6 +132,7 @@ def load_tables(
     seed: int = 0,
     check_images: bool = False,
     interactions: InteractionOptions | None = None,
+    reading: ReadingOptions | None = None,
     **catalogue_options: Any,
 ) -> ProductTables:
     """Read a data set.
@@ -139,6 +147,7 @@ def load_tables(
         seed (`int`): seed of the embedded catalogue; other sources do not use it. Default 0.
         check_images (`bool`): open every picture for the report. Default False.
         interactions: how the interactions become weights. Default: InteractionOptions's own.
+        reading: how cells are read: HTML, category separators. Default: ReadingOptions's own.
         **catalogue_options: options of `evaluation.data.catalogue.make_catalogue`; for "catalogue" only.
 
     Raises:
@@ -158,7 +167,8 @@ def load_tables(
         )
     else:
         name, parts = _find_parts(source)
-    tables = _build(name, parts, images_root, interactions or InteractionOptions())
+    options = reading or ReadingOptions()
+    tables = _build(name, parts, images_root, replace(options, interactions=interactions) if interactions else options)
     tables = replace(tables, report=tables.validate(check_images=check_images))
     return tables.select(split)
 
@@ -192,20 +202,22 @@ def _find_table(folder: Path, part: str) -> Path | None:
 
 
 def _build(
-    name: str, parts: Mapping[str, Any], images_root: str | Path | None, interactions: InteractionOptions
+    name: str, parts: Mapping[str, Any], images_root: str | Path | None, options: ReadingOptions
 ) -> ProductTables:
     found = Found()
     root = images_root or parts.get("images")
     if root is not None and not Path(root).is_dir():
         raise TableError(f"images folder {root}: no such folder")
-    tables = {part: Table(part, parts[part], found) for part in parts if part != "images" and parts[part] is not None}
+    tables = {
+        part: Table(part, parts[part], found, options) for part in parts if part != "images" and parts[part] is not None
+    }
     products = read_products(tables["products"], root) if "products" in tables else []
     if "written_attributes" in tables:
         products = with_written_attributes(products, tables["written_attributes"])
     images = read_query_images(tables["query_images"], root) if "query_images" in tables else {}
     queries = read_queries(tables["queries"], images, root) if "queries" in tables else []
     if "interactions" in tables:
-        queries += read_interactions(tables["interactions"], products, root, interactions)
+        queries += read_interactions(tables["interactions"], products, root)
     issues = found.issues()
     empty = ValidationReport(name, len(products), len(queries), {}, issues)
     rows = len(tables["interactions"].rows) if "interactions" in tables else 0
@@ -217,10 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.data.tables", description="Check product data.")
     parser.add_argument("source", help="catalogue, or a folder or products file in the two-table format")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     chosen = parser.parse_args(arguments)
     try:
-        report = load_tables(chosen.source, images_root=chosen.images_root, check_images=True).report
-    except TableError as error:
+        options = reading_options(chosen)
+        report = load_tables(chosen.source, images_root=chosen.images_root, check_images=True, reading=options).report
+    except ValueError as error:  # TableError among them
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(report)

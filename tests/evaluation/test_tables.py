@@ -17,7 +17,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from evaluation.data.table_files import parse_attributes, parse_box, parse_category, parse_flag, parse_texts
+from evaluation.data.categories import parse_category
+from evaluation.data.table_files import parse_attributes, parse_box, parse_flag, parse_texts
 from evaluation.data.tables import TableError, load_tables, main
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -209,8 +210,10 @@ def test_titles_that_hold_html_are_counted_and_named_and_stay_as_they_are() -> N
     rows = [{"product_id": f"p{number}", "title": title} for number, title in enumerate([*held, *plain])]
     tables = load_tables({"products": rows})
     (issue,) = tables.report.issues
-    assert (issue.kind, issue.count, issue.fatal) == ("html_titles", len(held), False)
-    assert issue.examples[:3] == ("'p0': '&amp;'", "'p1': '<b>'", "'p2': '<br/>'")
+    assert (issue.kind, issue.count, issue.fatal) == ("html_cells", len(held), False)
+    assert issue.examples[:3] == tuple(
+        f"product 'p{number}', title: {html!r}" for number, html in enumerate(("&amp;", "<b>", "<br/>"))
+    )
     assert [row.title for row in tables.products] == [*held, *plain]
 
 
@@ -313,11 +316,14 @@ def test_rows_pickle() -> None:
         (lambda folder: _file(folder / "products.txt", b"x"), "accepted: .parquet, .jsonl, .csv"),
         (lambda folder: _file(folder / "p.jsonl", b'{"product_id": 1}\n{oops\n'), "line 2: not JSON"),
         (lambda folder: _file(folder / "p.jsonl", b"[1]\n"), "line 1: list found"),
-        (lambda folder: _file(folder / "p.csv", b"product_id,title\n1,2,3\n"), "line 2: the row does not have"),
+        (
+            lambda folder: _file(folder / "p.csv", b"product_id,title\n1,2,3\n"),
+            "line 2: found 3 cells; expected the header's 2",
+        ),
         (lambda folder: _file(folder / "p.parquet", b"nonsense"), "not a readable parquet file"),
         (
             lambda folder: _file(folder / "p.csv", b"sku,title\n1,2\n"),
-            "no column 'product_id'; the columns are: sku, title",
+            "no column 'product_id'; 'sku' could be it: rename it; the columns are: sku, title",
         ),
         (lambda folder: _file(folder / "p.csv", b"product_id,price\n1,2\n"), "no column 'title' or 'description'"),
         (lambda folder: {"produkte": folder}, "accepted: products, queries"),
@@ -357,8 +363,16 @@ def test_queries_need_their_columns() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("products.csv", "product_id,title\n1,café\n".encode("latin-1"), r"products.csv: not UTF-8 \(byte 0xe9"),
-        ("products.jsonl", '{"product_id": "1", "title": "café"}\n'.encode("latin-1"), r"products.jsonl: not UTF-8"),
+        (
+            "products.csv",
+            "product_id,title\n1,café\n".encode("latin-1"),
+            r"row 0, column 'title': not UTF-8 \(byte 0xe9",
+        ),
+        (
+            "products.jsonl",
+            '{"product_id": "1", "title": "café"}\n'.encode("latin-1"),
+            r"row 0, column 'title': not UTF-8",
+        ),
         ("products.csv", b"product_id,title\n1," + b"x" * 200 + b"\n", r"products.csv, line 2: not CSV \(field larger"),
     ],
     ids=["csv in another encoding", "jsonl in another encoding", "a cell beyond the limit"],
@@ -366,7 +380,7 @@ def test_queries_need_their_columns() -> None:
 def test_a_text_file_that_cannot_be_read_is_named(
     tmp_path: Path, name: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.data.table_files._LONGEST_CELL", 100)
+    monkeypatch.setattr("evaluation.data.csv_files._LONGEST_CELL", 100)
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(TableError, match=message):
@@ -376,7 +390,9 @@ def test_a_text_file_that_cannot_be_read_is_named(
 def test_of_two_columns_with_one_name_none_is_taken_silently(tmp_path: Path) -> None:
     path = tmp_path / "products.csv"
     path.write_text("product_id,title,title\n1,red hat,blue hat\n")
-    with pytest.raises(TableError, match=r"products.csv: 2 columns are named 'title'; accepted: one name for each"):
+    with pytest.raises(
+        TableError, match=r"products.csv, line 1: 2 columns are named 'title'; accepted: one name for each"
+    ):
         load_tables(path)
     path.write_text("product_id,title,,\n1,red hat,,\n")  # what a spreadsheet adds
     assert load_tables(path).products[0].title == "red hat"

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.data.table_files import is_absent, parse_attributes, parse_category, parse_text
+from evaluation.data.categories import parse_category
+from evaluation.data.table_files import is_absent, parse_attributes, parse_text
 
 PARTS = ("query", "positive", "negative")
 FIELDS = ("id", "title", "description", "image", "category", "attributes", "group")
