@@ -17,6 +17,7 @@ from evaluation.data.text_cells import html_spans
 
 _ARROW = re.compile(r"\s*(?:[-=]+>|>+|»|›|→)\s*")
 _BAR, _SLASH = re.compile(r"\s*\|\s*"), re.compile(r"\s*/\s*")
+_MORE_THAN = re.compile(r"(?:^|.?\s+)>\d")
 _PATH_BREAK = re.compile(r"\s*[,;|\n]\s*")
 _DOCUMENTED = (" > ", ">", "|")
 
@@ -158,5 +159,5 @@ def _outside_html(text: str, sign: re.Pattern[str]) -> list[re.Match[str]]:
         match
         for match in sign.finditer(text)
         if not any(start < match.end() and match.start() < end for start, end in spans)
-        and not (sign is _ARROW and (match.start() == 0 or re.match(r"\s+>\d", text[match.start() :])))
+        and not (sign is _ARROW and _MORE_THAN.match(text, max(0, match.start() - 1)))
     ]

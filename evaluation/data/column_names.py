@@ -42,8 +42,8 @@ def likely_columns(wanted: Iterable[str], there: Sequence[str], rows: Sequence[M
         candidates += [column for column, form in plain.items() if form in near]
         if name.endswith("_id"):
             candidates = [column for column in candidates if _tells_rows_apart(column, rows)]
-        found += [column for column in candidates if column not in found]
-    return found[:_LISTED]
+        found += candidates
+    return list(dict.fromkeys(found))[:_LISTED]
 
 
 def _tells_rows_apart(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -98,6 +98,9 @@ _QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
 _INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
 
 
+READING_KEYS = ("strip_html", "category_separator")
+
+
 @dataclass(frozen=True)
 class ReadingOptions:
     """How cells are read.
@@ -123,6 +126,21 @@ class ReadingOptions:
         separator = self.category_separator
         if separator is not None and not (isinstance(separator, str) and separator):
             raise ValueError(f"category_separator: found {separator!r}; accepted: a text such as '/' or ' - '")
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
+        """Return what an entry of `data` in a recipe says; its other keys are not read.
+
+        Raises:
+            ValueError: a value that cannot be used.
+        """
+        given = {key: entry[key] for key in READING_KEYS if key in entry}
+        return cls(**given, interactions=interactions or InteractionOptions())
+
+    def as_entry(self) -> dict[str, Any]:
+        """Return the keys that say the same in an entry of `data` in a recipe."""
+        said = {"strip_html": self.strip_html or None, "category_separator": self.category_separator}
+        return {key: value for key, value in said.items() if value is not None}
 
     def clean(self, text: str) -> str:
         """Return a text as these options read it."""

@@ -82,16 +82,48 @@ def _first_undecodable(path: Path) -> list[str]:
 
 
 def _first_undecodable_in_parquet(path: Path) -> list[str]:
-    row = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_ROWS_PER_READ):
-        for place in range(batch.num_rows):
-            for column in batch.schema.names:
-                try:
-                    batch.column(column)[place].as_py()
-                except UnicodeDecodeError:
-                    return [f"row {row + place}", f"column {column!r}"]
-        row += batch.num_rows
+    file, first = pyarrow.parquet.ParquetFile(path), 0
+    for batch in file.iter_batches(_ROWS_PER_READ, columns=_text_leaves(file)):
+        if place := undecodable(batch, first):
+            return place
+        first += batch.num_rows
     return []
+
+
+def _text_leaves(file: pyarrow.parquet.ParquetFile) -> list[str]:
+    """The paths of a file's texts, those inside of structs and lists too: no picture is read with them."""
+    leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    return [leaf.path for leaf in leaves if leaf.converted_type == "UTF8" or leaf.logical_type.type == "STRING"]
+
+
+def undecodable(rows: pyarrow.Table | pyarrow.RecordBatch, first: int = 0) -> list[str]:
+    """Row and column of the first text that is not UTF-8, where there is one.
+
+    Args:
+        rows: Arrow's rows.
+        first: the number of the first of them. Default 0.
+    """
+    for name in rows.schema.names:
+        column = rows.column(name)
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid:
+            for place in range(rows.num_rows):
+                try:
+                    column[place].as_py()
+                except UnicodeDecodeError:
+                    return [f"row {first + place}", f"column {name!r}"]
+    return []
+
+
+def refuse_undecodable(path: Path) -> None:
+    """Look through the texts of a parquet file, and at nothing else of it.
+
+    Raises:
+        TableError: a text that is not UTF-8, with its row and column.
+    """
+    if place := _first_undecodable_in_parquet(path):
+        raise TableError(f"{path}, {', '.join(place)}: not UTF-8; accepted: text saved as UTF-8")
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

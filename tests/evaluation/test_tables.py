@@ -349,6 +349,31 @@ def test_two_files_for_one_table_and_options_of_another_source_are_refused(shop:
         load_tables(shop)
 
 
+@pytest.mark.parametrize(
+    ("columns", "likely"),
+    [
+        (["sku", "title"], "'sku' could be it"),
+        (["Product ID", "title", "handle"], "'Product ID' or 'handle' could be it"),
+        (["uniq_id", "title", "slug"], "'uniq_id' or 'slug' could be it"),
+        (["prodct_id", "title"], "'prodct_id' could be it"),
+        (["product_id", "Product Name"], "'Product Name' could be it"),
+        (["product_id", "image_url"], "'image_url' could be it"),
+    ],
+)
+def test_a_missing_column_names_those_that_could_be_it(columns: list[str], likely: str) -> None:
+    rows = [{column: f"{column} {number}" for column in columns} for number in range(3)]
+    with pytest.raises(TableError, match=f"no column .*; {likely}: rename it; the columns are: "):
+        load_tables({"products": rows})
+
+
+def test_a_column_whose_cells_repeat_is_not_taken_for_the_id() -> None:
+    rows = [{"handle": "mug", "variant_id": str(number), "title": "x"} for number in range(2)]
+    with pytest.raises(TableError, match="no column 'product_id'; 'variant_id' could be it"):
+        load_tables({"products": rows})
+    with pytest.raises(TableError, match="no column 'product_id'; the columns are: price, title"):
+        load_tables({"products": [{"price": 1, "title": "x"}]})
+
+
 def test_queries_need_their_columns() -> None:
     products = [{"product_id": "1", "title": "t"}]
     for queries, column in (
