@@ -93,6 +93,16 @@ def test_html_is_stripped_from_every_text_column_where_that_is_asked_for() -> No
     assert tables.report.count("html_cells") == 0
 
 
+def test_the_commands_take_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "products.csv").write_text("product_id,title,category_path\n1,a &amp; b,Home/Hats\n")
+    assert main([str(tmp_path)]) == 0
+    assert "html_cells" in (printed := capsys.readouterr().out)
+    assert "split_categories" in printed
+    assert main([str(tmp_path), "--strip-html", "--category-separator", "/"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert main([str(tmp_path), "--category-separator", ""]) == 2
+
+
 def test_what_is_no_html_stays_as_it_is() -> None:
     for text in ("Salt & pepper", "size < 5 cm > 3 cm", "<New> Mug", "AT&T; phone", "R&D", "a<b", "  two  spaces "):
         assert strip_html(text) == text
