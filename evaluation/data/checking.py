@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -266,7 +266,7 @@ def check_pictures(images: Iterable[tuple[str, ImageSource]], found: Found, open
     for name, source in tqdm(images, desc="pictures opened", unit="picture", delay=3.0, disable=not open_them):
         if is_address(source):
             found.add("image_addresses", f"{name}: {source}")
-        elif isinstance(source, str) and not Path(source).is_file():
+        elif isinstance(source, str) and not os.path.isfile(source):
             found.add("missing_images", f"{name}: {source}")
         elif open_them and (reason := _why_unreadable(source)):
             found.add("unreadable_images", f"{name}: {reason}")

@@ -202,8 +202,9 @@ class Table:
 
     def _mend_unicode(self) -> None:
         """Note each cell and each column's name with half a sign, which no tokenizer and no file takes."""
+        names = {column for column in columns_of(self.rows) if lone_surrogate(column)}
         for index, row in enumerate(self.rows):
-            for column in [column for column in row if lone_surrogate(column) or lone_surrogate(row[column])]:
+            for column in [column for column, cell in row.items() if lone_surrogate(cell) or column in names]:
                 half = lone_surrogate(column) or lone_surrogate(row[column])
                 self.found.add("invalid_unicode", f"{self.label}, row {index}, column {mended(column)!r}: {half!r}")
                 self.rows[index] = {mended(name): mended(cell) for name, cell in self.rows[index].items()}
