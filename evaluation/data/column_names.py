@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Names that exports of shops use, without case, spaces and signs; the likeliest first.
@@ -24,13 +24,13 @@ _OFTEN_CALLED = {
 _LISTED = 3
 
 
-def likely_columns(wanted: Iterable[str], there: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the columns that could be one of those wanted, the likeliest first, three at most.
+def likely_columns(wanted: Sequence[str], there: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Quote the columns that could be one of those wanted, the likeliest first, three at most.
 
     Args:
         wanted: names of the format, such as "product_id".
         there: the table's columns that have no meaning yet.
-        rows: the table; a column whose cells repeat is not taken for an id.
+        rows: the table; of columns for an id, those whose cells repeat come last, and say so.
     """
     plain = {column: re.sub(r"[\W_]+", "", str(column)).casefold() for column in there}
     found: list[str] = []
@@ -41,11 +41,13 @@ def likely_columns(wanted: Iterable[str], there: Sequence[str], rows: Sequence[M
         near = difflib.get_close_matches(name.replace("_", ""), list(plain.values()), n=1, cutoff=0.8)
         candidates += [column for column, form in plain.items() if form in near]
         if name.endswith("_id"):
-            candidates = [column for column in candidates if _tells_rows_apart(column, rows)]
+            candidates.sort(key=lambda column: _repeats(column, rows))
         found += candidates
-    return list(dict.fromkeys(found))[:_LISTED]
+    distinct = list(dict.fromkeys(found))[:_LISTED]
+    an_id = any(name.endswith("_id") for name in wanted)
+    return [f"{column!r}{' (its cells repeat)' if an_id and _repeats(column, rows) else ''}" for column in distinct]
 
 
-def _tells_rows_apart(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _repeats(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     cells = [str(row.get(column)) for row in rows]
-    return len(set(cells)) == len(cells)
+    return len(set(cells)) < len(cells)

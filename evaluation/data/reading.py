@@ -215,7 +215,7 @@ class Table:
             there = columns_of(self.rows)
             unread = [column for column in there if column not in self.names.values()]
             likely = likely_columns(columns, unread, self.rows)
-            hint = f"; {' or '.join(map(repr, likely))} could be it: rename it" if likely else ""
+            hint = f"; {' or '.join(likely)} could be it: rename it" if likely else ""
             wanted = " or ".join(map(repr, columns))
             raise TableError(f"{self.label}: no column {wanted}{hint}; the columns are: {', '.join(there)}")
 

@@ -55,7 +55,7 @@ def rows_of(part: str) -> st.SearchStrategy[list[dict[str, Any]]]:
 TABLES = st.fixed_dictionaries({part: rows_of(part) for part in COLUMNS})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TABLES, st.booleans(), st.sampled_from([None, "/", " - "]))
 @example({"products": [{"product_id": "a", "images": "x" * 300}]}, False, None)
 def test_any_cell_is_read_or_refused_in_a_sentence(tables: dict[str, Any], strip: bool, separator: str | None) -> None:

@@ -366,9 +366,11 @@ def test_a_missing_column_names_those_that_could_be_it(columns: list[str], likel
         load_tables({"products": rows})
 
 
-def test_a_column_whose_cells_repeat_is_not_taken_for_the_id() -> None:
+def test_a_column_whose_cells_repeat_comes_last_and_says_so() -> None:
     rows = [{"handle": "mug", "variant_id": str(number), "title": "x"} for number in range(2)]
-    with pytest.raises(TableError, match="no column 'product_id'; 'variant_id' could be it"):
+    with pytest.raises(
+        TableError, match=r"no column 'product_id'; 'variant_id' or 'handle' \(its cells repeat\) could be it"
+    ):
         load_tables({"products": rows})
     with pytest.raises(TableError, match="no column 'product_id'; the columns are: price, title"):
         load_tables({"products": [{"price": 1, "title": "x"}]})
