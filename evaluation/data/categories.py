@@ -30,11 +30,13 @@ class CategoryCell:
         path: its category path, the first level first.
         separator: what separated the levels of a text, "" for nothing or a list.
         paths: all category paths that the cell names, where there are several.
+        undecided: whether it is a text with a slash that was read as one label.
     """
 
     path: tuple[str, ...] = ()
     separator: str = ""
     paths: tuple[tuple[str, ...], ...] = ()
+    undecided: bool = False
 
 
 class CategoryReader:
@@ -55,8 +57,7 @@ class CategoryReader:
         texts = [text for text in texts if not text.startswith("[")]
         self._given = _as_written(separator) if separator else None
         plain = self._given is None and not any(_first_cut(text, sign) for text in texts for sign in (_ARROW, _BAR))
-        self.slashes = plain and _are_paths([text for text in texts if "/" in text], len(texts))
-        self.undecided_slashes = plain and not self.slashes
+        self.slashes = plain and _are_paths([text for text in texts if _first_cut(text, _SLASH)], len(texts))
         self._roots = {_root(text, sign) for text in texts if (sign := self._sign(text)) is not None}
 
     def read(self, cell: Any) -> CategoryCell:
@@ -82,7 +83,9 @@ class CategoryReader:
         return next((sign for sign in signs if _first_cut(text, sign)), None)
 
     def _read_text(self, text: str, sign: re.Pattern[str] | None) -> CategoryCell:
-        return CategoryCell((text,)) if sign is None else _cell(self._paths(text, sign), _first_cut(text, sign))
+        if sign is None:
+            return CategoryCell((text,), undecided=self._given is None and bool(_first_cut(text, _SLASH)))
+        return _cell(self._paths(text, sign), _first_cut(text, sign))
 
     def _paths(self, text: str, sign: re.Pattern[str]) -> list[tuple[str, ...]]:
         return [path for part in self._parts(text, sign) if (path := tuple(filter(None, _pieces(part, sign))))]

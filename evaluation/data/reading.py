@@ -293,7 +293,7 @@ class Table:
             self.found.add("split_categories", f"{place} → {' > '.join(cell.path)}")
         if cell.paths:
             self.found.add("several_categories", f"{place} → {' > '.join(cell.path)}")
-        if reader.undecided_slashes and any("/" in label for label in cell.path):
+        if cell.undecided:
             self.found.add("undecided_categories", place)
         return cell.path
 

@@ -43,6 +43,9 @@ def test_a_slash_inside_of_labels_separates_nothing_and_is_reported() -> None:
     beside_paths = shop("Clothing > Tops/Blouses", "Clothing > Shoes")
     assert paths(beside_paths)[0] == ("Clothing", "Tops/Blouses")
     assert beside_paths.report.issues == ()
+    assert shop(["Home", "Tops/Blouses"], ["Home/Garden"], "<b>Home</b>").report.count("undecided_categories") == 0
+    mixed = shop("Clothing > Shoes", "Clothing/Hats")
+    assert (paths(mixed)[1], mixed.report.count("undecided_categories")) == (("Clothing/Hats",), 1)
     alone = shop("Tops/Blouses", "Shoes", "Bags/Purses", "Hats")
     assert paths(alone) == [("Tops/Blouses",), ("Shoes",), ("Bags/Purses",), ("Hats",)]
     assert alone.report.count("undecided_categories") == 2
