@@ -31,6 +31,7 @@ from PIL import ImageFont
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.tables import ProductTables, load_tables
 from evaluation.encode import load_for_evaluation
 from evaluation.heatmap_drawing import draw_explanation
@@ -562,6 +563,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="draw again what is there")
     parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue")
     return parser
@@ -582,9 +584,11 @@ def _run(chosen: argparse.Namespace) -> int:
         ImageFont.truetype(str(chosen.font))  # a file that is no font is refused before anything is computed
     require_writable_folder("--output", chosen.output)
     catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}
-    tables = load_tables(chosen.data, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
-    print(tables.report, file=sys.stderr)
+    tables = load_tables(
+        chosen.data, images_root=chosen.images_root, seed=chosen.seed, reading=reading_options(chosen), **catalogue
+    )
     tables.report.raise_if_fatal()
+    print(tables.report, file=sys.stderr)
     records = _records(tables.select(chosen.split), chosen)
     model, processor = load_for_evaluation(chosen.model, device=chosen.device)
     chosen.output.mkdir(parents=True, exist_ok=True)

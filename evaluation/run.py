@@ -23,6 +23,7 @@ from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from evaluation.encode import (
     QUERY_REASONING,
@@ -318,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
     parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue, limit, bootstrap and sheet")
     return parser
@@ -441,9 +443,11 @@ def load_benchmark(source: str, chosen: argparse.Namespace) -> ProductTables:
         TableError: no such tables or split, or tables that cannot be used.
     """
     catalogue = {"products": chosen.catalogue_products} if source == "catalogue" else {}
-    tables = load_tables(source, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
-    print(tables.report, file=sys.stderr)
+    tables = load_tables(
+        source, images_root=chosen.images_root, seed=chosen.seed, reading=reading_options(chosen), **catalogue
+    )
     tables.report.raise_if_fatal()
+    print(tables.report, file=sys.stderr)
     tables.select(chosen.split)  # a wrong split is refused before the model is loaded
     if chosen.split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
         print(

@@ -34,7 +34,15 @@ from evaluation.provenance import provenance
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
 from training.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
-from training.arguments import TABLE_KEYS, RecipeError, check_keys, known_keys, parse_recipe, read_recipe_file
+from training.arguments import (
+    TABLE_KEYS,
+    RecipeError,
+    check_keys,
+    known_keys,
+    parse_recipe,
+    read_recipe_file,
+    reading_of,
+)
 from training.exact_resumption import METRICS_FILE
 from training.reasoning_arguments import COLD_START
 from training.resume import read_lines, write_atomically
@@ -224,7 +232,7 @@ def tables_with_boxes(
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        tables = load_tables(source)
+        tables = load_tables(source, reading=reading_of(entry))
         boxes, facts = _detect(tables, DETECTORS[detector_name](), progress)
         for name, key, column in (("products", "product_id", "core_box"), ("queries", "query_id", "bbox")):
             _write_with_boxes(source, partial, (name, key, column), boxes[name])

@@ -29,6 +29,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from evaluation.data.catalogue import make_catalogue
 from evaluation.data.interactions import ACTION_WEIGHTS, InteractionOptions
+from evaluation.data.reading import READING_KEYS, ReadingOptions
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.candidates import check_candidates
@@ -872,7 +873,7 @@ def _looks_local(name: str) -> bool:
 
 
 TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
-SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups")
+SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups", *READING_KEYS)
 
 
 def interaction_options(data: DataArguments) -> InteractionOptions:
@@ -887,6 +888,18 @@ def interaction_options(data: DataArguments) -> InteractionOptions:
         raise RecipeError(str(error).replace("half_life_days", "interaction_half_life_days")) from error
 
 
+def reading_of(entry: dict[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
+    """Return how the cells of an entry of `data` are read.
+
+    Raises:
+        RecipeError: strip_html or category_separator that cannot be used.
+    """
+    try:
+        return ReadingOptions.of(entry, interactions)
+    except ValueError as error:
+        raise RecipeError(f"data: {error}") from error
+
+
 def check_source(entry: Any) -> None:
     """Refuse an entry of `data` that names nothing readable."""
     if isinstance(entry, str):
@@ -894,6 +907,7 @@ def check_source(entry: Any) -> None:
     if not isinstance(entry, dict):
         raise RecipeError(f"data: found {entry!r}; accepted: catalogue, a path, or a mapping of {SOURCE_KEYS}")
     check_keys(entry, SOURCE_KEYS, where="data")
+    reading_of(entry)
     if ("path" in entry) == ("products" in entry):
         raise RecipeError(f"data: found {entry}; accepted: either a path or products (with queries and images)")
     for key in ("path", *TABLE_KEYS):
@@ -906,7 +920,8 @@ def check_source(entry: Any) -> None:
         raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; accepted: true or false")
 
 
-STREAM_KEYS = ("parquet", "hub", "config", "split", "revision", "columns", "images", "name", "weight", "mask_groups")
+_STREAM_PLACES = ("parquet", "hub", "config", "split", "revision")
+STREAM_KEYS = (*_STREAM_PLACES, "columns", "images", "name", "weight", "mask_groups", *READING_KEYS)
 
 
 def check_stream(entry: Any) -> None:
@@ -918,6 +933,7 @@ def check_stream(entry: Any) -> None:
             f"data: found {entry!r} with streaming; accepted: a path, owner/name, or a mapping of {STREAM_KEYS}"
         )
     check_keys(entry, STREAM_KEYS, where="data")
+    reading_of(entry)
     if ("parquet" in entry) == ("hub" in entry):
         raise RecipeError(f"data: found {entry}; accepted: either parquet or hub")
     for key, kinds, accepted in (

@@ -22,7 +22,7 @@ import torch
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
-from evaluation.data.interactions import InteractionOptions
+from evaluation.data.reading import READING_KEYS, ReadingOptions, add_reading_arguments
 from evaluation.data.table_files import SUFFIXES
 from evaluation.data.tables import ProductRow, ProductTables, TableError, load_tables
 from evaluation.encode import VectorCache, load_for_evaluation
@@ -30,7 +30,7 @@ from evaluation.outputs import OutputError, require_writable_folder
 from evaluation.report import comparison_table, contact_sheet
 from evaluation.shortened import shortened_sentence, shortened_summary, told
 from processing_moon.product_moon import ProductError, open_image
-from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe
+from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
 from training.data.hard_negatives import MiningOptions
 from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
 from training.data.sources import with_held_out_queries
@@ -51,7 +51,13 @@ _OUTPUT_DIR = re.compile(r"(?<![\w/.-])(?:--)?output_dir\b")  # what a refused t
 _LISTED = 50  # items named in one list of the report
 
 
-def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[str], mining: MiningOptions) -> Path:
+def shop(
+    source: str | Path | dict[str, str],
+    output: Path,
+    overrides: Sequence[str],
+    mining: MiningOptions,
+    reading: ReadingOptions | None = None,
+) -> Path:
     """Do the whole of it; what an earlier call has finished is kept.
 
     Args:
@@ -59,6 +65,7 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
         output: where everything is written: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
         overrides: recipe keys, `--key value`; `--overwrite` starts anew.
         mining: the guards of the hard negatives.
+        reading: how cells are read. Default: ReadingOptions's own.
 
     Returns:
         The report.
@@ -73,12 +80,13 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
     print("1/5  The tables, every picture opened", flush=True)
     asked = parse_recipe([str(RECIPE), *overrides])
     anew = asked.training.overwrite
-    tables = read_shop(source, interaction_options(asked.data))
+    reading = replace(reading or ReadingOptions(), interactions=interaction_options(asked.data))
+    tables = read_shop(source, reading)
     print(tables.report, flush=True)
     if anew or not (mined / QUERIES_FILE).is_file():
         mined.mkdir(exist_ok=True)
         write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
-    recipe = _recipe(source, tables.name, output, overrides)
+    recipe = _recipe(source, {"name": tables.name, **reading.as_entry()}, output, overrides)
     with forgotten_if_refused(recipe):
         open_run(recipe)  # it refuses other values, and clears where that is asked for
         recipe.training.overwrite = False
@@ -103,17 +111,17 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
     return path
 
 
-def read_shop(source: str | Path | dict[str, str], options: InteractionOptions | None = None) -> ProductTables:
+def read_shop(source: str | Path | dict[str, str], reading: ReadingOptions | None = None) -> ProductTables:
     """Read a shop's tables, every picture opened, and hold out a fifth of the searches where no split is named.
 
     Args:
         source: a folder, or the tables by name.
-        options: how interactions become weights.
+        reading: how cells are read, and how interactions become weights.
 
     Raises:
         TableError: tables that cannot be used, without searches, or with pictures of which no product's can be opened.
     """
-    tables = load_tables(source, check_images=True, interactions=options)
+    tables = load_tables(source, check_images=True, reading=reading)
     tables.report.raise_if_fatal()
     if not tables.queries:
         raise TableError(
@@ -138,13 +146,15 @@ def _can_be_opened(row: ProductRow) -> bool:
     return True
 
 
-def _recipe(source: str | Path | dict[str, str], name: str, output: Path, overrides: Sequence[str]) -> Recipe:
+def _recipe(
+    source: str | Path | dict[str, str], entry: dict[str, Any], output: Path, overrides: Sequence[str]
+) -> Recipe:
     """The recipe on the products as they are and the queries as mined."""
     if isinstance(source, dict):
         parts = {key: source[key] for key in ("products", "images") if key in source}
     else:
         parts = {"products": str(_products_of(Path(source))[0])}
-    entry = {**parts, "queries": str(output / "mined" / QUERIES_FILE), "name": name}
+    entry = {**parts, "queries": str(output / "mined" / QUERIES_FILE), **entry}
     recipe_file = output / "recipe.yaml"
     write_atomically(recipe_file, json.dumps({"extends": str(RECIPE), "data": [entry]}, indent=1) + "\n")
     return parse_recipe([str(recipe_file), "--output_dir", str(output / "run"), *overrides])
@@ -293,6 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"--{key}", help="a folder of pictures" if key == "images" else "a .csv, .jsonl or .parquet"
         )
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
+    add_reading_arguments(parser)
     defaults = MiningOptions()
     parser.add_argument("--mine-per-query", type=int, default=defaults.per_query, help="hard negatives for each search")
     parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.data.mine")
@@ -301,7 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
         require_writable_folder("--output", chosen.output)
         source = _source_of(chosen)
         mining = _mining_of(chosen)
-        print(f"wrote {shop(source, chosen.output, overrides, mining)}")
+        reading = reading_of({key: value for key in READING_KEYS if (value := getattr(chosen, key)) is not None})
+        print(f"wrote {shop(source, chosen.output, overrides, mining, reading)}")
     except (*REFUSED, *STOPPED, MiningError, OutputError) as error:
         print(f"shop: {re.sub(_OUTPUT_DIR, '--output', str(error))}", file=sys.stderr)
         return 3 if isinstance(error, STOPPED) else 2

@@ -30,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation.data.interactions import InteractionOptions
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
 from evaluation.encode import Encoded, config_digest, encode, load_for_evaluation
@@ -420,6 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder or hub id of a checkpoint")
     parser.add_argument("--data", required=True, help="catalogue, or a folder or products file in the two-table format")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder to write, or to go on in")
     parser.add_argument("--action-weights", help="relevance of actions in an interactions table, {purchase: 1, …}")
     parser.add_argument("--half-life-days", type=float, help="an interaction counts half for every so many days of age")
@@ -461,10 +463,10 @@ def _run(chosen: argparse.Namespace) -> dict[str, Any]:
     tables = load_tables(
         chosen.data,
         images_root=chosen.images_root,
-        interactions=InteractionOptions(**weights, half_life_days=chosen.half_life_days),
+        reading=reading_options(chosen, InteractionOptions(**weights, half_life_days=chosen.half_life_days)),
     )
-    print(tables.report, flush=True)
     tables.report.raise_if_fatal()
+    print(tables.report, flush=True)
     model, processor = load_for_evaluation(chosen.model)
     job = MiningJob(
         chosen.output, chosen.split, chosen.batch_size, chosen.shard_rows, chosen.overwrite, options=options

@@ -12,7 +12,7 @@ from typing import Any
 
 from evaluation.data.duplicates import EqualProducts, classes
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
-from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options
+from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, reading_of
 from training.negatives import stable_id
 
 TRAIN, TEST = "train", "test"
@@ -53,7 +53,8 @@ def read_data(recipe: Recipe) -> list[ProductTables]:
 def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
     if source.get("path") != "catalogue":
         parts = {key: source[key] for key in TABLE_KEYS if key in source}
-        return load_tables(source.get("path") or parts, interactions=interaction_options(recipe.data))
+        reading = reading_of(source, interaction_options(recipe.data))
+        return load_tables(source.get("path") or parts, reading=reading)
     options: dict[str, Any] = dict(recipe.data.catalogue or {})  # type: ignore[arg-type]
     try:
         return _catalogue(json.dumps(options, sort_keys=True))
