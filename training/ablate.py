@@ -36,6 +36,7 @@ from training.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart
 from training.arguments import TABLE_KEYS, RecipeError, check_keys, known_keys, parse_recipe, read_recipe_file
 from training.exact_resumption import METRICS_FILE
 from training.reasoning_arguments import COLD_START
+from training.recipe_files import merged
 from training.resume import read_lines, write_atomically
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
@@ -143,9 +144,7 @@ def read_suite(path: Path) -> Suite:
     if values.get("boxes") not in (None, *DETECTORS):
         raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; accepted: {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
-    for key, value in (values.get("keys") or {}).items():
-        both = isinstance(value, dict) and isinstance(recipe.get(key), dict)
-        recipe[key] = {**recipe[key], **value} if both else value
+    recipe = merged(recipe, values.get("keys") or {})
     suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
     _check_cells(suite)
     return suite

@@ -20,7 +20,7 @@ from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.data.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
 from training.data.stream_sources import stream_batches
 from training.data.streams import StreamCollator, StreamSource, sample_of
-from training.negatives import NegativeQueue
+from training.negatives import AUTO, NegativeQueue, queue_length
 from training.objective import loss_of, options_of
 from training.reasoning_arguments import COLD_START, REASONING
 from training.streamed_trainer import StreamedTrainer
@@ -53,11 +53,22 @@ def trainer_factory(
         _check_negatives(recipe, data)
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    _note_queue(recipe)
     stage = {COLD_START: _cold_start, REASONING: _joint}.get(recipe.reasoning.stage)
     if stage is not None:
         return functools.partial(stage, recipe, model, processor, data, save_records)
     make = _streamed if recipe.data.streaming else _contrastive
     return functools.partial(make, recipe, model, processor, data, save_records)
+
+
+def _note_queue(recipe: Recipe) -> None:
+    """Note, and say, how long the queue is where that follows from the number of processes."""
+    if recipe.loss.queue_steps != AUTO:
+        return
+    processes = recipe.training.world_size
+    steps = recipe.facts["queue_steps"] = queue_length(AUTO, processes)
+    if recipe.training.process_index == 0:
+        print(f"queue_steps: {AUTO} is {steps} with {processes} process{'es' * (processes > 1)}")
 
 
 def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
@@ -76,7 +87,7 @@ def _shared(recipe: Recipe, model: nn.Module, processor: MoonProcessor, args: An
         "model": model,
         "args": args,
         "loss": loss_of(recipe.loss),
-        "queue": NegativeQueue(recipe.loss.queue_steps),
+        "queue": NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
         "options": options_of(recipe),
         "save_records": save_records,
         "save_processor": processor.save_pretrained,
@@ -146,7 +157,7 @@ def _joint(
         pairs=pairs,
         processor=processor,
         loss=loss_of(recipe.loss).contrastive,
-        queue=NegativeQueue(recipe.loss.queue_steps),
+        queue=NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
         rewards=reasoning.weights_of_rewards,
         known_values=known_values(data),
         options=RolloutOptions(

@@ -36,7 +36,7 @@ from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from evaluation.shortened import shortened_sentence, shortened_summary
 from processing_moon import MoonProcessor
-from training.arguments import Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
+from training.arguments import Recipe, RecipeError, make_recipe, parse_recipe, usage
 from training.data.collate import UnreadableBatchError
 from training.data.sources import digest_of, read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
@@ -57,6 +57,7 @@ from training.resume import (
     write_atomically,
     written_whole,
 )
+from training.same_recipe import differences, differing_keys
 from training.stages import MakeTrainer, trainer_factory
 from training.starting_model import (
     BASE_FOLDERS,
@@ -219,11 +220,9 @@ def open_run(recipe: Recipe) -> bool:
     stored_file = output_dir / RECIPE_FILE
     if stored_file.is_file():
         stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
-        differing = differing_keys(stored, recipe.resolved)
-        if differing:
-            changes = "; ".join(f"{key}: {stored.get(key)!r} → {recipe.resolved.get(key)!r}" for key in differing)
+        if differing_keys(stored, recipe.resolved):
             raise RecipeError(
-                f"{output_dir} holds a run of another recipe ({changes}); "
+                f"{output_dir} holds a run of another recipe ({differences(stored, recipe.resolved)}); "
                 "accepted: the same recipe to resume, another output_dir, or --overwrite"
             )
         if args.max_steps < 1:
