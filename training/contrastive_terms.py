@@ -142,7 +142,9 @@ class _Gathered:
         self.batch = Candidates(self.found["products"], inputs["product"], inputs["group"])
         self.first = first_row(len(product_ND), product_ND.device) if options.spatial else 0
         if options.spatial:
-            self.batch = replace(self.batch, product_C=gather_ids(inputs["product"]), group_C=gather_ids(inputs["group"]))
+            self.batch = replace(
+                self.batch, product_C=gather_ids(inputs["product"]), group_C=gather_ids(inputs["group"])
+            )
             if options.intra:
                 self.both_product, self.both_group = gather_ids(self.both_product), gather_ids(self.both_group)
         self.target_B = inputs["target"] + self.first

@@ -30,7 +30,9 @@ def test_a_lone_candidate_is_refused_with_the_keys_that_change_it(values):
 
 
 def test_other_processes_give_no_candidate_where_the_spatial_half_is_off():
-    with pytest.raises(ValueError, match="found 1 with spatial_negatives: false with hard_negatives 0 and queue_steps 0"):
+    with pytest.raises(
+        ValueError, match="found 1 with spatial_negatives: false with hard_negatives 0 and queue_steps 0"
+    ):
         check_candidates(*groups(processes=8, spatial=False), 1.0)
     check_candidates(*groups(processes=8, spatial=False, batch=2), 1.0)
 
