@@ -35,6 +35,7 @@ from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, repor
 from training.data.sources import with_held_out_queries
 from training.exact_resumption import SHORTENED_FILE
 from training.resume import read_lines, write_atomically
+from training.run_lock import alone_in
 from training.starting_model import load_start, prepare_base
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
@@ -64,13 +65,19 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
 
     Raises:
         TableError: tables that cannot be used.
-        RecipeError: keys that cannot be used, or an output of other keys.
+        RecipeError: keys that cannot be used, an output of other keys, or one in which another process is at work.
         MiningError: an output of other tables.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    asked = parse_recipe([str(RECIPE), *overrides])
+    with alone_in(output, asked.training):
+        return _from_tables_to_report(source, output, overrides, mining, asked)
+
+
+def _from_tables_to_report(
+    source: str | Path | dict[str, str], output: Path, overrides: Sequence[str], mining: MiningOptions, asked: Recipe
+) -> Path:
     mined = output / "mined"
     print("1/5  The tables, every picture opened", flush=True)
-    asked = parse_recipe([str(RECIPE), *overrides])
     anew = asked.training.overwrite
     tables = read_shop(source, interaction_options(asked.data))
     print(tables.report, flush=True)

@@ -57,6 +57,7 @@ from training.resume import (
     write_atomically,
     written_whole,
 )
+from training.run_lock import alone_in
 from training.same_recipe import differences, differing_keys
 from training.stages import MakeTrainer, trainer_factory
 from training.starting_model import (
@@ -109,11 +110,12 @@ def run(recipe: Recipe) -> None:
     """Train as the recipe says, or continue, or say that it is done.
 
     Raises:
-        RecipeError: the recipe does not fit the data, the model or what output_dir already holds.
+        RecipeError: the recipe does not fit the data, the model or what output_dir already holds; or another run is at work
+            in output_dir.
         TableError: a data set that cannot be used.
         DiskFullError: a file that cannot be written.
     """
-    with forgotten_if_refused(recipe):
+    with alone_in(Path(recipe.training.output_dir), recipe.training), forgotten_if_refused(recipe):
         _run(recipe)
 
 

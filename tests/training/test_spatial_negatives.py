@@ -1,6 +1,5 @@
 """The two halves of the extra negatives, each switched off alone: those of other processes, and those of past steps."""
 
-
 import pytest
 import torch
 import yaml
