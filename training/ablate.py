@@ -200,7 +200,7 @@ def tables_with_boxes(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a data set's products and queries once more, with the core boxes that a detector finds where they have none.
 
-    Our design, for data without boxes; MOON (arXiv 2508.11999 §2) asks a grounding model. The first picture counts.
+    Our design, for data without boxes; MOON (arXiv 2508.11999 §3.1) asks a grounding model. The first picture counts.
 
     Args:
         entry: an entry of a recipe's `data` with a folder of parquet tables as its path.

@@ -142,8 +142,8 @@ def take(folder: Path) -> None:
         )
     raise RecipeError(
         f"output_dir: {folder} is in use by process {owner.process} of the machine {owner.host}{since}, as far as can be seen "
-        f"from {here.host}; accepted: another output_dir; or, once that process has ended, delete {folder / LOCK_FILE} and give the "
-        "same command again"
+        f"from {here.host}; accepted: another output_dir; or, once that process has ended, delete {folder / LOCK_FILE} and give "
+        "the same command again"
     )
 
 
