@@ -297,6 +297,7 @@ class Recipe:
         training: see MoonTrainingArguments.
         resolved: every key that defines the run with its value, ready to be written as YAML and run again.
         facts: what is found out about the data before training, for the provenance and the results.
+        said: what has been printed once, and is not printed again after the step rate was measured.
     """
 
     path: Path
@@ -307,6 +308,7 @@ class Recipe:
     training: MoonTrainingArguments
     resolved: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
 
 
 def usage() -> str:

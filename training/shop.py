@@ -34,6 +34,7 @@ from training.data.hard_negatives import MiningOptions
 from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
 from training.data.sources import with_held_out_queries
 from training.exact_resumption import SHORTENED_FILE
+from training.progress_bars import bars_shown
 from training.resume import read_lines, write_atomically
 from training.run_lock import alone_in
 from training.starting_model import load_start, prepare_base
@@ -69,7 +70,7 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
         MiningError: an output of other tables.
     """
     asked = parse_recipe([str(RECIPE), *overrides])
-    with alone_in(output, asked.training):
+    with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
         return _from_tables_to_report(source, output, overrides, mining, asked)
 
 
@@ -94,7 +95,8 @@ def _from_tables_to_report(
     model = model.to(recipe.training.device)
     print("3/5  Hard negatives, mined with it", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size
-    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining)
+    shown = not recipe.training.disable_tqdm
+    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining, progress=shown)
     facts = mine(model, processor, tables, job, str(start))
     print(report_text(facts), flush=True)
     pictures = {"before": _draw(model, processor, tables, recipe, output, "before")}
@@ -165,7 +167,8 @@ def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, out
     part = tables.select(recipe.training.evaluate_split)
     answers = {name for query in part.queries for name in query.positives}
     products = sorted(part.products, key=lambda row: row.product_id not in answers)[:_LARGEST_PICTURED_GALLERY]
-    cache = VectorCache(model, processor, products, part.queries, batch_size=recipe.training.per_device_eval_batch_size)
+    settings = {"batch_size": recipe.training.per_device_eval_batch_size, "progress": not recipe.training.disable_tqdm}
+    cache = VectorCache(model, processor, products, part.queries, **settings)
     examples = search_examples(cache, count=_PICTURED_SEARCHES)
     if not examples:
         return None

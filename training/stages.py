@@ -67,8 +67,14 @@ def _note_queue(recipe: Recipe) -> None:
         return
     processes = recipe.training.world_size
     steps = recipe.facts["queue_steps"] = queue_length(AUTO, processes)
-    if recipe.training.process_index == 0:
-        print(f"queue_steps: {AUTO} is {steps} with {processes} process{'es' * (processes > 1)}")
+    _say_once(recipe, f"queue_steps: {AUTO} is {steps} with {processes} process{'es' * (processes > 1)}")
+
+
+def _say_once(recipe: Recipe, text: str) -> None:
+    """Print what a trainer's data is like, in the first process, and not again for the trainer after the measurement."""
+    if recipe.training.process_index == 0 and text not in recipe.said:
+        recipe.said.add(text)
+        print(text)
 
 
 def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
@@ -126,8 +132,7 @@ def _cold_start(
     reading: dict[str, Any] = {"allow_urls": recipe.data.allow_urls, "reasoning": "mixed"}
     if recipe.data.streaming:
         targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
-        if args.process_index == 0:
-            print(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
+        _say_once(recipe, f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
         make_pairs = functools.partial(
             ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
         )
@@ -177,8 +182,8 @@ def _joint(
 def _reasoned(recipe: Recipe, pairs: Any, processor: MoonProcessor, data: Any, args: Any) -> ReasonedPairs:
     """The pairs with what is known of their attributes."""
     targets = ReasoningTargets(data, processor)
-    if args.process_index == 0 and targets.report:
-        print(targets.report)
+    if targets.report:
+        _say_once(recipe, targets.report)
     return ReasonedPairs(pairs, targets, recipe.reasoning.unreasoned_share, args.seed)
 
 
@@ -209,8 +214,8 @@ def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], ste
         dataset = PairDataset(sources, _pair_options(recipe), args.seed, length=steps * batch)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    for form in dataset.missing_forms() if args.process_index == 0 else ():
-        print(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
+    for form in dataset.missing_forms():
+        _say_once(recipe, f"query_mix: no data set has queries of the form {form!r}; none are drawn")
     if not data.bucket_batches:
         return dataset
     return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)

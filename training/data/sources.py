@@ -54,6 +54,8 @@ def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
         parts = {key: source[key] for key in TABLE_KEYS if key in source}
         return load_tables(source.get("path") or parts, interactions=interaction_options(recipe.data))
     options: dict[str, Any] = dict(recipe.data.catalogue or {})  # type: ignore[arg-type]
+    if recipe.training.disable_tqdm:
+        options["progress"] = False
     try:
         return _catalogue(json.dumps(options, sort_keys=True))
     except (TypeError, ValueError) as error:
