@@ -88,24 +88,25 @@ def _answers(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, training: Any) -> Iterator[None]:
+def alone_in(folder: Path, training: Any = None) -> Iterator[None]:
     """Hold the lock of a folder in the first process of a run, and let no process go on where another run holds it.
 
     Args:
         folder: the run's; made where it is not there.
-        training: the recipe's TrainingArguments, for the number of processes.
+        training: the recipe's TrainingArguments, for the number of processes; None: one.
 
     Raises:
         RecipeError: in every process: another run is at work in the folder, or may be, or no file can be written there.
     """
     problem: Exception | None = None
-    if training.process_index == 0:
+    first = training is None or training.process_index == 0
+    if first:
         try:
             take(folder)
         except (RecipeError, OSError) as error:
             problem = error
     reasons: list[Any] = [None if problem is None else str(problem)]
-    if training.world_size > 1:
+    if training is not None and training.world_size > 1:
         torch.distributed.broadcast_object_list(reasons, src=0, device=training.device)
     if problem is not None:
         raise problem
@@ -114,7 +115,7 @@ def alone_in(folder: Path, training: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if training.process_index == 0:
+        if first:
             release(folder)
 
 
@@ -137,12 +138,12 @@ def take(folder: Path) -> None:
     since = f" since {owner.since}" if owner.since else ""
     if owner.host == here.host:
         raise RecipeError(
-            f"output_dir: {folder} is in use by process {owner.process} of this machine{since}; accepted: another output_dir; or "
-            "the same command when that process has ended, which then goes on from its last checkpoint"
+            f"{folder} is in use by process {owner.process} of this machine{since}; accepted: another folder; or the same "
+            "command when that process has ended, which then goes on where it stopped"
         )
     raise RecipeError(
-        f"output_dir: {folder} is in use by process {owner.process} of the machine {owner.host}{since}, as far as can be seen "
-        f"from {here.host}; accepted: another output_dir; or, once that process has ended, delete {folder / LOCK_FILE} and give "
+        f"{folder} is in use by process {owner.process} of the machine {owner.host}{since}, as far as can be seen "
+        f"from {here.host}; accepted: another folder; or, once that process has ended, delete {folder / LOCK_FILE} and give "
         "the same command again"
     )
 

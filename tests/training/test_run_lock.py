@@ -14,8 +14,10 @@ import pytest
 import yaml
 from launched import ROOT, launch_two, run_twice
 
+from training.data.mine import main as mine
 from training.recipe_files import RecipeError
 from training.run_lock import LOCK_FILE, Owner, alone_in, release, take
+from training.shop import main as shop
 from training.train import main
 
 ONE = SimpleNamespace(process_index=0, world_size=1, device="cpu")
@@ -68,7 +70,10 @@ def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_once_it_is_go
     assert main([recipe, "--output_dir", str(run)]) == 2
     said = capsys.readouterr().err
     assert f"{run} is in use by process {holder.pid} of this machine since " in said
-    assert "accepted: another output_dir; or the same command when that process has ended" in said
+    assert (
+        "accepted: another folder; or the same command when that process has ended, which then goes on where it stopped"
+        in said
+    )
     assert [path.name for path in run.iterdir()] == [LOCK_FILE]
     holder.send_signal(signal.SIGKILL)
     while Owner(**json.loads((run / LOCK_FILE).read_text())).may_run(
@@ -86,7 +91,7 @@ def test_a_lock_of_another_machine_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(
         RecipeError,
         match=rf"in use by process 4242 of the machine gpu7 since .*, as far as can be seen from {here}; accepted: another "
-        rf"output_dir; or, once that process has ended, delete {tmp_path}/{LOCK_FILE} and give the same command again",
+        rf"folder; or, once that process has ended, delete {tmp_path}/{LOCK_FILE} and give the same command again",
     ):
         take(tmp_path)
     (tmp_path / LOCK_FILE).unlink()
@@ -152,6 +157,7 @@ TWO = """
 import json, os, pathlib, sys
 import torch.distributed as dist
 from types import SimpleNamespace
+from training.data.mine import main as mine
 from training.recipe_files import RecipeError
 from training.run_lock import alone_in
 
@@ -181,7 +187,7 @@ def test_of_two_processes_that_train_together_the_first_holds_the_lock(tmp_path)
 def test_two_processes_that_train_together_are_refused_together(holder, recipe, tmp_path):
     done = launch_two(ROOT / "training" / "train.py", recipe, "--output_dir", str(tmp_path / "run"))
     assert done.returncode != 0
-    assert f"train: output_dir: {tmp_path / 'run'} is in use by process {holder.pid}" in done.stderr
+    assert f"train: {tmp_path / 'run'} is in use by process {holder.pid}" in done.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 
@@ -191,3 +197,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         RecipeError, match="output_dir: .*Not a directory.*; accepted: a folder that can be made and written"
     ):
         take(tmp_path / "file" / "run")
+
+
+def test_a_second_mining_of_one_folder_is_refused(holder, tmp_path, capsys):
+    arguments = ["--model", "nowhere", "--data", "nowhere", "--output", str(tmp_path / "run")]
+    assert mine(arguments) == 2
+    assert f"mine: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
+
+
+def test_a_second_shop_of_one_folder_is_refused(holder, tmp_path, capsys):
+    assert shop(["--products", str(tmp_path / "products.csv"), "--output", str(tmp_path / "run")]) == 2
+    assert f"shop: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
