@@ -3,7 +3,7 @@
     python -m evaluation.heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
         [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
 
-MOON's Fig. 9 (arXiv 2508.11999) shows attention over image and text. How rows, heads and layers are averaged, and how the
+MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. How rows, heads and layers are averaged, and how the
 result is normalised, is our design; see `explain`.
 
 Shape suffixes: T tokens of the item, R tokens that are read, A heads, W words.
@@ -170,7 +170,7 @@ def explain(
 
     `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those of
     the tokens that the vector is read from: one for the read-outs "emb" and "last", every attended token's for "mean".
-    Our design, after MOON's Fig. 9 (arXiv 2508.11999). a sums to 1 over the tokens; `shares` are its sums over sets of
+    Our design, after MOON's heat maps (arXiv 2508.11999 §5.4). a sums to 1 over the tokens; `shares` are its sums over sets of
     tokens. The first tokens of a text draw attention whatever they say (attention sinks, arXiv 2309.17453): the first has a
     share of its own, and heat and word weights are normalised apart, within the image tokens and within the words.
 

@@ -51,7 +51,7 @@ from .tokens_moon import (
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Mixtures of experts: guided (MOON §3) and modality-driven (MOON2.0)
+# Mixtures of experts: guided (MOON §3.1) and modality-driven (MOON2.0)
 # ---------------------------------------------------------------------------------------------------------------------
 @use_experts_implementation
 class _RoutedExperts(nn.Module):
@@ -192,7 +192,7 @@ class MoonMixture(nn.Module):
 class MoonGuidedMoE(MoonMixture):
     r"""A guided mixture of experts.
 
-    `y = Σ_{n ≤ E-2} g_n(x)·f_n(x) + g_{E-1}(x^c)·f_{E-1}(x^c) + g_E(x^a)·f_E(x^a)`, `g = softmax(W_g x)` (MOON §3).
+    `y = Σ_{n ≤ E-2} g_n(x)·f_n(x) + g_{E-1}(x^c)·f_{E-1}(x^c) + g_E(x^a)·f_E(x^a)`, `g = softmax(W_g x)` (MOON §3.1).
     Expert E-1 sees category tokens only, expert E attribute tokens only. A token uses its k best free experts and, inside
     a span, that span's expert. Top-k is our design.
 
@@ -490,8 +490,8 @@ def _pack(inputs: _Inputs, mask_BT: torch.Tensor) -> _Inputs:
 class MoonModel(MoonPreTrainedModel):
     """The Moon encoder: token ids and pixels in, hidden states and one L2-normalised vector per row out.
 
-    The base's hidden states under experts and FIRE, read out, fused, projected: `r = z W / |z W|` (MOON §3 for guided experts
-    and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka prefixes).
+    The base's hidden states under experts and FIRE, read out, fused, projected: `r = z W / |z W|` (MOON §3.1 for guided
+    experts and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka prefixes).
 
     Args:
         config: MoonConfig.

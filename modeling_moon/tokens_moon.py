@@ -40,7 +40,7 @@ def span_ids_from_markers(input_ids_BT: torch.Tensor, markers: list[tuple[int | 
 
 
 def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
-    """The aspect (B, T) of each token: 0 none, 1 category, 2 attribute. MOON §3 speaks of the category and attribute
+    """The aspect (B, T) of each token: 0 none, 1 category, 2 attribute. MOON §3.1 speaks of the category and attribute
     substrings of the title; see `span_ids_from_markers`."""
     names = [(f"{aspect}_start_token_id", f"{aspect}_end_token_id") for aspect in ASPECTS]
     return span_ids_from_markers(input_ids_BT, [(getattr(config, start), getattr(config, end)) for start, end in names])

@@ -459,7 +459,7 @@ def product_text(
 ) -> str:
     """Write an item's text: title, category, attributes, description, a line each; absent parts are left out.
 
-    Source: title ⧺ category ⧺ attributes is MOON §2 (arXiv 2508.11999); the markers, which tell the model where
+    Source: title ⧺ category ⧺ attributes is MOON (arXiv 2508.11999 §3.1); the markers, which tell the model where
     title, category and attributes stand, and the description are our design.
 
     Args:

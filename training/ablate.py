@@ -45,6 +45,7 @@ from training.arguments import (
 )
 from training.exact_resumption import METRICS_FILE
 from training.reasoning_arguments import COLD_START
+from training.recipe_files import merged
 from training.resume import read_lines, write_atomically
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
@@ -152,9 +153,7 @@ def read_suite(path: Path) -> Suite:
     if values.get("boxes") not in (None, *DETECTORS):
         raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; accepted: {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
-    for key, value in (values.get("keys") or {}).items():
-        both = isinstance(value, dict) and isinstance(recipe.get(key), dict)
-        recipe[key] = {**recipe[key], **value} if both else value
+    recipe = merged(recipe, values.get("keys") or {})
     suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
     _check_cells(suite)
     return suite
@@ -210,7 +209,7 @@ def tables_with_boxes(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a data set's products and queries once more, with the core boxes that a detector finds where they have none.
 
-    Our design, for data without boxes; MOON (arXiv 2508.11999 §2) asks a grounding model. The first picture counts.
+    Our design, for data without boxes; MOON (arXiv 2508.11999 §3.1) asks a grounding model. The first picture counts.
 
     Args:
         entry: an entry of a recipe's `data` with a folder of parquet tables as its path.

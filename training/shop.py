@@ -35,7 +35,9 @@ from training.data.hard_negatives import MiningOptions
 from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
 from training.data.sources import with_held_out_queries
 from training.exact_resumption import SHORTENED_FILE
+from training.progress_bars import bars_shown
 from training.resume import read_lines, write_atomically
+from training.run_lock import alone_in
 from training.starting_model import load_start, prepare_base
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
@@ -72,13 +74,19 @@ def shop(
 
     Raises:
         TableError: tables that cannot be used.
-        RecipeError: keys that cannot be used, or an output of other keys.
+        RecipeError: keys that cannot be used, an output of other keys, or one in which another process is at work.
         MiningError: an output of other tables.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    asked = parse_recipe([str(RECIPE), *overrides])
+    with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
+        return _from_tables_to_report(source, output, overrides, mining, asked)
+
+
+def _from_tables_to_report(
+    source: str | Path | dict[str, str], output: Path, overrides: Sequence[str], mining: MiningOptions, asked: Recipe
+) -> Path:
     mined = output / "mined"
     print("1/5  The tables, every picture opened", flush=True)
-    asked = parse_recipe([str(RECIPE), *overrides])
     anew = asked.training.overwrite
     reading = replace(reading or ReadingOptions(), interactions=interaction_options(asked.data))
     tables = read_shop(source, reading)
@@ -96,7 +104,8 @@ def shop(
     model = model.to(recipe.training.device)
     print("3/5  Hard negatives, mined with it", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size
-    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining)
+    shown = not recipe.training.disable_tqdm
+    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining, progress=shown)
     facts = mine(model, processor, tables, job, str(start))
     print(report_text(facts), flush=True)
     pictures = {"before": _draw(model, processor, tables, recipe, output, "before")}
@@ -169,7 +178,8 @@ def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, out
     part = tables.select(recipe.training.evaluate_split)
     answers = {name for query in part.queries for name in query.positives}
     products = sorted(part.products, key=lambda row: row.product_id not in answers)[:_LARGEST_PICTURED_GALLERY]
-    cache = VectorCache(model, processor, products, part.queries, batch_size=recipe.training.per_device_eval_batch_size)
+    settings = {"batch_size": recipe.training.per_device_eval_batch_size, "progress": not recipe.training.disable_tqdm}
+    cache = VectorCache(model, processor, products, part.queries, **settings)
     examples = search_examples(cache, count=_PICTURED_SEARCHES)
     if not examples:
         return None

@@ -21,8 +21,8 @@ import yaml
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import tqdm  # hidden with the bars of transformers
 
 from evaluation.outputs import require_writable_folder
 from modeling_moon import MoonConfig, MoonForConditionalGeneration

@@ -1,4 +1,4 @@
-"""Zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999, §4)."""
+"""Zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999 §2)."""
 
 from __future__ import annotations
 

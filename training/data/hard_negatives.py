@@ -25,7 +25,7 @@ class MiningOptions:
     product, nor identical to one of these in text and pictures (or to an answer in title and pictures), stands within the
     rank window, and its similarity is at most
     `min over known answers of s − margin` and `s − (1 − ratio)·|s|`.
-    Source: MOON, arXiv 2508.11999, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
+    Source: MOON, arXiv 2508.11999 §3.2, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
     arXiv 2407.15831: TopK-shifted, TopK-MarginPos and TopK-PercPos, of which 95 % of the positive's similarity was best;
     sentence-transformers' `mine_hard_negatives` has the same guards for plain texts).
 

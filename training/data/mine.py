@@ -48,6 +48,7 @@ from training.data.hard_negatives import (
 from training.data.sources import with_splits
 from training.negatives import stable_id
 from training.resume import write_atomically
+from training.run_lock import alone_in
 
 QUERIES_FILE, REPORT_FILE, SETTINGS_FILE = "queries.parquet", "report.json", "mining.json"
 _VECTORS, _MINED = "vectors", "mined"
@@ -444,7 +445,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     try:
-        report = _run(chosen)
+        with alone_in(chosen.output):
+            report = _run(chosen)
     except (ValueError, OSError) as error:  # MiningError and TableError among them
         print(f"mine: {error}", file=sys.stderr)
         return 2

@@ -195,7 +195,7 @@ class PairDataset(Dataset):
 
     A form of query is drawn by `query_mix` among the forms that any data set has, then a data set by weight among
     those that have it, then a query. Source: MOON's triplets (query, purchased positive, hard negative of the same
-    category), arXiv 2508.11999; queries derived from products are our design.
+    category), arXiv 2508.11999 §3.2, and its mix of forms, §5.1; queries derived from products are our design.
 
     Args:
         sources: the data sets.

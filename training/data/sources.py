@@ -56,6 +56,8 @@ def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
         reading = reading_of(source, interaction_options(recipe.data))
         return load_tables(source.get("path") or parts, reading=reading)
     options: dict[str, Any] = dict(recipe.data.catalogue or {})  # type: ignore[arg-type]
+    if recipe.training.disable_tqdm:
+        options["progress"] = False
     try:
         return _catalogue(json.dumps(options, sort_keys=True))
     except (TypeError, ValueError) as error:
