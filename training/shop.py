@@ -79,16 +79,21 @@ def shop(
     """
     asked = parse_recipe([str(RECIPE), *overrides])
     with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
-        return _from_tables_to_report(source, output, overrides, mining, asked)
+        return _from_tables_to_report(source, output, overrides, mining, asked, reading or ReadingOptions())
 
 
 def _from_tables_to_report(
-    source: str | Path | dict[str, str], output: Path, overrides: Sequence[str], mining: MiningOptions, asked: Recipe
+    source: str | Path | dict[str, str],
+    output: Path,
+    overrides: Sequence[str],
+    mining: MiningOptions,
+    asked: Recipe,
+    reading: ReadingOptions,
 ) -> Path:
     mined = output / "mined"
     print("1/5  The tables, every picture opened", flush=True)
     anew = asked.training.overwrite
-    reading = replace(reading or ReadingOptions(), interactions=interaction_options(asked.data))
+    reading = replace(reading, interactions=interaction_options(asked.data))
     tables = read_shop(source, reading)
     print(tables.report, flush=True)
     if anew or not (mined / QUERIES_FILE).is_file():
