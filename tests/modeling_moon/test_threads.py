@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
-from modeling_moon.embedding_moon import think_then_embed
+from modeling_moon.embedding_moon import Thinking, think_then_embed
 from processing_moon import MoonProcessor
 
 THREADS = 8
@@ -135,7 +135,7 @@ def test_nothing_is_noted_on_a_module(moon3):
     writer, processor = moon3
 
     def notes():
-        plain = (bool, int, float, str, type(None), torch.Tensor)
+        plain = (bool, int, float, str, type(None))
         return {
             (name, key): value if isinstance(value, plain) else id(value)
             for name, module in writer.named_modules()
@@ -146,14 +146,8 @@ def test_nothing_is_noted_on_a_module(moon3):
     batch = dict(processor(records=records(3), return_tensors="pt", reasoning="generate"))
     encode(writer.model, dict(processor(records=records(3), return_tensors="pt")))
     writer.generate(**batch, max_new_tokens=2, min_new_tokens=2)
-    think_then_embed(writer.model, writer, batch, writer_thinking(), processor.tokenizer)
+    think_then_embed(writer.model, writer, batch, Thinking(max_tokens=3), processor.tokenizer)
     assert notes() == before
-
-
-def writer_thinking():
-    from modeling_moon.embedding_moon import Thinking
-
-    return Thinking(max_tokens=3)
 
 
 def test_the_positions_inside_a_call_do_not_depend_on_an_earlier_one(moon3):
