@@ -31,13 +31,25 @@ class MoonGenerationMixin(GenerationMixin):
         if self.config.reads_aspects and fed is not None:
             aspect_BT = self.model._aspect_ids(input_ids)
             inputs["aspect_ids"] = None if aspect_BT is None else aspect_BT[:, -fed.shape[1] :]
-        if fed is None or kwargs.get("is_first_iteration") or inputs.get("pixel_values") is not None:
+        if fed is None:
             return inputs
         cache = inputs.get("past_key_values")
-        if cache is None or cache.get_seq_length() == 0:  # the first draft of an assistant is no first iteration
-            return inputs | {name: kwargs[name] for name in _PICTURES if kwargs.get(name) is not None}
-        # An image token that was drafted or written is no picture.
-        return inputs | {"mm_token_type_ids": torch.zeros_like(fed)}
+        begins = kwargs.get("is_first_iteration") or cache is None or cache.get_seq_length() == 0
+        if begins:  # the first draft of an assistant is no first iteration for the library
+            inputs |= {name: kwargs[name] for name in _PICTURES if kwargs.get(name) is not None}
+        elif inputs.get("pixel_values") is None:
+            inputs["mm_token_type_ids"] = torch.zeros_like(
+                fed
+            )  # an image token that was drafted or written is no picture
+        if len(fed) == 1 and inputs.get("pixel_values") is not None:  # drafts may follow the prompt
+            grid_13, merge_size = inputs["image_grid_thw"], self.config.vision_config.spatial_merge_size
+            is_image_1T = fed == self.config.image_token_id
+            first_1T = is_image_1T.cumsum(dim=1) <= int(grid_13.prod(dim=-1).sum()) // merge_size**2
+            inputs["mm_token_type_ids"] = (is_image_1T & first_1T).long()
+        types = inputs.get("mm_token_type_ids")
+        if types is not None and types.shape != fed.shape:  # the library does not lengthen them by drafts
+            del inputs["mm_token_type_ids"]
+        return inputs
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]

@@ -556,7 +556,7 @@ class MoonModel(MoonPreTrainedModel):
             attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended.
             pixel_values: patches of all images of the batch, (patches, channels·patch·patch·2), as the processor gives.
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
-            mm_token_type_ids: (B, T), 1 at image tokens; derived from `input_ids` when not given.
+            mm_token_type_ids: (B, T), 1 at image tokens, 0 at text whatever its id; derived from `input_ids` when not given.
             aspect_ids: (B, T) of 0, 1, 2; derived from the markers in `input_ids` when not given.
             raw_tokens: for a decoding step: what fusion shall read, kept from the pass over the input.
             packed: whether the text model sees the rows one behind the other, without their padding and none attending to
@@ -653,7 +653,8 @@ class MoonModel(MoonPreTrainedModel):
             kept: dict[str, list] = {"kept_blocks": []} if self.config.detail_blocks else {}
             seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kept)
             image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
-            is_image = self.vlm.get_placeholder_mask(input_ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
+            ids = input_ids if token_types is None or input_ids is None else input_ids.masked_fill(token_types == 0, -1)
+            is_image = self.vlm.get_placeholder_mask(ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
             deepstack = getattr(seen, "deepstack_features", None) or ()
             levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
             if levels:
