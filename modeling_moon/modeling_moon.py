@@ -703,10 +703,7 @@ class MoonModel(MoonPreTrainedModel):
     def _readable(self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int) -> torch.Tensor:
         if self.config.readout == "mean" and past:
             raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
-        is_emb_BT = None
-        if self.config.readout == "emb" and input_ids is not None:
-            is_emb_BT = input_ids == self.config.emb_token_id
-        return readable_tokens(mask_BT, self.config.readout, is_emb_BT)
+        return readable_tokens(mask_BT, self.config, input_ids)
 
     def _read_vectors(self, result: MoonOutput, readable_BT: torch.Tensor, raw: RawTokens | None) -> None:
         state_BH = mean_of(result.last_hidden_state, readable_BT)
