@@ -221,10 +221,11 @@ class MoonTransformer(InputModule):
                 'picture are {"text": …, "image": …}; the two sides of a pair are encoded each by itself and compared'
             )
         if isinstance(item, dict) and not {"role", "content"} <= set(item):
+            item = {name: _undecoded(value) if name in ("image", "images") else value for name, value in item.items()}
             return item if not is_document or {"text", "image"} & set(item) else {"title": None, **item}
         if isinstance(item, dict | list):
             return _record_of_messages(item if isinstance(item, list) else [item])
-        return {"image": item}
+        return {"image": _undecoded(item)}
 
     def forward(
         self,
@@ -447,6 +448,15 @@ def _weights_without_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor] 
             "accepted: an adapter over unquantised weights, or encoder[0].model.save_pretrained, which writes the adapter alone"
         )
     return {name: found[name] for name in plain}
+
+
+def _undecoded(picture: Any) -> Any:
+    """Pictures as `datasets` stores them inside records, {"bytes": …, "path": …}, as the bytes or the path."""
+    if isinstance(picture, list):
+        return [_undecoded(one) for one in picture]
+    if isinstance(picture, dict) and set(picture) == {"bytes", "path"}:
+        return picture["path"] if picture["bytes"] is None else picture["bytes"]
+    return picture
 
 
 def _record_of_messages(messages: list[Any]) -> dict[str, Any]:
