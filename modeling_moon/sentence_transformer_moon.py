@@ -29,6 +29,7 @@ MODALITIES: dict[str, Any] = {
 }
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _OUTPUT_LAYER = "lm_head.weight"
+_UNDECODED = {"bytes", "path"}  # a picture as `datasets` stores it inside a record
 # What `processor_kwargs` may hold besides the processor's own settings: where it is loaded from, padding, sizes of pictures.
 _HUB = (
     "cache_dir",
@@ -215,6 +216,8 @@ class MoonTransformer(InputModule):
     def _record(self, item: Any, place: int, is_document: bool) -> Any:
         if isinstance(item, str):
             return self.processor.bare_query(item, place)
+        if isinstance(item, dict) and set(item) == _UNDECODED:
+            return {"image": _undecoded(item)}
         if isinstance(item, tuple) or (isinstance(item, list) and item and not isinstance(item[0], dict)):
             raise ValueError(
                 f"item {place}: found a {type(item).__name__} of {len(item)}; accepted: one input at a time. Words with a "
@@ -225,7 +228,7 @@ class MoonTransformer(InputModule):
             return item if not is_document or {"text", "image"} & set(item) else {"title": None, **item}
         if isinstance(item, dict | list):
             return _record_of_messages(item if isinstance(item, list) else [item])
-        return {"image": _undecoded(item)}
+        return {"image": item}
 
     def forward(
         self,
@@ -451,10 +454,10 @@ def _weights_without_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor] 
 
 
 def _undecoded(picture: Any) -> Any:
-    """Pictures as `datasets` stores them inside records, {"bytes": …, "path": …}, as the bytes or the path."""
+    """A picture, or each of a list, that `datasets` has not decoded: as its bytes, or its path."""
     if isinstance(picture, list):
         return [_undecoded(one) for one in picture]
-    if isinstance(picture, dict) and set(picture) == {"bytes", "path"}:
+    if isinstance(picture, dict) and set(picture) == _UNDECODED:
         return picture["path"] if picture["bytes"] is None else picture["bytes"]
     return picture
 
