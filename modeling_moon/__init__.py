@@ -48,7 +48,8 @@ def _register_with_sentence_transformers() -> None:
     except OSError as error:
         warnings.warn(f"SentenceTransformer(DIR) will need trust_remote_code=True here: {error}", stacklevel=2)
         return
-    BaseModel._module_classes = _KnownModules({**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module})
+    known: Any = _KnownModules({**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module})
+    BaseModel._module_classes = known
 
 
 _register_with_sentence_transformers()

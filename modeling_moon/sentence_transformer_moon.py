@@ -341,10 +341,10 @@ class MoonTransformer(InputModule):
         ).get("adapter_name")
         named = {} if adapter is None else {"adapter_name": adapter}
         for_model = {**hub, "trust_remote_code": trust_remote_code, **(config_kwargs or {}), **(model_kwargs or {})}
-        model = AutoModel.from_pretrained(model_name_or_path, **named, **for_model)
         for_processor = {**hub, "trust_remote_code": trust_remote_code, **(processor_kwargs or {})}
         processor = AutoProcessor.from_pretrained(model_name_or_path, **for_processor)
         _refuse_unknown_settings(processor, processor_kwargs or {})
+        model = AutoModel.from_pretrained(model_name_or_path, **named, **for_model)
         where = {name: for_model[name] for name in _HUB if name in for_model and name != "trust_remote_code"}
         tied = model.config.tie_word_embeddings
         output_layer = None if tied else _stored_output_layer(model_name_or_path, where)
@@ -373,9 +373,7 @@ def _stored_output_layer(checkpoint: str, where: dict[str, Any]) -> torch.Tensor
 
 
 def _refuse_unknown_settings(processor: Any, given: dict[str, Any]) -> None:
-    settings = [*inspect.signature(type(processor).__init__).parameters][
-        3:
-    ]  # after self, image_processor and tokenizer
+    settings = [*inspect.signature(type(processor)).parameters]
     for name in sorted(set(given) - _ALSO_ACCEPTED - set(settings)):
         hint = " (the token budget is max_tokens)" if name in ("model_max_length", "max_length") else ""
         raise ValueError(
