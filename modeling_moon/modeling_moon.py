@@ -31,7 +31,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 from transformers.vision_utils import get_vision_window_index
 
-from .configuration_moon import AUTO_MAP, MoonConfig
+from .configuration_moon import MoonConfig
 from .copying_moon import MoonCopyingMixin
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
 from .fire_moon import VISION_BLOCKS, Details, MoonDetailMerger, MoonFire
@@ -39,6 +39,7 @@ from .generation_moon import MoonGenerationMixin
 from .outputs_moon import MoonCausalLMOutput, MoonOutput
 from .positions_moon import find_positions, note_offset
 from .routing_moon import Routing, find_guided, objective_weights, routing_statistics
+from .saving_moon import MoonSaving
 from .tokens_moon import (
     RawTokens,
     aspect_ids_from_markers,
@@ -424,7 +425,7 @@ class MoonFusion(nn.Module):
         return state_BH + self.o_proj(mixed_BH).to(state_BH.dtype), gates_BA3
 
 
-class MoonPreTrainedModel(MoonCopyingMixin, PreTrainedModel):
+class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
     """What every Moon model tells the library about itself."""
 
     config: MoonConfig
@@ -463,11 +464,6 @@ class MoonPreTrainedModel(MoonCopyingMixin, PreTrainedModel):
         super().set_attn_implementation(attn_implementation, allow_all_kernels)
         for module in self.modules():
             vars(getattr(module, "config", self)).pop("_attn_was_changed", None)
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
-        self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
 
 
 class _Inputs(NamedTuple):
