@@ -24,14 +24,14 @@ import numpy as np
 import torch
 
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, make_search
-from evaluation.data.tables import ProductTables, TableError
-from evaluation.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
+from product_data.tables import ProductTables, TableError
+from retrieval.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
-from evaluation.outputs import require_writable_file
+from product_data.outputs import require_writable_file
 from evaluation.provenance import provenance
 from evaluation.run import limited_tables, load_benchmark
-from evaluation.shortened import shortened_summary
+from retrieval.shortened import shortened_summary
 from modeling_moon.embedding_moon import MarginGate
 
 WAYS = ("none", "generate")
@@ -104,15 +104,15 @@ def measure_gate(
     """The curve of quality over cost of reasoning="auto", and the four ways to search, in each direction.
 
     Args:
-        model, processor: of a model that reasons, from `evaluation.encode.load_for_evaluation`.
-        tables: from `evaluation.data.tables.load_tables`.
+        model, processor: of a model that reasons, from `retrieval.encode.load_for_evaluation`.
+        tables: from `product_data.tables.load_tables`.
         model_name (`str`): what the results call the model.
         options: GateOptions. Default: its defaults.
 
     Returns: the content of the results file: model, benchmark, max_reasoning_tokens; "cost", kind of query → timed (records) and
     of each way seconds, items_per_second (medians of the rounds) and tokens_per_item; "directions", direction or "all" →
     queries, gallery, source, "curves" (products' way → `gate_curve`) and "aligned" (`aligned_space`); "words", sentences that
-    say what came out; absent, skipped, shortened (see `evaluation.shortened.shortened_summary`), provenance. "all" takes the
+    say what came out; absent, skipped, shortened (see `retrieval.shortened.shortened_summary`), provenance. "all" takes the
     queries of all directions together, under a common threshold.
 
     Raises:

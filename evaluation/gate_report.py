@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from tabulate import tabulate
 
 from evaluation.fonts import Font, font_for, readable
-from evaluation.shortened import shortened_sentence
+from retrieval.shortened import shortened_sentence
 
 ALL = "all"
 _TITLES = {"none": "un-reasoned products", "generate": "reasoned products"}

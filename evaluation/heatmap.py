@@ -31,11 +31,11 @@ from PIL import ImageFont
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from evaluation.data.reading import add_reading_arguments, reading_options
-from evaluation.data.tables import ProductTables, load_tables
-from evaluation.encode import load_for_evaluation
+from product_data.reading import add_reading_arguments, reading_options
+from product_data.tables import ProductTables, load_tables
+from retrieval.encode import load_for_evaluation
 from evaluation.heatmap_drawing import draw_explanation
-from evaluation.outputs import require_writable_folder
+from product_data.outputs import require_writable_folder
 from modeling_moon.tokens_moon import readable_tokens
 from processing_moon.product_moon import ProductError, image_list, is_product, read_product
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from evaluation.encode import WrittenReasoning
+from retrieval.encode import WrittenReasoning
 from processing_moon import Reasoning
 
 # A reasoning is well formed, or has one or more of the other marks.
@@ -37,7 +37,7 @@ def count_reasonings(written: Iterable[WrittenReasoning]) -> dict[str, dict[str,
     """How many reasonings of each side were well formed, had parts that could not be read, were not closed, were empty.
 
     Args:
-        written: from `evaluation.encode.VectorCache.reasonings`.
+        written: from `retrieval.encode.VectorCache.reasonings`.
 
     Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": what they were written
     from → the same numbers. A side that wrote nothing is not there. All but "well_formed" may overlap.
@@ -65,7 +65,7 @@ def write_reasonings(path: str | Path, written: Iterable[WrittenReasoning]) -> P
 
     Args:
         path: of the file; its folder is made.
-        written: from `evaluation.encode.VectorCache.reasonings`.
+        written: from `retrieval.encode.VectorCache.reasonings`.
     """
     rows = [_row(one) for one in written]
     path = Path(path)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
-from evaluation.data.tables import ProductRow, QueryRow
+from product_data.tables import ProductRow, QueryRow
 from evaluation.fonts import Font, font_for, readable
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image

@@ -23,9 +23,9 @@ from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
-from evaluation.data.reading import add_reading_arguments, reading_options
-from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
-from evaluation.encode import (
+from product_data.reading import add_reading_arguments, reading_options
+from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
+from retrieval.encode import (
     QUERY_REASONING,
     ROW_REASONING,
     VARIANTS,
@@ -36,11 +36,11 @@ from evaluation.encode import (
     config_digest,
     load_for_evaluation,
 )
-from evaluation.outputs import require_writable_file, require_writable_folder
+from product_data.outputs import require_writable_file, require_writable_folder
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, results_table, short_name
-from evaluation.shortened import shortened_sentence, shortened_summary
+from retrieval.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
 
@@ -59,7 +59,7 @@ class EvaluationOptions:
         resamples (`int`): of the bootstrap. Default 1000.
         sheet (`str`, `Path` or `None`): where to draw queries with their top five.
         progress (`bool`): progress bars for longer work. Default True.
-        variants (`str`): what a search makes of variants of a right answer (`evaluation.data.duplicates`): "left_out" of its
+        variants (`str`): what a search makes of variants of a right answer (`product_data.duplicates`): "left_out" of its
             ranking, "right" or "wrong". Identical products always count as right. Default "left_out".
         query_reasoning, product_reasoning (`str`): "none" or "generate": whether the model writes attributes of each query,
             of each product, before it embeds it. Label texts never reason. Queries also "auto": those that are unsure
@@ -128,8 +128,8 @@ def evaluate_model(
     """Evaluate a model on tables.
 
     Args:
-        model, processor: from `evaluation.encode.load_for_evaluation`, or any model whose output has `.embeddings`.
-        tables: from `evaluation.data.tables.load_tables`, all splits or one.
+        model, processor: from `retrieval.encode.load_for_evaluation`, or any model whose output has `.embeddings`.
+        tables: from `product_data.tables.load_tables`, all splits or one.
         model_name (`str`): what the results call the model.
         options: EvaluationOptions. Default: its defaults.
 
@@ -139,7 +139,7 @@ def evaluate_model(
     counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
     has no score, and why), classification, query_categories, attributes, skipped, shortened (see
-    `evaluation.shortened.shortened_summary`), warnings, provenance.
+    `retrieval.shortened.shortened_summary`), warnings, provenance.
 
     Raises:
         TableError: no such split, or nothing in the gallery and no query that asks for a category.

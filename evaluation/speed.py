@@ -27,9 +27,9 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
-from evaluation.data.catalogue import make_catalogue
-from evaluation.encode import encode, load_for_evaluation
-from evaluation.outputs import OutputError, require_writable_file
+from product_data.catalogue.making import make_catalogue
+from retrieval.encode import encode, load_for_evaluation
+from product_data.outputs import OutputError, require_writable_file
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.embedding_moon import MarginGate, Thinking, generation_config, think_then_embed
@@ -274,7 +274,7 @@ def reasoning_cost(_: Any) -> Series:
 
 
 def encode_products(model: Path | None) -> Comparison:
-    """`evaluation.encode` against `SentenceTransformer.encode`: the same checkpoint, products and batch size.
+    """`retrieval.encode` against `SentenceTransformer.encode`: the same checkpoint, products and batch size.
 
     Raises:
         NeedsModelError: no checkpoint was named.
@@ -288,7 +288,7 @@ def encode_products(model: Path | None) -> Comparison:
     return Comparison(
         lambda: encode(ours, processor, records, batch_size=32, progress=False),
         lambda: other.encode(records, batch_size=32, show_progress_bar=False),
-        f"{_PRODUCTS} catalogue products to vectors: evaluation.encode / SentenceTransformer.encode",
+        f"{_PRODUCTS} catalogue products to vectors: retrieval.encode / SentenceTransformer.encode",
     )
 
 

@@ -73,7 +73,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     `three_levels=True` gives one of four decoder layers and four vision blocks: a Qwen3-VL whose first three blocks give
     deep-stack features, a Qwen2.5-VL whose last three have full attention.
     """
-    from training.small_base import make_base
+    from training.model.small_base import make_base
 
     made: dict[tuple, Path] = {}
 
@@ -114,7 +114,7 @@ def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     import torch
 
     from modeling_moon import MoonForConditionalGeneration
-    from training.upcycle import upcycle
+    from training.model.upcycle import upcycle
 
     made: dict[tuple, Path] = {}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.encode import encode
+from retrieval.encode import encode
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor, ProductError
 

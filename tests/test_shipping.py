@@ -13,7 +13,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from training.checkpoint import mark_adapter
+from training.model.checkpoint import mark_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 

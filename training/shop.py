@@ -22,23 +22,23 @@ import torch
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
-from evaluation.data.reading import READING_KEYS, ReadingOptions, add_reading_arguments
-from evaluation.data.table_files import SUFFIXES
-from evaluation.data.tables import ProductRow, ProductTables, TableError, load_tables
-from evaluation.encode import VectorCache, load_for_evaluation
-from evaluation.outputs import OutputError, require_writable_folder
+from product_data.reading import READING_KEYS, ReadingOptions, add_reading_arguments
+from product_data.table_files import SUFFIXES
+from product_data.tables import ProductRow, ProductTables, TableError, load_tables
+from retrieval.encode import VectorCache, load_for_evaluation
+from product_data.outputs import OutputError, require_writable_folder
 from evaluation.report import comparison_table, contact_sheet
-from evaluation.shortened import shortened_sentence, shortened_summary, told
+from retrieval.shortened import shortened_sentence, shortened_summary, told
 from processing_moon.product_moon import ProductError, open_image
-from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
-from training.data.hard_negatives import MiningOptions
-from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
-from training.data.sources import with_held_out_queries
-from training.exact_resumption import SHORTENED_FILE
-from training.progress_bars import bars_shown
-from training.resume import read_lines, write_atomically
-from training.run_lock import alone_in
-from training.starting_model import load_start, prepare_base
+from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
+from training.mining.hard_negatives import MiningOptions
+from training.mining.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
+from training.assembly.sources import with_held_out_queries
+from training.runs.exact_resumption import SHORTENED_FILE
+from training.runs.progress_bars import bars_shown
+from training.runs.resume import read_lines, write_atomically
+from training.runs.lock import alone_in
+from training.assembly.starting_model import load_start, prepare_base
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
 
@@ -63,7 +63,7 @@ def shop(
     """Do the whole of it; what an earlier call has finished is kept.
 
     Args:
-        source: a folder, or the tables by name, as `evaluation.data.tables.load_tables` reads them.
+        source: a folder, or the tables by name, as `product_data.tables.load_tables` reads them.
         output: where everything is written: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
         overrides: recipe keys, `--key value`; `--overwrite` starts anew.
         mining: the guards of the hard negatives.
@@ -321,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_reading_arguments(parser)
     defaults = MiningOptions()
     parser.add_argument("--mine-per-query", type=int, default=defaults.per_query, help="hard negatives for each search")
-    parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.data.mine")
+    parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.mining.mine")
     chosen, overrides = parser.parse_known_args(arguments)
     try:
         require_writable_folder("--output", chosen.output)

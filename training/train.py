@@ -29,26 +29,26 @@ import yaml
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from evaluation.data.tables import ProductTables, TableError
-from evaluation.encode import load_for_evaluation
+from product_data.tables import ProductTables, TableError
+from retrieval.encode import load_for_evaluation
 from evaluation.provenance import provenance
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
-from evaluation.shortened import shortened_sentence, shortened_summary
+from retrieval.shortened import shortened_sentence, shortened_summary
 from processing_moon import MoonProcessor
-from training.arguments import Recipe, RecipeError, make_recipe, parse_recipe, usage
-from training.data.collate import UnreadableBatchError
-from training.data.sources import digest_of, read_data, unanswered_queries
-from training.data.stream_sources import open_streams, sample_tables
-from training.data.streams import StreamError
-from training.distributed import first_process_alone
-from training.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE, ResumeError
-from training.finite_steps import NonFiniteLossError
-from training.full_disk import DiskFullError, stops_on_a_full_disk
-from training.objective import check_fits
-from training.progress_bars import bars_shown
-from training.reasoning_arguments import COLD_START, cold_start_values
-from training.resume import (
+from training.recipe.arguments import Recipe, RecipeError, make_recipe, parse_recipe, usage
+from training.batches.collate import UnreadableBatchError
+from training.assembly.sources import digest_of, read_data, unanswered_queries
+from training.assembly.stream_sources import open_streams, sample_tables
+from training.batches.streams import StreamError
+from training.parallel.distributed import first_process_alone
+from training.runs.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE, ResumeError
+from training.runs.finite_steps import NonFiniteLossError
+from training.runs.full_disk import DiskFullError, stops_on_a_full_disk
+from training.assembly.objective import check_fits
+from training.runs.progress_bars import bars_shown
+from training.recipe.reasoning import COLD_START, cold_start_values
+from training.runs.resume import (
     PARTIAL,
     checkpoints,
     last_good_checkpoint,
@@ -58,10 +58,10 @@ from training.resume import (
     write_atomically,
     written_whole,
 )
-from training.run_lock import alone_in
-from training.same_recipe import differences, differing_keys
-from training.stages import MakeTrainer, trainer_factory
-from training.starting_model import (
+from training.runs.lock import alone_in
+from training.recipe.same_recipe import differences, differing_keys
+from training.assembly.stages import MakeTrainer, trainer_factory
+from training.assembly.starting_model import (
     BASE_FOLDERS,
     choose_what_learns,
     encoder_of,
@@ -70,7 +70,7 @@ from training.starting_model import (
     save_trained,
     whole_trained,
 )
-from training.upcycle import UpcycleError
+from training.model.upcycle import UpcycleError
 
 RECIPE_FILE = "resolved_recipe.yaml"
 PROVENANCE_FILE = "provenance.json"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.data.tables import ProductRow
-from evaluation.encode import Encoded, VectorCache
+from product_data.tables import ProductRow
+from retrieval.encode import Encoded, VectorCache
 from evaluation.metrics import bootstrap_interval_of, classification_scores, search_ranks
 
 FORMS = ("mm", "i")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.data.tables import ProductRow
-from evaluation.encode import Encoded, VectorCache
+from product_data.tables import ProductRow
+from retrieval.encode import Encoded, VectorCache
 from evaluation.metrics import classification_scores
 
 FORMS = ("mm", "i")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.benchmarks.classification import SEPARATOR
-from evaluation.data.tables import ProductRow, QueryRow
-from evaluation.encode import VectorCache
+from product_data.tables import ProductRow, QueryRow
+from retrieval.encode import VectorCache
 from evaluation.metrics import classification_scores
 
 TYPES = ("text", "image", "both")

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel
 
 from evaluation.baselines.dual_tower import DualTower, DualTowerConfig
-from evaluation.encode import encode, load_for_evaluation
+from retrieval.encode import encode, load_for_evaluation
 from modeling_moon.tokens_moon import user_tokens
 from processing_moon import MoonProcessor
 

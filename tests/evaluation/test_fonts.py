@@ -10,7 +10,7 @@ from PIL import ImageDraw, ImageFont
 
 from evaluation import fonts
 from evaluation.benchmarks.retrieval import SearchExample
-from evaluation.data.tables import ProductRow, QueryRow
+from product_data.tables import ProductRow, QueryRow
 from evaluation.fonts import font_for, readable
 from evaluation.report import contact_sheet
 
@@ -95,7 +95,7 @@ def test_the_contact_sheet_draws_no_boxes(tmp_path: Path, written: list[str]) ->
 
 def test_the_charts_of_gate_and_ablation_write_names_of_any_script(tmp_path: Path, written: list[str]) -> None:
     from evaluation.gate_report import draw_curves
-    from training.ablation_table import draw_chart
+    from training.studies.ablation_table import draw_chart
 
     curve = [
         {"share": share, "R@10": 0.5, "R@10_coin": 0.5, "quantile": share, "threshold": 0.1} for share in (0.0, 1.0)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from evaluation import gate
-from evaluation.data.tables import TableError, load_tables
-from evaluation.encode import load_for_evaluation
+from product_data.tables import TableError, load_tables
+from retrieval.encode import load_for_evaluation
 from evaluation.gate import Asked, GateOptions, aligned_space, gate_curve, measure_gate
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.run import EvaluationOptions, evaluate_model

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, PreTrainedModel
 
-from evaluation.encode import load_for_evaluation
+from retrieval.encode import load_for_evaluation
 from evaluation.heatmap import Explanation, PictureHeat, draw_explanation, eager_attention, explain, main
 from processing_moon.product_moon import ProductError
 

@@ -10,7 +10,7 @@ import pytest
 from test_benchmarks import CodeModel, CodeProcessor, shop
 
 from evaluation.benchmarks.query_categories import category_labels
-from evaluation.data.tables import ProductTables, TableError, load_tables
+from product_data.tables import ProductTables, TableError, load_tables
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 

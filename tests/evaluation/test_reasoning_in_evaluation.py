@@ -17,8 +17,8 @@ from PIL import Image
 
 from evaluation import report, run
 from evaluation.baselines.dual_tower import DualTower
-from evaluation.data.tables import ProductTables, load_tables
-from evaluation.encode import Encoded, VectorCache, WrittenReasoning, encode, load_for_evaluation
+from product_data.tables import ProductTables, load_tables
+from retrieval.encode import Encoded, VectorCache, WrittenReasoning, encode, load_for_evaluation
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import comparison_table, results_table
 from evaluation.run import EvaluationOptions, evaluate_model

@@ -15,8 +15,8 @@ from PIL import Image
 
 from evaluation import report, run
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, evaluate_retrieval, make_search, search_examples
-from evaluation.data.tables import ProductTables, load_tables
-from evaluation.encode import VectorCache, load_for_evaluation
+from product_data.tables import ProductTables, load_tables
+from retrieval.encode import VectorCache, load_for_evaluation
 from evaluation.reasonings import reasoning_note
 from evaluation.run import EvaluationOptions, evaluate_model
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfi
 
 import processing_moon  # noqa: F401 - registers the processor
 from modeling_moon import MoonForConditionalGeneration
-from training.checkpoint import save_moon
+from training.model.checkpoint import save_moon
 
 WORDS = ["red running shoes", "a blue mug"]
 MODELS = [("qwen3_vl", True, "moon1"), ("qwen2_5_vl", False, "moon3")]

@@ -14,8 +14,8 @@ from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.configuration_moon import PRESETS
 from modeling_moon.tokens_moon import item_tokens
 from processing_moon import MoonProcessor
-from training.checkpoint import save_moon
-from training.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
+from training.model.checkpoint import save_moon
+from training.model.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -358,7 +358,7 @@ QWEN3_VL_2B = json.loads((Path(__file__).with_name("qwen3_vl_2b_tensors.json")).
 @pytest.mark.parametrize("names", ["new", "old"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeypatch, backbone, names, preset):
-    from training import upcycle as module
+    from training.model import upcycle as module
 
     vlm_config = AutoConfig.for_model(backbone, **FULL_SIZES[backbone], tie_word_embeddings=True)
     config = PRESETS[preset](vlm_config, **dict(zip(TOKEN_FIELDS, range(151669, 151678), strict=True)))

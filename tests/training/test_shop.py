@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from PIL import Image, ImageDraw
 
-from evaluation.data.reading import ReadingOptions
-from evaluation.data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport, load_tables
-from evaluation.encode import load_for_evaluation
+from product_data.reading import ReadingOptions
+from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport, load_tables
+from retrieval.encode import load_for_evaluation
 from modeling_moon import MoonModel
-from training.data.sources import with_held_out_queries
+from training.assembly.sources import with_held_out_queries
 from training.shop import _recipe, main, read_shop
 
 COLOURS = ("red", "blue", "green", "black", "orange")
@@ -172,7 +172,7 @@ def test_the_same_command_again_changes_nothing_and_an_interrupted_one_goes_on(
     for path in (again / "run").rglob("resolved_recipe.yaml"):
         path.write_text(path.read_text().replace(str(finished), str(again)))
     (again / "run" / "checkpoint-2" / "complete.json").unlink()
-    from training.resume import mark_complete
+    from training.runs.resume import mark_complete
 
     mark_complete(again / "run" / "checkpoint-2")
     command = ["--data", str(shop_folder), "--output", str(again), *overrides]

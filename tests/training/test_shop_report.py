@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from evaluation.data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
-from evaluation.shortened import shortened_summary
-from training.arguments import RecipeError
+from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
+from retrieval.shortened import shortened_summary
+from training.recipe.arguments import RecipeError
 from training.shop import Models, _results, main, write_report
 
 UNCUT = {"shortened": {"items": 0, "fields": {}, "first": []}, "max_tokens": 80}

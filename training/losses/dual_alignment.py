@@ -64,7 +64,7 @@ class DualAlignmentLoss(nn.Module):
         ValueError: a negative weight or an unknown form.
 
     Relations:
-        Its terms are made by `training.contrastive_terms.make_terms`.
+        Its terms are made by `training.contrastive.terms.make_terms`.
     """
 
     def __init__(

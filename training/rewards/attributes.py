@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from processing_moon.reasoning_moon import Reasoning
-from training.data.synonyms import canonical_attributes
+from product_data.synonyms import canonical_attributes
 
 
 def attributes_reward(
@@ -19,7 +19,7 @@ def attributes_reward(
     """Reward right attributes: F1 of the (key, value) pairs, `2 |W ∩ T| / (|W| + |T|)`.
 
     T are the labelled pairs, W the written ones whose key has a label. A key with several values is several pairs; case, spaces,
-    plurals and synonyms do not matter, see `training.data.synonyms`. What was read counts, even of a reasoning that is not
+    plurals and synonyms do not matter, see `product_data.synonyms`. What was read counts, even of a reasoning that is not
     well-formed: `format_reward` judges the form.
 
     Source: MOON3.0, arXiv 2604.00513, skips attributes that are missing from an item when it judges predictions; so a written

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from processing_moon.reasoning_moon import Reasoning
-from training.data.synonyms import (
+from product_data.synonyms import (
     ValueIndex,
     canonical_attributes,
     canonical_key,
@@ -33,7 +33,7 @@ def contradiction_reward(
     """Punish attributes that the title contradicts: `-|contradicted keys| / |checkable keys|`.
 
     A written key is checkable if the title states a known value of it, by the rule that labels follow, too
-    (`training.data.synonyms`), synonyms included, and not as a part of a longer known value. So a lone letter or digit makes a
+    (`product_data.synonyms`), synonyms included, and not as a part of a longer known value. So a lone letter or digit makes a
     key checkable only beside the key's name: "size M" does, "the M shirt" and "pack of 5" do not. The key is contradicted unless
     one of its written values
 

@@ -1,0 +1,534 @@
+"""The embedded catalogue: drawn products and queries, made from a seed, without a download.
+
+Products come in families of six: two groups (designs) that differ in exactly one fine detail, each in three colours.
+All that a family is follows from (seed, family index) alone. Families, and so groups, lie wholly in one split.
+Queries are text (colloquial), image (the product re-posed and re-lit on cluttered ground, its box known) and both
+("same in blue"); a text query's positives are all products of its split that satisfy everything it says.
+
+    python -m product_data.catalogue.making --output DIR --products 600 --seed 0 --sheet sheet.png
+    python -m product_data.catalogue.making --rate
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from product_data.catalogue import sheet as catalogue_sheet
+from product_data.catalogue.drawing import encode, street_photo, studio_shot
+from product_data.catalogue.products import (
+    COLOUR_WORDS,
+    DEMOGRAPHIC_WORDS,
+    FAMILY_SIZE,
+    PATTERN_WORDS,
+    PRODUCT_TYPES,
+    Design,
+    detail_phrase,
+    draw_family,
+)
+from product_data.catalogue.shapes import draw_distractor, draw_sprite
+from product_data.outputs import OutputError, require_writable_file, require_writable_folder
+
+SPLITS = (("train", 0.8), ("valid", 0.05), ("test", 0.15))
+QUERY_TYPES = ("image", "text", "both")
+IMAGE_SIZE = 128
+GROUP_LETTERS = "aabbab"
+"""Group of each of a family's products, in their order."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One product before it is drawn: where it stands in the catalogue and its design."""
+
+    index: int
+    product_id: str
+    group: str
+    split: str
+    design: Design
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Key → value, true of the drawing."""
+        return self.design.attributes
+
+
+def make_catalogue(
+    *,
+    products: int = 600,
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+    queries_per_product: int = 3,
+    splits: Sequence[tuple[str, float]] = SPLITS,
+    progress: bool = True,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Draws a catalogue: the tables `products` and `queries` as lists of rows. Our design (synthetic benchmark).
+
+    Args:
+        products: how many; 3,400 give over 500 unseen test products with the default splits.
+        seed: decides everything; the first n products of a seed are the same whatever `products` is.
+        image_size: side of every picture, in pixels, at least 64.
+        queries_per_product: 0 or more; types alternate image, text, both, so that 3 give one of each.
+        splits: names and shares; each split gets at least one family of six products.
+        progress: whether to show a progress bar.
+
+    Returns:
+        products: dicts of product_id, title, description, category_path (list of 3), attributes (list of {key, value}),
+            images (list of JPEG bytes), split, group.
+        queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1, y1]
+            in pixels of the image, or None), positives (product ids), negatives (product ids: same category, exactly one
+            attribute differs from a positive's; never the reference product), split, kind, derived (True: a script wrote the
+            text), reference_product_id.
+
+    Raises:
+        ValueError: a count or size out of range, shares that are not positive, or too few products for the splits.
+    """
+    _check(products, image_size, queries_per_product, splits)
+    items = make_items(products, seed=seed, splits=splits)
+    catalogue = _Relations(items)
+    product_rows, query_rows = [], []
+    for item in tqdm(items, desc="catalogue", unit="product", disable=not progress, delay=2.0, leave=False):
+        sprite = draw_sprite(item.design, image_size)
+        product_rows.append(_product_row(item, sprite, seed, image_size))
+        photographer = _Photographer(item, sprite, seed, image_size)
+        query_rows += [_query_row(catalogue, item, number, photographer, seed) for number in range(queries_per_product)]
+    return product_rows, [row for row in query_rows if row is not None]
+
+
+def _check(products: int, image_size: int, queries_per_product: int, splits: Sequence[tuple[str, float]]) -> None:
+    if image_size < 64:
+        raise ValueError(f"image_size={image_size}: details vanish below 64 pixels; accepted: 64 or more")
+    if queries_per_product < 0:
+        raise ValueError(f"queries_per_product={queries_per_product}; accepted: 0 or more")
+    names = [name for name, _ in splits]
+    if not splits or len(set(names)) != len(names) or any(share <= 0 for _, share in splits):
+        raise ValueError(f"splits={tuple(splits)!r}; accepted: one or more different names, each with a share above 0")
+    if products < FAMILY_SIZE * len(splits):
+        raise ValueError(
+            f"products={products} leave a split without products; accepted: at least {FAMILY_SIZE} for each of "
+            f"the {len(splits)} splits"
+        )
+
+
+def split_sequence(splits: Sequence[tuple[str, float]]) -> Iterator[str]:
+    """The split of family 0, 1, 2, …: first each split once, then whichever lags furthest behind its share.
+
+    Args:
+        splits: names and shares; the shares need not sum to 1.
+    """
+    total = sum(share for _, share in splits)
+    given = dict.fromkeys((name for name, _ in splits), 0)
+    first = sorted(given, key=lambda n: -dict(splits)[n])
+    for family in itertools.count():
+        lag = {n: share / total * (family + 1) - given[n] for n, share in splits}
+        name = first[family] if family < len(first) else max(lag, key=lag.__getitem__)
+        given[name] += 1
+        yield name
+
+
+def make_items(products: int, *, seed: int = 0, splits: Sequence[tuple[str, float]] = SPLITS) -> list[Item]:
+    """The first `products` designs of a seed with their ids, groups and splits, without drawing a picture."""
+    items: list[Item] = []
+    split_of_family = split_sequence(splits)
+    for family in range(-(-products // FAMILY_SIZE)):
+        split = next(split_of_family)
+        for position, design in enumerate(draw_family(seed, family)):
+            index = family * FAMILY_SIZE + position
+            group = f"c{seed}-g{family:05d}{GROUP_LETTERS[position]}"
+            items.append(Item(index, f"c{seed}-{index:06d}", group, split, design))
+    return items[:products]
+
+
+def differing(first: Item, second: Item) -> list[str]:
+    """The attribute keys in which two products of one category differ."""
+    a, b = first.attributes, second.attributes
+    return [key for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+class _Relations:
+    """Who is like whom: products by split and type, and the members of each family."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._by_type: dict[tuple[str, str], list[Item]] = defaultdict(list)
+        self._families: dict[int, list[Item]] = defaultdict(list)
+        for item in items:
+            self._by_type[item.split, item.design.kind.name].append(item)
+            self._families[item.index // FAMILY_SIZE].append(item)
+
+    def satisfying(self, item: Item, stated: dict[str, str]) -> list[Item]:
+        """All products of the item's split and type that have every stated value."""
+        pool = self._by_type[item.split, item.design.kind.name]
+        return [p for p in pool if all(p.attributes[key] == value for key, value in stated.items())]
+
+    def variants(self, item: Item) -> list[Item]:
+        """The item's group in other colours."""
+        return [p for p in self._families[item.index // FAMILY_SIZE] if p.group == item.group and p is not item]
+
+    def twin(self, item: Item) -> Item | None:
+        """The near-twin of the same colour: one fine detail differs. None where the catalogue was cut before it."""
+        family = self._families[item.index // FAMILY_SIZE]
+        same = [p for p in family if p is not item and p.attributes["colour"] == item.attributes["colour"]]
+        return same[0] if same else None
+
+    def near(self, item: Item) -> list[Item]:
+        """The products that differ from the item in exactly one attribute."""
+        twin = self.twin(item)
+        return self.variants(item) + ([twin] if twin else [])
+
+
+# ------------------------------------------------------------------------------------------------------ pictures
+
+
+class _Photographer:
+    """Takes the pictures of one product; its sprite is drawn once."""
+
+    def __init__(self, item: Item, sprite: Image.Image, seed: int, size: int) -> None:
+        self._item, self._sprite, self._seed, self._size = item, sprite, seed, size
+
+    def photo(self, number: int) -> tuple[bytes, list[int]]:
+        """JPEG and box of the product's `number`-th street photo."""
+        rng = random.Random(f"photo/{self._seed}/{self._item.index}/{number}")
+        picture, box, _ = photograph(self._item.design, self._sprite, rng, self._size)
+        return encode(picture), box
+
+
+def photograph(
+    design: Design, sprite: Image.Image, rng: random.Random, size: int
+) -> tuple[Image.Image, list[int], Image.Image]:
+    """A street photo of `sprite` with two or three objects of other types: photo, box and mask as `street_photo` gives them."""
+    others = [kind for kind in PRODUCT_TYPES if kind is not design.kind]
+    distractors = [
+        draw_distractor(rng.choice(others).name, rng.randrange(6), size) for _ in range(rng.choice((2, 2, 3)))
+    ]
+    return street_photo(sprite, distractors, rng, size)
+
+
+def _product_row(item: Item, sprite: Image.Image, seed: int, size: int) -> dict[str, Any]:
+    rng = random.Random(f"studio/{seed}/{item.index}")
+    return {
+        "product_id": item.product_id,
+        "title": write_title(item, seed),
+        "description": write_description(item, seed),
+        "category_path": list(item.design.kind.category_path),
+        "attributes": [{"key": key, "value": value} for key, value in item.attributes.items()],
+        "images": [encode(studio_shot(sprite, rng, size))],
+        "split": item.split,
+        "group": item.group,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- texts
+
+
+_OWNERS = {"women": "women's", "men": "men's", "kids": "kids'"}
+
+
+def write_title(item: Item, seed: int) -> str:
+    """A title as shops write them: brand, some adjectives, the noun, perhaps a detail; never everything."""
+    rng = random.Random(f"title/{seed}/{item.group}")
+    a, kind = item.attributes, item.design.kind
+    people = a.get("target demographic", "")
+    words = [a["brand"]]
+    if people in _OWNERS and rng.random() < 0.5:
+        words.append(_OWNERS[people])
+    adjectives = [a["fashion style"], a["category modifier"], a["material"], a["colour"]]
+    keep = sorted(rng.sample(range(4), rng.choice((1, 2, 2, 3))))
+    words += [adjectives[k] for k in keep]
+    words.append(kind.nouns[0])
+    ending, extra = "", rng.random()
+    if extra < 0.35:
+        key = rng.choice([key for key in sorted(kind.details) if a[key] != "plain"])
+        words += ["with", *_listed(key, a[key]).split()]
+    elif extra < 0.6:
+        ending = ", " + a["size/specification"]
+    return " ".join(w if w == "with" else w[:1].upper() + w[1:] for w in " ".join(words).split()) + ending
+
+
+def _listed(key: str, value: str) -> str:
+    """A detail as a shop lists it: "white sole", "star logo", "4 buttons"."""
+    noun = key[:-1] if value == "1" and key.endswith("s") else key
+    return f"{value} {noun}"
+
+
+def write_description(item: Item, seed: int) -> str:
+    """Two or three sentences of a shop, stating some of the attributes, truthfully."""
+    rng = random.Random(f"description/{seed}/{item.group}")
+    a, kind = item.attributes, item.design.kind
+    be = "are" if kind.plural else "is"
+    these = "These" if kind.plural else "This"
+    sentences = [
+        f"{these} {a['category modifier']} {kind.nouns[0]} {be} made of {a['material']}, {a['fashion style']} in style."
+    ]
+    keys = rng.sample(sorted(kind.details), 2)
+    sentences.append(f"Details: {a['style elements']}, " + ", ".join(_listed(key, a[key]) for key in keys) + ".")
+    if "season/occasion" in a and rng.random() < 0.6:
+        sentences.append(f"Good for: {a['season/occasion']}.")
+    if rng.random() < 0.5:
+        sentences.append(f"Size: {a['size/specification']}.")
+    return " ".join(sentences)
+
+
+_OPENERS = ("", "", "", "", "looking for {a} ", "i need {a} ", "got any ", "where can i find {a} ", "want {a} ", "any ")
+
+
+def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
+    """What a shopper types who has this product in mind, and the attribute values that the words state.
+
+    Args:
+        item: the product in mind.
+        rng: decides what is said and how.
+
+    Returns:
+        text: colloquial, lower case; it names the type, mostly the colour, one or two details, perhaps the use.
+        stated: attribute key → value; a product of the type answers the text exactly if it has all of them.
+    """
+    a, kind = item.attributes, item.design.kind
+    stated: dict[str, str] = {}
+    before: list[str] = []
+    after: list[str] = []
+    if rng.random() < 0.85:
+        stated["colour"] = a["colour"]
+        before.append(rng.choice(COLOUR_WORDS.get(a["colour"], (a["colour"],))))
+    details = rng.sample(sorted(kind.details), rng.choice((1, 1, 2)) if stated else 2)
+    for key in details:
+        stated[key] = a[key]
+        if key == "pattern" and rng.random() < 0.7:
+            before.append(rng.choice(PATTERN_WORDS[a[key]]))
+        else:
+            after.append(detail_phrase(rng, kind, key, a[key]))
+    aside = rng.choice(("", "category modifier", "material", "target demographic", "season/occasion", "brand"))
+    if aside in a:
+        stated[aside] = a[aside]
+        _say_aside(rng, aside, a[aside], before, after)
+    if len(after) > 1 and after[0].startswith("with ") and after[1].startswith("with ") and rng.random() < 0.6:
+        after[1] = after[1].replace("with", "and", 1)
+    words = " ".join([*before, rng.choice(kind.nouns), *after])
+    opener = rng.choice(_OPENERS)
+    if opener in ("got any ", "any ") and not kind.plural:
+        opener = "looking for {a} "
+    return _with_articles(opener.format(a="some" if kind.plural else "a") + words), stated
+
+
+def _with_articles(text: str) -> str:
+    """ "a" before a vowel becomes "an"."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
+
+
+def _say_aside(rng: random.Random, key: str, value: str, before: list[str], after: list[str]) -> None:
+    """Adds the words for a fact that is no fine detail."""
+    if key in ("category modifier", "material"):
+        before.append(value)
+    elif key == "target demographic":
+        after.append(rng.choice(DEMOGRAPHIC_WORDS[value]))
+    elif key == "season/occasion":
+        after.append(rng.choice(("for {v}", "good for {v}")).format(v=value))
+    else:
+        after.append(rng.choice(("by {v}", "from {v}")).format(v=value.lower()))
+
+
+_IN_COLOUR = (
+    "same in {c}",
+    "{this} but in {c}",
+    "do you have {this} in {c}?",
+    "{c} version of {this}",
+    "can i get {this} in {c}",
+)
+_POINTED = ("the {n} in this photo", "where can i get {this} {n}", "{n} like in the picture", "{this} {n} please")
+
+
+# ------------------------------------------------------------------------------------------------------- queries
+
+
+def _query_row(
+    catalogue: _Relations, item: Item, number: int, photographer: _Photographer, seed: int
+) -> dict[str, Any] | None:
+    """Query `number` of a product; None where its other half was cut off at the end of the catalogue."""
+    rng = random.Random(f"query/{seed}/{item.index}/{number}")
+    query_type = QUERY_TYPES[(item.index + number) % 3]
+    row: dict[str, Any] = {
+        "query_id": f"{item.product_id}-q{number}",
+        "type": query_type,
+        "text": None,
+        "image": None,
+        "bbox": None,
+        "split": item.split,
+        "derived": query_type != "image",
+        "reference_product_id": None,
+    }
+    positives = [item]
+    if query_type == "text":
+        row["kind"] = "colloquial"
+        row["text"], stated = write_query(item, rng)
+        positives = catalogue.satisfying(item, stated)
+    else:
+        row["kind"] = "photo"
+        row["image"], row["bbox"] = photographer.photo(number)
+    if query_type == "both":
+        row["kind"], row["text"], target = _ask_with_photo(catalogue, item, number, rng)
+        if target is None:
+            return None
+        positives = [target]
+        row["reference_product_id"] = item.product_id if target is not item else None
+    row["positives"] = [p.product_id for p in positives]
+    row["negatives"] = _hard_negatives(catalogue, positives, row["reference_product_id"])
+    return row
+
+
+def _ask_with_photo(catalogue: _Relations, item: Item, number: int, rng: random.Random) -> tuple[str, str, Item | None]:
+    """Kind, words and target of a query that shows `item` and says what should be different (or which object is meant)."""
+    kind = item.design.kind
+    this = "these" if kind.plural else "this"
+    wish = (item.index // 2 + number) % 3
+    if wish == 0:
+        return "pointed", rng.choice(_POINTED).format(n=rng.choice(kind.nouns), this=this), item
+    if wish == 1 and (twin := catalogue.twin(item)):
+        key = differing(item, twin)[0]
+        words = detail_phrase(rng, kind, key, twin.attributes[key])
+        return (
+            "same_with_detail",
+            _with_articles(rng.choice(("same but {w}", "like this {w}", "this one {w}")).format(w=words)),
+            twin,
+        )
+    variants = catalogue.variants(item)
+    if not variants:
+        return "same_in_colour", "", None
+    target = rng.choice(variants)
+    colour = target.attributes["colour"]
+    words = rng.choice(_IN_COLOUR).format(c=rng.choice(COLOUR_WORDS.get(colour, (colour,))), this=this)
+    return "same_in_colour", words, target
+
+
+def _hard_negatives(catalogue: _Relations, positives: Sequence[Item], reference: str | None) -> list[str]:
+    """Products that differ from a positive in exactly one attribute, and are neither positives nor the one photographed."""
+    right = {p.product_id for p in positives} | {reference}
+    near = {n.product_id for p in positives for n in catalogue.near(p)}
+    return sorted(near - right)
+
+
+# ------------------------------------------------------------------------------------------------------ on disk
+
+
+def write_catalogue(folder: str | Path, **options: Any) -> Path:
+    """Writes `make_catalogue(**options)` as products.parquet, queries.parquet and query_images.parquet.
+
+    Pictures are struct{bytes, path} with Hugging Face feature metadata: `datasets.load_dataset("parquet", …)` decodes
+    them. Queries refer to their picture by `image_id`.
+
+    Args:
+        folder: made if missing; its three files are replaced.
+        options: those of `make_catalogue`.
+
+    Returns:
+        the folder.
+    """
+    import pyarrow
+    from datasets import Features, List, Value
+    from datasets import Image as Picture
+    from pyarrow import parquet
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    products, queries = make_catalogue(**options)
+    text, texts = Value("string"), List(Value("string"))
+    product_features = {name: text for name in ("product_id", "title", "description", "split", "group")} | {
+        "category_path": texts,
+        "attributes": List({"key": text, "value": text}),
+        "images": List(Picture()),
+    }
+    query_features = {
+        name: text for name in ("query_id", "type", "text", "image_id", "split", "kind", "reference_product_id")
+    } | {"bbox": List(Value("float32")), "positives": texts, "negatives": texts, "derived": Value("bool")}
+    pictures = [
+        {"image_id": f"{q['query_id']}.jpg", "image": {"bytes": q["image"], "path": None}}
+        for q in queries
+        if q["image"]
+    ]
+    product_rows = [{**p, "images": [{"bytes": image, "path": None} for image in p["images"]]} for p in products]
+    query_rows = [
+        {**{k: v for k, v in q.items() if k != "image"}, "image_id": f"{q['query_id']}.jpg" if q["image"] else None}
+        for q in queries
+    ]
+    for name, rows, features in (
+        ("products", product_rows, product_features),
+        ("queries", query_rows, query_features),
+        ("query_images", pictures, {"image_id": text, "image": Picture()}),
+    ):
+        schema = Features(features).arrow_schema
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
+    return folder
+
+
+def contact_sheet(path: str | Path, *, seed: int = 0) -> Path:
+    """Draws the catalogue at a glance: every type, photos with boxes, near-twins, queries. About 1,200 pixels wide.
+
+    Args:
+        path: of the picture to write, .png or (a third of the size) .jpg.
+        seed: of the catalogue shown.
+    """
+    products, queries = make_catalogue(
+        products=len(PRODUCT_TYPES) * FAMILY_SIZE,
+        seed=seed,
+        image_size=catalogue_sheet.PICTURE,
+        splits=(("all", 1.0),),
+        progress=False,
+    )
+    catalogue_sheet.draw_sheet(products, queries).save(path, optimize=True, quality=88)
+    return Path(path)
+
+
+def picture_rate(*, seconds: float = 5.0, image_size: int = IMAGE_SIZE, seed: int = 0) -> float:
+    """Pictures per second that this process draws and encodes, half product shots, half street photos."""
+    items = make_items(600, seed=seed)
+    for kind in PRODUCT_TYPES:  # the pool of other objects is drawn once per process
+        for variant in range(6):
+            draw_distractor(kind.name, variant, image_size)
+    drawn, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        item = items[(drawn // 2) % len(items)]
+        sprite = draw_sprite(item.design, image_size)
+        _product_row(item, sprite, seed, image_size)
+        _Photographer(item, sprite, seed, image_size).photo(0)
+        drawn += 2
+    return drawn / elapsed
+
+
+def main() -> None:
+    """The command line: writes the tables, the contact sheet, or prints the picture rate."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=Path, help="folder for the three parquet tables")
+    parser.add_argument("--products", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="pixels")
+    parser.add_argument("--sheet", type=Path, help="picture to draw the contact sheet to (.png or .jpg)")
+    parser.add_argument("--rate", action="store_true", help="print pictures per second")
+    arguments = parser.parse_args()
+    if not (arguments.output or arguments.sheet or arguments.rate):
+        parser.error("nothing to do: give --output DIR, --sheet PNG or --rate")
+    try:
+        require_writable_folder("--output", arguments.output)
+        require_writable_file("--sheet", arguments.sheet)
+        if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise OutputError(f"--sheet {arguments.sheet}; accepted: a .png or .jpg file")
+    except OutputError as error:
+        parser.error(str(error))
+    if arguments.output:
+        options = {"products": arguments.products, "seed": arguments.seed, "image_size": arguments.image_size}
+        print(f"wrote {write_catalogue(arguments.output, **options)}")
+    if arguments.sheet:
+        print(f"wrote {contact_sheet(arguments.sheet, seed=arguments.seed)}")
+    if arguments.rate:
+        print(f"{picture_rate(image_size=arguments.image_size, seed=arguments.seed):.0f} pictures/s")
+
+
+if __name__ == "__main__":
+    main()

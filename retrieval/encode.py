@@ -1,0 +1,562 @@
+"""Records → unit vectors, for any model whose output has `.embeddings`; and each set of records encoded only once.
+
+A model that reasons may first write attributes of each record and then be read; what it wrote stays beside the vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModel
+
+import modeling_moon
+import processing_moon
+from evaluation.baselines import dual_tower
+from product_data.duplicates import EqualProducts
+from product_data.tables import ProductRow, QueryRow
+from retrieval.shortened import shortened_items
+from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
+from processing_moon import Reasoning
+from processing_moon.batch_moon import Shortened
+
+KINDS = ("product", "query")
+# How records may be embedded; the gate of "auto" belongs to a search, see `VectorCache`.
+REASONING = ("none", "generate", "given")
+# How rows of tables may be embedded: they give no reasoning of their own.
+ROW_REASONING = ("none", "generate")
+QUERY_REASONING = (*ROW_REASONING, "auto")
+# What a search may make of the variants of a right answer.
+VARIANTS = ("left_out", "right", "wrong")
+# Importing these (and the processor) makes their model types known to the Auto classes.
+MODELS = (modeling_moon.MoonModel, dual_tower.DualTower)
+_PROGRESS_DELAY_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class SkippedRecord:
+    """A record that could not be encoded: its place in the input, its name, the field, and why."""
+
+    index: int
+    item: str
+    field: str
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the results file."""
+        return {"item": self.item, "field": self.field, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of the records that could be encoded.
+
+    `reasoning[r]` is what was written, or given, before the vector in row r was read; None where nothing was. `tokens[r]` is how
+    many tokens were written for it, `</think>` included; None unless they were written. `shortened` are the texts that were cut
+    and the pictures that were made smaller to keep the token budget, by the record's place in the input.
+
+    Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`, ascending.
+    """
+
+    vectors: np.ndarray
+    kept: list[int]
+    skipped: list[SkippedRecord]
+    reasoning: list[Reasoning] | None = None
+    tokens: list[int] | None = None
+    shortened: list[Shortened] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How records are encoded, whatever they are.
+
+    Args:
+        batch_size (`int`): records a batch. Default 32.
+        progress (`bool`): a bar, once the work has taken more than a few seconds. Default True.
+        thinking (`Thinking`, its arguments or `None`): how a reasoning is written; goes with reasoning="generate".
+            Default `None`: greedily, up to the model's own number of tokens. What is drawn (`do_sample`) depends on the
+            batches too.
+
+    Raises:
+        ValueError: a batch size below 1, a `thinking` of another type, or what `Thinking` refuses.
+    """
+
+    batch_size: int = 32
+    progress: bool = True
+    thinking: Thinking | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}; accepted: 1 or more")
+        if isinstance(self.thinking, Mapping):
+            object.__setattr__(self, "thinking", Thinking(**self.thinking))
+        if not isinstance(self.thinking, Thinking | None):
+            raise ValueError(f"thinking={self.thinking!r}; accepted: a Thinking, a mapping of its arguments, or None")
+
+
+def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
+    """Model and processor of a checkpoint (Moon or dual tower), in evaluation mode.
+
+    Args:
+        path: folder or hub id.
+        device (`str` or `None`): default: the first GPU, or else the CPU.
+        dtype: of the weights; "auto" is that of the checkpoint.
+
+    Raises:
+        ValueError: a folder without config.json, or a model whose output has no vector.
+    """
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path}: no config.json; accepted: the folder of a saved checkpoint")
+    model = AutoModel.from_pretrained(path, dtype=dtype)
+    if model.config.model_type not in {known.config_class.model_type for known in MODELS}:
+        raise ValueError(
+            f"{path}: model type {model.config.model_type!r}; accepted: a Moon (see training.model.upcycle) or a dual tower"
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
+
+
+@torch.inference_mode()
+def encode(
+    model: Any,
+    processor: Any,
+    records: Sequence[dict[str, Any]],
+    *,
+    kind: str = "product",
+    form: str = "mm",
+    task: str | None = None,
+    reasoning: str = "none",
+    **settings: Any,
+) -> Encoded:
+    """Vectors of product or query records.
+
+    Records of like length share a batch, the next batch is prepared while one is computed, and the order is restored.
+
+    Args:
+        model: takes the processor's tensors and returns `.embeddings`; used on its device, in its dtype, in evaluation
+            mode, and left as it was found.
+        processor: a MoonProcessor.
+        records: product or query records.
+        kind (`str`): "product" or "query". Default "product".
+        form (`str`): of products: "mm", "t" or "i". Default "mm".
+        task (`str` or `None`): of queries: "query" (the default), "category", "attribute".
+        reasoning (`str`): "none"; "generate": the model writes attributes of each record and is read behind them; "given":
+            it is read behind the record's own "reasoning". Default "none".
+        **settings: batch_size, progress, thinking: see `EncodingSettings`.
+
+    Raises:
+        ValueError: another kind or reasoning, reasoning of a model that does not, `thinking` without reasoning="generate",
+            what `EncodingSettings` refuses, or vectors that are not finite.
+
+    Relations: `VectorCache` when several benchmarks need the same vectors.
+    """
+    how = EncodingSettings(**settings)
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}; accepted: kind product or query")
+    check_reasoning(model, processor, reasoning, REASONING)
+    if how.thinking is not None and reasoning != "generate":
+        raise ValueError(f"thinking={how.thinking} with reasoning={reasoning!r}; accepted: with reasoning='generate'")
+    unread = () if reasoning == "given" else ("reasoning",)
+    order = sorted(range(len(records)), key=lambda index: _length(records[index], unread))
+    groups = [order[start : start + how.batch_size] for start in range(0, len(order), how.batch_size)]
+    options: dict[str, Any] = {"form": form} if kind == "product" else {"task": task or "query"}
+    options |= {} if reasoning == "none" else {"reasoning": reasoning}
+
+    def prepare(group: list[int]) -> Any:
+        chosen = {"products" if kind == "product" else "queries": [records[index] for index in group]}
+        return processor(**chosen, **options, on_error="skip", return_tensors="pt")
+
+    vectors: dict[int, np.ndarray] = {}
+    written: dict[int, Any] = {}
+    counts: dict[int, int] = {}
+    skipped: list[SkippedRecord] = []
+    shortened: list[Shortened] = []
+    was_training = model.training
+    model.eval()
+    try:
+        bar = tqdm(
+            _prepared_ahead(prepare, groups),
+            total=len(groups),
+            desc=_description(kind, options),
+            delay=_PROGRESS_DELAY_SECONDS,
+            disable=not how.progress,
+        )
+        for group, batch in bar:
+            for kept, found in zip(batch.kept, _rows(model, processor, batch, reasoning, how), strict=True):
+                vectors[group[kept]], written[group[kept]], counts[group[kept]] = found
+            skipped += [SkippedRecord(group[s.index], str(s.item), str(s.field), str(s.reason)) for s in batch.skipped]
+            shortened += [replace(one, index=group[one.index]) for one in batch.shortened]
+    finally:
+        model.train(was_training)
+    kept = sorted(vectors)
+    stacked = (
+        np.stack([vectors[index] for index in kept]) if kept else np.zeros((0, model.config.vector_size), np.float32)
+    )
+    texts = None if reasoning == "none" else [written[index] for index in kept]
+    tokens = [counts[index] for index in kept] if reasoning == "generate" else None
+    skipped.sort(key=lambda record: record.index)
+    shortened.sort(key=lambda one: one.index)
+    return Encoded(_unit(stacked, kept), kept, skipped, texts, tokens, shortened)
+
+
+def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequence[str] = REASONING) -> None:
+    """Refuse what cannot be, before any work.
+
+    Raises:
+        ValueError: a reasoning that is not accepted here, or one that the model or its processor is not made for.
+    """
+    if reasoning not in accepted:
+        raise ValueError(f"reasoning={reasoning!r}; accepted: {', '.join(accepted)}")
+    if reasoning == "none":
+        return
+    for part in (getattr(model, "config", None), processor):
+        if getattr(part, "max_reasoning_tokens", None) is None:
+            raise ValueError(
+                f"reasoning={reasoning!r}: this {'processor' if part is processor else 'model'} "
+                f"({type(processor if part is processor else model).__name__}) does not reason, it has no "
+                "max_reasoning_tokens; accepted: 'none', or a moon3 checkpoint"
+            )
+
+
+def check_threshold(query_reasoning: str, threshold: float | None) -> float:
+    """The gate's threshold, by default 0.05; one is accepted for queries that reason when unsure.
+
+    Raises:
+        ValueError: a threshold without "auto", or not in [0, 2].
+    """
+    if threshold is None:
+        return THRESHOLD
+    if query_reasoning != "auto":
+        raise ValueError(
+            f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; accepted: with query_reasoning='auto'"
+        )
+    if not 0 <= threshold <= 2:
+        raise ValueError(f"gate_threshold={threshold}; accepted: a number in [0, 2], a difference of two cosines")
+    return threshold
+
+
+def all_skipped(what: str, encoded: Encoded) -> str:
+    """Say that all of some records were skipped, and why the first was.
+
+    Args:
+        what: what the records are, such as "products".
+        encoded: nothing kept, at least one skipped.
+    """
+    first = encoded.skipped[0]
+    return (
+        f"all {len(encoded.skipped)} {what} were skipped, they could not be read; "
+        f"first: {first.item!r}, {first.field}: {first.reason}"
+    )
+
+
+def check_variants(variants: str) -> str:
+    """What a search makes of variants, if it is one of `VARIANTS`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if variants not in VARIANTS:
+        raise ValueError(f"variants={variants!r}; accepted: {', '.join(VARIANTS)}")
+    return variants
+
+
+def _description(kind: str, options: Mapping[str, Any]) -> str:
+    what = f"products, {options['form']}" if kind == "product" else f"queries, task {options['task']}"
+    return f"encode {what}" + (f", reasoning {options['reasoning']}" if "reasoning" in options else "")
+
+
+def _length(record: dict[str, Any], unread: Sequence[str]) -> tuple[int, int]:
+    images = record.get("images", record.get("image"))
+    count = 0 if images is None else len(images) if isinstance(images, list) else 1
+    no_text = ("images", "image", "id", *unread)
+    return count, sum(len(str(value)) for name, value in record.items() if name not in no_text)
+
+
+def _prepared_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming: Future | None = pool.submit(prepare, groups[0]) if groups else None
+        for number, group in enumerate(groups):
+            batch = coming.result() if coming is not None else None
+            coming = pool.submit(prepare, groups[number + 1]) if number + 1 < len(groups) else None
+            yield group, batch
+
+
+def _rows(
+    model: Any, processor: Any, batch: Any, reasoning: str, how: EncodingSettings
+) -> Iterator[tuple[np.ndarray, Reasoning | None, int]]:
+    """Each row's vector, what was written before it was read, and the number of tokens that the model wrote."""
+    if not batch.kept:
+        return iter(())
+    nothing = [0] * len(batch.kept)
+    if reasoning == "none":
+        return zip(_embed(model, batch), [None] * len(batch.kept), nothing, strict=True)
+    # As a dict: a model loaded from a checkpoint's own code has a Thinking of its own.
+    thinking = asdict(how.thinking) if isinstance(how.thinking, Thinking) else None
+    found = model.embed(batch, reasoning=reasoning, processor=processor, thinking=thinking)
+    counts = nothing
+    if reasoning == "generate":
+        counts = (found.reasoning_ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
+    return zip(found.embeddings.float().cpu().numpy(), found.reasoning, counts, strict=True)
+
+
+def _embed(model: Any, batch: Any) -> np.ndarray:
+    parameter = next(model.parameters())
+    inputs = {}
+    for name, value in batch.items():
+        dtype = parameter.dtype if value.is_floating_point() else None
+        inputs[name] = value.to(parameter.device, dtype=dtype)
+    return model(**inputs).embeddings.float().cpu().numpy()
+
+
+def _unit(vectors_ND: np.ndarray, kept: list[int]) -> np.ndarray:
+    bad = [kept[row] for row in np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))]
+    if bad:
+        raise ValueError(f"the model gave vectors that are not finite for {len(bad)} records (indices {bad[:5]})")
+    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return (vectors_ND / np.maximum(norm_N1, 1e-12)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WrittenReasoning:
+    """What a model wrote about one product or query.
+
+    Args:
+        side (`str`): "product" or "query".
+        input (`str`): what it was written from: the name of the gallery, such as "mm" or "mm, no category"; or "query".
+        item (`str`): product_id or query_id.
+        reasoning: as it was read.
+    """
+
+    side: str
+    input: str
+    item: str
+    reasoning: Reasoning
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What counts as right, and which labels there are.
+
+    Args:
+        variants (`str`): what a search makes of the variants of a right answer (see `product_data.duplicates`): "left_out"
+            of its ranking, "right", or "wrong". Default "left_out".
+        label_products, label_queries (`Sequence` or `None`): the rows whose categories and attribute values are labels, those of
+            the whole data set. Default: the rows that are evaluated.
+
+    Raises:
+        ValueError: other variants.
+    """
+
+    variants: str = VARIANTS[0]
+    label_products: Sequence[ProductRow] | None = None
+    label_queries: Sequence[QueryRow] | None = None
+
+    def __post_init__(self) -> None:
+        check_variants(self.variants)
+
+
+class VectorCache:
+    """Each form of the gallery, each query and each label text encoded at most once for one model.
+
+    Queries and products may be embedded in different ways, since vectors with and without reasoning share one space. Label
+    texts never reason: they are one value each, and nothing can be drawn out of them.
+
+    Args:
+        model, processor: as for `encode`.
+        products, queries: the rows of the split that is evaluated.
+        query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`; every gallery is of the product
+            side, also where products' own parts stand in for queries. Default "none". Queries also "auto": in each search
+            those reason whose vector without reasoning is unsure among that gallery's (`MarginGate`).
+        gate_threshold (`float` or `None`): of "auto", the margin below which a query is unsure. Default 0.05.
+        scoring (`Scoring` or `None`): what counts as right, and which labels there are. Default: `Scoring()`.
+        **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
+
+    Raises:
+        ValueError: another reasoning, reasoning of a model that does not, `thinking` where no side generates, a threshold
+            without "auto" or not in [0, 2].
+
+    Relations: handed to every benchmark of a run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        products: Sequence[ProductRow],
+        queries: Sequence[QueryRow],
+        *,
+        query_reasoning: str = "none",
+        product_reasoning: str = "none",
+        gate_threshold: float | None = None,
+        scoring: Scoring | None = None,
+        **settings: Any,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.products, self.queries = products, queries
+        scoring = scoring or Scoring()
+        self.equal, self.variants = EqualProducts(products), scoring.variants
+        self.label_products = products if scoring.label_products is None else scoring.label_products
+        self.label_queries = queries if scoring.label_queries is None else scoring.label_queries
+        self.query_reasoning, self.product_reasoning = query_reasoning, product_reasoning
+        self.settings = EncodingSettings(**settings)
+        check_reasoning(model, processor, query_reasoning, QUERY_REASONING)
+        check_reasoning(model, processor, product_reasoning, ROW_REASONING)
+        self.gate_threshold = check_threshold(query_reasoning, gate_threshold)
+        if self.settings.thinking is not None and query_reasoning == product_reasoning == "none":
+            raise ValueError(
+                f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
+            )
+        self._galleries: dict[str, Encoded] = {}
+        self._queries: Encoded | None = None
+        self._thought: dict[int, tuple[np.ndarray, Reasoning]] = {}
+        self._labels: dict[tuple[str, str], np.ndarray] = {}
+        self._shortened: list[dict[str, Any]] = []
+
+    def gallery(self, form: str) -> Encoded:
+        """The products that have what `form` asks for: "mm" anything, "t" text, "i" an image."""
+        return self.varied_gallery(form, form, lambda row: row.record(form))
+
+    def varied_gallery(self, name: str, form: str, record: Callable[[ProductRow], dict[str, Any]]) -> Encoded:
+        """A gallery of records that `record` makes of the rows, kept under `name`; a row without content is left out."""
+        if name not in self._galleries:
+            made = [record(row) for row in self.products]
+            rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
+            chosen = [made[index] for index in rows]
+            encoded = self._encode(chosen, self.product_reasoning, form=form)
+            self._note_shortened("product", encoded, [str(fields["id"]) for fields in chosen])
+            self._galleries[name] = _renumbered(encoded, rows)
+        return self._galleries[name]
+
+    def all_queries(self) -> Encoded:
+        """Every query, by its place in `queries`; with "auto" without reasoning, as the gate sees them."""
+        if self._queries is None:
+            records = [row.record() for row in self.queries]
+            reasoning = "none" if self.query_reasoning == "auto" else self.query_reasoning
+            self._queries = self._encode(records, reasoning, kind="query")
+            self._note_shortened("query", self._queries, [row.query_id for row in self.queries])
+        return self._queries
+
+    def asked(
+        self, rows: Sequence[int], gallery_GD: np.ndarray, exclude: Sequence[Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Queries as they search a gallery, and with "auto" which of them reasoned for it; each reasons at most once.
+
+        A gallery of one item leaves nothing to be unsure of.
+
+        Args:
+            rows: of `all_queries`.
+            gallery_GD: the vectors that are searched.
+            exclude: for each of the rows the places in the gallery that are left out, whatever the right answer is.
+
+        Shapes: returns (Q, D) float32 and (Q,) bool or None.
+
+        Raises:
+            ValueError: a query that can be embedded but cannot reason.
+        """
+        encoded = self.all_queries()
+        vector_QD = encoded.vectors[list(rows)]
+        if self.query_reasoning != "auto":
+            return vector_QD, None
+        unsure_Q = np.zeros(len(vector_QD), dtype=bool)
+        if len(gallery_GD) > 1:
+            gate = MarginGate(gallery_GD, self.gate_threshold)
+            unsure_Q = gate.unsure(gate.margins(torch.from_numpy(vector_QD), exclude)).numpy()
+        chosen = [encoded.kept[row] for row, unsure in zip(rows, unsure_Q, strict=True) if unsure]
+        self._think_of([index for index in chosen if index not in self._thought])
+        if chosen:
+            vector_QD[unsure_Q] = np.stack([self._thought[index][0] for index in chosen])
+        return vector_QD, unsure_Q
+
+    def _think_of(self, indices: Sequence[int]) -> None:
+        records = [self.queries[index].record() for index in indices]
+        found = self._encode(records, "generate", kind="query")
+        if found.skipped:
+            raise ValueError(f"query {found.skipped[0].item!r} cannot reason: {found.skipped[0].reason}")
+        self._note_shortened("query", found, [self.queries[index].query_id for index in indices])
+        texts = found.reasoning or []
+        self._thought.update(zip(indices, zip(found.vectors, texts, strict=True), strict=True))
+
+    def labels(self, texts: Sequence[str], task: str) -> np.ndarray:
+        """Vectors (L, D) of label texts under the instruction of `task` ("category" or "attribute").
+
+        Raises:
+            ValueError: a label that cannot be encoded.
+        """
+        missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._labels]
+        records = [{"text": text, "id": text} for text in missing]
+        found = self._encode(records, "none", kind="query", task=task)
+        if found.skipped:
+            raise ValueError(f"label {found.skipped[0].item!r} cannot be encoded: {found.skipped[0].reason}")
+        self._note_shortened("label", found, missing)
+        self._labels.update({(task, text): vector for text, vector in zip(missing, found.vectors, strict=True)})
+        return np.stack([self._labels[task, text] for text in texts])
+
+    def why_empty(self) -> str:
+        """Why a gallery that was asked for has nothing in it, though products have what it asks for; "" where none is so."""
+        return next(
+            (all_skipped("products", one) for one in self._galleries.values() if not one.kept and one.skipped), ""
+        )
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Everything so far that could not be encoded, each product or query once."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for record in (record for gallery in self._galleries.values() for record in gallery.skipped):
+            row = self.products[record.index]
+            found.setdefault(("product", row.product_id), {"kind": "product", "id": row.product_id} | record.as_dict())
+        for record in self._queries.skipped if self._queries else []:
+            query = self.queries[record.index]
+            found.setdefault(("query", query.query_id), {"kind": "query", "id": query.query_id} | record.as_dict())
+        return list(found.values())
+
+    def shortened(self) -> list[dict[str, Any]]:
+        """Everything so far that was cut or made smaller, as `retrieval.shortened.shortened_items` names it.
+
+        What several forms or label texts of one item have in common stands there once for each.
+        """
+        return list(self._shortened)
+
+    def _note_shortened(self, kind: str, encoded: Encoded, names: Sequence[str]) -> None:
+        self._shortened += shortened_items(kind, encoded.shortened, names)
+
+    def reasonings(self) -> list[WrittenReasoning]:
+        """Everything written so far: of each gallery in the order of the products, then of the queries."""
+        found = []
+        for name, gallery in self._galleries.items():
+            for index, text in _written(gallery):
+                found.append(WrittenReasoning("product", name, self.products[index].product_id, text))
+        thought = [(index, text) for index, (_, text) in sorted(self._thought.items())]
+        for index, text in [*(_written(self._queries) if self._queries else ()), *thought]:
+            found.append(WrittenReasoning("query", "query", self.queries[index].query_id, text))
+        return found
+
+    def _encode(self, records: Sequence[dict[str, Any]], reasoning: str, **options: Any) -> Encoded:
+        settings = {name: getattr(self.settings, name) for name in ("batch_size", "progress")}
+        if reasoning == "generate":
+            settings["thinking"] = self.settings.thinking
+        return encode(self.model, self.processor, records, reasoning=reasoning, **options, **settings)
+
+
+def _written(encoded: Encoded) -> Iterator[tuple[int, Reasoning]]:
+    return iter(()) if encoded.reasoning is None else zip(encoded.kept, encoded.reasoning, strict=True)
+
+
+def _renumbered(encoded: Encoded, rows: Sequence[int]) -> Encoded:
+    skipped = [SkippedRecord(rows[s.index], s.item, s.field, s.reason) for s in encoded.skipped]
+    kept = [rows[index] for index in encoded.kept]
+    shortened = [replace(one, index=rows[one.index]) for one in encoded.shortened]
+    return Encoded(encoded.vectors, kept, skipped, encoded.reasoning, encoded.tokens, shortened)
+
+
+def config_digest(model: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of the model's configuration, wherever it was loaded from."""
+    settings = json.loads(model.config.to_json_string(use_diff=False))
+    text = json.dumps({name: settings[name] for name in settings if name != "_name_or_path"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,195 @@
+"""Recipes' loss keys: what they become, what is refused, and a training with all of them through the script."""
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_moon import MoonModel
+from training.recipe.arguments import LossArguments, ModelArguments, RecipeError, parse_recipe
+from training.contrastive.trainer import ContrastiveOptions
+from training.losses.info_nce import InfoNCELoss
+from training.losses.matryoshka import MatryoshkaLoss
+from training.losses.sample_filter import SampleFilter
+from training.assembly.objective import check_fits, loss_of, options_of
+from training.runs.resume import read_lines
+from training.assembly.starting_model import choose_what_learns
+from training.train import main
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**values):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"small_base": {"hidden_size": 64}, "max_steps": 10, **values}))
+        return [str(path)]
+
+    return write
+
+
+def test_the_defaults_are_the_plain_objective_of_moon(recipe):
+    parsed = parse_recipe(recipe())
+    loss, options = loss_of(parsed.loss), options_of(parsed)
+    assert type(loss.contrastive) is InfoNCELoss
+    assert (loss.contrastive.temperature, loss.contrastive.block_size) == (0.05, None)
+    assert (loss.weights, loss.router_weight, loss.sparsity_weight) == (None, 0.0, 0.0)
+    assert options == ContrastiveOptions()
+
+
+def test_every_key_reaches_what_it_names(recipe):
+    values = {
+        "temperature": 0.1,
+        "queue_steps": 4,
+        "queue_warmup_steps": 0.2,
+        "queue_momentum": 0.99,
+        "negative_margin": 0.1,
+        "several_positives": True,
+        "loss_block_size": 64,
+        "matryoshka_dims": [8, 16],
+        "matryoshka_weights": [0.5, 1.0],
+        "sample_filter": True,
+        "filter_threshold": 0.7,
+        "filter_kappa": 10.0,
+        "filter_margin_start": 0.3,
+        "filter_margin_end": -0.1,
+        "filter_schedule": "linear",
+        "filter_weight": 0.25,
+        "dual_alignment": True,
+        "alignment_weights": {"t": 1, "i": 0.5, "mm": 2},
+        "intra_weight": 0.7,
+        "symmetric_intra": True,
+        "router_loss_weight": 0.01,
+        "sparsity_weight": 0.02,
+        "encode_chunk_size": 16,
+    }
+    parsed = parse_recipe(recipe(**values, learning_rates={"*visual*": "5e-1"}))
+    assert {name: getattr(parsed.loss, name) for name in values} == values
+    loss, options = loss_of(parsed.loss), options_of(parsed)
+    assert options.learning_rates == {"*visual*": 0.5}
+    assert type(loss.contrastive) is MatryoshkaLoss
+    assert loss.contrastive.weights == {16: 1.0, 8: 0.5}
+    assert (loss.contrastive.temperature, loss.contrastive.contrastive.block_size) == (0.1, 64)
+    assert loss.weights == {"t": 1.0, "i": 0.5, "mm": 2.0}
+    assert (loss.intra_weight, loss.symmetric, loss.router_weight, loss.sparsity_weight) == (0.7, True, 0.01, 0.02)
+    assert (options.chunk_size, options.queue_warmup_steps, options.queue_momentum) == (16, 0.2, 0.99)
+    assert options.terms.sample_filter == SampleFilter(0.7, 10.0, 0.3, -0.1, "linear", 0.25)
+    assert (options.terms.several_positives, options.terms.negative_margin) == (True, 0.1)
+    assert (options.terms.forms, options.terms.intra, options.terms.symmetric) == (True, True, True)
+
+
+def test_without_weight_images_do_not_look_for_texts(recipe):
+    terms = options_of(parse_recipe(recipe(dual_alignment=True, intra_weight=0))).terms
+    assert (terms.forms, terms.intra) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"queue_steps": -1}, "queue_steps: found -1"),
+        ({"queue_warmup_steps": -0.5}, "queue_warmup_steps: found -0.5"),
+        ({"queue_momentum": 1.0}, "queue_momentum: found 1.0; accepted: 0 to below 1"),
+        ({"queue_momentum": 0.9, "queue_steps": 0}, "found without a queue"),
+        ({"negative_margin": -0.1}, "negative_margin: found -0.1"),
+        ({"loss_block_size": 0}, "loss_block_size: found 0"),
+        ({"encode_chunk_size": 0}, "encode_chunk_size: found 0"),
+        ({"matryoshka_dims": [8, 8]}, r"matryoshka_dims: found \[8, 8\]"),
+        ({"matryoshka_dims": ["x"]}, "matryoshka_dims: found"),
+        ({"matryoshka_dims": [8], "matryoshka_weights": [1, 2]}, "matryoshka_weights: found .* accepted: 1"),
+        ({"matryoshka_dims": [8], "matryoshka_weights": [0]}, "matryoshka_weights: found 0"),
+        ({"filter_threshold": 0.0}, r"sample_filter \(filter_…\): threshold: found 0.0"),
+        ({"filter_margin_end": 0.5}, "start, end: found 0.1, 0.5"),
+        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'"),
+        ({"alignment_weights": {"t": 1}}, "alignment_weights: found .* only with dual_alignment"),
+        ({"symmetric_intra": True}, "symmetric_intra: found True; accepted: only with dual_alignment"),
+        ({"dual_alignment": True, "alignment_weights": {"text": 1}}, "alignment_weights: unknown key 'text'"),
+        ({"dual_alignment": True, "alignment_weights": {"t": -1}}, "alignment_weights.t: found -1"),
+        ({"intra_weight": -1}, "intra_weight: found -1"),
+        ({"router_loss_weight": -1}, "router_loss_weight: found -1"),
+        ({"sparsity_weight": -1}, "sparsity_weight: found -1"),
+        (
+            {"encode_chunk_size": 4, "torch_empty_cache_steps": 2},
+            "torch_empty_cache_steps: found with encode_chunk_size",
+        ),
+        ({"encode_chunk_size": 4, "optim": "lomo"}, "optim: found lomo with encode_chunk_size"),
+        ({"learning_rates": {"visual": -1}}, "learning_rates.visual: found -1"),
+        ({"learning_rates": {"visual": "fast"}}, "learning_rates.visual: found 'fast'"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_key(recipe, values, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(recipe(**values))
+
+
+@pytest.mark.parametrize(
+    ("moon", "lora", "values", "message"),
+    [
+        ({}, None, {"matryoshka_dims": [64]}, "matryoshka_dims: found 64 for vectors of width 32"),
+        ({}, None, {"sparsity_weight": 0.1}, "sparsity_weight: found expert_routing 'guided'"),
+        ({"preset": "moon2"}, {"r": 2}, {"sparsity_weight": 0.1}, "found preferences that do not learn"),
+        ({"expert_routing": "none"}, None, {"router_loss_weight": 0.1}, "found a model without experts"),
+        ({"preset": "moon2", "objectives": ["a"]}, None, {"dual_alignment": True}, r"found objectives \['a'\]"),
+    ],
+)
+def test_a_loss_that_the_model_cannot_serve_is_refused(tiny_moon, moon, lora, values, message):
+    model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", **moon))
+    learner = choose_what_learns(model, ModelArguments(base="x", lora=lora))
+    with pytest.raises(RecipeError, match=message):
+        check_fits(LossArguments(**values), ModelArguments(), learner)
+
+
+def test_a_loss_that_the_model_serves_passes(tiny_moon):
+    arguments = LossArguments(matryoshka_dims=[8, 32], dual_alignment=True, router_loss_weight=0.1, sparsity_weight=0.1)
+    model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon2"))
+    check_fits(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
+    with pytest.raises(RecipeError, match="found no learning parameter like 'lora"):
+        check_fits(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
+
+
+def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon, tmp_path):
+    values = {
+        "base": str(tiny_moon("qwen3_vl", preset="moon2")),
+        "catalogue": {"products": 40, "image_size": 64, "progress": False},
+        "query_mix": {"image": 1, "text": 1, "both": 1},
+        "max_image_tokens": 4,
+        "queue_steps": 2,
+        "queue_momentum": 0.9,
+        "negative_margin": 0.1,
+        "several_positives": True,
+        "loss_block_size": 8,
+        "matryoshka_dims": [8],
+        "sample_filter": True,
+        "dual_alignment": True,
+        "symmetric_intra": True,
+        "router_loss_weight": 0.01,
+        "sparsity_weight": 0.1,
+        "encode_chunk_size": 3,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.001,
+        "learning_rates": {"*visual*": 0.0, "*preference": 0.01},
+        "logging_steps": 1,
+        "save_steps": 2,
+        "save_total_limit": 4,
+        "disable_tqdm": True,
+    }
+    path = tmp_path / "moon2.yaml"
+    path.write_text(yaml.safe_dump(values))
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main([str(path), "--output_dir", str(whole)]) == 0
+    assert main([str(path), "--output_dir", str(resumed), "--max_steps", "4"]) == 0
+    lines = [read_lines(run / "metrics.jsonl") for run in (whole, resumed)]
+    wanted = {"loss_inter_t", "loss_inter_i", "loss_intra", "loss_aux", "loss_sparsity", "omega_t", "filtered_share"}
+    assert wanted <= set().union(*lines[0])
+    assert wanted | {"queue_drift", "masked_share"} <= set().union(*lines[0])
+    (resumed / "finished.json").unlink()
+    for leftover in (resumed / "checkpoint-4").iterdir():
+        leftover.unlink()
+    assert main([str(path), "--output_dir", str(resumed)]) == 0
+    again = read_lines(resumed / "metrics.jsonl")
+    assert [{**line, "items_per_second": 0} for line in again] == [{**line, "items_per_second": 0} for line in lines[0]]
+    weights = [load_file(run / "final" / "model.safetensors") for run in (whole, resumed)]
+    start = load_file(f"{values['base']}/model.safetensors")
+    still = {name for name, weight in weights[0].items() if torch.equal(weight, start[name])}
+    assert {name for name in weights[0] if "visual" in name} <= still
+    assert not any("preference" in name for name in still)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -1,0 +1,170 @@
+"""One global batch by one process, or by two that hold the model in parts (FSDP2).
+
+Run as a script by torchrun with a launch configuration's environment, this file trains each of `variants` and writes losses,
+metrics and gradients.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import test_one_global_batch as one
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from training.encoding.batch_encoding import encoded_rows
+from training.contrastive.terms import TermOptions
+from training.contrastive.trainer import ContrastiveOptions
+from training.losses.info_nce import InfoNCELoss
+from training.losses.matryoshka import MatryoshkaLoss
+from training.runs.resume import read_lines
+from training.parallel.sharding import IDLE, EvenEncoder, EvenPart, decoder_layers, is_sharded, reach_all, whole_parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS_FSDP = pytest.mark.skipif(
+    torch.__version__ < (2, 13) and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"),
+    reason="a torch before 2.13 whose FSDP2 lacks set_reduce_scatter_unused_params; check_launch refuses it",
+)
+
+
+def variants(chunk):
+    """Name → (adapters, queue steps, loss, options, arguments of the trainer)."""
+    several = TermOptions(several_positives=True, negative_margin=0.1, sample_filter=one.FILTER)
+    dual = TermOptions(sample_filter=one.FILTER, forms=True, intra=True, symmetric=True)
+    inner = MatryoshkaLoss(InfoNCELoss(0.3, block_size=3), [8, 16])
+    align = one.alignment
+    return {
+        "plain": (False, 2, align(InfoNCELoss(0.3)), ContrastiveOptions(), {"max_grad_norm": 0.01}),
+        "adapters": (True, 2, align(inner), ContrastiveOptions(several, chunk_size=chunk), {}),
+        "dual": (False, 2, align(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), ContrastiveOptions(dual), {}),
+        "dual_in_chunks": (
+            False,
+            2,
+            align(inner, symmetric=True, sparsity_weight=0.1),
+            ContrastiveOptions(dual, chunk_size=chunk, queue_warmup_steps=2),
+            {"gradient_checkpointing": True},
+        ),
+        "dual_adapters": (True, 2, align(inner, symmetric=True), ContrastiveOptions(dual, chunk_size=chunk), {}),
+    }
+
+
+class Gradients(TrainerCallback):
+    """Keeps what each step is made of, whole."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        found = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                found[name] = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).clone()
+        self.steps.append(found)
+
+
+def train_all(folder, output, batch, chunk, names=None):
+    """Train every variant; returns metrics and gradients by variant."""
+    results = {}
+    for name, (*variant, arguments) in variants(chunk).items():
+        if names and name not in names:
+            continue
+        trainer = one.make_trainer(folder, output / name, variant, batch, **arguments)
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        trainer.train()
+        assert is_sharded(trainer.model) == ("ACCELERATE_USE_FSDP" in os.environ)
+        results[name] = (read_lines(output / name / "metrics.jsonl"), gradients.steps)
+    return results
+
+
+def main():
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    batch = one.GLOBAL_BATCH // int(os.environ["WORLD_SIZE"])
+    results = train_all(folder, output, batch, chunk=1, names=sys.argv[3:])
+    if os.environ["RANK"] == "0":
+        torch.save({name: gradients for name, (_, gradients) in results.items()}, output / "gradients.pt")
+
+
+def launch_environment(settings, processes=2):
+    """What `accelerate launch --config_file settings --num_processes 2` puts into the environment of CPU processes."""
+    arguments = ["--config_file", str(settings), "--num_processes", str(processes), "--main_process_port", "0"]
+    given = launch_command_parser().parse_args([*arguments, "--mixed_precision", "no", "train.py"])
+    environment = prepare_multi_gpu_env(_validate_launch_command(given)[0])
+    apart = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {name: value for name, value in environment.items() if name != "PYTHONPATH"} | apart
+
+
+@pytest.fixture(scope="module")
+def moon2(tiny_moon):
+    return tiny_moon("qwen3_vl", trained=True, preset="moon2")
+
+
+@NEEDS_FSDP
+@pytest.mark.parametrize(
+    ("preset", "names"), [("moon2", ["plain", "adapters", "dual", "dual_in_chunks"]), ("moon3", ["dual_adapters"])]
+)
+def test_two_processes_with_parts_of_a_model_train_as_one_process_does(tiny_moon, tmp_path, preset, names):
+    folder = tiny_moon("qwen3_vl", trained=True, preset=preset)
+    whole = train_all(folder, tmp_path / "one", one.GLOBAL_BATCH, chunk=3, names=names)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    done = subprocess.run(
+        [*command, str(folder), str(tmp_path / "two"), *names],
+        env=launch_environment(ROOT / "training" / "launch" / "fsdp2.yaml"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    gradients = torch.load(tmp_path / "two" / "gradients.pt", weights_only=True)
+    for name, (metrics, steps) in whole.items():
+        in_parts = read_lines(tmp_path / "two" / name / "metrics.jsonl")
+        for left, right in zip(metrics, in_parts, strict=True):
+            assert left["loss"] == pytest.approx(right["loss"], rel=2e-6), (name, left["step"])
+            assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-5), (name, left["step"])
+        if preset == "moon2":
+            one.assert_same_metrics(metrics, in_parts)
+        for alone, together in zip(steps, gradients[name], strict=True):
+            assert one.relative_difference(alone, together) < 1e-5, name  # float32, through the model
+
+
+def test_idle_forward_passes_leave_nothing_but_a_graph():
+    weight = torch.ones(3, requires_grad=True)
+
+    def model(**inputs):
+        return SimpleNamespace(embeddings=inputs["input_ids"].float() * weight)
+
+    row = {"input_ids": torch.ones(1, 3)}
+    part = EvenPart("queries", {"input_ids": torch.ones(2, 3)}, idle=2, row=row)
+    found = EvenEncoder(model, None)(part)
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"queries": (2, 3), IDLE: (0, 3)}
+    assert encoded_rows(found) == 2
+    empty = EvenEncoder(model, None)(EvenPart(IDLE, {}, empty=True, idle=1, row=row))
+    assert list(empty) == [IDLE]
+    reach_all(empty).backward()
+    assert torch.equal(weight.grad, torch.zeros(3))
+
+
+def test_units_are_the_decoder_layers_and_the_vision_tower_stays_whole(moon2):
+    model = one.MoonModel.from_pretrained(moon2)
+    assert decoder_layers(model) == ["MoonQwen3VLDecoderLayer"]
+    with pytest.raises(ValueError, match="found no decoder layers in Linear"):
+        decoder_layers(torch.nn.Linear(1, 1))
+
+
+def test_parameters_of_a_whole_model_are_shown_as_they_are(moon2):
+    model = one.MoonModel.from_pretrained(moon2)
+    before = model.preference_entropy()
+    with whole_parameters(model, "preference"):
+        assert torch.equal(model.preference_entropy(), before)
+
+
+if __name__ == "__main__":
+    main()

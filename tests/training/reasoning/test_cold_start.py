@@ -1,0 +1,451 @@
+"""The cold start: its objective from the formula, one global batch whichever way it is computed, and exact resumption.
+
+Run as a script by torchrun, this file trains each of `VARIANTS` and writes losses, metrics and gradients.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gradient_steps import Gradients
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
+
+from modeling_moon import MoonForConditionalGeneration, MoonModel
+from processing_moon import MoonProcessor
+from training.model.checkpoint import save_moon
+from training.reasoning.cold_start_trainer import ColdStartTrainer
+from training.contrastive.terms import TermOptions
+from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from training.batches.collate import PairCollator
+from training.batches.pairs import Pair
+from training.losses.dual_alignment import DualAlignmentLoss
+from training.losses.info_nce import InfoNCELoss
+from training.losses.matryoshka import MatryoshkaLoss
+from training.batches.negatives import NO_ID, NegativeQueue, stable_id
+from training.runs.resume import read_lines
+from training.assembly.starting_model import save_trained
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
+GLOBAL_BATCH, STEPS, TEMPERATURE = 4, 4, 0.3
+# Of each pair of a step, which of query, positive and hard negative have a reasoning: all on one process, none at all …
+REASONED = [["qpn", "qp", "", ""], ["p", "q", "n", "qpn"], ["", "", "", ""], ["qpn", "qpn", "qpn", "qpn"]]
+
+
+def words(seed, count=4):
+    return " ".join(np.random.default_rng(seed).choice(WORDS, size=count))
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(32, 32, 3), dtype=np.uint8))
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Pairs of two products each, of which some have a picture, and some of the records a reasoning."""
+
+    def __len__(self):
+        return GLOBAL_BATCH * STEPS
+
+    def __getitem__(self, position):
+        names = [f"q{position}", f"p{position}", f"n{position}"]
+        records = [{"text": words(100 + position, 2)}, {"title": words(position)}, {"title": words(200 + position)}]
+        if position % 3 == 0:
+            records[0]["image"] = picture(position)
+            records[1]["images"] = [picture(50 + position)]
+        reasoned = REASONED[position // GLOBAL_BATCH % STEPS][position % GLOBAL_BATCH]
+        for name, record in zip(names, records, strict=True):
+            record["id"] = name
+            if name[0] in reasoned:
+                record["reasoning"] = {
+                    "colour": words(300 + position + len(reasoned), 1),
+                    "material": words(position, 2),
+                }
+        ids = [stable_id(name) for name in names[1:]]
+        return Pair(records[0], records[1:], names[1:], ids, [NO_ID] * 2, NO_ID, [], [], position)
+
+
+def variants(chunk):
+    """Name → (adapters, queue steps, contrastive loss, options, weights); `chunk` for those that encode in chunks."""
+    inner = MatryoshkaLoss(InfoNCELoss(TEMPERATURE, block_size=3), [8, 16])
+    several = TermOptions(several_positives=True, negative_margin=0.1)
+    chunks = ContrastiveOptions(chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2)
+    return {
+        "whole": (False, 2, InfoNCELoss(TEMPERATURE), ContrastiveOptions(), {}),
+        "chunks": (False, 2, inner, chunks, {"ce_weight": 0.5, "contrastive_weight": 0.7}),
+        "adapters": (True, 2, inner, ContrastiveOptions(several, chunk_size=chunk), {"ce_weight": 0.5}),
+        "no_cross_entropy": (False, 0, inner, ContrastiveOptions(chunk_size=chunk), {"ce_weight": 0.0}),
+    }
+
+
+def load_learner(folder, adapters):
+    torch.manual_seed(0)
+    model = MoonForConditionalGeneration.from_pretrained(folder)
+    if adapters:
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["projection", "router"])
+        model = get_peft_model(model, config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zeros at first, behind which nothing else would learn
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def make_trainer(folder, output, variant, batch=GLOBAL_BATCH, **arguments):
+    adapters, queue_steps, loss, options, weights = variant
+    values = {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 3e-5, "logging_steps": 1}
+    values |= {"optim": "sgd", "save_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True}
+    values |= {"report_to": "none", "remove_unused_columns": False, "train_sampling_strategy": "sequential"}
+    values |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False, "max_grad_norm": 0.0}
+    values |= {"lr_scheduler_type": "constant", "use_cpu": True}
+    processor = MoonProcessor.from_pretrained(folder)
+    processor.max_image_tokens = 4
+    return ColdStartTrainer(
+        model=load_learner(folder, adapters),
+        args=TrainingArguments(output_dir=str(output), **{**values, **arguments}),
+        train_dataset=Pairs(),
+        data_collator=PairCollator(processor, reasoning="mixed"),
+        loss=loss,
+        queue=NegativeQueue(queue_steps),
+        options=options,
+        **weights,
+    )
+
+
+def train_all(folder, output, batch, chunk):
+    """Train every variant; returns metrics and gradients by variant."""
+    results = {}
+    for name, variant in variants(chunk).items():
+        trainer = make_trainer(folder, output / name, variant, batch, gradient_checkpointing=name == "chunks")
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        trainer.train()
+        results[name] = (read_lines(output / name / "metrics.jsonl"), gradients.steps)
+    return results
+
+
+def main():
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    results = train_all(folder, output, GLOBAL_BATCH // int(os.environ["WORLD_SIZE"]), chunk=1)
+    if os.environ["RANK"] == "0":
+        torch.save({name: gradients for name, (_, gradients) in results.items()}, output / "gradients.pt")
+
+
+def assert_same_metrics(one, two):
+    """The loss to 1e-6; parts of it, small differences of cosines, and the gradient to what float32 gives."""
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, STEPS + 1))
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        for name in left.keys() - {"items_per_second"}:
+            close = {"rel": 1e-6} if name == "loss" else {"rel": 5e-6, "abs": 1e-6}
+            assert left[name] == pytest.approx(right[name], **close), (left["step"], name)
+
+
+def relative_difference(one, two):
+    """The length of the difference of two gradients, relative to the length of the gradient."""
+    assert one.keys() == two.keys()
+    whole, other = (torch.cat([gradient[name].double().flatten() for name in one]) for gradient in (one, two))
+    return ((whole - other).norm() / whole.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def moon3(tiny_moon, tmp_path_factory):
+    """Its embeddings are of length 1 and above: behind shorter ones, norms blow up gradients and with them rounding."""
+    start = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=False)
+    folder = tmp_path_factory.mktemp("moon") / "moon3"
+    model = MoonForConditionalGeneration.from_pretrained(start)
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 25
+    return save_moon(model, MoonProcessor.from_pretrained(start), folder)
+
+
+@pytest.fixture(scope="module")
+def by_one_process(moon3, tmp_path_factory):
+    return train_all(moon3, tmp_path_factory.mktemp("one"), GLOBAL_BATCH, chunk=3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The objective
+
+
+def slow_objective(model, batch, ce_weight, contrastive_weight, router_weight=0.0):
+    """L from the formula, token by token and pair by pair; with its mean cross-entropy and its InfoNCE."""
+    vectors, surprises, router, rows = {}, [], 0.0, 0
+    think, end = model.config.think_start_token_id, model.config.think_end_token_id
+    for side in ("queries", "products"):
+        inputs = {name: tensor for name, tensor in batch[side].items() if name != "labels"}
+        vectors[side] = model.model(**inputs).embeddings
+        states = model.model(**inputs, output_router_stats=True)
+        router, rows = router + states.router_loss * len(vectors[side]), rows + len(vectors[side])
+        log_BTV = torch.log_softmax(model.lm_head(states.last_hidden_state), dim=-1)
+        for row, ids in enumerate(inputs["input_ids"].tolist()):
+            if think in ids:
+                places = range(ids.index(think) + 1, ids.index(end) + 1)
+                surprises += [-log_BTV[row, place - 1, ids[place]] for place in places]
+    losses = []
+    for row, target in enumerate(batch["target"].tolist()):
+        scores = [torch.dot(vectors["queries"][row], product) / TEMPERATURE for product in vectors["products"]]
+        losses.append(-(scores[target] - torch.stack(scores).logsumexp(dim=0)))
+    ce, info_nce = torch.stack(surprises).mean(), torch.stack(losses).mean()
+    return ce_weight * ce + contrastive_weight * (info_nce + router_weight * router / rows), ce, info_nce
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_value_and_gradient_are_those_of_the_formula(tiny_moon, tmp_path, tied):
+    folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
+    weights = {"ce_weight": 0.3, "contrastive_weight": 0.8}
+    loss = DualAlignmentLoss(InfoNCELoss(TEMPERATURE), router_weight=0.2)
+    trainer = make_trainer(folder, tmp_path, (False, 0, loss, ContrastiveOptions(), weights))
+    batch = trainer.data_collator([Pairs()[position] for position in range(4, 8)])
+    assert not (batch["queries"]["labels"] >= 0).all()
+    found = trainer.compute_loss(trainer.model, batch)
+    found.backward()
+    reference = MoonForConditionalGeneration.from_pretrained(folder)
+    expected, ce, info_nce = slow_objective(reference, batch, router_weight=0.2, **weights)
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    named = dict(reference.named_parameters())
+    gradients = [
+        {name: torch.zeros_like(named[name]) if one.grad is None else one.grad for name, one in model.items()}
+        for model in (dict(trainer.model.named_parameters()), named)
+    ]
+    assert relative_difference(*gradients) < 1e-5
+    assert gradients[0]["model.vlm.language_model.embed_tokens.weight" if tied else "lm_head.weight"].any()
+    logged = trainer._meters.averages(lambda values, _: values)
+    assert logged["loss_ce"] == pytest.approx(ce.item(), rel=1e-5)
+    assert logged["loss_aux"] > 0
+    assert logged["reasoned_share"] == pytest.approx(6 / 12)
+
+
+def test_accuracy_is_the_share_of_tokens_that_are_likeliest(moon3, tmp_path):
+    trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
+    batch = trainer.data_collator([Pairs()[position] for position in range(4)])
+    trainer.compute_loss(trainer.model, batch)
+    right = total = 0
+    for side in ("queries", "products"):
+        labels = batch[side].pop("labels")
+        with torch.no_grad():
+            likeliest = trainer.model(**batch[side]).logits.argmax(dim=-1)[:, :-1]
+        right += int((likeliest == labels[:, 1:]).sum())
+        total += int((labels >= 0).sum())
+    assert total > 20
+    assert trainer._meters.averages(lambda values, _: values)["ce_accuracy"] == pytest.approx(right / total)
+
+
+def test_without_cross_entropy_the_output_layer_is_never_called(moon3, tmp_path, monkeypatch):
+    trainer = make_trainer(moon3, tmp_path, variants(None)["no_cross_entropy"])
+    monkeypatch.setattr(trainer.model.lm_head, "forward", None)  # to call it would fail
+    trainer.train()
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["reasoned_share"] for line in lines] == pytest.approx([5 / 12, 6 / 12, 0, 1])
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["loss_contrastive"])
+        assert not {"loss_ce", "ce_accuracy"} & line.keys()
+
+
+def test_logits_are_made_of_the_tokens_to_be_written_alone(moon3, tmp_path):
+    trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
+    seen = []
+    trainer.model.lm_head.register_forward_hook(lambda layer, args, output: seen.append(len(output)))
+    batch = trainer.data_collator([Pairs()[position] for position in range(4, 8)])
+    trainer.compute_loss(trainer.model, batch)
+    assert seen == [int((batch[side]["labels"] >= 0).sum()) for side in ("queries", "products")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One global batch
+
+
+def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    done = subprocess.run(
+        [*command, str(moon3), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for name, (metrics, steps) in by_one_process.items():
+        assert_same_metrics(metrics, read_lines(tmp_path / name / "metrics.jsonl"))
+        for one, two in zip(steps, gradients[name], strict=True):
+            assert relative_difference(one, two) < 1e-5, name  # float32, through the model
+
+
+def test_chunks_train_as_whole_batches_do(moon3, by_one_process, tmp_path):
+    whole = train_all(moon3, tmp_path, GLOBAL_BATCH, chunk=None)
+    for name in ("chunks", "adapters", "no_cross_entropy"):
+        assert_same_metrics(whole[name][0], by_one_process[name][0])
+        for one, two in zip(whole[name][1], by_one_process[name][1], strict=True):
+            assert relative_difference(one, two) < 1e-5, name
+
+
+def test_a_step_without_any_reasoning_has_no_cross_entropy(by_one_process):
+    for name in ("whole", "chunks", "adapters"):
+        lines = by_one_process[name][0]
+        for key in ("loss_ce", "ce_accuracy"):
+            assert [key in line for line in lines] == [True, True, False, True]
+        for line in lines:
+            weights = {"ce_weight": 0.1, "contrastive_weight": 1.0} | variants(None)[name][-1]
+            ce = weights["ce_weight"] * line.get("loss_ce", 0.0)
+            assert line["loss"] == pytest.approx(
+                ce + weights["contrastive_weight"] * line["loss_contrastive"], rel=1e-5
+            )
+            assert line["reasoned_share"] == pytest.approx({1: 5 / 12, 2: 6 / 12, 3: 0, 4: 1}[line["step"]])
+
+
+def test_the_output_layer_learns_where_there_is_something_to_write(by_one_process):
+    learned = [bool(step["lm_head.weight"].any()) for step in by_one_process["whole"][1]]
+    assert learned == [True, True, False, True]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+@pytest.mark.parametrize(("name", "tied"), [("chunks", True), ("whole", False), ("adapters", True)])
+def test_stopped_and_resumed_equals_uninterrupted(tiny_moon, tmp_path, name, tied):
+    folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
+    saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
+    variant = variants(3)[name]
+    make_trainer(folder, tmp_path / "straight", variant, **saving).train()
+    stopped = make_trainer(folder, tmp_path / "stopped", variant, **saving)
+    stopped.add_callback(StopAt(3))
+    stopped.train()
+    last = str(tmp_path / "stopped" / "checkpoint-2")
+    make_trainer(folder, tmp_path / "stopped", variant, **saving).train(resume_from_checkpoint=last)
+    lines = [
+        [
+            {key: value for key, value in line.items() if key != "items_per_second"}
+            for line in read_lines(run / "metrics.jsonl")
+        ]
+        for run in (tmp_path / "straight", tmp_path / "stopped")
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == STEPS
+    file = "adapter_model.safetensors" if name == "adapters" else "model.safetensors"
+    ends = [load_file(tmp_path / run / f"checkpoint-{STEPS}" / file) for run in ("straight", "stopped")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    states = [
+        torch.load(tmp_path / run / f"checkpoint-{STEPS}" / "contrastive_state_0.pt", weights_only=True)
+        for run in ("straight", "stopped")
+    ]
+    for left, right in zip(*(state["queue"]["steps"] for state in states), strict=True):
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step == self.step
+        control.should_save = control.should_save and not control.should_training_stop
+        return control
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_trained_writer_is_saved_whole(tiny_moon, tmp_path, tied, adapters):
+    folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
+    model = load_learner(folder, adapters)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for number, parameter in enumerate(learning):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter += 0.02 * noise
+    processor = MoonProcessor.from_pretrained(folder)
+    collator = PairCollator(processor, reasoning="mixed")
+    batch = {name: one for name, one in collator([Pairs()[4]])["products"].items() if name != "labels"}
+    model.eval()
+    with torch.no_grad():
+        before = model(**batch, output_embeddings=True)
+    save_trained(model, processor, tmp_path / "final", folder)
+    encoder = MoonModel.from_pretrained(tmp_path / "final").eval()
+    writer, loading = MoonForConditionalGeneration.from_pretrained(tmp_path / "final", output_loading_info=True)
+    writer.eval()
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    with torch.no_grad():
+        after = writer(**batch)
+        torch.testing.assert_close(encoder(**batch).embeddings, before.embeddings, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-4)
+    assert (writer.lm_head.weight is writer.get_input_embeddings().weight) == tied
+    start = MoonForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        assert not torch.allclose(start.eval()(**batch).logits, after.logits, atol=1e-2)
+    settings = json.loads((tmp_path / "final" / "generation_config.json").read_text())
+    assert settings == json.loads((folder / "generation_config.json").read_text())
+    expected = {path.name for path in folder.iterdir()}
+    assert expected <= {path.name for path in (tmp_path / "final").iterdir()}
+    found = encoder.embed([{"title": "red shoes"}], reasoning="generate", processor=processor)
+    assert found.embeddings.shape == (1, 32)
+
+
+def test_save_moon_writes_the_writers_own_output_layer(tiny_moon, tmp_path):
+    folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=False)
+    model = MoonForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight += 1.0
+    save_moon(model, MoonProcessor.from_pretrained(folder), tmp_path, lm_head_from=folder)
+    assert torch.equal(MoonForConditionalGeneration.from_pretrained(tmp_path).lm_head.weight, model.lm_head.weight)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MoonForConditionalGeneration"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"ce_weight": -0.1}, "ce_weight: found -0.1; accepted: a finite number of at least 0"),
+        ({"contrastive_weight": math.nan}, "contrastive_weight: found nan"),
+        ({"ce_weight": math.inf}, "ce_weight: found inf"),
+        ({"ce_weight": 0.0, "contrastive_weight": 0.0}, "found 0 for both"),
+    ],
+)
+def test_weights_out_of_range_are_refused(moon3, tmp_path, weights, words):
+    with pytest.raises(ValueError, match=words):
+        make_trainer(moon3, tmp_path, (False, 0, InfoNCELoss(0.3), ContrastiveOptions(), weights))
+
+
+def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    given = {"args": args, "loss": InfoNCELoss(0.3), "queue": NegativeQueue(0)}
+    with pytest.raises(ValueError, match="found MoonModel with max_reasoning_tokens=32; accepted: a MoonForCond"):
+        ColdStartTrainer(model=MoonModel.from_pretrained(moon3), **given)
+    plain = MoonForConditionalGeneration.from_pretrained(tiny_moon("qwen3_vl"))
+    with pytest.raises(ValueError, match="found MoonForConditionalGeneration with max_reasoning_tokens=None"):
+        ColdStartTrainer(model=plain, **given)
+    forms = ContrastiveOptions(TermOptions(forms=True))
+    with pytest.raises(ValueError, match="forms: found True in a cold start"):
+        ColdStartTrainer(model=MoonForConditionalGeneration.from_pretrained(moon3), options=forms, **given)
+
+
+def test_batches_without_labels_are_refused(moon3, tmp_path):
+    trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
+    trainer.data_collator.reasoning = "none"
+    with pytest.raises(
+        ValueError, match="found no labels of queries and products; accepted: a collator with reasoning"
+    ):
+        trainer.train()
+
+
+def test_meters_of_an_older_checkpoint_are_taken_over(moon3, tmp_path):
+    trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
+    values = [[3.0, 2.0], *[[0.0, 0.0]] * 4]
+    trainer.load_own_state(trainer.own_state() | {"meters": values}, tmp_path)
+    trainer._meters.add("loss_ce", torch.tensor(2.0))
+    assert trainer._meters.averages(lambda sums, _: sums) == {"accuracy": 1.5, "loss_ce": 2.0}
+    assert isinstance(trainer, ContrastiveTrainer)
+
+
+if __name__ == "__main__":
+    main()

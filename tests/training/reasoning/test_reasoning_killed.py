@@ -1,0 +1,71 @@
+"""A joint stage that is killed and started again ends as the one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from training.runs.resume import read_lines
+
+RECIPE = {
+    "small_base": {"hidden_size": 64, "num_layers": 1, "vision_depth": 2, "vocab_size": 600},
+    "preset": "moon3",
+    "moon": {"embedding_dim": 32, "max_reasoning_tokens": 6},
+    "stage": "reasoning",
+    "catalogue": {"products": 40, "image_size": 64},
+    "max_image_tokens": 4,
+    "rollouts": 2,
+    "per_device_train_batch_size": 2,
+    "queue_steps": 2,
+    "max_steps": 9,
+    "save_steps": 3,
+    "logging_steps": 1,
+    "completions_steps": 4,
+    "learning_rate": 1.0e-3,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
+PATIENCE_SECONDS = 240
+
+
+def command(recipe, output, workers):
+    count = ("--dataloader_num_workers", str(workers))
+    return [sys.executable, str(TRAIN), str(recipe), "--output_dir", str(output), *count]
+
+
+def steps(folder):
+    lines = read_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    return [{key: value for key, value in line.items() if key != "step_time"} for line in lines]
+
+
+def test_a_killed_joint_stage_with_workers_goes_on_exactly_and_as_one_without_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(recipe, whole, 0), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
+    process = subprocess.Popen(command(recipe, killed, 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while len(steps(killed)) < 5:
+        assert process.poll() is None
+        assert time.monotonic() - began < PATIENCE_SECONDS
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "final").exists()
+    subprocess.run(command(recipe, killed, 2), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
+    assert len(steps(whole)) == RECIPE["max_steps"]
+    assert steps(killed) == steps(whole)
+    ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, killed)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    tables = [sorted((folder / "completions").iterdir()) for folder in (whole, killed)]
+    assert [path.name for path in tables[0]] == ["step-000004.parquet", "step-000008.parquet"]
+    assert [path.read_bytes() for path in tables[0]] == [path.read_bytes() for path in tables[1]]

@@ -1,0 +1,167 @@
+"""A cold start on streams: what its rows are to write, and a run that is stopped in the middle of an epoch."""
+
+import io
+import shutil
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from processing_moon import MoonProcessor
+from training.batches.collate import PairCollator
+from product_data.columns import find_columns
+from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets
+from training.batches.streams import BadRow, RowPairs, StreamCollator, StreamRow, StreamSource
+from training.runs.resume import read_lines
+from training.train import main
+
+COLOURS = ("red", "blue", "green", "white", "black")
+
+
+def picture(seed):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def row(number):
+    colour = COLOURS[number % 5]
+    return {
+        "query": f"a {colour} thing" if number % 2 else None,
+        "query_image": None if number % 2 else picture(number),
+        "doc_title": f"{colour} thing {number}",
+        "doc_image": b"no picture" if number == 5 else picture(100 + number),
+        "doc_attributes": f"color:{colour},,material:wood,,sku:{number}",
+        "neg_title": f"thing {number + 1}",
+    }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """26 triplets in two shards: an epoch ends in the middle of a block, and of a run."""
+    folder = tmp_path_factory.mktemp("data") / "triplets"
+    folder.mkdir()
+    for shard in range(2):
+        rows = [row(number) for number in range(13 * shard, 13 * shard + 13)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{shard}.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tiny_moon):
+    return tiny_moon("qwen3_vl", preset="moon3", max_reasoning_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def processor(base):
+    return MoonProcessor.from_pretrained(base)
+
+
+@pytest.fixture(scope="module")
+def source():
+    rows = datasets.Dataset.from_list([row(number) for number in range(4)]).to_iterable_dataset()
+    return StreamSource("shop", rows, find_columns(list(row(0))))
+
+
+def reasoned(source, processor, share, seed=3):
+    targets = ReasoningTargets([], processor)
+    return ReasonedRows([source], PairOptions(), seed, 100, targets=targets, unreasoned_share=share)
+
+
+def test_a_row_s_records_get_what_the_rule_of_tables_says_of_the_row(source, processor):
+    found = reasoned(source, processor, 0.0)
+    for number in (0, 1, 2, 3):
+        one = StreamRow(0, (0, 0, number), row(number))
+        pair, colour = found.pair(one), COLOURS[number % 5]
+        tables = found.tables(one)
+        options = PairOptions(query_mix={tables.queries[0].type: 1.0})
+        wanted = ReasonedPairs(
+            PairDataset([PairSource(tables, 1.0)], options, 0, 1), ReasoningTargets([tables], processor), 0.0, 0
+        )[0]
+        assert (pair.query_labels, pair.product_labels) == (wanted.query_labels, wanted.product_labels)
+        assert pair.product_labels == {"colour": (colour,), "material": ("wood",)}
+        # A text supports what it names, an image what can be seen.
+        assert pair.query_labels == ({"colour": (colour,)} if number % 2 else pair.product_labels)
+        assert [record.get("reasoning") for record in (pair.query, *pair.products)] == [
+            {key: list(values) for key, values in pair.query_labels.items()},
+            {"colour": [colour], "material": ["wood"]},
+            None,  # nothing is known of the hard negative
+        ]
+
+
+def test_a_pair_is_a_function_of_seed_and_place_and_a_share_goes_without(source, processor):
+    rows = [StreamRow(0, (epoch, 0, 1), row(1)) for epoch in range(200)]
+    found = [reasoned(source, processor, 0.3).pair(one) for one in rows]
+    assert found == [reasoned(source, processor, 0.3).pair(one) for one in rows]
+    written = ["reasoning" in pair.query for pair in found]
+    assert written != ["reasoning" in reasoned(source, processor, 0.3, seed=4).pair(one).query for one in rows]
+    assert written != ["reasoning" in pair.products[0] for pair in found]
+    assert 0.6 < sum(written) / len(written) < 0.8
+    assert not any("reasoning" in reasoned(source, processor, 1.0).pair(one).query for one in rows)
+    plain = RowPairs([source], PairOptions(), 3, 100).pair(rows[0])
+    assert {name: value for name, value in found[0].query.items() if name != "reasoning"} == plain.query
+    with pytest.raises(ValueError, match="unreasoned_share: found 1.5; accepted: a number from 0 to 1"):
+        reasoned(source, processor, 1.5)
+
+
+def test_a_row_of_which_no_pair_can_be_made_stays_one_and_a_reasoned_spare_stands_in(source, processor):
+    found = reasoned(source, processor, 0.0)
+    bad = StreamRow(0, (0, 0, 0), row(0) | {"doc_title": None, "doc_image": None})
+    assert isinstance(found[bad], BadRow)
+    spare = StreamRow(0, (0, 0, 1), row(1), spare=True)
+    batch = StreamCollator(processor, found, reasoning="mixed")([found[bad], found[spare]])
+    alone = PairCollator(processor, reasoning="mixed")([found.pair(StreamRow(0, (0, 0, 1), row(1)))])
+    for side in ("queries", "products"):
+        assert torch.equal(batch[side]["labels"], alone[side]["labels"])
+        assert (batch[side]["labels"] >= 0).any()
+    assert len(batch["skipped"]) == 1
+
+
+def losses(run):
+    lines = read_lines(run / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
+
+
+def test_a_streamed_cold_start_stopped_in_the_middle_of_an_epoch_goes_on_exactly(base, shards, tmp_path, capsys):
+    values = {"base": str(base), "data": [str(shards)], "streaming": True, "stage": "cold_start", "max_image_tokens": 4}
+    values |= {
+        "shuffle_rows": 8,
+        "bucket_batches": 2,
+        "queue_steps": 2,
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+    }
+    values |= {"learning_rate": 0.001, "logging_steps": 1, "save_steps": 2, "save_total_limit": 9, "disable_tqdm": True}
+    values |= {"use_cpu": True, "report_to": "none", "gradient_accumulation_steps": 2, "dataloader_num_workers": 0}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main([str(recipe), "--output_dir", str(whole)]) == 0
+        said = capsys.readouterr().out
+        assert "of the first 200 rows of each stream: reasoning: 26 of" in said
+        assert "'sku' (26)" in said
+        shutil.copytree(whole, again)
+        for path in [*again.glob("checkpoint-*")]:
+            if int(path.name.split("-")[1]) > 4:  # 16 rows of 26
+                shutil.rmtree(path)
+        shutil.rmtree(again / "final")
+        (again / "finished.json").unlink()
+        assert main([str(recipe), "--output_dir", str(again)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "resuming from" in capsys.readouterr().out
+    assert losses(whole) == losses(again)
+    assert [line["step"] for line in losses(whole)] == list(range(1, 9))
+    assert all(line["loss_ce"] > 0 and 0 < line["reasoned_share"] < 1 for line in losses(whole)[:3])
+    weights = [load_file(run / "final" / "model.safetensors") for run in (whole, again)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

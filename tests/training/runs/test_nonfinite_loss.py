@@ -1,0 +1,100 @@
+"""A loss or a gradient that is NaN or infinite ends a training before any weight is spoilt, and names the batch."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from training.losses.dual_alignment import DualAlignmentLoss
+from training.runs.resume import checkpoints, is_complete, read_lines
+from training.train import main
+
+FAULTS = {
+    "a loss that is NaN": ("loss", "nan", lambda loss: loss * math.nan),
+    "a loss that is infinite": ("loss", "inf", lambda loss: loss * math.inf),
+    "a gradient that is NaN": ("gradient's norm", "nan", lambda loss: loss + (0 * loss).sqrt()),
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_moon, tmp_path_factory):
+    values = {
+        "base": str(tiny_moon("qwen3_vl")),
+        "data": ["catalogue"],
+        "catalogue": {"products": 60, "image_size": 64, "progress": False},
+        "query_mix": {"image": 1, "text": 1},
+        "queue_steps": 2,
+        "max_image_tokens": 4,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.001,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 4,
+        "disable_tqdm": True,
+    }
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert main([str(recipe), "--output_dir", str(output_dir)]) == 0
+    return output_dir
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_training_stops_names_the_batch_and_leaves_the_last_good_checkpoint(
+    fault, recipe, uninterrupted, tmp_path, capsys, monkeypatch
+):
+    what, value, spoil = FAULTS[fault]
+    run, calls, kept = tmp_path / "run", [], {}
+    forward = DualAlignmentLoss.forward
+
+    def faulty(self, *arguments, **options):
+        parts = forward(self, *arguments, **options)
+        calls.append(1)
+        if len(calls) < 6:  # the second half of the third step
+            return parts
+        kept.update(files_of(run / "checkpoint-2"))
+        return {**parts, "loss": spoil(parts["loss"])}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DualAlignmentLoss, "forward", faulty)
+        assert main([str(recipe), "--output_dir", str(run)]) == 3
+    file = run / "nonfinite_batch_0.json"
+    message = capsys.readouterr().err
+    assert f"the {what} is {value} at step 2; " in message
+    assert str(file) in message
+    found = json.loads(file.read_text())
+    assert (found["step"], found[what]) == (2, value)
+    assert len(found["items"]) == (2 if what == "loss" else 4)
+    assert all(len(names) == 2 and all(names) for names in found["items"])
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-1", "checkpoint-2"]
+    assert is_complete(run / "checkpoint-2")
+    assert files_of(run / "checkpoint-2") == kept
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "checkpoint-2" / "model.safetensors").values())
+    assert not (run / "final").exists()
+    assert main([str(recipe), "--output_dir", str(run)]) == 0
+    assert f"resuming from {run / 'checkpoint-2'}" in capsys.readouterr().out
+    whole, again = (load_file(one / "final" / "model.safetensors") for one in (uninterrupted, run))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [1, 2, 3, 4]

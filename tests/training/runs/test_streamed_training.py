@@ -1,0 +1,149 @@
+"""Training on streams: stopped in the middle of an epoch and resumed, by one process and by two, equals the straight run."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from processing_moon import product_moon
+from training.runs.resume import read_lines
+from training.studies.soak import main as soak
+from training.train import main
+
+
+def picture(seed):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """26 triplets in two shards: an epoch ends in the middle of a block, and of a run."""
+    folder = tmp_path_factory.mktemp("data") / "triplets"
+    folder.mkdir()
+    for shard in range(2):
+        rows = [
+            {
+                "query": f"wish {n}" if n % 2 else None,
+                "query_image": None if n % 2 else picture(n),
+                "doc_title": f"thing {n}",
+                "doc_image": b"no picture" if n == 5 else picture(100 + n),
+                "neg_title": f"thing {n + 1}",
+            }
+            for n in range(13 * shard, 13 * shard + 13)
+        ]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{shard}.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_moon, shards, tmp_path_factory):
+    values = {
+        "base": str(tiny_moon("qwen3_vl")),
+        "data": [str(shards)],
+        "streaming": True,
+        "shuffle_rows": 8,
+        "bucket_batches": 2,
+        "queue_steps": 2,
+        "max_image_tokens": 4,
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.001,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "save_total_limit": 9,
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+    }
+    path = tmp_path_factory.mktemp("recipe") / "streamed.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def losses(run):
+    lines = read_lines(run / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
+
+
+def assert_same_run(one, two):
+    assert losses(one) == losses(two)
+    assert [line["step"] for line in losses(one)] == list(range(1, len(losses(one)) + 1))
+    weights = [load_file(run / "final" / "model.safetensors") for run in (one, two)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def forget_after(run, step):
+    """Leave what a run has on disk that stopped just after a checkpoint."""
+    for path in run.glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    shutil.rmtree(run / "final")
+    (run / "finished.json").unlink()
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_streaming_run_goes_on_exactly_whatever_the_number_of_workers(recipe, tmp_path, monkeypatch, capsys):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert main([str(recipe), "--output_dir", str(whole)]) == 0
+    assert "triplets: streamed in 2 shards" in capsys.readouterr().out
+    named = {line["item"] for line in read_lines(whole / "skipped.jsonl")}
+    assert all(name.startswith("triplets/") for name in named)
+    shutil.copytree(whole, again)
+    forget_after(again, 6)
+    opened = []
+    decode = product_moon._decode
+    monkeypatch.setattr(product_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
+    assert main([str(recipe), "--output_dir", str(again)]) == 0
+    assert f"resuming from {again / 'checkpoint-6'}" in capsys.readouterr().out
+    assert 0 < len(opened) < 30  # two steps of four pairs, not eight steps
+    assert_same_run(whole, again)
+    forget_after(again, 2)
+    assert main([str(recipe), "--output_dir", str(again), "--dataloader_num_workers", "2"]) == 0
+    assert_same_run(whole, again)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_small_base_and_a_time_budget_work_with_streams(recipe, tmp_path):
+    values = yaml.safe_load(recipe.read_text()) | {"base": None, "max_steps": -1, "train_minutes": 0.01}
+    values |= {"small_base": {"hidden_size": 32, "num_layers": 1, "vision_depth": 2, "vocab_size": 420}}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert main([str(path), "--output_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] >= 1
+
+
+def test_two_processes_killed_at_a_step_and_in_a_save_end_as_the_run_left_alone(recipe, tmp_path, capsys):
+    kills = ["--kills", "2", "--at-least-in-saves", "1", "--pause-seconds", "0.05"]
+    assert soak([str(recipe), *kills, "--output", str(tmp_path)]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["passed"]
+    assert found["differences"] == []
+    assert found["kills_in_a_save"] >= 1
+    assert len(found["kills"]) == 2
+    assert (found["losses_compared"], found["steps"]) == (6, 6)
+    assert min(found["checkpoint_tensors_compared"], found["final_tensors_compared"]) > 10
+    assert "removed, its save was interrupted" in (tmp_path / "killed.log").read_text()
+    assert_same_run(tmp_path / "uninterrupted", tmp_path / "killed")
+    for run in ("uninterrupted", "killed"):
+        for rank in (0, 1):
+            state = torch.load(tmp_path / run / "checkpoint-6" / f"contrastive_state_{rank}.pt", weights_only=True)
+            assert json.loads(state["stream"])["consumed"] == 12

@@ -1,0 +1,376 @@
+"""Ablation suites: what is refused, what runs, what is run again, and what the table says."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from product_data.catalogue.making import write_catalogue
+from product_data.tables import load_tables
+from training.studies.ablate import (
+    CELL_FILE,
+    LOCK_FILE,
+    LOG_FILE,
+    BusyError,
+    _share_done,
+    collect,
+    main,
+    plan,
+    read_suite,
+    row_scores,
+    run_all,
+    start,
+    tables_with_boxes,
+)
+from training.studies.ablation_table import ALL_ROWS, ablation_rows, draw_chart, in_words, markdown, t_interval, verdict
+from training.recipe.arguments import RecipeError
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITES = sorted((ROOT / "training" / "recipes" / "ablations" / "suites").glob("*.yaml"))
+TINY = {
+    "small_base": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_layers": 1,
+        "vision_hidden_size": 32,
+        "vision_depth": 2,
+        "vocab_size": 400,
+    },
+    "moon": {"embedding_dim": 32},
+    "catalogue": {"products": 18, "image_size": 64},
+    "max_image_tokens": 2,
+    "max_steps": 2,
+    "save_steps": 1,
+    "per_device_train_batch_size": 4,
+    "hard_negatives": 0,
+    "queue_steps": 0,
+    "evaluate_after": True,
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture
+def write_suite(tmp_path):
+    """A suite file of two cells on the embedded catalogue, with some of its keys replaced."""
+
+    def write(**changes):
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": ["catalogue"]}))
+        cells = {"plain": {}, "hard": {"hard_negatives": 1}}
+        suite = {"base": "base.yaml", "seeds": [0, 1], "keys": TINY, "cells": cells} | changes
+        path = tmp_path / "suite.yaml"
+        path.write_text(yaml.safe_dump(suite, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_data, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite = read_suite(path)
+    assert len(suite.seeds) == 3
+    parts = [{key.split("_")[0] for key in changed} for changed in suite.cells.values()]
+    assert [len(one) for one in parts] == [0] + [1] * (len(suite.cells) - 1)
+
+
+def test_cells_keep_what_those_before_them_changed(write_suite):
+    cells = {"plain": {}, "hard": {"hard_negatives": 1}, "queue": {"queue_steps": 2}}
+    suite = read_suite(write_suite(cells=cells))
+    found = [
+        (keys["hard_negatives"], keys["queue_steps"]) for keys in (suite.keys_of(cell) for cell in ("plain", *cells))
+    ]
+    assert found[1:] == [(0, 0), (1, 0), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"cels": {}}, "unknown key 'cels'"),
+        ({"seeds": [0, 0]}, "seeds: found"),
+        ({"seeds": []}, "seeds: found"),
+        ({"boxes": "guess"}, "boxes: found 'guess'; accepted: largest_region"),
+        ({"cells": {"plain": {"hard_negatives": 1}}}, "plain: found .* accepted: no changed key"),
+        ({"cells": {"plain": {}, "two": {"hard_negatives": 1, "queue_steps": 1}}}, "two: found .* one changed key"),
+        ({"cells": {"plain": {}, "same": {"hard_negatives": 0}}}, "same: .* changes nothing"),
+        ({"cells": {"plain": {}, "typo": {"hard_negative": 1}}}, "nearest known key is 'hard_negatives'"),
+        ({"cells": {"plain": {}, "bad": {"queue_steps": -1}}}, "bad: queue_steps: found -1"),
+        ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: found max_steps; accepted: .* the same"),
+        ({"cells": {"plain": {}, "a b": {"queue_steps": 1}}}, "found the name 'a b'"),
+        ({"keys": {**TINY, "evaluate_after": False}}, "accepted: evaluate_after: true"),
+        ({"keys": {**TINY, "seed": 3}}, "found seed; accepted: seeds"),
+    ],
+)
+def test_a_suite_that_cannot_work_is_refused_before_anything_runs(changes, message, write_suite):
+    with pytest.raises(RecipeError, match=message):
+        read_suite(write_suite(**changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A suite of one seed and two cells that was run, of which the second cell fails: its vectors are narrower."""
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "base.yaml").write_text(yaml.safe_dump({"data": ["catalogue"]}))
+    cells = {"plain": {}, "broken": {"matryoshka_dims": [4096]}, "hard": {"hard_negatives": 1}}
+    suite = {"base": "base.yaml", "seeds": [0], "keys": TINY, "cells": cells}
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    arguments = [str(folder / "suite.yaml"), "--output", str(folder / "out"), "--cells", "plain", "broken"]
+    return folder / "out", arguments, main(arguments)
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(finished, capsys):
+    output, arguments, status = finished
+    results = json.loads((output / "ablation.json").read_text())
+    log = (output / "cells" / "broken" / "seed-0" / LOG_FILE).read_text()
+    assert status == 1
+    assert list(results["runs"]["plain"]) == ["0"]
+    assert results["missing"] == ["broken, seed 0", "hard, seed 0"]
+    assert main(arguments) == 1
+    assert log.strip().splitlines()[-1] in capsys.readouterr().err
+
+
+def test_a_result_holds_scores_steps_and_where_they_come_from(finished):
+    run = json.loads((finished[0] / "ablation.json").read_text())["runs"]["plain"]["0"]
+    assert run["steps"] == 2
+    assert {"commit", "versions", "training_seed", "steps"} <= run["provenance"]["catalogue"].keys()
+    assert all(0 <= row["R@10"] <= 1 for row in run["scores"].values())
+    assert "catalogue i→i" in run["scores"]
+
+
+def test_a_finished_cell_is_never_run_again(finished, monkeypatch):
+    output, arguments, _ = finished
+    started = []
+    monkeypatch.setattr("training.studies.ablate.start", lambda run, data: started.append(run.name))
+    before = (output / "cells" / "plain" / "seed-0" / CELL_FILE).stat().st_mtime_ns
+    assert main([*arguments[:4], "plain"]) == 0
+    assert started == []
+    assert (output / "cells" / "plain" / "seed-0" / CELL_FILE).stat().st_mtime_ns == before
+
+
+def test_a_partial_table_is_rendered_without_training(finished, monkeypatch, capsys):
+    output, arguments, _ = finished
+    for name in ("ablation.json", "ablation.md", "ablation.png"):
+        (output / name).unlink()
+    monkeypatch.setattr("training.studies.ablate.start", lambda run, data: pytest.fail("a training was started"))
+    assert main([*arguments[:3], "--render-only"]) == 0
+    text = (output / "ablation.md").read_text()
+    assert "1 of 3 cells × seeds are finished; missing: broken, seed 0, hard, seed 0." in text
+    assert text == markdown(json.loads((output / "ablation.json").read_text()))
+    assert Image.open(output / "ablation.png").width > 1000
+    assert text in capsys.readouterr().out
+
+
+def test_a_result_of_another_recipe_is_not_taken(finished, tmp_path, capsys):
+    output, arguments, _ = finished
+    suite = yaml.safe_load(Path(arguments[0]).read_text())
+    suite["keys"]["temperature"] = 0.07
+    other = Path(arguments[0]).with_name("other.yaml")
+    other.write_text(yaml.safe_dump(suite, sort_keys=False))
+    assert main([str(other), *arguments[1:]]) == 2
+    assert "result of another recipe (temperature differ)" in capsys.readouterr().err
+
+
+def test_a_cell_that_is_in_use_elsewhere_is_left_alone(write_suite, tmp_path):
+    run = plan(read_suite(write_suite()), tmp_path / "out")[0]
+    run.folder.mkdir(parents=True)
+    with (run.folder / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BusyError):
+            start(run, ["catalogue"])
+        assert run_all([run], ["catalogue"], 1, lambda: None) == [run.name]
+    assert not (run.folder / LOG_FILE).exists()
+
+
+@pytest.mark.parametrize("given, workers, expected", [(None, 3, "2"), (None, 9, "1"), ("4", 3, "4")])
+def test_trainings_share_the_cores_unless_told_how_many(write_suite, tmp_path, monkeypatch, given, workers, expected):
+    started = []
+    monkeypatch.setattr("training.studies.ablate.subprocess.Popen", lambda command, **options: started.append(options["env"]))
+    monkeypatch.setattr("training.studies.ablate.os.cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    start(plan(read_suite(write_suite()), tmp_path / "out")[0], ["catalogue"], workers)
+    assert started[0]["OMP_NUM_THREADS"] == expected
+
+
+def test_the_bar_counts_the_cold_start_and_the_steps_of_a_run(write_suite, tmp_path):
+    plain = plan(read_suite(write_suite()), tmp_path / "out")[0]
+    joint = replace(plain, wanted={**plain.wanted, "max_steps": 10, "cold_start": {"max_steps": 4}})
+    assert (_share_done(plain), _share_done(joint)) == (0.0, 0.0)
+    (joint.folder / "cold_start").mkdir(parents=True)
+    (joint.folder / "cold_start" / "metrics.jsonl").write_text('{"step": 2}\n')
+    assert _share_done(joint) == pytest.approx(1 / 6)
+    (joint.folder / "cold_start" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    (joint.folder / "metrics.jsonl").write_text('{"step": 10}\n')
+    assert _share_done(joint) == pytest.approx(0.9)
+
+
+def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(write_suite, tmp_path):
+    path = write_suite(seeds=[0], cells={"plain": {}}, keys={**TINY, "max_steps": 400})
+    command = [sys.executable, "-m", "training.studies.ablate", str(path), "--output", str(tmp_path / "out")]
+    folder = tmp_path / "out" / "cells" / "plain" / "seed-0"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 300
+    while not list(folder.glob("checkpoint-*/complete.json")) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in errors
+    with (folder / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains any more
+    suite = read_suite(path)
+    continued = start(plan(suite, tmp_path / "out")[0], ["catalogue"])
+    while "resuming from" not in (folder / LOG_FILE).read_text() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    os.kill(continued.pid, signal.SIGKILL)
+    continued.wait()
+    assert "resuming from" in (folder / LOG_FILE).read_text()
+
+
+def test_a_training_without_results_is_an_error(write_suite, tmp_path):
+    run = plan(read_suite(write_suite()), tmp_path / "out")[0]
+    run.folder.mkdir(parents=True)
+    with pytest.raises(RecipeError, match="found no results_after"):
+        collect(run, 1.0)
+
+
+def test_boxes_are_written_beside_the_tables_where_there_are_none(tmp_path):
+    write_catalogue(tmp_path / "shop", products=18, image_size=64)
+    before = load_tables(tmp_path / "shop")
+    entry, facts = tables_with_boxes(
+        {"path": str(tmp_path / "shop"), "weight": 2}, tmp_path / "boxes", "largest_region", progress=False
+    )
+    after = load_tables({key: entry[key] for key in ("products", "queries", "query_images") if key in entry})
+    assert (entry["name"], entry["weight"]) == ("shop", 2)
+    assert [row.product_id for row in after.products] == [row.product_id for row in before.products]
+    found = [row.core_box for row in after.products if row.core_box]
+    assert not any(row.core_box for row in before.products)
+    assert [row.box for row in after.queries] == [row.box for row in before.queries]  # known ones stay
+    assert any(row.box for row in before.queries)
+    assert len(found) == facts["products_with_box"] > 9
+    assert all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 for x0, y0, x1, y1 in found)
+    stamp = (tmp_path / "boxes" / "products.parquet").stat().st_mtime_ns
+    tables_with_boxes(str(tmp_path / "shop"), tmp_path / "boxes", "largest_region", progress=False)
+    assert (tmp_path / "boxes" / "products.parquet").stat().st_mtime_ns == stamp
+
+
+def test_boxes_are_refused_for_data_that_is_no_folder_of_tables(tmp_path):
+    with pytest.raises(RecipeError, match="accepted: path: a folder of parquet tables"):
+        tables_with_boxes("catalogue", tmp_path / "boxes", "largest_region")
+
+
+def test_rows_name_data_set_direction_and_whether_products_ask_for_themselves():
+    scores = {"R@1": 0.1, "R@10": 0.2, "R@1_chance": 0, "R@10_chance": 0, "MRR": 0.1, "queries": 5, "gallery": 5}
+    result = {
+        "benchmark": "shop",
+        "scores": {"t2mm": {**scores, "source": "queries"}, "i2mm": None},
+        "image_only": {"t2i": {**scores, "source": "products"}},
+    }
+    assert list(row_scores(result)) == ["shop t→i, own parts", "shop t→mm"]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def scores_of(values):
+    """cell → seed → one row with these R@10."""
+    return {
+        cell: {str(seed): {"shop t→mm": {"R@10": value, "R@1": value / 2}} for seed, value in enumerate(own)}
+        for cell, own in values.items()
+    }
+
+
+def test_the_interval_is_the_one_from_the_formula():
+    values = [0.2, 0.5, 0.3]
+    half = 4.302652729911275 * np.std(values, ddof=1) / np.sqrt(3)  # t of 0.975 with two degrees of freedom
+    assert t_interval(values) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+    assert t_interval([0.3]) is None
+
+
+def test_differences_are_taken_seed_by_seed():
+    rows = ablation_rows(scores_of({"plain": [0.1, 0.5, 0.3], "hard": [0.2, 0.6, 0.41]}))
+    change = next(row for row in rows if row["metric"] == "R@10")["cells"]["hard"]["difference"]
+    assert change["mean"] == pytest.approx(0.31 / 3)
+    assert change["interval"] == pytest.approx(t_interval([0.1, 0.1, 0.11]))
+    assert change["verdict"] == "better"
+
+
+def test_only_seeds_of_both_cells_are_compared_and_a_missing_cell_is_not_skipped_over():
+    rows = ablation_rows(scores_of({"plain": [0.1, 0.2], "hard": [], "queue": [0.3, 0.4], "crop": [0.5]}))
+    cells = next(row for row in rows if row["metric"] == "R@10")["cells"]
+    assert cells["hard"]["mean"] is None
+    assert cells["queue"]["difference"] is None
+    assert cells["crop"]["difference"]["seeds"] == 1
+    assert cells["crop"]["difference"]["interval"] is None
+
+
+def test_the_mean_of_all_rows_leaves_out_seeds_that_lack_a_row():
+    cells = scores_of({"plain": [0.1, 0.2]})
+    cells["plain"]["1"]["shop i→mm"] = {"R@10": 0.6, "R@1": 0.3}
+    row = next(row for row in ablation_rows(cells) if (row["metric"], row["row"]) == ("R@10", ALL_ROWS))
+    assert row["cells"]["plain"]["seeds"] == 1
+    assert row["cells"]["plain"]["mean"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    "interval, said",
+    [((0.1, 0.2), "better"), ((-0.2, -0.1), "worse"), ((-0.1, 0.1), "unclear"), ((0, 0), "unclear"), (None, "unclear")],
+)
+def test_a_verdict_follows_from_the_interval_alone(interval, said):
+    assert verdict(interval) == said
+
+
+def test_what_does_not_help_is_said_in_words():
+    values = {"plain": [0.1, 0.2, 0.3], "a": [0.3, 0.4, 0.51], "b": [0.2, 0.3, 0.4], "c": [0.1, 0.4, 0.4], "d": [0.5]}
+    sentences = in_words(ablation_rows(scores_of(values)))
+    for sentence, part in zip(
+        sentences,
+        ("a: R@10 +20.3 points", "b: R@10 −10.3 points", "c: R@10 +0.0 points", "d: +40.0 points with one seed"),
+        strict=True,
+    ):
+        assert sentence.startswith(part)
+    assert "helps" in sentences[0]
+    assert "better in shop t→mm, worse in none" in sentences[0]
+    assert "hurts" in sentences[1]
+    assert "does not help here as far as these seeds can tell" in sentences[2]
+    assert "nothing can be said yet" in sentences[3]
+
+
+def test_differences_between_models_that_learned_nothing_are_called_so():
+    values = {"plain": [0.5, 0.51, 0.52], "queue": [0.1, 0.11, 0.1], "crop": [0.11, 0.1, 0.1], "a": [0.6, 0.6, 0.61]}
+    rows = ablation_rows(scores_of(values))
+    learned, from_nothing, again = in_words(rows, {"shop t→mm": {"R@10": 0.1, "R@1": 0.01}})
+    assert "hurts" in learned
+    assert "falls to chance (10.0 %)" in learned
+    assert "the cell before is not above chance (10.0 %)" in from_nothing
+    assert "the cell before is not above chance" in again
+    assert not any("chance" in sentence for sentence in in_words(rows))
+
+
+def test_the_chart_draws_cells_that_are_not_run_yet(tmp_path):
+    cells = {"plain": [0.2, 0.3], "hard": [0.4, 0.5], "crop": []}
+    scores = scores_of(cells)
+    runs = {cell: {seed: {"scores": one} for seed, one in own.items()} for cell, own in scores.items()}
+    chance = {"shop t→mm": {"R@10": 0.1, "R@1": 0.01}}
+    results = {
+        "suite": "s",
+        "finished": 4,
+        "planned": 6,
+        "chance": chance,
+        "table": ablation_rows(scores),
+        "runs": runs,
+    }
+    with Image.open(draw_chart(results, tmp_path / "chart.png")) as chart:
+        colours = {colour for _, colour in chart.getcolors(1 << 20)}
+    assert (34, 160, 84) in colours  # both seeds gain the same
+    assert (150, 178, 214) in colours

@@ -1,0 +1,155 @@
+"""The study of the joint stage: what it trains, what it reads of the trainings, and what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.studies import reasoning_study
+from training.recipe.arguments import RecipeError
+from training.studies.reasoning_study import CONTROL, JOINT, main, markdown, plan, render, seed_result, verdict
+
+RECIPE = {
+    "small_base": {"hidden_size": 64},
+    "preset": "moon3",
+    "moon": {"embedding_dim": 32},
+    "stage": "reasoning",
+    "cold_start": {"max_steps": 5},
+    "max_steps": 3,
+    "evaluate_before": True,
+    "evaluate_after": True,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**changed):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**RECIPE, **changed}))
+        return path
+
+    return write
+
+
+def results(folder: Path, when: str, recall: float, reward: float):
+    """Results files as `training/train.py` leaves them; reasoned vectors half as good as un-reasoned ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, share, mode in (("", 1.0, "none"), ("_generate", 0.5, "generate")):
+        row = {"R@1": 0.0, "R@10": recall * share, "R@1_chance": 0.0, "R@10_chance": 0.1, "MRR": 0.1, "queries": 4}
+        row |= {"rank_score": reward * share, "gallery": 9, "source": "queries"}
+        found = {"benchmark": "catalogue", "image_only": {}, "scores": {"t2mm": row, "i2mm": row}}
+        found["reasoning"] = {"query": mode, "product": mode}
+        if mode == "generate":
+            found["reasoning"]["written"] = {"query": {"written": 4, "well_formed": 1}}
+        (folder / f"results_{when}{ending}.json").write_text(json.dumps(found))
+
+
+def finish(run, recall, reward):
+    results(run.folder, "after", recall, reward)
+    (run.folder / "cell.json").write_text(json.dumps({"keys": run.wanted, "seed": run.seed}))
+
+
+def test_each_seed_is_trained_with_and_without_rewards_from_the_same_cold_start(recipe, tmp_path):
+    joint, control, other, _ = plan(recipe(), [3, 4], tmp_path / "runs")
+    assert (joint.cell, control.cell, joint.seed, other.seed) == (JOINT, CONTROL, 3, 4)
+    assert joint.wanted["cold_start"] == {"max_steps": 5}
+    assert control.wanted["base"] == str(joint.folder / "cold_start" / "final")
+    assert (control.wanted["cold_start"], control.wanted["small_base"], control.wanted["moon"]) == (None, None, None)
+    differing = {key for key in joint.wanted if joint.wanted[key] != control.wanted[key]}
+    assert differing == {"cold_start", "small_base", "moon", "grpo_weight", "base", "evaluate_before"}
+
+
+def test_a_folder_is_the_same_however_it_is_written(recipe, tmp_path, monkeypatch):
+    finish(plan(recipe(), [0], tmp_path / "runs")[0], 0.6, 0.6)
+    monkeypatch.chdir(tmp_path)
+    joint, control = plan(recipe(), [0], Path("runs"))
+    assert joint.result() is not None
+    assert control.wanted["base"] == str(tmp_path / "runs" / "seed-0" / "joint" / "cold_start" / "final")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"cold_start": None}, {"evaluate_after": False}, {"stage": "cold_start", "cold_start": None}]
+)
+def test_a_recipe_without_a_cold_start_or_an_evaluation_is_refused(recipe, tmp_path, capsys, changed):
+    with pytest.raises(RecipeError, match="accepted: stage: reasoning with a cold start, evaluated before and after"):
+        plan(recipe(**changed), [0], tmp_path / "runs")
+    assert main([str(recipe(**changed)), "--run-folder", str(tmp_path / "runs")]) == 2
+    assert "accepted: stage: reasoning" in capsys.readouterr().err
+
+
+def test_rises_over_the_cold_start_and_over_the_control_are_told_apart(recipe, tmp_path):
+    runs = plan(recipe(), [0, 1], tmp_path / "runs")
+    for joint, control, after in zip(runs[::2], runs[1::2], (0.6, 0.3), strict=True):
+        results(joint.folder, "before", 0.4, 0.5)
+        finish(joint, after, after)
+        finish(control, 0.5, 0.5)
+        rows = [
+            {"step": step, "rewards/retrieval_reward/mean": step / 40, "frac_reward_zero_std": 0.25}
+            for step in range(1, 21)
+        ]
+        (joint.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seeds = [seed_result(joint, control) for joint, control in zip(runs[::2], runs[1::2], strict=True)]
+    training = seeds[0]["training"]
+    assert training["retrieval_reward_first_tenth"] == pytest.approx(1.5 / 40)
+    assert training["retrieval_reward_last_tenth"] == pytest.approx(19.5 / 40)
+    assert (training["steps"], training["degenerate_groups_share"]) == (20, 0.25)
+    assert seeds[0][JOINT]["generate"]["mean of all rows"] == pytest.approx(
+        {"R@1": 0.0, "R@10": 0.3, "rank_score": 0.3, "well_formed_share": 0.25}
+    )
+    said = "\n".join(verdict(seeds))
+    assert (
+        "held-out R@10 of reasoned vectors, mean of all directions, against the cold start: +10.0, -5.0 points" in said
+    )
+    assert "higher in 1 of 2 seeds" in said
+    assert "the rewards bring +5.0, -10.0 points of R@10 of reasoned vectors" in said
+    assert "last tenth of the steps against the first: +0.450, +0.450" in said
+
+
+def test_a_study_that_is_half_finished_is_rendered(recipe, tmp_path):
+    runs = plan(recipe(), [0, 1], tmp_path / "runs")
+    results(runs[0].folder, "before", 0.4, 0.5)
+    finish(runs[0], 0.6, 0.6)
+    results(runs[2].folder, "before", 0.4, 0.5)
+    results(runs[2].folder, "after", 0.4, 0.5)
+    (runs[2].folder / "results_after_generate.json").unlink()  # this one is being evaluated
+    output = tmp_path / "study.json"
+    render(recipe(), runs, output, tmp_path / "runs")
+    study = json.loads(output.read_text())
+    assert (study["planned"], study["finished"], study["starts"]) == (2, 1, [])
+    page = output.with_suffix(".md").read_text()
+    assert page == markdown(study)
+    assert "| 0      | joint      | reasoned    | 0.0      | 30.0      | 0.300" in page
+    assert "no reward" not in page
+    assert "higher in 1 of 1 seeds" in page
+    assert verdict([{"seed": 1}]) == ["No seed is finished yet."]
+
+
+def test_each_start_is_timed_and_controls_are_trained_on_request(recipe, tmp_path, monkeypatch, capsys):
+    trained: list[str] = []
+
+    def run_all(runs, data, workers, render):
+        for run in runs:
+            if run.result() is None:
+                trained.append(run.name)
+                if run.cell == JOINT:
+                    results(run.folder, "before", 0.4, 0.5)
+                finish(run, 0.6, 0.6)
+                render()
+        return []
+
+    monkeypatch.setattr(reasoning_study, "run_all", run_all)
+    command = [str(recipe()), "--seeds", "0", "1", "--run-folder", str(tmp_path / "runs")]
+    command += ["--output", str(tmp_path / "study.json")]
+    joint, controls = ["joint, seed 0", "joint, seed 1"], ["no_reward, seed 0", "no_reward, seed 1"]
+    for arguments, expected in ((command, joint), ([*command, "--controls"], controls), (command, [])):
+        trained.clear()
+        assert main(arguments) == 0
+        assert trained == expected
+        assert json.loads((tmp_path / "study.json").read_text())["starts"][-1]["finished"] == expected
+    page = capsys.readouterr().out
+    assert "minutes, 3 trainings at a time, finished no training." in page
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert len(study["starts"]) == 3
+    assert all(start["seconds"] >= 0 for start in study["starts"])
+    assert (study["planned"], study["finished"]) == (4, 4)

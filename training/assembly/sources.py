@@ -1,0 +1,207 @@
+"""The data sets of a recipe, read once: held-out products where a table names no splits, and what training would leak.
+
+A table without splits is split here, so that what is reported after training is about products that were not trained on.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections import defaultdict
+from typing import Any
+
+from product_data.duplicates import EqualProducts, classes
+from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
+from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, reading_of
+from training.batches.negatives import stable_id
+
+TRAIN, TEST = "train", "test"
+_HELD_OUT_OF = 5  # one product (with its variants) in five is held out
+
+
+def read_data(recipe: Recipe) -> list[ProductTables]:
+    """Load every data set whole, print its validation report, and stop where it cannot be used.
+
+    Args:
+        recipe: `split` and `evaluate_split` must be there and have products. Its `facts` take up "warnings" and
+            "split_by_us" (the data sets that `with_splits` split).
+
+    Raises:
+        RecipeError: the recipe asks for what a data set does not have.
+        TableError: a data set that cannot be used.
+    """
+    tables: list[ProductTables] = []
+    for entry in recipe.data.data:
+        source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}
+        table = _load(recipe, source)
+        table.report.raise_if_fatal()
+        table = dataclasses.replace(table, name=source.get("name", table.name))
+        if table.name in [other.name for other in tables]:
+            raise RecipeError(f"data: found two data sets named {table.name!r}; accepted: a name: for each of them")
+        messages = [str(table.report)]
+        if recipe.data.split != EVERY_SPLIT and set(table.splits) == {EVERY_SPLIT}:
+            table = with_splits(table)
+            recipe.facts.setdefault("split_by_us", []).append(table.name)
+            messages.append(f"{table.name}: names no splits; split by group or product id: {_counts(table)}")
+        messages += _check_splits(recipe, table)
+        if recipe.training.process_index == 0:
+            print("\n".join(messages), flush=True)
+        tables.append(table)
+    return tables
+
+
+def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
+    if source.get("path") != "catalogue":
+        parts = {key: source[key] for key in TABLE_KEYS if key in source}
+        reading = reading_of(source, interaction_options(recipe.data))
+        return load_tables(source.get("path") or parts, reading=reading)
+    options: dict[str, Any] = dict(recipe.data.catalogue or {})  # type: ignore[arg-type]
+    if recipe.training.disable_tqdm:
+        options["progress"] = False
+    try:
+        return _catalogue(json.dumps(options, sort_keys=True))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"catalogue: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _catalogue(options: str) -> ProductTables:
+    """The embedded catalogue of options as JSON, drawn once for a cold start and the stage behind it."""
+    return load_tables("catalogue", **json.loads(options))
+
+
+def _check_splits(recipe: Recipe, table: ProductTables) -> list[str]:
+    """Refuse a split without products; return what makes the evaluation say less than it seems to."""
+    _require_products(table, "split", recipe.data.split)
+    if not (recipe.training.evaluate_before or recipe.training.evaluate_after):
+        return []
+    _require_products(table, "evaluate_split", recipe.training.evaluate_split)
+    warning = shared_with_evaluation(table, recipe.data.split, recipe.training.evaluate_split)
+    if warning:
+        recipe.facts.setdefault("warnings", []).append(warning)
+    return [f"WARNING: {warning}"] if warning else []
+
+
+def _require_products(table: ProductTables, key: str, split: str) -> None:
+    if not table.select(split).products:
+        raise TableError(f"{table.name}: {key}: found no products in split {split!r}; accepted: at least one")
+
+
+def _counts(table: ProductTables) -> str:
+    return ", ".join(f"{split} {products}/{queries}" for split, (products, queries) in sorted(table.splits.items()))
+
+
+def with_splits(table: ProductTables) -> ProductTables:
+    """Split a table that names no splits: a fifth of the products for "test", the rest for "train".
+
+    A product goes where the hash of its group (of its id, where it has none) says, so that variants stay together and
+    a product keeps its side when the shop grows. A query goes with its first known answer. Our design.
+
+    Args:
+        table: a table whose rows are all of split "all".
+
+    Returns:
+        The table with splits; unchanged where it has fewer than two products or groups.
+    """
+    unit_of = {
+        row.product_id: f"group {row.group}" if row.group else f"product {row.product_id}" for row in table.products
+    }
+    units: dict[str, int] = {unit: stable_id(unit) for unit in unit_of.values()}
+    if len(units) < 2:
+        return table
+    by_hash = sorted(units, key=lambda unit: units[unit])
+    held_out = {unit for unit in by_hash if units[unit] % _HELD_OUT_OF == 0} or {by_hash[0]}
+    held_out -= set() if len(held_out) < len(units) else {by_hash[-1]}
+    side = {product_id: TEST if unit in held_out else TRAIN for product_id, unit in unit_of.items()}
+
+    def side_of(positives: tuple[str, ...]) -> str:
+        return next((side[product_id] for product_id in positives if product_id in side), TRAIN)
+
+    return dataclasses.replace(
+        table,
+        products=[dataclasses.replace(row, split=side[row.product_id]) for row in table.products],
+        queries=[dataclasses.replace(row, split=side_of(row.positives)) for row in table.queries],
+    )
+
+
+def with_held_out_queries(table: ProductTables) -> ProductTables:
+    """Split the queries of a table that names no splits: a fifth for "test", the rest for "train"; every product in both.
+
+    For a shop that will search what it already sells: the gallery is the whole catalogue, and what is held out are searches.
+    A query goes where the hash of its id says. Our design.
+
+    Args:
+        table: any table.
+
+    Returns:
+        The table with split queries; unchanged where products or queries name splits.
+
+    Raises:
+        TableError: fewer than two queries with an answer among the products.
+    """
+    if set(table.splits) - {EVERY_SPLIT}:
+        return table
+    there = {row.product_id for row in table.products}
+    answerable = {row.query_id: stable_id(row.query_id) for row in table.queries if not there.isdisjoint(row.positives)}
+    if len(answerable) < 2:
+        raise TableError(
+            f"{table.name}: found {len(answerable)} queries with an answer among the products; "
+            "accepted: two or more, one to train on and one to test"
+        )
+    by_hash = sorted(answerable, key=lambda query_id: answerable[query_id])
+    held_out = {query_id for query_id in by_hash if answerable[query_id] % _HELD_OUT_OF == 0} or {by_hash[0]}
+    held_out -= set() if len(held_out) < len(answerable) else {by_hash[-1]}
+    queries = [dataclasses.replace(row, split=TEST if row.query_id in held_out else TRAIN) for row in table.queries]
+    return dataclasses.replace(table, queries=queries)
+
+
+def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str) -> str | None:
+    """Say what is trained on and evaluated on alike, or return None.
+
+    Products of split "all" are every split's gallery by design; they count only where no query tests anything else.
+
+    Args:
+        table: the whole data set.
+        split: what is trained on.
+        evaluate_split: what is evaluated on.
+    """
+    trained, tested = table.select(split), table.select(evaluate_split)
+    trained_queries = {row.query_id for row in trained.queries}
+    queries = sum(row.query_id in trained_queries for row in tested.queries)
+    trained_products = {row.product_id for row in trained.products}
+    products = sum(
+        row.product_id in trained_products for row in tested.products if row.split != EVERY_SPLIT or not tested.queries
+    )
+    if not queries and not products:
+        return None
+    return (
+        f"{table.name}: {queries} of {len(tested.queries)} queries and {products} of {len(tested.products)} products of "
+        f"evaluate_split {evaluate_split!r} are also trained on (split {split!r}): the recalls say nothing about unseen ones"
+    )
+
+
+def digest_of(table: ProductTables) -> str:
+    """Name what decides which pairs are drawn from a table: its products and queries, their order, the answers, what is equal.
+
+    Args:
+        table: the training split of a data set.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for product in table.products:
+        digest.update(repr((product.product_id, product.group, product.category)).encode())
+    for query in table.queries:
+        digest.update(repr((query.query_id, query.type, query.answers, query.negatives)).encode())
+    equal = EqualProducts(table.products)
+    for places in (*classes(equal.identical()), *classes(equal.same_looks)):
+        digest.update(repr(places).encode())
+    return digest.hexdigest()
+
+
+def unanswered_queries(tables: list[ProductTables]) -> dict[str, int]:
+    """Count, by type, the training queries whose answers are all outside the training split, so that none is drawn."""
+    counts: dict[str, int] = defaultdict(int)
+    for table in tables:
+        there = {row.product_id for row in table.products}
+        for query in table.queries:
+            counts[query.type] += there.isdisjoint(query.positives)
+    return {kind: count for kind, count in counts.items() if count}

@@ -1,0 +1,255 @@
+"""The model that a run starts from: a base made or upcycled, loaded, and the parts that learn chosen."""
+
+import dataclasses
+import fnmatch
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel
+
+from evaluation.baselines.dual_tower import DualTower
+from product_data.tables import ProductTables
+from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
+from processing_moon import MoonProcessor
+from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
+from training.recipe.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
+from training.model.checkpoint import mark_adapter, save_moon
+from training.parallel.launching import zero_stage
+from training.model.quantization import quantization_config
+from training.runs.resume import written_whole
+from training.parallel.sharding import is_sharded
+from training.model.small_base import make_base
+from training.model.upcycle import upcycle
+
+BASE_FOLDERS = ("small_base", "base")
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
+    """Return the folder of the Moon checkpoint to start from, made in output_dir where it has to be.
+
+    Args:
+        recipe: `base` that is a Moon checkpoint is used as it is; one of Qwen, or the `small_base` made here, is
+            upcycled into output_dir/base.
+        tables: the training split, whose texts a small base's tokenizer is trained on.
+    """
+    model, output_dir = recipe.model, Path(recipe.training.output_dir)
+    if model.base is not None and _is_moon(model.base):
+        if model.moon:
+            raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; accepted: a Qwen base")
+        if model.architecture != "moon":
+            raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; accepted: a Qwen base")
+        check_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
+        return Path(model.base)
+    check_reasons(recipe, None)
+    out = output_dir / "base"
+    if not (out / "config.json").is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        base = _qwen_base(recipe, tables)
+        try:
+            upcycle(base, out, preset=model.preset, seed=recipe.training.seed, **(model.moon or {}))
+        except (ValueError, TypeError, OSError) as error:
+            raise RecipeError(f"base or moon: {error}") from error
+    return out
+
+
+def _qwen_base(recipe: Recipe, tables: list[ProductTables]) -> str | Path:
+    if recipe.model.base is not None:
+        return recipe.model.base
+    folder = Path(recipe.training.output_dir) / "small_base"
+    if not folder.is_dir():
+        partial = folder.with_name("small_base.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sizes = {"seed": recipe.training.seed, **dict(recipe.model.small_base)}  # type: ignore[arg-type]
+        try:
+            make_base(partial, texts=texts_of(tables, recipe.data.instructions or {}), **sizes)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"small_base: {error}") from error
+        partial.rename(folder)
+    return folder
+
+
+def _is_moon(base: str) -> bool:
+    config = Path(base) / "config.json"
+    if config.is_file():
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == MoonConfig.model_type
+    try:
+        found = MoonConfig.get_config_dict(base)[0]
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"base: {error}") from error
+    return found.get("model_type") == MoonConfig.model_type
+
+
+def texts_of(tables: list[ProductTables], instructions: Mapping[str, str]) -> Iterator[str]:
+    """Yield every text of the products and queries as the processor writes them, and the instructions.
+
+    Instructions stand in every prompt, so they are repeated until their words become single tokens.
+    """
+    for instruction in {**DEFAULT_INSTRUCTIONS, **instructions}.values():
+        yield from [instruction] * 100
+    for table in tables:
+        for row in table.products:
+            yield row.title
+            yield row.description
+            yield " > ".join(row.category)
+            yield "; ".join(f"{key}: {', '.join(values)}" for key, values in row.attributes.items())
+        for query in table.queries:
+            yield query.text
+
+
+def load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
+    """Load model and processor, with the recipe's limits on tokens and pictures.
+
+    Args:
+        recipe: what to load and how.
+        folder: what `prepare_base` returned.
+        on_gpu: whether training will run on a GPU.
+
+    Raises:
+        RecipeError: what transformers cannot load, or not with this `attn_implementation` or `embedding_dim`.
+    """
+    try:
+        return _load_start(recipe, folder, on_gpu)
+    except (ValueError, OSError, ImportError) as error:
+        raise RecipeError(f"base: {error}") from error
+
+
+def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
+    model, data = recipe.model, recipe.data
+    processor = MoonProcessor.from_pretrained(folder)
+    processor.core_crop = data.core_crop
+    processor.instructions = {**processor.instructions, **(data.instructions or {})}
+    for key in ("max_tokens", "max_image_tokens"):
+        if getattr(data, key) is not None:
+            setattr(processor, key, getattr(data, key))
+    attention = attention_of(model.attn_implementation, on_gpu)
+    if model.architecture == "dual_tower":
+        base = model.base or Path(recipe.training.output_dir) / "small_base"
+        tower = DualTower.from_base(base, processor, embedding_dim=(model.moon or {}).get("embedding_dim", 256))
+        tower.set_attn_implementation(attention)
+        return tower.float(), processor
+    dtype = torch.bfloat16 if model.lora and recipe.training.bf16 else torch.float32
+    options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
+    quantized = quantization_config(model.quantization)
+    if quantized is not None:
+        place = {"": recipe.training.device}
+        options |= {"quantization_config": quantized, "device_map": place, "dtype": torch.bfloat16}
+    kind = MoonModel if recipe.reasoning.stage == "contrastive" else MoonForConditionalGeneration
+    return kind.from_pretrained(folder, **options), processor
+
+
+def choose_what_learns(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
+    """Freeze the parameters that the recipe names, and add adapters.
+
+    Args:
+        model: the starting model.
+        arguments: `freeze` and `lora`.
+
+    Raises:
+        RecipeError: a pattern that fits no parameter, a target that peft does not find, or nothing left to learn.
+    """
+    for pattern in arguments.freeze:
+        names = fnmatch.filter((name for name, _ in model.named_parameters()), pattern)
+        if not names:
+            raise RecipeError(f"freeze: found no parameter like {pattern!r}; accepted: a pattern such as '*visual*'")
+        for name in names:
+            model.get_parameter(name).requires_grad_(False)
+    learner: Any = model if arguments.lora is None else _with_adapters(model, dict(arguments.lora))
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise RecipeError(f"freeze: found every parameter frozen by {arguments.freeze}; accepted: some left to learn")
+    return learner
+
+
+def _with_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
+    try:
+        config = LoraConfig(
+            r=lora.get("r", 16),
+            lora_alpha=lora.get("alpha", 32),
+            lora_dropout=lora.get("dropout", 0.0),
+            target_modules=lora.get("target_modules", _ATTENTION),
+            target_parameters=lora.get("target_parameters"),
+            modules_to_save=lora.get("modules_to_save"),
+        )
+        adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"lora: {error}") from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # in bfloat16 small steps round to nothing; autocast computes in it all the same
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the model whose output has `.embeddings`; around a writer's encoder, one that writes with its output layer.
+
+    Args:
+        model: what was loaded or trained, adapters included.
+    """
+    writer = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(writer, MoonForConditionalGeneration):
+        return model
+    encoder = writer.model
+    encoder.writer = lambda: MoonForConditionalGeneration.around(encoder, writer.lm_head)
+    return encoder
+
+
+def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None:
+    """Return the trained model in one piece and unquantised, to be saved and evaluated.
+
+    Of a sharded or quantised model in the first process alone: what was learned is put into the starting model, loaded anew.
+    Adapters learned over a quantised base so meet the weights that it was made of. Called by all processes, because each
+    holds a part.
+
+    Args:
+        recipe: how the model was loaded and what of it learns.
+        trainer: the `training.contrastive.trainer.ContrastiveTrainer` after its training.
+        start: the checkpoint that training started from.
+    """
+    if is_sharded(trainer.model) or zero_stage() == 3:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if recipe.model.quantization == "none":
+            return model
+        state = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
+    if recipe.training.process_index != 0:
+        return None
+    whole = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, quantization="none"))
+    model = choose_what_learns(load_start(whole, start, on_gpu=False)[0], whole.model)
+    if recipe.model.quantization == "none":
+        model.load_state_dict(state)
+    else:
+        set_peft_model_state_dict(model, state)
+    return model
+
+
+def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:
+    """Write the trained model so that it loads like any other checkpoint; adapters also by themselves.
+
+    Args:
+        model: the trained model; adapters are merged into it.
+        processor: its processor.
+        folder: where to write.
+        start: the checkpoint that training started from, for what training does not touch.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(model, PeftModel):
+        with written_whole(folder.with_name("adapter")) as adapter:
+            model.save_pretrained(adapter)
+            if not isinstance(model.get_base_model(), DualTower):
+                mark_adapter(adapter)
+        dtype = next(parameter.dtype for parameter in model.parameters() if not parameter.requires_grad)
+        model = model.merge_and_unload()
+        for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too
+            parameter.data = parameter.data.to(dtype)
+    if isinstance(model, DualTower):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    else:
+        save_moon(model, processor, folder, lm_head_from=start)

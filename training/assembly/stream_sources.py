@@ -1,0 +1,222 @@
+"""The streams of a recipe: parquet shards and data sets of the hub, opened without reading them, their columns found."""
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from product_data.checking import Found, check_html
+from product_data.table_files import TableError, refuse_undecodable
+from product_data.tables import EVERY_SPLIT, ProductTables
+from training.recipe.arguments import Recipe, RecipeError, reading_of
+from product_data.columns import ColumnError, find_columns
+from training.batches.pairs import PairOptions
+from training.batches.streams import (
+    SPLIT_COLUMN,
+    RowPairs,
+    RowStream,
+    StreamBatches,
+    StreamError,
+    StreamSource,
+    has_addresses,
+    sample_of,
+)
+
+_LOOKED_AT = 100  # rows
+
+
+def open_streams(recipe: Recipe) -> list[StreamSource]:
+    """Open every entry of `data` as a stream, and print which columns were taken for what.
+
+    Raises:
+        RecipeError: files or a data set that cannot be opened, columns of which no pair can be made, two data sets of one
+            name, or pictures that are addresses where allow_urls is off.
+    """
+    sources: list[StreamSource] = []
+    for given in recipe.data.data:
+        entry: dict[str, Any] = dict(given) if isinstance(given, dict) else stream_entry(given)
+        name = entry.get("name") or Path(str(entry.get("hub") or _first(entry["parquet"]))).stem
+        try:
+            rows = _encoded_pictures(_open(entry, recipe.data.split))
+            if recipe.training.process_index == 0:
+                _refuse_invalid_unicode(entry)
+            columns = find_columns(_column_names(rows), entry.get("columns"))
+        except (ColumnError, StreamError) as error:
+            raise RecipeError(f"data: {name}: {error}") from error
+        if name in [other.name for other in sources]:
+            raise RecipeError(f"data: found two data sets named {name!r}; accepted: a name: for each of them")
+        images = Path(entry["images"]) if "images" in entry else _folder_of(entry)
+        weight, mask_groups = entry.get("weight", 1.0), entry.get("mask_groups", recipe.data.mask_groups)
+        split = recipe.data.split if SPLIT_COLUMN in columns.unread and recipe.data.split != EVERY_SPLIT else None
+        source = StreamSource(name, rows, columns, weight, mask_groups, images, split, reading_of(entry))
+        if recipe.training.process_index == 0:
+            which = "" if split is None else f", rows of split {split!r} and 'all'"
+            print(f"{name}: streamed in {rows.num_shards} shards{which}\n  {columns}", flush=True)
+            for note in _notes(source):
+                print(f"  of the first rows: {note}", flush=True)
+        _check_addresses(recipe, source)
+        sources.append(source)
+    return sources
+
+
+def stream_entry(place: str) -> dict[str, Any]:
+    """Return what a plain text in `data` stands for: files that are there, or a data set of the hub."""
+    return {"parquet": place} if Path(place).exists() or glob.glob(place) else {"hub": place}
+
+
+def _first(files: Any) -> str:
+    return files if isinstance(files, str) else files[0]
+
+
+def parquet_files(place: Any) -> list[str]:
+    """Return the files of a folder, a pattern, a file, or a list of these, in order.
+
+    Raises:
+        StreamError: one of them is not there.
+    """
+    files: list[str] = []
+    for one in [place] if isinstance(place, str | Path) else place:
+        found = sorted(map(str, Path(one).glob("*.parquet"))) if Path(one).is_dir() else sorted(glob.glob(str(one)))
+        if not found:
+            raise StreamError(
+                f"parquet: found no file at {one}; accepted: a parquet file, a pattern, or a folder of them"
+            )
+        files += found
+    return files
+
+
+def _with_rows(files: list[str]) -> list[str]:
+    """Leave out files without rows, of which `datasets` makes an error."""
+    filled = []
+    for file in files:
+        try:
+            rows = pyarrow.parquet.read_metadata(file).num_rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise StreamError(f"parquet: {file} is not a readable parquet file ({error})") from error
+        filled += [file] if rows else []
+    if not filled:
+        raise StreamError(f"parquet: found no rows in {len(files)} files; accepted: at least one row")
+    return filled
+
+
+def _folder_of(entry: dict[str, Any]) -> Path:
+    return Path(parquet_files(entry["parquet"])[0]).parent if "parquet" in entry else Path()
+
+
+def _open(entry: dict[str, Any], split: str) -> datasets.IterableDataset:
+    try:
+        if "parquet" in entry:
+            files = _with_rows(parquet_files(entry["parquet"]))
+            return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+        split, revision = entry.get("split", split), entry.get("revision")
+        return datasets.load_dataset(entry["hub"], entry.get("config"), split=split, revision=revision, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, StreamError):
+            raise
+        raise StreamError(f"cannot be opened ({type(error).__name__}: {error})") from error
+
+
+def _encoded_pictures(rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    """Leave pictures as the files hold them: workers decode."""
+    if rows.features is None:
+        rows = rows._resolve_features()
+    for name, feature in (rows.features or {}).items():
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(inner, datasets.Image):
+            rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
+def _column_names(rows: datasets.IterableDataset) -> list[str]:
+    """Return the columns, those of a struct as "struct.column"."""
+    names: list[str] = []
+    for name, feature in (rows.features or {}).items():
+        inner = [f"{name}.{part}" for part in feature] if isinstance(feature, dict) else []
+        names += [name] if not inner or {"bytes", "path"} >= set(feature) else inner
+    return names
+
+
+def _refuse_invalid_unicode(entry: dict[str, Any]) -> None:
+    """Look through the texts of local files. Those of the hub are named where they are read."""
+    for file in parquet_files(entry["parquet"]) if "parquet" in entry else ():
+        try:
+            refuse_undecodable(Path(file))
+        except TableError as error:
+            raise StreamError(f"parquet: {error}") from error
+
+
+def _notes(source: StreamSource) -> list[str]:
+    """What the report on a table would say of the texts of its first rows."""
+    found = Found()
+    try:
+        tables = sample_of(source, count=_LOOKED_AT)
+    except StreamError:
+        return []  # said where rows are asked for
+    check_html(tables.products, tables.queries, found)
+    return [str(issue) for issue in found.issues()]
+
+
+def _check_addresses(recipe: Recipe, source: StreamSource) -> None:
+    """Refuse pictures that nobody would be allowed to fetch, before training."""
+    if recipe.data.allow_urls:
+        return
+    try:
+        first = sample_of(source, count=1)
+    except StreamError as error:
+        raise RecipeError(f"data: {error}") from error
+    if has_addresses(first):
+        raise RecipeError(f"data: {source.name}: pictures are given as addresses; accepted: allow_urls: true")
+
+
+def sample_tables(sources: list[StreamSource]) -> list[ProductTables]:
+    """Return the first thousand rows of each stream, for the tokenizer of a small base.
+
+    Raises:
+        RecipeError: a stream without rows.
+    """
+    try:
+        return [sample_of(source) for source in sources]
+    except StreamError as error:
+        raise RecipeError(f"data: {error}") from error
+
+
+def stream_batches(
+    recipe: Recipe,
+    args: Any,
+    sources: Sequence[StreamSource],
+    options: PairOptions,
+    steps: int,
+    make_pairs: Callable[..., RowPairs] = RowPairs,
+) -> StreamBatches:
+    """Return the batches of this process for a number of steps.
+
+    Args:
+        recipe: shuffle_rows and bucket_batches.
+        args: batch size, seed, and which process this is.
+        sources: what `open_streams` returned.
+        options: how a pair is made of a row.
+        steps: optimizer steps of the run.
+        make_pairs: called as `RowPairs` is.
+    """
+    data = recipe.data
+    batches = steps * args.gradient_accumulation_steps
+    pairs = make_pairs(sources, options, args.seed, batches * args.per_device_train_batch_size)
+    seeds = [args.seed + number for number in range(len(sources))]
+    streams = [
+        RowStream(source.rows, seed, args.process_index, args.world_size, source.split)
+        for source, seed in zip(sources, seeds, strict=True)
+    ]
+    return StreamBatches(
+        streams,
+        pairs,
+        batch_size=args.per_device_train_batch_size,
+        batches=batches,
+        block_rows=data.shuffle_rows,
+        bucket_batches=data.bucket_batches,
+    )

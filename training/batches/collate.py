@@ -1,0 +1,239 @@
+"""From pairs to tensors: the processor on queries and products, and the ids that masking needs.
+
+Shape suffixes: B pairs, C candidates (positives and hard negatives), Q encoded positives of a query, K known positives,
+P further products that are no negatives, N known negatives; T tokens and the picture tensors are the processor's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrieval.shortened import shortened_items
+from processing_moon import MoonProcessor
+from processing_moon.processing_moon import REASONINGS
+from processing_moon.product_moon import ImageLimits, ProductError, open_image
+from processing_moon.reasoning_moon import EMB_TOKEN, THINK_END, THINK_START
+from training.batches.pairs import Pair
+from training.batches.reasoning_labels import reasoning_labels
+from training.batches.negatives import NO_ID
+
+SUBSTITUTES = 8  # other pairs tried in the place of one that cannot be read
+
+
+class UnreadableBatchError(ValueError):
+    """Not one pair of a batch could be read, nor any of their substitutes."""
+
+
+class PairCollator:
+    """Make a batch of pairs; runs in data-loader workers, and what it makes of a pair depends on that pair alone.
+
+    A pair with an unreadable query, positive or hard negative is named in the batch, and the first of its substitutes
+    that can be read stands in its place; where there is none, the pair is left out as a whole.
+
+    Args:
+        processor: makes the tensors; its own settings bound tokens and pictures.
+        substitute: called as substitute(position, attempt), attempt from 1 to SUBSTITUTES, such as `PairDataset.draw`;
+            where it returns None the pair is left out. None: unreadable pairs are left out.
+        allow_urls: whether pictures are fetched from public addresses.
+        forms: whether to give the modality forms of each item beside the item, for dual alignment. Each picture is fetched
+            and decoded once, whatever the number of forms.
+        reasoning: how queries and products are written, as the processor's call option of that name. Default "none".
+
+    Raises:
+        ValueError: an unknown `reasoning`, or one beside `forms`.
+        UnreadableBatchError: nothing of the batch can be read; names the items and reasons.
+
+    Shapes:
+        The batch: "queries" and "products", each the processor's tensors ((B, T) and (C, T) input_ids, …); "target"
+        (B,) row of the first positive; "product" and "group" (C,); "query_group" (B,); "other" (B, P) and "negative"
+        (B, N), padded with NO_ID; all int64. Several and graded positives: "positive" (B, Q) int64 rows of the
+        encoded positives among this batch's products, the first being "target", padded with NO_ID, and
+        "positive_weight" (B, Q) float32 their relevance, 0 where padded; "known_positive" (B, K) int64 ids of every
+        known positive, encoded or not, padded with NO_ID, and "known_weight" (B, K) float32. "items": a list of B
+        [query name, first positive's name]; "skipped": a list of {"item", "field", "reason"}; "shortened": what was cut or made
+        smaller to keep the token budget, as `retrieval.shortened.shortened_items` names it, and its "row" among the queries
+        or the products. Forms have at least the room of the item itself, and are not looked at.
+        With forms: "query_forms" and "product_forms", of the queries and of the products: "has_text" and "has_image"
+        (B,) or (C,) bool; "t" and "i", each {"rows" (R,) int64, the items that have both text and picture, ascending, and
+        "inputs", the processor's tensors of these with their text, or their pictures, alone; None where R is 0}. The
+        form "mm" of such an item is the item itself, and an item of one modality is its own only form.
+        With reasoning "given" or "mixed", "queries" and "products" also hold "labels" (B, T) and (C, T) int64: the tokens
+        that the model has to write, see `training.batches.reasoning_labels.reasoning_labels`.
+    """
+
+    def __init__(
+        self,
+        processor: MoonProcessor,
+        substitute: Callable[[int, int], Pair | None] | None = None,
+        allow_urls: bool = False,
+        forms: bool = False,
+        reasoning: str = "none",
+    ) -> None:
+        if reasoning not in REASONINGS:
+            raise ValueError(f"reasoning: found {reasoning!r}; accepted: {', '.join(REASONINGS)}")
+        if forms and reasoning != "none":
+            raise ValueError(f"reasoning: found {reasoning!r} beside forms of each item; accepted: 'none', or no forms")
+        self.processor = processor
+        self.substitute = substitute
+        self.forms, self.reasoning = forms, reasoning
+        self.options: dict[str, Any] = {"on_error": "skip", "allow_urls": allow_urls}
+        if reasoning != "none":
+            self.options["reasoning"] = reasoning
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        skipped: list[dict[str, str]] = []
+        left = [self._opened(pair) for pair in pairs]
+        attempts = [0] * len(left)
+        while left:
+            queries = self.processor(queries=[pair.query for pair in left], task="query", **self.options)
+            owners = [index for index, pair in enumerate(left) for _ in pair.products]
+            records = [product for pair in left for product in pair.products]
+            products = self.processor(products=records, form="mm", **self.options)
+            bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
+            if not bad:
+                batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
+                asked = [pair.query for pair in left]
+                shortened = [*_shortened("query", queries, asked), *_shortened("product", products, records)]
+                return batch | {"shortened": shortened}
+            skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
+            skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
+            tried = [
+                (self._next(pair, attempt), attempt + 1) if index in bad else (pair, attempt)
+                for index, (pair, attempt) in enumerate(zip(left, attempts, strict=True))
+            ]
+            left = [self._opened(pair) for pair, _ in tried if pair is not None]
+            attempts = [attempt for pair, attempt in tried if pair is not None]
+        reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
+        raise UnreadableBatchError(f"no pair of this batch can be read: {reasons}")
+
+    def _side(self, tensors: Any) -> dict[str, Any]:
+        """The processor's tensors, with labels where reasonings are given."""
+        if self.reasoning not in ("given", "mixed"):
+            return dict(tensors)
+        ids = [self.processor.tokenizer.convert_tokens_to_ids(token) for token in (THINK_START, THINK_END, EMB_TOKEN)]
+        return {**tensors, "labels": reasoning_labels(tensors["input_ids"], *ids)}
+
+    def _next(self, pair: Pair, attempt: int) -> Pair | None:
+        """What is tried in the place of an unreadable pair."""
+        if self.substitute is None or attempt == SUBSTITUTES:
+            return None
+        return self.substitute(pair.position, attempt + 1)
+
+    def _opened(self, pair: Pair) -> Pair:
+        """With forms, the pair with its pictures decoded; one that cannot be is left for the processor to name."""
+        if not self.forms:
+            return pair
+        urls = self.options["allow_urls"]
+        query = pair.query
+        if "image" in query:
+            query = query | {"image": _decoded(query["image"], urls)}
+        products = [
+            record | {"images": [_decoded(image, urls) for image in record["images"]]} if "images" in record else record
+            for record in pair.products
+        ]
+        return dataclasses.replace(pair, query=query, products=products)
+
+    def _forms(self, pairs: list[Pair]) -> dict[str, Any]:
+        if not self.forms:
+            return {}
+        queries = [pair.query for pair in pairs]
+        products = [product for pair in pairs for product in pair.products]
+        return {"query_forms": self._of_side(queries, "image"), "product_forms": self._of_side(products, "images")}
+
+    def _of_side(self, records: list[dict[str, Any]], picture: str) -> dict[str, Any]:
+        """The forms of queries (`picture` "image") or of products ("images")."""
+        of_picture = (picture, "core_box")
+        has_image = [bool(record.get(picture)) for record in records]
+        has_text = [bool(record.keys() - {"id", "reasoning", *of_picture}) for record in records]
+        rows = [row for row in range(len(records)) if has_text[row] and has_image[row]]
+        found: dict[str, Any] = {"has_text": torch.tensor(has_text), "has_image": torch.tensor(has_image)}
+        for form in ("t", "i"):
+            chosen = [
+                {
+                    name: value
+                    for name, value in records[row].items()
+                    if name == "id" or (name in of_picture) == (form == "i")
+                }
+                for row in rows
+            ]
+            side = {"products": chosen, "form": form} if picture == "images" else {"queries": chosen, "task": "query"}
+            inputs = dict(self.processor(**side, on_error="raise")) if rows else None
+            found[form] = {"rows": torch.tensor(rows, dtype=torch.int64), "inputs": inputs}
+        return found
+
+    def _batch(
+        self, pairs: list[Pair], queries: dict[str, Any], products: dict[str, Any], skipped: list[dict[str, str]]
+    ) -> dict[str, Any]:
+        pairs = _sharing_answers(pairs)
+        first_rows = [0]
+        for pair in pairs[:-1]:
+            first_rows.append(first_rows[-1] + len(pair.products))
+        return {
+            "queries": queries,
+            "products": products,
+            "target": torch.tensor(first_rows),
+            "product": torch.tensor([number for pair in pairs for number in pair.product_ids]),
+            "group": torch.tensor([number for pair in pairs for number in pair.group_ids]),
+            "query_group": torch.tensor([pair.query_group for pair in pairs]),
+            "other": _padded([pair.other_ids for pair in pairs]),
+            "negative": _padded([pair.negative_ids for pair in pairs]),
+            "positive": _padded(
+                [list(range(row, row + pair.positive_count)) for row, pair in zip(first_rows, pairs, strict=True)]
+            ),
+            "positive_weight": _weights([list(pair.answers.values())[: pair.positive_count] for pair in pairs]),
+            "known_positive": _padded([list(pair.answers) for pair in pairs]),
+            "known_weight": _weights([list(pair.answers.values()) for pair in pairs]),
+            "items": [[str(pair.query.get("id", "")), pair.names[0]] for pair in pairs],
+            "skipped": skipped,
+        }
+
+
+def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
+    """Pairs of one query know each other's answers, which are then no negatives of it; see `Pair.query_key`."""
+    answers: dict[str, dict[int, float]] = {}
+    for pair in pairs:
+        known = answers.setdefault(pair.query_key, {})
+        for number, weight in pair.answers.items():
+            known[number] = max(weight, known.get(number, 0.0))
+    shared = []
+    for pair in pairs:
+        more = {number: weight for number, weight in answers[pair.query_key].items() if number not in pair.answers}
+        if pair.query_key and more:
+            pair = dataclasses.replace(pair, answers=pair.answers | more, other_ids=[*pair.other_ids, *more])
+        shared.append(pair)
+    return shared
+
+
+def _decoded(image: Any, allow_urls: bool) -> Any:
+    """The picture opened, or as it was where it cannot be."""
+    try:
+        return open_image(image, limits=ImageLimits(allow_urls=allow_urls))
+    except ProductError:
+        return image
+
+
+def _named(skip: Any, record: dict[str, Any]) -> dict[str, str]:
+    return {"item": str(record.get("id", skip.item)), "field": str(skip.field), "reason": str(skip.reason)}
+
+
+def _shortened(kind: str, found: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the processor shortened of a side, by name and row; all of its records are there."""
+    items = shortened_items(kind, found.shortened, [str(record.get("id", "")) for record in records])
+    return [item | {"row": one.index} for item, one in zip(items, found.shortened, strict=True)]
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    """Return the rows as one int64 tensor, padded with NO_ID."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([row + [NO_ID] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(
+        len(rows), width
+    )
+
+
+def _weights(rows: list[list[float]]) -> Tensor:
+    """Return the rows as one float32 tensor, padded with 0."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float32)

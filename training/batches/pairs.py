@@ -1,0 +1,425 @@
+"""Training pairs: a query, the product that answers it, and hard negatives, each a pure function of (seed, position).
+
+There are no epochs: position i of the data set is drawn by a generator seeded with (seed, i), whichever process or
+worker asks. So a run resumes at a position without replaying what came before, and two processes see what one would.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from product_data.duplicates import EqualProducts, classes, looks_of
+from product_data.tables import ProductRow, ProductTables, QueryRow
+from processing_moon.product_moon import ProductError, open_image
+from training.batches.views import altered_view
+from training.batches.negatives import NO_ID, stable_id
+
+FORMS = ("image", "text", "both")
+_TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training item: records for MoonProcessor, and ids (see `stable_id`) for masking.
+
+    Args:
+        query: the query record; its "id" names the query.
+        products: product records, the positives first, then the hard negatives.
+        names: the products' full names ("fashion/fa-10000"), as `products`.
+        product_ids: ids of `names`; products that are identical in text and pictures have one id, that of the first of them.
+        group_ids: the products' variant groups, NO_ID for none (see `PairSource.variants`).
+        query_group: the positive's group where variants are no negatives of this query, otherwise NO_ID.
+        other_ids: further products that are no negatives: known positives and the reference product.
+        negative_ids: products known to be wrong answers.
+        position: the place in the data set that it was drawn for.
+        positive_count: how many of `products` are positives, at least one.
+        answers: id → relevance weight of every known positive, those among `products` first and in their order; a
+            weight is greater than 0, and 1 for a purchase or an ungraded positive. Empty: the positives, each with 1.
+        query_key: names the query where other pairs may know further answers of it, as in a stream; "" where all are known.
+        query_labels, product_labels: the attributes that the query and the first product support in the form that they have
+            here, key → values; None where none is known or nobody looked (see `training.labels.reasoning.ReasonedPairs`).
+    """
+
+    query: dict[str, Any]
+    products: list[dict[str, Any]]
+    names: list[str]
+    product_ids: list[int]
+    group_ids: list[int]
+    query_group: int
+    other_ids: list[int]
+    negative_ids: list[int]
+    position: int = 0
+    positive_count: int = 1
+    answers: dict[int, float] = field(default_factory=dict)
+    query_key: str = ""
+    query_labels: Mapping[str, tuple[str, ...]] | None = None
+    product_labels: Mapping[str, tuple[str, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            object.__setattr__(self, "answers", dict.fromkeys(self.product_ids[: self.positive_count], 1.0))
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs are drawn; see the recipe keys of the same names in `training.recipe.arguments.DataArguments`.
+
+    Args:
+        query_mix: relative frequency of "image", "text" and "both" queries.
+        target_mix: relative frequency of positives and hard negatives with "both", "image" or "text" only.
+        hard_negatives: number of hard negatives beside each positive.
+        derived_queries: whether products stand in for queries that are missing.
+        augment_queries: probability that the picture of a real query is altered.
+        positives_per_query: largest number of a query's known positives that are encoded with it.
+    """
+
+    query_mix: Mapping[str, float] = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
+    target_mix: Mapping[str, float] = field(default_factory=lambda: {"both": 1})
+    hard_negatives: int = 1
+    derived_queries: bool = True
+    augment_queries: float = 0.0
+    positives_per_query: int = 1
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A query before its targets are encoded: those chosen, and all known answers with their weights."""
+
+    record: dict[str, Any]
+    chosen: Sequence[ProductRow]
+    answers: Mapping[str, float]
+    negatives: Sequence[str] = ()
+    reference: str | None = None
+
+
+class PairSource:
+    """One data set to draw from.
+
+    Args:
+        tables: products and queries of the training split.
+        weight: how often this data set is drawn, relative to others; None: the square root of the number of its
+            products and queries, so that a small data set is seen more often than its share (our design; precedent:
+            the temperature sampling of multilingual training, arXiv 1907.05019).
+        mask_groups: whether products of the answer's group are no negatives. Identical products, and those with the answer's
+            title and pictures, never are.
+        streamed: whether other rows with these products are read elsewhere, so that title and pictures name a variant group.
+
+    Raises:
+        ValueError: there is no product, or the weight is not positive.
+    """
+
+    def __init__(
+        self, tables: ProductTables, weight: float | None = None, mask_groups: bool = True, streamed: bool = False
+    ) -> None:
+        if not tables.products:
+            raise ValueError(f"{tables.name}: found no products in this split; accepted: at least one")
+        self.name = tables.name
+        self.mask_groups, self.streamed = mask_groups, streamed
+        self.products = {row.product_id: row for row in tables.products}
+        self.queries: dict[str, list[QueryRow]] = {form: [] for form in FORMS}
+        for query in tables.queries:
+            if any(product_id in self.products for product_id in query.positives):
+                self.queries[query.type].append(query)
+        self.weight = float(np.sqrt(len(tables.products) + len(tables.queries))) if weight is None else float(weight)
+        if not self.weight > 0:
+            raise ValueError(f"{tables.name}: weight: found {weight}; accepted: a number above 0")
+        self.derivable: dict[str, list[ProductRow]] = {
+            "image": [row for row in tables.products if row.images],
+            "text": [row for row in tables.products if _short_texts(row)],
+            "both": [row for row in tables.products if row.images and _short_texts(row)],
+        }
+        self.of_category: dict[tuple[str, ...], list[ProductRow]] = defaultdict(list)
+        self.of_fact: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.of_title: dict[str, list[str]] = defaultdict(list)
+        equal = EqualProducts(tables.products)
+        ids = [row.product_id for row in tables.products]
+        self._identical_to = {ids[place]: ids[first] for place, first in enumerate(equal.identical()) if first != place}
+        self.variants = self._variants(tables.products, equal)
+        self.of_variants: dict[str, list[str]] = defaultdict(list)
+        for row in tables.products:
+            self._index(row)
+
+    def _variants(self, products: Sequence[ProductRow], equal: EqualProducts) -> dict[str, str]:
+        """Product id → the name of its variants: its group where groups are masked, or the first product of the same looks."""
+        named = {row.product_id: f"group/{row.group}" for row in products if row.group and self.mask_groups}
+        for places in classes(equal.variants_by_group if self.mask_groups else equal.same_looks):
+            ids = [products[place].product_id for place in places]
+            name = min((named[product_id] for product_id in ids if product_id in named), default=f"same/{ids[0]}")
+            named |= dict.fromkeys(ids, name)
+        return named
+
+    def _index(self, row: ProductRow) -> None:
+        for depth in range(len(row.category) + 1):
+            self.of_category[row.category[:depth]].append(row)
+        self.of_title[row.title].append(row.product_id)
+        if row.product_id in self.variants:
+            self.of_variants[self.variants[row.product_id]].append(row.product_id)
+        for fact in _facts(row):
+            self.of_fact[fact].add(row.product_id)
+
+    def pool_size(self, form: str, derived_queries: bool) -> int:
+        """Return how many different queries of a form can be drawn."""
+        real = len(self.queries[form])
+        too_few = derived_queries and real < len(self.products)
+        return real + (len(self.derivable[form]) if too_few else 0)
+
+    def name_of(self, product_id: str) -> str:
+        """Return the product's name across data sets."""
+        return f"{self.name}/{product_id}"
+
+    def same_as(self, product_id: str) -> str:
+        """Return the first product that is identical in text and pictures, or the product itself."""
+        return self._identical_to.get(product_id, product_id)
+
+    def id_of(self, product_id: str) -> int:
+        """Return the id that masking knows a product by, one for all that are identical."""
+        return stable_id(self.name_of(self.same_as(product_id)))
+
+    def variants_of(self, names: Iterable[str]) -> set[str]:
+        """Return the names of the variants of products of this data set, see `variants`."""
+        return {self.variants[name] for name in names if name in self.variants}
+
+    def group_id(self, row: ProductRow) -> int:
+        """Return the id of the product's variants, NO_ID for none."""
+        name = self.variants.get(row.product_id) or (f"looks/{looks_of(row)}" if self.streamed else "")
+        return stable_id(f"{self.name}/{name}") if name else NO_ID
+
+
+class PairDataset(Dataset):
+    """Pairs from one or several data sets, by position.
+
+    A form of query is drawn by `query_mix` among the forms that any data set has, then a data set by weight among
+    those that have it, then a query. Source: MOON's triplets (query, purchased positive, hard negative of the same
+    category), arXiv 2508.11999 §3.2, and its mix of forms, §5.1; queries derived from products are our design.
+
+    Args:
+        sources: the data sets.
+        options: how to draw.
+        seed: of every draw.
+        length: number of positions, the number of pairs that the run will see.
+
+    Raises:
+        ValueError: no data set, or no query can be drawn of any form in the mix.
+        IndexError: a position outside the length.
+    """
+
+    def __init__(self, sources: Sequence[PairSource], options: PairOptions, seed: int, length: int) -> None:
+        self.sources = list(sources)
+        self.options = options
+        self.seed = seed
+        self.length = length
+        derived = options.derived_queries
+        self.able = {
+            form: [source for source in self.sources if source.pool_size(form, derived)]
+            for form, share in options.query_mix.items()
+            if share > 0
+        }
+        self.able = {form: able for form, able in self.able.items() if able}
+        if not self.able:
+            raise ValueError(
+                f"query_mix: found no query of the forms {list(options.query_mix)} in "
+                f"{[source.name for source in self.sources]}; accepted: data with such queries, or derived_queries"
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def missing_forms(self) -> list[str]:
+        """Return the forms of the mix that no data set has, which are therefore not drawn."""
+        return [form for form, share in self.options.query_mix.items() if share > 0 and form not in self.able]
+
+    def __getitem__(self, position: int) -> Pair:
+        if not 0 <= position < self.length:
+            raise IndexError(f"position: found {position}; accepted: 0 to {self.length - 1}")
+        return self.draw(position)
+
+    def draw(self, position: int, attempt: int = 0) -> Pair:
+        """Return the pair of a position, or another one in its place where that cannot be read.
+
+        Args:
+            position: 0 or more.
+            attempt: 0 is the pair itself, 1 and above its substitutes, each drawn from (seed, position, attempt) alone.
+        """
+        rng = np.random.default_rng((self.seed, position, attempt) if attempt else (self.seed, position))
+        return dataclasses.replace(self.draw_by(rng), position=position)
+
+    def draw_by(self, rng: np.random.Generator) -> Pair:
+        """Return the pair that a generator decides on."""
+        form, source, number = self._first_choices(rng)
+        drawn = self._draw(rng, source, form, number)
+        negatives = self._hard_negatives(rng, source, drawn)
+        return self._pair(rng, source, drawn, negatives)
+
+    def outline(self, position: int) -> tuple[str, int]:
+        """Return the query's form and the characters of the pair's texts, about, without opening a picture."""
+        return self.outline_by(np.random.default_rng((self.seed, position)))
+
+    def outline_by(self, rng: np.random.Generator) -> tuple[str, int]:
+        """Return the outline of what `draw_by` would draw with a generator in the same state."""
+        form, source, number = self._first_choices(rng)
+        real = source.queries[form]
+        if number >= len(real):
+            row = source.derivable[form][number - len(real)]
+            return form, _text_length(row) + (len(row.title) if form != "image" else 0)
+        query = real[number]
+        answer = next(source.products[name] for name in query.positives if name in source.products)
+        return form, _text_length(answer) + (len(query.text) if form != "image" else 0)
+
+    def _first_choices(self, rng: np.random.Generator) -> tuple[str, PairSource, int]:
+        """Which form, of which data set, and which of its queries (beyond their number: which product to derive from)."""
+        form = _choose(rng, list(self.able), [self.options.query_mix[form] for form in self.able])
+        able = self.able[form]
+        source = _choose(rng, able, [source.weight for source in able])
+        return form, source, int(rng.integers(source.pool_size(form, self.options.derived_queries)))
+
+    def _draw(self, rng: np.random.Generator, source: PairSource, form: str, number: int) -> _Drawn:
+        real = source.queries[form]
+        if number >= len(real):
+            return self._derived(rng, source, source.derivable[form][number - len(real)], form)
+        query = real[number]
+        answers = {source.same_as(name): name for name in reversed(query.positives) if name in source.products}
+        there = list(answers.values())[::-1]  # identical answers are one
+        record = query.record()
+        if "image" in record and rng.random() < self.options.augment_queries:
+            record["image"] = self._view(record["image"], rng, geometry="core_box" not in record)
+        first = there.pop(int(rng.integers(len(there))))
+        more = rng.permutation(len(there))[: self.options.positives_per_query - 1] if there else ()
+        chosen = [source.products[first], *(source.products[there[index]] for index in more)]
+        return _Drawn(record, chosen, query.answers, query.negatives, query.reference_product_id)
+
+    def _derived(self, rng: np.random.Generator, source: PairSource, row: ProductRow, form: str) -> _Drawn:
+        """A query made of a product: an altered view of its picture, a short text about it, or both."""
+        record: dict[str, Any] = {"id": f"derived from {source.name_of(row.product_id)}"}
+        positives: Sequence[str] = (row.product_id,)
+        if form != "text":
+            image = row.images[int(rng.integers(len(row.images)))]
+            record["image"] = self._view(image, rng, geometry=True)
+        if form != "image":
+            texts = _short_texts(row)
+            kind = list(texts)[int(rng.integers(len(texts)))]
+            if kind == "title":
+                record["text"], same_text = row.title, source.of_title[row.title]
+            else:
+                record["text"], same_text = _phrase(rng, source, row)
+            positives = same_text if form == "text" else positives
+        return _Drawn(record, [row], dict.fromkeys(positives, 1.0))
+
+    def _view(self, image: Any, rng: np.random.Generator, geometry: bool) -> Any:
+        """The altered picture; one that cannot be opened is passed on, so that the processor names and skips it."""
+        try:
+            return altered_view(open_image(image), rng, geometry)
+        except ProductError:
+            return image
+
+    def _hard_negatives(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn) -> list[ProductRow]:
+        """The query's own negatives first, then products of the same category, other product, other group."""
+        answers = [drawn.chosen[0].product_id, *drawn.answers]
+        taken = {source.same_as(name) for name in (*answers, drawn.reference) if name is not None}
+        variants = source.variants_of(answers)
+        given = dict.fromkeys(name for name in drawn.negatives if name in source.products)
+        names = [name for name in given if source.same_as(name) not in taken]
+        known = [source.products[names[index]] for index in rng.permutation(len(names))]
+        chosen: list[ProductRow] = []
+        while len(chosen) < self.options.hard_negatives:
+            row = known.pop() if known else self._of_same_category(rng, source, drawn.chosen[0], (taken, variants))
+            if row is None:
+                break
+            taken.add(source.same_as(row.product_id))
+            chosen.append(row)
+        return chosen
+
+    def _of_same_category(
+        self,
+        rng: np.random.Generator,
+        source: PairSource,
+        positive: ProductRow,
+        not_these: tuple[set[str], set[str]],
+    ) -> ProductRow | None:
+        """A product of the positive's category, or of a parent of it, that is none of these products and no such variant."""
+        taken, variants = not_these
+        for depth in range(len(positive.category), -1, -1):
+            near = source.of_category[positive.category[:depth]]
+            for _ in range(_TRIES):
+                row = near[int(rng.integers(len(near)))]
+                if source.same_as(row.product_id) not in taken and source.variants.get(row.product_id) not in variants:
+                    return row
+        return None
+
+    def _pair(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn, negatives: list[ProductRow]) -> Pair:
+        rows = [*drawn.chosen, *negatives]
+        forms = [form for form, share in self.options.target_mix.items() if share > 0]
+        form = _choose(rng, forms, [self.options.target_mix[form] for form in forms])
+        names = [source.name_of(row.product_id) for row in rows]
+        # A query that names its variant ("same in blue") must be able to tell variants apart.
+        mask_group = drawn.reference is None
+        others = {name: True for name in [*drawn.answers, *([drawn.reference] if drawn.reference else [])]}
+        if mask_group and len(drawn.answers) > 1:  # `query_group` knows one group; the other answers' go by product
+            variants = source.variants_of(drawn.answers) - source.variants_of([drawn.chosen[0].product_id])
+            wrong = set(drawn.negatives)
+            others |= {
+                name: True for group in sorted(variants) for name in source.of_variants[group] if name not in wrong
+            }
+        answers = {name: drawn.answers.get(name, 1.0) for name in [row.product_id for row in drawn.chosen]}
+        answers |= drawn.answers
+        weights: dict[int, float] = {}
+        for name, weight in answers.items():
+            weights[source.id_of(name)] = max(weight, weights.get(source.id_of(name), 0.0))
+        other_ids = dict.fromkeys(source.id_of(name) for name in others)
+        negative_ids = dict.fromkeys(source.id_of(name) for name in drawn.negatives)
+        return Pair(
+            query=drawn.record,
+            products=[_target(row, form) | {"id": name} for row, name in zip(rows, names, strict=True)],
+            names=names,
+            product_ids=[source.id_of(row.product_id) for row in rows],
+            group_ids=[source.group_id(row) for row in rows],
+            query_group=source.group_id(drawn.chosen[0]) if mask_group else NO_ID,
+            other_ids=[number for number in other_ids if number != source.id_of(drawn.chosen[0].product_id)],
+            negative_ids=[number for number in negative_ids if number not in weights],
+            positive_count=len(drawn.chosen),
+            answers=weights,
+        )
+
+
+def _choose(rng: np.random.Generator, options: list[Any], weights: list[float]) -> Any:
+    """Return one option by weight."""
+    bounds = np.cumsum(np.asarray(weights, dtype=np.float64))
+    return options[min(int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right")), len(options) - 1)]
+
+
+def _target(row: ProductRow, form: str) -> dict[str, Any]:
+    """The product record in a form; a product that lacks what the form asks for is encoded with what it has."""
+    if form == "image" and row.images:
+        return row.record("i")
+    return row.record("t") if form == "text" and row.has_text else row.record("mm")
+
+
+def _text_length(row: ProductRow) -> int:
+    attributes = sum(len(key) + sum(map(len, values)) for key, values in row.attributes.items())
+    return len(row.title) + len(row.description) + sum(map(len, row.category)) + attributes
+
+
+def _facts(row: ProductRow) -> list[tuple[str, str]]:
+    """Everything a phrase can say about a product: attribute values and the leaf category."""
+    facts = [(key, value) for key, values in row.attributes.items() for value in values]
+    return facts + ([("", row.category[-1])] if row.category else [])
+
+
+def _short_texts(row: ProductRow) -> dict[str, bool]:
+    """The kinds of short text that a product offers."""
+    return {kind: True for kind, there in (("title", row.title), ("phrase", _facts(row))) if there}
+
+
+def _phrase(rng: np.random.Generator, source: PairSource, row: ProductRow) -> tuple[str, list[str]]:
+    """One to three attribute values and the category, and all products that this describes."""
+    facts = _facts(row)
+    leaf = [fact for fact in facts if fact[0] == ""]
+    values = [fact for fact in facts if fact[0] != ""]
+    count = int(rng.integers(1, 4)) if values else 0
+    said = [values[index] for index in rng.permutation(len(values))[:count]] + leaf
+    described = set.intersection(*(source.of_fact[fact] for fact in said))
+    return " ".join(value for _, value in said), sorted(described)

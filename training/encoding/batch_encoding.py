@@ -1,0 +1,138 @@
+"""From a batch of the collator to vectors: queries and products, their modality forms, and what the router did.
+
+Shape suffixes: B queries, N products, R rows of one form, D embedding width, L mixture layers, E experts.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.encoding.chunked_encoding import Vectors, images_per_row, number_of_rows, slice_rows
+from training.encoding.shared_pictures import SharedPictures
+
+SIDES = ("queries", "products")
+SINGLE_FORMS = ("t", "i")
+ROUTER = "router"
+CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS = "cross_entropy", "right_tokens", "written_tokens"
+REASONED_ROWS = "reasoned_rows"
+SUMS = (ROUTER, CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS, REASONED_ROWS)
+"""Names of what is not a vector for each row, but one number for each forward pass."""
+
+
+@dataclass
+class BatchPart:
+    """Some queries or some products of a batch, in all forms in which they are encoded.
+
+    Args:
+        side: "queries" or "products".
+        inputs: the processor's tensors of each item with all that it has.
+        forms: "t", "i" → the rows (ascending) of items that have both, and the processor's tensors of these in that form.
+    """
+
+    side: str
+    inputs: dict[str, Tensor]
+    forms: dict[str, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
+
+
+def parts_of(batch: Mapping[str, Any], chunk_size: int | None = None, forms: bool = False) -> list[BatchPart]:
+    """Return a batch's queries and products as parts.
+
+    Args:
+        batch: of `training.batches.collate.PairCollator`: "queries", "products", and with forms "query_forms" and
+            "product_forms", each {"t": {"rows", "inputs"}, "i": {…}}, inputs None where no item has both.
+        chunk_size: the largest number of items of a part; None: one part for all queries, one for all products.
+        forms: whether to take the forms along.
+
+    Raises:
+        ValueError: forms are asked for and not there.
+    """
+    parts: list[BatchPart] = []
+    for side in SIDES:
+        whole = BatchPart(side, dict(batch[side]), _forms_of(batch, side) if forms else {})
+        rows = number_of_rows(whole.inputs)
+        size = rows if chunk_size is None else chunk_size
+        parts += [whole] if size >= rows else [_cut(whole, start, start + size) for start in range(0, rows, size)]
+    return parts
+
+
+def _forms_of(batch: Mapping[str, Any], side: str) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+    key = {"queries": "query_forms", "products": "product_forms"}[side]
+    if key not in batch:
+        raise ValueError(f"batch: found no {key!r}; accepted: a collator that makes the forms of each item")
+    given = {name: batch[key][name] for name in SINGLE_FORMS}
+    return {name: (one["rows"], dict(one["inputs"])) for name, one in given.items() if len(one["rows"])}
+
+
+def _cut(part: BatchPart, start: int, stop: int) -> BatchPart:
+    count = number_of_rows(part.inputs)
+    forms = {}
+    for name, (form_rows, inputs) in part.forms.items():
+        here = ((form_rows >= start) & (form_rows < stop)).nonzero()[:, 0]
+        if len(here):
+            forms[name] = (form_rows[here] - start, slice_rows(inputs, int(here[0]), int(here[-1]) + 1))
+    return BatchPart(part.side, slice_rows(part.inputs, start, min(stop, count)), forms)
+
+
+class BatchEncoder:
+    """Encodes parts of a batch; each picture goes through the vision tower once, whatever the number of forms.
+
+    Args:
+        model: what is called; its forward gives `.embeddings`, and may give `.sums` (name of SUMS → (1,)).
+        tower: the vision tower inside it, see `training.encoding.shared_pictures.vision_tower`; None: pictures are not shared.
+        router_loss: whether to ask for the model's `.router_loss`.
+        expert_gates: whether to ask for the model's `.expert_gates` of queries.
+
+    Shapes:
+        Called with a BatchPart, gives by name: "queries" or "products" (rows, D); "queries/t", "queries/i", … (R, D);
+        with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with router_loss "router"
+        (forward passes,), L_aux of each times its rows; the model's sums (forward passes,) by their names.
+    """
+
+    def __init__(
+        self, model: nn.Module, tower: nn.Module | None, router_loss: bool = False, expert_gates: bool = False
+    ) -> None:
+        self.model, self.tower = model, tower
+        self.router_loss, self.expert_gates = router_loss, expert_gates
+
+    def __call__(self, part: BatchPart) -> Vectors:
+        found: Vectors = {}
+        share = "i" in part.forms and self.tower is not None
+        with SharedPictures(self.tower) if share else contextlib.nullcontext() as pictures:  # type: ignore[arg-type]
+            self._encode(part.side, part.inputs, found)
+            for name, (rows, inputs) in part.forms.items():
+                if name == "i" and pictures is not None:
+                    places = _places(part.inputs, rows)
+                    if torch.equal(part.inputs["image_grid_thw"][places], inputs["image_grid_thw"]):
+                        pictures.reuse(
+                            places
+                        )  # a long text can have made them smaller beside it; then they are seen anew
+                self._encode(f"{part.side}/{name}", inputs, found)
+        return found
+
+    def _encode(self, name: str, inputs: dict[str, Tensor], found: Vectors) -> None:
+        stats = {"output_router_stats": True} if self.router_loss or self.expert_gates else {}
+        output = self.model(**inputs, **stats)
+        found[name] = output.embeddings
+        if self.expert_gates and name.startswith("queries"):
+            found[f"{name}/gates"] = output.expert_gates
+        sums = dict(getattr(output, "sums", {}))
+        if self.router_loss:
+            sums[ROUTER] = (output.router_loss * len(output.embeddings)).reshape(1)
+        for kind, value in sums.items():
+            found[kind] = torch.cat([found[kind], value]) if kind in found else value
+
+
+def encoded_rows(vectors: Vectors) -> int:
+    """Return how many texts and pictures were encoded, each form of an item for itself."""
+    return sum(len(tensor) for name, tensor in vectors.items() if name not in SUMS and not name.endswith("/gates"))
+
+
+def _places(inputs: dict[str, Tensor], rows: Tensor) -> list[int]:
+    """Where the pictures of some rows stand among all pictures."""
+    image_B = images_per_row(inputs)
+    row_G = torch.repeat_interleave(torch.arange(len(image_B), device=image_B.device), image_B)
+    return torch.isin(row_G, rows).nonzero()[:, 0].tolist()

@@ -1,0 +1,62 @@
+"""A slowly following copy of what learns, which encodes for the queue."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class MomentumEncoder:
+    """Encodes with an exponential average of the model's learning parameters.
+
+    `θ_k ← m θ_k + (1 - m) θ`, after every optimizer step; vectors of the queue then come from encoders that differ little
+    from one another, however fast the model itself moves.
+
+    Source: MoCo, arXiv 1911.05722, §3.2 (m = 0.999). Only what learns is averaged, so that with adapters the copy is as
+    small as they are; the rest is the model's own (our design).
+
+    Args:
+        model: the model that learns, not wrapped for distribution; its forward gives `.embeddings`.
+        momentum: m, from 0 to below 1.
+
+    Raises:
+        ValueError: a momentum out of range, or a saved state of other parameters.
+
+    Relations:
+        Fills `training.batches.negatives.NegativeQueue` in the place of the model itself. It costs a second encoding of each
+        product, without gradient.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: found {momentum}; accepted: 0 to below 1")
+        self.model, self.momentum = model, momentum
+        self._averages = {name: parameter.detach().clone() for name, parameter in self._learning().items()}
+
+    def _learning(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow the model by one optimizer step."""
+        for name, parameter in self._learning().items():
+            self._averages[name].lerp_(parameter.detach(), 1 - self.momentum)
+
+    @torch.no_grad()
+    def encode(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the vectors (B, D) of a batch, without gradient."""
+        return functional_call(self.model, self._averages, args=(), kwargs=dict(inputs)).embeddings
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what `load_state_dict` needs to continue exactly."""
+        return {name: average.cpu() for name, average in self._averages.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a saved state."""
+        if state.keys() != self._averages.keys():
+            differing = sorted(state.keys() ^ self._averages.keys())[:5]
+            raise ValueError(f"momentum encoder: found a state that differs in {differing}; accepted: this model's")
+        for name, average in self._averages.items():
+            average.copy_(state[name])

@@ -1,0 +1,255 @@
+"""Ask a chat model with eyes for a product's attributes, and read what it answers.
+
+Any checkpoint that transformers' `AutoModelForImageTextToText` and `AutoProcessor` load, with a chat template, will do: such
+as Qwen3-VL. A product is shown by its picture alone or by its text alone, so that what is written is what that form supports.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
+
+from product_data.tables import ProductRow
+from processing_moon.product_moon import plain_text
+from processing_moon.reasoning_moon import REASONING_KEYS, THINK_END, THINK_START, read_reasoning
+from product_data.attribute_keys import as_attributes, facts_of
+from training.labels.reasoning import control_tokens_of
+
+FORMS = ("image", "text")
+_ASKED = f"""Answer with one line of the form
+key: value; key: value, value
+The keys are: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain. A value is a few words, without a comma,
+a colon or a semicolon. Write nothing else; write "none" where nothing is certain."""
+PROMPTS = {
+    "image": f"Which attributes of the product being sold does this picture show? {_ASKED}",
+    "text": f"Which attributes of the product being sold does this text state? {_ASKED}\n\nThe text:\n{{text}}",
+}
+"""What is asked, by form."""
+_NOTHING = frozenset(("none", "unknown", "n/a", "na", "not visible", "not stated", "not specified", "unspecified", "-"))
+_TEMPERATURE = 0.7  # of words that are drawn
+_READ_BYTES = 2**20  # of each file of weights, for telling models of one folder apart
+_LONGEST_VALUE = 8  # words; longer ones are sentences
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked about a product: its form ("image" or "text") and what it is shown, pictures or a text."""
+
+    form: str
+    images: tuple[Image.Image, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote, and whether it came to its end."""
+
+    text: str
+    finished: bool = True
+
+
+class _Drawn(LogitsProcessor):
+    """Makes the likeliest token a drawn one: `argmax(s / τ + noise)` with Gumbel noise is a draw of softmax(s / τ).
+
+    Each row has a generator of its own, so that what is drawn for it does not hang on its neighbours, as it would with one
+    generator for the batch. Source: the Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv 1411.0030).
+
+    Shapes: scores (B, V) float32 → the same.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waits = [torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators]
+        return scores / _TEMPERATURE - torch.stack(waits).log().to(scores.device)
+
+
+class ChatWriter:
+    """A chat model that answers questions in batches.
+
+    Args:
+        model: one that generates from what `processor` makes.
+        processor: with `apply_chat_template` and a tokenizer, see `load_writer`.
+        max_new_tokens (`int`): length at which an answer is cut off. Default 128.
+        revision (`str`): which weights the model has, for `settings`. Default "".
+
+    Raises:
+        ValueError: a length below 1.
+
+    Relations:
+        `read_answer` reads what it gives.
+    """
+
+    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128, revision: str = "") -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: found {max_new_tokens}; accepted: a number of at least 1")
+        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+        self.processor.tokenizer.padding_side = "left"
+        self._controls = control_tokens_of(processor.tokenizer)
+        self.settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": _TEMPERATURE,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "revision": revision,
+        }
+        """What changes an answer beside the question, its seed and the model's name; numbers and texts."""
+
+    def __call__(self, questions: Sequence[Question], seeds: Sequence[int] | None = None) -> list[Answer]:
+        """Answer some questions together; which ones are asked together changes an answer by rounding at most.
+
+        Args:
+            questions: of one form or several.
+            seeds: None: each token is the likeliest; otherwise tokens are drawn, at temperature 0.7, by each question's own.
+
+        Returns:
+            One answer for each question.
+
+        Raises:
+            ValueError: more or fewer seeds than questions.
+        """
+        if seeds is not None and len(seeds) != len(questions):
+            raise ValueError(f"seeds: found {len(seeds)}; accepted: {len(questions)}, one for each question")
+        inputs = self.processor.apply_chat_template(
+            [self._conversation(question) for question in questions],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.model.device)
+        # A checkpoint's own settings of sampling and penalties must not change what is greedy here.
+        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        drawn = LogitsProcessorList([] if seeds is None else [_Drawn(seeds)])
+        with torch.inference_mode():
+            ids = self.model.generate(
+                **inputs,
+                **settings,
+                logits_processor=drawn,
+                max_new_tokens=self.max_new_tokens,
+                repetition_penalty=1.0,
+                num_beams=1,
+            )
+        return [self._answer(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def _conversation(self, question: Question) -> list[dict[str, Any]]:
+        asked = PROMPTS[question.form].format(text=plain_text(question.text, self._controls))
+        pictures: list[dict[str, Any]] = [{"type": "image", "image": image} for image in question.images]
+        return [{"role": "user", "content": [*pictures, {"type": "text", "text": asked}]}]
+
+    def _answer(self, ids: list[int]) -> Answer:
+        ends = self.model.generation_config.eos_token_id
+        ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        stop = next((place for place, token in enumerate(ids) if token in ends), None)
+        text = self.processor.tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        return Answer(text, finished=stop is not None)
+
+
+def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128) -> ChatWriter:
+    """Load a chat model, in bfloat16 on a GPU where there is one.
+
+    Args:
+        path: a folder or a hub id.
+        device: where it runs. Default None: a GPU where there is one.
+        max_new_tokens: see ChatWriter.
+
+    Raises:
+        ValueError: no such model, none with a chat template, or one whose processor lacks a package that is not installed.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        processor = _load_processor(path)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(
+            f"model: {path!r} cannot be loaded ({error}); accepted: the folder or hub id of a chat model that reads "
+            "pictures and that AutoModelForImageTextToText and AutoProcessor know"
+        ) from error
+    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+        raise ValueError(f"model: {path!r} has no chat template; accepted: a model that was tuned to answer")
+    return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path, model))
+
+
+def _revision(path: str, model: Any) -> str:
+    """The commit of a model of the hub; of a folder a digest of its configuration and of where each file of weights begins."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit or not Path(path).is_dir():
+        return commit or ""
+    found = hashlib.sha256()
+    for file in sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]):
+        with file.open("rb") as stream:
+            found.update(file.name.encode() + stream.read(_READ_BYTES) + str(file.stat().st_size).encode())
+    return found.hexdigest()[:16]
+
+
+def _load_processor(path: str) -> Any:
+    """The checkpoint's processor; without torchvision the same one for still pictures, because only videos need it."""
+    config = type(AutoConfig.from_pretrained(path))
+    kind: Any = None if is_torchvision_available() else PROCESSOR_MAPPING.get(config, None)
+    if kind is None or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(path)
+
+    class StillPictures(kind):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in kind.get_attributes() if name != "video_processor"]
+
+    return StillPictures.from_pretrained(path)
+
+
+def ask_about(row: ProductRow, form: str, images: Sequence[Image.Image] = ()) -> Question:
+    """Return the question about a product in a form.
+
+    Args:
+        row: the product.
+        form: "image" or "text".
+        images: its pictures, opened; for "image".
+    """
+    if form == "image":
+        return Question(form, tuple(images))
+    lines = [("Title", row.title), ("Category", " > ".join(row.category)), ("Description", row.description)]
+    lines += [(key, ", ".join(values)) for key, values in row.attributes.items()]
+    return Question(form, text="\n".join(f"{name}: {value}" for name, value in lines if value))
+
+
+def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]:
+    """Return the attributes of an answer, in MBE's keys, or None and why there are none.
+
+    An answer is read as `processing_moon.read_reasoning` reads a reasoning, behind the thoughts of a model that thinks aloud
+    (up to `</think>`); several lines, with or without bullets, count as one. A value that says that nothing is known counts
+    as none. Anything else that is not an attribute makes the whole answer wrong, so that the model is asked again.
+    """
+    text = answer.text.rpartition(THINK_END)[2]
+    lines = [_BULLET.sub("", line).strip().strip(";") for line in text.splitlines()]
+    body = "; ".join(line for line in lines if line)
+    if not answer.finished:
+        return None, "the answer was cut off before its end"
+    if body.casefold().strip(" .") in _NOTHING:
+        return {}, ""
+    reading = read_reasoning(f"{THINK_START}{body}{THINK_END}")
+    if not reading.well_formed:
+        return None, "; ".join(reading.unparsed) or "the answer is empty"
+    facts, unknown = facts_of(reading.attributes)
+    if unknown:
+        return None, f"keys that are not asked for: {', '.join(unknown)}"
+    for fact in facts:
+        if len(fact.value.split()) > _LONGEST_VALUE:
+            return None, f"a value of more than {_LONGEST_VALUE} words: {fact.value[:60]!r}"
+    return as_attributes(fact for fact in facts if fact.said.casefold().strip(" .") not in _NOTHING), ""

@@ -1,0 +1,219 @@
+"""Which products are hard negatives of a query: near to it, of its answer's category, and yet no answer.
+
+Shape suffixes: B queries of a block, N products, S products of a shard, K best candidates, D embedding width.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from product_data.duplicates import EqualProducts
+from product_data.tables import ProductRow, QueryRow
+
+CHOICES = ("hardest", "random")
+
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """Guards against false negatives, and how many negatives are wanted.
+
+    A candidate is of the same category as an answer, neither a known answer nor a variant of one nor the reference
+    product, nor identical to one of these in text and pictures (or to an answer in title and pictures), stands within the
+    rank window, and its similarity is at most
+    `min over known answers of s − margin` and `s − (1 − ratio)·|s|`.
+    Source: MOON, arXiv 2508.11999 §3.2, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
+    arXiv 2407.15831: TopK-shifted, TopK-MarginPos and TopK-PercPos, of which 95 % of the positive's similarity was best;
+    sentence-transformers' `mine_hard_negatives` has the same guards for plain texts).
+
+    Args:
+        per_query (`int`): negatives wanted for each query. Default 4.
+        first_rank, last_rank (`int`): the window, counted from 1 among the candidates of the category. Default 1, 100.
+        margin (`float`): see above, in units of cosine similarity, 0 or more. Default 0.
+        ratio (`float`): see above, above 0 and at most 1. Default 0.95.
+        category_levels (`int` or `None`): how many levels of the category path have to agree, from the top; `None`: the
+            whole path, 0: none. An answer without a path agrees with every product. Default `None`.
+        mask_groups (`bool`): whether products of an answer's group are left out. Default True.
+        choose (`str`): "hardest" takes the nearest candidates, "random" draws among them by `seed`. Default "hardest".
+        seed (`int`): of "random". Default 0.
+
+    Raises:
+        ValueError: a number outside these bounds, or an unknown choice.
+    """
+
+    per_query: int = 4
+    first_rank: int = 1
+    last_rank: int = 100
+    margin: float = 0.0
+    ratio: float = 0.95
+    category_levels: int | None = None
+    mask_groups: bool = True
+    choose: str = "hardest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.per_query < 1:
+            raise ValueError(f"per_query: found {self.per_query}; accepted: 1 or more")
+        if not 1 <= self.first_rank <= self.last_rank:
+            raise ValueError(
+                f"first_rank and last_rank: found {self.first_rank} and {self.last_rank}; accepted: 1 ≤ first ≤ last"
+            )
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ValueError(f"margin: found {self.margin}; accepted: 0 or more")
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio: found {self.ratio}; accepted: above 0 and at most 1")
+        if self.category_levels is not None and self.category_levels < 0:
+            raise ValueError(f"category_levels: found {self.category_levels}; accepted: 0 or more, or none")
+        if self.choose not in CHOICES:
+            raise ValueError(f"choose: found {self.choose!r}; accepted: {', '.join(CHOICES)}")
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What was found for one query: product ids, the nearest first, their similarities, and why there are so few."""
+
+    negatives: tuple[str, ...] = ()
+    similarities: tuple[float, ...] = ()
+    reason: str = ""
+
+
+class ProductIndex:
+    """What the guards need to know about the products of a gallery, by row.
+
+    Args:
+        products: the gallery, in the order of its vectors.
+        options: see `MiningOptions`.
+
+    Shapes:
+        category_N, group_N, identical_N and looks_N (N,) int64 codes; a group code of -1 is no group, a category code of -1
+        no category. Products with one code in identical_N have the same texts and pictures, in looks_N title and pictures.
+    """
+
+    def __init__(self, products: Sequence[ProductRow], options: MiningOptions) -> None:
+        self.options = options
+        self.ids = [row.product_id for row in products]
+        self.row_of = {name: row for row, name in enumerate(self.ids)}
+        categories: dict[tuple[str, ...], int] = {}
+        groups: dict[str, int] = {}
+        levels = options.category_levels
+        paths = [row.category if levels is None else row.category[:levels] for row in products]
+        self.category_N = torch.tensor([categories.setdefault(path, len(categories)) if path else -1 for path in paths])
+        self.group_N = torch.tensor(
+            [groups.setdefault(row.group, len(groups)) if row.group else -1 for row in products], dtype=torch.int64
+        )
+        equal = EqualProducts(products)
+        self.identical_N = torch.tensor(equal.identical(), dtype=torch.int64)
+        self.looks_N = torch.tensor(equal.same_looks, dtype=torch.int64)
+
+    def rows(self, names: Iterable[str]) -> list[int]:
+        """Return the rows of products that are in the gallery."""
+        return [self.row_of[name] for name in names if name in self.row_of]
+
+    def allowed(self, queries: Sequence[QueryRow], rows: slice) -> Tensor:
+        """Mark the products that may be hard negatives of each query, by everything but similarity.
+
+        Args:
+            queries: B queries.
+            rows: S rows of the gallery.
+
+        Shapes:
+            (B, S) bool.
+        """
+        return torch.stack([self._allowed(query, range(len(self.ids))[rows]) for query in queries])
+
+    def _allowed(self, query: QueryRow, rows: range) -> Tensor:
+        category_S, group_S = self.category_N[rows.start : rows.stop], self.group_N[rows.start : rows.stop]
+        allowed_S = torch.ones(len(rows), dtype=torch.bool)
+        answers = self.rows(query.positives)
+        categories = self.category_N[answers].unique()
+        if len(categories) and -1 not in categories:
+            allowed_S &= torch.isin(category_S, categories)
+        if self.options.mask_groups:
+            groups = self.group_N[answers].unique()
+            allowed_S &= ~torch.isin(group_S, groups[groups >= 0])
+        references = self.rows([query.reference_product_id] if query.reference_product_id else [])
+        part = slice(rows.start, rows.stop)
+        allowed_S &= ~torch.isin(self.identical_N[part], self.identical_N[[*answers, *references]])
+        allowed_S &= ~torch.isin(self.looks_N[part], self.looks_N[answers])
+        return allowed_S
+
+
+def similarity_limit(positive_similarities: Sequence[float], options: MiningOptions) -> float:
+    """Return the greatest similarity that a hard negative may have; see `MiningOptions` for the equation."""
+    lowest = min(positive_similarities)
+    return min(lowest - options.margin, lowest - (1.0 - options.ratio) * abs(lowest))
+
+
+def best_candidates(
+    query_BD: Tensor, shards: Iterable[tuple[int, Tensor]], allowed: Callable[[slice], Tensor], depth: int
+) -> tuple[Tensor, Tensor]:
+    """Return the `depth` nearest allowed products of each query, the gallery read shard by shard.
+
+    Memory does not grow with the gallery: a running best list is merged with each shard's.
+
+    Args:
+        query_BD: vectors of length one.
+        shards: (row of the first product, vectors of length one), together the whole gallery; rows of products that
+            could not be encoded hold NaN.
+        allowed: called with the rows of a shard, says which of them count for which query: (B, S) bool.
+        depth: K.
+
+    Shapes:
+        query_BD (B, D) float; each shard (S, D) float. Returns similarity (B, K) float32 in descending order, -inf where
+        there are fewer than K, and product rows (B, K) int64.
+    """
+    blocks, device = len(query_BD), query_BD.device
+    best_BK = torch.full((blocks, depth), -math.inf, device=device)
+    row_BK = torch.zeros((blocks, depth), dtype=torch.int64, device=device)
+    for first, shard_SD in shards:
+        shard_SD = shard_SD.to(device, query_BD.dtype)
+        similarity_BS = (query_BD @ shard_SD.T).float()
+        allowed_BS = allowed(slice(first, first + len(shard_SD))).to(device)
+        similarity_BS = similarity_BS.masked_fill(~allowed_BS | similarity_BS.isnan(), -math.inf)
+        row_BS = torch.arange(first, first + len(shard_SD), device=device).expand(blocks, -1)
+        # Stable: among equal similarities the first row stays, however the gallery is cut into shards.
+        merged, order = torch.cat([best_BK, similarity_BS], dim=1).sort(dim=1, descending=True, stable=True)
+        best_BK, order = merged[:, :depth], order[:, :depth]
+        row_BK = torch.cat([row_BK, row_BS], dim=1).gather(1, order)
+    return best_BK, row_BK
+
+
+def choose_negatives(
+    index: ProductIndex, similarity_K: Tensor, row_K: Tensor, limit: float, rng: np.random.Generator
+) -> Mined:
+    """Pick a query's negatives from its ranked candidates.
+
+    Args:
+        index: names the products, and holds the options.
+        similarity_K: descending, -inf for no candidate.
+        row_K: their rows.
+        limit: what `similarity_limit` returned.
+        rng: source of the choice where it is random.
+
+    Shapes:
+        similarity_K (K,) float; row_K (K,) int64; K at least `last_rank`.
+    """
+    options = index.options
+    there = int(torch.isfinite(similarity_K).sum())
+    window = range(options.first_rank - 1, min(options.last_rank, there))
+    kept = [rank for rank in window if float(similarity_K[rank]) <= limit]
+    if options.choose == "random" and len(kept) > options.per_query:
+        kept = sorted(int(rank) for rank in rng.choice(kept, options.per_query, replace=False))
+    kept = kept[: options.per_query]
+    reason = ""
+    if len(kept) < options.per_query:
+        reason = (
+            "no other product in the category"
+            if not there
+            else "no candidate in the rank window"
+            if not len(window)
+            else "too near to the positive"
+            if len(window) >= options.per_query
+            else "few products in the category"
+        )
+    return Mined(
+        tuple(index.ids[int(row_K[rank])] for rank in kept), tuple(float(similarity_K[rank]) for rank in kept), reason
+    )

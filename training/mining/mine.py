@@ -1,0 +1,480 @@
+"""Mine hard negatives with a model: near to a query, of its answer's category, and yet no answer.
+
+    python -m training.mining.mine --model DIR --data FOLDER|FILE|catalogue --output FOLDER
+
+OUTPUT/queries.parquet is the queries table with the column `negatives` filled for the queries of the split, ready for a
+recipe: data: [{products: …, queries: OUTPUT/queries.parquet}]. OUTPUT/report.json says how many queries got how many, and
+why some got fewer. OUTPUT/vectors and OUTPUT/mined are kept: an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from product_data.interactions import InteractionOptions
+from product_data.reading import add_reading_arguments, reading_options
+from product_data.table_files import ImageSource
+from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
+from retrieval.encode import Encoded, config_digest, encode, load_for_evaluation
+from product_data.outputs import require_writable_folder
+from retrieval.shortened import shortened_items, shortened_sentence, shortened_summary
+from training.mining.hard_negatives import (
+    CHOICES,
+    Mined,
+    MiningOptions,
+    ProductIndex,
+    best_candidates,
+    choose_negatives,
+    similarity_limit,
+)
+from training.assembly.sources import with_splits
+from training.batches.negatives import stable_id
+from training.runs.resume import write_atomically
+from training.runs.lock import alone_in
+
+QUERIES_FILE, REPORT_FILE, SETTINGS_FILE = "queries.parquet", "report.json", "mining.json"
+_VECTORS, _MINED = "vectors", "mined"
+_EXAMPLES = 5
+_SAMPLED_BYTES = 2**20
+
+
+class MiningError(ValueError):
+    """What cannot be mined, or not into this folder."""
+
+
+@dataclass(frozen=True)
+class MiningJob:
+    """Where to mine what.
+
+    Args:
+        output: the folder that is written.
+        split (`str`): whose queries get negatives, from the products of that split. A table that names no splits is split
+            as training does. "all": everything. Default "train".
+        batch_size (`int`): records a batch in encoding. Default 32.
+        shard_rows (`int`): records a shard: what an interruption can cost. Default 1024.
+        overwrite (`bool`): start anew in a folder that holds another mining. Default False.
+        progress (`bool`): show a bar. Default True.
+        options: the guards, see MiningOptions.
+    """
+
+    output: Path
+    split: str = "train"
+    batch_size: int = 32
+    shard_rows: int = 1024
+    overwrite: bool = False
+    progress: bool = True
+    options: MiningOptions = dataclasses.field(default_factory=MiningOptions)
+
+
+def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, model_path: str = "") -> dict[str, Any]:
+    """Mine hard negatives for the queries of a split, and write the queries table with them.
+
+    Args:
+        model, processor: from `retrieval.encode.load_for_evaluation`.
+        tables: the whole data set.
+        job: see MiningJob.
+        model_path: the folder of the model, whose weights tell this mining from one with another model.
+
+    Returns:
+        The report: queries, "negatives" (number of negatives → queries that got so many), "reasons" (why fewer → queries),
+        examples, what could not be encoded, "shortened" (see `retrieval.shortened.shortened_summary`) and the "max_tokens" to
+        which it was cut.
+
+    Raises:
+        MiningError: no queries or no products in the split, or a folder that holds a mining with another model or data.
+        TableError: no such split.
+    """
+    split_tables = with_splits(tables) if set(tables.splits) <= {EVERY_SPLIT} and job.split != EVERY_SPLIT else tables
+    part = split_tables.select(job.split)
+    if not part.queries or not part.products:
+        raise MiningError(
+            f"{tables.name}: split {job.split!r} has {len(part.queries)} queries and {len(part.products)} products; "
+            "accepted: at least one of each"
+        )
+    twice = [name for name, uses in Counter(query.query_id for query in tables.queries).items() if uses > 1]
+    if twice:
+        raise MiningError(f"{tables.name}: query_id {twice[0]!r} is used twice; accepted: a query_id for each query")
+    store = _Store(
+        job, part, f"{config_digest(model)} {_weights_digest(model_path)} {_settings_digest(processor)}", model_path
+    )
+    bar = tqdm(total=len(part.products) + 2 * len(part.queries), unit="record", disable=not job.progress)
+    with bar:
+        named = {
+            kind: store.encode_all(kind, records, (model, processor), bar)
+            for kind, records in (
+                ("product", [row.record() for row in part.products]),
+                ("query", [row.record() for row in part.queries]),
+            )
+        }
+        mined = list(_mine_all(store, part, next(model.parameters()).device, bar))
+    write_queries(tables.queries, dict(zip((row.query_id for row in part.queries), mined, strict=True)), job.output)
+    shortened = shortened_summary(one for _, cut in named.values() for one in cut)
+    report = _report(part, mined, {kind: skipped for kind, (skipped, _) in named.items()}, job)
+    report |= {"shortened": shortened, "max_tokens": processor.max_tokens}
+    write_atomically(job.output / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+class _Store:
+    """The folder of a mining: vectors and mined queries by shard, each written whole or not at all."""
+
+    def __init__(self, job: MiningJob, part: ProductTables, encoder: str, model_path: str) -> None:
+        self.folder, self.job = job.output, job
+        made_of = {"model": encoder, "data": _data_digest(part), "shard_rows": job.shard_rows}
+        mined_by = dataclasses.asdict(job.options) | {"identical_products": "left out"}
+        stored_file = self.folder / SETTINGS_FILE
+        stored = json.loads(stored_file.read_text(encoding="utf-8")) if stored_file.is_file() else None
+        if stored is not None and job.overwrite:
+            self._clear(_VECTORS, _MINED)
+        elif stored is not None and stored["made_of"] != made_of:
+            differing = ", ".join(key for key in made_of if stored["made_of"].get(key) != made_of[key])
+            raise MiningError(
+                f"{self.folder} holds vectors of another {differing}; accepted: another output, or --overwrite"
+            )
+        elif stored is not None and stored["mined_by"] != mined_by:
+            self._clear(_MINED)  # the vectors stay right
+        for name in (_VECTORS, _MINED):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        settings = {"made_of": made_of, "mined_by": mined_by, "model": model_path, "split": job.split}
+        write_atomically(stored_file, json.dumps(settings, indent=1) + "\n")
+
+    def _clear(self, *names: str) -> None:
+        for name in names:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def starts(self, rows: int) -> range:
+        """Return the first row of each shard."""
+        return range(0, rows, self.job.shard_rows)
+
+    def encode_all(
+        self, kind: str, records: Sequence[dict[str, Any]], encoder: tuple[Any, Any], bar: tqdm
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Encode what is not there yet, and return what could not be encoded, and what was shortened for it."""
+        skipped: list[dict[str, Any]] = []
+        shortened: list[dict[str, Any]] = []
+        bar.set_description(f"vectors of {kind} records")
+        for start in self.starts(len(records)):
+            path = self._vectors(kind, start)
+            chunk = records[start : start + self.job.shard_rows]
+            if not _is_written(path):
+                found = encode(*encoder, chunk, kind=kind, batch_size=self.job.batch_size, progress=False)
+                _write_vectors(path, kind, found, chunk)
+            with np.load(path) as shard:
+                skipped += json.loads(str(shard["skipped"]))
+                shortened += json.loads(str(shard["shortened"]))
+            bar.update(len(chunk))
+        return skipped, shortened
+
+    def vectors(self, kind: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (first row, vectors) of each shard; rows that could not be encoded hold NaN."""
+        for start in self.starts(rows):
+            with np.load(self._vectors(kind, start)) as shard:
+                yield start, torch.from_numpy(shard["vectors"])
+
+    def vectors_of(self, kind: str, wanted: Sequence[int]) -> torch.Tensor:
+        """Return the vectors of some rows, each shard read once."""
+        found: dict[int, torch.Tensor] = {}
+        for start in sorted({row - row % self.job.shard_rows for row in wanted}):
+            with np.load(self._vectors(kind, start)) as shard:
+                vectors = shard["vectors"]
+            end = start + len(vectors)
+            found |= {row: torch.from_numpy(vectors[row - start]) for row in set(wanted) if start <= row < end}
+        return torch.stack([found[row] for row in wanted])
+
+    def _vectors(self, kind: str, start: int) -> Path:
+        return self.folder / _VECTORS / f"{kind}-{start:09d}.npz"
+
+    def mined(self, start: int) -> Path:
+        """Return the file of the mined queries from a row on."""
+        return self.folder / _MINED / f"{start:09d}.parquet"
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a shard of vectors is there; one that does not say what was shortened is made again."""
+    if not path.is_file():
+        return False
+    with np.load(path) as shard:
+        return "shortened" in shard
+
+
+def _write_vectors(path: Path, kind: str, found: Encoded, chunk: Sequence[dict[str, Any]]) -> None:
+    vectors = np.full((len(chunk), found.vectors.shape[1]), np.nan, dtype=np.float32)
+    vectors[found.kept] = found.vectors
+    named = [record.as_dict() | {"item": chunk[record.index]["id"]} for record in found.skipped]
+    cut = shortened_items(kind, found.shortened, [str(record["id"]) for record in chunk])
+    skipped, shortened = (np.array(json.dumps(one, ensure_ascii=False)) for one in (named, cut))
+    _write_whole(path, lambda partial: np.savez(partial, vectors=vectors, skipped=skipped, shortened=shortened))
+
+
+def _write_whole(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a file beside its place, and move it there once it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as stream:
+        write(stream)
+    partial.replace(path)
+
+
+def _mine_all(store: _Store, part: ProductTables, device: Any, bar: tqdm) -> Iterator[Mined]:
+    """Mine shard by shard; finished shards are read."""
+    index = ProductIndex(part.products, store.job.options)
+    bar.set_description("hard negatives")
+    for start in store.starts(len(part.queries)):
+        path = store.mined(start)
+        queries = part.queries[start : start + store.job.shard_rows]
+        if not path.is_file():
+            mined = list(_mine_block(store, index, part, range(start, start + len(queries)), device))
+            table = pyarrow.table(
+                {
+                    "query_id": [query.query_id for query in queries],
+                    "negatives": pyarrow.array([list(one.negatives) for one in mined], pyarrow.list_(pyarrow.string())),
+                    "similarities": pyarrow.array(
+                        [list(one.similarities) for one in mined], pyarrow.list_(pyarrow.float64())
+                    ),
+                    "reason": pyarrow.array([one.reason for one in mined], pyarrow.string()),
+                }
+            )
+            _write_whole(path, lambda stream, table=table: pyarrow.parquet.write_table(table, stream))  # type: ignore[misc]
+        for row in pyarrow.parquet.read_table(path).to_pylist():
+            yield Mined(tuple(row["negatives"]), tuple(row["similarities"]), row["reason"])
+        bar.update(len(queries))
+
+
+def _mine_block(
+    store: _Store, index: ProductIndex, part: ProductTables, rows: Sequence[int], device: Any
+) -> Iterator[Mined]:
+    queries = [part.queries[row] for row in rows]
+    options = index.options
+    query_BD = store.vectors_of("query", rows)
+    positives = [index.rows(query.positives) for query in queries]
+    wanted = sorted({row for found in positives for row in found})
+    vectors = dict(zip(wanted, store.vectors_of("product", wanted), strict=True)) if wanted else {}
+    readable = [[row for row in found if not vectors[row].isnan().any()] for found in positives]
+    shards = store.vectors("product", len(index.ids))
+    allowed = functools.partial(index.allowed, queries)
+    similarity_BK, row_BK = best_candidates(query_BD.to(device), shards, allowed, options.last_rank)
+    similarity_BK, row_BK = similarity_BK.cpu(), row_BK.cpu()
+    for number, query in enumerate(queries):
+        if query_BD[number].isnan().any():
+            yield Mined(reason="the query cannot be encoded")
+        elif not readable[number]:
+            yield Mined(reason="no answer among the products" if not positives[number] else "no answer can be encoded")
+        else:
+            similarities = [float(query_BD[number] @ vectors[row]) for row in readable[number]]
+            rng = np.random.default_rng((options.seed, stable_id(query.query_id)))
+            limit = similarity_limit(similarities, options)
+            yield choose_negatives(index, similarity_BK[number], row_BK[number], limit, rng)
+
+
+def write_queries(queries: Sequence[QueryRow], mined: dict[str, Mined], folder: Path) -> Path:
+    """Write every query as the two-table format has it, those mined with their negatives; given negatives come first.
+
+    Args:
+        queries: the whole table.
+        mined: what was found, by query id.
+        folder: where queries.parquet is written.
+    """
+    nothing = Mined()
+    rows = []
+    for query in queries:
+        found = mined.get(query.query_id, nothing).negatives
+        rows.append(
+            {
+                "query_id": query.query_id,
+                "type": query.type,
+                "text": query.text,
+                "image": _image_cell(query.image),
+                "bbox": list(query.box) if query.box else None,
+                "positives": list(query.positives),
+                "positive_weights": list(query.answers.values()),
+                "negatives": list(dict.fromkeys([*query.negatives, *found])),
+                "split": query.split,
+                "kind": query.kind,
+                "derived": query.derived,
+                "reference_product_id": query.reference_product_id,
+                "positive_categories": list(query.positive_categories),
+            }
+        )
+    path = folder / QUERIES_FILE
+    table = pyarrow.Table.from_pylist(rows, schema=_SCHEMA)
+    _write_whole(path, lambda stream: pyarrow.parquet.write_table(table, stream))
+    return path
+
+
+_TEXTS = pyarrow.list_(pyarrow.string())
+_NUMBERS = pyarrow.list_(pyarrow.float64())
+_SCHEMA = pyarrow.schema(
+    [(name, pyarrow.string()) for name in ("query_id", "type", "text")]
+    + [("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])), ("bbox", _NUMBERS)]
+    + [("positives", _TEXTS), ("positive_weights", _NUMBERS), ("negatives", _TEXTS)]
+    + [(name, pyarrow.string()) for name in ("split", "kind", "reference_product_id")]
+    + [("derived", pyarrow.bool_()), ("positive_categories", _TEXTS)]
+)
+
+
+def _image_cell(image: ImageSource | None) -> dict[str, Any] | None:
+    if image is None:
+        return None
+    if isinstance(image, Image.Image):
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        image = stream.getvalue()
+    if isinstance(image, bytes):
+        return {"bytes": image, "path": None}
+    address = image.startswith(("http://", "https://"))
+    return {"bytes": None, "path": image if address else str(Path(image).resolve())}
+
+
+def _report(
+    part: ProductTables, mined: Sequence[Mined], skipped: dict[str, list[dict[str, Any]]], job: MiningJob
+) -> dict[str, Any]:
+    reasons: dict[str, list[str]] = {}
+    for query, found in zip(part.queries, mined, strict=True):
+        if found.reason:
+            reasons.setdefault(found.reason, []).append(query.query_id)
+    counts = Counter(len(found.negatives) for found in mined)
+    return {
+        "data": part.name,
+        "split": job.split,
+        "queries": len(part.queries),
+        "products": len(part.products),
+        "negatives": {str(count): counts[count] for count in sorted(counts)},
+        "reasons": {reason: len(names) for reason, names in reasons.items()},
+        "examples": {reason: names[:_EXAMPLES] for reason, names in reasons.items()},
+        "unreadable": skipped,
+        "options": dataclasses.asdict(job.options),
+    }
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """Return the report as a person reads it."""
+    lines = [f"{report['data']}, split {report['split']}: {report['queries']} queries, {report['products']} products"]
+    lines += [f"  {queries} queries got {count} negatives" for count, queries in report["negatives"].items()]
+    for reason, queries in report["reasons"].items():
+        more = ", …" if queries > _EXAMPLES else ""
+        lines.append(f"  fewer than wanted for {queries}: {reason} ({', '.join(report['examples'][reason])}{more})")
+    for kind, records in report["unreadable"].items():
+        lines += [f"  cannot be encoded: {kind} {one['item']}, {one['field']}: {one['reason']}" for one in records]
+    if report["shortened"]["items"]:
+        lines.append(f"  {shortened_sentence(report['shortened'], report['max_tokens'])}")
+    return "\n".join(lines)
+
+
+def _weights_digest(model_path: str) -> str:
+    """Tell weights apart by the size and the first and last mebibyte of each of their files; a hub id by its name."""
+    folder = Path(model_path)
+    files = sorted(folder.glob("*.safetensors")) if model_path and folder.is_dir() else []
+    digest = hashlib.blake2b(b"" if files else model_path.encode(), digest_size=8)
+    for path in files:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(_SAMPLED_BYTES)
+            stream.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(f"{path.name} {size} ".encode() + head + stream.read())
+    return digest.hexdigest()
+
+
+def _settings_digest(processor: Any) -> str:
+    """Tell processors apart by what decides how a record is written and how large its pictures are."""
+    settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
+
+
+def _data_digest(part: ProductTables) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    rows: list[Any] = [*part.products, *part.queries]
+    for row in rows:
+        for image in [*getattr(row, "images", ()), *([row.image] if getattr(row, "image", None) is not None else [])]:
+            digest.update(
+                image.tobytes() if isinstance(image, Image.Image) else image if isinstance(image, bytes) else b""
+            )
+        digest.update(repr(dataclasses.replace(row, **_without_pixels(row))).encode())
+    return digest.hexdigest()
+
+
+def _without_pixels(row: Any) -> dict[str, Any]:
+    """Return the picture fields of a row with its paths alone."""
+    if hasattr(row, "images"):
+        return {"images": tuple(image for image in row.images if isinstance(image, str))}
+    return {"image": row.image if isinstance(row.image, str) else None}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; the exit status is 0, or 2 where something is refused."""
+    parser = argparse.ArgumentParser(prog="python -m training.mining.mine", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder or hub id of a checkpoint")
+    parser.add_argument("--data", required=True, help="catalogue, or a folder or products file in the two-table format")
+    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, or to go on in")
+    parser.add_argument("--action-weights", help="relevance of actions in an interactions table, {purchase: 1, …}")
+    parser.add_argument("--half-life-days", type=float, help="an interaction counts half for every so many days of age")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--shard-rows", type=int, default=1024)
+    parser.add_argument("--overwrite", action="store_true")
+    defaults = MiningOptions()
+    for name, kind in (
+        ("per_query", int),
+        ("first_rank", int),
+        ("last_rank", int),
+        ("margin", float),
+        ("ratio", float),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(defaults, name))
+    parser.add_argument("--category-levels", type=int, help="levels of the category that must agree; default: all")
+    parser.add_argument("--keep-variants", action="store_true", help="products of the answer's group may be negatives")
+    parser.add_argument("--choose", choices=CHOICES, default=defaults.choose)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    try:
+        with alone_in(chosen.output):
+            report = _run(chosen)
+    except (ValueError, OSError) as error:  # MiningError and TableError among them
+        print(f"mine: {error}", file=sys.stderr)
+        return 2
+    print(report_text(report))
+    print(f"wrote {chosen.output / QUERIES_FILE}")
+    return 0
+
+
+def _run(chosen: argparse.Namespace) -> dict[str, Any]:
+    require_writable_folder("--output", chosen.output)
+    names = ("per_query", "first_rank", "last_rank", "margin", "ratio", "category_levels", "choose", "seed")
+    options = MiningOptions(**{name: getattr(chosen, name) for name in names}, mask_groups=not chosen.keep_variants)
+    weights = {} if chosen.action_weights is None else {"action_weights": yaml.safe_load(chosen.action_weights)}
+    if min(chosen.batch_size, chosen.shard_rows) < 1:
+        raise MiningError("batch-size and shard-rows: accepted: 1 or more")
+    tables = load_tables(
+        chosen.data,
+        images_root=chosen.images_root,
+        reading=reading_options(chosen, InteractionOptions(**weights, half_life_days=chosen.half_life_days)),
+    )
+    tables.report.raise_if_fatal()
+    print(tables.report, flush=True)
+    model, processor = load_for_evaluation(chosen.model)
+    job = MiningJob(
+        chosen.output, chosen.split, chosen.batch_size, chosen.shard_rows, chosen.overwrite, options=options
+    )
+    return mine(model, processor, tables, job, chosen.model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,420 @@
+"""Turn a Qwen3-VL or Qwen2.5-VL checkpoint into a Moon checkpoint that computes exactly what its base computed.
+
+    python -m training.model.upcycle --base Qwen/Qwen3-VL-2B-Instruct --out moon1-2b --preset moon1
+
+Tensors are read, renamed and written one at a time, so that memory stays near the size of one output shard, whatever the
+size of the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import tqdm  # hidden with the bars of transformers
+
+from product_data.outputs import require_writable_folder
+from modeling_moon import MoonConfig, MoonForConditionalGeneration
+from modeling_moon.configuration_moon import BACKBONES, PRESETS
+from modeling_moon.fire_moon import MoonDetailMerger, MoonFire
+from modeling_moon.modeling_moon import MoonFusion
+from processing_moon import MoonProcessor
+from training.model.checkpoint import write_code_and_settings
+
+# Moon's tokens: the field of MoonConfig that holds the id of each.
+TOKEN_FIELDS = {
+    "category_start_token_id": "<|category_start|>",
+    "category_end_token_id": "<|category_end|>",
+    "attribute_start_token_id": "<|attribute_start|>",
+    "attribute_end_token_id": "<|attribute_end|>",
+    "emb_token_id": "<emb>",
+    "title_start_token_id": "<|title_start|>",
+    "title_end_token_id": "<|title_end|>",
+    "think_start_token_id": "<think>",
+    "think_end_token_id": "</think>",
+}
+# Names that checkpoints of the two families bear on the hub, oldest first, and Moon's names for them.
+_RENAMES = (
+    (r"^(?:model\.)?visual\.", "model.vlm.visual."),
+    (r"^(?:model\.)?language_model\.(?:model\.)?", "model.vlm.language_model."),
+    (r"^(?:model\.)?(?=(?:layers|embed_tokens|norm)\.)", "model.vlm.language_model."),
+)
+_FEED_FORWARD = re.compile(r"^(model\.vlm\.language_model\.layers\.(\d+)\.mlp\.)(gate_proj|up_proj|down_proj)\.weight$")
+_EMBEDDING = "model.vlm.language_model.embed_tokens.weight"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class UpcycleError(ValueError):
+    """A base that cannot become a Moon checkpoint: what was found, and what is accepted."""
+
+
+def upcycle(
+    base: str | Path,
+    out: str | Path,
+    *,
+    preset: str = "moon1",
+    dtype: str | None = None,
+    seed: int = 0,
+    max_shard_gigabytes: float = 4.0,
+    overwrite: bool = False,
+    limits: dict[str, int] | None = None,
+    **moon: Any,
+) -> Path:
+    """Convert a base checkpoint.
+
+    Sparse upcycling (arXiv 2212.05055): every expert starts as a copy of the base's feed-forward layer, the router is
+    random, the projection is the identity on the first dimensions; because routing weights are renormalised, the new
+    model's hidden states, logits and (prefix) vectors are the base's. Fusion adds nothing at first, nor does FIRE. New
+    tokens take rows of the embedding matrix that no token uses, or new rows; they start as the mean of the known tokens,
+    and no other row changes.
+
+    Args:
+        base: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint in safetensors, sharded or not, also one of
+            Qwen3-VL-Embedding (then pass `readout="last"`).
+        out: folder to write; it appears only when complete.
+        preset: "moon1", "moon2" or "moon3".
+        dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own.
+        seed: of the routers' weights.
+        max_shard_gigabytes: size of a weights file, which is also about the memory used.
+        overwrite: replace `out` where it exists.
+        limits: `max_tokens` and `max_image_tokens` of the processor; default: those of `MoonProcessor.from_base`.
+        **moon: arguments of `MoonConfig` that differ from the preset (`embedding_dim`, `readout`, `num_experts`, …), and
+            `markers` and `title_markers` of the processor (default: with fusion, and in "moon3" always).
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        UpcycleError: another architecture, no safetensors, tensors that are missing, left over or of another shape.
+        FileExistsError: `out` exists and `overwrite` is False.
+        ValueError: an unknown preset, dtype or `MoonConfig` argument.
+    """
+    out = Path(out)
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} is not known; accepted: {', '.join(PRESETS)}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; accepted: {', '.join(_DTYPES)} or None")
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file; accepted: a folder to write")
+    if out.exists() and not overwrite and any(out.iterdir()):
+        raise FileExistsError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
+    folder = _local_folder(base)
+    vlm_config = _read_base_config(folder)
+    markers, title_markers = moon.pop("markers", None), moon.pop("title_markers", None)
+    moon.setdefault("embedding_dim", min(256, vlm_config.text_config.hidden_size))
+    planned = PRESETS[preset](vlm_config, **dict.fromkeys(TOKEN_FIELDS, 0), **moon)
+    processor = MoonProcessor.from_base(
+        str(folder),
+        readout=planned.readout,
+        markers=planned.readout != "last" if markers is None else markers,
+        title_markers=planned.fusion or preset == "moon3" if title_markers is None else title_markers,
+        max_reasoning_tokens=planned.max_reasoning_tokens,
+        **(limits or {}),
+    )
+    old_rows = vlm_config.text_config.vocab_size
+    vlm_config.text_config.vocab_size = max(old_rows, len(processor.tokenizer))
+    _set_dtype(vlm_config, _DTYPES.get(dtype or "") or _stored_dtype(folder))
+    ids = _token_ids(processor)
+    config = PRESETS[preset](vlm_config, **ids, **_user_turn(processor), **moon)
+    config.dtype = vlm_config.dtype
+    config.architectures = [MoonForConditionalGeneration.__name__]
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        known = AutoTokenizer.from_pretrained(folder).get_vocab()
+        fresh = sorted(id_ for field, id_ in ids.items() if TOKEN_FIELDS[field] not in known)
+        tensors = _moon_tensors(folder, config, old_rows, fresh, seed)
+        _write_shards(tensors, config, partial, _DTYPES.get(dtype or ""), int(max_shard_gigabytes * 1e9))
+        write_code_and_settings(config, processor, partial)
+        if (folder / "generation_config.json").exists():
+            GenerationConfig.from_pretrained(folder).save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return out
+
+
+def _token_ids(processor: MoonProcessor) -> dict[str, int]:
+    """The ids of the tokens that the processor writes, by the field of `MoonConfig`; the five first ones always."""
+    tokens = dict(TOKEN_FIELDS)
+    for prefix, used in (("title", processor.title_markers), ("think", processor.max_reasoning_tokens is not None)):
+        if not used:
+            tokens = {field: token for field, token in tokens.items() if not field.startswith(prefix)}
+    return {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in tokens.items()}
+
+
+def _user_turn(processor: MoonProcessor) -> dict[str, Any]:
+    """The tokens around the user's turn, by the field of `MoonConfig`."""
+    prefix, end = processor.user_turn
+    return {"user_prefix_ids": prefix, "turn_end_id": end}
+
+
+def _local_folder(base: str | Path) -> Path:
+    if Path(base).is_dir():
+        return Path(base)
+    if Path(base).exists():
+        raise UpcycleError(f"{base} is a file; accepted: a checkpoint's folder or a hub id")
+    return Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
+
+
+def _read_base_config(folder: Path) -> Any:
+    if not (folder / "config.json").exists():
+        raise UpcycleError(f"{folder} has no config.json; accepted: a checkpoint of {' or '.join(BACKBONES)}")
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type not in BACKBONES:
+        raise UpcycleError(
+            f"{folder} is of model type {model_type!r}, which cannot be upcycled; accepted: {', '.join(BACKBONES)} "
+            "(dense Qwen3-VL, Qwen3-VL-Embedding and Qwen2.5-VL checkpoints)"
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if not config.tie_word_embeddings and not any(
+        moon_name(name) == "lm_head.weight" for name in _stored_names(folder)
+    ):
+        print(
+            f"{folder} has no output layer of its own: the embedding matrix serves as one, so that the model can write"
+        )
+        config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UpcycleError(f"{folder} has no *.safetensors file; accepted: safetensors, in one file or with an index")
+    for file in files:
+        if not file.exists():
+            raise UpcycleError(f"{folder} lacks {file.name}, which its index names")
+    return files
+
+
+def _stored_names(folder: Path) -> list[str]:
+    names: list[str] = []
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as shard:
+            names += shard.keys()
+    return names
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the embedding matrix, which is that of the checkpoint."""
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
+                if moon_name(name) == _EMBEDDING:
+                    return shard.get_tensor(name).dtype
+    raise UpcycleError(f"{folder} has no token embeddings; accepted: a whole checkpoint")
+
+
+def _set_dtype(vlm_config: Any, dtype: torch.dtype) -> None:
+    """One dtype for the whole, so that a model made from the configuration is not half of another."""
+    for config in (vlm_config, vlm_config.text_config, vlm_config.vision_config):
+        config.dtype = dtype
+
+
+def moon_name(name: str) -> str:
+    """Moon's name of a base tensor; `lm_head.weight` keeps its own."""
+    if name.endswith("lm_head.weight"):
+        return "lm_head.weight"
+    for pattern, replacement in _RENAMES:
+        renamed, found = re.subn(pattern, replacement, name, count=1)
+        if found:
+            return renamed
+    return name
+
+
+def _base_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
+                yield moon_name(name), shard.get_tensor(name)
+
+
+def _moon_tensors(
+    folder: Path, config: MoonConfig, old_rows: int, new_ids: list[int], seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the Moon checkpoint, in the order in which the base's come."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in _base_tensors(folder):
+        feed_forward = _FEED_FORWARD.match(name)
+        if feed_forward and int(feed_forward[2]) in config.mixture_layers:
+            parts = waiting.setdefault(feed_forward[1], {})
+            parts[feed_forward[3]] = tensor
+            if len(parts) == 3:
+                yield from _expert_tensors(feed_forward[1], waiting.pop(feed_forward[1]), config, generator)
+        elif name in (_EMBEDDING, "lm_head.weight"):
+            if name == _EMBEDDING or not config.tie_word_embeddings:
+                yield name, _with_new_rows(tensor, name, config.vocab_size, old_rows, new_ids)
+        else:
+            yield name, tensor
+    if waiting:
+        raise UpcycleError(f"{folder} has incomplete feed-forward layers: {', '.join(sorted(waiting))}")
+    if config.embedding_dim is not None:
+        yield "model.projection.weight", torch.eye(config.embedding_dim, config.hidden_size).to(config.dtype)
+    yield from _new_parts(config, seed)
+
+
+def _new_parts(config: MoonConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Fresh weights of fusion, FIRE and its mergers, which no base has; they change nothing at first."""
+    with torch.device("meta"):
+        model = MoonForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, part in model.named_modules():
+            if isinstance(part, MoonFire | MoonFusion | MoonDetailMerger):
+                levels = [part.num_levels] if isinstance(part, MoonFire) else []
+                made = type(part)(config, *levels)
+                made.apply(model._init_weights)
+                yield from ((f"{name}.{key}", tensor.to(config.dtype)) for key, tensor in made.state_dict().items())
+
+
+def _expert_tensors(
+    prefix: str, parts: dict[str, torch.Tensor], config: MoonConfig, generator: torch.Generator
+) -> Iterator[tuple[str, torch.Tensor]]:
+    gate_up = torch.cat([parts["gate_proj"], parts["up_proj"]])
+    router = torch.randn(config.num_experts, config.hidden_size, generator=generator) * config.initializer_range
+    yield f"{prefix}router.weight", router.to(gate_up.dtype)
+    if config.expert_routing == "modality":
+        yield f"{prefix}preference", torch.zeros(config.num_experts, len(config.objectives), dtype=gate_up.dtype)
+    yield f"{prefix}experts.gate_up_proj", gate_up.expand(config.num_experts, -1, -1).contiguous()
+    yield f"{prefix}experts.down_proj", parts["down_proj"].expand(config.num_experts, -1, -1).contiguous()
+
+
+def _with_new_rows(matrix: torch.Tensor, name: str, rows: int, old_rows: int, new_ids: list[int]) -> torch.Tensor:
+    """The matrix with rows for the new tokens. An output layer keeps its spare rows; the input embedding's get the mean."""
+    known = min([old_rows, *new_ids])
+    mean = matrix[:known].float().mean(dim=0).to(matrix.dtype)
+    grown = matrix
+    if rows > matrix.shape[0]:
+        grown = torch.cat([matrix, mean.expand(rows - matrix.shape[0], -1)])
+    if name == _EMBEDDING:
+        grown = grown.clone()
+        grown[new_ids] = mean
+    return grown
+
+
+def _write_shards(
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    config: MoonConfig,
+    out: Path,
+    dtype: torch.dtype | None,
+    max_bytes: int,
+) -> None:
+    expected = _expected_shapes(config)
+    left = dict(expected)
+    shards: list[list[str]] = []
+    shard: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        shards.append(list(shard))
+        save_file(shard, out / f"shard-{len(shards):05d}.safetensors", metadata={"format": "pt"})
+        shard.clear()
+
+    for name, tensor in tqdm(tensors, total=len(expected), desc="Upcycling", unit="tensor"):
+        if name not in left:
+            raise UpcycleError(
+                f"the base has a tensor {name!r} that a Moon model of this configuration has no place for"
+            )
+        if tuple(tensor.shape) != left.pop(name):
+            raise UpcycleError(f"tensor {name!r} has shape {tuple(tensor.shape)}; expected {expected[name]}")
+        tensor = tensor.to(dtype or tensor.dtype).contiguous()
+        size = tensor.numel() * tensor.element_size()
+        if shard and sum(part.numel() * part.element_size() for part in shard.values()) + size > max_bytes:
+            flush()
+        shard[name] = tensor
+        total += size
+    if left:
+        raise UpcycleError(f"the base lacks {len(left)} tensors, among them {', '.join(sorted(left)[:5])}")
+    flush()
+    _name_shards(shards, out, total)
+
+
+def _name_shards(shards: list[list[str]], out: Path, total_bytes: int) -> None:
+    if len(shards) == 1:
+        (out / "shard-00001.safetensors").rename(out / "model.safetensors")
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        (out / f"shard-{number:05d}.safetensors").rename(out / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _expected_shapes(config: MoonConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Moon checkpoint, from a model without memory."""
+    with torch.device("meta"):
+        model = MoonForConditionalGeneration(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight")
+    return shapes
+
+
+def main() -> None:
+    """Command line of `upcycle`."""
+    parser = argparse.ArgumentParser(description=upcycle.__doc__.splitlines()[0] if upcycle.__doc__ else None)
+    parser.add_argument("--base", required=True, help="folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--preset", default="moon1", choices=list(PRESETS))
+    parser.add_argument("--dtype", choices=list(_DTYPES), help="default: as in the base")
+    parser.add_argument(
+        "--readout", choices=["mean", "emb", "last"], help="default: the preset's; 'last' for embedding bases"
+    )
+    parser.add_argument("--embedding-dim", type=int, help="size of the vectors; 0 keeps the base's width; default 256")
+    parser.add_argument("--moe-layers", type=int, nargs="*", help="layers that become mixtures; default: all")
+    parser.add_argument("--num-experts", type=int, help="experts of a layer, the two guided ones included; default 4")
+    parser.add_argument(
+        "--moon",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further arguments of MoonConfig, as in a recipe: --moon fusion=false 'matryoshka_dims=[64,128]'",
+    )
+    parser.add_argument("--max-tokens", type=int, help="token budget of an item, pictures included")
+    parser.add_argument("--max-image-tokens", type=int, help="token budget of a picture, kept by resizing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-shard-gigabytes", type=float, default=4.0)
+    parser.add_argument("--overwrite", action="store_true")
+    arguments = vars(parser.parse_args())
+    names = ("readout", "embedding_dim", "moe_layers", "num_experts")
+    moon = {name: value for name in names if (value := arguments.pop(name)) is not None}
+    limits = {name: arguments.pop(name) for name in ("max_tokens", "max_image_tokens")}
+    arguments["limits"] = {name: value for name, value in limits.items() if value is not None}
+    if moon.get("embedding_dim") == 0:
+        moon["embedding_dim"] = None
+    for pair in arguments.pop("moon"):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            parser.error(f"--moon {pair}: accepted: KEY=VALUE")
+        moon[key] = yaml.safe_load(value)
+    try:
+        require_writable_folder("--out", arguments["out"])
+        print(f"wrote {upcycle(**arguments, **moon)}")
+    except (ValueError, FileExistsError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

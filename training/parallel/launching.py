@@ -1,0 +1,134 @@
+"""How the launcher spreads a training over processes, and what is refused with it.
+
+`accelerate launch --config_file training/launch/fsdp2.yaml` puts its settings into the environment. DeepSpeed needs a GPU and
+was not run by us; what would not work there is refused.
+"""
+
+import os
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import is_deepspeed_available
+from torch.distributed.fsdp import FSDPModule
+
+
+def launched() -> Literal["fsdp", "deepspeed"] | None:
+    """Return how the launcher's configuration shards the model: what `accelerate launch` puts into the environment."""
+    for way, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
+        if _is_on(variable):
+            return way  # type: ignore[return-value]
+    return None
+
+
+def check_launch(recipe: Any) -> None:
+    """Refuse what a sharded training does not do, before anything is read or built.
+
+    Args:
+        recipe: a `training.recipe.arguments.Recipe`.
+
+    Raises:
+        ValueError: names the key or the launcher's variable, what was found and what is accepted.
+    """
+    if _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        raise ValueError("accelerate: found ACCELERATE_USE_PARALLELISM_CONFIG; accepted: the files of training/launch")
+    way = launched()
+    if way is None:
+        return
+    training, accepted = recipe.training, "accepted: training/launch/ddp.yaml, or"
+    refused = (
+        (recipe.model.architecture != "moon", "architecture", recipe.model.architecture, "moon"),
+        (recipe.model.quantization != "none", "quantization", recipe.model.quantization, "none"),
+        (_stage(recipe) != "contrastive", "stage", _stage(recipe), "contrastive"),
+        (training.train_minutes is not None, "train_minutes", training.train_minutes, "max_steps"),
+        (recipe.loss.queue_momentum is not None, "queue_momentum", recipe.loss.queue_momentum, "leaving it out"),
+        (training.world_size < 2, "processes", training.world_size, "2 or more"),
+    )
+    for wrong, key, found, instead in refused:
+        if wrong:
+            raise ValueError(f"{key}: found {found} with a launch for {way}; {accepted} {instead}")
+    if way == "fsdp":
+        _check_fsdp()
+    else:
+        _check_deepspeed(recipe)
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+_FSDP_SETTINGS = {
+    "FSDP_VERSION": ("1", ("2",)),
+    "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", ("TRANSFORMER_BASED_WRAP",)),
+    "FSDP_STATE_DICT_TYPE": ("SHARDED_STATE_DICT", ("FULL_STATE_DICT", "SHARDED_STATE_DICT")),
+    "FSDP_OFFLOAD_PARAMS": ("false", ("false",)),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", ("false",)),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", ("false",)),
+}
+"""Variable → accelerate's value where it is not set, and what we accept."""
+
+
+def _check_fsdp() -> None:
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(
+            f"FSDP: found torch {torch.__version__}, which cannot be told to sum also the gradients of weights that a process's "
+            "batch did not use; accepted: torch 2.13, or training/launch/ddp.yaml"
+        )
+    for variable, (default, accepted) in _FSDP_SETTINGS.items():
+        found = os.environ.get(variable, default)
+        if found.lower() not in (value.lower() for value in accepted):
+            key = f"{variable.lower()}: found {found}"
+            raise ValueError(f"{key}; accepted: {' or '.join(accepted)}, as in training/launch/fsdp2.yaml")
+
+
+def zero_stage() -> int:
+    """Return DeepSpeed's ZeRO stage of this launch, 0 without DeepSpeed: 2 parts gradients and moments, 3 also weights."""
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched() == "deepspeed" else 0
+
+
+def _check_deepspeed(recipe: Any) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "DeepSpeed: found no GPU; accepted: GPUs (where we have not run it ourselves), or training/launch/fsdp2.yaml, "
+            "which also runs on a CPU"
+        )
+    if not is_deepspeed_available():
+        raise ValueError("DeepSpeed: found no package deepspeed; accepted: pip install deepspeed, or fsdp2.yaml")
+    found = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if found != "none":
+        raise ValueError(
+            f"deepspeed_config_file: found {found}; accepted: the keys of training/launch/deepspeed_zero2.yaml"
+        )
+    if recipe.loss.encode_chunk_size is not None:
+        raise ValueError(
+            f"encode_chunk_size: found {recipe.loss.encode_chunk_size} with DeepSpeed, which has to make the backward pass "
+            "itself; accepted: none, or training/launch/fsdp2.yaml"
+        )
+    if zero_stage() not in (2, 3):
+        raise ValueError(
+            f"zero_stage: found {zero_stage()}; accepted: 2 or 3, as in training/launch/deepspeed_zero3.yaml"
+        )
+    if zero_stage() == 3:
+        _check_zero3(recipe)
+
+
+def _check_zero3(recipe: Any) -> None:
+    """ZeRO-3 gathers each module's weights where it runs, the vision tower's included: all processes need like batches."""
+    for key in ("query_mix", "target_mix"):
+        mix = getattr(recipe.data, key)
+        seen = [form for form, share in mix.items() if share > 0 and form != "text"]
+        if seen:
+            raise ValueError(
+                f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes have to run the vision tower together; "
+                "accepted: text alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
+            )
+    for key in ("dual_alignment", "sparsity_weight"):
+        if getattr(recipe.loss, key):
+            raise ValueError(
+                f"{key}: found {getattr(recipe.loss, key)} with ZeRO-3, which holds the weights that it reads in parts; "
+                "accepted: leaving it out, or training/launch/fsdp2.yaml"
+            )
+
+
+def _stage(recipe: Any) -> str:
+    reasoning = getattr(recipe, "reasoning", None)
+    return "contrastive" if reasoning is None else reasoning.stage

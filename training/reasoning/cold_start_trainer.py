@@ -1,0 +1,155 @@
+"""The cold start on the contrastive trainer: the model learns to write attributes while its vectors learn to retrieve.
+
+Shape suffixes: B rows of one forward pass, T tokens of a row, N tokens that are to be written, D embedding width,
+V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.encoding.batch_encoding import CROSS_ENTROPY, REASONED_ROWS, RIGHT_TOKENS, WRITTEN_TOKENS, BatchEncoder
+from training.encoding.chunked_encoding import Vectors
+from training.contrastive.terms import Terms
+from training.contrastive.trainer import ContrastiveTrainer
+from training.batches.reasoning_labels import IGNORED
+from training.parallel.distributed import mean_rows
+from training.contrastive.streamed_trainer import StreamedTrainer
+
+_VECTORS_ALONE: dict[str, Any] = {"output_embeddings": True, "logits_to_keep": None}
+
+
+@dataclass
+class Written:
+    """What one forward pass of a writer gives.
+
+    Args:
+        embeddings: (B, D), as the model's.
+        router_loss: as the model's; None where it was not asked for.
+        sums: name → (1,) float32, of the pass's rows: "cross_entropy" with gradient and "right_tokens", both only where the
+            cross-entropy is computed, "written_tokens" and "reasoned_rows".
+    """
+
+    embeddings: Tensor
+    router_loss: Tensor | None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+class WritingEncoder:
+    """Encodes with a model that writes: vectors and the cross-entropy of what it has to write, from one pass.
+
+    `Σ_n −log p(label_n | all tokens before it)`. Logits are made of the tokens that predict a label, and of no other.
+
+    Args:
+        model: called with the processor's tensors; a `MoonForConditionalGeneration`, wrapped or not.
+        cross_entropy: whether to compute it; else the output layer is not used.
+
+    Shapes:
+        Called with "labels" (B, T) int64, see `training.batches.reasoning_labels`, and the processor's tensors, gives `Written`.
+    """
+
+    def __init__(self, model: nn.Module, cross_entropy: bool) -> None:
+        self.model, self.cross_entropy = model, cross_entropy
+
+    def __call__(self, *, labels: Tensor, **inputs: Any) -> Written:
+        is_label_BT = labels != IGNORED
+        predicts_BT = is_label_BT.roll(-1, dims=1)
+        predicts_BT[:, -1] = False  # no token stands before the first one
+        kept = predicts_BT if self.cross_entropy else None
+        output = self.model(**inputs, output_embeddings=True, logits_to_keep=kept)
+        sums = {WRITTEN_TOKENS: is_label_BT.sum(), REASONED_ROWS: is_label_BT.any(dim=1).sum()}
+        if self.cross_entropy:
+            target_N = labels[:, 1:][is_label_BT[:, 1:]]
+            sums[CROSS_ENTROPY] = functional.cross_entropy(output.logits.float(), target_N, reduction="sum")
+            sums[RIGHT_TOKENS] = (output.logits.detach().argmax(dim=-1) == target_N).sum()
+        sums = {name: value.float().reshape(1) for name, value in sums.items()}
+        return Written(output.embeddings, output.router_loss, sums)
+
+
+class ColdStartTrainer(ContrastiveTrainer):
+    """ContrastiveTrainer whose model also learns to write the reasonings that the batches give.
+
+    `L = α · L_CE + β · L_contrastive`, with `L_CE = −1/N · Σ_n log p(y_n | y_<n, x)` over the N tokens of all reasonings, and
+    their `</think>`, of both sides and all processes, and L_contrastive the objective of ContrastiveTrainer with vectors that
+    are read behind the reasonings.
+
+    Source: LREM, arXiv 2510.14321, cold start (α = 0.1, β = 1); that of MOON3.0, arXiv 2604.00513, is not published. Both
+    sides and the mean over all tokens are our design. With gradient accumulation each part of a step has its own N.
+
+    Args:
+        ce_weight: α, at least 0; default 0.1. 0: the output layer is not used.
+        contrastive_weight: β, at least 0; default 1.0.
+        **kwargs: as ContrastiveTrainer, with a `MoonForConditionalGeneration` (adapters or not) as model and a
+            `training.batches.collate.PairCollator` with reasoning "given" or "mixed".
+
+    Raises:
+        ValueError: weights out of range, a model that does not write or reason, forms of each item, batches without labels.
+
+    Relations:
+        Use `StreamedColdStartTrainer` for streams. Logs also loss_contrastive, loss_ce, ce_accuracy (share of tokens that are the
+        likeliest given those before) and reasoned_share (of queries and products). Its checkpoints start the joint stage.
+    """
+
+    def __init__(self, *, ce_weight: float = 0.1, contrastive_weight: float = 1.0, **kwargs: Any) -> None:
+        for name, weight in (("ce_weight", ce_weight), ("contrastive_weight", contrastive_weight)):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name}: found {weight}; accepted: a finite number of at least 0")
+        if not ce_weight + contrastive_weight:
+            raise ValueError("ce_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
+        super().__init__(**kwargs)
+        bare: Any = self._bare_model()
+        budget = getattr(bare.config, "max_reasoning_tokens", None)
+        if not hasattr(bare, "lm_head") or budget is None:
+            raise ValueError(
+                f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens={budget}; accepted: a "
+                "MoonForConditionalGeneration that reasons"
+            )
+        if self.options.terms.forms:
+            raise ValueError(
+                "terms.forms: found True in a cold start; accepted: False, reasonings belong to whole items"
+            )
+        self.ce_weight, self.contrastive_weight = float(ce_weight), float(contrastive_weight)
+
+    def _encoder(self, model: nn.Module) -> BatchEncoder:
+        return super()._encoder(WritingEncoder(model, self.ce_weight > 0))  # type: ignore[arg-type]
+
+    def _encode_for_queue(self, inputs: dict[str, Any]) -> Tensor:
+        given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        return super()._encode_for_queue({**given, **_VECTORS_ALONE})
+
+    def _parts(self, inputs: Mapping[str, Any]) -> list[Any]:
+        missing = [side for side in ("queries", "products") if "labels" not in inputs[side]]
+        if missing:
+            raise ValueError(
+                f"batch: found no labels of {' and '.join(missing)}; accepted: a collator with reasoning 'given' or 'mixed'"
+            )
+        return super()._parts(inputs)
+
+    def _whole_objective(self, parts: dict[str, Tensor], vectors: Vectors) -> dict[str, Tensor]:
+        contrastive = parts["loss"]
+        parts = {**parts, "loss": self.contrastive_weight * contrastive, "loss_contrastive": contrastive}
+        count = mean_rows(int(vectors[WRITTEN_TOKENS].detach().sum()), contrastive.device) if self.ce_weight else 0
+        if not count:
+            return parts
+        ce = vectors[CROSS_ENTROPY].sum() / count
+        return {**parts, "loss": parts["loss"] + self.ce_weight * ce, "loss_ce": ce}
+
+    def _measure(self, vectors: Vectors, inputs: Mapping[str, Any], terms: Terms, parts: Mapping[str, Tensor]) -> None:
+        super()._measure(vectors, inputs, terms, parts)
+        if RIGHT_TOKENS in vectors:
+            self._meters.add("ce_accuracy", vectors[RIGHT_TOKENS].sum(), vectors[WRITTEN_TOKENS].sum())
+        rows = len(vectors["queries"]) + len(vectors["products"])
+        self._meters.add("reasoned_share", vectors[REASONED_ROWS].sum(), rows)
+
+
+class StreamedColdStartTrainer(StreamedTrainer, ColdStartTrainer):
+    """ColdStartTrainer on streams, resumed exactly in the middle of an epoch as `StreamedTrainer` is.
+
+    Args:
+        batches: as StreamedTrainer, whose `pairs` are `training.labels.reasoning.ReasonedRows`.
+        **kwargs: as ColdStartTrainer, with a `training.batches.streams.StreamCollator` with reasoning "given" or "mixed".
+    """

@@ -1,0 +1,200 @@
+"""What the rollouts of a step are compared with: one InfoNCE over all of them, and the similarities that rewards read.
+
+A pair is a query and the product that answers it; each side is reasoned about G times, and embedded once without reasoning.
+
+Shape suffixes: B pairs of this process, G rollouts of one side, R = B · G, N products of this process (positives and hard
+negatives), C candidates of all processes and the queue, K valid negatives of one query, D embedding width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
+from training.losses.dual_alignment import ContrastiveTerm
+from training.batches.negatives import Candidates, FalseNegatives, QueryFacts, false_negative_mask
+
+
+@dataclass
+class RolloutVectors:
+    """The vectors of one step and process.
+
+    Shapes:
+        query_RD, product_RD (B · G, D) float32: the rollouts of each pair behind each other; plain_query_BD (B, D) and
+        plain_product_ND (N, D) float32: without reasoning, the products in the batch's order.
+    """
+
+    query_RD: Tensor
+    product_RD: Tensor
+    plain_query_BD: Tensor
+    plain_product_ND: Tensor
+
+    def leaves(self) -> "RolloutVectors":
+        """Return copies that a gradient can be taken of."""
+        return RolloutVectors(*(value.detach().clone().requires_grad_() for value in vars(self).values()))
+
+
+def rollout_loss(
+    vectors: RolloutVectors,
+    batch: Mapping[str, Any],
+    queued: Candidates | None,
+    contrastive: nn.Module,
+    unreasoned_share: float,
+    margin: float | None = None,
+) -> dict[str, Tensor]:
+    """InfoNCE over all rollouts, of both kinds of vectors in one space.
+
+    `L = (1-u)² L(q_g → p_g) + u(1-u) (L(q_g → p) + L(q → {p_g})) + u² L(q → p)`, where q_g, p_g are rollouts, q, p the
+    vectors without reasoning, and u the share of vectors without reasoning: what a random mix of the two kinds would cost
+    on average. Every term has the same candidates: the rollouts and the unreasoned vectors of the products of all
+    processes, and the queue. Rollouts of one product are no negatives of its queries.
+
+    Source: MOON3.0 (GRPO with InfoNCE, arXiv 2604.00513) with all G rollouts as in LREM, arXiv 2510.14321; the
+    mix of the two kinds is our design.
+
+    Args:
+        vectors: of this process.
+        batch: of `training.batches.collate.PairCollator`: "target", "product", "group", "query_group", "other", "negative", and
+            "positive_weight", the relevance of each pair's answer, by which its losses are multiplied; without it 1.
+        queued: the candidates of past steps; None: none.
+        contrastive: `InfoNCELoss` or `MatryoshkaLoss`.
+        unreasoned_share: u, from 0 to 1.
+        margin: negatives nearer than the positive by more than this are left out; None: none are.
+
+    Shapes:
+        Scalars "loss" and "loss_reasoned", "loss_to_plain", "loss_from_plain", "loss_plain" where their weight is not 0. With
+        several processes each is divided so that averaged gradients are those of the mean over all processes.
+    """
+    count, device = len(vectors.plain_query_BD), vectors.query_RD.device
+    rollouts = len(vectors.query_RD) // count
+    think_CD, plain_CD = gather_all_with_gradient([vectors.product_RD, vectors.plain_product_ND])
+    own = batch["target"]
+    product_C = torch.cat([gather_ids(batch["product"][own].repeat_interleave(rollouts)), gather_ids(batch["product"])])
+    group_C = torch.cat([gather_ids(batch["group"][own].repeat_interleave(rollouts)), gather_ids(batch["group"])])
+    segments = [torch.cat([think_CD, plain_CD])]
+    if queued is not None:
+        segments.append(queued.vector_CD)
+        product_C, group_C = torch.cat([product_C, queued.product_C]), torch.cat([group_C, queued.group_C])
+    first = first_row(len(vectors.product_RD), device)
+    reasoned_R = first + torch.arange(len(vectors.product_RD), device=device)
+    plain_B = len(think_CD) + first_row(len(vectors.plain_product_ND), device) + own
+    share, relevance_B = unreasoned_share, None if "positive_weight" not in batch else batch["positive_weight"][:, 0]
+    terms = {
+        "reasoned": ((1 - share) ** 2, vectors.query_RD, reasoned_R[:, None]),
+        "to_plain": (share * (1 - share), vectors.query_RD, plain_B.repeat_interleave(rollouts)[:, None]),
+        "from_plain": (share * (1 - share), vectors.plain_query_BD, reasoned_R.view(count, rollouts)),
+        "plain": (share**2, vectors.plain_query_BD, plain_B[:, None]),
+    }
+    parts: dict[str, Tensor] = {}
+    total: Any = 0.0
+    for name, (weight, query_QD, target_QP) in terms.items():
+        if weight:
+            facts = _facts(batch, len(query_QD) // count)
+            masks = FalseNegatives(facts, product_C, group_C, target_QP[:, 0], margin)
+            weight_QP = None if relevance_B is None else _each(relevance_B, len(query_QD) // count, target_QP)
+            term = ContrastiveTerm(query_QD, segments, target_QP, mean_rows(len(query_QD), device), masks, weight_QP)
+            parts[f"loss_{name}"] = term.loss(contrastive)
+            total = total + weight * parts[f"loss_{name}"]
+    return {"loss": total, **parts}
+
+
+def _each(relevance_B: Tensor, times: int, target_QP: Tensor) -> Tensor:
+    """Each pair's relevance for all of its targets."""
+    return relevance_B.repeat_interleave(times)[:, None].expand(target_QP.shape)
+
+
+def _facts(batch: Mapping[str, Any], times: int) -> QueryFacts:
+    """What is known about each pair's query, `times` in a row."""
+    of_query = (batch["product"][batch["target"]], batch["query_group"], batch["other"], batch["negative"])
+    return QueryFacts(*(one.repeat_interleave(times, dim=0) for one in of_query))
+
+
+@dataclass
+class RolloutSimilarities:
+    """What each rollout is near to; lists have an entry for each rollout in the order pair, side (query first), rollout.
+
+    Shapes:
+        positive: (G,) float32, cosine with each rollout of the pair's other side. negative: (K,) float32, cosine with each
+        valid negative; K may differ between pairs. plain_positive (B,) and plain_negative, a list of (K,): the same of the
+        pair's vectors without reasoning.
+    """
+
+    positive: list[Tensor]
+    negative: list[Tensor]
+    plain_positive: Tensor
+    plain_negative: list[Tensor]
+
+
+@torch.no_grad()
+def rollout_similarities(
+    vectors: RolloutVectors, batch: Mapping[str, Any], queued: Candidates | None
+) -> RolloutSimilarities:
+    """What the rewards compare.
+
+    A rollout is compared with the average over the other side's rollouts, so that its reward is its own: other products
+    are the means of their G vectors (a cosine with the mean is the mean cosine), and a product's rollout is looked for by
+    the mean of its query's G vectors. Hard negatives have no rollouts; they and the queue count as they are. The same
+    product, its variants and known positives are no negatives. Our design.
+
+    Args:
+        vectors: of this process.
+        batch: see `rollout_loss`.
+        queued: the candidates of past steps; None: none.
+    """
+    count = len(vectors.plain_query_BD)
+    query_BGD = vectors.query_RD.float().view(count, -1, vectors.query_RD.shape[1])
+    product_BGD = vectors.product_RD.float().view(query_BGD.shape)
+    own = batch["target"]
+    hard = torch.ones(len(batch["product"]), dtype=torch.bool, device=own.device)
+    hard[own] = False
+    plain_ND = vectors.plain_product_ND.float()
+    mean_CD, hard_CD, plain_CD = gather_all_with_gradient([product_BGD.mean(dim=1), plain_ND[hard], plain_ND])
+    product, group = batch["product"], batch["group"]
+    ids = [gather_ids(one) for one in (product[own], product[hard], product, group[own], group[hard], group)]
+    reasoned = _with_queue(torch.cat([mean_CD, hard_CD]), torch.cat(ids[0:2]), torch.cat(ids[3:5]), queued)
+    plain = _with_queue(plain_CD, ids[2], ids[5], queued)
+    facts = _facts(batch, 1)
+    valid_BC = ~false_negative_mask(facts, reasoned.product_C, reasoned.group_C)
+    of_query_BGC = query_BGD @ reasoned.vector_CD.float().T
+    of_product_BC = query_BGD.mean(dim=1) @ reasoned.vector_CD.float().T
+    each_BGG = query_BGD @ product_BGD.transpose(1, 2)
+    found = RolloutSimilarities([], [], (vectors.plain_query_BD.float() * plain_ND[own]).sum(dim=1), [])
+    for pair in range(count):
+        valid_C = valid_BC[pair]
+        found.positive += [*each_BGG[pair], *each_BGG[pair].T]
+        shared_K = of_product_BC[pair, valid_C]
+        found.negative += [*of_query_BGC[pair][:, valid_C], *[shared_K] * query_BGD.shape[1]]
+    plain_valid_BC = ~false_negative_mask(facts, plain.product_C, plain.group_C)
+    plain_BC = vectors.plain_query_BD.float() @ plain.vector_CD.float().T
+    found.plain_negative = [row[valid] for row, valid in zip(plain_BC, plain_valid_BC, strict=True)]
+    return found
+
+
+def _with_queue(vector_CD: Tensor, product_C: Tensor, group_C: Tensor, queued: Candidates | None) -> Candidates:
+    if queued is None:
+        return Candidates(vector_CD, product_C, group_C)
+    return Candidates(
+        torch.cat([vector_CD, queued.vector_CD.to(vector_CD.dtype)]),
+        torch.cat([product_C, queued.product_C]),
+        torch.cat([group_C, queued.group_C]),
+    )
+
+
+def queue_of(vectors: RolloutVectors, batch: Mapping[str, Any]) -> Candidates:
+    """Return what the queue keeps of a step: each product's first rollout, and the hard negatives, of all processes.
+
+    Args:
+        vectors: of this process.
+        batch: see `rollout_loss`.
+    """
+    own, count = batch["target"], len(batch["target"])
+    hard = torch.ones(len(batch["product"]), dtype=torch.bool, device=own.device)
+    hard[own] = False
+    first_BD = vectors.product_RD.view(count, -1, vectors.product_RD.shape[1])[:, 0]
+    with torch.no_grad():
+        vector = gather_all_with_gradient([first_BD.float(), vectors.plain_product_ND[hard].float()])
+    ids = [torch.cat([gather_ids(one[own]), gather_ids(one[hard])]) for one in (batch["product"], batch["group"])]
+    return Candidates(torch.cat(vector).detach(), *ids)

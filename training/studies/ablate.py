@@ -1,0 +1,610 @@
+"""An ablation table from one command: every cell of a suite with every seed, each a training of its own.
+
+python -m training.studies.ablate SUITE.yaml [--output runs/ablation] [--workers 1] [--cells NAME …] [--render-only]
+
+The same command again goes on: a finished cell is never run again, one that was stopped resumes from its last checkpoint.
+The table of what is finished so far is written after every cell: ablation.json, and ablation.md and ablation.png of it.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from tqdm import tqdm
+
+from product_data.tables import ProductTables, TableError, load_tables
+from product_data.outputs import OutputError, require_writable_folder
+from evaluation.provenance import provenance
+from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
+from processing_moon.product_moon import ProductError, open_image
+from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
+from training.recipe.arguments import (
+    TABLE_KEYS,
+    RecipeError,
+    check_keys,
+    known_keys,
+    parse_recipe,
+    read_recipe_file,
+    reading_of,
+)
+from training.runs.exact_resumption import METRICS_FILE
+from training.recipe.reasoning import COLD_START
+from training.recipe.files import merged
+from training.runs.resume import read_lines, write_atomically
+
+TRAIN = Path(__file__).resolve().with_name("train.py")
+SUITE_KEYS = ("base", "seeds", "boxes", "keys", "cells")
+DETECTORS: dict[str, type[CoreDetector]] = {"largest_region": LargestRegionDetector}
+CELL_FILE, LOG_FILE, RECIPE_FILE, LOCK_FILE = "cell.json", "log", "recipe.yaml", "lock"
+_BOXES_FILE = "boxes.json"
+_TAIL_LINES = 12
+_ATTEMPT = "=== "  # begins the log of every attempt
+_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is compared.
+
+    Args:
+        path (`Path`): the suite's file.
+        recipe (`dict`): the keys of every cell: those of the base recipe, with the suite's own in their place.
+        cells (`dict`): name → changed keys, in order; a cell keeps what those before it changed.
+        seeds (`list[int]`): of the runs of each cell.
+        boxes (`str` or `None`): the detector of core boxes where the data has none, a name of `DETECTORS`.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    cells: dict[str, dict[str, Any]]
+    seeds: list[int]
+    boxes: str | None = None
+
+    def keys_of(self, cell: str) -> dict[str, Any]:
+        """Return the whole recipe of a cell, without its seed."""
+        keys = dict(self.recipe)
+        for name, changed in self.cells.items():
+            keys |= changed
+            if name == cell:
+                break
+        return keys
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training: a cell with a seed, in a folder of its own.
+
+    Args:
+        cell (`str`): the cell's name.
+        seed (`int`): the training's seed.
+        folder (`Path`): everything of it.
+        wanted (`dict`): what defines it; a result of anything else is not taken for its result.
+    """
+
+    cell: str
+    seed: int
+    folder: Path
+    wanted: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.cell}, seed {self.seed}"
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the finished result, or None.
+
+        Raises:
+            RecipeError: it is of another recipe.
+        """
+        path = self.folder / CELL_FILE
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(
+            key for key in found["keys"].keys() | self.wanted.keys() if found["keys"].get(key) != self.wanted.get(key)
+        )
+        if differing:
+            raise RecipeError(
+                f"{path}: found the result of another recipe ({', '.join(differing)} differ); "
+                "accepted: the suite that it was run with, or another --output"
+            )
+        return found
+
+
+def read_suite(path: Path) -> Suite:
+    """Read and check a suite: every cell must be a recipe that can be run.
+
+    Args:
+        path: flat YAML: base (a recipe's path from the suite's folder), seeds, cells (name → changed keys), and, where
+            wanted, boxes and keys (of every cell; mappings are merged with the base's key by key).
+
+    Raises:
+        RecipeError: what is missing, unknown, of the wrong kind or changes nothing; a cell that changes several keys.
+    """
+    values = read_recipe_file(path)
+    check_keys(values, SUITE_KEYS, where=str(path))
+    for key, kind, accepted in (
+        ("base", str, "the path of a recipe"),
+        ("seeds", list, "a list of whole numbers"),
+        ("cells", dict, "a mapping of names to changed keys"),
+    ):
+        if not isinstance(values.get(key), kind) or not values[key]:
+            raise RecipeError(f"{path}: {key}: found {values.get(key)!r}; accepted: {accepted}")
+    seeds = values["seeds"]
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{path}: seeds: found {seeds}; accepted: different whole numbers of at least 0")
+    if values.get("boxes") not in (None, *DETECTORS):
+        raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; accepted: {', '.join(DETECTORS)}, or none")
+    recipe = read_recipe_file(path.parent / values["base"])
+    recipe = merged(recipe, values.get("keys") or {})
+    suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
+    _check_cells(suite)
+    return suite
+
+
+def _check_cells(suite: Suite) -> None:
+    """Refuse cells that change more than one part, whose keys begin with the same word, and keys that the command sets."""
+    for place, (cell, changed) in enumerate(suite.cells.items()):
+        if not str(cell).isidentifier():
+            raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; accepted: letters, digits and _")
+        parts = {str(key).split("_")[0] for key in changed} if isinstance(changed, dict) else set()
+        if not isinstance(changed, dict) or len(parts) != (1 if place else 0):
+            accepted = "one changed key, or several of one part (queue_steps, queue_warmup_steps)"
+            accepted = accepted if place else "no changed key ({}) in the first cell"
+            raise RecipeError(f"{suite.path}: cells: {cell}: found {changed!r}; accepted: {accepted}")
+        check_keys(changed, known_keys(), where=f"{suite.path}: cells: {cell}")
+        recipe = suite.keys_of(cell)
+        for key in ({"seed", "output_dir"} & recipe.keys()) | ({"data", "max_steps"} & changed.keys()):
+            raise RecipeError(
+                f"{suite.path}: cells: {cell}: found {key}; accepted: seeds and --output, and the same data and max_steps for all"
+            )
+    resolved = [_resolved(suite, cell) for cell in suite.cells]
+    for cell, before, after in zip(list(suite.cells)[1:], resolved, resolved[1:], strict=False):
+        if before == after:
+            raise RecipeError(
+                f"{suite.path}: cells: {cell}: {suite.cells[cell]} changes nothing; accepted: a new value"
+            )
+
+
+def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
+    """The cell's recipe as `train.py` would resolve it, checked by its own rules."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / RECIPE_FILE
+        path.write_text(yaml.safe_dump(suite.keys_of(cell)), encoding="utf-8")
+        try:
+            recipe = parse_recipe([str(path), "--output_dir", "resolved"])
+        except RecipeError as error:
+            raise RecipeError(f"{suite.path}: cells: {cell}: {error}") from error
+    if not recipe.training.evaluate_after or recipe.training.max_steps < 1 or recipe.training.train_minutes:
+        raise RecipeError(
+            f"{suite.path}: cells: {cell}: found evaluate_after {recipe.training.evaluate_after}, max_steps "
+            f"{recipe.training.max_steps}, train_minutes {recipe.training.train_minutes}; accepted: evaluate_after: true and "
+            "max_steps alone, so that all cells take the same steps"
+        )
+    return recipe.resolved
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Core boxes
+# ---------------------------------------------------------------------------------------------------------------------
+def tables_with_boxes(
+    entry: Any, folder: Path, detector_name: str, progress: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a data set's products and queries once more, with the core boxes that a detector finds where they have none.
+
+    Our design, for data without boxes; MOON (arXiv 2508.11999 §3.1) asks a grounding model. The first picture counts.
+
+    Args:
+        entry: an entry of a recipe's `data` with a folder of parquet tables as its path.
+        folder: where to write; what is there already and whole is kept.
+        detector_name: a name of `DETECTORS`.
+        progress: whether to show a bar.
+
+    Returns:
+        The entry with the new tables, and how many products and query photos have a box.
+
+    Raises:
+        RecipeError: an entry without a folder of products.parquet and queries.parquet.
+    """
+    entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
+    source = Path(entry.pop("path", ""))
+    if not all((source / f"{name}.parquet").is_file() for name in ("products", "queries")) or "products" in entry:
+        raise RecipeError(f"data: found {entry or source} with boxes; accepted: path: a folder of parquet tables")
+    if not (folder / _BOXES_FILE).is_file():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        tables = load_tables(source, reading=reading_of(entry))
+        boxes, facts = _detect(tables, DETECTORS[detector_name](), progress)
+        for name, key, column in (("products", "product_id", "core_box"), ("queries", "query_id", "bbox")):
+            _write_with_boxes(source, partial, (name, key, column), boxes[name])
+        write_atomically(partial / _BOXES_FILE, json.dumps({"detector": detector_name, **facts}) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    facts = json.loads((folder / _BOXES_FILE).read_text(encoding="utf-8"))
+    if facts["detector"] != detector_name:
+        raise RecipeError(
+            f"{folder}: found boxes of {facts['detector']}; accepted: {detector_name}, or another --output"
+        )
+    tables_of = {name: str(folder / f"{name}.parquet") for name in ("products", "queries")}
+    others = [name for name in TABLE_KEYS if name not in tables_of and (source / f"{name}.parquet").is_file()]
+    tables_of |= {name: str(source / f"{name}.parquet") for name in others}
+    return {"name": source.name, **entry, **tables_of}, facts
+
+
+def _detect(
+    tables: ProductTables, detector: CoreDetector, progress: bool
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, Any]]:
+    """Boxes by id of products and queries, and counts."""
+    pictured = [row for row in tables.products if row.images]
+    photos = [row for row in tables.queries if "image" in row.record()]
+    found: dict[str, dict[str, list[float]]] = {"products": {}, "queries": {}}
+    shares: list[float] = []
+    work: list[tuple[str, str, Any, Any]] = [
+        ("products", row.product_id, row.images[0], row.core_box) for row in pictured
+    ]
+    work += [("queries", row.query_id, row.record()["image"], row.record().get("core_box")) for row in photos]
+    for table, name, picture, known in tqdm(work, desc=f"core boxes of {tables.name}", disable=not progress):
+        try:
+            image = open_image(picture)
+        except ProductError:
+            continue  # no box; training and evaluation name the item when they meet it
+        box = known or detector.detect([image], [None])[0]
+        if box is not None:
+            found[table][name] = [float(side) for side in box]
+            shares.append((box[2] - box[0]) * (box[3] - box[1]) / (image.width * image.height))
+    facts = {
+        "products": len(pictured),
+        "products_with_box": len(found["products"]),
+        "photos": len(photos),
+        "queries_with_box": len(found["queries"]),
+        "median_share_of_picture": round(statistics.median(shares), 3) if shares else None,
+    }
+    return found, facts
+
+
+def _write_with_boxes(
+    source: Path, folder: Path, names: tuple[str, str, str], boxes: Mapping[str, list[float]]
+) -> None:
+    name, key, column = names
+    table = pq.read_table(source / f"{name}.parquet")
+    if key not in table.column_names:
+        raise RecipeError(f"{source / name}.parquet: found no column {key}; accepted: one, where boxes are asked for")
+    values = pa.array([boxes.get(str(one)) for one in table[key].to_pylist()], type=pa.list_(pa.float64()))
+    if column in table.column_names:
+        table = table.drop_columns([column])
+    pq.write_table(table.append_column(column, values), folder / f"{name}.parquet")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------------------
+def plan(suite: Suite, output: Path) -> list[Run]:
+    """Return every run of a suite, seed by seed, so that what is finished first can be compared."""
+    return [
+        Run(
+            cell,
+            seed,
+            output / "cells" / cell / f"seed-{seed}",
+            {**suite.keys_of(cell), "seed": seed, "boxes": suite.boxes},
+        )
+        for seed in suite.seeds
+        for cell in suite.cells
+    ]
+
+
+class BusyError(Exception):
+    """A cell's folder is in use by another process."""
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[IO[str]]:
+    """Hold the folder's lock; a training inherits it, so that it outlives this process as long as the training does."""
+    with (folder / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(folder) from error
+        yield lock
+
+
+def start(run: Run, data: list[Any], workers: int = 1) -> subprocess.Popen:
+    """Start a run's training, or its continuation, as a process that writes into its folder's log.
+
+    Args:
+        run: which.
+        data: the recipe's data sets, with their boxes.
+        workers: how many trainings share the machine: each takes its part of the cores, unless OMP_NUM_THREADS says how many.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run.folder) as lock, (run.folder / LOG_FILE).open("a") as log:
+        keys = {name: value for name, value in run.wanted.items() if name != "boxes"}
+        keys |= {"data": data, "output_dir": str(run.folder)}
+        write_atomically(
+            run.folder / RECIPE_FILE, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
+        )
+        command = [sys.executable, str(TRAIN), str(run.folder / RECIPE_FILE)]
+        print(f"{_ATTEMPT}{' '.join(command)}", file=log, flush=True)
+        return subprocess.Popen(
+            command,
+            env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock.fileno(),),
+        )
+
+
+def collect(run: Run, seconds: float) -> dict[str, Any]:
+    """Write and return a finished run's result.
+
+    Args:
+        run: whose training ended well.
+        seconds: what the training took in this process; a continuation counts from where it went on.
+
+    Raises:
+        RecipeError: no results of an evaluation are there.
+    """
+    files = sorted(run.folder.glob("results_after*.json"))
+    if not files:
+        raise RecipeError(f"{run.folder}: found no results_after….json; accepted: evaluate_after: true")
+    scores: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        scores |= row_scores(found)
+        facts[found["benchmark"]] = {
+            "skipped": len(found["skipped"]),
+            "warnings": found["warnings"],
+            **found["provenance"],
+        }
+    steps = json.loads((run.folder / "finished.json").read_text(encoding="utf-8"))["steps"]
+    metrics = read_lines(run.folder / METRICS_FILE)
+    result = {
+        "cell": run.cell,
+        "seed": run.seed,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "keys": run.wanted,
+        "scores": scores,
+        "last_metrics": metrics[-1] if metrics else None,
+        "provenance": facts,
+    }
+    write_atomically(run.folder / CELL_FILE, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return "data set direction" → scores of a results file of `evaluation.run`, image-only directions included."""
+    rows = {}
+    for group in ("image_only", "scores"):
+        for direction, scores in result[group].items():
+            if scores is not None:
+                own = ", own parts" if scores["source"] == "products" else ""
+                reasoned = ", reasoned" if (result.get("reasoning") or {}).get("query") == "generate" else ""
+                name = f"{result['benchmark']} {direction.replace('2', '→')}{own}{reasoned}"
+                kept = ("R@1", "R@10", "R@1_chance", "R@10_chance", "MRR", "rank_score", "queries", "gallery")
+                rows[name] = {key: scores[key] for key in kept if key in scores}
+    return dict(sorted(rows.items()))
+
+
+def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> list[str]:
+    """Run what is not finished, several at a time, and return the names of those that failed or are in use elsewhere.
+
+    Args:
+        runs: in the order in which they are started.
+        data: the recipe's data sets, with their boxes.
+        workers: how many trainings at a time.
+        render: called after every finished run.
+    """
+    waiting = [run for run in runs if run.result() is None]
+    running: dict[int, tuple[Run, subprocess.Popen, float]] = {}
+    missed: list[str] = []
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} cells [{elapsed}, {remaining} left{postfix}]"
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=len(waiting), desc="ablation", bar_format=form, smoothing=0, mininterval=30 if quiet else 1) as bar:
+        try:
+            done = 0
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    _start_next(waiting, running, missed, data, workers)
+                time.sleep(_PAUSE_SECONDS)
+                for number, (run, process, began) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[number]
+                    if _ended(run, process, time.monotonic() - began):
+                        done += 1
+                        render()
+                    else:
+                        missed.append(run.name)
+                bar.n = done + len(missed) + sum(_share_done(run) for run, _, _ in running.values())
+                bar.set_postfix_str("; ".join(run.name for run, _, _ in running.values()), refresh=False)
+                bar.update(0)
+        finally:
+            for _, process, _ in running.values():
+                process.terminate()
+            for _, process, _ in running.values():
+                process.wait()
+    return missed
+
+
+def _start_next(waiting: list[Run], running: dict[int, Any], missed: list[str], data: list[Any], workers: int) -> None:
+    run = waiting.pop(0)
+    try:
+        process = start(run, data, workers)
+    except BusyError:
+        tqdm.write(f"{run.name}: another process is training it; left to it", file=sys.stderr)
+        missed.append(run.name)
+        return
+    running[process.pid] = (run, process, time.monotonic())
+
+
+def _ended(run: Run, process: subprocess.Popen, seconds: float) -> bool:
+    """Collect a run whose training ended well; say why another did not."""
+    if process.returncode == 0:
+        collect(run, seconds)
+        return True
+    log = run.folder / LOG_FILE
+    last = log.read_text(encoding="utf-8", errors="replace").rpartition(_ATTEMPT)[2]
+    shown = [line.rpartition("\r")[2] for line in last.split("\n")[1:]]  # of a progress bar, what it ended with
+    tail = [line for line in shown if line.strip()][-_TAIL_LINES:]
+    lines = [f"{run.name}: its training failed with status {process.returncode}; the end of {log}:", *tail]
+    tqdm.write("\n  ".join(lines), file=sys.stderr)
+    return False
+
+
+def _share_done(run: Run) -> float:
+    """How much of a run's training is over, by its metrics; its evaluation counts for a tenth, a cold start for a third."""
+    first = run.wanted.get("cold_start")
+    if not first:
+        return 0.9 * _share_of_steps(run.folder, run.wanted["max_steps"])
+    cold = _share_of_steps(run.folder / COLD_START, first.get("max_steps"))
+    return cold / 3 + (0.9 - 1 / 3) * _share_of_steps(run.folder, run.wanted["max_steps"])
+
+
+def _share_of_steps(folder: Path, steps: int | None) -> float:
+    metrics = read_lines(folder / METRICS_FILE)
+    return metrics[-1]["step"] / steps if metrics and steps else 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the table of what is finished: ablation.json, and ablation.md and ablation.png rendered from it.
+
+    Args:
+        suite: what is compared.
+        runs: all of its runs that were asked for.
+        output: the suite's folder.
+        boxes: facts about core boxes by data set.
+    """
+    finished = {run: found for run in runs if (found := run.result()) is not None}
+    by_cell: dict[str, dict[str, Any]] = {}
+    for cell in suite.cells:
+        by_cell[cell] = {str(run.seed): found for run, found in finished.items() if run.cell == cell}
+    rows = ablation_rows({cell: {seed: one["scores"] for seed, one in own.items()} for cell, own in by_cell.items()})
+    scores = [one["scores"] for own in by_cell.values() for one in own.values()]
+    chance = {
+        name: {metric: row[f"{metric}_chance"] for metric in METRICS} for one in scores for name, row in one.items()
+    }
+    compared = [cell["difference"] for row in rows for cell in row["cells"].values()]
+    sources = [facts for own in by_cell.values() for one in own.values() for facts in one["provenance"].values()]
+    results = {
+        "suite": suite.path.stem,
+        "planned": len(runs),
+        "finished": len(finished),
+        "missing": [run.name for run in runs if run not in finished],
+        "steps": suite.recipe["max_steps"],
+        "interval": INTERVAL,
+        "comparisons": sum(one is not None and one["interval"] is not None for one in compared),
+        "boxes_by": suite.boxes,
+        "boxes": dict(boxes),
+        "cells": suite.cells,
+        "base": suite.recipe,
+        "words": in_words(rows, chance),
+        "table": rows,
+        "chance": chance,
+        "runs": {
+            cell: {seed: {key: one[key] for key in one if key != "keys"} for seed, one in own.items()}
+            for cell, own in by_cell.items()
+        },
+        "provenance": provenance(suite.seeds[0], seeds=suite.seeds)
+        | {"commits": sorted({str(facts["commit"]) for facts in sources})},
+    }
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(output / "ablation.json", text + "\n")
+    results = json.loads(text)
+    write_atomically(output / "ablation.md", markdown(results))
+    draw_chart(results, output / "ablation.png")
+    return results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.studies.ablate", description="An ablation table over seeds.")
+    parser.add_argument("suite", type=Path, help="a suite, see training/recipes/ablations/suites")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time (default: 1)")
+    parser.add_argument("--cells", nargs="+", metavar="NAME", help="these cells only (default: all)")
+    parser.add_argument("--render-only", action="store_true", help="write the table of what is finished, train nothing")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 whole, 1 cells failed, 2 refused, 130 stopped."""
+    chosen = _parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _main(chosen)
+    except (RecipeError, TableError, OutputError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablate: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(chosen: argparse.Namespace) -> int:
+    if chosen.workers < 1:
+        raise RecipeError(f"--workers: found {chosen.workers}; accepted: 1 or more")
+    suite = read_suite(chosen.suite)
+    unknown = [name for name in chosen.cells or () if name not in suite.cells]
+    if unknown:
+        raise RecipeError(f"--cells: found {unknown[0]!r}; accepted: {', '.join(suite.cells)}")
+    require_writable_folder("--output", chosen.output)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    runs = plan(suite, chosen.output)
+    asked = [run for run in runs if not chosen.cells or run.cell in chosen.cells]
+    data, boxes = list(suite.recipe.get("data", [])), {}
+    if suite.boxes is not None:
+        data, boxes = _data_with_boxes(suite, chosen)
+    missed: list[str] = []
+    if not chosen.render_only:
+        missed = run_all(asked, data, chosen.workers, lambda: write_results(suite, runs, chosen.output, boxes))
+    results = write_results(suite, runs, chosen.output, boxes)
+    print(markdown(results))
+    print(f"written to {chosen.output / 'ablation.json'}, ablation.md and ablation.png")
+    if missed:
+        print(f"ablate: not finished: {'; '.join(missed)}; the same command tries them again", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def _data_with_boxes(suite: Suite, chosen: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
+    """The data sets with their boxes; to render, only those whose boxes are there already."""
+    data, boxes = [], {}
+    for entry in suite.recipe["data"]:
+        name = Path(entry["path"] if isinstance(entry, dict) and "path" in entry else str(entry)).name
+        folder = chosen.output / "boxes" / name
+        if chosen.render_only and not (folder / _BOXES_FILE).is_file():
+            continue
+        made, facts = tables_with_boxes(entry, folder, suite.boxes or "")
+        data.append(made)
+        boxes[name] = facts
+    return data, boxes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""What the joint stage brings over its cold start, several seeds, from one command.
+
+python -m training.studies.reasoning_study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3] [--output FILE.json] [--run-folder DIR]
+
+Each seed is a cold start and the joint stage from it. With `--controls` the joint stage is trained again from the same cold
+start with grpo_weight 0 (nothing is rewarded), so that what reinforcement brings stands apart from what more training brings.
+The same command goes on where it stopped: a finished training is never run again. What is finished so far is written after
+every training, as JSON and as Markdown beside it, with the wall clock of every start of the command.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from product_data.outputs import OutputError, require_writable_file
+from evaluation.provenance import provenance
+from training.studies.ablate import Run, row_scores, run_all
+from training.recipe.arguments import RecipeError, parse_recipe
+from training.runs.exact_resumption import METRICS_FILE
+from training.recipe.reasoning import COLD_START, REASONING
+from training.runs.resume import append_line, mend_lines, read_lines, write_atomically
+
+_RECIPE = Path(__file__).resolve().parent / "recipes" / "study_moon3.yaml"
+JOINT, CONTROL = "joint", "no_reward"
+MODES = {"none": "", "generate": "_generate"}
+STARTS_FILE = "starts.jsonl"
+_TENTH = 10
+_REWARD = "rewards/retrieval_reward/mean"
+
+
+def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
+    """Return the trainings of a study: per seed the joint stage with its cold start, and the control from the same one.
+
+    Args:
+        recipe: of the joint stage, with a cold start, evaluated before and after.
+        seeds: of the trainings.
+        folder: where they are trained.
+
+    Raises:
+        RecipeError: a recipe of another kind.
+    """
+    found = parse_recipe([str(recipe), "--output_dir", str(folder)])
+    args, reasoning = found.training, found.reasoning
+    if reasoning.stage != REASONING or not reasoning.cold_start or not (args.evaluate_before and args.evaluate_after):
+        raise RecipeError(
+            f"{recipe}: found stage {reasoning.stage!r}, cold_start {reasoning.cold_start}, evaluate_before "
+            f"{args.evaluate_before}, evaluate_after {args.evaluate_after}; accepted: stage: reasoning with a cold start, "
+            "evaluated before and after"
+        )
+    runs = []
+    resolved = {key: value for key, value in found.resolved.items() if key != "output_dir"}  # each run has its own
+    for seed in seeds:
+        place = folder.resolve() / f"seed-{seed}"
+        keys = {**resolved, "seed": seed, "boxes": None}
+        control = {**keys, "cold_start": None, "small_base": None, "moon": None, "grpo_weight": 0.0}
+        control |= {"base": str(place / JOINT / COLD_START / "final"), "evaluate_before": False}
+        runs += [Run(JOINT, seed, place / JOINT, keys), Run(CONTROL, seed, place / CONTROL, control)]
+    return runs
+
+
+def seed_result(joint: Run, control: Run) -> dict[str, Any]:
+    """Return what is known of a seed so far.
+
+    Args:
+        joint, control: its two trainings.
+
+    Returns: for each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction →
+    scores; "seconds" of each training; "trained_at_commit"; "training": the retrieval reward's mean over the first and the
+    last tenth of the joint stage's logged steps.
+    """
+    found: dict[str, Any] = {"seed": joint.seed}
+    for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
+        files = {mode: run.folder / f"results_{when}{ending}.json" for mode, ending in MODES.items()}
+        there = {mode: file for mode, file in files.items() if file.is_file()}
+        if there:
+            found[name] = {mode: _scores(file) for mode, file in there.items()}
+    found["seconds"] = {run.cell: (run.result() or {}).get("seconds") for run in (joint, control)}
+    facts = joint.folder / "provenance.json"
+    if facts.is_file():
+        found["trained_at_commit"] = json.loads(facts.read_text(encoding="utf-8"))["commit"]
+    metrics = [line for line in read_lines(joint.folder / METRICS_FILE) if _REWARD in line]
+    if joint.result() is not None and metrics:
+        tenth = max(1, len(metrics) // _TENTH)
+        first, last = ([line[_REWARD] for line in part] for part in (metrics[:tenth], metrics[-tenth:]))
+        degenerate = [line["frac_reward_zero_std"] for line in metrics]
+        found["training"] = {
+            "steps": metrics[-1]["step"],
+            "retrieval_reward_first_tenth": statistics.fmean(first),
+            "retrieval_reward_last_tenth": statistics.fmean(last),
+            "degenerate_groups_share": statistics.fmean(degenerate),
+        }
+    return found
+
+
+def _scores(file: Path) -> dict[str, Any]:
+    result = json.loads(file.read_text(encoding="utf-8"))
+    rows = row_scores(result)
+    kept = ("R@1", "R@10", "rank_score", "queries", "gallery")
+    scores: dict[str, Any] = {name: {key: row[key] for key in kept} for name, row in rows.items()}
+    means = {key: statistics.fmean(row[key] for row in rows.values()) for key in ("R@1", "R@10", "rank_score")}
+    written = (result["reasoning"].get("written") or {}).values()
+    total = sum(side["written"] for side in written)
+    if total:
+        means["well_formed_share"] = sum(side["well_formed"] for side in written) / total
+    return {"mean of all rows": means, **scores}
+
+
+def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in sentences what the joint stage brought, and what of it the control brought, too.
+
+    Args:
+        seeds: from `seed_result`.
+    """
+    whole = [one for one in seeds if _evaluated(one, "cold_start") and _evaluated(one, JOINT)]
+    if not whole:
+        return ["No seed is finished yet."]
+    sentences = []
+    for words, key, scale, unit in (
+        ("held-out R@10", "R@10", 100, " points"),
+        ("held-out retrieval reward", "rank_score", 1, ""),
+    ):
+        for mode, kind in (("generate", "reasoned"), ("none", "un-reasoned")):
+            rise = [scale * (_mean(one, JOINT, mode, key) - _mean(one, "cold_start", mode, key)) for one in whole]
+            listed = ", ".join(f"{value:+.{1 if scale > 1 else 3}f}" for value in rise)
+            sentences.append(
+                f"{words} of {kind} vectors, mean of all directions, against the cold start: {listed}{unit}: "
+                f"higher in {sum(value > 0 for value in rise)} of {len(rise)} seeds."
+            )
+    both = [one for one in whole if _evaluated(one, CONTROL)]
+    if both:
+        gain = [100 * (_mean(one, JOINT, "generate", "R@10") - _mean(one, CONTROL, "generate", "R@10")) for one in both]
+        listed = ", ".join(f"{value:+.1f}" for value in gain)
+        sentences.append(
+            f"The same steps without rewards: the rewards bring {listed} points of R@10 of reasoned vectors: "
+            f"higher in {sum(value > 0 for value in gain)} of {len(gain)} seeds."
+        )
+    trained = [one["training"] for one in whole if "training" in one]
+    if trained:
+        rise = [one["retrieval_reward_last_tenth"] - one["retrieval_reward_first_tenth"] for one in trained]
+        listed = ", ".join(f"{value:+.3f}" for value in rise)
+        sentences.append(
+            f"Retrieval reward on the training's rollouts, last tenth of the steps against the first: {listed}."
+        )
+    return sentences
+
+
+def _evaluated(seed: Mapping[str, Any], name: str) -> bool:
+    """Whether a model is evaluated in every way; one that is being evaluated now is not yet."""
+    return MODES.keys() <= seed.get(name, {}).keys()
+
+
+def _mean(seed: Mapping[str, Any], name: str, mode: str, key: str) -> float:
+    return float(seed[name][mode]["mean of all rows"][key])
+
+
+def markdown(study: Mapping[str, Any]) -> str:
+    """Return the study as a page.
+
+    Args:
+        study: what the JSON file holds.
+    """
+    lines = [f"# Joint stage against its cold start: {study['recipe']}", ""]
+    lines += [f"- {sentence}" for sentence in study["verdict"]]
+    lines += [f"- {_started(one)}" for one in study["starts"]]
+    lines += [f"- {study['note']}", ""]
+    rows = []
+    for seed in study["seeds"]:
+        for name in ("cold_start", CONTROL, JOINT):
+            for mode in MODES if name in seed else ():
+                found = seed[name].get(mode, {}).get("mean of all rows")
+                if found:
+                    share = found.get("well_formed_share")
+                    rows.append(
+                        [seed["seed"], name.replace("_", " "), "reasoned" if mode == "generate" else "un-reasoned"]
+                        + [f"{100 * found[key]:.1f}" for key in ("R@1", "R@10")]
+                        + [f"{found['rank_score']:.3f}", "" if share is None else f"{100 * share:.0f}"]
+                    )
+    head = ["seed", "model", "vectors", "R@1, %", "R@10, %", "retrieval reward", "well formed, %"]
+    return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def _started(start: Mapping[str, Any]) -> str:
+    finished = "; ".join(start["finished"]) or "no training"
+    return f"{start['seconds'] / 60:.1f} minutes, {start['workers']} trainings at a time, finished {finished}."
+
+
+def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> None:
+    """Write what is finished so far.
+
+    Args:
+        recipe: of the joint stage.
+        runs: from `plan`; a control counts as planned once its folder is there.
+        output: the JSON file; Markdown goes beside it.
+        folder: of the trainings, with `starts.jsonl`: each start of the command that has ended, with its wall clock in
+            seconds and the trainings that it finished.
+    """
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    seeds = [seed_result(joint, control) for joint, control in pairs]
+    study = {
+        "recipe": recipe.name,
+        "finished": sum(run.result() is not None for run in runs),
+        "planned": sum(run.cell == JOINT or run.folder.exists() for run in runs),
+        "note": "Means over all retrieval directions of the held-out split.",
+        "verdict": verdict(seeds),
+        "starts": read_lines(folder / STARTS_FILE),
+        "seeds": seeds,
+        "provenance": provenance(runs[0].seed),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, json.dumps(study, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(output.with_suffix(".md"), markdown(study))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for what the user can put right, 3 when a training failed."""
+    parser = argparse.ArgumentParser(prog="python -m training.studies.reasoning_study", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "recipe", type=Path, nargs="?", default=_RECIPE, help="of the joint stage (default: %(default)s)"
+    )
+    parser.add_argument("--controls", action="store_true", help="also train the same steps without rewards")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=3, help="trainings at a time (default: 3)")
+    parser.add_argument("--output", type=Path, default=Path("results/reasoning_catalogue.json"))
+    parser.add_argument("--run-folder", type=Path, default=Path("runs/reasoning_study"))
+    chosen = parser.parse_args(arguments)
+    try:
+        missed = _study(chosen)
+    except (RecipeError, OutputError) as error:
+        print(f"reasoning_study: {error}", file=sys.stderr)
+        return 2
+    print(chosen.output.with_suffix(".md").read_text(encoding="utf-8"))
+    for name in missed:
+        print(f"not finished: {name}", file=sys.stderr)
+    return 3 if missed else 0
+
+
+def _study(chosen: argparse.Namespace) -> list[str]:
+    """Train what is missing, write the study, and return the names of the trainings that did not finish."""
+    began = time.monotonic()
+    folder = chosen.run_folder
+    for path in (chosen.output, chosen.output.with_suffix(".md")):
+        require_writable_file("--output", path)
+    runs = plan(chosen.recipe, chosen.seeds, folder)
+    found = {run.name for run in runs if run.result() is not None}
+    missed: list[str] = []
+    try:
+        for name in (
+            (JOINT, CONTROL) if chosen.controls else (JOINT,)
+        ):  # a control begins with its joint run's cold start
+            ready = [run for run in runs if run.cell == name]
+            missed += run_all(
+                ready,
+                runs[0].wanted["data"],
+                chosen.workers,
+                lambda: render(chosen.recipe, runs, chosen.output, folder),
+            )
+    finally:
+        finished = [run.name for run in runs if run.result() is not None and run.name not in found]
+        folder.mkdir(parents=True, exist_ok=True)
+        mend_lines(folder / STARTS_FILE)
+        start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 1)}
+        append_line(folder / STARTS_FILE, {**start, "workers": chosen.workers, "finished": finished})
+    render(chosen.recipe, runs, chosen.output, folder)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,457 @@
+"""Kill a training with SIGKILL again and again, while it saves too, and compare it with the same training left alone.
+
+    python -m training.studies.soak training/recipes/smoke_moon1.yaml --kills 10 --processes 2 --output runs/soak
+
+Two runs of one recipe: one is left alone, the other is killed at moments drawn from a seed and started again by the same
+command after each. Every logged loss, the weights of the last good checkpoint after each kill, and the final weights have to be
+the same, bit by bit. A recipe that does not stream is run on the embedded catalogue as parquet shards. Any `--key value`
+replaces the recipe's. The exit status is 0 where nothing differs, 1 where something does, 2 where the recipe is refused.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+
+from product_data.catalogue.making import make_catalogue
+from product_data.outputs import OutputError, require_writable_file, require_writable_folder
+from evaluation.provenance import provenance
+from training.recipe.arguments import RecipeError, parse_recipe
+from training.runs.exact_resumption import METRICS_FILE
+from training.runs.resume import (
+    MARKER,
+    PARTIAL,
+    checkpoints,
+    is_complete,
+    last_good_checkpoint,
+    read_lines,
+    write_atomically,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+# The training itself, which waits at every file that Python opens in a checkpoint or in what is written before it is whole.
+TRAIN = """
+import sys, time
+pause_seconds = float(sys.argv.pop(1))
+def wait(event, arguments):
+    if event == "open" and any(part in str(arguments[0]) for part in ("checkpoint-", ".partial")):
+        time.sleep(pause_seconds)
+sys.addaudithook(wait)
+from training.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+WHOLE, KILLED = "uninterrupted", "killed"
+_UNCOMPARED = ("items_per_second",)
+_PATIENCE_SECONDS = 900.0
+
+
+class SoakError(RuntimeError):
+    """A training that ended by itself before it could be killed, or did not end well."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill.
+
+    Args:
+        kind: "start": some seconds after the processes were started; "step": some seconds after a step was logged;
+            "save": as soon as a file of a checkpoint is there, and its marker is not; "final": the same of the final model.
+        step: the logged step, or the checkpoint's.
+        file: the checkpoint's or the final model's file.
+        seconds: the delay.
+    """
+
+    kind: str
+    step: int = 0
+    file: str = ""
+    seconds: float = 0.0
+
+    def come(self, run: Path) -> bool:
+        """Return whether what it waits for has happened, before the delay."""
+        if self.kind == "step":
+            return logged_step(run) >= self.step
+        if self.kind == "start":
+            return True
+        name = f"checkpoint-{self.step}" if self.kind == "save" else f"final{PARTIAL}"
+        return (run / name / self.file).exists()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the run that was left alone tells about when to kill.
+
+    Args:
+        start_seconds: until the first step was logged.
+        step_seconds: for one step, its share of the saving included.
+        checkpoint_files, final_files: the names of what a save writes.
+    """
+
+    start_seconds: float
+    step_seconds: float
+    checkpoint_files: tuple[str, ...]
+    final_files: tuple[str, ...]
+
+
+def plan(kills: int, saves: int, save_steps: int, pace: Pace, rng: random.Random) -> list[Moment]:
+    """Draw the moments, each behind the one before.
+
+    Args:
+        kills: how many.
+        saves: how many of them while a checkpoint or the final model is written.
+        save_steps: steps between checkpoints.
+        pace: of the run that was left alone.
+        rng: what decides.
+    """
+    with_ends = kills >= 4
+    kinds = ["save"] * (saves - with_ends) + ["start"] * with_ends
+    kinds += ["step"] * (kills - with_ends - len(kinds))
+    rng.shuffle(kinds)
+    moments, begun = [], 0
+    for kind in kinds:
+        if kind == "start":
+            moments.append(Moment(kind, seconds=rng.uniform(0, pace.start_seconds)))
+            continue
+        if kind == "save":
+            moments.append(Moment(kind, begun + save_steps, rng.choice(pace.checkpoint_files)))
+        else:
+            moments.append(Moment(kind, begun + rng.randint(1, save_steps), seconds=rng.uniform(0, pace.step_seconds)))
+        begun += save_steps
+    return moments + [Moment("final", file=rng.choice(pace.final_files))] * with_ends
+
+
+class Processes:
+    """The processes of one training, in one process group.
+
+    torchrun would start each in a session of its own, where one signal does not reach all of them.
+
+    Args:
+        command: what each of them runs.
+        count: how many.
+        log: the file that all of them write to.
+    """
+
+    def __init__(self, command: Sequence[str], count: int, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(count)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if not torch.cuda.is_available():
+            shared["ACCELERATE_USE_CPU"] = "true"
+        self.log = log
+        self.started: list[subprocess.Popen] = []
+        for rank in range(count):
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            group = self.started[0].pid if self.started else 0
+            with log.open("a") as stream:
+                self.started.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=stream, stderr=subprocess.STDOUT, process_group=group
+                    )
+                )
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if any(process.poll() is None for process in self.started):
+            self.kill()
+
+    def kill(self) -> None:
+        """Send SIGKILL to all of them and to what they started, and wait for their end."""
+        os.killpg(self.started[0].pid, signal.SIGKILL)
+        for process in self.started:
+            process.wait()
+
+    def finish(self) -> list[int]:
+        """Wait for their end and return the exit statuses."""
+        return [process.wait(timeout=_PATIENCE_SECONDS) for process in self.started]
+
+    def wait_for(self, come: Callable[[], bool]) -> None:
+        """Wait until something has happened.
+
+        Raises:
+            SoakError: a process ended before, or too much time has passed.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not come():
+            if any(process.poll() is not None for process in self.started) and not come():
+                raise SoakError(f"the training ended before it could be killed:\n{self.last_words()}")
+            if time.monotonic() > deadline:
+                raise SoakError(f"the training did nothing for {_PATIENCE_SECONDS:g} seconds:\n{self.last_words()}")
+            time.sleep(0.001)
+
+    def last_words(self) -> str:
+        """Return the end of the log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+
+def logged_step(run: Path) -> int:
+    """Return the last step in a run's metrics, 0 where there is none."""
+    lines = read_lines(run / METRICS_FILE)
+    return lines[-1]["step"] if lines else 0
+
+
+def run_alone(command: Sequence[str], processes: int, run: Path, log: Path) -> Pace:
+    """Run a training to its end, and return how fast it was and what it wrote.
+
+    Raises:
+        SoakError: it did not end well.
+    """
+    begin = time.monotonic()
+    with Processes(command, processes, log) as training:
+        training.wait_for(lambda: logged_step(run) >= 1)
+        start_seconds = time.monotonic() - begin
+        if any(training.finish()):
+            raise SoakError(f"the training that is left alone did not end well:\n{training.last_words()}")
+    seconds, first = time.monotonic() - begin - start_seconds, checkpoints(run)[0]
+    return Pace(start_seconds, seconds / logged_step(run), _names(first), _names(run / "final"))
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    """The files of a folder in the order in which they were written, but for the last, after which all is done at once."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
+    return tuple(str(path.relative_to(folder)) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)[:-1])
+
+
+def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path, log: Path) -> dict[str, Any]:
+    """Start a training, or start it again, kill it at a moment, and return what was found then.
+
+    Returns: the moment; the last logged step; the last good checkpoint; whether this kill interrupted a save, and what lies
+    there half-written, which may be left from the kill before.
+    """
+    before = _half_written(run)
+    with Processes(command, processes, log) as training:
+        training.wait_for(lambda: moment.come(run))
+        time.sleep(moment.seconds)
+        if all(process.poll() is not None for process in training.started):
+            raise SoakError(f"the training ended before it could be killed:\n{training.last_words()}")
+        training.kill()
+    good, half = last_good_checkpoint(run), _half_written(run)
+    return {
+        "moment": {key: value for key, value in asdict(moment).items() if value},
+        "logged_step": logged_step(run),
+        "last_good_checkpoint": None if good is None else good.name,
+        "in_a_save": any(before.get(name) != written for name, written in half.items()),
+        "half_written": sorted(half),
+    }
+
+
+def _half_written(run: Path) -> dict[str, tuple[int, int]]:
+    """What a run has begun to save and not finished, each with what tells it from an earlier attempt of the same name."""
+    half = [path for path in checkpoints(run) if not is_complete(path)] + list(run.glob(f"final{PARTIAL}"))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in half}
+
+
+def differing_losses(whole: Path, run: Path) -> list[str]:
+    """Compare every logged value but the speed with the same step's of the run that was left alone."""
+    expected = {line["step"]: line for line in read_lines(whole / METRICS_FILE)}
+    differences = []
+    for line in read_lines(run / METRICS_FILE):
+        other = expected.get(line["step"], {})
+        keys = sorted((set(line) | set(other)) - set(_UNCOMPARED))
+        changes = [f"{key} {line.get(key)} ≠ {other.get(key)}" for key in keys if line.get(key) != other.get(key)]
+        differences += [f"step {line['step']}: {change}" for change in changes]
+    return differences
+
+
+def differing_weights(whole: Path, folder: Path) -> tuple[int, list[str]]:
+    """Compare the weights of a checkpoint, or of a final model, with those of the run that was left alone, bit by bit.
+
+    Returns: the number of tensors compared, and what differs.
+    """
+    names = sorted({path.name for one in (whole, folder) for path in one.glob("*.safetensors")})
+    compared, differences = 0, [] if names else [f"{folder.name}: no weights"]
+    for name in names:
+        if not ((whole / name).is_file() and (folder / name).is_file()):
+            differences.append(f"{folder.name}/{name}: in one of the runs alone")
+            continue
+        expected, found = load_file(whole / name), load_file(folder / name)
+        compared += len(found)
+        differences += [
+            f"{folder.name}: {key}: in one of the runs alone" for key in sorted(expected.keys() ^ found.keys())
+        ]
+        for key in sorted(expected.keys() & found.keys()):
+            if expected[key].dtype != found[key].dtype or not torch.equal(expected[key], found[key]):
+                differences.append(f"{folder.name}: {key}: other values")
+    return compared, differences
+
+
+def write_shards(folder: Path, products: int, seed: int) -> Path:
+    """Write the embedded catalogue as two parquet shards of triplets: query, purchased product, hard negative."""
+    product_rows, query_rows = make_catalogue(products=products, image_size=64, seed=seed, progress=False)
+    known = {row["product_id"]: row for row in product_rows}
+    rows = []
+    for query in query_rows:
+        right, wrong = known[query["positives"][0]], known[[*query["negatives"], *known][0]]
+        rows.append(
+            {
+                "query": query["text"],
+                "query_image": query["image"],
+                "doc_id": right["product_id"],
+                "doc_title": right["title"],
+                "doc_image": right["images"][0],
+                "neg_id": wrong["product_id"],
+                "neg_title": wrong["title"],
+                "neg_image": wrong["images"][0],
+            }
+        )
+    folder.mkdir(parents=True)
+    for shard in range(2):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[shard::2]), folder / f"{shard}.parquet")
+    return folder
+
+
+def streaming_recipe(recipe: str, overrides: Sequence[str], output: Path, seed: int) -> list[str]:
+    """Return the recipe's command line, on streams; refuses, before anything is run, what training would refuse.
+
+    Raises:
+        RecipeError: a recipe that cannot be run.
+    """
+    arguments = [recipe, *overrides]
+    if not parse_recipe(arguments).data.streaming:
+        shards = write_shards(output / "shards", products=60, seed=seed)
+        arguments += ["--streaming", "true", "--data", str(shards)]
+        arguments += ["--evaluate_before", "false", "--evaluate_after", "false"]
+        parse_recipe(arguments)
+    return arguments
+
+
+def soak(arguments: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]:
+    """Run the training alone, kill it as planned, and compare.
+
+    Args:
+        arguments: the recipe and its overrides.
+        chosen: the command line's own values.
+
+    Returns: the kills, what was compared, and what differs.
+
+    Raises:
+        SoakError: a training that ended by itself.
+    """
+    output, kills = chosen.output, chosen.kills
+    steps = chosen.save_steps * (kills + 1)
+    fixed = {"max_steps": steps, "save_steps": chosen.save_steps, "logging_steps": 1, "disable_tqdm": "true"}
+    command = [sys.executable, "-c", TRAIN, str(chosen.pause_seconds), *arguments]
+    command += [text for key, value in fixed.items() for text in (f"--{key}", str(value))]
+    whole, run = output / WHOLE, output / KILLED
+    found, differences, tensors = [], [], 0
+    with tqdm(total=kills + 2, desc="soak", unit="run") as bar:
+        all_kept = ["--output_dir", str(whole), "--save_total_limit", str(kills + 2)]
+        pace = run_alone([*command, *all_kept], chosen.processes, whole, output / "uninterrupted.log")
+        bar.update()
+        command, log = [*command, "--output_dir", str(run)], output / "killed.log"
+        for moment in plan(kills, chosen.saves, chosen.save_steps, pace, random.Random(chosen.seed)):
+            found.append(kill_once(moment, command, chosen.processes, run, log))
+            last = found[-1]["last_good_checkpoint"]
+            differences += differing_losses(whole, run)
+            if last is not None:
+                compared, others = differing_weights(whole / last, run / last)
+                tensors, differences = tensors + compared, differences + others
+            bar.set_postfix_str(f"killed at step {found[-1]['logged_step']}, {len(differences)} differences")
+            bar.update()
+        with Processes(command, chosen.processes, log) as training:
+            if any(training.finish()):
+                raise SoakError(f"the last resumption did not end well:\n{training.last_words()}")
+        bar.update()
+    compared, others = differing_weights(whole / "final", run / "final")
+    differences += differing_losses(whole, run) + others
+    lines = [{line["step"] for line in read_lines(one / METRICS_FILE)} for one in (whole, run)]
+    if lines[0] != lines[1]:
+        differences.append(f"logged steps: {sorted(lines[0] ^ lines[1])} in one of the runs alone")
+    in_saves = sum(one["in_a_save"] for one in found)
+    return {
+        "steps": steps,
+        "kills": found,
+        "kills_in_a_save": in_saves,
+        "kills_in_a_save_wanted": chosen.at_least_in_saves,
+        "losses_compared": len(lines[1]),
+        "checkpoint_tensors_compared": tensors,
+        "final_tensors_compared": compared,
+        "differences": differences,
+        "passed": not differences and in_saves >= chosen.at_least_in_saves,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.studies.soak", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("recipe", help="a recipe of training")
+    parser.add_argument("--kills", type=int, default=10, help="how often to kill (default 10)")
+    parser.add_argument("--saves", type=int, help="how many of them to aim at a save (default: half of them)")
+    parser.add_argument("--at-least-in-saves", type=int, default=3, help="how many have to hit one (default 3)")
+    parser.add_argument("--processes", type=int, default=2, help="processes that train together (default 2)")
+    parser.add_argument("--save-steps", type=int, default=2, help="steps between checkpoints (default 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument(
+        "--pause-seconds",
+        type=float,
+        default=0.02,
+        help="wait at each file of a save, so that a kill can hit the save of a small model (default 0.02)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a folder for the two runs, new or empty")
+    parser.add_argument("--results", type=Path, help="the JSON file to write (default: soak.json in --output)")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    if not 1 <= chosen.at_least_in_saves <= chosen.saves < chosen.kills:
+        parser.error(
+            f"found kills {chosen.kills}, saves {chosen.saves}, at-least-in-saves {chosen.at_least_in_saves}; accepted: "
+            "1 ≤ at-least-in-saves ≤ saves < kills"
+        )
+    for name, low in (("processes", 1), ("save_steps", 1), ("pause_seconds", 0)):
+        if getattr(chosen, name) < low:
+            parser.error(f"{name.replace('_', '-')}: found {getattr(chosen, name)}; accepted: at least {low}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; see the top of this file for the exit status."""
+    parser = _parser()
+    chosen, overrides = parser.parse_known_args(arguments)
+    chosen.saves = (chosen.kills + 1) // 2 if chosen.saves is None else chosen.saves
+    _check(parser, chosen)
+    if chosen.output.exists() and any(chosen.output.iterdir()):
+        parser.error(f"output: found {chosen.output}, which is not empty; accepted: a folder that is new or empty")
+    try:
+        require_writable_folder("--output", chosen.output)
+        require_writable_file("--results", chosen.results)
+    except OutputError as error:
+        parser.error(str(error))
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    try:
+        found = soak(streaming_recipe(chosen.recipe, overrides, chosen.output, chosen.seed), chosen)
+    except (RecipeError, SoakError) as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RecipeError) else 1
+    recipe = Path(chosen.recipe).name
+    facts = {"recipe": recipe, "processes": chosen.processes} | found
+    facts["provenance"] = provenance(chosen.seed, recipe=recipe)
+    results = chosen.results or chosen.output / "soak.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(results, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    for difference in found["differences"][:20]:
+        print(f"differs: {difference}", file=sys.stderr)
+    verdict = "the same as left alone" if found["passed"] else "NOT PASSED"
+    print(f"{chosen.kills} kills, {found['kills_in_a_save']} in a save: {verdict}; written to {results}")
+    return 0 if found["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
