@@ -24,15 +24,15 @@ import numpy as np
 import torch
 
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, make_search
-from product_data.tables import ProductTables, TableError
-from retrieval.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
-from product_data.outputs import require_writable_file
 from evaluation.provenance import provenance
 from evaluation.run import limited_tables, load_benchmark
-from retrieval.shortened import shortened_summary
 from modeling_moon.embedding_moon import MarginGate
+from product_data.outputs import require_writable_file
+from product_data.tables import ProductTables, TableError
+from retrieval.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
+from retrieval.shortened import shortened_summary
 
 WAYS = ("none", "generate")
 CUTOFFS = (1, 10)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from evaluation.explanation import Explanation, PictureHeat
 from evaluation.fonts import Font, font_for, readable
-
-if TYPE_CHECKING:
-    from evaluation.heatmap import Explanation, PictureHeat
 
 Colour = tuple[int, int, int]
 
@@ -373,3 +372,18 @@ def _lines(ruler: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> li
             else:
                 lines.append(word)
     return lines
+
+
+def save_explanation(explanation: Explanation, path: str | Path, font: str | Path | None = None) -> Path:
+    """Draw it and write the PNG; its folder is made, and the file appears only when it is whole.
+
+    Args:
+        path: of the PNG.
+        font: as in `draw_explanation`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    draw_explanation(explanation, font=font).save(unfinished, "PNG", optimize=True)
+    os.replace(unfinished, path)
+    return path

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from retrieval.encode import WrittenReasoning
 from processing_moon import Reasoning
+from retrieval.encode import WrittenReasoning
 
 # A reasoning is well formed, or has one or more of the other marks.
 MARKS: dict[str, Callable[[Reasoning], bool]] = {

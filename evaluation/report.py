@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
-from product_data.tables import ProductRow, QueryRow
 from evaluation.fonts import Font, font_for, readable
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
+from product_data.tables import ProductRow, QueryRow
 
 _ABSENT = "–"
 _OF_EVERY_RUN = ("final", "run")  # folders that each training has

@@ -19,10 +19,15 @@ from typing import Any
 
 import numpy as np
 
+import evaluation.baselines  # noqa: F401 - makes its models known
 from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.provenance import provenance
+from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
+from evaluation.report import contact_sheet, results_table, short_name
+from product_data.outputs import require_writable_file, require_writable_folder
 from product_data.reading import add_reading_arguments, reading_options
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from retrieval.encode import (
@@ -36,10 +41,6 @@ from retrieval.encode import (
     config_digest,
     load_for_evaluation,
 )
-from product_data.outputs import require_writable_file, require_writable_folder
-from evaluation.provenance import provenance
-from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
-from evaluation.report import contact_sheet, results_table, short_name
 from retrieval.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")

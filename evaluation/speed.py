@@ -27,14 +27,15 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
-from product_data.catalogue.making import make_catalogue
-from retrieval.encode import encode, load_for_evaluation
-from product_data.outputs import OutputError, require_writable_file
+import evaluation.baselines  # noqa: F401 - makes its models known
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.embedding_moon import MarginGate, Thinking, generation_config, think_then_embed
 from modeling_moon.modeling_moon import MoonGuidedMoE, MoonModalityMoE
 from modeling_moon.routing_moon import find_guided
+from product_data.catalogue.making import make_catalogue
+from product_data.outputs import OutputError, require_writable_file
+from retrieval.encode import encode, load_for_evaluation
 
 _WIDTH = 256
 _TEXT: dict[str, Any] = {

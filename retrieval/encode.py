@@ -20,13 +20,12 @@ from transformers import AutoModel
 
 import modeling_moon
 import processing_moon
-from evaluation.baselines import dual_tower
-from product_data.duplicates import EqualProducts
-from product_data.tables import ProductRow, QueryRow
-from retrieval.shortened import shortened_items
 from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
 from processing_moon import Reasoning
 from processing_moon.batch_moon import Shortened
+from product_data.duplicates import EqualProducts
+from product_data.tables import ProductRow, QueryRow
+from retrieval.shortened import shortened_items
 
 KINDS = ("product", "query")
 # How records may be embedded; the gate of "auto" belongs to a search, see `VectorCache`.
@@ -36,8 +35,8 @@ ROW_REASONING = ("none", "generate")
 QUERY_REASONING = (*ROW_REASONING, "auto")
 # What a search may make of the variants of a right answer.
 VARIANTS = ("left_out", "right", "wrong")
-# Importing these (and the processor) makes their model types known to the Auto classes.
-MODELS = (modeling_moon.MoonModel, dual_tower.DualTower)
+MODEL_TYPES = {modeling_moon.MoonConfig.model_type}
+"""Model types whose output has `.embeddings`; a baseline adds its own when its file is imported."""
 _PROGRESS_DELAY_SECONDS = 3.0
 
 
@@ -116,7 +115,7 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ValueError(f"{path}: no config.json; accepted: the folder of a saved checkpoint")
     model = AutoModel.from_pretrained(path, dtype=dtype)
-    if model.config.model_type not in {known.config_class.model_type for known in MODELS}:
+    if model.config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"{path}: model type {model.config.model_type!r}; accepted: a Moon (see training.model.upcycle) or a dual tower"
         )

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval.encode import encode
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor, ProductError
+from retrieval.encode import encode
 
 GOOD = [
     {"title": "red shoes", "images": Image.new("RGB", (80, 64), "red"), "attributes": {"colour": "red"}},

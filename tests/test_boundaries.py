@@ -1,6 +1,7 @@
 """Imports flow one way, shipped files stay flat and small, and no file shadows a library."""
 
 import ast
+import graphlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -8,14 +9,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("modeling_moon", "processing_moon", "evaluation", "training", "model_cards")
-MAY_IMPORT = {
-    "modeling_moon": {"modeling_moon"},
-    "processing_moon": {"processing_moon"},
-    "model_cards": {"model_cards"},
-    "evaluation": {"evaluation", "modeling_moon", "processing_moon"},
-    "training": {"training", "evaluation", "modeling_moon", "processing_moon"},
-}
+# From the ground up: each may import itself and what stands before it; modeling_moon and processing_moon are one storey.
+PACKAGES = (
+    "modeling_moon",
+    "processing_moon",
+    "product_data",
+    "retrieval",
+    "evaluation",
+    "training",
+    "applications",
+    "moon3",
+)
+ALONE = ("modeling_moon", "processing_moon", "model_cards")
+# The folders and files of `training/`, from the ground up in the same way.
+ROOMS = ("places", "errors", "losses", "rewards", "encoding", "parallel", "runs", "batches", "labels", "model") + (
+    "contrastive",
+    "reasoning",
+    "recipe",
+    "assembly",
+    "train",
+    "mining",
+    "shop",
+    "quickstart",
+    "studies",
+)
 SHIPPED_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "huggingface_hub"}
 SHIPPED = sorted(
     path
@@ -23,18 +40,25 @@ SHIPPED = sorted(
     for path in (ROOT / folder).glob("*.py")
     if path.stem != "__init__"
 )
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(path for package in {*PACKAGES, *ALONE} for path in (ROOT / package).rglob("*.py"))
 
 
-def imports(path: Path) -> list[tuple[int, str]]:
-    """(level, dotted name) of every import statement of a file."""
+def imports_of(code: str, with_names: bool = False) -> list[tuple[int, str]]:
+    """(level, dotted name) of every import statement; `with_names` adds what is imported to the module's name."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and with_names:
+            found += [(node.level, f"{node.module or ''}.{alias.name}".strip(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             found.append((node.level, node.module or ""))
     return found
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """As `imports_of`, of a file."""
+    return imports_of(path.read_text())
 
 
 def relative(path: Path) -> str:
@@ -46,11 +70,68 @@ def test_there_are_files_to_check():
     assert len(SOURCES) > 20
 
 
+def climbs(parts: tuple[str, ...], code: str) -> list[str]:
+    """The imports of a file, those under TYPE_CHECKING too, that its place in the house forbids.
+
+    Args:
+        parts: the file's path below the root, without its ending.
+        code: its text.
+    """
+    package = parts[0]
+    names = [
+        name.split(".") for level, name in imports_of(code) if level == 0 and name.split(".")[0] in {*PACKAGES, *ALONE}
+    ]
+    found = []
+    for name in names:
+        if name[0] == package:
+            if package == "training" and len(name) > 1 and ROOMS.index(name[1]) > ROOMS.index(parts[1]):
+                found.append(".".join(name))
+        elif package in ALONE or name[0] not in PACKAGES or PACKAGES.index(name[0]) > PACKAGES.index(package):
+            found.append(".".join(name))
+    return found
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_a_layer_imports_only_the_layers_below_it(path):
-    package = path.relative_to(ROOT).parts[0]
-    ours = {name.split(".")[0] for level, name in imports(path) if level == 0} & set(PACKAGES)
-    assert ours <= MAY_IMPORT[package]
+def test_a_file_imports_only_what_stands_below_it(path):
+    assert not climbs(path.relative_to(ROOT).with_suffix("").parts, path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("parts", "line", "forbidden"),
+    [
+        (("product_data", "rows"), "import retrieval.encode", ["retrieval.encode"]),
+        (("processing_moon", "x_moon"), "from modeling_moon import MoonModel", ["modeling_moon"]),
+        (("evaluation", "run"), "def f():\n    from training.train import main", ["training.train"]),
+        (("training", "losses", "x"), "from training.contrastive.trainer import A", ["training.contrastive.trainer"]),
+        (
+            ("training", "batches", "x"),
+            "if TYPE_CHECKING:\n    import training.recipe.arguments",
+            ["training.recipe.arguments"],
+        ),
+        (("training", "assembly", "x"), "from training.losses.info_nce import a\nimport evaluation.run", []),
+    ],
+)
+def test_a_planted_violation_is_found(parts, line, forbidden):
+    assert climbs(parts, line) == forbidden
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    """Circles through any number of files of ours, whether an import runs at once, late or for types alone."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES
+    }
+
+    def targets(name):
+        package = name if modules[name].stem == "__init__" else name.rpartition(".")[0]
+        for level, module in imports_of(modules[name].read_text(), with_names=True):
+            full = f"{package}.{module}" if level else module
+            yield next((known for known in (full, full.rpartition(".")[0]) if known in modules and known != name), None)
+
+    graph = {name: {target for target in targets(name) if target} for name in modules}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if {"losses", "rewards"} & set(p.parts)], ids=relative)
@@ -72,7 +153,7 @@ def test_a_shipped_file_imports_siblings_and_few_libraries_only(path):
         else:
             assert top in allowed or top in sys.stdlib_module_names, name
         if name.startswith("transformers.models.qwen"):
-            assert path.name == "modeling_moon.py"
+            assert path.name in ("modeling_moon.py", "fire_moon.py")  # the second: blocks that hand their outputs over
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=relative)

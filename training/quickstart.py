@@ -23,13 +23,13 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
 from evaluation.benchmarks.retrieval import SearchExample
+from evaluation.report import comparison_table, contact_sheet
+from evaluation.run import EvaluationOptions, evaluate_model
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductTables, QueryRow, load_tables
 from retrieval.encode import load_for_evaluation
-from evaluation.report import comparison_table, contact_sheet
-from evaluation.run import EvaluationOptions, evaluate_model
-from training.recipe.arguments import RecipeError, parse_recipe
 from training.assembly.starting_model import load_start, prepare_base
+from training.recipe.arguments import RecipeError, parse_recipe
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
 

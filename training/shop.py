@@ -22,27 +22,28 @@ import torch
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
+from evaluation.report import comparison_table, contact_sheet
+from processing_moon.product_moon import ProductError, open_image
+from product_data.outputs import OutputError, require_writable_folder
 from product_data.reading import READING_KEYS, ReadingOptions, add_reading_arguments
 from product_data.table_files import SUFFIXES
 from product_data.tables import ProductRow, ProductTables, TableError, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
-from product_data.outputs import OutputError, require_writable_folder
-from evaluation.report import comparison_table, contact_sheet
 from retrieval.shortened import shortened_sentence, shortened_summary, told
-from processing_moon.product_moon import ProductError, open_image
-from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
+from training.assembly.sources import with_held_out_queries
+from training.assembly.starting_model import load_start, prepare_base
 from training.mining.hard_negatives import MiningOptions
 from training.mining.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
-from training.assembly.sources import with_held_out_queries
+from training.places import RECIPES
+from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
 from training.runs.exact_resumption import SHORTENED_FILE
+from training.runs.lock import alone_in
 from training.runs.progress_bars import bars_shown
 from training.runs.resume import read_lines, write_atomically
-from training.runs.lock import alone_in
-from training.assembly.starting_model import load_start, prepare_base
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
 
-RECIPE = Path(__file__).with_name("recipes") / "shop.yaml"
+RECIPE = RECIPES / "shop.yaml"
 REPORT_FILE = "report.md"
 SIDES = ("before", "after")
 _METRICS = ("R@1", "R@5", "R@10")

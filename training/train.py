@@ -29,37 +29,15 @@ import yaml
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from product_data.tables import ProductTables, TableError
-from retrieval.encode import load_for_evaluation
 from evaluation.provenance import provenance
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
-from retrieval.shortened import shortened_sentence, shortened_summary
 from processing_moon import MoonProcessor
-from training.recipe.arguments import Recipe, RecipeError, make_recipe, parse_recipe, usage
-from training.batches.collate import UnreadableBatchError
-from training.assembly.sources import digest_of, read_data, unanswered_queries
-from training.assembly.stream_sources import open_streams, sample_tables
-from training.batches.streams import StreamError
-from training.parallel.distributed import first_process_alone
-from training.runs.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE, ResumeError
-from training.runs.finite_steps import NonFiniteLossError
-from training.runs.full_disk import DiskFullError, stops_on_a_full_disk
+from product_data.tables import ProductTables, TableError
+from retrieval.encode import load_for_evaluation
+from retrieval.shortened import shortened_sentence, shortened_summary
 from training.assembly.objective import check_fits
-from training.runs.progress_bars import bars_shown
-from training.recipe.reasoning import COLD_START, cold_start_values
-from training.runs.resume import (
-    PARTIAL,
-    checkpoints,
-    last_good_checkpoint,
-    mend_lines,
-    read_lines,
-    remove_incomplete,
-    write_atomically,
-    written_whole,
-)
-from training.runs.lock import alone_in
-from training.recipe.same_recipe import differences, differing_keys
+from training.assembly.sources import digest_of, read_data, unanswered_queries
 from training.assembly.stages import MakeTrainer, trainer_factory
 from training.assembly.starting_model import (
     BASE_FOLDERS,
@@ -70,7 +48,29 @@ from training.assembly.starting_model import (
     save_trained,
     whole_trained,
 )
+from training.assembly.stream_sources import open_streams, sample_tables
+from training.batches.collate import UnreadableBatchError
+from training.batches.streams import StreamError
 from training.model.upcycle import UpcycleError
+from training.parallel.distributed import first_process_alone
+from training.recipe.arguments import Recipe, RecipeError, make_recipe, parse_recipe, usage
+from training.recipe.reasoning import COLD_START, cold_start_values
+from training.recipe.same_recipe import differences, differing_keys
+from training.runs.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE, ResumeError
+from training.runs.finite_steps import NonFiniteLossError
+from training.runs.full_disk import DiskFullError, stops_on_a_full_disk
+from training.runs.lock import alone_in
+from training.runs.progress_bars import bars_shown
+from training.runs.resume import (
+    PARTIAL,
+    checkpoints,
+    last_good_checkpoint,
+    mend_lines,
+    read_lines,
+    remove_incomplete,
+    write_atomically,
+    written_whole,
+)
 
 RECIPE_FILE = "resolved_recipe.yaml"
 PROVENANCE_FILE = "provenance.json"

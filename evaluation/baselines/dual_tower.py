@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from modeling_moon.tokens_moon import user_tokens
+from retrieval.encode import MODEL_TYPES
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 
@@ -257,3 +258,4 @@ def _unit(vector_BD: torch.Tensor) -> torch.Tensor:
 
 AutoConfig.register(DualTowerConfig.model_type, DualTowerConfig, exist_ok=True)
 AutoModel.register(DualTowerConfig, DualTower, exist_ok=True)
+MODEL_TYPES.add(DualTowerConfig.model_type)

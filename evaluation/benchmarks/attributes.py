@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.metrics import bootstrap_interval_of, classification_scores, search_ranks
 from product_data.tables import ProductRow
 from retrieval.encode import Encoded, VectorCache
-from evaluation.metrics import bootstrap_interval_of, classification_scores, search_ranks
 
 FORMS = ("mm", "i")
 AVERAGED = ("top1", "top1_chance", "top10", "top10_chance", "precision", "recall", "f1", "majority")

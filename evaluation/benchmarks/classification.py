@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from evaluation.metrics import classification_scores
 from product_data.tables import ProductRow
 from retrieval.encode import Encoded, VectorCache
-from evaluation.metrics import classification_scores
 
 FORMS = ("mm", "i")
 SEPARATOR = " > "

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.benchmarks.classification import SEPARATOR
+from evaluation.metrics import classification_scores
 from product_data.tables import ProductRow, QueryRow
 from retrieval.encode import VectorCache
-from evaluation.metrics import classification_scores
 
 TYPES = ("text", "image", "both")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ranks
 from product_data.tables import ProductRow, QueryRow
 from retrieval.encode import Encoded, VectorCache, all_skipped
-from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ranks
 
 # direction → (type of the queries, form of the gallery)
 DIRECTIONS = {

@@ -13,10 +13,10 @@ import torch
 from evaluation.benchmarks.attributes import evaluate_attributes, without_attributes
 from evaluation.benchmarks.classification import evaluate_classification, without_category
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
-from product_data.tables import ProductTables, load_tables
-from retrieval.encode import VectorCache
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
+from product_data.tables import ProductTables, load_tables
+from retrieval.encode import VectorCache
 
 WIDTH = 64
 

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel
 
 from evaluation.baselines.dual_tower import DualTower, DualTowerConfig
-from retrieval.encode import encode, load_for_evaluation
 from modeling_moon.tokens_moon import user_tokens
 from processing_moon import MoonProcessor
+from retrieval.encode import encode, load_for_evaluation
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 

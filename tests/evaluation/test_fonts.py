@@ -10,9 +10,9 @@ from PIL import ImageDraw, ImageFont
 
 from evaluation import fonts
 from evaluation.benchmarks.retrieval import SearchExample
-from product_data.tables import ProductRow, QueryRow
 from evaluation.fonts import font_for, readable
 from evaluation.report import contact_sheet
+from product_data.tables import ProductRow, QueryRow
 
 THAI, CHINESE, FIRE = "รองเท้า", "红色连衣裙", "🔥"
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from evaluation import gate
-from product_data.tables import TableError, load_tables
-from retrieval.encode import load_for_evaluation
 from evaluation.gate import Asked, GateOptions, aligned_space, gate_curve, measure_gate
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.run import EvaluationOptions, evaluate_model
+from product_data.tables import TableError, load_tables
+from retrieval.encode import load_for_evaluation
 
 ARROWS = ("none→none", "none→generate", "generate→none", "generate→generate")
 

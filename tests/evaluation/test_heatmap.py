@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel, PreTrainedModel
 
-from retrieval.encode import load_for_evaluation
 from evaluation.heatmap import Explanation, PictureHeat, draw_explanation, eager_attention, explain, main
 from processing_moon.product_moon import ProductError
+from retrieval.encode import load_for_evaluation
 
 RANDOM = np.random.default_rng(0)
 

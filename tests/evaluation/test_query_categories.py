@@ -10,9 +10,9 @@ import pytest
 from test_benchmarks import CodeModel, CodeProcessor, shop
 
 from evaluation.benchmarks.query_categories import category_labels
-from product_data.tables import ProductTables, TableError, load_tables
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
+from product_data.tables import ProductTables, TableError, load_tables
 
 
 def photos(categories: list[list[str]], **fields: Any) -> list[dict[str, Any]]:

@@ -17,13 +17,13 @@ from PIL import Image
 
 from evaluation import report, run
 from evaluation.baselines.dual_tower import DualTower
-from product_data.tables import ProductTables, load_tables
-from retrieval.encode import Encoded, VectorCache, WrittenReasoning, encode, load_for_evaluation
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import comparison_table, results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from modeling_moon.embedding_moon import Thinking
 from processing_moon import read_reasoning
+from product_data.tables import ProductTables, load_tables
+from retrieval.encode import Encoded, VectorCache, WrittenReasoning, encode, load_for_evaluation
 
 
 def picture(colour: str, size: int = 32) -> bytes:

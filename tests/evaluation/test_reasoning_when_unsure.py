@@ -15,10 +15,10 @@ from PIL import Image
 
 from evaluation import report, run
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, evaluate_retrieval, make_search, search_examples
-from product_data.tables import ProductTables, load_tables
-from retrieval.encode import VectorCache, load_for_evaluation
 from evaluation.reasonings import reasoning_note
 from evaluation.run import EvaluationOptions, evaluate_model
+from product_data.tables import ProductTables, load_tables
+from retrieval.encode import VectorCache, load_for_evaluation
 
 Pair = tuple[Any, Any]
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "navy", "orange")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from evaluation import report, run
 from evaluation.benchmarks.retrieval import SearchExample
-from product_data.tables import ProductRow, QueryRow
 from evaluation.fonts import font_for
 from evaluation.report import comparison_table, contact_sheet, read_results, results_table
+from product_data.tables import ProductRow, QueryRow
 
 COLOURS = ("red", "blue", "green", "yellow")
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from product_data.catalogue import making as catalogue
+from product_data.catalogue.drawing import SUPERSAMPLING, covered_share, mirror, smooth
 from product_data.catalogue.making import (
     contact_sheet,
     make_catalogue,
@@ -26,7 +27,6 @@ from product_data.catalogue.making import (
     write_catalogue,
     write_query,
 )
-from product_data.catalogue.drawing import SUPERSAMPLING, covered_share, mirror, smooth
 from product_data.catalogue.products import (
     COLOUR_WORDS,
     COLOURS,

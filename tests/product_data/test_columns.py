@@ -2,8 +2,8 @@
 
 import pytest
 
-from product_data.reading import ReadingOptions
 from product_data.columns import ColumnError, find_columns, parse_any_attributes, product_fields
+from product_data.reading import ReadingOptions
 
 MBE = [
     "id",

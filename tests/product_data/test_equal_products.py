@@ -13,11 +13,11 @@ from PIL import Image
 from test_benchmarks import CodeModel, CodeProcessor
 
 from evaluation.benchmarks.retrieval import evaluate_retrieval, make_search, search_examples
+from evaluation.report import results_table
+from evaluation.run import EvaluationOptions, evaluate_model
 from product_data.duplicates import EqualProducts, classes
 from product_data.tables import ProductRow, ProductTables, load_tables
 from retrieval.encode import Scoring, VectorCache
-from evaluation.report import results_table
-from evaluation.run import EvaluationOptions, evaluate_model
 
 SHOES, SIZES = 20, 12
 

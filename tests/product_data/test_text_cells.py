@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from processing_moon.product_moon import has_visible_text as visible_to_the_processor
 from product_data.reading import ReadingOptions
 from product_data.table_files import parse_attributes
 from product_data.tables import TableError, load_tables, main
 from product_data.text_cells import has_visible_text, html_in, lone_surrogate, mended, strip_html
-from processing_moon.product_moon import has_visible_text as visible_to_the_processor
 
 HALF = "\ud83d"  # the first half of an emoji, which a cut after so many characters leaves
 PRODUCTS: list[dict[str, Any]] = [{"product_id": "1", "title": "hat"}, {"product_id": "2", "title": "shoe"}]

@@ -11,10 +11,10 @@ import torch
 from peft import PeftModel
 from PIL import Image, ImageDraw
 
+from modeling_moon import MoonModel
 from product_data.reading import ReadingOptions
 from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport, load_tables
 from retrieval.encode import load_for_evaluation
-from modeling_moon import MoonModel
 from training.assembly.sources import with_held_out_queries
 from training.shop import _recipe, main, read_shop
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import is_progress_bar_enabled
 
+from modeling_moon import MoonModel
 from product_data.catalogue.making import write_catalogue
 from retrieval.encode import encode, load_for_evaluation
-from modeling_moon import MoonModel
 from training.runs.resume import read_lines
 from training.train import main
 

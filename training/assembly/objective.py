@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from training.recipe.arguments import LossArguments, ModelArguments, Recipe, RecipeError, filter_values
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
+from training.recipe.arguments import LossArguments, ModelArguments, Recipe, RecipeError, filter_values
 
 
 def loss_of(arguments: LossArguments) -> DualAlignmentLoss:

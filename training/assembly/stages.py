@@ -8,22 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from product_data.tables import ProductTables
 from processing_moon import MoonProcessor
-from training.recipe.arguments import Recipe, RecipeError
-from training.recipe.candidates import check_candidates, check_products
-from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
-from training.contrastive.trainer import ContrastiveTrainer
+from product_data.tables import ProductTables
+from training.assembly.objective import loss_of, options_of
+from training.assembly.stream_sources import stream_batches
 from training.batches.buckets import BucketedPairs
 from training.batches.collate import PairCollator
-from training.batches.pairs import PairDataset, PairOptions, PairSource
-from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
-from training.assembly.stream_sources import stream_batches
-from training.batches.streams import StreamCollator, StreamSource, sample_of
 from training.batches.negatives import AUTO, NegativeQueue, queue_length
-from training.assembly.objective import loss_of, options_of
-from training.recipe.reasoning import COLD_START, REASONING
+from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.streams import StreamCollator, StreamSource, sample_of
 from training.contrastive.streamed_trainer import StreamedTrainer
+from training.contrastive.trainer import ContrastiveTrainer
+from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
+from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
+from training.recipe.arguments import Recipe, RecipeError
+from training.recipe.candidates import check_candidates, check_products
+from training.recipe.reasoning import COLD_START, REASONING
 
 MakeTrainer = Callable[[Any, int], Any]
 """(training arguments, steps) → a trainer with a fresh queue, so that measuring leaves no trace."""

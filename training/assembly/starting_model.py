@@ -14,18 +14,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evaluation.baselines.dual_tower import DualTower
-from product_data.tables import ProductTables
 from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
-from training.recipe.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
+from product_data.tables import ProductTables
 from training.model.checkpoint import mark_adapter, save_moon
-from training.parallel.launching import zero_stage
 from training.model.quantization import quantization_config
-from training.runs.resume import written_whole
-from training.parallel.sharding import is_sharded
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
+from training.parallel.launching import zero_stage
+from training.parallel.sharding import is_sharded
+from training.recipe.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
+from training.runs.resume import written_whole
 
 BASE_FOLDERS = ("small_base", "base")
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

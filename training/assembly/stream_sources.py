@@ -10,10 +10,9 @@ import pyarrow
 import pyarrow.parquet
 
 from product_data.checking import Found, check_html
+from product_data.columns import ColumnError, find_columns
 from product_data.table_files import TableError, refuse_undecodable
 from product_data.tables import EVERY_SPLIT, ProductTables
-from training.recipe.arguments import Recipe, RecipeError, reading_of
-from product_data.columns import ColumnError, find_columns
 from training.batches.pairs import PairOptions
 from training.batches.streams import (
     SPLIT_COLUMN,
@@ -25,6 +24,7 @@ from training.batches.streams import (
     has_addresses,
     sample_of,
 )
+from training.recipe.arguments import Recipe, RecipeError, reading_of
 
 _LOOKED_AT = 100  # rows
 

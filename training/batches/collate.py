@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrieval.shortened import shortened_items
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import REASONINGS
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
 from processing_moon.reasoning_moon import EMB_TOKEN, THINK_END, THINK_START
+from retrieval.shortened import shortened_items
+from training.batches.negatives import NO_ID
 from training.batches.pairs import Pair
 from training.batches.reasoning_labels import reasoning_labels
-from training.batches.negatives import NO_ID
 
 SUBSTITUTES = 8  # other pairs tried in the place of one that cannot be read
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from processing_moon.product_moon import ProductError, open_image
 from product_data.duplicates import EqualProducts, classes, looks_of
 from product_data.tables import ProductRow, ProductTables, QueryRow
-from processing_moon.product_moon import ProductError, open_image
-from training.batches.views import altered_view
 from training.batches.negatives import NO_ID, stable_id
+from training.batches.views import altered_view
 
 FORMS = ("image", "text", "both")
 _TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried

@@ -22,14 +22,14 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import Dataset
 
+from processing_moon import MoonProcessor
+from product_data.columns import ROW_ID, RowColumns, cell_of, product_fields
 from product_data.reading import ReadingOptions
 from product_data.table_files import is_absent, is_address, parse_images, undecodable
 from product_data.tables import EVERY_SPLIT, ProductRow, ProductTables, QueryRow, ValidationReport
 from product_data.text_cells import mended
-from processing_moon import MoonProcessor
 from training.batches.buckets import Outline, bucket_order
 from training.batches.collate import PairCollator, UnreadableBatchError
-from product_data.columns import ROW_ID, RowColumns, cell_of, product_fields
 from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
 
 SPARES = 4  # rows that travel with a batch, in case that some of its own cannot be read

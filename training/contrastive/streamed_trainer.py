@@ -5,8 +5,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from training.contrastive.trainer import ContrastiveTrainer
 from training.batches.streams import StreamBatches
+from training.contrastive.trainer import ContrastiveTrainer
 
 
 class StreamedTrainer(ContrastiveTrainer):

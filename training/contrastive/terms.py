@@ -12,12 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.encoding.batch_encoding import SINGLE_FORMS
-from training.encoding.chunked_encoding import Vectors
-from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
-from training.losses.dual_alignment import ContrastiveTerm
-from training.losses.info_nce import NO_TARGET
-from training.losses.sample_filter import SampleFilter
 from training.batches.negatives import (
     Candidates,
     FalseNegatives,
@@ -26,6 +20,12 @@ from training.batches.negatives import (
     false_negatives_among,
     places,
 )
+from training.encoding.batch_encoding import SINGLE_FORMS
+from training.encoding.chunked_encoding import Vectors
+from training.losses.dual_alignment import ContrastiveTerm
+from training.losses.info_nce import NO_TARGET
+from training.losses.sample_filter import SampleFilter
+from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
 
 GIVEN = "given"
 """The form of a query as it came."""

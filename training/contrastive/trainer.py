@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from training.batches.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
+from training.contrastive.terms import TermOptions, Terms, hits, make_terms
 from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts_of
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
-from training.contrastive.terms import TermOptions, Terms, hits, make_terms
-from training.parallel.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
-from training.runs.exact_resumption import ExactResumption, shortened_rows
-from training.runs.finite_steps import FiniteSteps
-from training.parallel.launching import launched, zero_stage
-from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.encoding.momentum_encoder import MomentumEncoder
-from training.batches.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
+from training.encoding.shared_pictures import vision_tower
+from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.model.parameter_groups import group_by_rate
+from training.parallel.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
+from training.parallel.launching import launched, zero_stage
 from training.parallel.sharding import (
     EvenEncoder,
     even_parts,
@@ -36,7 +35,8 @@ from training.parallel.sharding import (
     use_fsdp,
     whole_parameters,
 )
-from training.encoding.shared_pictures import vision_tower
+from training.runs.exact_resumption import ExactResumption, shortened_rows
+from training.runs.finite_steps import FiniteSteps
 
 MOMENTUM_FILE = "momentum_encoder.pt"
 _ALWAYS = ("accuracy", "negatives", "masked_share")

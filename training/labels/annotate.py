@@ -27,11 +27,11 @@ import pyarrow.parquet
 from PIL import Image
 from tqdm import tqdm
 
+from processing_moon.product_moon import ImageLimits, ProductError, open_image
+from product_data.outputs import require_writable_file
 from product_data.reading import add_reading_arguments, reading_options
 from product_data.table_files import ImageSource
 from product_data.tables import ProductRow, load_tables
-from product_data.outputs import require_writable_file
-from processing_moon.product_moon import ImageLimits, ProductError, open_image
 from training.labels.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, load_writer, read_answer
 from training.runs.resume import append_line, mend_lines, read_lines
 

@@ -24,10 +24,10 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
-from product_data.tables import ProductRow
 from processing_moon.product_moon import plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, THINK_END, THINK_START, read_reasoning
 from product_data.attribute_keys import as_attributes, facts_of
+from product_data.tables import ProductRow
 from training.labels.reasoning import control_tokens_of
 
 FORMS = ("image", "text")

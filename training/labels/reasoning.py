@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from product_data.tables import PRODUCT_FORMS, ProductRow, ProductTables
 from processing_moon.product_moon import control_token_pattern, plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, reasoning_text
 from product_data.attribute_keys import (
@@ -26,10 +25,11 @@ from product_data.attribute_keys import (
     mbe_key,
     same_value,
 )
+from product_data.synonyms import states
+from product_data.tables import PRODUCT_FORMS, ProductRow, ProductTables
+from training.batches.negatives import stable_id
 from training.batches.pairs import Pair, PairOptions
 from training.batches.streams import BadRow, RowPairs, StreamRow, StreamSource
-from product_data.synonyms import states
-from training.batches.negatives import stable_id
 
 Attributes = Mapping[str, tuple[str, ...]]
 _SALT = 0x7468696E  # so that these draws are none of the pairs' own

@@ -29,13 +29,16 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
+import evaluation.baselines  # noqa: F401 - makes its models known
 from product_data.interactions import InteractionOptions
+from product_data.outputs import require_writable_folder
 from product_data.reading import add_reading_arguments, reading_options
 from product_data.table_files import ImageSource
 from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
 from retrieval.encode import Encoded, config_digest, encode, load_for_evaluation
-from product_data.outputs import require_writable_folder
 from retrieval.shortened import shortened_items, shortened_sentence, shortened_summary
+from training.assembly.sources import with_splits
+from training.batches.negatives import stable_id
 from training.mining.hard_negatives import (
     CHOICES,
     Mined,
@@ -45,10 +48,8 @@ from training.mining.hard_negatives import (
     choose_negatives,
     similarity_limit,
 )
-from training.assembly.sources import with_splits
-from training.batches.negatives import stable_id
-from training.runs.resume import write_atomically
 from training.runs.lock import alone_in
+from training.runs.resume import write_atomically
 
 QUERIES_FILE, REPORT_FILE, SETTINGS_FILE = "queries.parquet", "report.json", "mining.json"
 _VECTORS, _MINED = "vectors", "mined"

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import tqdm  # hidden with the bars of transformers
 
-from product_data.outputs import require_writable_folder
 from modeling_moon import MoonConfig, MoonForConditionalGeneration
 from modeling_moon.configuration_moon import BACKBONES, PRESETS
 from modeling_moon.fire_moon import MoonDetailMerger, MoonFire
 from modeling_moon.modeling_moon import MoonFusion
 from processing_moon import MoonProcessor
+from product_data.outputs import require_writable_folder
 from training.model.checkpoint import write_code_and_settings
 
 # Moon's tokens: the field of MoonConfig that holds the id of each.

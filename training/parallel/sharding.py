@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from training.encoding.batch_encoding import BatchEncoder, BatchPart
 from training.encoding.chunked_encoding import Vectors, slice_rows
-from training.parallel.distributed import world_size
 from training.encoding.shared_pictures import vision_tower
+from training.parallel.distributed import world_size
 
 IDLE = "idle"
 """The name of the vectors (0, D) of forward passes that only keep a process in step with the others."""

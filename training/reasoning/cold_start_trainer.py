@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.encoding.batch_encoding import CROSS_ENTROPY, REASONED_ROWS, RIGHT_TOKENS, WRITTEN_TOKENS, BatchEncoder
-from training.encoding.chunked_encoding import Vectors
+from training.batches.reasoning_labels import IGNORED
+from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.terms import Terms
 from training.contrastive.trainer import ContrastiveTrainer
-from training.batches.reasoning_labels import IGNORED
+from training.encoding.batch_encoding import CROSS_ENTROPY, REASONED_ROWS, RIGHT_TOKENS, WRITTEN_TOKENS, BatchEncoder
+from training.encoding.chunked_encoding import Vectors
 from training.parallel.distributed import mean_rows
-from training.contrastive.streamed_trainer import StreamedTrainer
 
 _VECTORS_ALONE: dict[str, Any] = {"output_embeddings": True, "logits_to_keep": None}
 

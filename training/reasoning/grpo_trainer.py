@@ -24,13 +24,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from modeling_moon.embedding_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
+from training.batches.negatives import NegativeQueue
 from training.encoding.chunked_encoding import number_of_rows, slice_rows
 from training.parallel.distributed import touch_every_parameter, world_size
-from training.runs.exact_resumption import ExactResumption, shortened_rows
-from training.runs.finite_steps import FiniteSteps
-from training.batches.negatives import NegativeQueue
-from training.rewards import reward_function
-from training.rewards.retrieval import ranks
 from training.reasoning.rollout_terms import RolloutVectors, queue_of, rollout_loss, rollout_similarities
 from training.reasoning.rollouts import (
     SIDES,
@@ -42,6 +38,10 @@ from training.reasoning.rollouts import (
     sequences,
     with_ending,
 )
+from training.rewards import reward_function
+from training.rewards.retrieval import ranks
+from training.runs.exact_resumption import ExactResumption, shortened_rows
+from training.runs.finite_steps import FiniteSteps
 
 COMPLETIONS_FOLDER = "completions"
 _ENDING_TOKENS = 2

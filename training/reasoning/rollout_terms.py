@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
-from training.losses.dual_alignment import ContrastiveTerm
 from training.batches.negatives import Candidates, FalseNegatives, QueryFacts, false_negative_mask
+from training.losses.dual_alignment import ContrastiveTerm
+from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
 
 
 @dataclass

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from processing_moon import MoonProcessor
-from training.encoding.chunked_encoding import images_per_row
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.pairs import Pair
+from training.encoding.chunked_encoding import images_per_row
 
 SIDES = ("query", "product")
 _ENDING_TOKENS = 2

@@ -26,22 +26,23 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_flash_attn_2_available
 
+from modeling_moon.configuration_moon import PRESETS, MoonConfig
+from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.catalogue.making import make_catalogue
 from product_data.interactions import ACTION_WEIGHTS, InteractionOptions
 from product_data.reading import READING_KEYS, ReadingOptions
-from modeling_moon.configuration_moon import PRESETS, MoonConfig
-from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
-from training.recipe.candidates import check_candidates
-from training.recipe.command_line import steps_or_auto, take_nulls
-from training.parallel.launching import check_launch
+from training.batches.negatives import AUTO
 from training.losses.dual_alignment import FORMS as ALIGNMENT_FORMS
 from training.losses.sample_filter import SampleFilter
-from training.batches.negatives import AUTO
 from training.model.quantization import check_quantization
-from training.recipe.reasoning import ReasoningArguments, check_reasoning
-from training.recipe.files import RecipeError, read_recipe_file, refuse_nested_replace
-from training.recipe.values import alternatives, check_value, kind_name
 from training.model.small_base import SmallBaseConfig
+from training.parallel.launching import check_launch
+from training.places import RECIPES
+from training.recipe.candidates import check_candidates
+from training.recipe.command_line import steps_or_auto, take_nulls
+from training.recipe.files import RecipeError, read_recipe_file, refuse_nested_replace
+from training.recipe.reasoning import ReasoningArguments, check_reasoning
+from training.recipe.values import alternatives, check_value, kind_name
 
 FORMS = ("image", "text", "both")
 MOON_KEYS = (
@@ -318,7 +319,7 @@ class Recipe:
 
 def usage() -> str:
     """Return what `--help` prints: how to call, the recipes there are, and the keys of a recipe."""
-    folder = Path(__file__).with_name("recipes")
+    folder = RECIPES
     recipes = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
     topics = [inspect.cleandoc(group.__doc__ or "").replace("\nArgs:", "") for group in GROUPS]
     topics = [re.sub(r"^    (?=\w+: )", "    --", topic, flags=re.MULTILINE) for topic in topics]

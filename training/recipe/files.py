@@ -5,11 +5,9 @@ from typing import Any
 
 import yaml
 
+from training.errors import RecipeError
+
 REPLACE_TAG = "!replace"
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run, in a sentence that says which key, what was found and what is accepted."""
 
 
 class Replaced(dict):

@@ -1,0 +1,49 @@
+"""The rewards by name: each file of this folder is one, `x.py` with its `x_reward`."""
+
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+RewardFunction = Callable[..., list[float | None]]
+"""TRL's signature: (prompts, completions, completion_ids, **columns), each with an entry per rollout → a number or None each."""
+
+
+def reward_names() -> list[str]:
+    """Return the names of all rewards, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def reward_function(name: str) -> RewardFunction:
+    """Return a reward; its own name is `<name>_reward`, under which TRL logs it.
+
+    Args:
+        name: one of `reward_names`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in reward_names():
+        raise ValueError(f"rewards: found {name!r}; accepted: {', '.join(reward_names())}")
+    return getattr(import_module(f"{__name__}.{name}"), f"{name}_reward")
+
+
+def reward_weights(weights: Mapping[str, Any]) -> dict[str, float]:
+    """Return checked weights, in the order given.
+
+    Args:
+        weights: name of a reward → weight, a finite number. 0: the reward is computed and logged, and teaches nothing.
+
+    Raises:
+        ValueError: an unknown reward, a weight that is no finite number, or no weight but 0.
+    """
+    known = reward_names()
+    for name, weight in weights.items():
+        if name not in known:
+            raise ValueError(f"rewards: found {name!r}; accepted: {', '.join(known)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"rewards.{name}: found {weight!r}; accepted: a finite number")
+    if not any(weights.values()):
+        raise ValueError(f"rewards: found {dict(weights)}; accepted: at least one weight that is not 0")
+    return {name: float(weight) for name, weight in weights.items()}

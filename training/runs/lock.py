@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch.distributed
 
-from training.recipe.files import RecipeError
+from training.errors import RecipeError
 
 LOCK_FILE = "run.lock"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
-from product_data.tables import ProductTables, TableError, load_tables
-from product_data.outputs import OutputError, require_writable_folder
 from evaluation.provenance import provenance
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
-from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
+from product_data.outputs import OutputError, require_writable_folder
+from product_data.tables import ProductTables, TableError, load_tables
+from training.places import TRAIN
 from training.recipe.arguments import (
     TABLE_KEYS,
     RecipeError,
@@ -43,12 +43,12 @@ from training.recipe.arguments import (
     read_recipe_file,
     reading_of,
 )
-from training.runs.exact_resumption import METRICS_FILE
-from training.recipe.reasoning import COLD_START
 from training.recipe.files import merged
+from training.recipe.reasoning import COLD_START
+from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import read_lines, write_atomically
+from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
 
-TRAIN = Path(__file__).resolve().with_name("train.py")
 SUITE_KEYS = ("base", "seeds", "boxes", "keys", "cells")
 DETECTORS: dict[str, type[CoreDetector]] = {"largest_region": LargestRegionDetector}
 CELL_FILE, LOG_FILE, RECIPE_FILE, LOCK_FILE = "cell.json", "log", "recipe.yaml", "lock"
@@ -542,7 +542,9 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.studies.ablate", description="An ablation table over seeds.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.studies.ablate", description="An ablation table over seeds."
+    )
     parser.add_argument("suite", type=Path, help="a suite, see training/recipes/ablations/suites")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time (default: 1)")

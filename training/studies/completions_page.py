@@ -1,4 +1,4 @@
-"""The page of `training.studies.completions_report`: elements instead of strings, so that no text can become markup; curves as SVG."""
+"""Write the page of `completions_report` from elements, so that no text can become markup; curves as SVG."""
 
 import inspect
 import math

@@ -25,9 +25,10 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 
-from product_data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError
-from product_data.outputs import OutputError, require_writable_file
 from processing_moon.product_moon import ProductError, open_image
+from product_data.outputs import OutputError, require_writable_file
+from product_data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError
+from training.assembly.sources import read_data
 from training.recipe.arguments import (
     DataArguments,
     LossArguments,
@@ -36,11 +37,10 @@ from training.recipe.arguments import (
     Recipe,
     RecipeError,
 )
-from training.studies.completions_page import halves, page
-from training.assembly.sources import read_data
-from training.runs.exact_resumption import METRICS_FILE
 from training.recipe.reasoning import ReasoningArguments
+from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import write_atomically
+from training.studies.completions_page import halves, page
 
 COMPLETIONS_FOLDER, RECIPE_FILE, PROVENANCE_FILE = "completions", "resolved_recipe.yaml", "provenance.json"
 FINISHED_FILE, OUTPUT_FILE = "finished.json", "completions.html"

@@ -1,6 +1,7 @@
 """What the joint stage brings over its cold start, several seeds, from one command.
 
-python -m training.studies.reasoning_study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3] [--output FILE.json] [--run-folder DIR]
+python -m training.studies.reasoning_study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3]
+        [--output FILE.json] [--run-folder DIR]
 
 Each seed is a cold start and the joint stage from it. With `--controls` the joint stage is trained again from the same cold
 start with grpo_weight 0 (nothing is rewarded), so that what reinforcement brings stands apart from what more training brings.
@@ -20,15 +21,16 @@ from typing import Any
 
 from tabulate import tabulate
 
-from product_data.outputs import OutputError, require_writable_file
 from evaluation.provenance import provenance
-from training.studies.ablate import Run, row_scores, run_all
+from product_data.outputs import OutputError, require_writable_file
+from training.places import RECIPES
 from training.recipe.arguments import RecipeError, parse_recipe
-from training.runs.exact_resumption import METRICS_FILE
 from training.recipe.reasoning import COLD_START, REASONING
+from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import append_line, mend_lines, read_lines, write_atomically
+from training.studies.ablate import Run, row_scores, run_all
 
-_RECIPE = Path(__file__).resolve().parent / "recipes" / "study_moon3.yaml"
+_RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
 MODES = {"none": "", "generate": "_generate"}
 STARTS_FILE = "starts.jsonl"
@@ -221,7 +223,9 @@ def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for what the user can put right, 3 when a training failed."""
-    parser = argparse.ArgumentParser(prog="python -m training.studies.reasoning_study", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.studies.reasoning_study", description=__doc__.split("\n")[0]
+    )
     parser.add_argument(
         "recipe", type=Path, nargs="?", default=_RECIPE, help="of the joint stage (default: %(default)s)"
     )

@@ -28,9 +28,10 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from evaluation.provenance import provenance
 from product_data.catalogue.making import make_catalogue
 from product_data.outputs import OutputError, require_writable_file, require_writable_folder
-from evaluation.provenance import provenance
+from training.places import PROJECT
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import (
@@ -43,7 +44,6 @@ from training.runs.resume import (
     write_atomically,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 # The training itself, which waits at every file that Python opens in a checkpoint or in what is written before it is whole.
 TRAIN = """
 import sys, time
@@ -149,7 +149,7 @@ class Processes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(count)}
+        shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "WORLD_SIZE": str(count)}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         if not torch.cuda.is_available():
             shared["ACCELERATE_USE_CPU"] = "true"

@@ -33,17 +33,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, TrainingArguments
 
-from product_data.catalogue.making import make_catalogue
-from product_data.outputs import require_writable_file
 from evaluation.provenance import provenance
 from modeling_moon import MoonModel
 from modeling_moon.sentence_transformer_moon import MoonTransformer
 from processing_moon import MoonProcessor
-from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from product_data.catalogue.making import make_catalogue
+from product_data.outputs import require_writable_file
 from training.batches.collate import PairCollator
-from training.batches.pairs import Pair
-from training.losses.info_nce import InfoNCELoss
 from training.batches.negatives import NO_ID, Candidates, FalseNegatives, NegativeQueue, QueryFacts, stable_id
+from training.batches.pairs import Pair
+from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from training.losses.info_nce import InfoNCELoss
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport
-from training.recipe.arguments import RecipeError, parse_recipe
 from training.assembly.sources import read_data, shared_with_evaluation, unanswered_queries, with_splits
+from training.recipe.arguments import RecipeError, parse_recipe
 
 
 def tables(products, queries=()):

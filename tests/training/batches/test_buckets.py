@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
-from training.recipe.arguments import parse_recipe
+from training.assembly.stages import pair_dataset
 from training.batches.buckets import BucketedPairs, Outline, bucket_order
 from training.batches.pairs import PairDataset, PairOptions, PairSource
-from training.assembly.stages import pair_dataset
+from training.recipe.arguments import parse_recipe
 
 outlines = st.lists(st.builds(Outline, st.sampled_from(["image", "text", "both"]), st.integers(0, 500)), max_size=60)
 

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from product_data.tables import ProductRow, ProductTables, ValidationReport, load_tables
 from processing_moon import MoonProcessor, product_moon
+from product_data.tables import ProductRow, ProductTables, ValidationReport, load_tables
 from training.batches.collate import PairCollator, UnreadableBatchError
-from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
 from training.batches.negatives import NO_ID
+from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
 
 
 @pytest.fixture(scope="module")

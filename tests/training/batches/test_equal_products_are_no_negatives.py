@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
-from training.mining.hard_negatives import MiningOptions, ProductIndex
-from training.batches.pairs import PairDataset, PairOptions, PairSource
 from training.assembly.sources import digest_of
-from training.batches.streams import RowPairs, StreamRow, StreamSource
 from training.batches.negatives import NO_ID, QueryFacts, false_negative_mask, stable_id
+from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.streams import RowPairs, StreamRow, StreamSource
+from training.mining.hard_negatives import MiningOptions, ProductIndex
 
 SHOES, SIZES = 6, 12
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from training.losses.info_nce import InfoNCELoss
 from training.batches.negatives import (
     NO_ID,
     Candidates,
@@ -15,6 +14,7 @@ from training.batches.negatives import (
     places,
     stable_id,
 )
+from training.losses.info_nce import InfoNCELoss
 
 
 def slow_mask(queries, product, group, target):

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
+from training.batches.negatives import NO_ID, stable_id
 from training.batches.pairs import PairDataset, PairOptions, PairSource
 from training.batches.views import altered_view
-from training.batches.negatives import NO_ID, stable_id
 
 
 def picture(seed):

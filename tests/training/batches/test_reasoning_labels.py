@@ -8,9 +8,9 @@ from PIL import Image
 
 from processing_moon import MoonProcessor
 from training.batches.collate import PairCollator
+from training.batches.negatives import NO_ID
 from training.batches.pairs import Pair
 from training.batches.reasoning_labels import IGNORED, reasoning_labels
-from training.batches.negatives import NO_ID
 
 THINK, END, EMB = 90, 91, 92
 _ = IGNORED

@@ -15,10 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from processing_moon import MoonProcessor
-from training.recipe.arguments import RecipeError, parse_recipe
+from training.assembly.stream_sources import open_streams, parquet_files, sample_tables, stream_batches
 from training.batches.collate import UnreadableBatchError
 from training.batches.pairs import Pair, PairOptions
-from training.assembly.stream_sources import open_streams, parquet_files, sample_tables, stream_batches
 from training.batches.streams import (
     BadRow,
     RowPairs,
@@ -29,6 +28,7 @@ from training.batches.streams import (
     StreamRow,
     sample_of,
 )
+from training.recipe.arguments import RecipeError, parse_recipe
 
 
 def picture(seed):

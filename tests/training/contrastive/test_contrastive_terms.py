@@ -5,11 +5,11 @@ import torch
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from training.batches.negatives import NO_ID, Candidates
 from training.contrastive.terms import TermOptions, hits, make_terms
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.sample_filter import SampleFilter
-from training.batches.negatives import NO_ID, Candidates
 
 WIDTH, TEMPERATURE = 6, 0.2
 

@@ -8,15 +8,15 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import TrainerCallback, TrainingArguments
 
+from training.batches.negatives import NO_ID, NegativeQueue
 from training.contrastive import trainer as contrastive_trainer
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
-from training.runs.exact_resumption import ResumeError
-from training.runs.finite_steps import NonFiniteLossError
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss, info_nce
 from training.losses.sample_filter import SampleFilter
-from training.batches.negatives import NO_ID, NegativeQueue
+from training.runs.exact_resumption import ResumeError
+from training.runs.finite_steps import NonFiniteLossError
 from training.runs.resume import (
     append_line,
     cut_lines_after,

@@ -18,16 +18,16 @@ from transformers import TrainingArguments
 
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
+from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
-from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.runs.resume import read_lines
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 GLOBAL_BATCH, STEPS = 4, 4
 FILTER = SampleFilter(start=-0.03, end=-0.05, kappa=10.0)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from product_data.catalogue.making import write_catalogue
 from training.runs.resume import read_lines
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 CLOCKS = """

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from product_data.tables import ProductRow, load_tables
-from training.labels.chat_writer import Answer, ChatWriter, Question, _Drawn, ask_about, load_writer, read_answer
 from training.labels.annotate import WritingError, WritingJob, main, write_attributes
+from training.labels.chat_writer import Answer, ChatWriter, Question, _Drawn, ask_about, load_writer, read_answer
 
 
 def picture(colour: str) -> bytes:
@@ -438,7 +438,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import training.labels.annotate as module
-from test_write_attributes import Scripted, job, product, red
+from test_annotate import Scripted, job, product, red
 written = 0
 
 def append(path, value):
@@ -458,7 +458,7 @@ module.write_attributes([product(number) for number in range(1, 5)], Scripted(re
 
 def test_a_run_that_is_killed_in_the_middle_of_a_line_loses_that_answer_alone(tmp_path):
     here = Path(__file__).resolve().parent
-    code = KILLED.format(paths=[str(here), str(here.parents[1])], folder=str(tmp_path))
+    code = KILLED.format(paths=[str(here), str(here.parents[2])], folder=str(tmp_path))
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
     journal = tmp_path / "out.parquet.answers.jsonl"

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoProcessor
 
-from product_data.catalogue.products import PRODUCT_TYPES, draw_family
-from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from processing_moon.reasoning_moon import REASONING_KEYS, reasoning_text
 from product_data.attribute_keys import Fact, facts_of, mbe_key
+from product_data.catalogue.products import PRODUCT_TYPES, draw_family
+from product_data.synonyms import ValueIndex, canonical_value, states
+from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from training.batches.collate import PairCollator
 from training.batches.pairs import PairDataset, PairOptions, PairSource
 from training.labels.reasoning import ReasonedPairs, ReasoningTargets, form_of, known_values
-from product_data.synonyms import ValueIndex, canonical_value, states
 
 PICTURE = b"not opened here"
 SHOE = ProductRow(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
+from training.batches.pairs import PairDataset, PairOptions, PairSource
 from training.mining import mine as mining
 from training.mining.hard_negatives import (
     MiningOptions,
@@ -20,7 +21,6 @@ from training.mining.hard_negatives import (
     similarity_limit,
 )
 from training.mining.mine import MiningError, MiningJob, main, mine, report_text, write_queries
-from training.batches.pairs import PairDataset, PairOptions, PairSource
 
 
 def picture(seed=0):

@@ -9,7 +9,7 @@ import torch
 
 from training.parallel.distributed import first_row, gather_ids, gather_with_gradient
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 TWO_PROCESSES = """
 import json, sys

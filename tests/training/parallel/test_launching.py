@@ -14,11 +14,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from modeling_moon import MoonModel
 from training.parallel import launching
-from training.recipe.arguments import RecipeError, parse_recipe
 from training.parallel.launching import check_launch, launched, zero_stage
 from training.parallel.sharding import use_fsdp
+from training.recipe.arguments import RecipeError, parse_recipe
 
-LAUNCH = Path(__file__).resolve().parents[2] / "training" / "launch"
+LAUNCH = Path(__file__).resolve().parents[3] / "training" / "launch"
 FILES = sorted(LAUNCH.glob("*.yaml"))
 
 

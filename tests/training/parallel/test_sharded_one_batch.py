@@ -19,15 +19,23 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from training.encoding.batch_encoding import encoded_rows
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions
+from training.encoding.batch_encoding import encoded_rows
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
+from training.parallel.sharding import (
+    IDLE,
+    EvenEncoder,
+    EvenPart,
+    decoder_layers,
+    is_sharded,
+    reach_all,
+    whole_parameters,
+)
 from training.runs.resume import read_lines
-from training.parallel.sharding import IDLE, EvenEncoder, EvenPart, decoder_layers, is_sharded, reach_all, whole_parameters
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NEEDS_FSDP = pytest.mark.skipif(
     torch.__version__ < (2, 13) and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"),
     reason="a torch before 2.13 whose FSDP2 lacks set_reduce_scatter_unused_params; check_launch refuses it",

@@ -15,7 +15,7 @@ from product_data.catalogue.making import write_catalogue
 from training.runs.resume import last_good_checkpoint
 from training.studies.soak import Processes, differing_losses, differing_weights, logged_step
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EXPERTS = {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 

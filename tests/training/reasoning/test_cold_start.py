@@ -21,20 +21,20 @@ from transformers import TrainerCallback, TrainingArguments
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
-from training.model.checkpoint import save_moon
-from training.reasoning.cold_start_trainer import ColdStartTrainer
+from training.assembly.starting_model import save_trained
+from training.batches.collate import PairCollator
+from training.batches.negatives import NO_ID, NegativeQueue, stable_id
+from training.batches.pairs import Pair
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
-from training.batches.collate import PairCollator
-from training.batches.pairs import Pair
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
-from training.batches.negatives import NO_ID, NegativeQueue, stable_id
+from training.model.checkpoint import save_moon
+from training.reasoning.cold_start_trainer import ColdStartTrainer
 from training.runs.resume import read_lines
-from training.assembly.starting_model import save_trained
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 GLOBAL_BATCH, STEPS, TEMPERATURE = 4, 4, 0.3
 # Of each pair of a step, which of query, positive and hard negative have a reasoning: all on one process, none at all …

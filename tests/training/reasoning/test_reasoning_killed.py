@@ -32,7 +32,7 @@ RECIPE = {
     "disable_tqdm": True,
     "report_to": "none",
 }
-TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
+TRAIN = Path(__file__).resolve().parents[3] / "training" / "train.py"
 PATIENCE_SECONDS = 240
 
 

@@ -17,18 +17,18 @@ from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration
 from processing_moon import MoonProcessor
-from training.recipe.arguments import MoonTrainingArguments
 from training.batches.collate import PairCollator
+from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
-from training.batches.negatives import NO_ID, NegativeQueue, stable_id
-from training.recipe.reasoning import ReasoningArguments
 from training.reasoning.grpo_trainer import MoonGRPOTrainer, RolloutOptions, grpo_arguments
-from training.runs.resume import read_lines
 from training.reasoning.rollout_terms import RolloutVectors, rollout_loss
+from training.recipe.arguments import MoonTrainingArguments
+from training.recipe.reasoning import ReasoningArguments
+from training.runs.resume import read_lines
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 ROLLOUTS, GLOBAL_BATCH, STEPS, MAX_TOKENS = 3, 2, 3, 5
 SHARE, MARGIN, WIDTHS = 0.3, 0.1, [8]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from training.batches.negatives import NO_ID, Candidates
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
-from training.batches.negatives import NO_ID, Candidates
-from training.rewards.retrieval import ranks
 from training.reasoning.rollout_terms import RolloutVectors, queue_of, rollout_loss, rollout_similarities
+from training.rewards.retrieval import ranks
 
 ROLLOUTS, WIDTH, TEMPERATURE = 3, 6, 0.2
 # Pairs 0 and 2 have the same product 10; row 3 is a variant of it (group 7) that pair 1 knows to be wrong, row 6 a variant

@@ -10,8 +10,8 @@ from PIL import Image
 
 from processing_moon import MoonProcessor
 from training.batches.collate import UnreadableBatchError
-from training.batches.pairs import Pair
 from training.batches.negatives import NO_ID, stable_id
+from training.batches.pairs import Pair
 from training.reasoning.rollouts import PromptCollator, Prompts, PromptsAhead, rollout_dataset, sequences, with_ending
 
 CLOSE, READ, PAD = 7, 8, 0

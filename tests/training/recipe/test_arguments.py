@@ -7,7 +7,7 @@ import yaml
 from training.recipe.arguments import RecipeError, attention_of, parse_recipe, read_recipe_file
 from training.recipe.same_recipe import differing_keys
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "training" / "recipes").glob("*.yaml"))
 LEAST = {"small_base": {"hidden_size": 64}, "max_steps": 10}
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
-from training.recipe.arguments import parse_recipe
 from training.batches.negatives import queue_length
+from training.recipe.arguments import parse_recipe
 
-RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
 ABLATIONS = sorted((RECIPES / "ablations").glob("*.yaml"))
 
 # MOON, arXiv 2508.11999 §3.2 and §5.1.

@@ -7,8 +7,8 @@ import yaml
 
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.reasoning import DEFAULT_REWARDS, ReasoningArguments, cold_start_values
-from training.rewards import reward_names
 from training.recipe.same_recipe import differing_keys
+from training.rewards import reward_names
 from training.train import run
 
 JOINT = {"small_base": {}, "preset": "moon3", "stage": "reasoning", "max_steps": 10, "per_device_train_batch_size": 4}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training.studies.ablate import read_suite
 from training.recipe.arguments import RecipeError, parse_recipe, read_recipe_file
+from training.studies.ablate import read_suite
 
 PARENT = "small_base: {hidden_size: 64}\nmax_steps: 3\nquery_mix: {image: 12, text: 3, both: 2}\n"
 

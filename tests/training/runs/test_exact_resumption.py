@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training.runs.resume import checkpoints, is_complete, last_good_checkpoint
 from training.train import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 9
 # Runs the training with every file of a checkpoint written slowly, so that a kill can fall into a save.
 SLOW_SAVES = """

@@ -14,11 +14,19 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from training.runs.full_disk import DiskFullError, DiskWatch, check_space, is_disk_full
-from training.runs.resume import append_line, checkpoints, is_complete, mark_complete, mend_lines, read_lines, written_whole
+from training.runs.resume import (
+    append_line,
+    checkpoints,
+    is_complete,
+    mark_complete,
+    mend_lines,
+    read_lines,
+    written_whole,
+)
 from training.studies.soak import Processes
 from training.train import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 4
 # What writes during a run, and the file whose writing is to fail; the names of files are arguments of what is called.
 MOMENTS = {

@@ -17,6 +17,7 @@ from PIL import Image
 
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import load_tables
+from training.recipe.arguments import RecipeError
 from training.studies.ablate import (
     CELL_FILE,
     LOCK_FILE,
@@ -33,9 +34,8 @@ from training.studies.ablate import (
     tables_with_boxes,
 )
 from training.studies.ablation_table import ALL_ROWS, ablation_rows, draw_chart, in_words, markdown, t_interval, verdict
-from training.recipe.arguments import RecipeError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SUITES = sorted((ROOT / "training" / "recipes" / "ablations" / "suites").glob("*.yaml"))
 TINY = {
     "small_base": {
@@ -193,7 +193,9 @@ def test_a_cell_that_is_in_use_elsewhere_is_left_alone(write_suite, tmp_path):
 @pytest.mark.parametrize("given, workers, expected", [(None, 3, "2"), (None, 9, "1"), ("4", 3, "4")])
 def test_trainings_share_the_cores_unless_told_how_many(write_suite, tmp_path, monkeypatch, given, workers, expected):
     started = []
-    monkeypatch.setattr("training.studies.ablate.subprocess.Popen", lambda command, **options: started.append(options["env"]))
+    monkeypatch.setattr(
+        "training.studies.ablate.subprocess.Popen", lambda command, **options: started.append(options["env"])
+    )
     monkeypatch.setattr("training.studies.ablate.os.cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:

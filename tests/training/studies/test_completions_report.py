@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+from training.rewards import reward_names
 from training.studies.completions_page import draw_lines, reward_sentence, smoothed, visible
 from training.studies.completions_report import (
     ReportError,
@@ -29,7 +30,6 @@ from training.studies.completions_report import (
     read_series,
     read_step,
 )
-from training.rewards import reward_names
 
 WELL = "colour: red; material: leather"
 WEIGHTS = {"format": 0.5, "retrieval": 1.0, "attributes": 2.0}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.studies import reasoning_study
 from training.recipe.arguments import RecipeError
+from training.studies import reasoning_study
 from training.studies.reasoning_study import CONTROL, JOINT, main, markdown, plan, render, seed_result, verdict
 
 RECIPE = {

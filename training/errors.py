@@ -1,0 +1,5 @@
+"""Errors that a person can put right, raised from more than one room."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run, in a sentence that says which key, what was found and what is accepted."""
