@@ -29,6 +29,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextModel,
     eager_attention_forward,
 )
+from transformers.utils import can_return_tuple
 from transformers.vision_utils import get_vision_window_index
 
 from .configuration_moon import AUTO_MAP, MoonConfig
@@ -46,6 +47,8 @@ from .tokens_moon import (
     mean_of,
     packed_positions,
     readable_tokens,
+    refuse_no_raw_tokens,
+    refuse_unread_arguments,
     refuse_unseen_images,
 )
 
@@ -523,6 +526,7 @@ class MoonModel(MoonPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_input_embeddings(value)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -537,11 +541,10 @@ class MoonModel(MoonPreTrainedModel):
         raw_tokens: RawTokens | None = None,
         packed: bool | None = None,
         use_cache: bool | None = None,
-        output_embeddings: bool = True,
+        output_embeddings: bool | None = None,
         output_router_stats: bool = False,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MoonOutput | tuple:
+    ) -> MoonOutput:
         """Encode a batch.
 
         Args:
@@ -554,23 +557,35 @@ class MoonModel(MoonPreTrainedModel):
             raw_tokens: for a decoding step: what fusion shall read, kept from the pass over the input.
             packed: whether the text model sees the rows one behind the other, without their padding and none attending to
                 another. None: where the kernel does that at no cost (flash attention) and there is padding.
-            use_cache: keep keys and values; off unless asked for or no vector is asked for.
-            output_embeddings: whether to compute `embeddings`.
+            use_cache: keep keys and values. None: as the configuration says where no vector is wanted, else off.
+            output_embeddings: whether to compute `embeddings`. None: where every row has what they are read from (an `<emb>`
+                token, an attended token); text without it gives hidden states and `embeddings=None`.
             output_router_stats: whether to return `expert_load`, `expert_gates` and `router_loss`.
-            **kwargs: as in the base (`output_hidden_states`, `output_attentions`, …).
+            **kwargs: as in the base (`output_hidden_states`, `output_attentions`, `return_dict`, …).
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts or fusion without the ids that
-                they read; a mean read-out from a decoding step; a row without a token to read from; `packed=True` with a
-                cache, positions, no mask (B, T), or outputs of single layers.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without the ids that they read;
+                `packed=True` with a cache, positions, no mask (B, T), or outputs of single layers; an argument of other
+                models that Moon does not read. With `output_embeddings=True` also: a row without a token to read from, a mean
+                from a decoding step, a mask that is not (B, T), fusion without the ids that it reads.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is needed")
-        if use_cache is None and output_embeddings:
-            use_cache = past_key_values is not None
+        refuse_unread_arguments(kwargs)
+        if use_cache is None:
+            kept = getattr(self.config, "use_cache", None)
+            use_cache = kept if output_embeddings is False else past_key_values is not None
         mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        readable_BT = self._readable(input_ids, mask_BT, past) if output_embeddings else None
+        readable_BT = None
+        if output_embeddings is not False:
+            try:
+                if self.fusion is not None and raw_tokens is None:
+                    refuse_no_raw_tokens(input_ids, past)
+                readable_BT = self._readable(input_ids, mask_BT, past, attention_mask)
+            except ValueError:
+                if output_embeddings:
+                    raise
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
         packed = self._packs(packed, attention_mask, by_row)
         inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
@@ -620,7 +635,7 @@ class MoonModel(MoonPreTrainedModel):
             result.expert_load, result.expert_gates, result.router_loss = routing_statistics(
                 routing_trace, mask_BT.bool(), packed, self.config.num_free_experts
             )
-        return result if return_dict is not False else result.to_tuple()
+        return result
 
     def _packs(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
         possible = attention_mask is not None and attention_mask.ndim == 2
@@ -700,7 +715,11 @@ class MoonModel(MoonPreTrainedModel):
             return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         return attention_mask[:, -inputs.shape[1] :]
 
-    def _readable(self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int) -> torch.Tensor:
+    def _readable(
+        self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        if attention_mask is not None and attention_mask is not mask_BT and attention_mask.ndim != 2:
+            raise ValueError(f"a vector is read by a mask (B, T); found {tuple(attention_mask.shape)}")
         if self.config.readout == "mean" and past:
             raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
         is_emb_BT = None
@@ -834,6 +853,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -849,9 +869,8 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = 0,
         output_embeddings: bool = False,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MoonCausalLMOutput | tuple:
+    ) -> MoonCausalLMOutput:
         """Logits of the next token; arguments as in `MoonModel.forward`.
 
         Args:
@@ -878,6 +897,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             aspect_ids=aspect_ids,
             use_cache=use_cache,
             output_embeddings=output_embeddings,
+            return_dict=True,
             **kwargs,
         )
         logits = loss = None
@@ -886,7 +906,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             logits = self.lm_head(outputs.last_hidden_state[kept if by_token else (slice(None), kept)])
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = MoonCausalLMOutput(
+        return MoonCausalLMOutput(
             loss=loss,
             logits=logits,
             expert_load=outputs.expert_load,
@@ -897,4 +917,3 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return result if return_dict is not False else result.to_tuple()

@@ -5,7 +5,7 @@ Shape suffixes: B batch rows, T tokens of a row, N attended tokens of the whole 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -120,10 +120,8 @@ def find_raw_tokens(
     Raises:
         ValueError: no `input_ids`, or a decoding step.
     """
-    if input_ids is None:
-        raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
-    if past_tokens:
-        raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
+    refuse_no_raw_tokens(input_ids, past_tokens)
+    assert input_ids is not None
     title = [(config.title_start_token_id, config.title_end_token_id)]
     attended_BT = mask_BT.bool()
     is_image_BT = attended_BT & (input_ids == config.image_token_id)
@@ -154,3 +152,35 @@ def refuse_unseen_images(input_ids: torch.Tensor | None, image_token_id: int) ->
     if bool(has_image_B.any()):
         rows = has_image_B.nonzero()[:, 0].tolist()
         raise ValueError(f"rows {rows} of the batch have image tokens but there are no pixel_values to see")
+
+
+def refuse_no_raw_tokens(input_ids: torch.Tensor | None, past_tokens: int) -> None:
+    """Refuse a pass in which what fusion reads cannot be found; see `find_raw_tokens`.
+
+    Raises:
+        ValueError: no `input_ids`, or a decoding step.
+    """
+    if input_ids is None:
+        raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
+    if past_tokens:
+        raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
+
+
+# Arguments of other models that would else be passed on to the layers, which do not read them.
+_UNREAD = {
+    "output_router_logits": "output_router_stats=True, which gives expert_load, expert_gates and router_loss",
+    "pixel_values_videos": "pixel_values, of pictures",
+    "video_grid_thw": "image_grid_thw, of pictures",
+}
+
+
+def refuse_unread_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse arguments of other models that Moon would ignore; one that asks for nothing is taken out.
+
+    Raises:
+        ValueError: with what is accepted in place.
+    """
+    for name, accepted in _UNREAD.items():
+        value = arguments.pop(name, None)
+        if value is not None and value is not False:
+            raise ValueError(f"Moon does not read {name}; accepted: {accepted}")
