@@ -290,9 +290,7 @@ def _inputs(
 
 
 def _readable(encoder: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    config = encoder.config
-    is_emb_1T = inputs["input_ids"] == config.emb_token_id if config.readout == "emb" else None
-    return readable_tokens(inputs["attention_mask"], config.readout, is_emb_1T)[0].cpu().numpy()
+    return readable_tokens(inputs["attention_mask"], encoder.config, inputs["input_ids"])[0].cpu().numpy()
 
 
 def _read_attention(

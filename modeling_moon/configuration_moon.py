@@ -66,8 +66,9 @@ class MoonConfig(PreTrainedConfig):
         moe_layers (`list[int]` or `None`): decoder layers that become mixtures; `None` is every layer, as in the paper.
         objectives (`list[str]`): names of the M alignment objectives whose preferences modality-driven experts learn
             (MOON2.0: one for each form of the query). Default ["t", "i", "mm"].
-        readout (`str`): what the vector is read from: "mean" of the last hidden states (MOON §3), the state of the
-            "emb" token (MOON3.0), or the "last" attended token (bases that are embedders already). Default "mean".
+        readout (`str`): what the vector is read from: the "mean" of the last hidden states of the item's tokens (MOON
+            §3.1), the state of the "emb" token (MOON3.0), or the "last" attended token (bases that are embedders already).
+            Default "mean".
         fusion (`bool`): whether the state that is read is fused with the raw image and title tokens by gated attention
             (MOON3.0, arXiv 2604.00513). Default False.
         fusion_heads (`int` or `None`): heads of that attention, a divisor of the base's width. Default None: heads of 128
@@ -90,6 +91,10 @@ class MoonConfig(PreTrainedConfig):
         think_start_token_id, think_end_token_id (`int` or `None`): ids of `<think>` and `</think>`, required by
             `max_reasoning_tokens`.
         emb_token_id (`int` or `None`): id of the `<emb>` token, required by readout "emb".
+        user_prefix_ids (`list[int]` or `None`): ids of the tokens that open the user's turn in the chat template, which
+            holds the item. The mean read-out leaves out what stands outside the turn. `None`: it takes every token, as
+            checkpoints from before this argument do.
+        turn_end_id (`int` or `None`): id of the token that ends a turn; goes with `user_prefix_ids`.
         initializer_range (`float`): standard deviation of freshly made weights. Default 0.02.
 
     Raises:
@@ -129,6 +134,8 @@ class MoonConfig(PreTrainedConfig):
     think_start_token_id: int | None = None
     think_end_token_id: int | None = None
     emb_token_id: int | None = None
+    user_prefix_ids: list[int] | None = None
+    turn_end_id: int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -235,7 +242,7 @@ class MoonConfig(PreTrainedConfig):
         _one_of("readout", self.readout, READOUTS)
         if self.readout == "emb" and self.emb_token_id is None:
             raise ValueError("MoonConfig: readout='emb' needs emb_token_id, the id of the <emb> token")
-        for name in (field.name for field in fields(self) if field.name.endswith("_token_id")):
+        for name in (field.name for field in fields(self) if field.name.endswith(("_token_id", "turn_end_id"))):
             token = getattr(self, name)
             if token is not None and token not in range(self.vocab_size):
                 raise ValueError(f"MoonConfig: {name}={token!r}; accepted: an id below {self.vocab_size}, or None")
@@ -243,6 +250,7 @@ class MoonConfig(PreTrainedConfig):
             start, end = f"{span}_start_token_id", f"{span}_end_token_id"
             if (getattr(self, start) is None) != (getattr(self, end) is None):
                 raise ValueError(f"MoonConfig: {start} and {end} go together; one is None")
+        self._validate_turns()
         self._validate_vector()
         self._validate_experts()
         self._validate_fire()
@@ -252,6 +260,15 @@ class MoonConfig(PreTrainedConfig):
             self._validate_fusion()
         if self.max_reasoning_tokens is not None:
             self._validate_reasoning()
+
+    def _validate_turns(self) -> None:
+        prefix = self.user_prefix_ids
+        if (prefix is None) != (self.turn_end_id is None):
+            raise ValueError("MoonConfig: user_prefix_ids and turn_end_id go together; one is None")
+        if prefix is not None and (not prefix or any(token not in range(self.vocab_size) for token in prefix)):
+            raise ValueError(
+                f"MoonConfig: user_prefix_ids={prefix!r}; expected None or at least one id below {self.vocab_size}"
+            )
 
     def _validate_vector(self) -> None:
         width = self.hidden_size

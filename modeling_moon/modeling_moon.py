@@ -722,10 +722,7 @@ class MoonModel(MoonPreTrainedModel):
             raise ValueError(f"a vector is read by a mask (B, T); found {tuple(attention_mask.shape)}")
         if self.config.readout == "mean" and past:
             raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
-        is_emb_BT = None
-        if self.config.readout == "emb" and input_ids is not None:
-            is_emb_BT = input_ids == self.config.emb_token_id
-        return readable_tokens(mask_BT, self.config.readout, is_emb_BT)
+        return readable_tokens(mask_BT, self.config, input_ids)
 
     def _read_vectors(self, result: MoonOutput, readable_BT: torch.Tensor, raw: RawTokens | None) -> None:
         state_BH = mean_of(result.last_hidden_state, readable_BT)

@@ -46,32 +46,79 @@ def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> t
     return span_ids_from_markers(input_ids_BT, [(getattr(config, start), getattr(config, end)) for start, end in names])
 
 
+def user_tokens(input_ids_BT: torch.Tensor, prefix: list[int] | None, turn_end: int | None) -> torch.Tensor:
+    """Find the tokens of user turns: after the tokens that open a user's turn, before the token that ends it.
+
+    In a prompt of the processor the user's turn holds the item, and everything else (instruction, roles, the opening of the
+    answer) is the chat template's. Our design.
+
+    Args:
+        input_ids_BT: int64 (B, T).
+        prefix: ids that open a user's turn, `<|im_start|>user` and a line end in Qwen's template; None: none is known.
+        turn_end: id that ends any turn.
+
+    Returns:
+        (B, T) bool; every token of a row that has no user turn (a plain text without the chat template), and of every row
+        where `prefix` is None.
+    """
+    every_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
+    if prefix is None or input_ids_BT.shape[1] < len(prefix):
+        return every_BT
+    windows_BTP = input_ids_BT.unfold(1, len(prefix), 1)
+    opens_BT = torch.zeros_like(every_BT)  # at the last token of an opening
+    opens_BT[:, len(prefix) - 1 :] = (windows_BTP == torch.tensor(prefix, device=input_ids_BT.device)).all(dim=-1)
+    place_T = torch.arange(1, input_ids_BT.shape[1] + 1, device=input_ids_BT.device)
+    opened_BT = (opens_BT * place_T).cummax(dim=1).values
+    ended_BT = ((input_ids_BT == turn_end) * place_T).cummax(dim=1).values
+    inside_BT = (opened_BT > ended_BT) & ~opens_BT
+    return torch.where(opens_BT.any(dim=1, keepdim=True), inside_BT, every_BT)
+
+
+def item_tokens(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
+    """Find the tokens (B, T) bool that the mean read-out averages: image tokens and words of the item.
+
+    MOON §3.1 averages the visual and text tokens of the item. The instruction, the chat template and the markers around
+    pictures and spans of text are ours, and are left out (our design).
+    """
+    vlm = config.vlm_config
+    ours = [vlm.vision_start_token_id, vlm.vision_end_token_id]
+    ours += [getattr(config, f"{span}_{side}_token_id") for span in (*ASPECTS, "title") for side in ("start", "end")]
+    ours_M = torch.tensor([token for token in ours if token is not None], device=input_ids_BT.device)
+    in_turn_BT = user_tokens(input_ids_BT, config.user_prefix_ids, config.turn_end_id)
+    return in_turn_BT & ~torch.isin(input_ids_BT, ours_M)
+
+
 def readable_tokens(
-    attention_mask_BT: torch.Tensor, readout: str, is_emb_BT: torch.Tensor | None = None
+    attention_mask_BT: torch.Tensor, config: MoonConfig, input_ids_BT: torch.Tensor | None
 ) -> torch.Tensor:
-    """The tokens that a vector is read from: every attended one, the last attended one, or the last `<emb>`.
+    """Find the tokens that a vector is read from: the item's, the last `<emb>`, or the last attended one.
 
     Args:
         attention_mask_BT: 1 where a token is attended.
-        readout: "mean" (MOON §3), "last" or "emb".
-        is_emb_BT: bool, where the `<emb>` tokens stand; needed by "emb".
+        config: its `readout` chooses: "mean" (MOON §3.1), "emb" (MOON3.0) or "last" (bases that are embedders).
+        input_ids_BT: int64 (B, T); None only with "last", or with "mean" where `config.user_prefix_ids` is None.
 
     Returns:
         (B, T) bool, at least one per row.
 
     Raises:
-        ValueError: a row without any token to read from, by its index.
+        ValueError: a row without any token to read from, by its index; no `input_ids` where they are needed.
     """
-    chosen_BT = attention_mask_BT.bool()
-    if readout == "emb":
-        if is_emb_BT is None:
-            raise ValueError("readout 'emb' needs input_ids: the <emb> token is found by its id")
-        chosen_BT = chosen_BT & is_emb_BT
+    chosen_BT, wanted = attention_mask_BT.bool(), "attended token"
+    if input_ids_BT is None and (config.readout == "emb" or (config.readout == "mean" and config.user_prefix_ids)):
+        where = "the <emb> token is" if config.readout == "emb" else "the item's tokens are"
+        raise ValueError(
+            f"readout {config.readout!r} needs input_ids: {where} found by the ids; expected input_ids, or "
+            "output_embeddings=False with inputs_embeds"
+        )
+    if config.readout == "emb":
+        chosen_BT, wanted = chosen_BT & (input_ids_BT == config.emb_token_id), "<emb> token"
+    elif config.readout == "mean" and config.user_prefix_ids:
+        chosen_BT, wanted = chosen_BT & item_tokens(input_ids_BT, config), "token of an item"
     if not torch.compiler.is_compiling() and not bool(chosen_BT.any(dim=1).all()):
         rows = (~chosen_BT.any(dim=1)).nonzero()[:, 0].tolist()
-        wanted = "<emb> token" if readout == "emb" else "attended token"
         raise ValueError(f"rows {rows} of the batch have no {wanted} to read a vector from")
-    if readout == "mean":
+    if config.readout == "mean":
         return chosen_BT
     positions_T = torch.arange(chosen_BT.shape[1], device=chosen_BT.device)
     last_B = torch.where(chosen_BT, positions_T, -1).amax(dim=1)

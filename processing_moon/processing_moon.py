@@ -556,6 +556,17 @@ class MoonProcessor(ProcessorMixin):
         return self._scaffolds[key]
 
     @property
+    def user_turn(self) -> tuple[list[int] | None, int | None]:
+        """Ids of the tokens that open the user's turn in the chat template, and the id that ends it; (None, None) for a
+        template whose turns no control token opens."""
+        before, after = self._scaffold(0, True, EMBEDDER_INSTRUCTION)
+        opening, closing = self._encode([before, after])
+        controls = [place for place, token in enumerate(opening) if token in self.tokenizer.added_tokens_decoder]
+        if not controls or not closing or closing[0] not in self.tokenizer.added_tokens_decoder:
+            return None, None
+        return opening[controls[-1] :], closing[0]
+
+    @property
     def _control_tokens(self) -> re.Pattern[str]:
         if self._controls[0] != len(self.tokenizer):
             added = self.tokenizer.added_tokens_decoder.values()

@@ -43,7 +43,11 @@ FORMS = ("image", "text", "both")
 MOON_KEYS = (
     "markers",
     "title_markers",
-    *(name for name in MoonConfig.__annotations__ if not name.endswith(("_token_id", "_config", "_configs"))),
+    *(
+        name
+        for name in MoonConfig.__annotations__
+        if not name.endswith(("_token_id", "_ids", "_end_id", "_config", "_configs"))
+    ),
 )
 LORA_KEYS = ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")
 # Settings of TrainingArguments that mean nothing here, each with what to use instead.

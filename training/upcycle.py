@@ -125,7 +125,7 @@ def upcycle(
     vlm_config.text_config.vocab_size = max(old_rows, len(processor.tokenizer))
     _set_dtype(vlm_config, _DTYPES.get(dtype or "") or _stored_dtype(folder))
     ids = _token_ids(processor)
-    config = PRESETS[preset](vlm_config, **ids, **moon)
+    config = PRESETS[preset](vlm_config, **ids, **_user_turn(processor), **moon)
     config.dtype = vlm_config.dtype
     config.architectures = [MoonForConditionalGeneration.__name__]
     partial = out.with_name(out.name + ".partial")
@@ -155,6 +155,12 @@ def _token_ids(processor: MoonProcessor) -> dict[str, int]:
         if not used:
             tokens = {field: token for field, token in tokens.items() if not field.startswith(prefix)}
     return {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in tokens.items()}
+
+
+def _user_turn(processor: MoonProcessor) -> dict[str, Any]:
+    """The tokens around the user's turn, by the field of `MoonConfig`."""
+    prefix, end = processor.user_turn
+    return {"user_prefix_ids": prefix, "turn_end_id": end}
 
 
 def _local_folder(base: str | Path) -> Path:

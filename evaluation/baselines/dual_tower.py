@@ -19,9 +19,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from modeling_moon.tokens_moon import user_tokens
+
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
-_USER_TURN = "<|im_start|>user\n"
-_TURN_END = "<|im_end|>"
 
 
 class DualTowerConfig(PreTrainedConfig):
@@ -149,11 +149,12 @@ class DualTower(PreTrainedModel):
             ValueError: a checkpoint of another architecture.
         """
         tokenizer = processor.tokenizer
+        prefix, turn_end = processor.user_turn
         config = DualTowerConfig(
             vlm_config=AutoConfig.from_pretrained(base),
             embedding_dim=embedding_dim,
-            user_prefix_ids=tokenizer(_USER_TURN, add_special_tokens=False)["input_ids"],
-            turn_end_id=tokenizer.convert_tokens_to_ids(_TURN_END),
+            user_prefix_ids=prefix,
+            turn_end_id=turn_end,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
@@ -236,29 +237,14 @@ class DualTower(PreTrainedModel):
         # The text tokens of each row, moved to its start: no placeholder and no padding stands before or between them.
         order_BT = torch.argsort(~is_text_BT, dim=1, stable=True)[:, : max(1, int(is_text_BT.sum(dim=1).max()))]
         ids_BT, is_text_BT = input_ids.gather(1, order_BT), is_text_BT.gather(1, order_BT)
-        pooled_BT = is_text_BT & self._user_tokens(ids_BT.masked_fill(~is_text_BT, -1))
+        own_ids_BT = ids_BT.masked_fill(~is_text_BT, -1)
+        pooled_BT = is_text_BT & user_tokens(own_ids_BT, self.config.user_prefix_ids, self.config.turn_end_id)
         # Padding stands behind the text, where causal attention never looks: no mask is needed.
         ids_BT = ids_BT.masked_fill(~is_text_BT, 0)
         state_BTH = self.vlm.language_model(input_ids=ids_BT, use_cache=False, return_dict=True).last_hidden_state
         weight_BT = pooled_BT.float()
         mean_BH = (state_BTH.float() * weight_BT[..., None]).sum(1) / weight_BT.sum(1, keepdim=True).clamp(min=1)
         return self._project(self.text_projection, mean_BH), pooled_BT.any(dim=1)
-
-    def _user_tokens(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Where the user's own tokens stand: after a user turn's opening, before the end of that turn."""
-        everything_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        prefix = self.config.user_prefix_ids
-        if prefix is None or ids_BT.shape[1] < len(prefix):
-            return everything_BT
-        windows_BTP = ids_BT.unfold(1, len(prefix), 1)
-        is_opening_BT = (windows_BTP == torch.tensor(prefix, device=ids_BT.device)).all(dim=-1)
-        position_T = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device)
-        opened_BT = torch.zeros_like(ids_BT)
-        opened_BT[:, len(prefix) - 1 :] = is_opening_BT * position_T[len(prefix) - 1 :]
-        closed_BT = (ids_BT == self.config.turn_end_id) * position_T
-        last_opened_BT, last_closed_BT = opened_BT.cummax(dim=1).values, closed_BT.cummax(dim=1).values
-        inside_BT = (last_opened_BT > last_closed_BT) & (opened_BT == 0)
-        return torch.where(is_opening_BT.any(dim=1, keepdim=True), inside_BT, everything_BT)
 
     @staticmethod
     def _project(projection: nn.Linear, state_BH: torch.Tensor) -> torch.Tensor:

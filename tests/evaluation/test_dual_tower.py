@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 from evaluation.baselines.dual_tower import DualTower, DualTowerConfig
 from evaluation.encode import encode, load_for_evaluation
+from modeling_moon.tokens_moon import user_tokens
 from processing_moon import MoonProcessor
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
@@ -78,10 +79,10 @@ def test_the_text_tower_pools_the_users_tokens_and_reads_the_instruction_as_cont
     batch = processor(products=[{"title": "red"}, {"title": "brown leather tote bag"}], return_tensors="pt")
     for row, title in enumerate(("red", "brown leather tote bag")):
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
-        inside = model._user_tokens(ids[None])[0]
+        inside = user_tokens(ids[None], model.config.user_prefix_ids, model.config.turn_end_id)[0]
         assert processor.tokenizer.decode(ids[inside]).strip() == title
     plain = torch.tensor([[50, 51, 52, 53, 54, 55, 56, 57, 58]])
-    assert model._user_tokens(plain).all()
+    assert user_tokens(plain, model.config.user_prefix_ids, model.config.turn_end_id).all()
 
 
 def test_pixels_change_an_image_vector_and_words_do_not(make: Make) -> None:

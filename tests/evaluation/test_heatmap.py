@@ -66,9 +66,9 @@ def slow_attention(
     with torch.inference_mode():
         attentions = model(**batch, output_attentions=True).attentions
     model.set_attn_implementation("sdpa")
-    rows = list(range(len(ids)))
+    rows = read_rows(processor.tokenizer, ids)
     if model.config.readout != "mean":
-        rows = rows[-1:] if model.config.readout == "last" else [ids.index(model.config.emb_token_id)]
+        rows = [len(ids) - 1] if model.config.readout == "last" else [ids.index(model.config.emb_token_id)]
     total = np.zeros(len(ids))
     terms = 0
     for layer in layers:
@@ -78,6 +78,17 @@ def slow_attention(
                 for k in range(len(ids)):
                     total[k] += head[row, k]
     return np.array(ids), total / terms
+
+
+def read_rows(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Places of what the mean is over: tokens of the user's turn but the markers, read off the tokens' characters."""
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    turn = [place for place, token in enumerate(tokens) if token == "<|im_start|>"][1]
+    start = next(place for place in range(turn, len(tokens)) if tokens[place] == "Ċ") + 1
+    end = tokens.index("<|im_end|>", start)
+    return [
+        at for at in range(start, end) if tokens[at] == "<|image_pad|>" or not re.fullmatch(r"<\|\w+\|>", tokens[at])
+    ]
 
 
 @pytest.mark.parametrize("readout", ["mean", "emb", "last"])
@@ -227,11 +238,13 @@ def test_relative_weights_divide_by_a_slow_reference_and_change_nothing_where_on
     model, processor = load()
     (relative,) = explain(model, processor, [FULL], relative=True)
     ids, expected = slow_attention(model, processor, FULL)
+    rows = read_rows(processor.tokenizer, ids.tolist())
     for k in range(len(ids)):
         uniform = 0.0
-        for row in range(k, len(ids)):
-            uniform += 1 / (row + 1) / len(ids)
-        expected[k] /= uniform
+        for row in rows:
+            if row >= k:
+                uniform += 1 / (row + 1) / len(rows)
+        expected[k] = expected[k] / uniform if uniform else 0.0
     of_images = expected[ids == model.config.image_token_id]
     heats = np.concatenate([picture.heat.ravel() for picture in relative.pictures])
     np.testing.assert_allclose(heats, of_images / of_images.sum(), atol=1e-6)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.configuration_moon import PRESETS
+from modeling_moon.tokens_moon import item_tokens
 from processing_moon import MoonProcessor
 from training.checkpoint import save_moon
 from training.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
@@ -81,15 +82,15 @@ def test_marked_text_still_equals_the_base(tiny_base, tiny_moon, backbone, prese
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_fresh_vector_is_the_mean_of_the_base_states_cut_to_size(tiny_base, tiny_moon, backbone):
+def test_the_fresh_vector_is_the_mean_of_the_base_states_of_the_item_cut_to_size(tiny_base, tiny_moon, backbone):
     base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone)).eval()
     moon = MoonModel.from_pretrained(tiny_moon(backbone)).eval()
     for _, batch in batches(MoonProcessor.from_pretrained(tiny_moon(backbone))):
         with torch.no_grad():
             states = base.model(**batch).last_hidden_state
             vectors = moon(**batch).embeddings
-        for row, mask in enumerate(batch["attention_mask"].bool()):
-            expected = functional.normalize(states[row, mask].mean(dim=0)[:32], dim=0)
+        for row, ids in enumerate(batch["input_ids"]):
+            expected = functional.normalize(states[row, item_tokens(ids[None], moon.config)[0]].mean(dim=0)[:32], dim=0)
             torch.testing.assert_close(vectors[row], expected, rtol=1e-5, atol=1e-5)
 
 
