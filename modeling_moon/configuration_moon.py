@@ -178,13 +178,15 @@ class MoonConfig(PreTrainedConfig):
             given = given if isinstance(given, PreTrainedConfig) else type(own)(**copy.deepcopy(given))
             same = {**given.to_dict(), "dtype": None} == {**own.to_dict(), "dtype": None}
             if not same:
-                raise ValueError(f"MoonConfig: {name} differs from that of vlm_config; accepted: to set it in vlm_config")
+                raise ValueError(
+                    f"MoonConfig: {name} differs from that of vlm_config; accepted: to set it in vlm_config"
+                )
         elif given != (list(own) if isinstance(own, tuple) else own):
             raise ValueError(f"MoonConfig: {name}={given!r}; accepted: {own!r}, which follows from the other arguments")
 
     def _warn_of_foreign(self, foreign: dict[str, Any]) -> None:
         """Name once the keys of a file that no version of Moon reads."""
-        names = {True: [], False: []}
+        names: dict[bool, list[str]] = {True: [], False: []}
         for name in foreign:
             names[name in vars(self)].append(f"{name!r}{self._did_you_mean(name)}")
         if names[True]:
@@ -415,6 +417,11 @@ class MoonConfig(PreTrainedConfig):
     def num_free_experts(self) -> int:
         """Experts of a mixture that are not reserved for an aspect."""
         return self.num_experts - (len(ASPECTS) if self.expert_routing == "guided" else 0)
+
+    @property
+    def keeps_cache(self) -> bool | None:
+        """What `use_cache` says, which trainers set; None where nobody has, and the base decides."""
+        return getattr(self, "use_cache", None)
 
     @property
     def reads_aspects(self) -> bool:

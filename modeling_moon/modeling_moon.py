@@ -11,7 +11,7 @@ P image tokens of the whole batch, V levels of visual detail, R width of a low-r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,19 +37,19 @@ from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
 from .fire_moon import Details, MoonDetailMerger, MoonFire
 from .generation_moon import MoonGenerationMixin
 from .outputs_moon import MoonCausalLMOutput, MoonOutput
-from .routing_moon import Routing, find_guided, objective_weights, routing_statistics
+from .packing_moon import Inputs, in_rows, pack, packed_positions
+from .routing_moon import Guided, Routing, find_guided, objective_weights, routing_statistics
 from .tokens_moon import (
     RawTokens,
     aspect_ids_from_markers,
     find_raw_tokens,
-    in_rows,
     input_dtype,
     mean_of,
-    packed_positions,
     readable_tokens,
     refuse_no_raw_tokens,
     refuse_unread_arguments,
     refuse_unseen_images,
+    token_mask,
 )
 
 
@@ -145,7 +145,7 @@ class MoonMixture(nn.Module):
     Args:
         config: MoonConfig.
 
-    Shapes: hidden (B, T, H), guided: the places (G,) of each aspect's tokens among the B·T, or None -> (B, T, H).
+    Shapes: hidden (B, T, H), guided: each aspect's tokens among the B·T (`find_guided`), or None -> (B, T, H).
 
     Relations: `MoonGuidedMoE` adds the experts of aspects, `MoonModalityMoE` the preferences for objectives.
     """
@@ -169,7 +169,7 @@ class MoonMixture(nn.Module):
     def forward(
         self,
         hidden_BTH: torch.Tensor,
-        guided: tuple[torch.Tensor, ...] | None = None,
+        guided: Guided | None = None,
         routing_trace: list | None = None,
     ) -> torch.Tensor:
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
@@ -179,8 +179,8 @@ class MoonMixture(nn.Module):
         if self.top_k == 1 < self.num_free:
             total_N = total_N.detach()  # the straight-through estimate; exact again where a guided expert joins
         of_aspects = []
-        for expert, token_G in enumerate(guided or (), start=self.num_free):
-            kept_G = gate_NE[token_G, expert]
+        for expert, (token_G, share_G) in enumerate(guided or (), start=self.num_free):
+            kept_G = gate_NE[token_G, expert] if share_G is None else gate_NE[token_G, expert] * share_G
             total_G = kept_NK[token_G].sum(dim=-1) + kept_G
             total_N = total_N.index_copy(0, token_G, total_G)
             of_aspects.append((expert, token_G, (kept_G / total_G).to(hidden_NH.dtype)))
@@ -241,7 +241,7 @@ class _MoonLayer:
         self,
         hidden_states: torch.Tensor,
         *,
-        guided: tuple[torch.Tensor, ...] | None = None,
+        guided: Guided | None = None,
         routing_trace: list | None = None,
         details: Details | None = None,
         **kwargs: Any,
@@ -437,6 +437,7 @@ class MoonPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _no_split_modules = [
         "MoonQwen3VLDecoderLayer",
         "MoonQwen2_5_VLDecoderLayer",
@@ -468,26 +469,6 @@ class MoonPreTrainedModel(PreTrainedModel):
         """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
-
-
-class _Inputs(NamedTuple):
-    """What the text model is given: embeddings (B, T, H) with the pictures in place, and what its layers read besides."""
-
-    embeds_BTH: torch.Tensor
-    for_layers: dict[str, Any]
-
-
-def _pack(inputs: _Inputs, mask_BT: torch.Tensor) -> _Inputs:
-    """The attended tokens of all rows as one row (1, N)."""
-
-    def one_row(value: Any) -> Any:
-        if isinstance(value, Details):
-            return value._replace(embeds_BTH=one_row(value.embeds_BTH), is_image_BT=one_row(value.is_image_BT))
-        if isinstance(value, torch.Tensor) and value.shape[:2] == mask_BT.shape:
-            return value[mask_BT][None]
-        return value
-
-    return _Inputs(one_row(inputs.embeds_BTH), {name: one_row(value) for name, value in inputs.for_layers.items()})
 
 
 class MoonModel(MoonPreTrainedModel):
@@ -549,7 +530,8 @@ class MoonModel(MoonPreTrainedModel):
 
         Args:
             input_ids: (B, T) int64 with `<|image_pad|>` once per image token.
-            attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended.
+            attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended. One of pairs
+                of tokens (B, 1, T, keys), as in the base, gives no vectors.
             pixel_values: patches of all images of the batch, (patches, channels·patch·patch·2), as the processor gives.
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
             mm_token_type_ids: (B, T), 1 at image tokens; derived from `input_ids` when not given.
@@ -569,25 +551,16 @@ class MoonModel(MoonPreTrainedModel):
                 models that Moon does not read. With `output_embeddings=True` also: a row without a token to read from, a mean
                 from a decoding step, a mask that is not (B, T), fusion without the ids that it reads.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds is needed")
-        refuse_unread_arguments(kwargs)
+        refuse_unread_arguments(input_ids, inputs_embeds, kwargs)
         if use_cache is None:
-            kept = getattr(self.config, "use_cache", None)
-            use_cache = kept if output_embeddings is False else past_key_values is not None
-        mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
+            use_cache = past_key_values is not None if output_embeddings is not False else self.config.keeps_cache
+        mask_BK = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
+        mask_BT = token_mask(input_ids if input_ids is not None else inputs_embeds, mask_BK)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        readable_BT = None
-        if output_embeddings is not False:
-            try:
-                if self.fusion is not None and raw_tokens is None:
-                    refuse_no_raw_tokens(input_ids, past)
-                readable_BT = self._readable(input_ids, mask_BT, past, attention_mask)
-            except ValueError:
-                if output_embeddings:
-                    raise
+        where = (input_ids, mask_BT, past)
+        readable_BT = self._to_read(output_embeddings, where, attention_mask is mask_BK, raw_tokens)
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
-        packed = self._packs(packed, attention_mask, by_row)
+        packed = self._packs(packed, mask_BK, by_row)
         inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
@@ -603,12 +576,12 @@ class MoonModel(MoonPreTrainedModel):
                 inputs_embeds=inputs.embeds_BTH,
                 image_grid_thw=image_grid_thw,
                 video_grid_thw=None,
-                attention_mask=attention_mask,
+                attention_mask=mask_BK,
                 past_key_values=past_key_values,
                 mm_token_type_ids=mm_token_type_ids,
             )
         if packed:
-            inputs, position_ids = _pack(inputs, mask_BT.bool()), packed_positions(position_ids, mask_BT)
+            inputs, position_ids = pack(inputs, mask_BT.bool()), packed_positions(position_ids, mask_BT)
             attention_mask = None
         outputs = self.vlm.language_model(
             inputs_embeds=inputs.embeds_BTH,
@@ -638,8 +611,7 @@ class MoonModel(MoonPreTrainedModel):
         return result
 
     def _packs(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
-        possible = attention_mask is not None and attention_mask.ndim == 2
-        possible = possible and all(value is None or value is False for value in by_row)
+        possible = attention_mask is not None and all(value is None or value is False for value in by_row)
         if packed and not possible:
             raise ValueError(
                 "packed=True: accepted with a mask (B, T) and without a cache, position_ids or outputs of single layers"
@@ -654,7 +626,7 @@ class MoonModel(MoonPreTrainedModel):
         embeds_BTH: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_grid_thw: torch.Tensor | None,
-    ) -> _Inputs:
+    ) -> Inputs:
         """Token embeddings with what the vision tower sees in place of the image tokens, as in the base, and the details."""
         if embeds_BTH is None:
             embeds_BTH = self.get_input_embeddings()(input_ids)
@@ -678,7 +650,7 @@ class MoonModel(MoonPreTrainedModel):
             embeds_BTH = embeds_BTH.masked_scatter(is_image, image_PH)
         if self.config.fire_layers:
             for_layers["details"] = details
-        return _Inputs(embeds_BTH, for_layers)
+        return Inputs(embeds_BTH, for_layers)
 
     def _block_levels(self, blocks: tuple[torch.Tensor, ...], image_grid_thw: torch.Tensor) -> list[torch.Tensor]:
         """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens."""
@@ -708,18 +680,24 @@ class MoonModel(MoonPreTrainedModel):
             raise ValueError("guided experts in a decoding step need aspect_ids: a marker may stand in the cache")
         return aspect_ids_from_markers(input_ids, self.config)
 
-    @staticmethod
-    def _token_mask(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The part (B, T) of the attention mask that belongs to the tokens given now."""
-        if attention_mask is None or attention_mask.ndim != 2:
-            return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        return attention_mask[:, -inputs.shape[1] :]
+    def _to_read(self, wanted: bool | None, where: tuple, by_token: bool, raw: RawTokens | None) -> torch.Tensor | None:
+        """The tokens (B, T) bool that vectors are read from; None where none is wanted, or, if it is open, none is found."""
+        if wanted is False:
+            return None
+        try:
+            if not by_token:
+                raise ValueError(
+                    "vectors are read from attended tokens; accepted: a mask (B, T), not one of pairs of tokens"
+                )
+            if self.fusion is not None and raw is None:
+                refuse_no_raw_tokens(where[0], where[2])
+            return self._readable(*where)
+        except ValueError:
+            if wanted:
+                raise
+            return None
 
-    def _readable(
-        self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        if attention_mask is not None and attention_mask is not mask_BT and attention_mask.ndim != 2:
-            raise ValueError(f"a vector is read by a mask (B, T); found {tuple(attention_mask.shape)}")
+    def _readable(self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int) -> torch.Tensor:
         if self.config.readout == "mean" and past:
             raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
         return readable_tokens(mask_BT, self.config, input_ids)
