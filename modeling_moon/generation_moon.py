@@ -17,7 +17,8 @@ class MoonGenerationMixin(GenerationMixin):
         """As the library's, with the aspects of the new tokens, which depend on the markers before them.
 
         Raises:
-            ValueError: guided experts and `inputs_embeds`: the markers of the prompt are not known then.
+            ValueError: guided experts and `inputs_embeds`, or a part of the text alone (`prefill_chunk_size`, new tokens beside a
+                cache): the markers of the prompt are not known then.
         """
         if inputs_embeds is not None and self.config.reads_aspects:
             raise ValueError("guided experts read markers from input_ids: generate from input_ids, not inputs_embeds")
@@ -25,7 +26,19 @@ class MoonGenerationMixin(GenerationMixin):
         fed = inputs.get("input_ids")
         if self.config.reads_aspects and fed is not None:
             aspect_BT = self.model._aspect_ids(input_ids)
-            inputs["aspect_ids"] = None if aspect_BT is None else aspect_BT[:, -fed.shape[1] :]
+            cache, length = inputs.get("past_key_values"), input_ids.shape[1]
+            known = fed.shape[1] + (0 if cache is None else cache.get_seq_length())
+            if aspect_BT is not None and length < known:
+                raise ValueError(
+                    f"guided experts read markers from the whole text: found {length} of {known} tokens; accepted: input_ids "
+                    "with the tokens in the cache, and prefill_chunk_size=None"
+                )
+            # Of its own memory: strides that grow with the text would have each step compiled again.
+            inputs["aspect_ids"] = (
+                None
+                if aspect_BT is None
+                else aspect_BT[:, -fed.shape[1] :].clone(memory_format=torch.contiguous_format)
+            )
         return inputs
 
     def _prepare_position_ids_for_generation(

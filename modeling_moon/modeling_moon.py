@@ -36,7 +36,7 @@ from .configuration_moon import AUTO_MAP, MoonConfig
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
 from .fire_moon import Details, MoonDetailMerger, MoonFire
 from .generation_moon import MoonGenerationMixin
-from .outputs_moon import MoonCausalLMOutput, MoonOutput
+from .outputs_moon import BY_LAYER, MoonCausalLMOutput, MoonOutput, ask_for_layers
 from .packing_moon import Inputs, in_rows, pack, packed_positions
 from .routing_moon import Guided, Routing, find_guided, objective_weights, routing_statistics
 from .tokens_moon import (
@@ -552,6 +552,7 @@ class MoonModel(MoonPreTrainedModel):
                 from a decoding step, a mask that is not (B, T), fusion without the ids that it reads.
         """
         refuse_unread_arguments(input_ids, inputs_embeds, kwargs)
+        ask_for_layers(self.config, kwargs)
         if use_cache is None:
             use_cache = past_key_values is not None if output_embeddings is not False else self.config.keeps_cache
         mask_BK = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
@@ -559,7 +560,7 @@ class MoonModel(MoonPreTrainedModel):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         where = (input_ids, mask_BT, past)
         readable_BT = self._to_read(output_embeddings, where, attention_mask is mask_BK, raw_tokens)
-        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
+        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in BY_LAYER)]
         packed = self._packs(packed, mask_BK, by_row)
         inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
@@ -763,10 +764,6 @@ class MoonModel(MoonPreTrainedModel):
         kept = getattr(self, "_output_layer", None) or [load_output_layer(self)]
         self._output_layer = [kept[0].to(self.device, self.dtype)]  # in a list: not a parameter of the encoder
         return MoonForConditionalGeneration.around(self, self._output_layer[0])
-
-
-# Outputs of single layers, which have no rows when the batch is packed.
-_BY_LAYER = ("output_hidden_states", "output_attentions")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
