@@ -548,7 +548,8 @@ class MoonModel(MoonPreTrainedModel):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without the ids that they read;
                 `packed=True` with a cache, positions, no mask (B, T), or outputs of single layers; an argument of other
-                models that Moon does not read. With `output_embeddings=True` also: a row without a token to read from, a mean
+                models that Moon does not read; a row of padding alone, unless `output_embeddings=False`. With
+                `output_embeddings=True` also: a row without a token to read from, a mean
                 from a decoding step, a mask that is not (B, T), fusion without the ids that it reads.
         """
         refuse_unread_arguments(input_ids, inputs_embeds, kwargs)
@@ -694,7 +695,7 @@ class MoonModel(MoonPreTrainedModel):
                 refuse_no_raw_tokens(where[0], where[2])
             return self._readable(*where)
         except ValueError:
-            if wanted:
+            if wanted or not bool(where[1].any(dim=1).all()):  # a row of padding alone has no states either
                 raise
             return None
 
