@@ -549,8 +549,8 @@ class MoonModel(MoonPreTrainedModel):
             ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without the ids that they read;
                 `packed=True` with a cache, positions, no mask (B, T), or outputs of single layers; an argument of other
                 models that Moon does not read; a row of padding alone, unless `output_embeddings=False`. With
-                `output_embeddings=True` also: a row without a token to read from, a mean
-                from a decoding step, a mask that is not (B, T), fusion without the ids that it reads.
+                `output_embeddings=True` also: a row without a token to read from, a mean from a decoding step, a mask that is
+                not (B, T), fusion without the ids that it reads.
         """
         refuse_unread_arguments(input_ids, inputs_embeds, kwargs)
         ask_for_layers(self.config, kwargs)
