@@ -13,9 +13,11 @@ from .fire_moon import Details
 
 
 class Inputs(NamedTuple):
-    """What the text model is given: embeddings (B, T, H) with the pictures in place, and what its layers read besides."""
+    """What the text model is given: embeddings (B, T, H) with the pictures in place (B, T) bool, and what its layers read
+    besides."""
 
     embeds_BTH: torch.Tensor
+    is_image_BT: torch.Tensor
     for_layers: dict[str, Any]
 
 
@@ -29,7 +31,7 @@ def pack(inputs: Inputs, mask_BT: torch.Tensor) -> Inputs:
             return value[mask_BT][None]
         return value
 
-    return Inputs(one_row(inputs.embeds_BTH), {name: one_row(value) for name, value in inputs.for_layers.items()})
+    return Inputs(*map(one_row, inputs[:2]), {name: one_row(value) for name, value in inputs.for_layers.items()})
 
 
 def packed_positions(position_3BT: torch.Tensor | None, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -303,14 +303,21 @@ def test_new_tokens_beside_a_cache_are_enough_unless_markers_stand_in_it(variant
         assert torch.equal(variant.generate(rest)[:, 1:], variant.generate(alone)[:, ids.shape[1] :])
 
 
-def test_writing_goes_on_from_what_was_kept(variant):
-    options = {"do_sample": False, "return_dict_in_generate": True, "max_new_tokens": 3, "min_new_tokens": 3}
-    first = variant.writer.generate(**variant.seen, **options)
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+def test_writing_goes_on_from_what_was_kept(variant, cache_class):
+    room = {"max_cache_len": 64} if cache_class is StaticCache else {}
+    cache = cache_class(config=variant.config.text_config, **room)
+    options = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    straight = variant.writer.generate(**variant.seen, **options, max_new_tokens=6, min_new_tokens=6)
+    options |= {"max_new_tokens": 3, "min_new_tokens": 3}
+    first = variant.writer.generate(**variant.seen, **options, past_key_values=cache)
     mask_BT = torch.cat([variant.seen["attention_mask"], torch.ones(2, 3, dtype=torch.long)], dim=1)
     second = variant.writer.generate(
         input_ids=first.sequences, attention_mask=mask_BT, past_key_values=first.past_key_values, **options
     )
-    assert torch.equal(second.sequences, variant.generate(variant.seen))
+    assert torch.equal(second.sequences, straight.sequences)
+    for found, expected in zip(first.logits + second.logits, straight.logits, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_generation_tells_of_scores_states_and_attentions(variant):
