@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers.base.model import BaseModel
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .configuration_moon import MoonConfig
@@ -17,6 +17,7 @@ SENTENCE_TRANSFORMER_MODULE = "sentence_transformer_moon.MoonTransformer"
 AutoConfig.register(MoonConfig.model_type, MoonConfig, exist_ok=True)
 AutoModel.register(MoonConfig, MoonModel, exist_ok=True)
 AutoModelForImageTextToText.register(MoonConfig, MoonForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(MoonConfig, MoonForConditionalGeneration, exist_ok=True)
 MoonConfig.register_for_auto_class()
 MoonModel.register_for_auto_class("AutoModel")
 MoonForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

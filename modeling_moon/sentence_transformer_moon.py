@@ -254,7 +254,7 @@ class MoonTransformer(InputModule):
         for name, value in gate.items():
             if value is not None:
                 raise ValueError(f"{name}= was given with reasoning={reasoning!r}; accepted: with reasoning='auto'")
-        features["sentence_embedding"] = self.model(**tensors).embeddings
+        features["sentence_embedding"] = self.model(**tensors, output_embeddings=True, return_dict=True).embeddings
         features["reasoned"] = torch.full_like(tensors["input_ids"][:, 0], reasoning == "given", dtype=torch.bool)
         return _Features(features)
 
