@@ -603,9 +603,8 @@ class MoonModel(MoonPreTrainedModel):
             **inputs.for_layers,
             **kwargs,
         )
-        if not past or pixel_values is not None:
-            length = past + mask_BT.shape[1]
-            note_offset(outputs.past_key_values, position_ids, attention_mask, length, len(mask_BT))
+        where_they_stand = position_ids, attention_mask, past, len(mask_BT)
+        note_offset(outputs.past_key_values, *where_they_stand, has_pictures=pixel_values is not None)
         hidden_BTH = in_rows(outputs.last_hidden_state, mask_BT) if packed else outputs.last_hidden_state
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
