@@ -46,7 +46,10 @@ def used(model, processor):
     """A model of which everything was asked that leaves something behind."""
     batch = dict(processor(products=PRODUCTS, return_tensors="pt"))
     with torch.no_grad():
-        assert model(**batch, output_hidden_states=True, output_attentions=True).hidden_states
+        asked = {"output_hidden_states": True}
+        if model.config.text_config._attn_implementation == "eager":
+            asked["output_attentions"] = True
+        assert model(**batch, **asked).hidden_states
         model.vlm.get_image_features(batch["pixel_values"], batch["image_grid_thw"], output_hidden_states=True)
     reasoning = "none" if model.config.max_reasoning_tokens is None else "generate"
     model.embed(PRODUCTS, reasoning=reasoning)
