@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from evaluation.data.tables import ProductRow
 from evaluation.encode import Encoded, VectorCache
-from evaluation.metrics import classification_scores
+from evaluation.metrics import Scorer, classification_scores
 
 FORMS = ("mm", "i")
 AVERAGED = ("top1", "top10", "precision", "recall", "f1")
@@ -21,7 +22,9 @@ def without_attributes(product: ProductRow) -> dict[str, Any]:
     return product.record("mm", without=("attributes", "category") if repeats else ("attributes",))
 
 
-def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def evaluate_attributes(
+    cache: VectorCache, *, resamples: int = 1000, seed: int = 0, scorer: Scorer = classification_scores
+) -> dict[str, Any]:
     """The four metrics of classification for every attribute key, and their mean over keys.
 
     The candidates of a key are the values that it has anywhere in the gallery, each embedded as a query of task
@@ -29,10 +32,13 @@ def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int 
     with one value only would always be right: it is left out and named. Products are encoded without their attributes,
     and without a category that repeats one (form "mm"), and from the image alone (form "i").
 
+    `scorer` makes the scores of a key, with the arguments of `classification_scores`; the study of shops keeps more.
+
     Returns: form → "keys" (key → scores), "mean" (over keys), "single_valued" (keys left out); empty without attributes.
     """
     keys = sorted({key for product in cache.products for key in product.attributes})
     results: dict[str, Any] = {}
+    scored = functools.partial(scorer, resamples=resamples, seed=seed)
     for form in FORMS:
         gallery = (
             cache.varied_gallery("mm, no attributes", "mm", without_attributes) if form == "mm" else cache.gallery(form)
@@ -42,23 +48,21 @@ def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int 
             values = sorted({value for product in cache.products for value in product.attributes.get(key, ())})
             if len(values) == 1:
                 single.append(key)
-            elif found := _key(cache, gallery, key, values, (resamples, seed)):
+            elif found := _key(cache, gallery, key, values, scored):
                 scores[key] = found
         if scores:
             results[form] = {"keys": scores, "mean": _mean(scores), "single_valued": single}
     return results
 
 
-def _key(
-    cache: VectorCache, gallery: Encoded, key: str, values: list[str], bootstrap: tuple[int, int]
-) -> dict[str, Any] | None:
+def _key(cache: VectorCache, gallery: Encoded, key: str, values: list[str], scorer: Scorer) -> dict[str, Any] | None:
     place = {value: number for number, value in enumerate(values)}
     rows = [row for row, index in enumerate(gallery.kept) if key in cache.products[index].attributes]
     if not rows:
         return None
     truth = [[place[value] for value in cache.products[gallery.kept[row]].attributes[key]] for row in rows]
     value_LD = cache.labels(values, "attribute")
-    return classification_scores(gallery.vectors[rows], value_LD, truth, resamples=bootstrap[0], seed=bootstrap[1])
+    return scorer(gallery.vectors[rows], value_LD, truth)
 
 
 def _mean(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
