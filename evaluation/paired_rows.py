@@ -63,9 +63,15 @@ class Row:
         return self.task, self.what, self.form, self.metric
 
 
-def all_rows(cache: VectorCache) -> list[Row]:
-    """Return every row that the data of a cache allows: retrieval, classification, attributes."""
-    return [*retrieval_rows(cache), *classification_rows(cache), *attribute_rows(cache)]
+def all_rows(cache: VectorCache, *, least: int = 20) -> list[Row]:
+    """Return every row that the data of a cache allows: retrieval, classification, attributes.
+
+    Args:
+        cache: of one model.
+        least (`int`): queries, or products with a label, of which a row is made; fewer say nothing. Default 20.
+    """
+    rows = [*retrieval_rows(cache), *classification_rows(cache), *attribute_rows(cache, least=least)]
+    return [row for row in rows if len(row.names) >= least]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,8 +169,9 @@ def classification_rows(cache: VectorCache) -> list[Row]:
     return rows
 
 
-def attribute_rows(cache: VectorCache) -> list[Row]:
-    """Return top-1 of each attribute key, and the mean over keys, to which each product adds what it has of them."""
+def attribute_rows(cache: VectorCache, *, least: int = 1) -> list[Row]:
+    """Return top-1 of each attribute key that `least` products have, and the mean over these keys, to which each product
+    adds what it has of them."""
     rows = []
     for form, found in evaluate_attributes(cache, resamples=1, scorer=scores_with_values).items():
         gallery = (
@@ -174,8 +181,9 @@ def attribute_rows(cache: VectorCache) -> list[Row]:
         of_keys = [
             _label_row("attributes", key, form, scores, [row.product_id for row in products if key in row.attributes])
             for key, scores in found["keys"].items()
+            if scores["items"] >= least
         ]
-        rows += [*of_keys, _mean_of_keys(of_keys)]
+        rows += [*of_keys, _mean_of_keys(of_keys)] if of_keys else []
     return rows
 
 
@@ -204,14 +212,14 @@ def _mean_of_keys(rows: Sequence[Row]) -> Row:
 
 
 def compare_rows(
-    first: Sequence[Row], second: Sequence[Row], names: tuple[str, str], *, resamples: int = 2000, seed: int = 0
+    first: Sequence[Row], second: Sequence[Row], names: tuple[str, str], *, resamples: int = 1000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Compare two models row by row; `second` is what `first` is measured against.
 
     Args:
         first, second: rows of the same data, as `all_rows` makes them.
         names: what the two models are called.
-        resamples (`int`): of the bootstrap. Default 2000.
+        resamples (`int`): of the bootstrap. Default 1000.
         seed (`int`): of the bootstrap. Default 0.
 
     Returns: of each row task, what, form, metric, queries, choices, chance, models (name → value and interval; BM25 too, of

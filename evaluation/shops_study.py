@@ -220,7 +220,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             f"Values in per cent with 95 % bootstrap intervals. The difference is {first} minus {second}. Its interval is "
             "paired: queries (for labels: products) are drawn again for both models together. A model is ahead where that "
             "interval leaves out 0; of rows without a difference, about one in twenty does so by chance. A direction is "
-            "followed by the number of queries and of products in the gallery.",
+            "followed by the number of queries and of products in the gallery. Rows of fewer than 20 queries are left out.",
             "",
             *[f"- {sentence}" for sentence in results["words"]],
             "",

@@ -31,7 +31,7 @@ def cache(tiny_moon):
 
 @pytest.fixture(scope="module")
 def rows(cache):
-    return all_rows(cache)
+    return all_rows(cache, least=1)
 
 
 def test_each_row_has_the_score_of_the_evaluation(cache, rows):
@@ -51,6 +51,16 @@ def test_each_row_has_the_score_of_the_evaluation(cache, rows):
         for key, scores in keys["keys"].items():
             assert values["attributes", key, form, "top-1"] == pytest.approx(scores["top1"], abs=1e-12)
         assert values["attributes", MEAN_OF_KEYS, form, "top-1"] == pytest.approx(keys["mean"]["top1"], abs=1e-12)
+
+
+def test_rows_of_few_queries_are_left_out_and_the_mean_is_over_the_keys_that_are_left(cache, rows):
+    sizes = {row.key: len(row.names) for row in rows}
+    least = 1 + min(sizes.values())
+    kept = {row.key: row for row in all_rows(cache, least=least)}
+    assert set(kept) == {key for key, size in sizes.items() if size >= least} < set(sizes)
+    keys = [row for row in kept.values() if row.task == "attributes" and row.form == "i" and row.what != MEAN_OF_KEYS]
+    mean = kept["attributes", MEAN_OF_KEYS, "i", "top-1"]
+    assert mean.value_N.mean() == pytest.approx(np.mean([row.value_N.mean() for row in keys]), abs=1e-12)
 
 
 def test_paths_of_several_lengths_have_a_row_for_the_deepest(rows):

@@ -12,8 +12,8 @@ from evaluation.shops_study import SHOPS, TRAINED, UNSEEN, Shop, main, markdown,
 @pytest.fixture
 def study(tiny_moon, tmp_path, monkeypatch):
     for seed, name in enumerate(("mine", "other")):
-        write_catalogue(tmp_path / "data" / name, products=18, image_size=64, seed=seed, progress=False)
-    shops = (Shop("mine", "mine", TRAINED, "own", "test"), Shop("other", "other", UNSEEN, "another's"))
+        write_catalogue(tmp_path / "data" / name, products=24, image_size=64, seed=seed, progress=False)
+    shops = (Shop("mine", "mine", TRAINED, "own"), Shop("other", "other", UNSEEN, "another's"))
     monkeypatch.setattr(shops_study, "SHOPS", shops)
     first, second = tiny_moon("qwen3_vl", trained=True), tiny_moon("qwen3_vl", preset="moon2", trained=True)
 
