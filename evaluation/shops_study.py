@@ -114,7 +114,7 @@ def run_study(
             "rows": compare_rows(rows[names[0]], rows[names[1]], names),
         }
     results["words"] = in_words(results)
-    results["provenance"] = provenance(0, seconds=round(time.monotonic() - started, 1), batch_size=batch_size)
+    results["provenance"] = provenance(0, batch_size=batch_size)
     return results
 
 
