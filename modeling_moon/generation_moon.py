@@ -71,8 +71,8 @@ class MoonGenerationMixin(GenerationMixin):
         """Note on a static cache, for which the library replaces the mask by one that does not tell of padding, what the
         forward pass notes on others."""
         if cache is not None and position_ids is not None:
-            total = int(cache.get_seq_length()) + fed.shape[1]
-            note_offset(cache, position_ids[..., -fed.shape[1] :], mask, total, len(fed))
+            past = int(cache.get_seq_length())
+            note_offset(cache, position_ids[..., -fed.shape[1] :], mask, past, len(fed), has_pictures=True)
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]

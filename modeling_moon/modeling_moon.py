@@ -587,10 +587,9 @@ class MoonModel(MoonPreTrainedModel):
             **inputs.for_layers,
             **kwargs,
         )
-        begins = isinstance(past, int) and not past  # a filled static cache counts in a tensor
-        if attention_mask is mask_BK and (begins or pixel_values is not None):
-            length = past + mask_BT.shape[1]
-            note_offset(outputs.past_key_values, position_ids, mask_BK, length, len(mask_BT))
+        if attention_mask is mask_BK:  # another mask does not tell of padding; `generate` has noted it then
+            where_they_stand = position_ids, mask_BK, past, len(mask_BT)
+            note_offset(outputs.past_key_values, *where_they_stand, has_pictures=pixel_values is not None)
         hidden_BTH = in_rows(outputs.last_hidden_state, mask_BT) if packed else outputs.last_hidden_state
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
