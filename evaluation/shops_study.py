@@ -30,7 +30,7 @@ from product_data.spree import read_spree
 from product_data.tables import ProductTables, load_tables
 from retrieval.encode import VectorCache, config_digest, load_for_evaluation
 
-_CODE = ("modeling_moon", "processing_moon", "evaluation")
+_CODE = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation")
 TRAINED, UNSEEN = "trained on", "never seen"
 _ARROWS = {"t2mm": "t→mm", "i2mm": "i→mm", "mm2mm": "mm→mm", "t2i": "t→i", "i2t": "i→t", "i2i": "i→i", "mm2i": "mm→i"}
 
