@@ -23,19 +23,23 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLTextModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLDecoderLayer,
+    Qwen2_5_VLTextModel,
+    Qwen2_5_VLVisionBlock,
+)
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextDecoderLayer,
     Qwen3VLTextModel,
+    Qwen3VLVisionBlock,
     eager_attention_forward,
 )
 from transformers.utils import can_return_tuple
-from transformers.vision_utils import get_vision_window_index
 
 from .configuration_moon import MoonConfig
 from .copying_moon import MoonCopyingMixin
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
-from .fire_moon import VISION_BLOCKS, Details, MoonDetailMerger, MoonFire
+from .fire_moon import Details, KeptBlock, MoonDetailMerger, MoonFire, block_levels
 from .generation_moon import MoonGenerationMixin
 from .outputs_moon import BY_LAYER, MoonCausalLMOutput, MoonOutput, ask_for_layers
 from .packing_moon import Inputs, in_rows, pack, packed_positions
@@ -342,6 +346,17 @@ class MoonQwen2_5_VLTextModel(_MoonTextModel, Qwen2_5_VLTextModel):  # noqa: N80
 TEXT_MODELS = {"qwen3_vl": MoonQwen3VLTextModel, "qwen2_5_vl": MoonQwen2_5_VLTextModel}
 
 
+class MoonQwen3VLVisionBlock(KeptBlock, Qwen3VLVisionBlock):
+    """A block of Qwen3-VL's vision tower whose output is a level of detail."""
+
+
+class MoonQwen2_5_VLVisionBlock(KeptBlock, Qwen2_5_VLVisionBlock):  # noqa: N801 - as the library spells it
+    """A block of Qwen2.5-VL's vision tower whose output is a level of detail."""
+
+
+VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_VLVisionBlock}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # From hidden states to a vector: read-out, fusion (MOON3.0), projection
 # ---------------------------------------------------------------------------------------------------------------------
@@ -633,8 +648,9 @@ class MoonModel(MoonPreTrainedModel):
         if pixel_values is None:
             refuse_unseen_images(input_ids, self.config.image_token_id, token_types)
         else:
-            kept: dict[str, list] = {"kept_blocks": []} if self.config.detail_blocks else {}
-            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kept)
+            blocks: list[torch.Tensor] = []
+            keep: dict[str, Any] = {"kept_blocks": blocks} if self.config.detail_blocks else {}
+            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **keep)
             image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
             ids = input_ids if token_types is None or input_ids is None else input_ids.masked_fill(token_types == 0, -1)
             is_image = self.vlm.get_placeholder_mask(ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
@@ -642,26 +658,14 @@ class MoonModel(MoonPreTrainedModel):
             levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
             if levels:
                 for_layers = {"visual_pos_masks": is_image[..., 0], "deepstack_visual_embeds": levels}
-            if kept:
-                levels = self._block_levels(kept["kept_blocks"], image_grid_thw)
+            if keep:
+                levels = block_levels(self.detail_mergers, blocks, image_grid_thw, self.config.vision_config)
             levels = torch.stack(levels or [image_PH]).to(embeds_BTH)
             details = Details(embeds_BTH, is_image[..., 0], levels)
             embeds_BTH = embeds_BTH.masked_scatter(is_image, image_PH)
         if self.config.fire_layers:
             for_layers["details"] = details
         return Inputs(embeds_BTH, details.is_image_BT, for_layers)
-
-    def _block_levels(self, blocks: list[torch.Tensor], image_grid_thw: torch.Tensor) -> list[torch.Tensor]:
-        """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens."""
-        vision = self.config.vision_config
-        levels = [merger(block) for merger, block in zip(self.detail_mergers, blocks, strict=True)]
-        if not hasattr(vision, "window_size"):
-            return levels
-        by_window_P, _ = get_vision_window_index(
-            image_grid_thw, vision.spatial_merge_size, vision.window_size, vision.patch_size
-        )
-        order_P = by_window_P.argsort().to(levels[0].device)
-        return [level_PH[order_P] for level_PH in levels]
 
     def _aspect_ids(self, input_ids: torch.Tensor | None, past: int = 0) -> torch.Tensor | None:
         if not self.config.reads_aspects:
