@@ -36,7 +36,7 @@ from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from evaluation.shortened import shortened_sentence, shortened_summary
 from processing_moon import MoonProcessor
-from training.arguments import Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
+from training.arguments import AUTO, Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
 from training.data.collate import UnreadableBatchError
 from training.data.sources import digest_of, read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
@@ -141,10 +141,11 @@ def _run(recipe: Recipe) -> None:
     if cold_start is not None:
         run_cold_start(recipe, cold_start)
     with args.main_process_first(local=False, desc="preparing the base"):
-        texts = sample_tables(streams) if recipe.model.small_base is not None else []
-        start = prepare_base(recipe, training_tables or texts)
+        sampled = recipe.model.small_base is not None or recipe.data.max_tokens == AUTO
+        texts = training_tables or (sample_tables(streams) if sampled else [])
+        start = prepare_base(recipe, texts)
     set_seed(args.seed)
-    model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda")
+    model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda", tables=texts)
     if args.evaluate_before:
         evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
