@@ -18,7 +18,7 @@ from evaluation.data.tables import ProductTables
 from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
-from training.arguments import AUTO, ModelArguments, Recipe, RecipeError, attention_of, check_reasons
+from training.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
 from training.checkpoint import mark_adapter, save_moon
 from training.launching import zero_stage
 from training.patch_embedding import patches_by_matrix
@@ -26,7 +26,7 @@ from training.quantization import quantization_config
 from training.resume import written_whole
 from training.sharding import is_sharded
 from training.small_base import make_base
-from training.token_budget import token_budget
+from training.token_budget import settle_budget
 from training.upcycle import upcycle
 
 BASE_FOLDERS = ("small_base", "base")
@@ -115,7 +115,7 @@ def load_start(
         recipe: what to load and how.
         folder: what `prepare_base` returned.
         on_gpu: whether training will run on a GPU.
-        tables: the training split, whose texts `max_tokens: auto` is measured on; without them it leaves the processor's own.
+        tables: the training split, by which `max_tokens` is measured; see `training.token_budget.settle_budget`.
 
     Raises:
         RecipeError: what transformers cannot load, or not with this `attn_implementation` or `embedding_dim`.
@@ -126,11 +126,10 @@ def load_start(
         raise RecipeError(f"base: {error}") from error
     if not on_gpu:
         patches_by_matrix(model)
-    if recipe.data.max_tokens == AUTO and tables:
-        budget = token_budget(processor, tables, allow_urls=recipe.data.allow_urls)
-        processor.max_tokens = recipe.facts["max_tokens"] = budget.tokens
-        if recipe.training.process_index == 0:
-            print(budget, flush=True)
+    said = settle_budget(processor, recipe.data.max_tokens, tables, allow_urls=recipe.data.allow_urls)
+    recipe.facts["max_tokens"] = processor.max_tokens
+    if said is not None and recipe.training.process_index == 0:
+        print(said, flush=True)
     return model, processor
 
 
@@ -139,9 +138,8 @@ def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedM
     processor = MoonProcessor.from_pretrained(folder)
     processor.core_crop = data.core_crop
     processor.instructions = {**processor.instructions, **(data.instructions or {})}
-    for key in ("max_tokens", "max_image_tokens"):
-        if getattr(data, key) not in (None, AUTO):
-            setattr(processor, key, getattr(data, key))
+    if data.max_image_tokens is not None:
+        processor.max_image_tokens = data.max_image_tokens
     attention = attention_of(model.attn_implementation, on_gpu)
     if model.architecture == "dual_tower":
         base = model.base or Path(recipe.training.output_dir) / "small_base"

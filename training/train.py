@@ -287,7 +287,7 @@ def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module
     """Set max_steps from the time budget where it is not yet known, and write the recipe with it."""
     args = recipe.training
     if args.max_steps < 1 and args.train_minutes is not None:
-        seconds = seconds_per_step(args, make_trainer, model)
+        seconds = seconds_per_step(args, make_trainer, model, budget_seconds=0.02 * args.train_minutes * 60)
         steps = torch.tensor(max(1, round(args.train_minutes * 60 / seconds)), device=args.device)
         if args.world_size > 1:
             torch.distributed.broadcast(steps, src=0)
@@ -299,14 +299,14 @@ def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module
         write_records(recipe, Path(args.output_dir))
 
 
-def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module) -> float:
+def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module, budget_seconds: float = 0.0) -> float:
     """Time optimizer steps on the run's own first pairs, and put every weight back as it was.
 
-    The measurement takes about 2 % of the budget, and at least eight steps, of which the first three do not count.
+    The measurement takes `budget_seconds`, and at least eight steps, of which the first three do not count.
     """
     learning = [tensor for tensor in [*model.parameters(), *model.buffers()] if _may_change(tensor)]
     before = [tensor.detach().to("cpu", copy=True) for tensor in learning]
-    clock = _StepClock(budget_seconds=0.02 * args.train_minutes * 60)
+    clock = _StepClock(budget_seconds)
     steps = 10_000
     throwaway = dataclasses.replace(args, max_steps=steps, save_strategy="no", logging_strategy="no", report_to="none")
     throwaway.disable_tqdm = True
