@@ -89,7 +89,7 @@ The numbers are those of `results/moon1_catalogue.json`.
 - Photos come with the box of the product, as in its training; without boxes it finds less.
 
 ## How it was made
-`python -m training.shipped_checkpoint`: {steps:,} steps of 32 pairs from random weights, on a CPU. `resolved_recipe.yaml` and
+`python -m training.shipped_checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU. `resolved_recipe.yaml` and
 `provenance.json` say how, and of which commit.
 """
 
