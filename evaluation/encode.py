@@ -21,6 +21,7 @@ from transformers import AutoModel
 import modeling_moon
 import processing_moon
 from evaluation.baselines import dual_tower
+from evaluation.data.duplicates import EqualProducts
 from evaluation.data.tables import ProductRow, QueryRow
 from evaluation.shortened import shortened_items
 from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
@@ -33,6 +34,8 @@ REASONING = ("none", "generate", "given")
 # How rows of tables may be embedded: they give no reasoning of their own.
 ROW_REASONING = ("none", "generate")
 QUERY_REASONING = (*ROW_REASONING, "auto")
+# What a search may make of the variants of a right answer.
+VARIANTS = ("left_out", "right", "wrong")
 # Importing these (and the processor) makes their model types known to the Auto classes.
 MODELS = (modeling_moon.MoonModel, dual_tower.DualTower)
 _PROGRESS_DELAY_SECONDS = 3.0
@@ -240,6 +243,31 @@ def check_threshold(query_reasoning: str, threshold: float | None) -> float:
     return threshold
 
 
+def all_skipped(what: str, encoded: Encoded) -> str:
+    """Say that all of some records were skipped, and why the first was.
+
+    Args:
+        what: what the records are, such as "products".
+        encoded: nothing kept, at least one skipped.
+    """
+    first = encoded.skipped[0]
+    return (
+        f"all {len(encoded.skipped)} {what} were skipped, they could not be read; "
+        f"first: {first.item!r}, {first.field}: {first.reason}"
+    )
+
+
+def check_variants(variants: str) -> str:
+    """What a search makes of variants, if it is one of `VARIANTS`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if variants not in VARIANTS:
+        raise ValueError(f"variants={variants!r}; accepted: {', '.join(VARIANTS)}")
+    return variants
+
+
 def _description(kind: str, options: Mapping[str, Any]) -> str:
     what = f"products, {options['form']}" if kind == "product" else f"queries, task {options['task']}"
     return f"encode {what}" + (f", reasoning {options['reasoning']}" if "reasoning" in options else "")
@@ -313,6 +341,28 @@ class WrittenReasoning:
     reasoning: Reasoning
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What counts as right, and which labels there are.
+
+    Args:
+        variants (`str`): what a search makes of the variants of a right answer (see `evaluation.data.duplicates`): "left_out"
+            of its ranking, "right", or "wrong". Default "left_out".
+        label_products, label_queries (`Sequence` or `None`): the rows whose categories and attribute values are labels, those of
+            the whole data set. Default: the rows that are evaluated.
+
+    Raises:
+        ValueError: other variants.
+    """
+
+    variants: str = VARIANTS[0]
+    label_products: Sequence[ProductRow] | None = None
+    label_queries: Sequence[QueryRow] | None = None
+
+    def __post_init__(self) -> None:
+        check_variants(self.variants)
+
+
 class VectorCache:
     """Each form of the gallery, each query and each label text encoded at most once for one model.
 
@@ -326,6 +376,7 @@ class VectorCache:
             side, also where products' own parts stand in for queries. Default "none". Queries also "auto": in each search
             those reason whose vector without reasoning is unsure among that gallery's (`MarginGate`).
         gate_threshold (`float` or `None`): of "auto", the margin below which a query is unsure. Default 0.05.
+        scoring (`Scoring` or `None`): what counts as right, and which labels there are. Default: `Scoring()`.
         **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
 
     Raises:
@@ -345,10 +396,15 @@ class VectorCache:
         query_reasoning: str = "none",
         product_reasoning: str = "none",
         gate_threshold: float | None = None,
+        scoring: Scoring | None = None,
         **settings: Any,
     ) -> None:
         self.model, self.processor = model, processor
         self.products, self.queries = products, queries
+        scoring = scoring or Scoring()
+        self.equal, self.variants = EqualProducts(products), scoring.variants
+        self.label_products = products if scoring.label_products is None else scoring.label_products
+        self.label_queries = queries if scoring.label_queries is None else scoring.label_queries
         self.query_reasoning, self.product_reasoning = query_reasoning, product_reasoning
         self.settings = EncodingSettings(**settings)
         check_reasoning(model, processor, query_reasoning, QUERY_REASONING)
@@ -398,7 +454,7 @@ class VectorCache:
         Args:
             rows: of `all_queries`.
             gallery_GD: the vectors that are searched.
-            exclude: for each of the rows the places in the gallery that are left out.
+            exclude: for each of the rows the places in the gallery that are left out, whatever the right answer is.
 
         Shapes: returns (Q, D) float32 and (Q,) bool or None.
 
@@ -442,6 +498,12 @@ class VectorCache:
         self._note_shortened("label", found, missing)
         self._labels.update({(task, text): vector for text, vector in zip(missing, found.vectors, strict=True)})
         return np.stack([self._labels[task, text] for text in texts])
+
+    def why_empty(self) -> str:
+        """Why a gallery that was asked for has nothing in it, though products have what it asks for; "" where none is so."""
+        return next(
+            (all_skipped("products", one) for one in self._galleries.values() if not one.kept and one.skipped), ""
+        )
 
     def skipped(self) -> list[dict[str, Any]]:
         """Everything so far that could not be encoded, each product or query once."""

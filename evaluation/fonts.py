@@ -1,8 +1,13 @@
-"""A font that has the characters of a text, for what is drawn: titles come in every script."""
+"""Find a font that has the characters of a text, and write what no font has in letters that can be read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +15,139 @@ from PIL import ImageFont
 
 Font = Callable[[int], Any]
 """Size in pixels → a font of Pillow."""
-# Looked for in the system's font folders, in this order.
+# Looked for in the system's font folders, in this order, before all others.
 _SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")
+_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.fonts",
+    "~/.local/share/fonts",
+    "/System/Library/Fonts",
+    "/Library/Fonts",
+    "~/Library/Fonts",
+    os.path.join(os.environ.get("WINDIR", "C:/Windows"), "Fonts"),
+)
+_MOST_FILES = 3000
+_SCRIPTS = {"CJK": "Chinese", "HANGUL": "Korean", "HIRAGANA": "Japanese", "KATAKANA": "Japanese"}
+_said: set[str] = set()
 
 
-def font_for(text: str, chosen: str | Path | None = None) -> tuple[Font, int]:
-    """A font for a text, and how many of the text's different characters it lacks.
+def font_for(text: str, chosen: str | Path | None = None) -> tuple[Font, frozenset[str]]:
+    """Find a font for a text, and say which of the text's characters it lacks.
+
+    What is lacking is said once in a process, on the standard error; `readable` is what to draw in its place.
 
     Args:
         text: what will be drawn.
         chosen (`str`, `Path` or `None`): a TrueType or OpenType file. Default: Pillow's own, which has English letters only;
-            where it lacks characters of the text, the one of a few common fonts of the system that has most of them.
+            where it lacks characters of the text, a common font of the system, or else the one of all fonts of the
+            system that has most of them.
 
     Raises:
         OSError: a font file that cannot be read.
     """
+    characters = frozenset(character for character in text if _is_drawn(character))
     if chosen is not None:
-        fonts: list[Font] = [lambda size: ImageFont.truetype(str(chosen), size)]
+        font = _file_font(str(chosen))
+        lacking = _lacking(characters, font(12))
     else:
-        fonts = [ImageFont.load_default, *(_system_font(name) for name in _SYSTEM_FONTS)]
-    best: tuple[Font, int] | None = None
-    for font in fonts:
-        try:
-            lacking = _lacking(text, font(12))
-        except OSError:  # a font that this system does not have
-            if chosen is not None:
-                raise
-            continue
-        if best is None or lacking < best[1]:
-            best = font, lacking
-        if not lacking:
+        font, lacking = _best_font(characters)
+    _say(lacking)
+    return font, lacking
+
+
+def readable(text: str, lacking: Collection[str]) -> str:
+    """A text with each character that the font lacks put into words: "[fire]" for an emoji, "[Thai: 5 letters]" for letters.
+
+    Args:
+        text: what is to be drawn.
+        lacking: what `font_for` found.
+    """
+    kept = [character for place, character in enumerate(text) if not _is_invisible(text, place)]
+    parts = []
+    for name, run in itertools.groupby(kept, key=lambda character: _script(character) if character in lacking else ""):
+        characters = list(run)
+        if not name:
+            parts.append("".join(characters))
+        elif name == "symbol":
+            parts += [f"[{unicodedata.name(one, f'U+{ord(one):04X}').lower()}]" for one in characters]
+        else:
+            parts.append(f"[{name}: {len(characters)} letter{'s' if len(characters) > 1 else ''}]")
+    return "".join(parts)
+
+
+@functools.lru_cache(maxsize=32)
+def _best_font(characters: frozenset[str]) -> tuple[Font, frozenset[str]]:
+    best: tuple[Font, frozenset[str]] = ImageFont.load_default, _lacking(characters, ImageFont.load_default(12))
+    for name in itertools.chain(_SYSTEM_FONTS, map(str, _system_files())):
+        if not best[1]:
             break
-    assert best is not None  # Pillow's own is always there
+        font = _file_font(name)
+        try:
+            # A font that has none of what is lacking so far is not looked at further.
+            if len(_lacking(best[1], font(12))) < len(best[1]):
+                best = min(best, (font, _lacking(characters, font(12))), key=lambda one: len(one[1]))
+        except (OSError, ValueError):  # not on this system, or a font of pictures in one size
+            continue
     return best
 
 
-def _system_font(name: str) -> Font:
+def _file_font(name: str) -> Font:
     return lambda size: ImageFont.truetype(name, size)
 
 
-def _lacking(text: str, font: Any) -> int:
-    """How many different characters of the text have no glyph: those drawn as what is no character is drawn."""
+def _system_files() -> list[Path]:
+    """The font files of the system, plain styles first."""
+    folders = (Path(folder).expanduser() for folder in _FOLDERS)
+    found = (
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (".ttf", ".otf", ".ttc")
+    )
+    files = list(itertools.islice(found, _MOST_FILES))
+    return sorted(files, key=lambda path: ("Regular" not in path.stem, len(path.stem), str(path)))
+
+
+def _lacking(characters: Iterable[str], font: Any) -> frozenset[str]:
+    """The characters that have no glyph: those drawn as what is no character is drawn."""
     absent = bytes(font.getmask("\uffff"))
-    characters = [character for character in sorted(set(text)) if character.isprintable() and not character.isspace()]
-    return sum(bytes(font.getmask(character)) == absent for character in characters)
+    return frozenset(character for character in characters if bytes(font.getmask(character)) == absent)
+
+
+def _is_drawn(character: str) -> bool:
+    return character.isprintable() and not character.isspace() and not _is_selector(character)
+
+
+def _is_selector(character: str) -> bool:
+    return "\ufe00" <= character <= "\ufe0f"
+
+
+def _is_invisible(text: str, place: int) -> bool:
+    """A character that only shapes its neighbours, and would be drawn as a box beside an emoji."""
+    if _is_selector(text[place]):
+        return True
+    if unicodedata.category(text[place]) != "Cf":
+        return False
+    return not (0 < place < len(text) - 1 and text[place - 1].isalpha() and text[place + 1].isalpha())
+
+
+def _script(character: str) -> str:
+    """The script of a letter, or "symbol"."""
+    if unicodedata.category(character)[0] not in "LMN":
+        return "symbol"
+    word = unicodedata.name(character, "unknown").split()[0].split("-")[0]
+    return _SCRIPTS.get(word, word.capitalize())
+
+
+def _say(lacking: frozenset[str]) -> None:
+    scripts = sorted({_script(character) for character in lacking} - _said)
+    if scripts:
+        _said.update(scripts)
+        named = ", ".join("symbols such as emoji" if script == "symbol" else script for script in scripts)
+        print(
+            f"no font of this system has all characters of the texts that are drawn ({named}); what is lacking is put into "
+            "words, such as [fire] or [Thai: 5 letters]. Fonts such as Noto Sans, Noto Sans CJK and Noto Sans Thai have them",
+            file=sys.stderr,
+        )

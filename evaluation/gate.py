@@ -28,6 +28,7 @@ from evaluation.data.tables import ProductTables, TableError
 from evaluation.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
+from evaluation.outputs import require_writable_file
 from evaluation.provenance import provenance
 from evaluation.run import limited_tables, load_benchmark
 from evaluation.shortened import shortened_summary
@@ -366,7 +367,7 @@ class _Sides:
 def _margins(search: Search) -> np.ndarray:
     """The margin of each query; of one that has a single product left to find, the largest there is."""
     vectors = torch.from_numpy(np.ascontiguousarray(search.vectors))
-    return MarginGate(search.gallery).margins(vectors, search.exclude).clamp(max=2).numpy()
+    return MarginGate(search.gallery).margins(vectors, search.repeated).clamp(max=2).numpy()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -408,6 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.output.suffix != ".json":
         raise ValueError(f"--output {chosen.output}; accepted: a .json file")
+    for suffix in (".json", ".md", ".png"):
+        require_writable_file("--output", chosen.output.with_suffix(suffix))
     options = GateOptions(
         split=chosen.split,
         limit=chosen.limit,

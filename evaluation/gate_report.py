@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tabulate import tabulate
 
+from evaluation.fonts import Font, font_for, readable
 from evaluation.shortened import shortened_sentence
 
 ALL = "all"
 _TITLES = {"none": "un-reasoned products", "generate": "reasoned products"}
 _SHOWN = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _ABSENT = "–"
+_CHARACTERS = "%,;:0123456789."  # of the charts' own words
 
 
 def in_words(results: Mapping[str, Any]) -> list[str]:
@@ -174,33 +176,33 @@ def draw_curves(results: Mapping[str, Any], path: str | Path) -> Path:
     chart = Image.new("RGB", (width, _HEAD + lines * (_HIGH + _GAP) + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(chart)
     name = Path(results["model"]).name or results["model"]
-    draw.text((_MARGIN, 18), f"Thinking when unsure: {name} on {results['benchmark']}", fill=_INK, font=_font(22))
+    heading = f"Thinking when unsure: {name} on {results['benchmark']}"
+    font, lacking = font_for(heading + _CHARACTERS)
+    draw.text((_MARGIN, 18), readable(heading, lacking), fill=_INK, font=font(22))
     note = "R@10, %, against the share of queries that reasons, the least sure first; dashed: a coin of that share"
-    draw.text((_MARGIN, 52), note, fill=_FAINT, font=_font(13))
+    draw.text((_MARGIN, 52), note, fill=_FAINT, font=font(13))
     for place, way in enumerate(_TITLES):
         left = width - _MARGIN - 190 * (len(_TITLES) - place)
         draw.line((left, 28, left + 22, 28), fill=_COLOURS[way], width=3)
-        draw.text((left + 30, 28), _TITLES[way], fill=_INK, font=_font(13), anchor="lm")
+        draw.text((left + 30, 28), _TITLES[way], fill=_INK, font=font(13), anchor="lm")
     for number, (direction, found) in enumerate(directions.items()):
         corner = (_MARGIN + (number % _COLUMNS) * (_WIDE + _GAP), _HEAD + (number // _COLUMNS) * (_HIGH + _GAP))
         title = (
             f"{_arrow(direction).replace('→', ' to ')}, {found['queries']} queries"  # Pillow's own font has no arrow
         )
-        _draw_panel(draw, title, found["curves"], corner)
+        _draw_panel(draw, title, found["curves"], corner, font)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.save(path, "PNG", optimize=True)
     return path
 
 
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
-def _draw_panel(draw: ImageDraw.ImageDraw, title: str, curves: Mapping[str, Any], corner: tuple[int, int]) -> None:
+def _draw_panel(
+    draw: ImageDraw.ImageDraw, title: str, curves: Mapping[str, Any], corner: tuple[int, int], font: Font
+) -> None:
     left, top = corner
     draw.rounded_rectangle((left, top, left + _WIDE, top + _HIGH), radius=10, fill=_CARD, outline=_LINE)
-    draw.text((left + 16, top + 12), title, fill=_INK, font=_font(15))
+    draw.text((left + 16, top + 12), title, fill=_INK, font=font(15))
     values = [point[name] for curve in curves.values() for point in curve for name in ("R@10", "R@10_coin")]
     least, most = _limits(values)
     floor, height, wide = top + _HIGH - _FOOT, _HIGH - _FOOT - _TOP, _WIDE - _LEFT - _RIGHT
@@ -212,8 +214,8 @@ def _draw_panel(draw: ImageDraw.ImageDraw, title: str, curves: Mapping[str, Any]
         value = least + part * (most - least)
         draw.line((*place(0, value), *place(1, value)), fill=_LINE)
         start = place(0, value)
-        draw.text((start[0] - 6, start[1]), _percent(value), fill=_FAINT, font=_font(11), anchor="rm")
-        draw.text((place(part, least)[0], floor + 8), f"{100 * part:.0f} %", fill=_FAINT, font=_font(11), anchor="ma")
+        draw.text((start[0] - 6, start[1]), _percent(value), fill=_FAINT, font=font(11), anchor="rm")
+        draw.text((place(part, least)[0], floor + 8), f"{100 * part:.0f} %", fill=_FAINT, font=font(11), anchor="ma")
     for way, curve in curves.items():
         line = [place(point["share"], point["R@10"]) for point in curve]
         coin = [place(point["share"], point["R@10_coin"]) for point in (curve[0], curve[-1])]

@@ -3,7 +3,7 @@
     python -m evaluation.heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
         [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
 
-MOON's Fig. 9 (arXiv 2508.11999) shows attention over image and text. How rows, heads and layers are averaged, and how the
+MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. How rows, heads and layers are averaged, and how the
 result is normalised, is our design; see `explain`.
 
 Shape suffixes: T tokens of the item, R tokens that are read, A heads, W words.
@@ -31,9 +31,11 @@ from PIL import ImageFont
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.tables import ProductTables, load_tables
 from evaluation.encode import load_for_evaluation
 from evaluation.heatmap_drawing import draw_explanation
+from evaluation.outputs import require_writable_folder
 from modeling_moon.tokens_moon import readable_tokens
 from processing_moon.product_moon import ProductError, image_list, is_product, read_product
 
@@ -168,7 +170,7 @@ def explain(
 
     `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those of
     the tokens that the vector is read from: one for the read-outs "emb" and "last", every attended token's for "mean".
-    Our design, after MOON's Fig. 9 (arXiv 2508.11999). a sums to 1 over the tokens; `shares` are its sums over sets of
+    Our design, after MOON's heat maps (arXiv 2508.11999 §5.4). a sums to 1 over the tokens; `shares` are its sums over sets of
     tokens. The first tokens of a text draw attention whatever they say (attention sinks, arXiv 2309.17453): the first has a
     share of its own, and heat and word weights are normalised apart, within the image tokens and within the words.
 
@@ -561,6 +563,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="draw again what is there")
     parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue")
     return parser
@@ -579,10 +582,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.font is not None:
         ImageFont.truetype(str(chosen.font))  # a file that is no font is refused before anything is computed
+    require_writable_folder("--output", chosen.output)
     catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}
-    tables = load_tables(chosen.data, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
-    print(tables.report, file=sys.stderr)
+    tables = load_tables(
+        chosen.data, images_root=chosen.images_root, seed=chosen.seed, reading=reading_options(chosen), **catalogue
+    )
     tables.report.raise_if_fatal()
+    print(tables.report, file=sys.stderr)
     records = _records(tables.select(chosen.split), chosen)
     model, processor = load_for_evaluation(chosen.model, device=chosen.device)
     chosen.output.mkdir(parents=True, exist_ok=True)

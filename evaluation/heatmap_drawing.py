@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from evaluation.fonts import Font, font_for
+from evaluation.fonts import Font, font_for, readable
 
 if TYPE_CHECKING:
     from evaluation.heatmap import Explanation, PictureHeat
@@ -52,7 +53,8 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
     Args:
         explanation: from `evaluation.heatmap.explain`.
         font: a TrueType or OpenType file. Default: Pillow's own, which has English letters only; where it lacks characters
-            of this item, the one of a few common fonts of the system that has most of them.
+            of this item, the font of the system that has most of them. What is lacking is put into words
+            (`evaluation.fonts.readable`).
 
     Raises:
         OSError: a font file that cannot be read.
@@ -60,6 +62,7 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
     Returns: RGB, 1,120 pixels wide, as high as needed.
     """
     sized, lacking = font_for(_all_text(explanation), font)
+    explanation = _legible(explanation, lacking)
     cards = [("Where the attention goes", _shares(explanation, sized))]
     if explanation.pictures:
         cards.append(("Pictures, as the model saw them, and their heat", _pictures(explanation, sized)))
@@ -83,6 +86,22 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
     return sheet
 
 
+def _legible(explanation: Explanation, lacking: frozenset[str]) -> Explanation:
+    """The explanation with every text in characters that the font has."""
+    if not lacking:
+        return explanation
+    reasoning = explanation.reasoning
+    if reasoning is not None:
+        attributes = {
+            readable(key, lacking): tuple(readable(value, lacking) for value in values)
+            for key, values in reasoning.attributes.items()
+        }
+        unparsed = tuple(readable(piece, lacking) for piece in reasoning.unparsed)
+        reasoning = replace(reasoning, attributes=attributes, unparsed=unparsed)
+    words = tuple(readable(word, lacking) for word in explanation.words)
+    return replace(explanation, item=readable(explanation.item, lacking), words=words, reasoning=reasoning)
+
+
 def _all_text(explanation: Explanation) -> str:
     written = "" if explanation.reasoning is None else explanation.reasoning.text
     return "".join([explanation.item, *explanation.words, written])
@@ -93,13 +112,13 @@ def _panel(height: int, ground: Colour = _CARD, width: int = INNER) -> tuple[Ima
     return panel, ImageDraw.Draw(panel)
 
 
-def _heading(explanation: Explanation, font: Font, lacking: int) -> Image.Image:
+def _heading(explanation: Explanation, font: Font, lacking: frozenset[str]) -> Image.Image:
     panel, draw = _panel(68, _GROUND, WIDTH - 2 * MARGIN)
     note = f"read-out: {_READOUTS[explanation.readout]}  ·  decoder {_layer_names(explanation.layers)}, mean over heads"
     if explanation.relative:
         note += "  ·  relative to uniform attention"
     if lacking:
-        note += f"  ·  characters that the font lacks: {lacking}"
+        note += f"  ·  characters that the font lacks: {len(lacking)}"
     draw.text((0, 0), _cut(draw, f"{explanation.kind} {explanation.item}", font(24), panel.width), _INK, font(24))
     draw.text((0, 36), _cut(draw, note, font(14), panel.width), _FAINT, font(14))
     return panel

@@ -5,11 +5,10 @@ Shape suffixes: Q queries, G gallery items, D vector size, N items, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
 CUTOFFS = (1, 5, 10)
 _ROWS_PER_BLOCK = 1024
@@ -164,10 +163,36 @@ def bootstrap_interval(
     values = np.asarray(values_N, dtype=np.float64)
     if len(values) == 0:
         raise ValueError("bootstrap over 0 values; accepted: at least one")
+    low, high = _percentiles([values[rows].mean() for rows in _draws(len(values), resamples, seed)], level)
+    return low, high
+
+
+def bootstrap_interval_of(
+    statistic: Callable[[np.ndarray], float], values: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """`bootstrap_interval` of any statistic of rows that are drawn together.
+
+    Args:
+        statistic: called with drawn rows of `values`.
+        values (`ndarray`): one row an item.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if len(values) == 0:
+        raise ValueError("bootstrap over 0 values; accepted: at least one")
+    low, high = _percentiles([statistic(values[rows]) for rows in _draws(len(values), resamples, seed)])
+    return low, high
+
+
+def _draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return (rng.integers(0, count, count) for _ in range(resamples))
+
+
+def _percentiles(values: Sequence[float], level: float = LEVEL) -> list[float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return [float(low), float(high)]
 
 
 def paired_difference(
@@ -219,8 +244,10 @@ def classification_scores(
         item_ND, label_LD (`ndarray`): unit vectors.
         true_labels (N lists of label indices, none empty).
 
-    Returns: top1 and its interval, top10 (`None` with 10 labels or fewer, where it could only be 1), precision, recall,
-    f1 (macro), items, labels.
+    Returns: top1, top10 (`None` with 10 labels or fewer, where it could only be 1), precision, recall, f1 (macro), each with its
+    95 % bootstrap interval over items under "…_interval"; top1_chance and top10_chance, what labels in random order give;
+    majority, what always naming the label that most items have would give at top-1; most_predicted, the share of items for
+    which the label that is named most often is named: near 1, all items get one label; items, labels.
 
     Raises:
         ValueError: no items, or an item without a label.
@@ -234,19 +261,43 @@ def classification_scores(
         int(guess) if guess in labels else int(labels[0])
         for guess, labels in zip(predicted_N, true_labels, strict=True)
     ]
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        truth_N, predicted_N, labels=sorted(set(truth_N)), average="macro", zero_division=0.0
-    )
-    return {
-        "top1": recall_at(rank_N, 1),
-        "top1_interval": list(bootstrap_interval(_hits(rank_N, 1), resamples=resamples, seed=seed)),
-        "top10": recall_at(rank_N, 10) if len(label_LD) > 10 else None,
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "items": len(item_ND),
-        "labels": len(label_LD),
-    }
+    truth = np.asarray(truth_N)
+    count_N = np.asarray([len(set(labels)) for labels in true_labels])
+    labels_N, size = np.full(len(item_ND), len(label_LD)), len(label_LD)
+    draws = list(_draws(len(item_ND), resamples, seed))
+    macro = macro_scores(truth, predicted_N, size)
+    drawn_macro = [macro_scores(truth[rows], predicted_N[rows], size) for rows in draws]
+    scores: dict[str, Any] = {}
+    for name, k in (("top1", 1), ("top10", 10)):
+        says_something = k == 1 or size > k
+        hits = _hits(rank_N, k)
+        scores[name] = float(hits.mean()) if says_something else None
+        scores[f"{name}_interval"] = _percentiles([hits[rows].mean() for rows in draws]) if says_something else None
+        scores[f"{name}_chance"] = chance_recall(count_N, labels_N, k) if says_something else None
+    for place, name in enumerate(("precision", "recall", "f1")):
+        scores[name] = macro[place]
+        scores[f"{name}_interval"] = _percentiles([found[place] for found in drawn_macro])
+    majority = np.bincount(np.concatenate([sorted(set(labels)) for labels in true_labels]).astype(int), minlength=size)
+    said = np.bincount(predicted_N, minlength=size)
+    shares = {"majority": float(majority.max() / len(item_ND)), "most_predicted": float(said.max() / len(item_ND))}
+    return scores | shares | {"items": len(item_ND), "labels": size}
+
+
+def macro_scores(truth_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> tuple[float, float, float]:
+    """Precision, recall and F1, each averaged over the labels that some item truly has; a division by 0 gives 0.
+
+    Args:
+        truth_N, predicted_N (`ndarray` of int): label indices.
+        labels (`int`): how many labels there are.
+    """
+    true_L = np.bincount(truth_N, minlength=labels)
+    said_L = np.bincount(predicted_N, minlength=labels)
+    hit_L = np.bincount(truth_N[truth_N == predicted_N], minlength=labels)
+    there = true_L > 0
+    precision_L = hit_L / np.maximum(said_L, 1)
+    recall_L = hit_L / np.maximum(true_L, 1)
+    f1_L = 2 * hit_L / np.maximum(true_L + said_L, 1)
+    return float(precision_L[there].mean()), float(recall_L[there].mean()), float(f1_L[there].mean())
 
 
 def _predict(

@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
-from evaluation.fonts import Font, font_for
+from evaluation.data.tables import ProductRow, QueryRow
+from evaluation.fonts import Font, font_for, readable
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
 
@@ -50,8 +52,9 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         results: results as `evaluation.run` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
-    Returns: percentages; at R@10 with the 95 % interval in brackets and what chance would give beside it. Below, where there
-        are any, the warnings of the results.
+    Returns: percentages; at R@10 and at top-1, precision, recall and F1 with the 95 % interval in brackets, and what chance, and
+        at top-1 always naming the most common label, would give beside it. Below, where there are any, what was counted as
+        right or left out because it is equal to an answer, and the warnings of the results.
     """
     retrieval = [row for result in results for row in _retrieval_rows(result)]
     labels = [row for result in results for row in _label_rows(result)]
@@ -61,12 +64,34 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         columns = [*head, "direction", "R@1", "R@5", "R@10", "chance R@10", "queries", "gallery"]
         parts.append(_table(retrieval, columns, style))
     if labels:
-        columns = [*head, "task", "input", "top-1", "top-10", "precision", "recall", "F1", "items"]
+        columns = [*head, "task", "input", "top-1", "chance", "most common", "top-10", "precision", "recall", "F1"]
+        columns += ["labels", "items"]
         parts.append(_table(labels, columns, style))
     if written := [row for result in results for row in _written_rows(result)]:
         columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
         parts.append(_table(written, columns, style))
-    return "\n\n".join([*(parts or ["no scores"]), *warning_lines(results)])
+    return "\n\n".join([*(parts or ["no scores"]), *_equal_lines(results), *warning_lines(results)])
+
+
+def _equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What became of products that are equal to an answer, once for each benchmark."""
+    lines = []
+    for result in results:
+        counts: Counter[str] = Counter()
+        for scores in result.get("scores", {}).values():
+            counts.update((scores or {}).get("equal", {}))
+        said = [
+            words.format(counts[name])
+            for name, words in (
+                ("identical_right", "identical products count as right in {} searches"),
+                ("variants_left_out", "variants of the answer are left out of {} searches"),
+                ("variants_right", "variants of the answer count as right in {} searches"),
+            )
+            if counts[name]
+        ]
+        if said:
+            lines.append(f"{result['benchmark']}: {'; '.join(said)}.")
+    return list(dict.fromkeys(lines))
 
 
 def warning_lines(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -137,10 +162,15 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
                 found.append((f"category, {name.replace('_', ' ')}", form, scores))
     for form, attributes in result.get("attributes", {}).items():
         found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, attributes["mean"]))
+    for kind, scores in result.get("query_categories", {}).items():
+        found.append(("category of queries", kind, scores))
+    with_interval = ("precision", "recall", "f1")
     return [
         [_name(result), result["benchmark"], task, form]
-        + [_percent(scores[metric]) for metric in ("top1", "top10", "precision", "recall", "f1")]
-        + [str(scores.get("items", _ABSENT))]
+        + [_percent(scores["top1"], scores.get("top1_interval"))]
+        + [_percent(scores.get(metric)) for metric in ("top1_chance", "majority", "top10")]
+        + [_percent(scores[metric], scores.get(f"{metric}_interval")) for metric in with_interval]
+        + [str(scores.get(name, _ABSENT)) for name in ("labels", "items")]
         for task, form, scores in found
         if scores
     ]
@@ -204,33 +234,34 @@ def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title:
         examples: from `evaluation.benchmarks.retrieval.search_examples`.
         path: where the PNG is written; its folder is made.
         title (`str`): the sheet's heading. What is written is drawn in the font of the system that has its characters
-            (`evaluation.fonts.font_for`).
+            (`evaluation.fonts.font_for`); what no font has is put into words, behind the product's id.
 
     Raises:
         ValueError: no examples.
     """
     if not examples:
         raise ValueError("a contact sheet of 0 queries; accepted: at least one")
-    font, _ = font_for(title + _all_text(examples))
+    font, lacking = font_for(title + _all_text(examples))
     columns = max(1, max(len(example.found) for example in examples))
     row_height = _TILE + _CAPTION + _GAP
     width = 2 * _MARGIN + _QUERY_WIDTH + columns * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(examples) * row_height + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 20), title, fill=_INK, font=font(22))
+    draw.text((_MARGIN, 20), readable(title, lacking), fill=_INK, font=font(22))
     hits = sum(any(right for _, _, right in example.found) for example in examples)
     note = f"a right product among the first {columns}: {hits} of {len(examples)} queries"
     draw.text((width - _MARGIN, 26), note, fill=_FAINT, font=font(13), anchor="ra")
     for number, example in enumerate(examples):
         top = _HEAD + number * row_height
-        _draw_query(sheet, draw, example, (_MARGIN, top), font)
+        shown = readable(example.query.text, lacking)
+        _draw_query(sheet, draw, replace(example.query, text=shown), (_MARGIN, top), font)
         for column, (product, score, right) in enumerate(example.found):
             left = _MARGIN + _QUERY_WIDTH + 2 * _GAP + column * (_TILE + _GAP)
             picture = product.images[0] if product.images else None
             _draw_tile(sheet, draw, picture, (left, top, _TILE), font, frame=_RIGHT if right else _WRONG)
             if right:
                 _draw_tick(draw, left + _TILE - 15, top + 15)
-            lines = _wrap(draw, product.title or product.product_id, font(12), _TILE, 2)
+            lines = _wrap(draw, _caption(product, lacking), font(12), _TILE, 2)
             draw.multiline_text((left, top + _TILE + 5), "\n".join(lines), fill=_INK, font=font(12), spacing=2)
             _draw_pill(draw, f"{score:.2f}", (left + 8, top + _TILE - 25), font(11))
     path = Path(path)
@@ -239,15 +270,20 @@ def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title:
     return path
 
 
+def _caption(product: ProductRow, lacking: frozenset[str]) -> str:
+    title = product.title or product.product_id
+    return readable(title if lacking.isdisjoint(title) else f"{product.product_id}: {title}", lacking)
+
+
 def _all_text(examples: Sequence[SearchExample]) -> str:
     titles = [product.title or product.product_id for example in examples for product, _, _ in example.found]
     return "".join([*titles, *(example.query.text for example in examples)])
 
 
 def _draw_query(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, example: SearchExample, corner: tuple[int, int], font: Font
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, query: QueryRow, corner: tuple[int, int], font: Font
 ) -> None:
-    query, (left, top) = example.query, corner
+    left, top = corner
     draw.rounded_rectangle((left, top, left + _QUERY_WIDTH, top + _TILE), radius=10, fill=_CARD, outline=_LINE)
     record = query.record()
     text_width, text_left = _QUERY_WIDTH - 24, left + 12

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,16 +21,22 @@ import numpy as np
 
 from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
+from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from evaluation.encode import (
     QUERY_REASONING,
     ROW_REASONING,
+    VARIANTS,
+    Scoring,
     VectorCache,
     check_threshold,
+    check_variants,
     config_digest,
     load_for_evaluation,
 )
+from evaluation.outputs import require_writable_file, require_writable_folder
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, results_table, short_name
@@ -52,6 +59,8 @@ class EvaluationOptions:
         resamples (`int`): of the bootstrap. Default 1000.
         sheet (`str`, `Path` or `None`): where to draw queries with their top five.
         progress (`bool`): progress bars for longer work. Default True.
+        variants (`str`): what a search makes of variants of a right answer (`evaluation.data.duplicates`): "left_out" of its
+            ranking, "right" or "wrong". Identical products always count as right. Default "left_out".
         query_reasoning, product_reasoning (`str`): "none" or "generate": whether the model writes attributes of each query,
             of each product, before it embeds it. Label texts never reason. Queries also "auto": those that are unsure
             without it, in each search apart. Default "none".
@@ -60,8 +69,8 @@ class EvaluationOptions:
         reasonings (`str`, `Path` or `None`): a .parquet file, where to write what was written.
 
     Raises:
-        ValueError: an unknown benchmark or reasoning, a number below 1, settings of a reasoning where no side generates, a
-            threshold without "auto" or not in [0, 2].
+        ValueError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning where no side
+            generates, a threshold without "auto" or not in [0, 2].
     """
 
     split: str | None = "test"
@@ -73,6 +82,7 @@ class EvaluationOptions:
     resamples: int = 1000
     sheet: str | Path | None = None
     progress: bool = True
+    variants: str = VARIANTS[0]
     query_reasoning: str = "none"
     product_reasoning: str = "none"
     gate_threshold: float | None = None
@@ -91,6 +101,7 @@ class EvaluationOptions:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
+        check_variants(self.variants)
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise ValueError(
@@ -122,37 +133,45 @@ def evaluate_model(
         model_name (`str`): what the results call the model.
         options: EvaluationOptions. Default: its defaults.
 
-    Returns: the content of a results file: model, benchmark, reasoning (query and product: how they reason; gate_threshold
-    with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent,
-    classification, attributes, skipped, shortened (see `evaluation.shortened.shortened_summary`), warnings, provenance.
+    Queries with `positive_categories` are classified together with the products, under "query_categories".
+
+    Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
+    counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
+    with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
+    has no score, and why), classification, query_categories, attributes, skipped, shortened (see
+    `evaluation.shortened.shortened_summary`), warnings, provenance.
 
     Raises:
-        TableError: no such split, or nothing in the gallery.
+        TableError: no such split, or nothing in the gallery and no query that asks for a category.
         ValueError: reasoning of a model that does not.
     """
     options = options or EvaluationOptions()
     chosen = tables.select(options.split)
     chosen = limited_tables(chosen, options.limit, options.seed) if options.limit else chosen
-    if not chosen.products:
+    if not chosen.products and not any(row.positive_categories for row in chosen.queries):
         raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
     started = time.monotonic()
     bootstrap = {"resamples": options.resamples, "seed": options.seed}
     results: dict[str, Any] = {
         "model": model_name,
         "benchmark": tables.name,
+        "equal_products": {"identical": "right", "variants": options.variants},
+        "label_set": "the categories and values of the whole data set, whatever split is evaluated",
         "reasoning": _reasoning_settings(model, options),
         "scores": {},
         "image_only": {},
         "absent": {},
     }
     with _core_crop(processor, options.core_crop):
-        cache = _vector_cache(model, processor, chosen, options)
+        cache = _vector_cache(model, processor, chosen, options, tables)
         if "retrieval" in options.only:
             results |= evaluate_retrieval(cache, **bootstrap)
         if "classification" in options.only:
             results["classification"] = evaluate_classification(cache, **bootstrap)
+            results["query_categories"] = evaluate_query_categories(cache, results["absent"], **bootstrap)
         if "attributes" in options.only:
             results["attributes"] = evaluate_attributes(cache, **bootstrap)
+        results["absent"] |= _absent_labels(results, cache)
         if options.sheet is not None:
             name = short_name(model_name) + reasoning_note(results["reasoning"])
             _draw_sheet(cache, options, f"{name} on {tables.name}")
@@ -192,7 +211,26 @@ def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any
     return settings
 
 
-def _vector_cache(model: Any, processor: Any, tables: ProductTables, options: EvaluationOptions) -> VectorCache:
+def _absent_labels(results: dict[str, Any], cache: VectorCache) -> dict[str, str]:
+    """Why classification or attributes have no scores, where the products have labels."""
+    absent = {}
+    for name, labelled in (
+        ("classification", [row for row in cache.products if row.category]),
+        ("attributes", [row for row in cache.products if row.attributes]),
+    ):
+        if name in results and not results[name] and labelled:
+            why = cache.why_empty() or "there is only one label, which would always be right"
+            absent[name] = why
+    return absent
+
+
+def _vector_cache(
+    model: Any,
+    processor: Any,
+    tables: ProductTables,
+    options: EvaluationOptions,
+    whole: ProductTables,
+) -> VectorCache:
     thinking = None if options.max_reasoning_tokens is None else {"max_tokens": options.max_reasoning_tokens}
     return VectorCache(
         model,
@@ -202,6 +240,7 @@ def _vector_cache(model: Any, processor: Any, tables: ProductTables, options: Ev
         query_reasoning=options.query_reasoning,
         product_reasoning=options.product_reasoning,
         gate_threshold=options.gate_threshold,
+        scoring=Scoring(options.variants, whole.products, whole.queries),
         batch_size=options.batch_size,
         progress=options.progress,
         thinking=thinking,
@@ -215,7 +254,9 @@ def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTable
     products = [tables.products[index] for index in kept]
     ids = {row.product_id for row in products}
     return replace(
-        tables, products=products, queries=[row for row in tables.queries if ids.intersection(row.positives)]
+        tables,
+        products=products,
+        queries=[row for row in tables.queries if ids.intersection(row.positives) or row.positive_categories],
     )
 
 
@@ -269,9 +310,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
     )
+    parser.add_argument(
+        "--variants",
+        choices=VARIANTS,
+        default=VARIANTS[0],
+        help="of a right answer, in its ranking (default: left_out)",
+    )
     parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
     parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue, limit, bootstrap and sheet")
     return parser
@@ -300,6 +348,7 @@ def _run(chosen: argparse.Namespace) -> int:
         gate_threshold=chosen.gate_threshold,
         max_reasoning_tokens=chosen.max_reasoning_tokens,
         reasonings=chosen.reasonings,
+        variants=chosen.variants,
     )
     several = len(chosen.benchmark) > 1
     if several and chosen.output is not None and chosen.output.suffix == ".json":
@@ -310,24 +359,76 @@ def _run(chosen: argparse.Namespace) -> int:
     names = [tables.name for tables in all_tables]
     if len(set(names)) < len(names):
         raise ValueError(f"benchmarks are called {', '.join(names)}; accepted: different names, or one run for each")
+    outputs = [_output_of(chosen.output, name, several) for name in names]
+    _require_outputs(chosen, outputs, names if several else [""])
     model, processor = load_for_evaluation(chosen.model, device=chosen.device)
     results = []
-    for tables in all_tables:
+    for tables, output in zip(all_tables, outputs, strict=True):
         name = tables.name if several else ""
         own = replace(options, sheet=_named(chosen.sheet, name), reasonings=_named(chosen.reasonings, name))
         found = evaluate_model(model, processor, tables, model_name=chosen.model, options=own)
         results.append(found)
-        if chosen.output is not None:
-            in_folder = several or chosen.output.is_dir()
-            path = chosen.output / f"{tables.name}.json" if in_folder else chosen.output
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        if output is not None:
+            _write(found, output)
         for reason in (f"{direction}: {why}" for direction, why in found["absent"].items()):
             print(f"{tables.name}, no score for {reason}", file=sys.stderr)
         if found["skipped"]:
-            print(f"{tables.name}: {len(found['skipped'])} records skipped, listed in the results", file=sys.stderr)
+            print(f"{tables.name}: {_skipped_sentence(found['skipped'])}", file=sys.stderr)
     print(results_table(results))
-    return 0
+    without = [found["benchmark"] for found in results if not _has_scores(found)]
+    if without:
+        print(f"error: nothing of {', '.join(without)} could be scored; the lines above say why", file=sys.stderr)
+    return 2 if without else 0
+
+
+def _has_scores(found: dict[str, Any]) -> bool:
+    kinds = ("classification", "query_categories", "attributes")
+    return any(found["scores"].values()) or any(found["image_only"].values()) or any(found.get(kind) for kind in kinds)
+
+
+def _skipped_sentence(skipped: Sequence[dict[str, Any]]) -> str:
+    counts = Counter(one["kind"] for one in skipped)
+    named = " and ".join(f"{count} {'queries' if kind == 'query' else 'products'}" for kind, count in counts.items())
+    first = skipped[0]
+    why = f"{first['id']!r}, {first['field']}: {first['reason']}"
+    return f"{len(skipped)} records skipped ({named}), listed in the results; first: {why}"
+
+
+def _output_of(output: Path | None, name: str, several: bool) -> Path | None:
+    """The results file of a benchmark: the output, or a file in it."""
+    return output if output is None or not (several or output.is_dir()) else output / f"{name}.json"
+
+
+def _require_outputs(chosen: argparse.Namespace, outputs: Sequence[Path | None], names: Sequence[str]) -> None:
+    """Refuse what cannot be written before anything is evaluated.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if len(outputs) > 1:
+        require_writable_folder("--output", chosen.output)
+    for path in outputs:
+        require_writable_file("--output", path)
+    for name in names:
+        require_writable_file("--sheet", _named(chosen.sheet, name))
+        require_writable_file("--reasonings", _named(chosen.reasonings, name))
+
+
+def _write(found: dict[str, Any], path: Path) -> None:
+    """Write a results file whole; where that fails, the results are printed, so that they are not lost."""
+    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # such as /dev/null
+            path.write_text(text, encoding="utf-8")
+        else:
+            path = path.resolve()
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+    except OSError:
+        print(text)
+        raise
 
 
 def _named(path: Path | None, name: str) -> Path | None:
@@ -342,9 +443,11 @@ def load_benchmark(source: str, chosen: argparse.Namespace) -> ProductTables:
         TableError: no such tables or split, or tables that cannot be used.
     """
     catalogue = {"products": chosen.catalogue_products} if source == "catalogue" else {}
-    tables = load_tables(source, images_root=chosen.images_root, seed=chosen.seed, **catalogue)
-    print(tables.report, file=sys.stderr)
+    tables = load_tables(
+        source, images_root=chosen.images_root, seed=chosen.seed, reading=reading_options(chosen), **catalogue
+    )
     tables.report.raise_if_fatal()
+    print(tables.report, file=sys.stderr)
     tables.select(chosen.split)  # a wrong split is refused before the model is loaded
     if chosen.split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
         print(

@@ -1,4 +1,4 @@
-"""What was made smaller to keep the token budget: texts that were cut, pictures that were resized. Counted, named, told."""
+"""Count and name what was made smaller to keep the token budget: texts that were cut, pictures that were resized."""
 
 from __future__ import annotations
 
@@ -62,9 +62,12 @@ def shortened_sentence(summary: Mapping[str, Any], max_tokens: int | None, total
         total (`int` or `None`): how many items there were, for the share; `None` where it is not known.
     """
     budget = "the token budget" if max_tokens is None else f"max_tokens={max_tokens}"
-    fields = ", ".join(f"{field} of {count}" for field, count in summary["fields"].items())
+    fields = ", ".join(
+        f"pictures made smaller in {count}" if field == "images" else f"{field} cut in {count}"
+        for field, count in summary["fields"].items()
+    )
     items = _how_many(summary["items"], total)
-    return f"{items} over {budget}: cut, or as pictures made smaller, were {fields}; first: {told(summary['first'][0])}"
+    return f"{items} over {budget}: {fields}; first: {told(summary['first'][0])}"
 
 
 def _how_many(items: int, total: int | None) -> str:

@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModel
 
 from evaluation.data.catalogue import make_catalogue
 from evaluation.encode import encode, load_for_evaluation
+from evaluation.outputs import OutputError, require_writable_file
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.embedding_moon import MarginGate, Thinking, generation_config, think_then_embed
@@ -399,6 +400,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="a Moon checkpoint, for the comparisons that need one")
     parser.add_argument("--repeats", type=int, default=15)
     chosen = parser.parse_args(arguments)
+    try:
+        require_writable_file("--output", chosen.output)
+    except OutputError as error:
+        parser.error(str(error))
     results: dict[str, Any] = {}
     for name in tqdm(chosen.only or list(COMPARISONS), desc="comparisons"):
         try:

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 EXPERT_ROUTINGS = ("none", "guided", "modality")
 READOUTS = ("mean", "emb", "last")
-# The two aspects that have an expert of their own under guided routing (MOON §3), in the order of those experts.
+# The two aspects that have an expert of their own under guided routing (MOON §3.1), in the order of those experts.
 ASPECTS = ("category", "attribute")
 # Where the Auto classes find a checkpoint's code.
 AUTO_MAP = {
@@ -48,7 +48,7 @@ class MoonConfig(PreTrainedConfig):
     Args:
         vlm_config (`PreTrainedConfig` or `dict`): configuration of the vision-language base, of model type `qwen3_vl` or
             `qwen2_5_vl`. It is copied, never shared. Default: Qwen3-VL's.
-        expert_routing (`str`): what the feed-forward layers of `moe_layers` become: "guided" mixtures of experts (MOON §3),
+        expert_routing (`str`): what the feed-forward layers of `moe_layers` become: "guided" mixtures of experts (MOON §3.1),
             "modality" for modality-driven ones (MOON2.0, arXiv 2511.12449), "none" for the base's dense layers.
             Default "guided".
         num_experts (`int`): N, all experts of a layer; under guided routing the last two are the category and the
@@ -314,7 +314,7 @@ class MoonConfig(PreTrainedConfig):
 
     @classmethod
     def moon1(cls, vlm_config: Any = None, **overrides: Any) -> MoonConfig:
-        """The preset of MOON (WSDM 2026, arXiv 2508.11999 §3): guided experts in every layer, mean pooling.
+        """The preset of MOON (WSDM 2026, arXiv 2508.11999 §3.1): guided experts in every layer, mean pooling.
 
         N = 4 with both free experts on, and 256 dimensions, are our design: the paper leaves them open.
 

@@ -6,7 +6,9 @@ N vectors of a gallery.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, GenerationConfig
 
+from .positions_moon import Positions, find_positions
 from .tokens_moon import RawTokens, find_raw_tokens
 
 REASONING = ("none", "generate", "given", "auto")
@@ -304,56 +307,77 @@ def think_then_embed(
     Raises:
         ValueError: prompts that do not end in `<think>`.
     """
-    modes = [(module, module.training) for module in {*model.modules(), writer}]
-    writer.eval()
+    with _evaluating(model, writer), torch.no_grad():
+        if not bool((batch["input_ids"][:, -1] == model.config.think_start_token_id).all()):
+            raise ValueError(
+                "prompts must end in <think> and be padded on the left: processor(…, reasoning='generate')"
+            )
+        if gate is None:
+            return _think(model, writer, _read_prompts(model, batch)[0], thinking, tokenizer)
+        prompts, plain = _read_prompts(model, batch, embed=True)
+        plain.margins = gate.margins(plain.embeddings)
+        unsure_B = gate.unsure(plain.margins)
+        if not bool(unsure_B.any()):
+            return plain
+        thought = _think(model, writer, prompts.only(unsure_B), thinking, tokenizer)
+        return _joined(plain, thought, unsure_B, tokenizer.pad_token_id)
+
+
+# Models that are in training mode and think now: how many calls do, and which modules go back to training after the last.
+_thinking: dict[int, tuple[int, list[torch.nn.Module]]] = {}
+_thinking_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any, writer: Any) -> Iterator[None]:
+    """Evaluation mode while at least one call thinks with the model; then each module's own mode again."""
+    key = id(model)
+    with _thinking_lock:
+        calls, switched = _thinking.get(key, (0, []))
+        switched = switched + [module for module in {*model.modules(), writer} if module.training]
+        for module in switched:
+            module.training = False
+        _thinking[key] = calls + 1, switched
     try:
-        with torch.no_grad():
-            if not bool((batch["input_ids"][:, -1] == model.config.think_start_token_id).all()):
-                raise ValueError(
-                    "prompts must end in <think> and be padded on the left: processor(…, reasoning='generate')"
-                )
-            if gate is None:
-                return _think(model, writer, _read_prompts(model, writer, batch)[0], thinking, tokenizer)
-            prompts, plain = _read_prompts(model, writer, batch, embed=True)
-            plain.margins = gate.margins(plain.embeddings)
-            unsure_B = gate.unsure(plain.margins)
-            if not bool(unsure_B.any()):
-                return plain
-            thought = _think(model, writer, prompts.only(model, unsure_B), thinking, tokenizer)
-            return _joined(plain, thought, unsure_B, tokenizer.pad_token_id)
+        yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _thinking_lock:
+            calls, switched = _thinking.pop(key)
+            if calls > 1:
+                _thinking[key] = calls - 1, switched
+            else:
+                for module in switched:
+                    module.training = True
 
 
 @dataclass
 class _Prompts:
     """Prompts that end in `<think>`, and what a pass over them left: keys and values of all but that token.
 
-    Shapes: ids_BT, mask_BT (B, T) int64; deltas_B1 (B, 1) int64, how far pictures move the positions of text behind them.
+    Shapes: ids_BT, mask_BT (B, T) int64; positions of all T tokens.
     """
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     cache: Any
     raw: RawTokens | None
-    deltas_B1: torch.Tensor
+    positions: Positions
 
-    def only(self, model: Any, chosen_B: torch.Tensor) -> _Prompts:
-        """The chosen rows; the others' keys and values are freed, and the base's offsets are those of the chosen ones."""
+    def only(self, chosen_B: torch.Tensor) -> _Prompts:
+        """The chosen rows; the others' keys and values are freed."""
         self.cache.batch_select_indices(chosen_B.nonzero()[:, 0])
-        model.vlm.rope_deltas = self.deltas_B1[chosen_B]
         raw = None if self.raw is None else RawTokens(*(part[chosen_B] for part in self.raw))
-        return _Prompts(self.ids_BT[chosen_B], self.mask_BT[chosen_B], self.cache, raw, model.vlm.rope_deltas)
+        positions = Positions(self.positions.all_4BT[:, chosen_B], self.positions.offset_B1[chosen_B])
+        return _Prompts(self.ids_BT[chosen_B], self.mask_BT[chosen_B], self.cache, raw, positions)
 
 
 def _read_prompts(
-    model: Any, writer: Any, batch: Mapping[str, torch.Tensor], *, embed: bool = False
+    model: Any, batch: Mapping[str, torch.Tensor], *, embed: bool = False
 ) -> tuple[_Prompts, MoonEmbedding]:
     """A pass over the prompts without `<think>`; with `embed` one with `<emb>` in its place, and the vectors there."""
     config = model.config
     ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
-    positions = writer._prepare_position_ids_for_generation(ids_BT, {**batch, "past_key_values": None})
+    positions = find_positions(model.vlm, ids_BT == config.image_token_id, mask_BT, batch.get("image_grid_thw"))
     cache = DynamicCache(config=config.text_config)
     seen_ids, length = ids_BT, ids_BT.shape[1] - 1
     if embed:
@@ -366,7 +390,7 @@ def _read_prompts(
     seen = model(
         **prompt,
         **pictures,
-        position_ids=positions[..., :length],
+        position_ids=positions.all_4BT[..., :length],
         past_key_values=cache,
         use_cache=True,
         output_embeddings=embed,
@@ -385,7 +409,7 @@ def _read_prompts(
     )
     if embed:
         cache.crop(-1)
-    return _Prompts(ids_BT, mask_BT, cache, raw, model.vlm.rope_deltas), plain
+    return _Prompts(ids_BT, mask_BT, cache, raw, positions), plain
 
 
 def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, tokenizer: Any) -> MoonEmbedding:
@@ -394,7 +418,11 @@ def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, token
     ids_BT, mask_BT, cache = prompts.ids_BT, prompts.mask_BT, prompts.cache
     settings = generation_config(config, thinking, tokenizer)
     written_BR = writer.generate(
-        input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=settings
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=prompts.positions.all_4BT,
+        past_key_values=cache,
+        generation_config=settings,
     )[:, ids_BT.shape[1] :]
     ending = _Ending(written_BR, settings, config)
     whole_ids = torch.cat([ids_BT, ending.ids], dim=1)
@@ -405,7 +433,7 @@ def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, token
         input_ids=whole_ids[:, -3:],
         aspect_ids=None if aspects is None else aspects[:, -3:],
         attention_mask=whole_mask,
-        position_ids=torch.cat([text_B3[None], (text_B3 + model.vlm.rope_deltas).expand(3, -1, -1)]),
+        position_ids=torch.cat([text_B3[None], (text_B3 + prompts.positions.offset_B1).expand(3, -1, -1)]),
         past_key_values=cache,
         raw_tokens=prompts.raw,
     )

@@ -5,11 +5,13 @@ Shape suffixes: B batch rows, T tokens of a row, H hidden width, P image tokens 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionBlock
 
 from .configuration_moon import MoonConfig
 
@@ -58,7 +60,8 @@ class MoonFire(nn.Module):
         else:
             share_V = self.level_scores.softmax(dim=0).to(details.levels_VPH.dtype)
             mixed_PH = torch.einsum("v,vph->ph", share_V, details.levels_VPH)
-        return details.embeds_BTH.masked_scatter(details.is_image_BT[..., None], mixed_PH)
+        # Under autocast the mixture is of the narrower dtype.
+        return details.embeds_BTH.masked_scatter(details.is_image_BT[..., None], mixed_PH.to(details.embeds_BTH))
 
     def forward(self, hidden_BTH: torch.Tensor, details: Details) -> torch.Tensor:
         detail_BTH = self.detail_norm(self.detail(details))
@@ -66,6 +69,29 @@ class MoonFire(nn.Module):
         gate_BT1 = self.gate_out(functional.gelu(self.gate_in(pair_BT2H))).sigmoid()
         added_BTH = self.scale * gate_BT1 * self.up(functional.gelu(self.down(detail_BTH)))
         return hidden_BTH + added_BTH.to(hidden_BTH.dtype)
+
+
+class _KeptBlock:
+    """A block of the vision tower that appends its output to the list of the call that wants it."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, kept_blocks: list[torch.Tensor] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        output = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        if kept_blocks is not None:
+            kept_blocks.append(output)
+        return output
+
+
+class MoonQwen3VLVisionBlock(_KeptBlock, Qwen3VLVisionBlock):
+    """A block of Qwen3-VL's vision tower whose output is a level of detail."""
+
+
+class MoonQwen2_5_VLVisionBlock(_KeptBlock, Qwen2_5_VLVisionBlock):  # noqa: N801 - as the library spells it
+    """A block of Qwen2.5-VL's vision tower whose output is a level of detail."""
+
+
+VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_VLVisionBlock}
 
 
 class MoonDetailMerger(nn.Module):

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
+from .positions_moon import find_positions, pictures_of_rows
+
+_PICTURES = ("pixel_values", "image_grid_thw")
+
 
 class MoonGenerationMixin(GenerationMixin):
     """transformers' generation for a model that holds a `MoonModel` in `.model`."""
@@ -14,7 +18,8 @@ class MoonGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As the library's, with the aspects of the new tokens, which depend on the markers before them.
+        """As the library's, with the aspects of the new tokens, which depend on the markers before them, and with the pictures
+        wherever their tokens are fed.
 
         Raises:
             ValueError: guided experts and `inputs_embeds`: the markers of the prompt are not known then.
@@ -26,33 +31,53 @@ class MoonGenerationMixin(GenerationMixin):
         if self.config.reads_aspects and fed is not None:
             aspect_BT = self.model._aspect_ids(input_ids)
             inputs["aspect_ids"] = None if aspect_BT is None else aspect_BT[:, -fed.shape[1] :]
+        if fed is None:
+            return inputs
+        cache = inputs.get("past_key_values")
+        begins = kwargs.get("is_first_iteration") or cache is None or cache.get_seq_length() == 0
+        if begins:  # the first draft of an assistant is no first iteration for the library
+            inputs |= {name: kwargs[name] for name in _PICTURES if kwargs.get(name) is not None}
+        elif inputs.get("pixel_values") is None:
+            inputs["mm_token_type_ids"] = torch.zeros_like(
+                fed
+            )  # an image token that was drafted or written is no picture
+        if len(fed) == 1 and inputs.get("pixel_values") is not None:  # drafts may follow the prompt
+            grid_13, merge_size = inputs["image_grid_thw"], self.config.vision_config.spatial_merge_size
+            is_image_1T = fed == self.config.image_token_id
+            first_1T = is_image_1T.cumsum(dim=1) <= int(grid_13.prod(dim=-1).sum()) // merge_size**2
+            inputs["mm_token_type_ids"] = (is_image_1T & first_1T).long()
+        types = inputs.get("mm_token_type_ids")
+        if types is not None and types.shape != fed.shape:  # the library does not lengthen them by drafts
+            del inputs["mm_token_type_ids"]
         return inputs
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        """Positions (4, B, T): the text position, then time, height and width as Qwen's multimodal rotary encoding."""
-        text_BT = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        vlm = self.model.vlm
-        input_ids = model_kwargs.get("input_ids")
-        if input_ids is None or input_ids.shape[1] == 0:
-            input_ids = inputs_tensor
-        cache = model_kwargs.get("past_key_values")
+        """Positions (4, B, past + T) of the tokens that are not in the cache yet: the text position, then time, height and
+        width as Qwen's multimodal rotary encoding; 0 for those in the cache."""
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        is_image_BT = self._image_places(inputs_tensor, model_kwargs)
+        found_4BT = find_positions(self.model.vlm, is_image_BT, mask, model_kwargs.get("image_grid_thw"), cache).all_4BT
         past = 0 if cache is None else cache.get_seq_length()
-        new_images = input_ids.ndim == 2 and bool((input_ids[:, past:] == self.config.image_token_id).any())
-        if past > 0 and vlm.rope_deltas is not None and not new_images:
-            return text_BT[None] + vlm.rope_deltas
-        grid = model_kwargs.get("image_grid_thw")
-        if grid is None or input_ids.ndim != 2:
-            vlm.rope_deltas = torch.zeros(input_ids.shape[0], 1, dtype=torch.long, device=input_ids.device)
-            return torch.cat([text_BT[None], text_BT[None].expand(3, -1, -1)])
-        token_types = model_kwargs.get("mm_token_type_ids")
-        if token_types is None:
-            token_types = (input_ids == self.config.image_token_id).long()
-        vision_3BT, vlm.rope_deltas = vlm.get_rope_index(
-            input_ids, token_types, image_grid_thw=grid, attention_mask=model_kwargs.get("attention_mask")
-        )
-        return torch.cat([text_BT[None], vision_3BT])
+        return torch.nn.functional.pad(found_4BT, [past, 0])
+
+    def _image_places(self, inputs_tensor: torch.Tensor | None, model_kwargs: dict[str, Any]) -> torch.Tensor:
+        """Where image tokens stand (B, T) bool among the inputs that are not in the cache yet."""
+        input_ids, embeds = model_kwargs.get("input_ids"), model_kwargs.get("inputs_embeds")
+        if input_ids is None or input_ids.shape[1] == 0:
+            input_ids = inputs_tensor if inputs_tensor is not None and inputs_tensor.ndim == 2 else None
+        if input_ids is not None and input_ids.shape[1]:
+            types = model_kwargs.get("mm_token_type_ids")
+            is_image_BT = input_ids == self.config.image_token_id
+            is_image_BT = types == 1 if types is not None and types.shape == input_ids.shape else is_image_BT
+        else:
+            embeds = inputs_tensor if embeds is None else embeds
+            is_image_BT = self.model.vlm.get_placeholder_mask(None, inputs_embeds=embeds)[0][..., 0]
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        past = 0 if cache is None else cache.get_seq_length()
+        whole = mask is None or mask.shape[1] == is_image_BT.shape[1]  # else the new tokens alone were given
+        return is_image_BT[:, past:] if whole else is_image_BT
 
     def _expand_inputs_for_generation(
         self,
@@ -63,13 +88,11 @@ class MoonGenerationMixin(GenerationMixin):
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """As the library's; images, which are not stored by row, are repeated with the row they belong to, and positions
         (4, B, T) along their second dimension."""
-        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
+        images = {name: model_kwargs.pop(name, None) for name in _PICTURES}
         if expand_size > 1 and images["image_grid_thw"] is not None:
-            vlm_config = self.config.vlm_config
-            starts_BT = (input_ids[:, :-1] == vlm_config.vision_start_token_id) & (
-                input_ids[:, 1:] == vlm_config.image_token_id
-            )
-            grids = images["image_grid_thw"].split(starts_BT.sum(dim=1).tolist())
+            merge_size = self.config.vision_config.spatial_merge_size
+            is_image_BT = self._image_places(input_ids, model_kwargs)
+            grids = images["image_grid_thw"].split(pictures_of_rows(is_image_BT, images["image_grid_thw"], merge_size))
             patches = images["pixel_values"].split([int(grid.prod(dim=-1).sum()) for grid in grids])
             images["image_grid_thw"] = torch.cat([grid for grid in grids for _ in range(expand_size)])
             images["pixel_values"] = torch.cat([patch for patch in patches for _ in range(expand_size)])

@@ -32,10 +32,12 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from transformers.vision_utils import get_vision_window_index
 
 from .configuration_moon import AUTO_MAP, MoonConfig
+from .copying_moon import MoonCopyingMixin
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
-from .fire_moon import Details, MoonDetailMerger, MoonFire
+from .fire_moon import VISION_BLOCKS, Details, MoonDetailMerger, MoonFire
 from .generation_moon import MoonGenerationMixin
 from .outputs_moon import MoonCausalLMOutput, MoonOutput
+from .positions_moon import find_positions, note_offset
 from .routing_moon import Routing, find_guided, objective_weights, routing_statistics
 from .tokens_moon import (
     RawTokens,
@@ -51,7 +53,7 @@ from .tokens_moon import (
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Mixtures of experts: guided (MOON §3) and modality-driven (MOON2.0)
+# Mixtures of experts: guided (MOON §3.1) and modality-driven (MOON2.0)
 # ---------------------------------------------------------------------------------------------------------------------
 @use_experts_implementation
 class _RoutedExperts(nn.Module):
@@ -192,7 +194,7 @@ class MoonMixture(nn.Module):
 class MoonGuidedMoE(MoonMixture):
     r"""A guided mixture of experts.
 
-    `y = Σ_{n ≤ E-2} g_n(x)·f_n(x) + g_{E-1}(x^c)·f_{E-1}(x^c) + g_E(x^a)·f_E(x^a)`, `g = softmax(W_g x)` (MOON §3).
+    `y = Σ_{n ≤ E-2} g_n(x)·f_n(x) + g_{E-1}(x^c)·f_{E-1}(x^c) + g_E(x^a)·f_E(x^a)`, `g = softmax(W_g x)` (MOON §3.1).
     Expert E-1 sees category tokens only, expert E attribute tokens only. A token uses its k best free experts and, inside
     a span, that span's expert. Top-k is our design.
 
@@ -422,7 +424,7 @@ class MoonFusion(nn.Module):
         return state_BH + self.o_proj(mixed_BH).to(state_BH.dtype), gates_BA3
 
 
-class MoonPreTrainedModel(PreTrainedModel):
+class MoonPreTrainedModel(MoonCopyingMixin, PreTrainedModel):
     """What every Moon model tells the library about itself."""
 
     config: MoonConfig
@@ -441,6 +443,7 @@ class MoonPreTrainedModel(PreTrainedModel):
         "Qwen2_5_VLDecoderLayer",
         "Qwen3VLVisionBlock",
         "Qwen2_5_VLVisionBlock",
+        *(block.__name__ for block in VISION_BLOCKS.values()),
     ]
     _skip_keys_device_placement = ["past_key_values"]
 
@@ -468,9 +471,11 @@ class MoonPreTrainedModel(PreTrainedModel):
 
 
 class _Inputs(NamedTuple):
-    """What the text model is given: embeddings (B, T, H) with the pictures in place, and what its layers read besides."""
+    """What the text model is given: embeddings (B, T, H) with the pictures in place (B, T) bool, and what its layers read
+    besides."""
 
     embeds_BTH: torch.Tensor
+    is_image_BT: torch.Tensor
     for_layers: dict[str, Any]
 
 
@@ -484,14 +489,14 @@ def _pack(inputs: _Inputs, mask_BT: torch.Tensor) -> _Inputs:
             return value[mask_BT][None]
         return value
 
-    return _Inputs(one_row(inputs.embeds_BTH), {name: one_row(value) for name, value in inputs.for_layers.items()})
+    return _Inputs(*map(one_row, inputs[:2]), {name: one_row(value) for name, value in inputs.for_layers.items()})
 
 
 class MoonModel(MoonPreTrainedModel):
     """The Moon encoder: token ids and pixels in, hidden states and one L2-normalised vector per row out.
 
-    The base's hidden states under experts and FIRE, read out, fused, projected: `r = z W / |z W|` (MOON §3 for guided experts
-    and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka prefixes).
+    The base's hidden states under experts and FIRE, read out, fused, projected: `r = z W / |z W|` (MOON §3.1 for guided
+    experts and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka prefixes).
 
     Args:
         config: MoonConfig.
@@ -507,6 +512,8 @@ class MoonModel(MoonPreTrainedModel):
         config.vlm_config._experts_implementation = None
         self.vlm = AutoModel.from_config(config.vlm_config, dtype=torch.get_default_dtype())
         config.text_config._experts_implementation = config._experts_implementation
+        for block in config.detail_blocks:
+            self.vlm.visual.blocks[block] = VISION_BLOCKS[config.vlm_config.model_type](config.vision_config)
         self.vlm.language_model = TEXT_MODELS[config.vlm_config.model_type](config.text_config, config)
         self.detail_mergers = nn.ModuleList(MoonDetailMerger(config) for _ in config.detail_blocks)
         self.fusion = MoonFusion(config) if config.fusion else None
@@ -549,7 +556,7 @@ class MoonModel(MoonPreTrainedModel):
             attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended.
             pixel_values: patches of all images of the batch, (patches, channels·patch·patch·2), as the processor gives.
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
-            mm_token_type_ids: (B, T), 1 at image tokens; derived from `input_ids` when not given.
+            mm_token_type_ids: (B, T), 1 at image tokens, 0 at text whatever its id; derived from `input_ids` when not given.
             aspect_ids: (B, T) of 0, 1, 2; derived from the markers in `input_ids` when not given.
             raw_tokens: for a decoding step: what fusion shall read, kept from the pass over the input.
             packed: whether the text model sees the rows one behind the other, without their padding and none attending to
@@ -573,25 +580,16 @@ class MoonModel(MoonPreTrainedModel):
         readable_BT = self._readable(input_ids, mask_BT, past) if output_embeddings else None
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
         packed = self._packs(packed, attention_mask, by_row)
-        inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw)
+        inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
             aspect_ids = self._aspect_ids(input_ids, past) if aspect_ids is None else aspect_ids
             guided = find_guided(aspect_ids, mask_BT if packed else None)
             inputs.for_layers.update(guided=guided, routing_trace=routing_trace)
-        if mm_token_type_ids is None and input_ids is not None:
-            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
-        if position_ids is None:
-            self.vlm.rope_deltas = self.vlm.rope_deltas if past else None  # not those of an earlier batch
-            position_ids = self.vlm.compute_3d_position_ids(
-                input_ids=input_ids,
-                inputs_embeds=inputs.embeds_BTH,
-                image_grid_thw=image_grid_thw,
-                video_grid_thw=None,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                mm_token_type_ids=mm_token_type_ids,
-            )
+        if position_ids is None and (past or image_grid_thw is not None):  # else the base counts the tokens
+            position_ids = find_positions(
+                self.vlm, inputs.is_image_BT, attention_mask, image_grid_thw, past_key_values
+            ).all_4BT[1:]
         if packed:
             inputs, position_ids = _pack(inputs, mask_BT.bool()), packed_positions(position_ids, mask_BT)
             attention_mask = None
@@ -605,6 +603,9 @@ class MoonModel(MoonPreTrainedModel):
             **inputs.for_layers,
             **kwargs,
         )
+        if not past or pixel_values is not None:
+            length = past + mask_BT.shape[1]
+            note_offset(outputs.past_key_values, position_ids, attention_mask, length, len(mask_BT))
         hidden_BTH = in_rows(outputs.last_hidden_state, mask_BT) if packed else outputs.last_hidden_state
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
@@ -639,6 +640,7 @@ class MoonModel(MoonPreTrainedModel):
         embeds_BTH: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_grid_thw: torch.Tensor | None,
+        token_types: torch.Tensor | None,
     ) -> _Inputs:
         """Token embeddings with what the vision tower sees in place of the image tokens, as in the base, and the details."""
         if embeds_BTH is None:
@@ -646,32 +648,30 @@ class MoonModel(MoonPreTrainedModel):
         details = Details(embeds_BTH, torch.zeros_like(embeds_BTH[..., 0], dtype=torch.bool))
         for_layers: dict[str, Any] = {}
         if pixel_values is None:
-            refuse_unseen_images(input_ids, self.config.image_token_id)
+            refuse_unseen_images(input_ids, self.config.image_token_id, token_types)
         else:
-            by_block = {"output_hidden_states": True} if self.config.detail_blocks else {}
-            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **by_block)
+            kept: dict[str, list] = {"kept_blocks": []} if self.config.detail_blocks else {}
+            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kept)
             image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
-            is_image = self.vlm.get_placeholder_mask(input_ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
+            ids = input_ids if token_types is None or input_ids is None else input_ids.masked_fill(token_types == 0, -1)
+            is_image = self.vlm.get_placeholder_mask(ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
             deepstack = getattr(seen, "deepstack_features", None) or ()
             levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
             if levels:
                 for_layers = {"visual_pos_masks": is_image[..., 0], "deepstack_visual_embeds": levels}
-            if by_block:
-                levels = self._block_levels(seen.hidden_states, image_grid_thw)
+            if kept:
+                levels = self._block_levels(kept["kept_blocks"], image_grid_thw)
             levels = torch.stack(levels or [image_PH]).to(embeds_BTH)
             details = Details(embeds_BTH, is_image[..., 0], levels)
             embeds_BTH = embeds_BTH.masked_scatter(is_image, image_PH)
         if self.config.fire_layers:
             for_layers["details"] = details
-        return _Inputs(embeds_BTH, for_layers)
+        return _Inputs(embeds_BTH, details.is_image_BT, for_layers)
 
-    def _block_levels(self, blocks: tuple[torch.Tensor, ...], image_grid_thw: torch.Tensor) -> list[torch.Tensor]:
+    def _block_levels(self, blocks: list[torch.Tensor], image_grid_thw: torch.Tensor) -> list[torch.Tensor]:
         """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens."""
         vision = self.config.vision_config
-        levels = [
-            merger(blocks[block + 1])  # the first is the input of the first block
-            for merger, block in zip(self.detail_mergers, self.config.detail_blocks, strict=True)
-        ]
+        levels = [merger(block) for merger, block in zip(self.detail_mergers, blocks, strict=True)]
         if not hasattr(vision, "window_size"):
             return levels
         by_window_P, _ = get_vision_window_index(

@@ -40,7 +40,7 @@ def span_ids_from_markers(input_ids_BT: torch.Tensor, markers: list[tuple[int | 
 
 
 def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
-    """The aspect (B, T) of each token: 0 none, 1 category, 2 attribute. MOON §3 speaks of the category and attribute
+    """The aspect (B, T) of each token: 0 none, 1 category, 2 attribute. MOON §3.1 speaks of the category and attribute
     substrings of the title; see `span_ids_from_markers`."""
     names = [(f"{aspect}_start_token_id", f"{aspect}_end_token_id") for aspect in ASPECTS]
     return span_ids_from_markers(input_ids_BT, [(getattr(config, start), getattr(config, end)) for start, end in names])
@@ -185,19 +185,29 @@ def in_rows(packed_1NH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
 
 
 def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:
-    """What to give to a linear layer: its own dtype, or that of the states where its weights are quantised."""
-    return layer.weight.dtype if layer.weight.dtype.is_floating_point else states.dtype
+    """What to give to a linear layer: its own dtype, or that of the states where its weights are quantised (numbers without a
+    point, or packed behind a method)."""
+    weight = layer.weight
+    return weight.dtype if isinstance(weight, torch.Tensor) and weight.is_floating_point() else states.dtype
 
 
-def refuse_unseen_images(input_ids: torch.Tensor | None, image_token_id: int) -> None:
+def refuse_unseen_images(
+    input_ids: torch.Tensor | None, image_token_id: int, token_types: torch.Tensor | None = None
+) -> None:
     """Refuse image tokens without pictures: their placeholder would be embedded as if it were a word.
+
+    Args:
+        input_ids: (B, T).
+        image_token_id: of the placeholder.
+        token_types: (B, T), 0 where a token is text whatever its id, as one that was written; None: the ids decide.
 
     Raises:
         ValueError: with the rows.
     """
     if input_ids is None or torch.compiler.is_compiling():
         return
-    has_image_B = (input_ids == image_token_id).any(dim=1)
+    is_image_BT = input_ids == image_token_id
+    has_image_B = (is_image_BT if token_types is None else is_image_BT & (token_types != 0)).any(dim=1)
     if bool(has_image_B.any()):
         rows = has_image_B.nonzero()[:, 0].tolist()
         raise ValueError(f"rows {rows} of the batch have image tokens but there are no pixel_values to see")

@@ -1,4 +1,4 @@
-"""Where the core product stands in a picture (MOON §2, arXiv 2508.11999); `crop_core` cuts it out."""
+"""Where the core product stands in a picture (MOON, arXiv 2508.11999 §3.1); `crop_core` cuts it out."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def parse_box(answer: str, convention: str, seen: tuple[int, int], size: tuple[i
 class GroundingDetector:
     """Asks a grounding vision-language model where the product that the title names stands.
 
-    Source: MOON §2 (arXiv 2508.11999): Qwen2.5-VL, prompted with the title, answers with a box. The prompt's words and the
+    Source: MOON (arXiv 2508.11999 §3.1): Qwen2.5-VL, prompted with the title, answers with a box. The prompt's words and the
     cache are ours.
 
     Args:

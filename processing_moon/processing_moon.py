@@ -170,7 +170,7 @@ class MoonProcessor(ProcessorMixin):
         max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own; `from_base`
             has others.
         core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
-            (MOON §2, arXiv 2508.11999). A box outside the image is refused either way. Default True.
+            (MOON, arXiv 2508.11999 §3.1). A box outside the image is refused either way. Default True.
         title_markers (`bool`): whether marker tokens surround a product's title and a query's text. Default False.
         max_reasoning_tokens (`int` or `None`): budget of a reasoning, between its tags; asks for readout "emb". Default
             None: the call option `reasoning` is refused.

@@ -140,6 +140,16 @@ def _check_fields(name: str, record: Mapping[str, Any], known: Sequence[str]) ->
             )
 
 
+_BLANK_CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
+# Fillers, joiners, variation selectors and the empty braille cell, which Unicode counts as letters, marks or symbols.
+_BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+
+
+def has_visible_text(text: str) -> bool:
+    """Whether a text has a character that can be seen: not only spaces, controls, zero-width and other blank ones."""
+    return any(unicodedata.category(sign) not in _BLANK_CATEGORIES and sign not in _BLANK for sign in text)
+
+
 def _read_text(name: str, field: str, value: Any) -> str:
     if value is None:
         return ""
@@ -151,7 +161,7 @@ def _read_text(name: str, field: str, value: Any) -> str:
         except UnicodeEncodeError as error:
             raise ProductError(name, field, f"not valid Unicode ({error.reason}); accepted: a string") from error
         value = unicodedata.normalize("NFC", value)  # as Qwen's tokenizer does it, so that offsets stay true
-    return value
+    return value if has_visible_text(value) else ""
 
 
 def _read_category(name: str, value: Any) -> str:
@@ -177,7 +187,7 @@ def _read_pairs(name: str, field: str, value: Mapping[Any, Any]) -> list[tuple[s
     """Keys and their values that are not empty; keys without any are left out."""
     pairs = []
     for key, entry in value.items():
-        if not isinstance(key, str) or not key.strip():
+        if not isinstance(key, str) or not has_visible_text(key):
             raise ProductError(name, field, f"key {_shown(key)}; accepted: keys that are non-empty strings")
         entries = list(entry) if isinstance(entry, list | tuple | set | frozenset | np.ndarray) else [entry]
         texts = [_read_value(name, f"{field}[{key!r}]", one) for one in entries]
@@ -449,7 +459,7 @@ def product_text(
 ) -> str:
     """Write an item's text: title, category, attributes, description, a line each; absent parts are left out.
 
-    Source: title ⧺ category ⧺ attributes is MOON §2 (arXiv 2508.11999); the markers, which tell the model where
+    Source: title ⧺ category ⧺ attributes is MOON (arXiv 2508.11999 §3.1); the markers, which tell the model where
     title, category and attributes stand, and the description are our design.
 
     Args:

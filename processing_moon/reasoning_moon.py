@@ -1,6 +1,6 @@
 """What a model writes before it embeds: `<think>key: value; key: v1, v2</think>`, read and written.
 
-The form is our design after LREM (arXiv 2510.14321); the keys are those of MOON3.0's benchmark (arXiv 2604.00513). A
+The form is our design after LREM (arXiv 2510.14321); the keys are MBE's (MOON, arXiv 2508.11999 App. A). A
 backslash before one of `\\ ; , :` makes it part of a key or a value (our design, as in CSV dialects with an escape
 character), so that every attribute can be written and is read back as it was. Nothing here knows a tokenizer.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 THINK_START, THINK_END = "<think>", "</think>"
 EMB_TOKEN = "<emb>"
-# The ten attribute keys of MBE (arXiv 2604.00513).
+# The ten attribute keys of MBE (MOON, arXiv 2508.11999 App. A).
 REASONING_KEYS = (
     "colour",
     "category",

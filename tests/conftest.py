@@ -68,19 +68,40 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_base("qwen3_vl", tie_word_embeddings=False)`: the folder of a random base in the hub's layout."""
+    """`tiny_base("qwen3_vl", tie_word_embeddings=False)`: the folder of a random base in the hub's layout.
+
+    `three_levels=True` gives one of four decoder layers and four vision blocks: a Qwen3-VL whose first three blocks give
+    deep-stack features, a Qwen2.5-VL whose last three have full attention.
+    """
     from training.small_base import make_base
 
     made: dict[tuple, Path] = {}
 
-    def get(backbone: str = "qwen3_vl", **sizes: object) -> Path:
-        key = (backbone, *sorted(sizes.items()))
+    def get(backbone: str = "qwen3_vl", *, three_levels: bool = False, **sizes: object) -> Path:
+        key = (backbone, three_levels, *sorted(sizes.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp("base") / backbone
-            made[key] = make_base(folder, texts=TEXTS * 20, backbone=backbone, **({"vocab_size": 420} | sizes))
+            sizes = {"vocab_size": 420} | ({"num_layers": 4, "vision_depth": 4} if three_levels else {}) | sizes
+            made[key] = make_base(folder, texts=TEXTS * 20, backbone=backbone, **sizes)
+            if three_levels:
+                _give_three_levels(folder)
         return made[key]
 
     return get
+
+
+def _give_three_levels(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config.vision_config, "deepstack_visual_indexes"):
+        config.vision_config.deepstack_visual_indexes = [0, 1, 2]
+    else:
+        config.vision_config.fullatt_block_indexes = [1, 2, 3]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +109,7 @@ def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     """`tiny_moon("qwen3_vl", readout="emb")`: the folder of a Moon checkpoint upcycled from a tiny base.
 
     `trained=True` gives one whose experts and other parts differ, as after training: only there does a vector depend on
-    them.
+    them. `three_levels=True` is the base's, see `tiny_base`.
     """
     import torch
 
@@ -98,11 +119,17 @@ def tiny_moon(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     made: dict[tuple, Path] = {}
 
     def get(
-        backbone: str = "qwen3_vl", *, tie_word_embeddings: bool = True, trained: bool = False, **moon: object
+        backbone: str = "qwen3_vl",
+        *,
+        tie_word_embeddings: bool = True,
+        trained: bool = False,
+        three_levels: bool = False,
+        **moon: object,
     ) -> Path:
-        key = (backbone, tie_word_embeddings, trained, *sorted((name, str(value)) for name, value in moon.items()))
+        of_base = (tie_word_embeddings, three_levels)
+        key = (backbone, *of_base, trained, *sorted((name, str(value)) for name, value in moon.items()))
         if key not in made:
-            base = tiny_base(backbone, tie_word_embeddings=tie_word_embeddings)
+            base = tiny_base(backbone, three_levels=three_levels, tie_word_embeddings=tie_word_embeddings)
             made[key] = upcycle(base, tmp_path_factory.mktemp("moon") / backbone, **({"embedding_dim": 32} | moon))
             if trained:
                 model = MoonForConditionalGeneration.from_pretrained(made[key])

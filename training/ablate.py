@@ -29,13 +29,23 @@ import yaml
 from tqdm import tqdm
 
 from evaluation.data.tables import ProductTables, TableError, load_tables
+from evaluation.outputs import OutputError, require_writable_folder
 from evaluation.provenance import provenance
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
 from training.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
-from training.arguments import TABLE_KEYS, RecipeError, check_keys, known_keys, parse_recipe, read_recipe_file
+from training.arguments import (
+    TABLE_KEYS,
+    RecipeError,
+    check_keys,
+    known_keys,
+    parse_recipe,
+    read_recipe_file,
+    reading_of,
+)
 from training.exact_resumption import METRICS_FILE
 from training.reasoning_arguments import COLD_START
+from training.recipe_files import merged
 from training.resume import read_lines, write_atomically
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
@@ -143,9 +153,7 @@ def read_suite(path: Path) -> Suite:
     if values.get("boxes") not in (None, *DETECTORS):
         raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; accepted: {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
-    for key, value in (values.get("keys") or {}).items():
-        both = isinstance(value, dict) and isinstance(recipe.get(key), dict)
-        recipe[key] = {**recipe[key], **value} if both else value
+    recipe = merged(recipe, values.get("keys") or {})
     suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
     _check_cells(suite)
     return suite
@@ -201,7 +209,7 @@ def tables_with_boxes(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a data set's products and queries once more, with the core boxes that a detector finds where they have none.
 
-    Our design, for data without boxes; MOON (arXiv 2508.11999 §2) asks a grounding model. The first picture counts.
+    Our design, for data without boxes; MOON (arXiv 2508.11999 §3.1) asks a grounding model. The first picture counts.
 
     Args:
         entry: an entry of a recipe's `data` with a folder of parquet tables as its path.
@@ -223,7 +231,7 @@ def tables_with_boxes(
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        tables = load_tables(source)
+        tables = load_tables(source, reading=reading_of(entry))
         boxes, facts = _detect(tables, DETECTORS[detector_name](), progress)
         for name, key, column in (("products", "product_id", "core_box"), ("queries", "query_id", "bbox")):
             _write_with_boxes(source, partial, (name, key, column), boxes[name])
@@ -549,7 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _main(chosen)
-    except (RecipeError, TableError) as error:
+    except (RecipeError, TableError, OutputError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -566,6 +574,7 @@ def _main(chosen: argparse.Namespace) -> int:
     unknown = [name for name in chosen.cells or () if name not in suite.cells]
     if unknown:
         raise RecipeError(f"--cells: found {unknown[0]!r}; accepted: {', '.join(suite.cells)}")
+    require_writable_folder("--output", chosen.output)
     chosen.output.mkdir(parents=True, exist_ok=True)
     runs = plan(suite, chosen.output)
     asked = [run for run in runs if not chosen.cells or run.cell in chosen.cells]

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import stats
 from tabulate import tabulate
+
+from evaluation.fonts import Font, font_for, readable
 
 METRICS = ("R@10", "R@1")
 LEVEL = 0.95
@@ -271,15 +274,18 @@ def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10
     width = 2 * _MARGIN + _COLUMNS * _WIDE + (_COLUMNS - 1) * _GAP
     chart = Image.new("RGB", (width, _HEAD + lines * (_HIGH + _GAP) + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(chart)
-    draw.text((_MARGIN, 18), f"Ablation {results['suite']}: {metric}, %, mean over seeds", fill=_INK, font=_font(22))
+    heading = f"Ablation {results['suite']}: {metric}, %, mean over seeds"
+    named = [heading, *(row["row"].replace("→", " to ") + "".join(map(label, row["cells"])) for row in rows)]
+    pen = _Pen(draw, *font_for("".join(named)))
+    pen.text((_MARGIN, 18), heading, 22, fill=_INK)
     note = "whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the bar before leaves out 0"
     state = f" · {results['finished']} of {results['planned']} runs"
-    draw.text((_MARGIN, 52), note + state, fill=_FAINT, font=_font(13))
+    pen.text((_MARGIN, 52), note + state, 13, fill=_FAINT)
     for number, row in enumerate(rows):
         left = _MARGIN + (number % _COLUMNS) * (_WIDE + _GAP)
         top = _HEAD + (number // _COLUMNS) * (_HIGH + _GAP)
         seeds = {cell: _seed_values(results, cell, row["row"], metric) for cell in row["cells"]}
-        _draw_panel(draw, row, seeds, results["chance"].get(row["row"], {}).get(metric), (left, top))
+        _draw_panel(pen, row, seeds, results["chance"].get(row["row"], {}).get(metric), (left, top))
     path = Path(path)
     chart.save(path, "PNG", optimize=True)
     return path
@@ -289,21 +295,30 @@ def _seed_values(results: Mapping[str, Any], cell: str, row: str, metric: str) -
     return [run["scores"][row][metric] for run in results["runs"].get(cell, {}).values() if row in run["scores"]]
 
 
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+@dataclass(frozen=True)
+class _Pen:
+    """Draws, and writes in a font that has the chart's characters; what is lacking is put into words."""
+
+    draw: ImageDraw.ImageDraw
+    font: Font
+    lacking: frozenset[str]
+
+    def text(self, place: tuple[float, float], words: str, size: int, **how: Any) -> None:
+        self.draw.multiline_text(place, readable(words, self.lacking), font=self.font(size), **how)
 
 
 def _draw_panel(
-    draw: ImageDraw.ImageDraw,
+    pen: _Pen,
     row: Mapping[str, Any],
     seeds: Mapping[str, Sequence[float]],
     chance: float | None,
     corner: tuple[int, int],
 ) -> None:
     left, top = corner
+    draw = pen.draw
     draw.rounded_rectangle((left, top, left + _WIDE, top + _HIGH), radius=10, fill=_CARD, outline=_LINE)
     name = row["row"].replace("→", " to ")  # Pillow's own font has no arrow
-    draw.text((left + 16, top + 12), name, fill=_INK, font=_font(15))
+    pen.text((left + 16, top + 12), name, 15, fill=_INK)
     cells = row["cells"]
     ends = [one["interval"][1] for one in cells.values() if one["interval"]] + [
         value for own in seeds.values() for value in own
@@ -318,27 +333,26 @@ def _draw_panel(
     for share in (0.0, 0.5, 1.0):
         level = y_of(share * most)
         draw.line((left + 44, level, left + _WIDE - 14, level), fill=_LINE)
-        draw.text((left + 38, level), f"{100 * share * most:.0f}", fill=_FAINT, font=_font(11), anchor="rm")
+        pen.text((left + 38, level), f"{100 * share * most:.0f}", 11, fill=_FAINT, anchor="rm")
     step = (_WIDE - 66) / max(1, len(cells))
     for place, (cell, one) in enumerate(cells.items()):
         middle = left + 50 + step * (place + 0.5)
-        _draw_bar(draw, one, (middle, step, floor), y_of)
+        _draw_bar(pen, one, (middle, step, floor), y_of)
         for number, value in enumerate(seeds[cell]):
             at = middle + 5 * (number - (len(seeds[cell]) - 1) / 2)
             draw.ellipse((at - 2, y_of(value) - 2, at + 2, y_of(value) + 2), fill=_INK)
         words = label(cell) if place == 0 else f"+ {label(cell)}"
-        draw.multiline_text(
-            (middle, floor + 8), words.replace(" ", "\n").replace("+\n", "+ "), fill=_FAINT, font=_font(10), anchor="ma"
-        )
+        lines = words.replace(" ", "\n").replace("+\n", "+ ")
+        pen.text((middle, floor + 8), lines, 10, fill=_FAINT, anchor="ma")
     if chance is not None:
         draw.line((left + 44, y_of(chance), left + _WIDE - 14, y_of(chance)), fill=_FAINT)
-        draw.text((left + _WIDE - 14, y_of(chance) - 2), "chance", fill=_FAINT, font=_font(10), anchor="rs")
+        pen.text((left + _WIDE - 14, y_of(chance) - 2), "chance", 10, fill=_FAINT, anchor="rs")
 
 
-def _draw_bar(draw: ImageDraw.ImageDraw, one: Mapping[str, Any], place: tuple[float, float, float], y_of: Any) -> None:
-    middle, step, floor = place
+def _draw_bar(pen: _Pen, one: Mapping[str, Any], place: tuple[float, float, float], y_of: Any) -> None:
+    (middle, step, floor), draw = place, pen.draw
     if one["mean"] is None:
-        draw.text((middle, floor - 8), "missing", fill=_FAINT, font=_font(10), anchor="ms")
+        pen.text((middle, floor - 8), "missing", 10, fill=_FAINT, anchor="ms")
         return
     said = (one["difference"] or {}).get("verdict", _UNCLEAR)
     colour = {_BETTER: _GOOD, _WORSE: _BAD, _UNCLEAR: _BAR}[said]

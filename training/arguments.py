@@ -1,8 +1,8 @@
 """Recipes: what a training run is, read from YAML and the command line, checked before anything starts.
 
 A recipe is one YAML file of flat keys. `--key value` on the command line replaces a key, `--key.part value` one part of
-a mapping, and a list is written `--key a b` or `--key [a, b]`; the names are those of the dataclasses in `GROUPS`, of which
-the last is transformers' own TrainingArguments.
+a mapping, a list is written `--key a b` or `--key [a, b]`, and `--key null` is YAML's null; the names are those of the
+dataclasses in `GROUPS`, of which the last is transformers' own TrainingArguments. `training.recipe_files` reads the files.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import math
 import os
 import re
 import textwrap
-import types
 import typing
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -29,18 +28,22 @@ from transformers.utils import is_flash_attn_2_available
 
 from evaluation.data.catalogue import make_catalogue
 from evaluation.data.interactions import ACTION_WEIGHTS, InteractionOptions
+from evaluation.data.reading import READING_KEYS, ReadingOptions
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from training.candidates import check_candidates
+from training.command_line import steps_or_auto, take_nulls
 from training.launching import check_launch
 from training.losses.dual_alignment import FORMS as ALIGNMENT_FORMS
 from training.losses.sample_filter import SampleFilter
+from training.negatives import AUTO
 from training.quantization import check_quantization
 from training.reasoning_arguments import ReasoningArguments, check_reasoning
+from training.recipe_files import RecipeError, read_recipe_file, refuse_nested_replace
+from training.recipe_values import alternatives, check_value, kind_name
 from training.small_base import SmallBaseConfig
 
 FORMS = ("image", "text", "both")
-AUTO = "auto"
 MOON_KEYS = (
     "markers",
     "title_markers",
@@ -83,17 +86,6 @@ SHORT_NAMES = {
 }
 # Optimizers that are made with the model: before it is loaded, only whether their library is there can be said.
 _OPTIMIZERS_OF_A_MODEL = ("galore", "apollo", "lomo")
-# Keys that may change between a run and its continuation, because they do not change what is computed.
-MAY_DIFFER_ON_RESUME = frozenset(
-    ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
-    + ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor")
-    + ("evaluate_before", "evaluate_after", "evaluate_split", "evaluate_products", "evaluate_reasoning")
-    + ("completions_steps",)
-)
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run, in a sentence that says which key, what was found and what is accepted."""
 
 
 @dataclass
@@ -196,7 +188,11 @@ class LossArguments:
 
     Args:
         temperature: τ of InfoNCE, no unit. The paper gives none; 0.05 is our choice.
-        queue_steps: w, the number of past steps whose candidates stay negatives. The paper gives no number.
+        queue_steps: w, the number of past steps whose candidates stay negatives (temporal negatives); 0: none. "auto": w follows
+            from the number P of processes, so that P · (w + 1) is as near to MOON's 200 as can be: 2 with 64 processes, 199
+            with one; see `training.negatives.queue_length`.
+        spatial_negatives: candidates of the other processes, and their past ones, are negatives too; false: each process
+            compares its queries with its own products alone.
         queue_warmup_steps: steps during which the queue is filled and not yet compared with; below 1 a share of all steps.
         queue_momentum: m of a momentum encoder (MoCo) that fills the queue, such as 0.999; None: the model itself does.
         negative_margin: negatives that are nearer than the positive by more than this cosine similarity are left out, such
@@ -226,7 +222,8 @@ class LossArguments:
     """
 
     temperature: float = 0.05
-    queue_steps: int = 8
+    queue_steps: int | str = 8
+    spatial_negatives: bool = True
     queue_warmup_steps: float = 0.0
     queue_momentum: float | None = None
     negative_margin: float | None = None
@@ -306,6 +303,7 @@ class Recipe:
         training: see MoonTrainingArguments.
         resolved: every key that defines the run with its value, ready to be written as YAML and run again.
         facts: what is found out about the data before training, for the provenance and the results.
+        said: what has been printed once, and is not printed again after the step rate was measured.
     """
 
     path: Path
@@ -316,6 +314,7 @@ class Recipe:
     training: MoonTrainingArguments
     resolved: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
 
 
 def usage() -> str:
@@ -330,7 +329,8 @@ def usage() -> str:
         "usage: python training/train.py RECIPE.yaml [--key value …]",
         "       accelerate launch training/train.py RECIPE.yaml [--key value …]",
         f"Recipes in training/recipes: {recipes}",
-        "A key of a mapping is replaced by --key.part value, a list by --key a b or --key '[a, b]'. Every key, by topic:",
+        "A part of a mapping is replaced by --key.part value, a mapping whole by --key '{part: value}', a list by --key a b or "
+        "--key '[a, b]'; --key null is YAML's null. Every key, by topic:",
     ]
     return "\n\n".join(["\n".join(lines), *topics, f"Those of TrainingArguments:\n{theirs}"])
 
@@ -364,7 +364,9 @@ def make_recipe(path: Path, values: dict[str, Any], arguments: list[str]) -> Rec
     """
     hints = known_keys()
     check_keys(values, hints, where=str(path))
+    refuse_nested_replace(values)
     arguments = _merge_lists(_merge_dotted(arguments, values, hints), values, hints)
+    arguments = take_nulls(arguments, values, hints)
     checked = {key: check_value(key, value, hints[key]) for key, value in values.items()}
     parser = _parser(GROUPS)
     _check_command_line(arguments, hints, parser)
@@ -382,13 +384,15 @@ def make_recipe(path: Path, values: dict[str, Any], arguments: list[str]) -> Rec
 
 def _parser(groups: typing.Iterable[Any]) -> "_Parser":
     parser = _Parser(list(groups), allow_abbrev=False)
-    if "--max_tokens" in parser._option_string_actions:
-        parser._option_string_actions["--max_tokens"].type = _tokens_or_auto
+    for key in ("--queue_steps", "--max_tokens"):
+        if key in parser._option_string_actions:
+            parser._option_string_actions[key].type = steps_or_auto
     return parser
 
 
-def _tokens_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+def default_values(groups: typing.Iterable[Any]) -> dict[str, Any]:
+    """Return every key of some dataclasses of recipe keys with its default."""
+    return vars(_parser(groups).parse_args([]))
 
 
 def _check_command_line(arguments: list[str], hints: dict[str, Any], parser: "_Parser") -> None:
@@ -402,7 +406,7 @@ def _check_command_line(arguments: list[str], hints: dict[str, Any], parser: "_P
 
 def _no(hint: Any) -> str:
     """Return what is written on the command line for a key that is switched off."""
-    return "false" if bool in _alternatives(hint) else "value"
+    return "false" if bool in alternatives(hint) else "value"
 
 
 class _Parser(HfArgumentParser):
@@ -410,51 +414,6 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RecipeError(f"command line: {message}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice; plain YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise RecipeError(f"{node.start_mark.name}: key {twice[0]!r} found twice; accepted: once")
-        return super().construct_mapping(node, deep)
-
-
-def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML recipe and those it `extends`.
-
-    `extends: other.yaml` (beside this file) takes over the other recipe; keys given here replace its keys, and
-    mappings are merged key by key.
-
-    Args:
-        path: the file.
-        seen: the files that led here, to refuse a circle.
-    """
-    path = path.resolve()
-    if path in seen:
-        raise RecipeError(f"extends: {path} extends itself")
-    if not path.is_file():
-        raise RecipeError(f"recipe: found no file {path}; accepted: a YAML file")
-    try:
-        with path.open(encoding="utf-8") as stream:
-            values = yaml.load(stream, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: no valid YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"{path}: found {type(values).__name__}; accepted: a mapping of keys to values")
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    if not isinstance(parent, str):
-        raise RecipeError(f"extends: found {parent!r}; accepted: the name of one YAML file")
-    inherited = read_recipe_file(path.parent / parent, (*seen, path))
-    for key, value in values.items():
-        both_mappings = isinstance(value, dict) and isinstance(inherited.get(key), dict)
-        inherited[key] = {**inherited[key], **value} if both_mappings else value
-    return inherited
 
 
 def known_keys() -> dict[str, Any]:
@@ -465,6 +424,7 @@ def known_keys() -> dict[str, Any]:
         keys |= {entry.name: hints[entry.name] for entry in dataclasses.fields(group) if entry.init}
     keys["data"] = list  # entries may be names, paths or mappings
     keys["max_tokens"] = int | Literal["auto"] | None  # argparse knows no such type
+    keys["queue_steps"] = int | Literal["auto"]  # argparse knows no such type
     return keys
 
 
@@ -480,56 +440,10 @@ def check_keys(keys: typing.Iterable[str], known: typing.Iterable[str], where: s
             raise RecipeError(f"{where}: key {key!r} cannot be set; {NOT_FOR_RECIPES[key]}")
 
 
-def check_value(key: str, value: Any, hint: Any) -> Any:
-    """Return the value if its type fits, numbers written as text ("1e-4", which YAML reads as text) converted.
-
-    Args:
-        key: the recipe key, for the message.
-        value: as YAML gave it.
-        hint: the type that the dataclass declares.
-    """
-    accepted = _alternatives(hint)
-    for kind in accepted:
-        if isinstance(kind, tuple):
-            if value in kind:
-                return value
-        elif kind is float and not isinstance(value, bool):
-            try:
-                return value if isinstance(value, int) else float(value)
-            except (TypeError, ValueError):
-                continue
-        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return value
-    raise RecipeError(f"{key}: found {value!r} ({_kind_name(type(value))}); accepted: {_accepted_names(accepted)}")
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    """Flatten a type hint into plain classes; a Literal or an enumeration becomes the tuple of its values."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return [kind for part in typing.get_args(hint) for kind in _alternatives(part)]
-    if origin is Literal:
-        return [typing.get_args(hint)]
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return [tuple(member.value for member in hint)]
-    return [origin or hint]
-
-
-def _kind_name(kind: type) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list"}
-    return {**names, dict: "a mapping", types.NoneType: "nothing"}.get(kind, kind.__name__)
-
-
-def _accepted_names(accepted: list[Any]) -> str:
-    return " or ".join(
-        ", ".join(map(str, kind)) if isinstance(kind, tuple) else _kind_name(kind) for kind in dict.fromkeys(accepted)
-    )
-
-
 def _mapping_keys(hints: dict[str, Any]) -> list[str]:
     """Return our keys that hold a mapping (TrainingArguments reads its own)."""
     ours = {entry.name for group in GROUPS[:-1] for entry in dataclasses.fields(group)}
-    return [key for key in hints if key in ours and dict in _alternatives(hints[key])]
+    return [key for key in hints if key in ours and dict in alternatives(hints[key])]
 
 
 def _mapping(key: str, value: Any) -> dict | None:
@@ -540,13 +454,13 @@ def _mapping(key: str, value: Any) -> dict | None:
         except yaml.YAMLError as error:
             raise RecipeError(f"{key}: found {value!r}; accepted: a mapping such as '{{a: 1, b: 2}}'") from error
     if value is not None and not isinstance(value, dict):
-        raise RecipeError(f"{key}: found {value!r} ({_kind_name(type(value))}); accepted: a mapping")
+        raise RecipeError(f"{key}: found {value!r} ({kind_name(type(value))}); accepted: a mapping")
     return value
 
 
 def _merge_dotted(arguments: list[str], values: dict[str, Any], hints: dict[str, Any]) -> list[str]:
     """Put every `--key.part value` into the recipe's mapping of that key, and return the other arguments."""
-    defaults = vars(_parser(GROUPS[:-1]).parse_args([]))
+    defaults = default_values(GROUPS[:-1])
     rest: list[str] = []
     position = 0
     while position < len(arguments):
@@ -580,7 +494,7 @@ def _merge_lists(arguments: list[str], values: dict[str, Any], hints: dict[str, 
         key, used = name.removeprefix("--").replace("-", "_"), 1
         if not equals and position + 1 < len(arguments):
             text, used = arguments[position + 1], 2
-        if name.startswith("--") and list in _alternatives(hints.get(key)) and text.startswith("["):
+        if name.startswith("--") and list in alternatives(hints.get(key)) and text.startswith("["):
             values[key] = _list(key, text)
             if arguments[position + used : position + used + 1] and not arguments[position + used].startswith("--"):
                 raise RecipeError(f"command line: --{key}: found more after {text!r}; accepted: one list")
@@ -613,7 +527,7 @@ def _build(group: type, namespace: Namespace) -> Any:
 
 def _resolved(namespace: Namespace) -> dict[str, Any]:
     """Return every key of ours, and those of TrainingArguments that differ from the library's default."""
-    library = vars(_parser([TrainingArguments]).parse_args([]))
+    library = default_values([TrainingArguments])
     resolved: dict[str, Any] = {}
     for key, value in vars(namespace).items():
         if key in NOT_FOR_RECIPES or key in ("overwrite", "hub_token"):
@@ -731,7 +645,8 @@ def _check_stream_keys(data: DataArguments) -> None:
 def _check_loss(loss: LossArguments) -> None:
     _check_number("temperature", loss.temperature, 0, above=True)
     for key in ("queue_steps", "queue_warmup_steps", "intra_weight", "router_loss_weight", "sparsity_weight"):
-        _check_number(key, getattr(loss, key), 0)
+        if getattr(loss, key) != AUTO or key != "queue_steps":
+            _check_number(key, getattr(loss, key), 0)
     for key, low in (
         ("queue_momentum", 0),
         ("negative_margin", 0),
@@ -882,7 +797,7 @@ def _looks_local(name: str) -> bool:
 
 
 TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
-SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups")
+SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups", *READING_KEYS)
 
 
 def interaction_options(data: DataArguments) -> InteractionOptions:
@@ -897,6 +812,18 @@ def interaction_options(data: DataArguments) -> InteractionOptions:
         raise RecipeError(str(error).replace("half_life_days", "interaction_half_life_days")) from error
 
 
+def reading_of(entry: dict[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
+    """Return how the cells of an entry of `data` are read.
+
+    Raises:
+        RecipeError: strip_html or category_separator that cannot be used.
+    """
+    try:
+        return ReadingOptions.of(entry, interactions)
+    except ValueError as error:
+        raise RecipeError(f"data: {error}") from error
+
+
 def check_source(entry: Any) -> None:
     """Refuse an entry of `data` that names nothing readable."""
     if isinstance(entry, str):
@@ -904,6 +831,7 @@ def check_source(entry: Any) -> None:
     if not isinstance(entry, dict):
         raise RecipeError(f"data: found {entry!r}; accepted: catalogue, a path, or a mapping of {SOURCE_KEYS}")
     check_keys(entry, SOURCE_KEYS, where="data")
+    reading_of(entry)
     if ("path" in entry) == ("products" in entry):
         raise RecipeError(f"data: found {entry}; accepted: either a path or products (with queries and images)")
     for key in ("path", *TABLE_KEYS):
@@ -916,7 +844,8 @@ def check_source(entry: Any) -> None:
         raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; accepted: true or false")
 
 
-STREAM_KEYS = ("parquet", "hub", "config", "split", "revision", "columns", "images", "name", "weight", "mask_groups")
+_STREAM_PLACES = ("parquet", "hub", "config", "split", "revision")
+STREAM_KEYS = (*_STREAM_PLACES, "columns", "images", "name", "weight", "mask_groups", *READING_KEYS)
 
 
 def check_stream(entry: Any) -> None:
@@ -928,6 +857,7 @@ def check_stream(entry: Any) -> None:
             f"data: found {entry!r} with streaming; accepted: a path, owner/name, or a mapping of {STREAM_KEYS}"
         )
     check_keys(entry, STREAM_KEYS, where="data")
+    reading_of(entry)
     if ("parquet" in entry) == ("hub" in entry):
         raise RecipeError(f"data: found {entry}; accepted: either parquet or hub")
     for key, kinds, accepted in (
@@ -950,14 +880,3 @@ def attention_of(name: str, on_gpu: bool) -> str:
     if name != "auto":
         return name
     return "flash_attention_2" if on_gpu and is_flash_attn_2_available() else "sdpa"
-
-
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the keys that define what is computed and differ between two resolved recipes.
-
-    A run with train_minutes keeps the max_steps that was measured at its start; one below 1 was not measured yet.
-    """
-    keys = sorted((set(old) | set(new)) - MAY_DIFFER_ON_RESUME)
-    unsettled = min(old.get("max_steps", -1), new.get("max_steps", -1)) < 1
-    measured = new.get("train_minutes") is not None and unsettled
-    return [key for key in keys if old.get(key) != new.get(key) and not (measured and key == "max_steps")]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.data.tables import ProductTables
+from training.negatives import queue_length
 
 
 def check_candidates(
@@ -24,14 +25,16 @@ def check_candidates(
     warmup = loss.queue_warmup_steps
     if training.max_steps > 0 and warmup >= 1:
         warmup = warmup / training.max_steps
-    queued = loss.queue_steps > 0 and (warmup < 1 or training.max_steps < 1)
-    pairs = training.per_device_train_batch_size * training.world_size
+    steps = queue_length(loss.queue_steps, training.world_size)
+    queued = steps > 0 and (warmup < 1 or training.max_steps < 1)
+    pairs = training.per_device_train_batch_size * (training.world_size if loss.spatial_negatives else 1)
     if not contrastive_weight or pairs > 1 or queued or (data.hard_negatives and rows_have_negatives):
         return
-    queue = f"queue_steps {loss.queue_steps}" + (" (never past its queue_warmup_steps)" if loss.queue_steps else "")
+    queue = f"queue_steps {loss.queue_steps}" + (" (never past its queue_warmup_steps)" if steps else "")
     hard = f"hard_negatives {data.hard_negatives}" + (" and no column of them" if not rows_have_negatives else "")
+    processes = "in one process" if training.world_size == 1 else "with spatial_negatives: false"
     raise ValueError(
-        f"per_device_train_batch_size: found 1 in one process with {hard} and {queue}: each query has its own "
+        f"per_device_train_batch_size: found 1 {processes} with {hard} and {queue}: each query has its own "
         "answer as the only candidate, and the loss is 0; accepted: a batch of at least 2 (gradient_accumulation_steps does "
         "not count), hard_negatives of at least 1, or queue_steps of at least 1"
     )

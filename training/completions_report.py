@@ -26,6 +26,7 @@ import pyarrow.parquet
 import yaml
 
 from evaluation.data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError
+from evaluation.outputs import OutputError, require_writable_file
 from processing_moon.product_moon import ProductError, open_image
 from training.arguments import (
     DataArguments,
@@ -546,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         path = _main(chosen)
-    except (ReportError, OSError) as error:
+    except (ReportError, OutputError, OSError) as error:
         print(f"completions_report: {error}", file=sys.stderr)
         return 2
     print(f"written to {path}")
@@ -560,10 +561,10 @@ def _main(chosen: argparse.Namespace) -> Path:
         raise ReportError(f"--step: found {chosen.step!r}; accepted: {LAST}, or the number of a step")
     step = None if chosen.step == LAST else int(chosen.step)
     pictures = not chosen.no_pictures
-    report = make_report(chosen.run, step=step, items=chosen.items, order=chosen.order, pictures=pictures)
     output: Path = chosen.output or chosen.run / OUTPUT_FILE
-    if output.is_dir():
-        raise ReportError(f"--output: found the folder {output}; accepted: the name of a file")
+    if chosen.output is not None or chosen.run.is_dir():
+        require_writable_file("--output", output)
+    report = make_report(chosen.run, step=step, items=chosen.items, order=chosen.order, pictures=pictures)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, page(report))
     for note in report.notes:

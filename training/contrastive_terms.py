@@ -1,4 +1,4 @@
-"""From vectors to the terms of the objective: targets, candidates of all processes and the queue, masks and weights.
+"""From vectors to the terms of the objective: targets, candidates of the processes and the queue, masks and weights.
 
 Shape suffixes: B queries of this process, N products of this process, C candidates of all processes, D embedding width,
 P positives of a query (padded with -1), R rows of one form, I products with image and text, L mixture layers, E experts.
@@ -6,7 +6,7 @@ P positives of a query (padded with -1), R rows of one form, I products with ima
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class TermOptions:
         forms: whether the three modality forms are aligned.
         intra: whether images look for their texts; needs the forms.
         symmetric: whether texts also look for their images.
+        spatial: whether the candidates of all processes are compared with, or those of this process alone.
     """
 
     several_positives: bool = False
@@ -50,6 +51,7 @@ class TermOptions:
     forms: bool = False
     intra: bool = False
     symmetric: bool = False
+    spatial: bool = True
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Terms:
     Args:
         inter: a term for each form that a query of any process has; "given" alone without forms.
         intra: the terms between images and texts.
-        batch: the products of all processes.
+        batch: the products of all processes, or of this one alone where the spatial half is off.
         target_B: each query's own answer among them.
         exclusions: what leaves out false negatives, by form.
         gates: expert gates (R, L, E) of the queries of all processes and each one's form (R,) as its place in
@@ -120,7 +122,7 @@ def make_terms(
 
 
 class _Gathered:
-    """What comes from all processes, in one exchange."""
+    """What comes from all processes, in one exchange; without spatial negatives the gates alone do."""
 
     def __init__(self, vectors: Vectors, inputs: Mapping[str, Any], options: TermOptions) -> None:
         product_ND = vectors["products"]
@@ -129,16 +131,22 @@ class _Gathered:
             rows_t = _rows_of_form(inputs["product_forms"], "t")
             own["t"] = vectors.get("products/t", product_ND[:0])
             own["i"] = vectors.get("products/i", product_ND[:0])
-            self.both_product = gather_ids(inputs["product"][rows_t])
-            self.both_group = gather_ids(inputs["group"][rows_t])
-            self.first_both = first_row(len(rows_t), product_ND.device)
+            self.both_product, self.both_group = inputs["product"][rows_t], inputs["group"][rows_t]
+            self.first_both = first_row(len(rows_t), product_ND.device) if options.spatial else 0
         gates = _own_gates(vectors, inputs, options.forms)
+        exchanged = own if options.spatial else {}
         if gates is not None:
-            own["gates"] = gates[0]
-        self.found = dict(zip(own, gather_all_with_gradient(list(own.values())), strict=True))
+            exchanged = exchanged | {"gates": gates[0]}
+        self.found = own | dict(zip(exchanged, gather_all_with_gradient(list(exchanged.values())), strict=True))
         self.gates = None if gates is None else (self.found["gates"], gather_ids(gates[1]))
-        self.batch = Candidates(self.found["products"], gather_ids(inputs["product"]), gather_ids(inputs["group"]))
-        self.first = first_row(len(product_ND), product_ND.device)
+        self.batch = Candidates(self.found["products"], inputs["product"], inputs["group"])
+        self.first = first_row(len(product_ND), product_ND.device) if options.spatial else 0
+        if options.spatial:
+            self.batch = replace(
+                self.batch, product_C=gather_ids(inputs["product"]), group_C=gather_ids(inputs["group"])
+            )
+            if options.intra:
+                self.both_product, self.both_group = gather_ids(self.both_product), gather_ids(self.both_group)
         self.target_B = inputs["target"] + self.first
 
     def segments(self, queued: Candidates | None) -> list[Tensor]:

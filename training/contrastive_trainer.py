@@ -74,8 +74,9 @@ class ContrastiveOptions:
 class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     """Trainer for batches of `training.data.collate.PairCollator` and a model whose forward gives `.embeddings`.
 
-    Candidates of a query: the positives and hard negatives of all processes, with gradient, and those of the last w
-    steps from the queue; false negatives are masked. Source: MOON, arXiv 2508.11999, spatial and temporal negatives.
+    Candidates of a query: the positives and hard negatives of all processes (or of its own alone), with gradient, and those
+    of the last w steps from the queue; false negatives are masked. Source: MOON, arXiv 2508.11999 §3.2, spatial and temporal
+    negatives.
 
     Args:
         loss: `DualAlignmentLoss`, or a contrastive loss (`InfoNCELoss`, `MatryoshkaLoss`) on the queries as they come.
@@ -121,7 +122,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             raise ValueError("queue_momentum: found with FSDP, whose weights lie in parts; accepted: None, or DDP")
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
-        # The queue is the same in every process; of weights in parts each forward pass is one of all processes.
+        # The first process watches for all; of weights in parts each forward pass is one of all processes.
         watches = self.options.drift_items > 0 and (rank() == 0 or self.sharded or zero_stage() == 3)
         self.drift = DriftProbe(queue.max_steps if watches else 0, self.options.drift_items)
         momentum = self.options.queue_momentum
@@ -273,7 +274,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             own_ND = torch.cat(
                 [self._encode_for_queue(part.inputs) for part in self._parts(inputs) if part.side == "products"]
             )
-            batch = replace(batch, vector_CD=gather_with_gradient(own_ND))
+            spatial = self.options.terms.spatial
+            batch = replace(batch, vector_CD=gather_with_gradient(own_ND) if spatial else own_ND)
 
         def take(count: int) -> tuple[dict[str, Tensor], Tensor]:
             rows = torch.arange(min(count, number_of_rows(inputs["products"])), device=own_ND.device)

@@ -65,7 +65,7 @@ def full_disk_sentence(output_dir: Path, unwritten: str, reason: str, written: i
         needed = f"about {_size(size_of(good))}, the size of a checkpoint"
         left = f"{good.name} is whole: make room and give the same command again, it resumes from {good.name}"
     else:
-        needed = f"more than {_size(written)}, what had been written of it"
+        needed = f"more than {_size(written)}, the part that had been written"
         left = "no checkpoint was whole yet: make room and give the same command again, it starts from the first step"
     return (
         f"{output_dir}: {unwritten} could not be written, because the disk is full or a quota or a limit on file sizes "
@@ -87,7 +87,7 @@ def check_space(output_dir: Path) -> None:
     """
     good, usage = last_good_checkpoint(output_dir), shutil.disk_usage(output_dir)
     if good is not None and usage.total and usage.free < size_of(good):
-        raise DiskFullError("looked at before anything of it was written")
+        raise DiskFullError("checked before anything of it was written")
 
 
 class DiskWatch:

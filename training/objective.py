@@ -41,6 +41,7 @@ def options_of(recipe: Recipe) -> ContrastiveOptions:
             forms=arguments.dual_alignment,
             intra=arguments.dual_alignment and arguments.intra_weight > 0,
             symmetric=arguments.symmetric_intra,
+            spatial=arguments.spatial_negatives,
         ),
         chunk_size=arguments.encode_chunk_size,
         queue_warmup_steps=arguments.queue_warmup_steps,

@@ -34,6 +34,7 @@ _UNREAD_LOSS = ("dual_alignment", "sample_filter")
 _UNREAD_BY_ROLLOUTS = (
     "queue_momentum",
     "several_positives",
+    "spatial_negatives",
     "router_loss_weight",
     "sparsity_weight",
     "encode_chunk_size",

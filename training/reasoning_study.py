@@ -20,6 +20,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from evaluation.outputs import OutputError, require_writable_file
 from evaluation.provenance import provenance
 from training.ablate import Run, row_scores, run_all
 from training.arguments import RecipeError, parse_recipe
@@ -232,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         missed = _study(chosen)
-    except RecipeError as error:
+    except (RecipeError, OutputError) as error:
         print(f"reasoning_study: {error}", file=sys.stderr)
         return 2
     print(chosen.output.with_suffix(".md").read_text(encoding="utf-8"))
@@ -245,6 +246,8 @@ def _study(chosen: argparse.Namespace) -> list[str]:
     """Train what is missing, write the study, and return the names of the trainings that did not finish."""
     began = time.monotonic()
     folder = chosen.run_folder
+    for path in (chosen.output, chosen.output.with_suffix(".md")):
+        require_writable_file("--output", path)
     runs = plan(chosen.recipe, chosen.seeds, folder)
     found = {run.name for run in runs if run.result() is not None}
     missed: list[str] = []

@@ -52,7 +52,7 @@ def rollout_loss(
     on average. Every term has the same candidates: the rollouts and the unreasoned vectors of the products of all
     processes, and the queue. Rollouts of one product are no negatives of its queries.
 
-    Source: METHOD of MOON3.0 (GRPO with InfoNCE, arXiv 2604.00513) with all G rollouts as in LREM, arXiv 2510.14321; the
+    Source: MOON3.0 (GRPO with InfoNCE, arXiv 2604.00513) with all G rollouts as in LREM, arXiv 2510.14321; the
     mix of the two kinds is our design.
 
     Args:

@@ -22,19 +22,22 @@ import torch
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
-from evaluation.data.interactions import InteractionOptions
+from evaluation.data.reading import READING_KEYS, ReadingOptions, add_reading_arguments
 from evaluation.data.table_files import SUFFIXES
 from evaluation.data.tables import ProductRow, ProductTables, TableError, load_tables
 from evaluation.encode import VectorCache, load_for_evaluation
+from evaluation.outputs import OutputError, require_writable_folder
 from evaluation.report import comparison_table, contact_sheet
 from evaluation.shortened import shortened_sentence, shortened_summary, told
 from processing_moon.product_moon import ProductError, open_image
-from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe
+from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
 from training.data.hard_negatives import MiningOptions
 from training.data.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
 from training.data.sources import with_held_out_queries
 from training.exact_resumption import SHORTENED_FILE
+from training.progress_bars import bars_shown
 from training.resume import read_lines, write_atomically
+from training.run_lock import alone_in
 from training.starting_model import load_start, prepare_base
 from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
 from training.train import run as train
@@ -50,7 +53,13 @@ _OUTPUT_DIR = re.compile(r"(?<![\w/.-])(?:--)?output_dir\b")  # what a refused t
 _LISTED = 50  # items named in one list of the report
 
 
-def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[str], mining: MiningOptions) -> Path:
+def shop(
+    source: str | Path | dict[str, str],
+    output: Path,
+    overrides: Sequence[str],
+    mining: MiningOptions,
+    reading: ReadingOptions | None = None,
+) -> Path:
     """Do the whole of it; what an earlier call has finished is kept.
 
     Args:
@@ -58,26 +67,39 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
         output: where everything is written: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
         overrides: recipe keys, `--key value`; `--overwrite` starts anew.
         mining: the guards of the hard negatives.
+        reading: how cells are read. Default: ReadingOptions's own.
 
     Returns:
         The report.
 
     Raises:
         TableError: tables that cannot be used.
-        RecipeError: keys that cannot be used, or an output of other keys.
+        RecipeError: keys that cannot be used, an output of other keys, or one in which another process is at work.
         MiningError: an output of other tables.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    asked = parse_recipe([str(RECIPE), *overrides])
+    with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
+        return _from_tables_to_report(source, output, overrides, mining, asked, reading or ReadingOptions())
+
+
+def _from_tables_to_report(
+    source: str | Path | dict[str, str],
+    output: Path,
+    overrides: Sequence[str],
+    mining: MiningOptions,
+    asked: Recipe,
+    reading: ReadingOptions,
+) -> Path:
     mined = output / "mined"
     print("1/5  The tables, every picture opened", flush=True)
-    asked = parse_recipe([str(RECIPE), *overrides])
     anew = asked.training.overwrite
-    tables = read_shop(source, interaction_options(asked.data))
+    reading = replace(reading, interactions=interaction_options(asked.data))
+    tables = read_shop(source, reading)
     print(tables.report, flush=True)
     if anew or not (mined / QUERIES_FILE).is_file():
         mined.mkdir(exist_ok=True)
         write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
-    recipe = _recipe(source, tables.name, output, overrides)
+    recipe = _recipe(source, {"name": tables.name, **reading.as_entry()}, output, overrides)
     with forgotten_if_refused(recipe):
         open_run(recipe)  # it refuses other values, and clears where that is asked for
         recipe.training.overwrite = False
@@ -87,7 +109,8 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
     model = model.to(recipe.training.device)
     print("3/5  Hard negatives, mined with it", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size
-    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining)
+    shown = not recipe.training.disable_tqdm
+    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining, progress=shown)
     facts = mine(model, processor, tables, job, str(start))
     print(report_text(facts), flush=True)
     pictures = {"before": _draw(model, processor, tables, recipe, output, "before")}
@@ -102,17 +125,17 @@ def shop(source: str | Path | dict[str, str], output: Path, overrides: Sequence[
     return path
 
 
-def read_shop(source: str | Path | dict[str, str], options: InteractionOptions | None = None) -> ProductTables:
+def read_shop(source: str | Path | dict[str, str], reading: ReadingOptions | None = None) -> ProductTables:
     """Read a shop's tables, every picture opened, and hold out a fifth of the searches where no split is named.
 
     Args:
         source: a folder, or the tables by name.
-        options: how interactions become weights.
+        reading: how cells are read, and how interactions become weights.
 
     Raises:
         TableError: tables that cannot be used, without searches, or with pictures of which no product's can be opened.
     """
-    tables = load_tables(source, check_images=True, interactions=options)
+    tables = load_tables(source, check_images=True, reading=reading)
     tables.report.raise_if_fatal()
     if not tables.queries:
         raise TableError(
@@ -137,13 +160,15 @@ def _can_be_opened(row: ProductRow) -> bool:
     return True
 
 
-def _recipe(source: str | Path | dict[str, str], name: str, output: Path, overrides: Sequence[str]) -> Recipe:
+def _recipe(
+    source: str | Path | dict[str, str], entry: dict[str, Any], output: Path, overrides: Sequence[str]
+) -> Recipe:
     """The recipe on the products as they are and the queries as mined."""
     if isinstance(source, dict):
         parts = {key: source[key] for key in ("products", "images") if key in source}
     else:
         parts = {"products": str(_products_of(Path(source))[0])}
-    entry = {**parts, "queries": str(output / "mined" / QUERIES_FILE), "name": name}
+    entry = {**parts, "queries": str(output / "mined" / QUERIES_FILE), **entry}
     recipe_file = output / "recipe.yaml"
     write_atomically(recipe_file, json.dumps({"extends": str(RECIPE), "data": [entry]}, indent=1) + "\n")
     return parse_recipe([str(recipe_file), "--output_dir", str(output / "run"), *overrides])
@@ -158,7 +183,8 @@ def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, out
     part = tables.select(recipe.training.evaluate_split)
     answers = {name for query in part.queries for name in query.positives}
     products = sorted(part.products, key=lambda row: row.product_id not in answers)[:_LARGEST_PICTURED_GALLERY]
-    cache = VectorCache(model, processor, products, part.queries, batch_size=recipe.training.per_device_eval_batch_size)
+    settings = {"batch_size": recipe.training.per_device_eval_batch_size, "progress": not recipe.training.disable_tqdm}
+    cache = VectorCache(model, processor, products, part.queries, **settings)
     examples = search_examples(cache, count=_PICTURED_SEARCHES)
     if not examples:
         return None
@@ -292,15 +318,18 @@ def main(arguments: list[str] | None = None) -> int:
             f"--{key}", help="a folder of pictures" if key == "images" else "a .csv, .jsonl or .parquet"
         )
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
+    add_reading_arguments(parser)
     defaults = MiningOptions()
     parser.add_argument("--mine-per-query", type=int, default=defaults.per_query, help="hard negatives for each search")
     parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.data.mine")
     chosen, overrides = parser.parse_known_args(arguments)
     try:
+        require_writable_folder("--output", chosen.output)
         source = _source_of(chosen)
         mining = _mining_of(chosen)
-        print(f"wrote {shop(source, chosen.output, overrides, mining)}")
-    except (*REFUSED, *STOPPED, MiningError) as error:
+        reading = reading_of({key: value for key in READING_KEYS if (value := getattr(chosen, key)) is not None})
+        print(f"wrote {shop(source, chosen.output, overrides, mining, reading)}")
+    except (*REFUSED, *STOPPED, MiningError, OutputError) as error:
         print(f"shop: {re.sub(_OUTPUT_DIR, '--output', str(error))}", file=sys.stderr)
         return 3 if isinstance(error, STOPPED) else 2
     return 0

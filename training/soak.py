@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from evaluation.data.catalogue import make_catalogue
+from evaluation.outputs import OutputError, require_writable_file, require_writable_folder
 from evaluation.provenance import provenance
 from training.arguments import RecipeError, parse_recipe
 from training.exact_resumption import METRICS_FILE
@@ -428,6 +429,11 @@ def main(arguments: list[str] | None = None) -> int:
     _check(parser, chosen)
     if chosen.output.exists() and any(chosen.output.iterdir()):
         parser.error(f"output: found {chosen.output}, which is not empty; accepted: a folder that is new or empty")
+    try:
+        require_writable_folder("--output", chosen.output)
+        require_writable_file("--results", chosen.results)
+    except OutputError as error:
+        parser.error(str(error))
     chosen.output.mkdir(parents=True, exist_ok=True)
     try:
         found = soak(streaming_recipe(chosen.recipe, overrides, chosen.output, chosen.seed), chosen)

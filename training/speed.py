@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoProcessor, TrainingArguments
 
 from evaluation.data.catalogue import make_catalogue
+from evaluation.outputs import require_writable_file
 from evaluation.provenance import provenance
 from modeling_moon import MoonModel
 from modeling_moon.sentence_transformer_moon import MoonTransformer
@@ -535,6 +536,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     given = {name: value for name, value in vars(chosen).items() if name in asdict(own)}
     try:
+        require_writable_file("--output", chosen.output)
         sizes = replace(own, **given | {"candidates": tuple(sorted(chosen.candidates))})
     except ValueError as error:
         parser.error(str(error))

@@ -20,7 +20,7 @@ from training.data.pairs import PairDataset, PairOptions, PairSource
 from training.data.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
 from training.data.stream_sources import stream_batches
 from training.data.streams import StreamCollator, StreamSource, sample_of
-from training.negatives import NegativeQueue
+from training.negatives import AUTO, NegativeQueue, queue_length
 from training.objective import loss_of, options_of
 from training.reasoning_arguments import COLD_START, REASONING
 from training.streamed_trainer import StreamedTrainer
@@ -53,11 +53,28 @@ def trainer_factory(
         _check_negatives(recipe, data)
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    _note_queue(recipe)
     stage = {COLD_START: _cold_start, REASONING: _joint}.get(recipe.reasoning.stage)
     if stage is not None:
         return functools.partial(stage, recipe, model, processor, data, save_records)
     make = _streamed if recipe.data.streaming else _contrastive
     return functools.partial(make, recipe, model, processor, data, save_records)
+
+
+def _note_queue(recipe: Recipe) -> None:
+    """Note, and say, how long the queue is where that follows from the number of processes."""
+    if recipe.loss.queue_steps != AUTO:
+        return
+    processes = recipe.training.world_size
+    steps = recipe.facts["queue_steps"] = queue_length(AUTO, processes)
+    _say_once(recipe, f"queue_steps: {AUTO} is {steps} with {processes} process{'es' * (processes > 1)}")
+
+
+def _say_once(recipe: Recipe, text: str) -> None:
+    """Print what a trainer's data is like, in the first process, and not again for the trainer after the measurement."""
+    if recipe.training.process_index == 0 and text not in recipe.said:
+        recipe.said.add(text)
+        print(text)
 
 
 def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
@@ -76,7 +93,7 @@ def _shared(recipe: Recipe, model: nn.Module, processor: MoonProcessor, args: An
         "model": model,
         "args": args,
         "loss": loss_of(recipe.loss),
-        "queue": NegativeQueue(recipe.loss.queue_steps),
+        "queue": NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
         "options": options_of(recipe),
         "save_records": save_records,
         "save_processor": processor.save_pretrained,
@@ -115,8 +132,7 @@ def _cold_start(
     reading: dict[str, Any] = {"allow_urls": recipe.data.allow_urls, "reasoning": "mixed"}
     if recipe.data.streaming:
         targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
-        if args.process_index == 0:
-            print(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
+        _say_once(recipe, f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
         make_pairs = functools.partial(
             ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
         )
@@ -146,7 +162,7 @@ def _joint(
         pairs=pairs,
         processor=processor,
         loss=loss_of(recipe.loss).contrastive,
-        queue=NegativeQueue(recipe.loss.queue_steps),
+        queue=NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
         rewards=reasoning.weights_of_rewards,
         known_values=known_values(data),
         options=RolloutOptions(
@@ -166,8 +182,8 @@ def _joint(
 def _reasoned(recipe: Recipe, pairs: Any, processor: MoonProcessor, data: Any, args: Any) -> ReasonedPairs:
     """The pairs with what is known of their attributes."""
     targets = ReasoningTargets(data, processor)
-    if args.process_index == 0 and targets.report:
-        print(targets.report)
+    if targets.report:
+        _say_once(recipe, targets.report)
     return ReasonedPairs(pairs, targets, recipe.reasoning.unreasoned_share, args.seed)
 
 
@@ -198,8 +214,8 @@ def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], ste
         dataset = PairDataset(sources, _pair_options(recipe), args.seed, length=steps * batch)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    for form in dataset.missing_forms() if args.process_index == 0 else ():
-        print(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
+    for form in dataset.missing_forms():
+        _say_once(recipe, f"query_mix: no data set has queries of the form {form!r}; none are drawn")
     if not data.bucket_batches:
         return dataset
     return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from evaluation.data.tables import ProductTables, TableError
 from evaluation.encode import load_for_evaluation
@@ -36,7 +36,7 @@ from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from evaluation.shortened import shortened_sentence, shortened_summary
 from processing_moon import MoonProcessor
-from training.arguments import AUTO, Recipe, RecipeError, differing_keys, make_recipe, parse_recipe, usage
+from training.arguments import AUTO, Recipe, RecipeError, make_recipe, parse_recipe, usage
 from training.data.collate import UnreadableBatchError
 from training.data.sources import digest_of, read_data, unanswered_queries
 from training.data.stream_sources import open_streams, sample_tables
@@ -46,6 +46,7 @@ from training.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE
 from training.finite_steps import NonFiniteLossError
 from training.full_disk import DiskFullError, stops_on_a_full_disk
 from training.objective import check_fits
+from training.progress_bars import bars_shown
 from training.reasoning_arguments import COLD_START, cold_start_values
 from training.resume import (
     PARTIAL,
@@ -57,6 +58,8 @@ from training.resume import (
     write_atomically,
     written_whole,
 )
+from training.run_lock import alone_in
+from training.same_recipe import differences, differing_keys
 from training.stages import MakeTrainer, trainer_factory
 from training.starting_model import (
     BASE_FOLDERS,
@@ -108,11 +111,13 @@ def run(recipe: Recipe) -> None:
     """Train as the recipe says, or continue, or say that it is done.
 
     Raises:
-        RecipeError: the recipe does not fit the data, the model or what output_dir already holds.
+        RecipeError: the recipe does not fit the data, the model or what output_dir already holds; or another run is at work
+            in output_dir.
         TableError: a data set that cannot be used.
         DiskFullError: a file that cannot be written.
     """
-    with forgotten_if_refused(recipe):
+    args = recipe.training
+    with bars_shown(not args.disable_tqdm), alone_in(Path(args.output_dir), args), forgotten_if_refused(recipe):
         _run(recipe)
 
 
@@ -126,7 +131,7 @@ def _run(recipe: Recipe) -> None:
         of_another = recipe.path.name == COLD_START_FILE
         print(
             f"{output_dir}: this run is finished, its model is in {output_dir / 'final'}"
-            + ("" if of_another else "; --overwrite starts anew")
+            + ("" if of_another else "; --overwrite starts again")
         )
         return
     streams = open_streams(recipe) if recipe.data.streaming else []
@@ -137,7 +142,7 @@ def _run(recipe: Recipe) -> None:
     if unanswered:
         recipe.facts["queries_without_an_answer_in_the_split"] = unanswered
         if args.process_index == 0:
-            print(f"training queries without an answer in the split, which are not drawn, by type: {unanswered}")
+            print(f"queries of the split without an answer in it, which are not drawn, by type: {unanswered}")
     if cold_start is not None:
         run_cold_start(recipe, cold_start)
     with args.main_process_first(local=False, desc="preparing the base"):
@@ -220,11 +225,9 @@ def open_run(recipe: Recipe) -> bool:
     stored_file = output_dir / RECIPE_FILE
     if stored_file.is_file():
         stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
-        differing = differing_keys(stored, recipe.resolved)
-        if differing:
-            changes = "; ".join(f"{key}: {stored.get(key)!r} → {recipe.resolved.get(key)!r}" for key in differing)
+        if differing_keys(stored, recipe.resolved):
             raise RecipeError(
-                f"{output_dir} holds a run of another recipe ({changes}); "
+                f"{output_dir} holds a run of another recipe ({differences(stored, recipe.resolved)}); "
                 "accepted: the same recipe to resume, another output_dir, or --overwrite"
             )
         if args.max_steps < 1:
@@ -311,6 +314,7 @@ def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module, bud
     throwaway = dataclasses.replace(args, max_steps=steps, save_strategy="no", logging_strategy="no", report_to="none")
     throwaway.disable_tqdm = True
     trainer = make_trainer(throwaway, steps)
+    trainer.remove_callback(PrinterCallback)  # its summary would look like the result of the run
     trainer.add_callback(clock)
     if args.process_index == 0:
         print("measuring the step rate …")
@@ -388,7 +392,7 @@ def tell_shortened(output_dir: Path, processor: MoonProcessor) -> None:
     shortened = shortened_summary(read_lines(output_dir / SHORTENED_FILE))
     if shortened["items"]:
         sentence = shortened_sentence(shortened, processor.max_tokens)
-        print(f"{sentence}; all of them stand in {output_dir / SHORTENED_FILE}")
+        print(f"{sentence}; {output_dir / SHORTENED_FILE} lists all of them")
 
 
 def evaluate(
@@ -416,7 +420,10 @@ def evaluate(
         if not first:
             return
         options = EvaluationOptions(
-            split=args.evaluate_split, limit=args.evaluate_products, batch_size=args.per_device_eval_batch_size
+            split=args.evaluate_split,
+            limit=args.evaluate_products,
+            batch_size=args.per_device_eval_batch_size,
+            progress=not args.disable_tqdm,
         )
         encoder = encoder_of(model).to(args.device)
         for table, mode, path in evaluation_files(recipe, when, tables):

@@ -21,9 +21,10 @@ import yaml
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import tqdm  # hidden with the bars of transformers
 
+from evaluation.outputs import require_writable_folder
 from modeling_moon import MoonConfig, MoonForConditionalGeneration
 from modeling_moon.configuration_moon import BACKBONES, PRESETS
 from modeling_moon.fire_moon import MoonDetailMerger, MoonFire
@@ -409,6 +410,7 @@ def main() -> None:
             parser.error(f"--moon {pair}: accepted: KEY=VALUE")
         moon[key] = yaml.safe_load(value)
     try:
+        require_writable_folder("--out", arguments["out"])
         print(f"wrote {upcycle(**arguments, **moon)}")
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))

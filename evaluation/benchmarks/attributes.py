@@ -1,4 +1,4 @@
-"""Zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999, §4)."""
+"""Zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999 §2)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from evaluation.data.tables import ProductRow
 from evaluation.encode import Encoded, VectorCache
-from evaluation.metrics import classification_scores
+from evaluation.metrics import bootstrap_interval_of, classification_scores, search_ranks
 
 FORMS = ("mm", "i")
-AVERAGED = ("top1", "top10", "precision", "recall", "f1")
+AVERAGED = ("top1", "top1_chance", "top10", "top10_chance", "precision", "recall", "f1", "majority")
 
 
 def without_attributes(product: ProductRow) -> dict[str, Any]:
@@ -24,12 +24,13 @@ def without_attributes(product: ProductRow) -> dict[str, Any]:
 def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """The four metrics of classification for every attribute key, and their mean over keys.
 
-    The candidates of a key are the values that it has anywhere in the gallery, each embedded as a query of task
-    "attribute". Products without the key are skipped; a product with several values is right with any of them. A key
+    The candidates of a key are the values that it has anywhere in the data set, evaluated or not, each embedded as a query of
+    task "attribute". Products without the key are skipped; a product with several values is right with any of them. A key
     with one value only would always be right: it is left out and named. Products are encoded without their attributes,
     and without a category that repeats one (form "mm"), and from the image alone (form "i").
 
-    Returns: form → "keys" (key → scores), "mean" (over keys), "single_valued" (keys left out); empty without attributes.
+    Returns: form → "keys" (key → scores), "mean" (over keys, with the 95 % interval of its top-1 over products), "single_valued"
+    (keys left out); empty without attributes.
     """
     keys = sorted({key for product in cache.products for key in product.attributes})
     results: dict[str, Any] = {}
@@ -38,27 +39,41 @@ def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int 
             cache.varied_gallery("mm, no attributes", "mm", without_attributes) if form == "mm" else cache.gallery(form)
         )
         scores, single = {}, []
+        hits: list[np.ndarray] = []
         for key in keys:
-            values = sorted({value for product in cache.products for value in product.attributes.get(key, ())})
+            values = sorted({value for product in cache.label_products for value in product.attributes.get(key, ())})
             if len(values) == 1:
                 single.append(key)
             elif found := _key(cache, gallery, key, values, (resamples, seed)):
-                scores[key] = found
+                scores[key], hit_N = found
+                hits.append(hit_N)
         if scores:
-            results[form] = {"keys": scores, "mean": _mean(scores), "single_valued": single}
+            interval = bootstrap_interval_of(_mean_over_keys, np.stack(hits, axis=1), resamples=resamples, seed=seed)
+            mean = _mean(scores) | {"top1_interval": list(interval)}
+            results[form] = {"keys": scores, "mean": mean, "single_valued": single}
     return results
 
 
 def _key(
     cache: VectorCache, gallery: Encoded, key: str, values: list[str], bootstrap: tuple[int, int]
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any], np.ndarray] | None:
+    """The scores of a key, and of each product of the gallery whether its value was found, NaN where it has none."""
     place = {value: number for number, value in enumerate(values)}
     rows = [row for row, index in enumerate(gallery.kept) if key in cache.products[index].attributes]
     if not rows:
         return None
     truth = [[place[value] for value in cache.products[gallery.kept[row]].attributes[key]] for row in rows]
     value_LD = cache.labels(values, "attribute")
-    return classification_scores(gallery.vectors[rows], value_LD, truth, resamples=bootstrap[0], seed=bootstrap[1])
+    hit_N = np.full(len(gallery.kept), np.nan)
+    hit_N[rows] = search_ranks(gallery.vectors[rows], value_LD, truth) <= 1
+    scores = classification_scores(gallery.vectors[rows], value_LD, truth, resamples=bootstrap[0], seed=bootstrap[1])
+    return scores, hit_N
+
+
+def _mean_over_keys(hit_NK: np.ndarray) -> float:
+    """The mean over keys of the share of hits; a key that none of the products has does not count."""
+    there_K = (~np.isnan(hit_NK)).sum(axis=0)
+    return float((np.nansum(hit_NK, axis=0)[there_K > 0] / there_K[there_K > 0]).mean()) if there_K.any() else 0.0
 
 
 def _mean(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:

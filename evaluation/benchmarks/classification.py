@@ -1,4 +1,4 @@
-"""Zero-shot classification: the category label text nearest to a product (MOON, arXiv 2508.11999, §4)."""
+"""Zero-shot classification: the category label text nearest to a product (MOON, arXiv 2508.11999 §2)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def evaluate_classification(cache: VectorCache, *, resamples: int = 1000, seed: 
     """Top-1, top-10, macro precision, recall and F1 at each level of the category tree and at each product's deepest.
 
     A label is a path of names ("Home > Kitchen > Mugs") embedded as a query of task "category", so that two branches may
-    share a name; the labels of a level are all paths of that length in the gallery (with one label everything would be
-    right: such a level is null). Products are encoded without their
+    share a name; the labels of a level are all paths of that length in the whole data set, evaluated or not (with one label
+    everything would be right: such a level is null). Products are encoded without their
     category and without attributes that repeat it (form "mm"), and from the image alone (form "i").
 
     Returns: form → "level_1", …, "deepest" → scores; an empty dict where no product has a category.
     """
-    depth = max((len(product.category) for product in cache.products), default=0)
+    depth = max((len(product.category) for product in cache.label_products), default=0)
     if depth == 0:
         return {}
     levels: list[tuple[str, int | None]] = [(f"level_{level}", level) for level in range(1, depth + 1)]
@@ -52,9 +52,8 @@ def evaluate_classification(cache: VectorCache, *, resamples: int = 1000, seed: 
 
 
 def _level(cache: VectorCache, gallery: Encoded, level: int | None, resamples: int, seed: int) -> dict[str, Any] | None:
-    paths = [product.category[:level] if level else product.category for product in cache.products]
-    wanted = [path if path and (level is None or len(path) == level) else () for path in paths]
-    labels = sorted({path for path in wanted if path})
+    wanted = [_path(product, level) for product in cache.products]
+    labels = sorted({path for product in cache.label_products if (path := _path(product, level))})
     place = {path: number for number, path in enumerate(labels)}
     rows = [row for row, index in enumerate(gallery.kept) if wanted[index]]
     if not rows or len(labels) == 1:
@@ -62,3 +61,9 @@ def _level(cache: VectorCache, gallery: Encoded, level: int | None, resamples: i
     label_LD = cache.labels([SEPARATOR.join(path) for path in labels], "category")
     truth = [[place[wanted[gallery.kept[row]]]] for row in rows]
     return classification_scores(gallery.vectors[rows], label_LD, truth, resamples=resamples, seed=seed)
+
+
+def _path(product: ProductRow, level: int | None) -> tuple[str, ...]:
+    """The product's path down to a level (`None`: its deepest), or nothing where it does not reach so far."""
+    path = product.category if level is None else product.category[:level]
+    return path if level is None or len(path) == level else ()

@@ -5,14 +5,14 @@ Text, image and both name the type of the query; mm, i, t the form that the gall
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from evaluation.data.tables import ProductRow, QueryRow
-from evaluation.encode import Encoded, VectorCache
+from evaluation.encode import Encoded, VectorCache, all_skipped
 from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ranks
 
 # direction → (type of the queries, form of the gallery)
@@ -38,6 +38,10 @@ class Search:
         vectors, gallery: (Q, D) and (G, D) float32.
         asked: of each query its place in the cache's queries; of a product's own part the product's place.
         positives, exclude: of each query its right answers, and what is left out of its ranking, as rows of the gallery.
+        repeated: of each query what it cannot find apart, whatever its answer: its reference, and products that are identical
+            to another one of the gallery; a gate does not look at them.
+        equal: how many queries have a product that is counted as right because it is identical to an answer, or left out
+            (or right) as a variant.
         source: "queries" or "products".
         unanswerable: ids of queries without a right answer in the gallery, which are not among the Q.
         reasoned: (Q,) bool, which queries reasoned because they were unsure; None without a gate.
@@ -51,6 +55,8 @@ class Search:
     source: str
     unanswerable: list[str]
     reasoned: np.ndarray | None = None
+    repeated: list[list[int]] = field(default_factory=list)
+    equal: dict[str, int] = field(default_factory=dict)
 
     def ranks(self) -> np.ndarray:
         """(Q,) float64: the rank of each query's best right answer."""
@@ -61,13 +67,17 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
     """Recall at 1, 5, 10 and mean reciprocal rank in every direction that the data allows.
 
     A query is found when any of its positives is among the first k. Its `reference_product_id` is not in its ranking.
+    Products that are identical to a positive in the gallery's form are right too: no model can tell them apart. Its variants
+    are what `cache.variants` says, by default left out of the ranking, except where the query tells variants apart: those that it
+    has as `negatives`, and all where it has a `reference_product_id`, stay wrong.
     Queries none of whose positives is in the gallery are left out of the scores, counted and named under "unanswerable".
     Without text (image) queries, t→i (i→t) takes each product's own text (image) as the query and its own image (text) as
-    the answer, "source": "products"; products whose text is the same character for character are then all right. The
+    the answer, "source": "products"; products whose text is the same are then all right. The
     other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
 
     Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, rank score, queries, gallery, source,
-    unanswerable, or `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent",
+    unanswerable, equal (queries for which identical products counted as right, and for which variants were left out), or
+    `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent",
     direction → why there is no score.
     """
     absent: dict[str, str] = {}
@@ -101,6 +111,7 @@ def _score(
             "gallery": len(search.gallery),
             "source": search.source,
             "unanswerable": {"count": len(search.unanswerable), "examples": search.unanswerable[:_EXAMPLES]},
+            "equal": search.equal,
         }
         | ({} if search.reasoned is None else {"reasoned": float(search.reasoned.mean())})
     )
@@ -123,58 +134,160 @@ def make_search(
         searched: whose products are searched, of the same rows. Default: those of `cache`.
     """
     kind, form = kind_and_form
-    has_queries = any(query.type == kind for query in cache.queries)
+    has_queries = any(query.type == kind and not asks_for_category(query) for query in cache.queries)
     if not has_queries and name not in _OWN_PARTS:
         absent[name] = f"the data has no queries of type {kind!r}"
         return None
     gallery = (searched or cache).gallery(form)
     if not gallery.kept:
-        absent[name] = f"no product of the gallery has {_FORM_NAMES[form]}"
+        skipped = all_skipped(f"products with {_FORM_NAMES[form]}", gallery) if gallery.skipped else ""
+        absent[name] = skipped or f"no product of the gallery has {_FORM_NAMES[form]}"
         return None
-    search = _search_queries(cache, kind, gallery) if has_queries else _search_own_parts(cache, name, gallery)
+    search = (
+        _search_queries(cache, kind, gallery, form) if has_queries else _search_own_parts(cache, name, gallery, form)
+    )
     if not len(search.vectors):
         why = "has a right answer in the gallery" if has_queries else "has both text and image"
-        absent[name] = f"none of the {'queries' if has_queries else 'products'} {why}"
+        skipped = _queries_skipped(cache, kind) if has_queries else _own_parts_skipped(cache, _OWN_PARTS[name][0])
+        absent[name] = skipped or f"none of the {'queries' if has_queries else 'products'} {why}"
         return None
     return search
 
 
-def _search_queries(cache: VectorCache, kind: str, gallery: Encoded) -> Search:
-    place = {cache.products[index].product_id: row for row, index in enumerate(gallery.kept)}
+def asks_for_category(query: QueryRow) -> bool:
+    """Whether a query's answer is a category and not a product: see `evaluation.benchmarks.query_categories`."""
+    return bool(query.positive_categories) and not query.positives
+
+
+def _queries_skipped(cache: VectorCache, kind: str) -> str:
+    """That all queries of a type were skipped, or nothing where one was not."""
     encoded = cache.all_queries()
-    rows, positives, exclude, unanswerable = [], [], [], []
+    if any(cache.queries[index].type == kind for index in encoded.kept):
+        return ""
+    skipped = [one for one in encoded.skipped if cache.queries[one.index].type == kind]
+    return all_skipped(f"queries of type {kind!r}", replace(encoded, skipped=skipped)) if skipped else ""
+
+
+def _own_parts_skipped(cache: VectorCache, form: str) -> str:
+    encoded = cache.gallery(form)
+    none_read = encoded.skipped and not encoded.kept
+    return all_skipped(f"products with {_FORM_NAMES[form]}", encoded) if none_read else ""
+
+
+class _Answers:
+    """The right answers of queries among the products of a gallery, with what is equal to them."""
+
+    def __init__(self, cache: VectorCache, gallery: Encoded, form: str) -> None:
+        self.cache, self.gallery = cache, gallery
+        identical, variants = cache.equal.identical(form), cache.equal.variants
+        self.identical = [identical[index] for index in gallery.kept]
+        self.variants = [variants[index] for index in gallery.kept]
+        self.row_of = {cache.products[index].product_id: row for row, index in enumerate(gallery.kept)}
+        self._of_identical, self._of_variants = _places(self.identical), _places(self.variants)
+        self.repeats = sorted(row for rows in self._of_identical.values() for row in rows[1:])
+        self.equal = {"identical_right": 0, f"variants_{cache.variants}": 0}
+
+    def of(self, positives: Sequence[int], wrong: Sequence[int], reference: int | None) -> tuple[list[int], list[int]]:
+        """(right, left out) rows of the gallery for a query with these rows.
+
+        Args:
+            positives: known answers.
+            wrong: known wrong answers.
+            reference: the product that the query starts from, which also says that it tells variants apart.
+        """
+        left_out: set[int] = set()
+        if reference is not None:
+            left_out = {reference, *(self._same(self._of_identical, self.identical, [reference]) - set(positives))}
+        right = dict.fromkeys(row for row in positives if row not in left_out)
+        if not right:
+            return [], sorted(left_out)
+        identical = self._same(self._of_identical, self.identical, right) - left_out - right.keys()
+        left_out |= identical & set(wrong)
+        right |= dict.fromkeys(sorted(identical - set(wrong)))
+        self.equal["identical_right"] += bool(identical - set(wrong))
+        if reference is None and self.cache.variants != "wrong":
+            variants = self._same(self._of_variants, self.variants, right) - left_out - right.keys() - set(wrong)
+            self.equal[f"variants_{self.cache.variants}"] += bool(variants)
+            if self.cache.variants == "right":
+                right |= dict.fromkeys(sorted(variants))
+            else:
+                left_out |= variants
+        return list(right), sorted(left_out)
+
+    def of_query(self, query: QueryRow) -> tuple[list[int], list[int]]:
+        """(right, left out) of a query of the table."""
+        right, wrong = self._rows(query.positives), self._rows(query.negatives)
+        return self.of(right, wrong, self.row_of.get(query.reference_product_id or ""))
+
+    def _rows(self, names: Iterable[str]) -> list[int]:
+        return [self.row_of[name] for name in names if name in self.row_of]
+
+    def repeated(self, query: QueryRow) -> list[int]:
+        """What a query cannot find apart, whatever its answer is."""
+        reference = self.row_of.get(query.reference_product_id or "")
+        if reference is None:
+            return self.repeats
+        return sorted({*self._of_identical[self.identical[reference]], *self.repeats})
+
+    @staticmethod
+    def _same(places: dict[int, list[int]], class_of: list[int], rows: Iterable[int]) -> set[int]:
+        return {row for one in {class_of[row] for row in rows} for row in places[one]}
+
+
+def _places(class_of: Sequence[int]) -> dict[int, list[int]]:
+    places: dict[int, list[int]] = {}
+    for row, one in enumerate(class_of):
+        places.setdefault(one, []).append(row)
+    return places
+
+
+def _search_queries(cache: VectorCache, kind: str, gallery: Encoded, form: str) -> Search:
+    answers = _Answers(cache, gallery, form)
+    encoded = cache.all_queries()
+    rows, positives, exclude, repeated, unanswerable = [], [], [], [], []
     for row, index in enumerate(encoded.kept):
         query = cache.queries[index]
-        if query.type != kind:
+        if query.type != kind or asks_for_category(query):
             continue
-        left_out = [place[query.reference_product_id]] if query.reference_product_id in place else []
-        right = [place[found] for found in query.positives if found in place and place[found] not in left_out]
+        right, left_out = answers.of_query(query)
         if not right:
             unanswerable.append(query.query_id)
             continue
         rows.append(row)
         positives.append(right)
         exclude.append(left_out)
-    vectors, reasoned = cache.asked(rows, gallery.vectors, exclude)
+        repeated.append(answers.repeated(query))
+    vectors, reasoned = cache.asked(rows, gallery.vectors, repeated)
     asked = [encoded.kept[row] for row in rows]
-    return Search(vectors, gallery.vectors, asked, positives, exclude, "queries", unanswerable, reasoned)
+    return Search(
+        vectors,
+        gallery.vectors,
+        asked,
+        positives,
+        exclude,
+        "queries",
+        unanswerable,
+        reasoned,
+        repeated,
+        answers.equal,
+    )
 
 
-def _search_own_parts(cache: VectorCache, name: str, gallery: Encoded) -> Search:
+def _search_own_parts(cache: VectorCache, name: str, gallery: Encoded, form: str) -> Search:
     asked = cache.gallery(_OWN_PARTS[name][0])
     place = {index: row for row, index in enumerate(gallery.kept)}
     rows = [row for row, index in enumerate(asked.kept) if index in place]
-    same_text: dict[str, list[int]] = {}
+    answers = _Answers(cache, gallery, form)
+    texts = cache.equal.identical("t")
+    same_text: dict[int, list[int]] = {}
     for index in place:
-        same_text.setdefault(_own_text(cache.products[index]), []).append(place[index])
-    positives = [same_text[_own_text(cache.products[asked.kept[row]])] for row in rows]
+        same_text.setdefault(texts[index], []).append(place[index])
+    found = [answers.of(same_text[texts[asked.kept[row]]], (), None) for row in rows]
     indices = [asked.kept[row] for row in rows]
-    return Search(asked.vectors[rows], gallery.vectors, indices, positives, [[] for _ in rows], "products", [])
-
-
-def _own_text(product: ProductRow) -> str:
-    record = product.record("t")
-    return repr({name: value for name, value in record.items() if name != "id"})
+    positives, exclude = [right for right, _ in found], [left_out for _, left_out in found]
+    repeated = [answers.repeats for _ in rows]
+    vectors = asked.vectors[rows]
+    return Search(vectors, gallery.vectors, indices, positives, exclude, "products", [], None, repeated, answers.equal)
 
 
 @dataclass(frozen=True)
@@ -188,25 +301,22 @@ class SearchExample:
 def search_examples(cache: VectorCache, *, count: int = 8, top: int = 5, seed: int = 0) -> list[SearchExample]:
     """The first `top` products of `count` queries drawn by `seed`, the query types taking turns.
 
-    Only queries with a right answer in the gallery are drawn; the reference product is left out, as in the scores.
+    Only queries with a right answer in the gallery are drawn; what is left out of the scores is left out here.
     """
     gallery = cache.gallery("mm")
-    place = {cache.products[index].product_id: row for row, index in enumerate(gallery.kept)}
+    answers = _Answers(cache, gallery, "mm")
     encoded = cache.all_queries()
     row_of = {index: row for row, index in enumerate(encoded.kept)}
-    answerable = [index for index in row_of if any(found in place for found in cache.queries[index].positives)]
+    found_of = {index: answers.of_query(cache.queries[index]) for index in row_of}
+    answerable = [index for index, (right, _) in found_of.items() if right]
     examples = []
     for index in _taking_turns(answerable, [query.type for query in cache.queries], count, seed):
-        query = cache.queries[index]
-        left_out = [place[query.reference_product_id]] if query.reference_product_id in place else []
-        score_G = gallery.vectors @ cache.asked([row_of[index]], gallery.vectors, [left_out])[0][0]
+        query, (right, left_out) = cache.queries[index], found_of[index]
+        vectors, _ = cache.asked([row_of[index]], gallery.vectors, [answers.repeated(query)])
+        score_G = gallery.vectors @ vectors[0]
         score_G[left_out] = -np.inf
         best = [int(row) for row in np.argsort(-score_G, kind="stable")[:top] if np.isfinite(score_G[row])]
-        products = [cache.products[gallery.kept[row]] for row in best]
-        found = [
-            (product, float(score_G[row]), product.product_id in query.positives)
-            for product, row in zip(products, best, strict=True)
-        ]
+        found = [(cache.products[gallery.kept[row]], float(score_G[row]), row in right) for row in best]
         examples.append(SearchExample(query, tuple(found)))
     return examples
 

@@ -38,6 +38,7 @@ from evaluation.data.catalogue_products import (
     draw_family,
 )
 from evaluation.data.catalogue_shapes import draw_distractor, draw_sprite
+from evaluation.outputs import OutputError, require_writable_file, require_writable_folder
 
 SPLITS = (("train", 0.8), ("valid", 0.05), ("test", 0.15))
 QUERY_TYPES = ("image", "text", "both")
@@ -518,6 +519,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.output or arguments.sheet or arguments.rate):
         parser.error("nothing to do: give --output DIR, --sheet PNG or --rate")
+    try:
+        require_writable_folder("--output", arguments.output)
+        require_writable_file("--sheet", arguments.sheet)
+        if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise OutputError(f"--sheet {arguments.sheet}; accepted: a .png or .jpg file")
+    except OutputError as error:
+        parser.error(str(error))
     if arguments.output:
         options = {"products": arguments.products, "seed": arguments.seed, "image_size": arguments.image_size}
         print(f"wrote {write_catalogue(arguments.output, **options)}")

@@ -50,7 +50,7 @@ BRANDS = ("Noru", "Veldt", "Ostara", "Kipling Row", "Lumo", "Harbour & Pine", "T
 COUNTS = {"1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six"}
 
 MBE_KEYS = REASONING_KEYS
-"""The ten attribute keys of MBE. A type leaves out those that make no sense for it."""
+"""The ten attribute keys of MBE (MOON, arXiv 2508.11999 App. A). A type leaves out those that make no sense for it."""
 
 DEMOGRAPHIC_WORDS: dict[str, tuple[str, ...]] = {
     "women": ("for women", "for her", "for my girlfriend"),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
@@ -20,6 +22,13 @@ ACTION_WEIGHTS: Mapping[str, float] = {"purchase": 1.0, "cart": 0.5, "click": 0.
 _SECONDS_PER_DAY = 86_400.0
 _FIRST_DAY, _LAST_DAY = 19000101, 21001231  # numbers between are calendar days where they can be
 _END_OF_TIME = 253_402_300_800.0  # seconds: the year 10000, which milliseconds pass in 1978
+_UNITS = (1.0, 1e3, 1e6, 1e9)  # of numbers, for each second
+_ACCEPTED_TIMES = "accepted: seconds since 1970, or text such as 2024-05-31T12:00 or 2024-05-31 12:00:00 UTC"
+# A moment and the zone that follows it: after a space, or at once.
+_ZONE = re.compile(
+    r"(?P<moment>\d{4}-?\d\d-?\d\d[T ]\d\d[\d:.,]*)\s*"
+    r"(?P<zone>[+-]\d\d?(?::?\d\d)?|[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+/-]+)?)"
+)
 
 
 @dataclass(frozen=True)
@@ -163,12 +172,18 @@ def parse_count(value: Any) -> float:
 
 
 def parse_time(value: Any) -> float:
-    """A moment in seconds since 1970 UTC: from such a number, a date or datetime, or ISO 8601 text (without a zone: UTC).
+    """A moment in seconds since 1970 UTC.
 
-    A calendar day written as eight digits, as text or as a number (20240531), is that day. As seconds it would lie in 1970.
+    Text is ISO 8601, or as BigQuery and databases write it: "2024-05-01 10:00:00.123456 UTC", "2024-05-01 10:00:00 +02",
+    "2024-05-01 10:00:00 America/New_York". Without a zone it is UTC. Fractions keep six digits. A number is seconds; from 1978 on
+    also milliseconds, microseconds (as in Google Analytics) or nanoseconds, which its size tells. A calendar day written as
+    eight digits, as text or as a number (20240531), is that day. As seconds it would lie in 1970.
+
+    Args:
+        value: text, a number, a date or a datetime.
 
     Raises:
-        ValueError: anything else, and a moment after the year 9999: milliseconds, most likely.
+        ValueError: anything else.
     """
     if isinstance(value, str):
         try:
@@ -177,14 +192,19 @@ def parse_time(value: Any) -> float:
             value = _parse_moment(value)
     if isinstance(value, int | float | np.number) and _FIRST_DAY <= value <= _LAST_DAY:
         value = _day(value)
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value >= _END_OF_TIME:
-        raise ValueError(f"{value!r} found; accepted: seconds since 1970, or text such as 2024-05-31T12:00")
-    return float(value)
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r} found; {_ACCEPTED_TIMES}")
+    seconds = float(value)
+    for unit in _UNITS:
+        if seconds / unit < _END_OF_TIME:
+            return seconds / unit
+    raise ValueError(f"{value!r} found; {_ACCEPTED_TIMES}")
 
 
 def _day(number: Any) -> Any:
@@ -196,7 +216,16 @@ def _day(number: Any) -> Any:
 
 
 def _parse_moment(text: str) -> datetime:
+    match = _ZONE.fullmatch(text.strip())
     try:
-        return datetime.fromisoformat(text.strip())
-    except ValueError as error:
-        raise ValueError(f"{text!r} found; accepted: seconds since 1970, or text such as 2024-05-31T12:00") from error
+        if match is None:
+            return datetime.fromisoformat(text.strip())
+        moment, zone = datetime.fromisoformat(match["moment"]), match["zone"]
+        if re.fullmatch(r"Z|UTC|GMT", zone, re.IGNORECASE):
+            return moment.replace(tzinfo=UTC)
+        if zone[0] in "+-":
+            sign, hours, _, minutes = re.fullmatch(r"([+-])(\d\d?)(:?)(\d\d)?", zone).groups()  # type: ignore[union-attr]
+            return datetime.fromisoformat(f"{moment.isoformat()}{sign}{int(hours):02}:{minutes or '00'}")
+        return moment.replace(tzinfo=ZoneInfo(zone))
+    except (ValueError, OSError, ZoneInfoNotFoundError) as error:
+        raise ValueError(f"{text!r} found; {_ACCEPTED_TIMES}") from error

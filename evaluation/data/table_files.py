@@ -6,11 +6,9 @@ types: an id such as "007" remains text, and rows may differ in shape.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,12 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from evaluation.data.csv_files import CsvError, read_csv
+from evaluation.data.text_cells import has_visible_text, html_spans, lone_surrogate
+
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 _ABSENT_WORDS = frozenset(("", "nan", "NaN", "None", "null", "NULL"))
 _ROWS_PER_READ = 1024
-_LONGEST_CELL = 2**30  # characters; csv's own limit is shorter than a long description
 
 ImageSource = bytes | str | Image.Image
 """An encoded picture, the path (or address) of one, or an opened one: what MoonProcessor opens."""
@@ -50,9 +50,80 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise TableError(
-            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}: {error.reason}); accepted: text saved as UTF-8"
-        ) from error
+        raise TableError(_why_not_utf8(path, error)) from error
+
+
+def _why_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    """Name the first cell whose bytes are not UTF-8, where the file is otherwise of its kind."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        return f"{path}: found UTF-16; accepted: text saved as UTF-8"
+    place = ", ".join(_first_undecodable(path))
+    return (
+        f"{path}{place and f', {place}'}: not UTF-8 (byte {error.object[error.start]:#04x}: {error.reason}); "
+        "accepted: text saved as UTF-8"
+    )
+
+
+def _first_undecodable(path: Path) -> list[str]:
+    """Row and column of the first cell that is not UTF-8; nothing where they cannot be told."""
+    if path.suffix.lower() == ".parquet":
+        return _first_undecodable_in_parquet(path)
+    try:
+        rows = (_read_jsonl if path.suffix.lower() == ".jsonl" else read_csv)(path, errors="surrogateescape")
+    except (TableError, CsvError):
+        return []
+    for index, row in enumerate(rows):
+        for column, cell in row.items():
+            if lone_surrogate(column) or lone_surrogate(cell):
+                return [f"row {index}", f"column {column!r}"]
+    return ["line 1"]  # the names of a table without rows
+
+
+def _first_undecodable_in_parquet(path: Path) -> list[str]:
+    file, first = pyarrow.parquet.ParquetFile(path), 0
+    for batch in file.iter_batches(_ROWS_PER_READ, columns=_text_leaves(file)):
+        if place := undecodable(batch, first):
+            return place
+        first += batch.num_rows
+    return []
+
+
+def _text_leaves(file: pyarrow.parquet.ParquetFile) -> list[str]:
+    """The paths of a file's texts, those inside of structs and lists too: no picture is read with them."""
+    leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    return [leaf.path for leaf in leaves if leaf.converted_type == "UTF8" or leaf.logical_type.type == "STRING"]
+
+
+def undecodable(rows: pyarrow.Table | pyarrow.RecordBatch, first: int = 0) -> list[str]:
+    """Row and column of the first text that is not UTF-8, where there is one.
+
+    Args:
+        rows: Arrow's rows.
+        first: the number of the first of them. Default 0.
+    """
+    for name in rows.schema.names:
+        column = rows.column(name)
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid:
+            for place in range(rows.num_rows):
+                try:
+                    column[place].as_py()
+                except UnicodeDecodeError:
+                    return [f"row {first + place}", f"column {name!r}"]
+    return []
+
+
+def refuse_undecodable(path: Path) -> None:
+    """Look through the texts of a parquet file, and at nothing else of it.
+
+    Raises:
+        TableError: a text that is not UTF-8, with its row and column.
+    """
+    if place := _first_undecodable_in_parquet(path):
+        raise TableError(f"{path}, {', '.join(place)}: not UTF-8; accepted: text saved as UTF-8")
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -63,9 +134,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise TableError(f"{path}: not a readable parquet file ({error})") from error
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+def _read_jsonl(path: Path, *, errors: str = "strict") -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding="utf-8-sig", errors=errors) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -80,31 +151,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        try:
-            _refuse_names_used_twice(path, reader.fieldnames or ())
-            rows = [dict(row) for row in reader if _is_whole(row, path, reader)]
-        except csv.Error as error:
-            raise TableError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from error
-    return rows
-
-
-def _refuse_names_used_twice(path: Path, names: Iterable[str]) -> None:
-    """Of two columns with one name the reader would keep the last. Columns without a name, as spreadsheets add, may repeat."""
-    for name, uses in Counter(names).items():
-        if name.strip() and uses > 1:
-            raise TableError(f"{path}: {uses} columns are named {name!r}; accepted: one name for each column")
-
-
-def _is_whole(row: Mapping[Any, Any], path: Path, reader: csv.DictReader) -> bool:
-    """True, or an error where a row has more or fewer cells than the header."""
-    if None in row or None in row.values():
-        raise TableError(
-            f"{path}, line {reader.line_num}: the row does not have the header's {len(reader.fieldnames or ())} cells"
-        )
-    return True
+    try:
+        return read_csv(path)
+    except CsvError as error:
+        raise TableError(f"{path}, {error}") from error
 
 
 def is_absent(value: Any) -> bool:
@@ -117,7 +167,7 @@ def is_absent(value: Any) -> bool:
 
 
 def parse_text(value: Any) -> str:
-    """A cell as text; absent → "". A whole number that a file holds as 7.0, or as a decimal, becomes "7"."""
+    """A cell as text; absent, or without a sign that can be seen → "". A whole number held as 7.0 or as a decimal becomes "7"."""
     if is_absent(value):
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer():
@@ -125,8 +175,19 @@ def parse_text(value: Any) -> str:
     if isinstance(value, Decimal) and value.is_finite():
         return str(int(value)) if value == value.to_integral_value() else str(value)
     if isinstance(value, str | int | float | np.number):
-        return str(value).strip()
+        text = str(value).strip()
+        return text if has_visible_text(text) else ""
     raise ValueError(f"{type(value).__name__} found; accepted: text")
+
+
+def parse_query_text(value: Any, *, has_picture: bool) -> str:
+    """The words of a query. "nan", "null" and "None" are searches too; beside a picture they say that there are no words."""
+    return value.strip() if is_word_for_nothing(value) and not has_picture else parse_text(value)
+
+
+def is_word_for_nothing(value: Any) -> bool:
+    """Whether a cell holds one of the words that files use where there is nothing."""
+    return isinstance(value, str) and bool(value.strip()) and value.strip() in _ABSENT_WORDS
 
 
 def _as_items(value: Any, separators: tuple[str, ...]) -> list[Any]:
@@ -156,15 +217,11 @@ def parse_texts(value: Any, separators: tuple[str, ...] = ("|",)) -> tuple[str, 
     return tuple(text for text in map(parse_text, _as_items(value, separators)) if text)
 
 
-def parse_category(value: Any) -> tuple[str, ...]:
-    """A category path: a list, a JSON list, "a > b > c" or "a|b|c"."""
-    return parse_texts(value, ("|", " > "))
-
-
-def parse_attributes(value: Any) -> dict[str, tuple[str, ...]]:
+def parse_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[str, tuple[str, ...]]:
     """Attributes: [{key, value}, …], {key: value or values}, either as JSON, or "key: value; key: value | value".
 
-    A key that comes twice keeps all its values, each once, in order.
+    A key that comes twice keeps all its values, each once, in order. A semicolon that belongs to HTML, as in "gr&uuml;n",
+    does not end a value. `clean` is applied to each key and each value.
     """
     if is_absent(value):
         return {}
@@ -178,8 +235,8 @@ def parse_attributes(value: Any) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"{type(value).__name__} found; accepted: a list of {{key, value}}, a dict or 'key: value; …'")
     attributes: dict[str, list[str]] = {}
     for key, found in pairs:
-        values = attributes.setdefault(parse_text(key), [])
-        values += [text for text in parse_texts(found) if text not in values]
+        values = attributes.setdefault(clean(parse_text(key)), [])
+        values += [text for text in map(clean, parse_texts(found)) if text and text not in values]
     return {key: tuple(values) for key, values in attributes.items() if key and values}
 
 
@@ -193,12 +250,22 @@ def _as_pair(item: Any) -> tuple[Any, Any]:
 
 def _parse_attribute_text(text: str) -> list[tuple[str, str]]:
     pairs = []
-    for part in filter(None, (part.strip() for part in text.split(";"))):
+    for part in filter(None, (part.strip() for part in _split_outside_html(text, ";"))):
         key, colon, value = part.partition(":")
         if not colon:
             raise ValueError(f"{part[:40]!r} has no colon; accepted: 'key: value; key: value'")
         pairs.append((key, value))
     return pairs
+
+
+def _split_outside_html(text: str, separator: str) -> list[str]:
+    """Split a text at a sign where it does not belong to a tag or an entity."""
+    inside = [False] * len(text)
+    for start, end in html_spans(text):
+        inside[start:end] = [True] * (end - start)
+    cuts = [place for place, sign in enumerate(text) if sign == separator and not inside[place]]
+    starts, ends = [0, *(place + 1 for place in cuts)], [*cuts, len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def parse_box(value: Any) -> tuple[float, float, float, float] | None:

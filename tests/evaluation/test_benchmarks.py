@@ -15,6 +15,7 @@ from evaluation.benchmarks.classification import evaluate_classification, withou
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
 from evaluation.data.tables import ProductTables, load_tables
 from evaluation.encode import VectorCache
+from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 
 WIDTH = 64
@@ -202,7 +203,12 @@ def test_attributes_are_predicted_by_key_without_seeing_them() -> None:
     cache = cache_of(shop())
     results = evaluate_attributes(cache)
     assert results["mm"]["keys"]["look"]["top1"] == 1.0
-    assert results["mm"]["mean"] == {"keys": 1, "top1": 1.0, "top10": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
+    mean = results["mm"]["mean"]
+    assert mean.pop("keys") == 1
+    assert mean.pop("top1_interval") == [1.0, 1.0]
+    chance = {"top1_chance": 1 / 12, "top10_chance": 10 / 12, "majority": 1 / 12}
+    right = dict.fromkeys(("top1", "top10", "precision", "recall", "f1"), 1.0)
+    assert mean == pytest.approx(right | chance)
     assert results["mm"]["single_valued"] == ["same"]
     assert not any("attributes" in record for form, record in cache.processor.seen if form == "mm")
     random = evaluate_attributes(cache_of(shop(60), CodeModel(knows=False)))
@@ -277,3 +283,27 @@ def test_scores_do_not_depend_on_the_order_of_the_rows() -> None:
 def vars_of(row: Any) -> dict[str, Any]:
     fields = {name: getattr(row, name) for name in ("product_id", "title", "attributes")}
     return fields | {"category_path": row.category, "images": list(row.images)}
+
+
+def test_the_label_set_is_that_of_the_whole_data_set_and_not_of_the_rows_that_are_evaluated() -> None:
+    rows = [
+        {
+            "product_id": f"p{number}",
+            "title": f"concept {number}",
+            "category_path": [f"concept {number}"],
+            "attributes": [{"key": "look", "value": f"concept {number}"}],
+            "split": "test" if number < 3 else "train",
+        }
+        for number in range(12)
+    ]
+    options = EvaluationOptions(split="test", progress=False)
+    results = evaluate_model(CodeModel(), CodeProcessor(), load_tables({"products": rows}), options=options)
+    level = results["classification"]["mm"]["level_1"]
+    assert (level["items"], level["labels"], level["top10"]) == (3, 12, 1.0)
+    assert level["top1_chance"] == pytest.approx(1 / 12)
+    look = results["attributes"]["mm"]["keys"]["look"]
+    assert (look["items"], look["labels"]) == (3, 12)
+    table = results_table([results])
+    assert "chance" in table
+    assert "labels" in table
+    assert "| 12 |" in table.replace("  ", " ").replace("  ", " ").replace("  ", " ").replace("  ", " ")

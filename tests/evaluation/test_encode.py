@@ -162,7 +162,7 @@ def test_what_was_shortened_is_named_by_the_records_own_place_and_each_cache_cou
     assert (summary["items"], summary["fields"]["title"]) == (3, 1)
     assert [one["kind"] for one in summary["first"]][-2:] == ["query", "label"]
     sentence = shortened_sentence(summary, moon[1].max_tokens)
-    assert f"3 items are over max_tokens={moon[1].max_tokens}: " in sentence
+    assert f"3 items are over max_tokens={moon[1].max_tokens}: title cut in 1, " in sentence
     assert "first: product 'long', " in sentence
     assert cache.size() == 4
     assert "3 of 4 items (75 %) are over " in shortened_sentence(summary, moon[1].max_tokens, cache.size())

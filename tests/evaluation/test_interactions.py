@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,7 +133,7 @@ def test_everything_that_is_left_out_is_counted_and_named() -> None:
     )
     counts = {issue.kind: issue.count for issue in tables.report.issues}
     assert counts == {
-        "malformed_cells": 1,
+        "unusable_times": 1,
         "unknown_actions": 2,
         "dangling_interactions": 1,
         "empty_interactions": 1,
@@ -222,9 +223,78 @@ def test_moments_and_counts_are_read_in_the_spellings_that_logs_use() -> None:
         assert parse_time(spelling) == day
     assert [parse_time(number) for number in (20241399, 20240531.5, 5)] == [20241399, 20240531.5, 5]  # no days
     assert parse_count("3") == parse_count(3.0) == 3
-    for wrong in (float("inf"), True, [], day * 1000, str(day * 1000), "31.05.2024"):
+    for wrong in (float("inf"), True, [], 1e21, "1e21", "31.05.2024"):
         with pytest.raises((ValueError, TypeError)):
             parse_time(wrong)
     for wrong in ("1.5", -1, "many"):
         with pytest.raises(ValueError, match="convert|accepted: a whole number"):
             parse_count(wrong)
+
+
+SECONDS = datetime(2024, 5, 1, 10, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "seconds"),
+    [
+        ("2024-05-01 10:00:00 UTC", SECONDS),
+        ("2024-05-01 10:00:00.123456 UTC", SECONDS + 0.123456),
+        ("2024-05-01 10:00:00.5 UTC", SECONDS + 0.5),
+        ("2024-05-01T10:00:00.123456789Z", SECONDS + 0.123456),
+        ("2024-05-01 10:00:00Z", SECONDS),
+        ("2024-05-01 12:00:00+02", SECONDS),
+        ("2024-05-01 12:00:00 +02", SECONDS),
+        ("2024-05-01 12:00:00 +02:00", SECONDS),
+        ("2024-05-01 12:00:00 +0200", SECONDS),
+        ("2024-05-01 15:30:00+5:30", SECONDS),
+        ("2024-05-01 05:00:00.000000-05:00", SECONDS),
+        ("2024-05-01 10:00:00 GMT", SECONDS),
+        ("2024-05-01 06:00:00 America/New_York", SECONDS),
+        (" 2024-05-01 10:00:00 utc ", SECONDS),
+        (SECONDS * 1e3, SECONDS),
+        (int(SECONDS * 1e6), SECONDS),
+        (str(int(SECONDS * 1e6)), SECONDS),
+        (int(SECONDS * 1e9), SECONDS),
+        (np.datetime64("2024-05-01T10:00:00.000000000"), SECONDS),
+    ],
+)
+def test_moments_are_read_as_bigquery_and_other_warehouses_write_them(spelling: Any, seconds: float) -> None:
+    assert parse_time(spelling) == pytest.approx(seconds, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["2024-05-01 10:00:00 XYZ", "2024-05-01 10:00 Mars/Base", "10:00:00 UTC", "2024-13-01 10:00:00 UTC"]
+)
+def test_a_moment_that_cannot_be_read_says_what_is_accepted(wrong: str) -> None:
+    with pytest.raises(ValueError, match="accepted: seconds since 1970, or text such as"):
+        parse_time(wrong)
+
+
+@given(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)), st.integers(-720, 840), st.sampled_from(["", " "]))
+def test_any_moment_with_any_offset_is_read(moment: datetime, minutes: int, space: str) -> None:
+    moment = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    written = f"{moment:%Y-%m-%d %H:%M:%S.%f}{space}{moment:%z}"
+    assert parse_time(written) == moment.timestamp()
+
+
+def test_bigquery_times_find_duplicates_and_half_lives() -> None:
+    rows = [
+        row("shoe", "a", "click", time="2024-05-01 10:00:00 UTC"),
+        row("shoe", "a", "click", time="2024-05-01 10:00:00.000000+00"),
+        row("shoe", "b", "click", time="2024-05-16 10:00:00 UTC"),
+    ]
+    tables = log(*rows, half_life_days=15)
+    assert tables.report.count("duplicate_interactions") == 1
+    assert tables.report.count("unusable_times") == 0
+    assert tables.queries[0].answers["a"] == pytest.approx(1 - 0.75 ** math.log2(1 + 0.5))
+
+
+def test_times_that_cannot_be_read_are_counted_and_a_half_life_without_any_time_is_fatal() -> None:
+    rows = [row("shoe", "a", "click", time="1st of May"), row("shoe", "b", "click", time="2nd of May")]
+    report = log(*rows).report
+    assert (report.count("unusable_times"), report.ok) == (2, True)
+    assert "1st of May" in str(report)
+    refused = log(*rows, half_life_days=3).report
+    assert (refused.count("no_times"), refused.ok) == (1, False)
+    assert log(row("shoe", "a", "click"), half_life_days=3).report.count("no_times") == 1
+    assert log(*rows, row("shoe", "a", "click", time=5), half_life_days=3).report.ok

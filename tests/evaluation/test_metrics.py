@@ -12,6 +12,7 @@ from evaluation.metrics import (
     bootstrap_interval,
     chance_recall,
     classification_scores,
+    macro_scores,
     mean_reciprocal_rank,
     paired_difference,
     rank_score,
@@ -177,3 +178,33 @@ def test_a_query_without_its_answer_in_the_ranking_scores_nothing_and_a_single_c
     assert rank_score(np.array([np.inf, 1.0]), np.array([10, 1])) == 0.5
     with pytest.raises(ValueError, match="0 queries"):
         rank_score(np.zeros(0), np.zeros(0))
+
+
+def test_classification_says_what_chance_and_the_most_common_label_would_give() -> None:
+    rng = np.random.default_rng(0)
+    items, labels = rng.normal(size=(40, 8)), rng.normal(size=(12, 8))
+    truth = [[int(rng.integers(12))] for _ in range(30)] + [[3, 4, 4]] * 10
+    scores = classification_scores(items, labels, truth, resamples=200)
+    assert scores["top1_chance"] == pytest.approx((30 * 1 + 10 * 2) / 40 / 12)
+    assert scores["top10_chance"] == pytest.approx((30 * 10 / 12 + 10 * (1 - 2 * 1 / (12 * 11))) / 40)
+    most = max(sum(label in set(one) for one in truth) for label in range(12))
+    assert scores["majority"] == pytest.approx(most / 40)
+    for name in ("top1", "top10", "precision", "recall", "f1"):
+        low, high = scores[f"{name}_interval"]
+        assert low <= high
+        assert 0 <= low <= scores[name] + 0.1
+    named = (items @ labels.T).argmax(axis=1)
+    assert scores["most_predicted"] == pytest.approx(max(np.bincount(named)) / 40)
+    few = classification_scores(items, labels[:5], [[1]] * 40)
+    assert few["top10"] is few["top10_interval"] is few["top10_chance"] is None
+
+
+def test_macro_scores_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        truth, predicted = rng.integers(0, 6, 50), rng.integers(0, 9, 50)
+        there = sorted(set(truth.tolist()))
+        expected = precision_recall_fscore_support(truth, predicted, labels=there, average="macro", zero_division=0.0)
+        assert macro_scores(truth, predicted, 9) == pytest.approx(expected[:3])

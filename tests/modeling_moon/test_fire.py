@@ -1,4 +1,4 @@
-"""Fine-grained residual enhancement against a slow reference written from METHOD §4, token by token, and its details."""
+"""Fine-grained residual enhancement against a slow reference written from its formula, token by token, and its details."""
 
 import pytest
 import torch

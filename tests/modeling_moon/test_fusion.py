@@ -1,4 +1,4 @@
-"""Multi-head modality fusion against a slow reference written from METHOD §4, sample by sample and head by head."""
+"""Multi-head modality fusion against a slow reference written from its formula, sample by sample and head by head."""
 
 import math
 

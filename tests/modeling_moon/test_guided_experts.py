@@ -1,4 +1,4 @@
-"""The guided mixture against a slow reference written from METHOD §2, token by token."""
+"""The guided mixture against a slow reference written from its formula (MOON §3.1), token by token."""
 
 import pytest
 import torch

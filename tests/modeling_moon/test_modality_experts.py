@@ -1,4 +1,4 @@
-"""The modality-driven mixture, ω, L_sparsity and L_aux against slow references written from METHOD §3, token by token."""
+"""The modality-driven mixture, ω, L_sparsity and L_aux against slow references written from MOON2.0, token by token."""
 
 import math
 

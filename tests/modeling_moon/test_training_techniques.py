@@ -8,7 +8,15 @@ from PIL import Image
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 
-PRESETS = [(backbone, preset) for backbone in ("qwen3_vl", "qwen2_5_vl") for preset in ("moon1", "moon2", "moon3")]
+PRESETS = [
+    (backbone, preset)
+    for backbone in ("qwen3_vl", "qwen2_5_vl")
+    for preset in ("moon1", "moon2", "moon3", "moon3 with three levels", "moon3 with three blocks")
+]
+LEVELS = {
+    "moon3 with three levels": {"three_levels": True},
+    "moon3 with three blocks": {"three_levels": True, "fire_vision_blocks": [0, 1, 3]},
+}
 
 
 def picture(width, height, seed=0):
@@ -31,7 +39,7 @@ PRODUCTS = [
 @pytest.fixture(scope="module", params=PRESETS, ids=lambda pair: "-".join(pair))
 def folder(request, tiny_moon):
     backbone, preset = request.param
-    return tiny_moon(backbone, preset=preset, trained=True)
+    return tiny_moon(backbone, preset=preset.split()[0], trained=True, **LEVELS.get(preset, {}))
 
 
 def batch_of(folder, **options):
@@ -80,30 +88,65 @@ def test_lora_on_attention_and_experts_attaches_trains_saves_loads_and_merges(fo
         torch.testing.assert_close(again(**batch).embeddings, trained, rtol=1e-4, atol=1e-4)
 
 
-def test_bf16_autocast_is_near_float32_and_learns(folder):
-    batch = batch_of(folder)
-    model = MoonModel.from_pretrained(folder).train()
-    with torch.no_grad():
-        exact = model(**batch).embeddings
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(**batch, output_router_stats=True)
+def test_the_variants_with_levels_have_three_of_them(folder):
+    model = MoonModel.from_pretrained(folder)
+    scores = [layer.fire.level_scores for layer in model.vlm.language_model.layers if getattr(layer, "fire", None)]
+    assert bool(scores) == (model.config.readout == "emb")
+    has_many = model.config.vision_config.depth == 4
+    assert all(len(score) == 3 if has_many else score is None for score in scores)
+
+
+def backward_of(model, batch, checkpointing, packed=None):
+    """The output after a backward pass through it in training, and the gradients."""
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    output = model(**batch, output_router_stats=True, packed=packed)
     assert output.embeddings.dtype == output.router_loss.dtype == torch.float32
-    assert (output.embeddings * exact).sum(dim=1).min() > 0.98
     (output.embeddings[:, 0].sum() + output.router_loss).backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    assert all(torch.isfinite(gradient).all() for gradient in gradients)
-    assert sum(bool(gradient.any()) for gradient in gradients) > 0.9 * len(gradients)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert sum(bool(gradient.any()) for gradient in gradients.values()) > 0.9 * len(gradients)
+    assert all(bool(gradients[name].any()) for name in gradients if name.endswith((".level_scores", ".fire.scale")))
+    return output, gradients
 
 
-def test_a_bf16_checkpoint_gives_float32_vectors_near_the_exact_ones(folder):
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["autocast", "bf16 weights", "bf16 weights under autocast"])
+def test_bf16_is_near_float32_and_learns(folder, precision, checkpointing):
     batch = batch_of(folder)
-    half = MoonModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
     with torch.no_grad():
-        exact = MoonModel.from_pretrained(folder).eval()(**batch).embeddings
-        batch = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
-        vectors = half(**batch).embeddings
-    assert vectors.dtype == torch.float32
-    assert (vectors * exact).sum(dim=1).min() > 0.98
+        exact = MoonModel.from_pretrained(folder)(**batch).embeddings
+    model = MoonModel.from_pretrained(folder, dtype=None if precision == "autocast" else torch.bfloat16).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in precision):
+        output, gradients = backward_of(model, batch, checkpointing)
+    assert (output.embeddings * exact).sum(dim=1).min() > 0.98
+    assert {gradient.dtype for gradient in gradients.values()} == {model.dtype}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_learn_under_autocast_too(folder, checkpointing):
+    batch = batch_of(folder)
+    with torch.no_grad():
+        exact = MoonModel.from_pretrained(folder)(**batch).embeddings
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = backward_of(MoonModel.from_pretrained(folder).train(), batch, checkpointing, packed=True)
+    assert (output.embeddings * exact).sum(dim=1).min() > 0.98
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bf16 weights"])
+def test_the_writer_writes_and_thinks_in_bf16(folder, precision):
+    processor = MoonProcessor.from_pretrained(folder)
+    writer = MoonForConditionalGeneration.from_pretrained(
+        folder, dtype=None if precision == "autocast" else torch.bfloat16
+    ).eval()
+    thinks = processor.max_reasoning_tokens is not None
+    batch = batch_of(folder, **({"reasoning": "generate"} if thinks else {"padding_side": "left"}))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+        written = writer.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        if thinks:
+            vectors = writer.embed(PRODUCTS, reasoning="generate", processor=processor).embeddings
+            torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(PRODUCTS)))
+    assert written.shape == (len(PRODUCTS), batch["input_ids"].shape[1] + 4)
 
 
 def test_decoder_layers_compile_without_a_graph_break(folder):

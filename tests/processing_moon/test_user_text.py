@@ -94,10 +94,25 @@ def test_a_tokenizer_with_a_control_token_of_one_character_works(tiny_base):
 
 
 def test_text_is_normalised_as_by_the_tokenizer_and_otherwise_left_alone(processor):
-    for text in ("Café crème", "Cafe\u0301", " 靴 👟🏽 ", "a\r\n\tb", "\x00"):
+    for text in ("Café crème", "Cafe\u0301", " 靴 👟🏽 ", "a\r\n\tb", "a\x00"):
         wanted = processor.tokenizer(text)["input_ids"]
         ids = processor(queries=[{"text": text}])["input_ids"][0].tolist()
         assert any(ids[start : start + len(wanted)] == wanted for start in range(len(ids)))
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\u200d\ufeff", "\u3164", "\u2800", "\u00ad ", "\x00", "\ufe0f"])
+def test_text_of_signs_that_nobody_sees_is_no_text(processor, blank):
+    for call in (
+        {"queries": [{"text": blank}]},
+        {"products": [{"title": blank, "category": [blank], "description": blank}]},
+    ):
+        with pytest.raises(ProductError, match="neither text nor an image"):
+            processor(**call)
+    with pytest.raises(ProductError, match="accepted: keys that are non-empty strings"):
+        processor(products=[{"title": "x", "attributes": {blank: "red"}}])
+    product = {"title": "hat", "attributes": {"colour": [blank, "red"]}, "description": blank}
+    plain = {"title": "hat", "attributes": {"colour": "red"}}
+    assert processor(products=[product])["input_ids"].tolist() == processor(products=[plain])["input_ids"].tolist()
 
 
 LONG = {

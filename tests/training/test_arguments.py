@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arguments import RecipeError, attention_of, differing_keys, parse_recipe, read_recipe_file
+from training.arguments import RecipeError, attention_of, parse_recipe, read_recipe_file
+from training.same_recipe import differing_keys
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").glob("*.yaml"))
 LEAST = {"small_base": {"hidden_size": 64}, "max_steps": 10}

@@ -8,9 +8,9 @@ from evaluation.data.tables import load_tables
 from training.candidates import check_candidates, check_products
 
 
-def groups(batch=1, processes=1, hard=0, queue=0, warmup=0.0, steps=10):
+def groups(batch=1, processes=1, hard=0, queue=0, warmup=0.0, steps=10, spatial=True):
     data = SimpleNamespace(hard_negatives=hard)
-    loss = SimpleNamespace(queue_steps=queue, queue_warmup_steps=warmup)
+    loss = SimpleNamespace(queue_steps=queue, queue_warmup_steps=warmup, spatial_negatives=spatial)
     return data, loss, SimpleNamespace(per_device_train_batch_size=batch, world_size=processes, max_steps=steps)
 
 
@@ -27,6 +27,20 @@ def test_a_lone_candidate_is_refused_with_the_keys_that_change_it(values):
     with pytest.raises(ValueError, match="per_device_train_batch_size.*hard_negatives 0 and queue_steps.*loss is 0"):
         check_candidates(*groups(**values), 1.0)
     check_candidates(*groups(**values), 0.0)
+
+
+def test_other_processes_give_no_candidate_where_the_spatial_half_is_off():
+    with pytest.raises(
+        ValueError, match="found 1 with spatial_negatives: false with hard_negatives 0 and queue_steps 0"
+    ):
+        check_candidates(*groups(processes=8, spatial=False), 1.0)
+    check_candidates(*groups(processes=8, spatial=False, batch=2), 1.0)
+
+
+def test_a_queue_that_follows_from_the_processes_counts_as_long_as_it_is():
+    check_candidates(*groups(queue="auto"), 1.0)
+    with pytest.raises(ValueError, match="queue_steps auto"):
+        check_candidates(*groups(queue="auto", processes=400, spatial=False), 1.0)
 
 
 def test_streams_without_a_column_of_hard_negatives_have_none_whatever_the_key_says():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from evaluation.data.reading import ReadingOptions
 from training.data.columns import ColumnError, find_columns, parse_any_attributes, product_fields
 
 MBE = [
@@ -106,3 +107,44 @@ def test_attributes_are_read_as_mbe_writes_them_and_in_the_other_spellings():
     assert parse_any_attributes("time:10:30,,a:b") == {"time": ("10:30",), "a": ("b",)}
     assert parse_any_attributes('{"a": ["b", "c"]}') == {"a": ("b", "c")}
     assert parse_any_attributes([{"key": "a", "value": "b"}]) == {"a": ("b",)}
+
+
+def row_of(**cells):
+    return cells, find_columns(cells)
+
+
+def test_the_words_for_nothing_are_words_in_a_query_and_nothing_elsewhere():
+    for word in ("nan", "null", "None"):
+        row, columns = row_of(query=word, doc_title=word, doc_image=b"x")
+        assert product_fields(row, columns, "query")["title"] == word
+        assert "title" not in product_fields(row, columns, "positive")
+        pictured, columns = row_of(query=word, query_image=b"x", doc_title="hat")
+        assert "title" not in product_fields(pictured, columns, "query")
+
+
+def test_half_of_an_emoji_is_named_by_its_column_and_only_where_it_is_read():
+    row, columns = row_of(query="hat", doc_title="hat", doc_attributes={"colour": ["red", "\ud83d"]}, doc_id="1")
+    with pytest.raises(
+        ValueError, match=r"column 'doc_attributes': found half of a sign \(a lone surrogate\) in '\\ud83d'"
+    ):
+        product_fields(row, columns, "positive")
+    assert product_fields(row, columns, "query")["title"] == "hat"
+
+
+def test_html_and_category_separators_are_read_as_for_tables():
+    row, columns = row_of(
+        query="fish &amp; chips",
+        doc_title="<b>hat</b>",
+        doc_description="a<br>b",
+        doc_category="Home &amp; Living/Hats",
+        doc_attributes="colour:gr&uuml;n!!!red,,size:5",
+    )
+    reading = ReadingOptions(strip_html=True, category_separator="/")
+    fields = product_fields(row, columns, "positive", reading)
+    assert (fields["title"], fields["description"]) == ("hat", "a b")
+    assert fields["category"] == ("Home & Living", "Hats")
+    assert fields["attributes"] == {"colour": ("grün", "red"), "size": ("5",)}
+    assert product_fields(row, columns, "query", reading)["title"] == "fish & chips"
+    assert product_fields(row, columns, "positive")["category"] == ("Home &amp; Living/Hats",)
+    row, columns = row_of(doc_title="x", doc_category="Home>>Hats")
+    assert product_fields(row, columns, "positive")["category"] == ("Home", "Hats")

@@ -69,7 +69,7 @@ def stopped_and_gone_on(room, last):
     assert all(torch.equal(whole[name], again[name]) for name in whole), room
     return said
 
-assert "looked at before anything of it was written" in stopped_and_gone_on(checkpoint // 2, last=2)
+assert "checked before anything of it was written" in stopped_and_gone_on(checkpoint // 2, last=2)
 exact_resumption.check_space = lambda folder: None
 reasons = [stopped_and_gone_on(int(share * checkpoint), last=2) for share in (0, 0.3, 0.8)]
 reasons.append(stopped_and_gone_on(final // 2, last=4))

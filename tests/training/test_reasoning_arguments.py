@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arguments import RecipeError, differing_keys, parse_recipe
+from training.arguments import RecipeError, parse_recipe
 from training.reasoning_arguments import DEFAULT_REWARDS, ReasoningArguments, cold_start_values
 from training.reward_functions import reward_names
+from training.same_recipe import differing_keys
 from training.train import run
 
 JOINT = {"small_base": {}, "preset": "moon3", "stage": "reasoning", "max_steps": 10, "per_device_train_batch_size": 4}

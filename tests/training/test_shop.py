@@ -11,11 +11,12 @@ import torch
 from peft import PeftModel
 from PIL import Image, ImageDraw
 
+from evaluation.data.reading import ReadingOptions
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport, load_tables
 from evaluation.encode import load_for_evaluation
 from modeling_moon import MoonModel
 from training.data.sources import with_held_out_queries
-from training.shop import main, read_shop
+from training.shop import _recipe, main, read_shop
 
 COLOURS = ("red", "blue", "green", "black", "orange")
 KINDS = ("mug", "lamp", "scarf", "chair")
@@ -268,3 +269,19 @@ def test_tables_that_name_splits_keep_them(shop_folder, tmp_path):
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     tables = read_shop({"products": str(shop_folder / "products.csv"), "queries": str(tmp_path / "queries.jsonl")})
     assert [query.split for query in tables.queries] == ["train", "test", "test"]
+
+
+def test_how_cells_are_read_reaches_the_tables_and_the_recipe(tmp_path, capsys):
+    (tmp_path / "products.csv").write_text("product_id,title,category_path\n1,a &amp; b,Home/Hats\n2,c,Home/Shoes\n")
+    (tmp_path / "interactions.csv").write_text("query,product_id,action\nx,1,click\ny,2,click\n")
+    reading = ReadingOptions(strip_html=True, category_separator=">")
+    tables = load_tables(tmp_path, reading=reading)
+    assert (tables.products[0].title, tables.products[0].category) == ("a & b", ("Home/Hats",))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mined").mkdir()
+    (tmp_path / "out" / "mined" / "queries.parquet").touch()
+    recipe = _recipe(str(tmp_path), {"name": "shop", **reading.as_entry()}, tmp_path / "out", [])
+    (entry,) = recipe.data.data
+    assert ReadingOptions.of(entry) == reading
+    assert main(["--data", str(tmp_path), "--output", str(tmp_path / "no"), "--category-separator", ""]) == 2
+    assert "category_separator: found ''" in capsys.readouterr().err

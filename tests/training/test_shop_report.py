@@ -87,10 +87,8 @@ def test_what_was_cut_in_mining_training_and_evaluation_is_counted_and_each_item
     results = [result(0.5), result(0.5, shortened=shortened_summary(cut[1:]), warnings=["2 items are over"])]
     text = write_report(tables, mined, results, sides, Models(tmp_path, tmp_path))
     assert _section(text, "What was cut").strip().splitlines()[2:] == [
-        "- mining: 2 items are over max_tokens=80: cut, or as pictures made smaller, were title of 2; "
-        "first: product 'p', title: 90 → 40 tokens",
-        "- training: 1 item is over max_tokens=80: cut, or as pictures made smaller, were title of 1; "
-        "first: product 'p', title: 90 → 40 tokens",
+        "- mining: 2 items are over max_tokens=80: title cut in 2; first: product 'p', title: 90 → 40 tokens",
+        "- training: 1 item is over max_tokens=80: title cut in 1; first: product 'p', title: 90 → 40 tokens",
         *(f"- product '{name}', title: 90 → 40 tokens" for name in "pqr"),
     ]
     assert "WARNING: 2 items are over" in text

@@ -141,3 +141,22 @@ def test_an_interactions_table_is_read_with_the_recipes_weights(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     (table,) = read_data(parse_recipe([str(tmp_path / "recipe.yaml"), "--action_weights.purchase", "0.9"]))
     assert [query.answers for query in table.queries] == [{"b": 0.9, "a": 0.5}]
+
+
+def test_a_data_set_of_a_recipe_says_how_its_cells_are_read(tmp_path, shop):
+    rows = [{"product_id": f"p{n}", "title": "a &amp; b", "category_path": f"Home/Part {n}"} for n in range(4)]
+    entry = {"path": str(tmp_path / "shop"), "strip_html": True, "category_separator": ">"}
+    shop(rows=rows)
+    recipe = shop(rows=rows, data=[entry])
+    (table,) = read_data(recipe)
+    assert {row.title for row in table.products} == {"a & b"}
+    assert table.products[0].category == ("Home/Part 0",)
+    for key, wrong in (("strip_html", "yes"), ("category_separator", "")):
+        with pytest.raises(RecipeError, match=f"data: {key}: found {wrong!r}; accepted"):
+            shop(rows=rows, data=[entry | {key: wrong}])
+
+
+def test_half_of_an_emoji_is_named_before_training(shop, capsys):
+    with pytest.raises(TableError, match=r"row 1, column 'title': 'hat \\ud83d'"):
+        read_data(shop(rows=[{"product_id": "a", "title": "x"}, {"product_id": "b", "title": "hat \ud83d"}]))
+    assert "invalid_unicode" not in capsys.readouterr().out  # said once, by the error

@@ -483,3 +483,53 @@ def test_a_recipes_batches_are_its_own_processes_share(tmp_path, shards):
     batches = stream_batches(made, made.training, open_streams(made), PairOptions(), steps=5)
     assert (len(batches), batches.batch_size, batches.block_rows) == (15, 2, 8)
     assert len(batches.pairs) == 30
+
+
+def invalid_shard(path, rows=3):
+    """A shard whose second title is Latin-1."""
+    raw = pyarrow.array([b"hat", b"caf\xe9", *[b"shoe"] * (rows - 2)])
+    titles = pyarrow.Array.from_buffers(pyarrow.string(), rows, raw.buffers())
+    columns = {"query": ["wish"] * rows, "doc_title": titles, "doc_image": [picture(n) for n in range(rows)]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def test_a_text_that_is_not_utf8_is_named_before_anything_starts(tmp_path):
+    folder = write_shards(tmp_path / "rows", [triplet(number) for number in range(4)], 2)
+    invalid_shard(folder / "part-001.parquet")
+    with pytest.raises(
+        RecipeError, match=r"part-001.parquet, row 1, column 'doc_title': not UTF-8; accepted: text saved as"
+    ):
+        opened(tmp_path, folder)
+
+
+def test_a_text_of_a_remote_shard_that_is_not_utf8_is_named_where_it_is_read(tmp_path):
+    invalid_shard(tmp_path / "part.parquet")
+    stream = RowStream(rows_of(tmp_path), seed=0)
+    with pytest.raises(StreamError, match=r"shard 0, row 1, column 'doc_title': not UTF-8 .*; accepted: UTF-8"):
+        stream.read(3)
+
+
+def test_a_row_with_half_of_an_emoji_is_left_out_and_named(tmp_path, shards):
+    (source,) = opened(tmp_path, shards)
+    pairs = RowPairs([source], PairOptions(), seed=0, length=1)
+    for column in ("doc_title", "query", "neg_doc_title"):
+        bad = pairs[StreamRow(0, (0, 0, 7), triplet(7, **{column: "hat \ud83d"}))]
+        assert isinstance(bad, BadRow)
+        assert bad.item.endswith("/row7")
+        assert f"column '{column}': found half of a sign" in bad.reason
+    named = pairs[StreamRow(0, (0, 0, 7), triplet(7, id="row\ud83d", doc_id="\ud83d"))]
+    assert isinstance(named, BadRow)
+    named.item.encode()
+
+
+def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_asked_for(tmp_path, capsys):
+    rows = [triplet(number, doc_title=f"<b>thing</b> {number} &amp; more") for number in range(4)]
+    folder = write_shards(tmp_path / "rows", rows, 1)
+    (source,) = opened(tmp_path, folder)
+    assert "of the first rows: warning: 4 × cells that hold HTML" in capsys.readouterr().out
+    assert sample_of(source).products[0].title.startswith("<b>thing")
+    (source,) = opened(tmp_path, {"parquet": str(folder), "strip_html": True, "category_separator": "/"})
+    assert "HTML" not in capsys.readouterr().out
+    assert sample_of(source).products[0].title == "thing 0 & more"
+    with pytest.raises(RecipeError, match="category_separator: found ''; accepted"):
+        opened(tmp_path, {"parquet": str(folder), "category_separator": ""})

@@ -9,10 +9,12 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
+import tqdm
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from transformers.utils.logging import is_progress_bar_enabled
 
 from evaluation.data.catalogue import write_catalogue
 from evaluation.encode import encode, load_for_evaluation
@@ -111,7 +113,7 @@ def test_what_is_cut_to_max_tokens_is_counted_named_and_said(train, tmp_path, ca
     assert all(line.keys() == {"kind", "item", "field", "tokens_before", "tokens_after"} for line in lines)
     shares = [line["shortened_share"] for line in read_lines(run / "metrics.jsonl")]
     assert 0 < max(shares) <= 1
-    assert printed.count(f"all of them stand in {run / 'shortened.jsonl'}") == 1
+    assert printed.count(f"; {run / 'shortened.jsonl'} lists all of them") == 1
     results = json.loads((run / "results_after.json").read_text())
     assert any("over max_tokens=80: " in warning for warning in results["warnings"])
     assert results["warnings"][-1] in printed
@@ -145,7 +147,43 @@ def test_a_time_budget_becomes_a_number_of_steps_that_a_resumed_run_keeps(train,
     (tmp_path / "run" / "finished.json").unlink()
     assert train(max_steps=None, train_minutes=0.02) == 0
     assert yaml.safe_load((tmp_path / "run" / "resolved_recipe.yaml").read_text()) == stored
-    assert "seconds a step" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "seconds a step" in printed
+    assert printed.count("train_runtime") == 2  # of the run and of its continuation, not of the measurement
+    measurement = printed[printed.index("measuring the step rate …") : printed.index(" seconds a step")]
+    assert len(measurement.splitlines()) == 2
+
+
+def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys):
+    rows = [{"product_id": str(number), "title": f"red mug {number}"} for number in range(6)]
+    queries = [{"query_id": f"q{number}", "text": "a mug", "positives": [str(number)]} for number in range(6)]
+    (tmp_path / "table").mkdir()
+    for name, table in (("products", rows), ("queries", queries)):
+        (tmp_path / "table" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    data = {"data": [str(tmp_path / "table")], "split": "all", "derived_queries": False}
+    assert train(**data, query_mix={"text": 1, "both": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("seconds a step") == 1
+    assert printed.count("query_mix: no data set has queries of the form 'both'; none are drawn") == 1
+    assert printed.count("queue_steps: auto is 199 with 1 process\n") == 1
+    assert json.loads((tmp_path / "run" / "final" / "provenance.json").read_text())["queue_steps"] == 199
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_disable_tqdm_leaves_no_bar_of_anything(train, tiny_base, monkeypatch, hidden):
+    base = str(tiny_base("qwen3_vl"))
+    shown, make = [], tqdm.std.tqdm.__init__
+
+    def recorded(bar, *arguments, **options):
+        make(bar, *arguments, **options | {"delay": 0})
+        shown.extend([] if bar.disable else [options.get("desc")])
+
+    monkeypatch.setattr(tqdm.std.tqdm, "__init__", recorded)
+    values = {"base": base, "moon": {"embedding_dim": 16}, "max_steps": 1}
+    values |= {"data": ["catalogue"], "catalogue": {"products": 40, "image_size": 64}, "evaluate_products": 6}
+    assert train(**values, evaluate_before=True, evaluate_after=True, disable_tqdm=hidden) == 0
+    assert hidden == (not shown), shown
+    assert is_progress_bar_enabled()
 
 
 def test_measuring_the_step_rate_leaves_no_trace(train, tmp_path):

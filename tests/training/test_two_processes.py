@@ -1,13 +1,11 @@
 """A training by two processes through the script itself: mixed batches, the queue, and a resumption."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import yaml
+from launched import run_twice
 from safetensors.torch import load_file
 
 from evaluation.data.catalogue import write_catalogue
@@ -30,20 +28,6 @@ while not control.should_training_stop:
 pathlib.Path(sys.argv[1], f"{dist.get_rank()}.txt").write_text(str(len(clock.ends)))
 dist.destroy_process_group()
 """
-
-
-def run_twice(script: Path, *arguments: str) -> str:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def train(*arguments: str) -> str:

@@ -1,7 +1,7 @@
 """A shop's attribute keys in the ten keys of MBE, and how a value is written.
 
-Our design; the ten keys are those of MOON3.0's benchmark (arXiv 2604.00513), see `REASONING_KEYS`. A key that the tables
-below do not have is left out and named, never guessed.
+Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that the tables below do not
+have is left out and named, never guessed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

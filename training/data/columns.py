@@ -5,11 +5,14 @@ the negative's names unpublished). What was taken for what is always printed, an
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.data.table_files import is_absent, parse_attributes, parse_category, parse_text
+from evaluation.data.categories import CategoryReader
+from evaluation.data.reading import ReadingOptions
+from evaluation.data.table_files import is_absent, is_word_for_nothing, parse_attributes, parse_query_text, parse_text
+from evaluation.data.text_cells import lone_surrogate, mended
 
 PARTS = ("query", "positive", "negative")
 FIELDS = ("id", "title", "description", "image", "category", "attributes", "group")
@@ -142,27 +145,54 @@ def _in_order(role: str, columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(columns, key=key)) if role.split(".")[1] in _MANY else columns
 
 
-def product_fields(row: Mapping[str, Any], columns: RowColumns, part: str) -> dict[str, Any]:
+def product_fields(
+    row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions | None = None
+) -> dict[str, Any]:
     """Return a part of a row as the fields of a `ProductRow`, pictures as the row holds them.
+
+    Args:
+        row: its cells.
+        columns: what they are taken for.
+        part: "query", "positive" or "negative".
+        reading: how cells are read. Default: ReadingOptions's own.
 
     Raises:
         ValueError: a cell that cannot be read, with its column.
     """
+    reading = reading or ReadingOptions()
+    for role, names in columns.taken.items():
+        if role.startswith(f"{part}."):
+            _refuse_invalid_unicode(row, names)
     fields: dict[str, Any] = {}
-    for name in ("title", "description", "group"):
-        if text := _first_text(row, columns.taken.get(f"{part}.{name}", ())):
+    pictures = [cell_of(row, column) for column in columns.taken.get(f"{part}.image", ())]
+    fields["images"] = tuple(item for cell in pictures for item in (cell if isinstance(cell, list) else [cell]))
+    for name in ("title", "description"):
+        if text := reading.clean(_first_text(row, columns.taken.get(f"{part}.{name}", ()))):
             fields[name] = text
+    if group := _first_text(row, columns.taken.get(f"{part}.group", ())):
+        fields["group"] = group
+    if part == "query" and not fields.get("title") and not any(image is not None for image in fields["images"]):
+        words = filter(is_word_for_nothing, (cell_of(row, column) for column in columns.taken.get("query.title", ())))
+        if word := next(words, None):
+            fields["title"] = parse_query_text(word, has_picture=False)
+    reader = CategoryReader(separator=reading.category_separator)
     category = [
         level
         for column in columns.taken.get(f"{part}.category", ())
-        for level in _parsed(parse_category, row, column, ())
+        for level in _parsed(lambda cell: reader.read(reading.clean_category(cell)).path, row, column, ())
     ]
     fields["category"] = tuple(category)
     for column in columns.taken.get(f"{part}.attributes", ()):
-        fields["attributes"] = _parsed(parse_any_attributes, row, column, {})
-    pictures = [cell_of(row, column) for column in columns.taken.get(f"{part}.image", ())]
-    fields["images"] = tuple(item for cell in pictures for item in (cell if isinstance(cell, list) else [cell]))
+        fields["attributes"] = _parsed(lambda cell: parse_any_attributes(cell, reading.clean), row, column, {})
     return fields
+
+
+def _refuse_invalid_unicode(row: Mapping[str, Any], columns: Sequence[str]) -> None:
+    for column in columns:
+        if half := lone_surrogate(cell_of(row, column)):
+            raise ValueError(
+                f"column {mended(column)!r}: found half of a sign (a lone surrogate) in {half!r}; accepted: Unicode"
+            )
 
 
 def cell_of(row: Mapping[str, Any], column: str) -> Any:
@@ -185,14 +215,14 @@ def _parsed(parse: Any, row: Mapping[str, Any], column: str, empty: Any) -> Any:
         raise ValueError(f"column {column!r}: {error}") from error
 
 
-def parse_any_attributes(value: Any) -> dict[str, tuple[str, ...]]:
+def parse_any_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[str, tuple[str, ...]]:
     """Attributes as MBE writes them ("key:value!!!value,,key:value"), or as `parse_attributes` reads them."""
     if not isinstance(value, str) or not ("!!!" in value or ",," in value):
-        return parse_attributes(value)
+        return parse_attributes(value, clean)
     pairs = []
     for pair in filter(None, (pair.strip() for pair in value.split(",,"))):
         key, colon, values = pair.partition(":")
         if not colon:
             raise ValueError(f"{pair[:40]!r} has no colon; accepted: 'key:value,,key:value!!!value'")
         pairs.append({"key": key, "value": [part for part in values.split("!!!") if part.strip()]})
-    return parse_attributes(pairs)
+    return parse_attributes(pairs, clean)

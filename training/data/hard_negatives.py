@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.data.duplicates import EqualProducts
 from evaluation.data.tables import ProductRow, QueryRow
 
 CHOICES = ("hardest", "random")
@@ -21,9 +22,10 @@ class MiningOptions:
     """Guards against false negatives, and how many negatives are wanted.
 
     A candidate is of the same category as an answer, neither a known answer nor a variant of one nor the reference
-    product, stands within the rank window, and its similarity is at most
+    product, nor identical to one of these in text and pictures (or to an answer in title and pictures), stands within the
+    rank window, and its similarity is at most
     `min over known answers of s − margin` and `s − (1 − ratio)·|s|`.
-    Source: MOON, arXiv 2508.11999, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
+    Source: MOON, arXiv 2508.11999 §3.2, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
     arXiv 2407.15831: TopK-shifted, TopK-MarginPos and TopK-PercPos, of which 95 % of the positive's similarity was best;
     sentence-transformers' `mine_hard_negatives` has the same guards for plain texts).
 
@@ -34,7 +36,7 @@ class MiningOptions:
         ratio (`float`): see above, above 0 and at most 1. Default 0.95.
         category_levels (`int` or `None`): how many levels of the category path have to agree, from the top; `None`: the
             whole path, 0: none. An answer without a path agrees with every product. Default `None`.
-        mask_groups (`bool`): whether variants of an answer are left out. Default True.
+        mask_groups (`bool`): whether products of an answer's group are left out. Default True.
         choose (`str`): "hardest" takes the nearest candidates, "random" draws among them by `seed`. Default "hardest".
         seed (`int`): of "random". Default 0.
 
@@ -86,7 +88,8 @@ class ProductIndex:
         options: see `MiningOptions`.
 
     Shapes:
-        category_N (N,) and group_N (N,) int64 codes; a group code of -1 is no group, a category code of -1 no category.
+        category_N, group_N, identical_N and looks_N (N,) int64 codes; a group code of -1 is no group, a category code of -1
+        no category. Products with one code in identical_N have the same texts and pictures, in looks_N title and pictures.
     """
 
     def __init__(self, products: Sequence[ProductRow], options: MiningOptions) -> None:
@@ -101,6 +104,9 @@ class ProductIndex:
         self.group_N = torch.tensor(
             [groups.setdefault(row.group, len(groups)) if row.group else -1 for row in products], dtype=torch.int64
         )
+        equal = EqualProducts(products)
+        self.identical_N = torch.tensor(equal.identical(), dtype=torch.int64)
+        self.looks_N = torch.tensor(equal.same_looks, dtype=torch.int64)
 
     def rows(self, names: Iterable[str]) -> list[int]:
         """Return the rows of products that are in the gallery."""
@@ -129,7 +135,9 @@ class ProductIndex:
             groups = self.group_N[answers].unique()
             allowed_S &= ~torch.isin(group_S, groups[groups >= 0])
         references = self.rows([query.reference_product_id] if query.reference_product_id else [])
-        allowed_S[[row - rows.start for row in (*answers, *references) if row in rows]] = False
+        part = slice(rows.start, rows.stop)
+        allowed_S &= ~torch.isin(self.identical_N[part], self.identical_N[[*answers, *references]])
+        allowed_S &= ~torch.isin(self.looks_N[part], self.looks_N[answers])
         return allowed_S
 
 

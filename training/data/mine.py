@@ -30,9 +30,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation.data.interactions import InteractionOptions
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
 from evaluation.encode import Encoded, config_digest, encode, load_for_evaluation
+from evaluation.outputs import require_writable_folder
 from evaluation.shortened import shortened_items, shortened_sentence, shortened_summary
 from training.data.hard_negatives import (
     CHOICES,
@@ -46,6 +48,7 @@ from training.data.hard_negatives import (
 from training.data.sources import with_splits
 from training.negatives import stable_id
 from training.resume import write_atomically
+from training.run_lock import alone_in
 
 QUERIES_FILE, REPORT_FILE, SETTINGS_FILE = "queries.parquet", "report.json", "mining.json"
 _VECTORS, _MINED = "vectors", "mined"
@@ -136,7 +139,7 @@ class _Store:
     def __init__(self, job: MiningJob, part: ProductTables, encoder: str, model_path: str) -> None:
         self.folder, self.job = job.output, job
         made_of = {"model": encoder, "data": _data_digest(part), "shard_rows": job.shard_rows}
-        mined_by = dataclasses.asdict(job.options)
+        mined_by = dataclasses.asdict(job.options) | {"identical_products": "left out"}
         stored_file = self.folder / SETTINGS_FILE
         stored = json.loads(stored_file.read_text(encoding="utf-8")) if stored_file.is_file() else None
         if stored is not None and job.overwrite:
@@ -419,6 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder or hub id of a checkpoint")
     parser.add_argument("--data", required=True, help="catalogue, or a folder or products file in the two-table format")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder to write, or to go on in")
     parser.add_argument("--action-weights", help="relevance of actions in an interactions table, {purchase: 1, …}")
     parser.add_argument("--half-life-days", type=float, help="an interaction counts half for every so many days of age")
@@ -441,7 +445,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     try:
-        report = _run(chosen)
+        with alone_in(chosen.output):
+            report = _run(chosen)
     except (ValueError, OSError) as error:  # MiningError and TableError among them
         print(f"mine: {error}", file=sys.stderr)
         return 2
@@ -451,6 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> dict[str, Any]:
+    require_writable_folder("--output", chosen.output)
     names = ("per_query", "first_rank", "last_rank", "margin", "ratio", "category_levels", "choose", "seed")
     options = MiningOptions(**{name: getattr(chosen, name) for name in names}, mask_groups=not chosen.keep_variants)
     weights = {} if chosen.action_weights is None else {"action_weights": yaml.safe_load(chosen.action_weights)}
@@ -459,10 +465,10 @@ def _run(chosen: argparse.Namespace) -> dict[str, Any]:
     tables = load_tables(
         chosen.data,
         images_root=chosen.images_root,
-        interactions=InteractionOptions(**weights, half_life_days=chosen.half_life_days),
+        reading=reading_options(chosen, InteractionOptions(**weights, half_life_days=chosen.half_life_days)),
     )
-    print(tables.report, flush=True)
     tables.report.raise_if_fatal()
+    print(tables.report, flush=True)
     model, processor = load_for_evaluation(chosen.model)
     job = MiningJob(
         chosen.output, chosen.split, chosen.batch_size, chosen.shard_rows, chosen.overwrite, options=options

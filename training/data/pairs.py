@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from evaluation.data.duplicates import EqualProducts, classes, looks_of
 from evaluation.data.tables import ProductRow, ProductTables, QueryRow
 from processing_moon.product_moon import ProductError, open_image
 from training.data.views import altered_view
@@ -30,8 +31,8 @@ class Pair:
         query: the query record; its "id" names the query.
         products: product records, the positives first, then the hard negatives.
         names: the products' full names ("fashion/fa-10000"), as `products`.
-        product_ids: ids of `names`.
-        group_ids: the products' variant groups, NO_ID for none.
+        product_ids: ids of `names`; products that are identical in text and pictures have one id, that of the first of them.
+        group_ids: the products' variant groups, NO_ID for none (see `PairSource.variants`).
         query_group: the positive's group where variants are no negatives of this query, otherwise NO_ID.
         other_ids: further products that are no negatives: known positives and the reference product.
         negative_ids: products known to be wrong answers.
@@ -104,17 +105,21 @@ class PairSource:
         weight: how often this data set is drawn, relative to others; None: the square root of the number of its
             products and queries, so that a small data set is seen more often than its share (our design; precedent:
             the temperature sampling of multilingual training, arXiv 1907.05019).
-        mask_groups: whether variants of the answer are no negatives.
+        mask_groups: whether products of the answer's group are no negatives. Identical products, and those with the answer's
+            title and pictures, never are.
+        streamed: whether other rows with these products are read elsewhere, so that title and pictures name a variant group.
 
     Raises:
         ValueError: there is no product, or the weight is not positive.
     """
 
-    def __init__(self, tables: ProductTables, weight: float | None = None, mask_groups: bool = True) -> None:
+    def __init__(
+        self, tables: ProductTables, weight: float | None = None, mask_groups: bool = True, streamed: bool = False
+    ) -> None:
         if not tables.products:
             raise ValueError(f"{tables.name}: found no products in this split; accepted: at least one")
         self.name = tables.name
-        self.mask_groups = mask_groups
+        self.mask_groups, self.streamed = mask_groups, streamed
         self.products = {row.product_id: row for row in tables.products}
         self.queries: dict[str, list[QueryRow]] = {form: [] for form in FORMS}
         for query in tables.queries:
@@ -131,16 +136,29 @@ class PairSource:
         self.of_category: dict[tuple[str, ...], list[ProductRow]] = defaultdict(list)
         self.of_fact: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.of_title: dict[str, list[str]] = defaultdict(list)
-        self.of_group: dict[str, list[str]] = defaultdict(list)
+        equal = EqualProducts(tables.products)
+        ids = [row.product_id for row in tables.products]
+        self._identical_to = {ids[place]: ids[first] for place, first in enumerate(equal.identical()) if first != place}
+        self.variants = self._variants(tables.products, equal)
+        self.of_variants: dict[str, list[str]] = defaultdict(list)
         for row in tables.products:
             self._index(row)
+
+    def _variants(self, products: Sequence[ProductRow], equal: EqualProducts) -> dict[str, str]:
+        """Product id → the name of its variants: its group where groups are masked, or the first product of the same looks."""
+        named = {row.product_id: f"group/{row.group}" for row in products if row.group and self.mask_groups}
+        for places in classes(equal.variants_by_group if self.mask_groups else equal.same_looks):
+            ids = [products[place].product_id for place in places]
+            name = min((named[product_id] for product_id in ids if product_id in named), default=f"same/{ids[0]}")
+            named |= dict.fromkeys(ids, name)
+        return named
 
     def _index(self, row: ProductRow) -> None:
         for depth in range(len(row.category) + 1):
             self.of_category[row.category[:depth]].append(row)
         self.of_title[row.title].append(row.product_id)
-        if row.group:
-            self.of_group[row.group].append(row.product_id)
+        if row.product_id in self.variants:
+            self.of_variants[self.variants[row.product_id]].append(row.product_id)
         for fact in _facts(row):
             self.of_fact[fact].add(row.product_id)
 
@@ -154,14 +172,22 @@ class PairSource:
         """Return the product's name across data sets."""
         return f"{self.name}/{product_id}"
 
-    def groups_of(self, names: Iterable[str]) -> set[str]:
-        """Return the variant groups of products of this data set."""
-        rows = (self.products[name] for name in names if name in self.products)
-        return {row.group for row in rows if row.group}
+    def same_as(self, product_id: str) -> str:
+        """Return the first product that is identical in text and pictures, or the product itself."""
+        return self._identical_to.get(product_id, product_id)
+
+    def id_of(self, product_id: str) -> int:
+        """Return the id that masking knows a product by, one for all that are identical."""
+        return stable_id(self.name_of(self.same_as(product_id)))
+
+    def variants_of(self, names: Iterable[str]) -> set[str]:
+        """Return the names of the variants of products of this data set, see `variants`."""
+        return {self.variants[name] for name in names if name in self.variants}
 
     def group_id(self, row: ProductRow) -> int:
-        """Return the id of the product's variant group, NO_ID for none."""
-        return stable_id(f"{self.name}/group/{row.group}") if row.group else NO_ID
+        """Return the id of the product's variants, NO_ID for none."""
+        name = self.variants.get(row.product_id) or (f"looks/{looks_of(row)}" if self.streamed else "")
+        return stable_id(f"{self.name}/{name}") if name else NO_ID
 
 
 class PairDataset(Dataset):
@@ -169,7 +195,7 @@ class PairDataset(Dataset):
 
     A form of query is drawn by `query_mix` among the forms that any data set has, then a data set by weight among
     those that have it, then a query. Source: MOON's triplets (query, purchased positive, hard negative of the same
-    category), arXiv 2508.11999; queries derived from products are our design.
+    category), arXiv 2508.11999 §3.2, and its mix of forms, §5.1; queries derived from products are our design.
 
     Args:
         sources: the data sets.
@@ -256,7 +282,8 @@ class PairDataset(Dataset):
         if number >= len(real):
             return self._derived(rng, source, source.derivable[form][number - len(real)], form)
         query = real[number]
-        there = [product_id for product_id in query.positives if product_id in source.products]
+        answers = {source.same_as(name): name for name in reversed(query.positives) if name in source.products}
+        there = list(answers.values())[::-1]  # identical answers are one
         record = query.record()
         if "image" in record and rng.random() < self.options.augment_queries:
             record["image"] = self._view(record["image"], rng, geometry="core_box" not in record)
@@ -291,16 +318,18 @@ class PairDataset(Dataset):
 
     def _hard_negatives(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn) -> list[ProductRow]:
         """The query's own negatives first, then products of the same category, other product, other group."""
-        taken = {drawn.chosen[0].product_id, *drawn.answers, drawn.reference}
-        variants = source.groups_of([drawn.chosen[0].product_id, *drawn.answers]) if source.mask_groups else set()
-        names = [name for name in dict.fromkeys(drawn.negatives) if name in source.products and name not in taken]
+        answers = [drawn.chosen[0].product_id, *drawn.answers]
+        taken = {source.same_as(name) for name in (*answers, drawn.reference) if name is not None}
+        variants = source.variants_of(answers)
+        given = dict.fromkeys(name for name in drawn.negatives if name in source.products)
+        names = [name for name in given if source.same_as(name) not in taken]
         known = [source.products[names[index]] for index in rng.permutation(len(names))]
         chosen: list[ProductRow] = []
         while len(chosen) < self.options.hard_negatives:
             row = known.pop() if known else self._of_same_category(rng, source, drawn.chosen[0], (taken, variants))
             if row is None:
                 break
-            taken.add(row.product_id)
+            taken.add(source.same_as(row.product_id))
             chosen.append(row)
         return chosen
 
@@ -309,15 +338,15 @@ class PairDataset(Dataset):
         rng: np.random.Generator,
         source: PairSource,
         positive: ProductRow,
-        not_these: tuple[set[str | None], set[str]],
+        not_these: tuple[set[str], set[str]],
     ) -> ProductRow | None:
-        """A product of the positive's category, or of a parent of it, that is none of these ids and of no such group."""
+        """A product of the positive's category, or of a parent of it, that is none of these products and no such variant."""
         taken, variants = not_these
         for depth in range(len(positive.category), -1, -1):
             near = source.of_category[positive.category[:depth]]
             for _ in range(_TRIES):
                 row = near[int(rng.integers(len(near)))]
-                if row.product_id not in taken and row.group not in variants:
+                if source.same_as(row.product_id) not in taken and source.variants.get(row.product_id) not in variants:
                     return row
         return None
 
@@ -327,25 +356,32 @@ class PairDataset(Dataset):
         form = _choose(rng, forms, [self.options.target_mix[form] for form in forms])
         names = [source.name_of(row.product_id) for row in rows]
         # A query that names its variant ("same in blue") must be able to tell variants apart.
-        mask_group = source.mask_groups and drawn.reference is None
+        mask_group = drawn.reference is None
         others = {name: True for name in [*drawn.answers, *([drawn.reference] if drawn.reference else [])]}
         if mask_group and len(drawn.answers) > 1:  # `query_group` knows one group; the other answers' go by product
-            variants = source.groups_of(drawn.answers) - {drawn.chosen[0].group}
+            variants = source.variants_of(drawn.answers) - source.variants_of([drawn.chosen[0].product_id])
             wrong = set(drawn.negatives)
-            others |= {name: True for group in sorted(variants) for name in source.of_group[group] if name not in wrong}
+            others |= {
+                name: True for group in sorted(variants) for name in source.of_variants[group] if name not in wrong
+            }
         answers = {name: drawn.answers.get(name, 1.0) for name in [row.product_id for row in drawn.chosen]}
         answers |= drawn.answers
+        weights: dict[int, float] = {}
+        for name, weight in answers.items():
+            weights[source.id_of(name)] = max(weight, weights.get(source.id_of(name), 0.0))
+        other_ids = dict.fromkeys(source.id_of(name) for name in others)
+        negative_ids = dict.fromkeys(source.id_of(name) for name in drawn.negatives)
         return Pair(
             query=drawn.record,
             products=[_target(row, form) | {"id": name} for row, name in zip(rows, names, strict=True)],
             names=names,
-            product_ids=[stable_id(name) for name in names],
+            product_ids=[source.id_of(row.product_id) for row in rows],
             group_ids=[source.group_id(row) for row in rows],
             query_group=source.group_id(drawn.chosen[0]) if mask_group else NO_ID,
-            other_ids=[stable_id(source.name_of(name)) for name in others if name != drawn.chosen[0].product_id],
-            negative_ids=[stable_id(source.name_of(name)) for name in drawn.negatives],
+            other_ids=[number for number in other_ids if number != source.id_of(drawn.chosen[0].product_id)],
+            negative_ids=[number for number in negative_ids if number not in weights],
             positive_count=len(drawn.chosen),
-            answers={stable_id(source.name_of(name)): weight for name, weight in answers.items()},
+            answers=weights,
         )
 
 

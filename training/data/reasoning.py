@@ -317,6 +317,6 @@ def _report(tables: Sequence[ProductTables]) -> str:
         named = ", ".join(f"{key!r} ({count})" for key, count in unknown.most_common(_EXAMPLES))
         more = ", …" if len(unknown) > _EXAMPLES else ""
         lines.append(
-            f"attributes that are none of {', '.join(REASONING_KEYS)} are left out, by products: {named}{more}"
+            f"attributes with keys other than {', '.join(REASONING_KEYS)} are left out (and in how many products): {named}{more}"
         )
     return "\n  ".join(lines)

@@ -10,8 +10,9 @@ import json
 from collections import defaultdict
 from typing import Any
 
+from evaluation.data.duplicates import EqualProducts, classes
 from evaluation.data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
-from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options
+from training.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, reading_of
 from training.negatives import stable_id
 
 TRAIN, TEST = "train", "test"
@@ -52,8 +53,11 @@ def read_data(recipe: Recipe) -> list[ProductTables]:
 def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
     if source.get("path") != "catalogue":
         parts = {key: source[key] for key in TABLE_KEYS if key in source}
-        return load_tables(source.get("path") or parts, interactions=interaction_options(recipe.data))
+        reading = reading_of(source, interaction_options(recipe.data))
+        return load_tables(source.get("path") or parts, reading=reading)
     options: dict[str, Any] = dict(recipe.data.catalogue or {})  # type: ignore[arg-type]
+    if recipe.training.disable_tqdm:
+        options["progress"] = False
     try:
         return _catalogue(json.dumps(options, sort_keys=True))
     except (TypeError, ValueError) as error:
@@ -177,7 +181,7 @@ def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str
 
 
 def digest_of(table: ProductTables) -> str:
-    """Name what decides which pairs are drawn from a table: its products and queries, their order, and the answers.
+    """Name what decides which pairs are drawn from a table: its products and queries, their order, the answers, what is equal.
 
     Args:
         table: the training split of a data set.
@@ -187,6 +191,9 @@ def digest_of(table: ProductTables) -> str:
         digest.update(repr((product.product_id, product.group, product.category)).encode())
     for query in table.queries:
         digest.update(repr((query.query_id, query.type, query.answers, query.negatives)).encode())
+    equal = EqualProducts(table.products)
+    for places in (*classes(equal.identical()), *classes(equal.same_looks)):
+        digest.update(repr(places).encode())
     return digest.hexdigest()
 
 

@@ -9,8 +9,10 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from evaluation.data.checking import Found, check_html
+from evaluation.data.table_files import TableError, refuse_undecodable
 from evaluation.data.tables import EVERY_SPLIT, ProductTables
-from training.arguments import Recipe, RecipeError
+from training.arguments import Recipe, RecipeError, reading_of
 from training.data.columns import ColumnError, find_columns
 from training.data.pairs import PairOptions
 from training.data.streams import (
@@ -23,6 +25,8 @@ from training.data.streams import (
     has_addresses,
     sample_of,
 )
+
+_LOOKED_AT = 100  # rows
 
 
 def open_streams(recipe: Recipe) -> list[StreamSource]:
@@ -38,6 +42,8 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
         name = entry.get("name") or Path(str(entry.get("hub") or _first(entry["parquet"]))).stem
         try:
             rows = _encoded_pictures(_open(entry, recipe.data.split))
+            if recipe.training.process_index == 0:
+                _refuse_invalid_unicode(entry)
             columns = find_columns(_column_names(rows), entry.get("columns"))
         except (ColumnError, StreamError) as error:
             raise RecipeError(f"data: {name}: {error}") from error
@@ -46,10 +52,12 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
         images = Path(entry["images"]) if "images" in entry else _folder_of(entry)
         weight, mask_groups = entry.get("weight", 1.0), entry.get("mask_groups", recipe.data.mask_groups)
         split = recipe.data.split if SPLIT_COLUMN in columns.unread and recipe.data.split != EVERY_SPLIT else None
-        source = StreamSource(name, rows, columns, weight, mask_groups, images, split)
+        source = StreamSource(name, rows, columns, weight, mask_groups, images, split, reading_of(entry))
         if recipe.training.process_index == 0:
             which = "" if split is None else f", rows of split {split!r} and 'all'"
             print(f"{name}: streamed in {rows.num_shards} shards{which}\n  {columns}", flush=True)
+            for note in _notes(source):
+                print(f"  of the first rows: {note}", flush=True)
         _check_addresses(recipe, source)
         sources.append(source)
     return sources
@@ -132,6 +140,26 @@ def _column_names(rows: datasets.IterableDataset) -> list[str]:
         inner = [f"{name}.{part}" for part in feature] if isinstance(feature, dict) else []
         names += [name] if not inner or {"bytes", "path"} >= set(feature) else inner
     return names
+
+
+def _refuse_invalid_unicode(entry: dict[str, Any]) -> None:
+    """Look through the texts of local files. Those of the hub are named where they are read."""
+    for file in parquet_files(entry["parquet"]) if "parquet" in entry else ():
+        try:
+            refuse_undecodable(Path(file))
+        except TableError as error:
+            raise StreamError(f"parquet: {error}") from error
+
+
+def _notes(source: StreamSource) -> list[str]:
+    """What the report on a table would say of the texts of its first rows."""
+    found = Found()
+    try:
+        tables = sample_of(source, count=_LOOKED_AT)
+    except StreamError:
+        return []  # said where rows are asked for
+    check_html(tables.products, tables.queries, found)
+    return [str(issue) for issue in found.issues()]
 
 
 def _check_addresses(recipe: Recipe, source: StreamSource) -> None:

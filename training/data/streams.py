@@ -22,8 +22,10 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import Dataset
 
-from evaluation.data.table_files import is_absent, is_address, parse_images
+from evaluation.data.reading import ReadingOptions
+from evaluation.data.table_files import is_absent, is_address, parse_images, undecodable
 from evaluation.data.tables import EVERY_SPLIT, ProductRow, ProductTables, QueryRow, ValidationReport
+from evaluation.data.text_cells import mended
 from processing_moon import MoonProcessor
 from training.data.buckets import Outline, bucket_order
 from training.data.collate import PairCollator, UnreadableBatchError
@@ -52,6 +54,7 @@ class StreamSource:
         mask_groups: whether variants of the answer are no negatives.
         images: the folder that paths of pictures are relative to.
         split: where the table has a column "split", rows of this one and of "all" are read; None: all rows.
+        reading: how cells are read.
     """
 
     name: str
@@ -61,6 +64,7 @@ class StreamSource:
     mask_groups: bool = True
     images: Path = Path()
     split: str | None = None
+    reading: ReadingOptions = ReadingOptions()
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,11 @@ class RowStream:
             shard = self._order_of(self._state["epoch"])[self._state["place"]]
             try:
                 row = next(self._open(shard), None)
+            except UnicodeDecodeError as error:
+                place = ", ".join(undecodable_in(self.rows.shard(num_shards=self.shards, index=shard)))
+                raise StreamError(
+                    f"shard {shard}{place and f', {place}'}: not UTF-8 ({error}); accepted: UTF-8"
+                ) from error
             except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
                 raise StreamError(f"shard {shard} cannot be read ({type(error).__name__}: {error})") from error
             if row is None:
@@ -185,13 +194,24 @@ class RowStream:
         self._opened = self._iterator = None
 
 
+def undecodable_in(rows: datasets.IterableDataset) -> list[str]:
+    """Return row and column of the first text that is not UTF-8; nothing where there is none."""
+    first = 0
+    for table in rows.with_format("arrow").iter(batch_size=1024):
+        if place := undecodable(table, first):
+            return place
+        first += table.num_rows
+    return []
+
+
 class RowPairs(Dataset):
     """Makes the pair of a row: what a worker does before the pictures are opened.
 
     The query's form is drawn by `query_mix` among those that the row offers (any that it offers where the mix has none of
     them); a row without a query gets one derived from its product. A product without an id of its own is known by its
-    title and picture, so that it is never its own negative. Answers of one query that meet in a batch of this process are no
-    negatives of it; those of other processes, and of past steps in the queue, are not known.
+    title and picture, so that it is never its own negative; so are variants where no column names their group. Answers of one
+    query that meet in a batch of this process are no negatives of it; those of other processes, and of past steps in the
+    queue, are not known.
 
     Args:
         sources: the tables.
@@ -236,7 +256,7 @@ class RowPairs(Dataset):
         columns = source.columns.taken.get(ROW_ID, source.columns.taken.get("positive.id", ()))
         own = [cell_of(row.row, column) for column in columns]
         return (
-            f"{source.name}/{own[0]}"
+            f"{source.name}/{mended(own[0])}"
             if own and own[0] is not None
             else f"{source.name}, shard {row.key[1]}, row {row.key[2]}"
         )
@@ -246,7 +266,7 @@ class RowPairs(Dataset):
         source = self.sources[row.source]
         tables = self.tables(row)
         positive = tables.products[0]
-        pairs = PairSource(tables, 1.0, source.mask_groups)
+        pairs = PairSource(tables, 1.0, source.mask_groups, streamed=True)
         options = self.options
         if tables.queries:
             there = [query.type for query in tables.queries]
@@ -278,7 +298,7 @@ class RowPairs(Dataset):
 
     def _product(self, row: StreamRow, part: str) -> ProductRow | None:
         source = self.sources[row.source]
-        fields = product_fields(row.row, source.columns, part)
+        fields = product_fields(row.row, source.columns, part, source.reading)
         fields["images"] = parse_images([image for image in fields["images"] if image is not None], source.images)
         if not fields.get("title") and not fields["images"]:
             if part == "positive":
@@ -291,7 +311,7 @@ class RowPairs(Dataset):
     def _queries(self, row: StreamRow, products: list[str]) -> list[QueryRow]:
         """The query in every form that it offers."""
         source = self.sources[row.source]
-        fields = product_fields(row.row, source.columns, "query")
+        fields = product_fields(row.row, source.columns, "query", source.reading)
         images = parse_images([image for image in fields["images"] if image is not None], source.images)
         text, image = fields.get("title", ""), images[0] if images else None
         forms = [form for form, there in (("text", text), ("image", image), ("both", text and image)) if there]

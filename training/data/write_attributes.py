@@ -27,8 +27,10 @@ import pyarrow.parquet
 from PIL import Image
 from tqdm import tqdm
 
+from evaluation.data.reading import add_reading_arguments, reading_options
 from evaluation.data.table_files import ImageSource
 from evaluation.data.tables import ProductRow, load_tables
+from evaluation.outputs import require_writable_file
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
 from training.data.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, load_writer, read_answer
 from training.resume import append_line, mend_lines, read_lines
@@ -348,7 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = {name: value for name, value in vars(chosen).items() if name in names}
         job = WritingJob(**options | {"forms": tuple(chosen.forms), "progress": not chosen.quiet})
-        tables = load_tables(chosen.products, images_root=chosen.images_root)
+        require_writable_file("--output", job.output)
+        tables = load_tables(chosen.products, images_root=chosen.images_root, reading=reading_options(chosen))
         tables.report.raise_if_fatal()
         print(tables.report)
         products = tables.select(chosen.split).products[: chosen.limit]
@@ -379,6 +382,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="ask about the products of one split (all)")
     parser.add_argument("--limit", type=int, help="ask about so many products, the first ones (all)")
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
+    add_reading_arguments(parser)
     parser.add_argument("--images", type=int, default=1, help="pictures shown of a product (1)")
     parser.add_argument(
         "--max-pixels", type=int, default=WritingJob.max_pixels, help="larger pictures are shown smaller"

@@ -34,7 +34,7 @@ def info_nce(
     `L_b = mean_{p ∈ P_b} w_bp · ( -s_bp + log( e^{s_bp} + Σ_{n ∉ P_b, n not excluded} e^{s_bn} ) )`, `s_bj = q_b·c_j/τ`,
     computed as `softplus(log Σ_n e^{s_bn} - s_bp)`.
 
-    Source: MOON, arXiv 2508.11999, the training objective (one positive, w = 1); in float32 or wider with a log-sum-exp,
+    Source: MOON, arXiv 2508.11999 §3.2, the training objective (one positive, w = 1); in float32 or wider with a log-sum-exp,
     so that τ = 0.01 does not overflow. Several positives apart from each other are the "out" form of supervised
     contrastive learning, arXiv 2004.11362, without the other positives in the denominator. Weights are our design: a
     click, or a triplet that is not trusted, pulls less. Excluded false negatives are our design (precedent:

@@ -1,0 +1,205 @@
+"""Read CSV files strictly: an unbalanced quote or another delimiter is named by its line, where the reader of the
+standard library would join rows or drop quotes without a word.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_LONGEST_CELL = 2**30  # characters; csv's own limit is shorter than a long description
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_SHOWN = 40  # characters of a cell in a message
+
+
+class CsvError(ValueError):
+    """A file that is not CSV, or whose quotes or delimiter are not those of CSV; the file itself is not named."""
+
+
+@dataclass(frozen=True)
+class SwallowedRows:
+    """A quoted cell with line breaks in which whole rows may be hidden.
+
+    Args:
+        line: on which its quote opens, from 1.
+        last: line on which the quote closes.
+        column: of the cell.
+        text: how the cell begins.
+    """
+
+    line: int
+    last: int
+    column: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column!r}: the quote before {self.text!r} closes on line {self.last}"
+
+
+class CsvRows(list[dict[str, Any]]):
+    """The rows of a CSV file, and the cells in which other rows may be hidden."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swallowed: list[SwallowedRows] = []
+
+
+class _Quote(NamedTuple):
+    """A quote that opens a cell: on which line of the record (from 0), in which cell, and what comes after it."""
+
+    line: int
+    cell: int
+    after: str
+
+
+class _Lines:
+    """The lines of a file; those of the record that is being read are kept."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.count = 0
+        self.record: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.count += 1
+        self.record.append(line)
+        return line
+
+    @property
+    def first(self) -> int:
+        """The number of the record's first line."""
+        return self.count - len(self.record) + 1
+
+
+def read_csv(path: Path, *, errors: str = "strict") -> CsvRows:
+    """Read a comma-separated file with a header line; cells stay text.
+
+    Args:
+        path: of the file.
+        errors: what is done with bytes that are not UTF-8, as `open` takes it. Default "strict".
+
+    Raises:
+        CsvError: another delimiter, two columns of one name, a row that has more or fewer cells than the header, and a quote
+            that is never closed or closes before the cell ends.
+        UnicodeDecodeError: bytes that are not UTF-8.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    rows = CsvRows()
+    with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
+        lines = _Lines(file)
+        reader = csv.reader(lines, strict=True)
+        names: list[str] = []
+        try:
+            names = next(reader, [])
+            _check_header(names, "".join(lines.record))
+            shapes: set[str] = set()
+            spanning: list[tuple[int, list[str]]] = []
+            lines.record = []
+            for cells in reader:
+                if cells:
+                    rows.append(_whole_row(names, cells, lines))
+                    if len(lines.record) > 1:
+                        spanning.append((lines.first, lines.record))
+                    else:
+                        shapes.add(_shape(cells[0]))
+                lines.record = []
+        except csv.Error as error:
+            raise CsvError(_why_not_csv(error, names, lines)) from error
+    rows.swallowed = [found for first, record in spanning if (found := _hidden_rows(first, record, names, shapes))]
+    return rows
+
+
+def _check_header(names: list[str], line: str) -> None:
+    for delimiter, called in _OTHER_DELIMITERS.items():
+        count = line.count(delimiter)
+        if count > line.count(","):
+            raise CsvError(
+                f"line 1: found {count + 1} names that are separated by {called} ({delimiter!r}): {_begin(line)!r}; "
+                "expected commas: save the file as comma-separated"
+            )
+    for name, uses in Counter(names).items():
+        if name.strip() and uses > 1:  # columns without a name, as spreadsheets add, may repeat
+            raise CsvError(f"line 1: {uses} columns are named {name!r}; accepted: one name for each column")
+
+
+def _whole_row(names: list[str], cells: list[str], lines: _Lines) -> dict[str, Any]:
+    if len(cells) != len(names):
+        where = f"line {lines.first}" if len(lines.record) == 1 else f"lines {lines.first} to {lines.count}"
+        opened = _last_quote(lines.record) if len(lines.record) > 1 else None
+        hint = f"; {_opening(opened, names, lines)}" if opened else ""
+        raise CsvError(f"{where}: found {len(cells)} cells; expected the header's {len(names)}{hint}")
+    return dict(zip(names, cells, strict=True))
+
+
+def _why_not_csv(error: csv.Error, names: list[str], lines: _Lines) -> str:
+    opened = _last_quote(lines.record)
+    if opened is None or "limit" in str(error):
+        return f"line {lines.count}: not CSV ({error})"
+    never = "unexpected end" in str(error)
+    problem = "is never closed" if never else f"closes on line {lines.count}, in the middle of a cell"
+    return f'{_opening(opened, names, lines)} {problem}; expected: a quote inside of a cell written twice, "5"" pipe"'
+
+
+def _opening(opened: _Quote, names: list[str], lines: _Lines) -> str:
+    column = f", column {names[opened.cell]!r}" if opened.cell < len(names) else ""
+    return f"line {lines.first + opened.line}{column}: the quote before {opened.after!r}"
+
+
+def _last_quote(record: list[str]) -> _Quote | None:
+    """The last quote of a record that opens a cell, up to the place where the record stops being CSV."""
+    found, cell, at_start, inside = None, 0, True, False
+    for number, line in enumerate(record):
+        place = 0
+        while place < len(line):
+            sign = line[place]
+            if inside and sign == '"':
+                if line[place + 1 : place + 2] == '"':
+                    place += 1
+                else:
+                    inside = False
+                    if line[place + 1 : place + 2] not in ("", ",", "\r", "\n"):
+                        return found
+            elif not inside and sign == ",":
+                cell, at_start = cell + 1, True
+                place += 1
+                continue
+            elif not inside and sign == '"' and at_start:
+                found, inside = _Quote(number, cell, _begin(line[place + 1 :])), True
+            at_start = False
+            place += 1
+    return found
+
+
+def _begin(text: str) -> str:
+    text = text.rstrip("\r\n")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _hidden_rows(first: int, record: list[str], names: list[str], shapes: set[str]) -> SwallowedRows | None:
+    """Whether each line of a record would be a row of its own: as many commas as the header, and a first cell like others'.
+
+    A quoted cell may hold line breaks; that its lines also look like rows is what an inch sign at the beginning of one cell
+    and another at the end of a later one bring about, which no reader of CSV can tell from quotes that belong there.
+    """
+    opened = _last_quote(record)
+    if opened is None or len(names) < 2 or any(line.count(",") != len(names) - 1 for line in record):
+        return None
+    known = {*shapes, _shape(record[0].split(",")[0])}
+    if any(_shape(line.split(",")[0]) not in known for line in record[1:]):
+        return None
+    column = names[opened.cell] if opened.cell < len(names) else ""
+    return SwallowedRows(first + opened.line, first + len(record) - 1, column, opened.after)
+
+
+def _shape(cell: str) -> str:
+    """A cell with every run of digits as 9 and every run of letters as a."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", cell.strip().strip('"')))

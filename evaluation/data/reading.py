@@ -1,0 +1,517 @@
+"""Rows of files → the rows of a data set. What a cell holds wrongly is noted, and no row is left out."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.data.categories import CategoryReader, is_documented
+from evaluation.data.checking import Found, Ids
+from evaluation.data.column_names import likely_columns
+from evaluation.data.csv_files import CsvRows
+from evaluation.data.interactions import (
+    GradedQuery,
+    Interaction,
+    InteractionOptions,
+    graded_queries,
+    parse_count,
+    parse_time,
+    query_key,
+)
+from evaluation.data.rows import EVERY_SPLIT, QUERY_TYPES, ProductRow, QueryRow
+from evaluation.data.table_files import (
+    ImageSource,
+    TableError,
+    columns_of,
+    is_absent,
+    is_word_for_nothing,
+    parse_attributes,
+    parse_box,
+    parse_flag,
+    parse_images,
+    parse_query_text,
+    parse_text,
+    parse_texts,
+    parse_weights,
+    read_rows,
+)
+from evaluation.data.text_cells import lone_surrogate, mended, strip_html
+
+_PRODUCT_COLUMNS = (
+    "product_id",
+    "title",
+    "description",
+    "category_path",
+    "attributes",
+    "images",
+    "split",
+    "group",
+    "core_box",
+    "attributes_image",
+    "attributes_text",
+)
+_QUERY_COLUMNS = (
+    "query_id",
+    "type",
+    "text",
+    "image_id",
+    "image",
+    "bbox",
+    "positives",
+    "positive_weights",
+    "negatives",
+    "split",
+    "kind",
+    "derived",
+    "reference_product_id",
+    "positive_categories",
+)
+_IMAGE_COLUMNS = ("image_id", "image")
+_INTERACTION_COLUMNS = ("query", "query_image", "product_id", "action", "count", "time", "split")
+_WRITTEN_COLUMNS = (
+    "product_id",
+    "attributes_image",
+    "attributes_text",
+    "written_image",
+    "written_text",
+    "problem_image",
+    "problem_text",
+    "attempts_image",
+    "attempts_text",
+    "model",
+)
+# Other names that files use. An alias counts only where the table has no column of the real name.
+_PRODUCT_ALIASES = {
+    "id": "product_id",
+    "image": "images",
+    "category": "category_path",
+    "name": "title",
+    "bbox": "core_box",
+}
+_QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
+_INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
+
+
+READING_KEYS = ("strip_html", "category_separator")
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How cells are read.
+
+    Args:
+        strip_html (`bool`): read titles, descriptions, categories, attributes and words of queries without HTML. Default
+            `False`: HTML stays, and the report counts it.
+        category_separator (`str` or `None`): what separates the levels of a category, such as "/". Default `None`: it is found,
+            see `evaluation.data.categories.CategoryReader`.
+        interactions: how a log becomes graded answers. Default: InteractionOptions's own.
+
+    Raises:
+        ValueError: an empty separator.
+    """
+
+    strip_html: bool = False
+    category_separator: str | None = None
+    interactions: InteractionOptions = field(default_factory=InteractionOptions)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strip_html, bool):
+            raise ValueError(f"strip_html: found {self.strip_html!r}; accepted: true or false")
+        separator = self.category_separator
+        if separator is not None and not (isinstance(separator, str) and separator):
+            raise ValueError(f"category_separator: found {separator!r}; accepted: a text such as '/' or ' - '")
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
+        """Return what an entry of `data` in a recipe says; its other keys are not read.
+
+        Raises:
+            ValueError: a value that cannot be used.
+        """
+        given = {key: entry[key] for key in READING_KEYS if key in entry}
+        return cls(**given, interactions=interactions or InteractionOptions())
+
+    def as_entry(self) -> dict[str, Any]:
+        """Return the keys that say the same in an entry of `data` in a recipe."""
+        said = {"strip_html": self.strip_html or None, "category_separator": self.category_separator}
+        return {key: value for key, value in said.items() if value is not None}
+
+    def clean(self, text: str) -> str:
+        """Return a text as these options read it."""
+        return strip_html(text) if self.strip_html else text
+
+    def clean_category(self, cell: Any) -> Any:
+        """Return a category's cell as these options read it, its separators still in it."""
+        if not self.strip_html:
+            return cell
+        if isinstance(cell, list | tuple | np.ndarray):
+            return [self.clean_category(part) for part in cell]
+        return strip_html(cell) if isinstance(cell, str) else cell
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ReadingOptions` that a command line offers."""
+    parser.add_argument("--strip-html", action="store_true", help="read texts without tags and entities of HTML")
+    parser.add_argument("--category-separator", help="what separates category levels, such as / (default: it is found)")
+
+
+def reading_options(chosen: argparse.Namespace, interactions: InteractionOptions | None = None) -> ReadingOptions:
+    """Return what the arguments of `add_reading_arguments` say.
+
+    Raises:
+        ValueError: an empty separator.
+    """
+    return ReadingOptions(chosen.strip_html, chosen.category_separator, interactions or InteractionOptions())
+
+
+class Table:
+    """Rows of one table under their known column names, and the cells that could not be read."""
+
+    def __init__(self, part: str, source: Any, found: Found, options: ReadingOptions) -> None:
+        columns, aliases = {
+            "products": (_PRODUCT_COLUMNS, _PRODUCT_ALIASES),
+            "queries": (_QUERY_COLUMNS, _QUERY_ALIASES),
+            "query_images": (_IMAGE_COLUMNS, {"id": "image_id"}),
+            "interactions": (_INTERACTION_COLUMNS, _INTERACTION_ALIASES),
+            "written_attributes": (_WRITTEN_COLUMNS, {}),
+        }[part]
+        self.part, self.found, self.options = part, found, options
+        self.label = str(source) if isinstance(source, str | Path) else part
+        self.folder = Path(source).parent if isinstance(source, str | Path) else Path()
+        self.rows = read_rows(Path(source)) if isinstance(source, str | Path) else [dict(row) for row in source]
+        if isinstance(self.rows, CsvRows):
+            for cell in self.rows.swallowed:
+                found.add("swallowed_rows", f"{self.label}, {cell}")
+        self._mend_unicode()
+        there = columns_of(self.rows)
+        self.names = {column: column for column in there if column in columns}
+        for column in there:
+            if column in columns:
+                continue
+            if column in aliases and aliases[column] not in self.names:
+                self.names[aliases[column]] = column
+            else:
+                near = difflib.get_close_matches(column, [*columns, *aliases], n=1)
+                found.add("unknown_columns", f"{part}: {column!r}" + (f" (nearest known: {near[0]!r})" if near else ""))
+
+    def _mend_unicode(self) -> None:
+        """Note each cell and each column's name with half a sign, which no tokenizer and no file takes."""
+        names = {column for column in columns_of(self.rows) if lone_surrogate(column)}
+        for index, row in enumerate(self.rows):
+            for column in [column for column, cell in row.items() if lone_surrogate(cell) or column in names]:
+                half = lone_surrogate(column) or lone_surrogate(row[column])
+                self.found.add("invalid_unicode", f"{self.label}, row {index}, column {mended(column)!r}: {half!r}")
+                self.rows[index] = {mended(name): mended(cell) for name, cell in self.rows[index].items()}
+
+    def require(self, *columns: str) -> None:
+        """Raise unless one of `columns` is there (an empty table has no columns and needs none)."""
+        if self.rows and not any(column in self.names for column in columns):
+            there = columns_of(self.rows)
+            unread = [column for column in there if column not in self.names.values()]
+            likely = likely_columns(columns, unread, self.rows)
+            hint = f"; {' or '.join(likely)} could be it: rename it" if likely else ""
+            wanted = " or ".join(map(repr, columns))
+            raise TableError(f"{self.label}: no column {wanted}{hint}; the columns are: {', '.join(there)}")
+
+    def ids(self, column: str) -> list[str]:
+        """The rows' own names.
+
+        Raises:
+            TableError: one that is no text and no number.
+        """
+        found = []
+        for index, row in enumerate(self.rows):
+            try:
+                found.append(parse_text(row.get(self.names[column])))
+            except ValueError as error:
+                raise TableError(f"{self.label}, row {index}, column {self.names[column]!r}: {error}") from error
+        return found
+
+    def cell(
+        self,
+        index: int,
+        item: str,
+        column: str,
+        parse: Callable[[Any], Any],
+        empty: Any,
+        *,
+        kind: str = "malformed_cells",
+    ) -> Any:
+        """One parsed cell; `empty` where there is none, or where it is malformed, which is noted."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        try:
+            return empty if is_absent(value) else parse(value)
+        except (ValueError, TypeError) as error:
+            self.found.add(kind, f"{self.part} {item!r}, column {column!r}: {error}")
+            return empty
+
+    def shown(self, index: int, item: str, column: str) -> dict[str, tuple[str, ...]] | None:
+        """What a picture or a text shows: attributes, none where the cell is an empty list or dict, None where it is absent."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        if isinstance(value, list | tuple | dict | np.ndarray) and len(value) == 0:
+            return {}
+        return self.attributes(index, item, column, None)
+
+    def text(self, index: int, item: str, column: str) -> str:
+        """What a person wrote, without HTML where that is asked for."""
+        return self.cell(index, item, column, lambda value: self.options.clean(parse_text(value)), "")
+
+    def query_text(self, index: int, item: str, column: str, has_picture: bool) -> str:
+        """The words of a query; "nan", "null" and "None" are words, and noted."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        if not is_word_for_nothing(value):
+            return self.text(index, item, column)
+        text = parse_query_text(value, has_picture=has_picture)
+        if text:
+            self.found.add("words_for_nothing", f"{self.part} {item!r}: {text!r}")
+        return text
+
+    def attributes(self, index: int, item: str, column: str, empty: Any) -> Any:
+        """Attributes, without HTML where that is asked for."""
+        return self.cell(index, item, column, lambda value: parse_attributes(value, self.options.clean), empty)
+
+    def categories(self, column: str) -> CategoryReader:
+        """The reader of a column of category paths."""
+        name = self.names.get(column, "")
+        cells = [self.options.clean_category(row.get(name)) for row in self.rows] if name else []
+        return CategoryReader(cells, self.options.category_separator)
+
+    def category(self, index: int, item: str, column: str, reader: CategoryReader) -> tuple[str, ...]:
+        """A category path; a separator that had to be found, and paths that are left out, are noted."""
+        value = self.rows[index].get(self.names.get(column, ""))
+        cell = self.cell(index, item, column, lambda value: reader.read(self.options.clean_category(value)), None)
+        if cell is None:
+            return ()
+        place = f"{item!r}: {value!r}"
+        if not is_documented(cell.separator) and self.options.category_separator is None:
+            self.found.add("split_categories", f"{place} → {' > '.join(cell.path)}")
+        if cell.paths:
+            self.found.add("several_categories", f"{place} → {' > '.join(cell.path)}")
+        if cell.undecided:
+            self.found.add("undecided_categories", place)
+        return cell.path
+
+
+def read_products(table: Table, root: str | Path | None) -> list[ProductRow]:
+    table.require("product_id")
+    table.require("title", "description", "images")
+    folder = Path(root) if root is not None else table.folder
+    categories = table.categories("category_path")
+    rows = []
+    for index, product_id in enumerate(table.ids("product_id")):
+        item = product_id or f"row {index}"
+        if not product_id:
+            table.found.add("missing_product_ids", item)
+        rows.append(
+            ProductRow(
+                product_id=product_id,
+                title=table.text(index, item, "title"),
+                description=table.text(index, item, "description"),
+                category=table.category(index, item, "category_path", categories),
+                attributes=table.attributes(index, item, "attributes", {}),
+                images=table.cell(index, item, "images", lambda value: parse_images(value, folder), ()),
+                split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
+                group=table.cell(index, item, "group", parse_text, None),
+                core_box=table.cell(index, item, "core_box", parse_box, None),
+                attributes_image=table.shown(index, item, "attributes_image"),
+                attributes_text=table.shown(index, item, "attributes_text"),
+            )
+        )
+    return rows
+
+
+def with_written_attributes(products: list[ProductRow], table: Table) -> list[ProductRow]:
+    """The products with what was written about them; what their own table says stays."""
+    table.require("product_id")
+    table.require("attributes_image", "attributes_text")
+    known = Ids(row.product_id for row in products)
+    written: dict[str, tuple[Any, Any]] = {}
+    for index, product_id in enumerate(table.ids("product_id")):
+        if product_id not in known:
+            table.found.add_dangling("dangling_written_attributes", f"row {index}", product_id, known)
+        elif product_id in written:
+            table.found.add("duplicate_written_attributes", f"row {index} → {product_id!r}")
+        else:
+            written[product_id] = (
+                table.shown(index, product_id, "attributes_image"),
+                table.shown(index, product_id, "attributes_text"),
+            )
+    rows = []
+    for row in products:
+        image, text = written.get(row.product_id, (None, None))
+        image = image if row.attributes_image is None else row.attributes_image
+        text = text if row.attributes_text is None else row.attributes_text
+        rows.append(replace(row, attributes_image=image, attributes_text=text))
+    return rows
+
+
+def read_query_images(table: Table, root: str | Path | None) -> dict[str, ImageSource]:
+    table.require("image_id")
+    table.require("image")
+    folder = Path(root) if root is not None else table.folder
+    images: dict[str, ImageSource] = {}
+    for index, image_id in enumerate(table.ids("image_id")):
+        pictures = table.cell(index, image_id, "image", lambda value: parse_images(value, folder), ())
+        if pictures:
+            images[image_id] = pictures[0]
+    return images
+
+
+def read_queries(table: Table, images: Mapping[str, ImageSource], root: str | Path | None) -> list[QueryRow]:
+    table.require("query_id")
+    table.require("positives", "positive_categories")
+    table.require("text", "image", "image_id")
+    folder = Path(root) if root is not None else table.folder
+    rows = []
+    for index, query_id in enumerate(table.ids("query_id")):
+        item = query_id or f"row {index}"
+        if not query_id:
+            table.found.add("missing_query_ids", item)
+        image = _query_image(table, index, item, images, folder)
+        text = table.query_text(index, item, "text", image is not None)
+        positives = tuple(dict.fromkeys(table.cell(index, item, "positives", parse_texts, ())))
+        rows.append(
+            QueryRow(
+                query_id=query_id,
+                type=_query_type(table, index, item, bool(text), image is not None),
+                text=text,
+                image=image,
+                box=table.cell(index, item, "bbox", parse_box, None),
+                positives=positives,
+                split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
+                kind=table.cell(index, item, "kind", parse_text, ""),
+                derived=table.cell(index, item, "derived", parse_flag, False),
+                reference_product_id=table.cell(index, item, "reference_product_id", parse_text, None),
+                negatives=table.cell(index, item, "negatives", parse_texts, ()),
+                positive_categories=table.cell(index, item, "positive_categories", parse_texts, ()),
+                positive_weights=_positive_weights(table, index, item, positives),
+            )
+        )
+    return rows
+
+
+def _positive_weights(table: Table, index: int, item: str, positives: tuple[str, ...]) -> tuple[float, ...]:
+    """The weights in order of the positives; a positive that is named twice keeps its greatest weight."""
+    weights = table.cell(index, item, "positive_weights", parse_weights, ())
+    if not weights:
+        return ()
+    named = table.cell(index, item, "positives", parse_texts, ())
+    if len(weights) != len(named):
+        problem = f"{len(weights)} weights for {len(named)} positives; accepted: one for each, or none"
+        table.found.add("malformed_cells", f"{table.part} {item!r}, column 'positive_weights': {problem}")
+        return ()
+    pairs = list(zip(named, weights, strict=True))
+    return tuple(max(weight for name, weight in pairs if name == positive) for positive in positives)
+
+
+def read_interactions(table: Table, products: list[ProductRow], root: str | Path | None) -> list[QueryRow]:
+    """The log as queries. One without a split goes with its best answer."""
+    table.require("product_id")
+    table.require("action")
+    table.require("query", "query_image")
+    options = table.options.interactions
+    folder = Path(root) if root is not None else table.folder
+    split_of = {row.product_id: row.split for row in products}
+    known = Ids(split_of)
+    usable: dict[tuple[Any, ...], Interaction] = {}
+    for index in range(len(table.rows)):
+        row = _read_interaction(table, index, folder, options)
+        if row is None:
+            continue
+        # Rows that a time tells apart are one event each, and so are all rows without a time.
+        same = (row.key, row.product_id, row.action.casefold(), index if row.time is None else row.time)
+        if row.product_id not in split_of:
+            table.found.add_dangling("dangling_interactions", f"row {index}", row.product_id, known)
+        elif same in usable:
+            table.found.add("duplicate_interactions", f"row {index} ({row.action} of {row.product_id!r})")
+        else:
+            usable[same] = row
+    if usable and options.half_life_days is not None and all(row.time is None for row in usable.values()):
+        table.found.add("no_times", f"{table.label}: half_life_days {options.half_life_days:g}")
+    if not usable:
+        table.found.add("no_interactions", f"{table.label}: {len(table.rows)} rows")
+    queries = graded_queries(usable.values(), options.half_life_days)
+    return [_logged_query(query, query.split or split_of[query.positives[0]]) for query in queries]
+
+
+def _logged_query(query: GradedQuery, split: str) -> QueryRow:
+    return QueryRow(
+        query_id=f"interactions-{query.key}",
+        type="image" if not query.text else "text" if query.image is None else "both",
+        text=query.text,
+        image=query.image,
+        positives=query.positives,
+        split=split,
+        kind="interactions",
+        positive_weights=query.weights,
+    )
+
+
+def _read_interaction(table: Table, index: int, folder: Path, options: InteractionOptions) -> Interaction | None:
+    """One row of the log, or None where the report says why it cannot be used."""
+    item = f"row {index}"
+    pictures = table.cell(index, item, "query_image", lambda value: parse_images(value, folder), ())
+    image = pictures[0] if pictures else None
+    text = table.query_text(index, item, "query", image is not None)
+    if not text and image is None:
+        table.found.add("empty_interactions", item)
+        return None
+    action = table.cell(index, item, "action", parse_text, "")
+    weight = options.weight_of(action)
+    if weight is None:
+        near = difflib.get_close_matches(action.casefold(), [name.casefold() for name in options.action_weights], n=1)
+        hint = f"the nearest: {near[0]!r}" if near else f"accepted: {', '.join(options.action_weights)}"
+        table.found.add("unknown_actions", f"{item}: {action!r} ({hint})")
+        return None
+    counted = table.rows[index].get(table.names.get("count", ""))
+    try:
+        count = 1.0 if is_absent(counted) else parse_count(counted)
+    except (ValueError, TypeError):
+        table.found.add("unusable_counts", f"{item}: {counted!r}")
+        return None
+    named = table.rows[index].get(table.names.get("query_image", ""))
+    return Interaction(
+        key=query_key(text, image, named.strip() if isinstance(named, str) else ""),
+        text=text,
+        image=image,
+        product_id=table.cell(index, item, "product_id", parse_text, ""),
+        action=action.casefold(),
+        weight=weight,
+        count=count,
+        time=table.cell(index, item, "time", parse_time, None, kind="unusable_times"),
+        split=table.cell(index, item, "split", parse_text, ""),
+    )
+
+
+def _query_image(
+    table: Table, index: int, item: str, images: Mapping[str, ImageSource], folder: Path
+) -> ImageSource | None:
+    pictures = table.cell(index, item, "image", lambda value: parse_images(value, folder), ())
+    if pictures:
+        return pictures[0]
+    image_id = table.cell(index, item, "image_id", parse_text, "")
+    if not image_id:
+        return None
+    # An id without a picture in query_images is taken as a file name; where there is no such file, the report says so.
+    return images[image_id] if image_id in images else str(folder / image_id)
+
+
+def _query_type(table: Table, index: int, item: str, has_text: bool, has_image: bool) -> str:
+    there = "both" if has_text and has_image else "image" if has_image else "text"
+    declared = table.cell(index, item, "type", parse_text, there)
+    if not has_text and not has_image:
+        return "text"  # counted as an empty query
+    if declared not in QUERY_TYPES:
+        problem = f"type {declared!r}; accepted: {', '.join(QUERY_TYPES)}"
+    elif (declared != "image" and not has_text) or (declared != "text" and not has_image):
+        problem = f"type {declared!r} without {'image' if has_text else 'text'}"
+    else:
+        return declared
+    table.found.add("type_mismatches", f"{item!r}: {problem}")
+    return there

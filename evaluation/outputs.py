@@ -1,0 +1,90 @@
+"""Refuse a file or folder that cannot be written before the work whose result it is for begins."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+class OutputError(ValueError):
+    """A file or folder that cannot be written; names the option and the path."""
+
+
+def require_writable_file(option: str, path: str | Path | None) -> None:
+    """Check that a file can be written, by opening it; what is there stays as it is.
+
+    Args:
+        option (`str`): what a message calls the path, such as "--output".
+        path: the file; `None` is not looked at.
+
+    Raises:
+        OutputError: a folder is there, or the file cannot be opened for writing; names the option and the path.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise OutputError(f"{option} {path}: this is a folder; accepted: the name of a file")
+        if path.exists():
+            with path.open("ab"):
+                return
+        folder = _nearest_folder(path.parent)
+        if folder == path.parent:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.close(descriptor)
+            path.unlink()
+        else:
+            _try_folder(folder, path)
+    except OSError as error:
+        raise OutputError(
+            f"{option} {path}: cannot be written ({_reason(error)}); accepted: a file in a folder of yours"
+        ) from error
+
+
+def require_writable_folder(option: str, path: str | Path | None) -> None:
+    """Check that a folder is there, or can be made, and takes files.
+
+    Args:
+        option (`str`): what a message calls the path.
+        path: the folder; `None` is not looked at.
+
+    Raises:
+        OutputError: a file is there, or nothing can be written; names the option and the path.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    try:
+        _try_folder(_nearest_folder(path), path)
+    except OSError as error:
+        raise OutputError(
+            f"{option} {path}: cannot be written ({_reason(error)}); accepted: a folder of yours"
+        ) from error
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there.
+
+    Raises:
+        OSError: it is no folder.
+    """
+    for folder in (path, *path.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise NotADirectoryError(20, f"{folder} is a file")
+            return folder
+    return Path()
+
+
+def _try_folder(folder: Path, wanted: Path) -> None:
+    for part in wanted.parts:
+        if len(os.fsencode(part)) > 255:
+            raise OSError(36, f"the name {part[:20]}… is too long")
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

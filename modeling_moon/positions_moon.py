@@ -1,0 +1,121 @@
+"""Work out where tokens stand, for Qwen's multimodal rotary encoding, from nothing but the inputs of a call.
+
+The base notes on its own module how far pictures move the text that follows them (`rope_deltas`); two calls at the same time
+then read each other's note. Here a call keeps nothing on a module: what a later call needs is noted on the cache of keys and
+values, which belongs to one conversation.
+
+Shape suffixes: B batch rows, T tokens of a row, H hidden width, I pictures of the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Positions(NamedTuple):
+    """Where the tokens of a pass stand.
+
+    Shapes: all_4BT int64 (4, B, T), the place among the attended tokens of the row, then time, height and width;
+        offset_B1 int64 (B, 1), how far the pictures so far move the text that follows.
+    """
+
+    all_4BT: torch.Tensor
+    offset_B1: torch.Tensor
+
+
+def find_positions(
+    vlm: Any,
+    is_image_BT: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    image_grid_thw: torch.Tensor | None,
+    cache: Any = None,
+) -> Positions:
+    """The positions of the tokens given now, which follow those in the cache.
+
+    A cache without a note (see `note_offset`) was filled without pictures and without regard to padding, as the base does for
+    text; the new tokens then go on in the same way.
+
+    Args:
+        vlm: the base's model, asked for the positions inside pictures (a pure function of it).
+        is_image_BT: 1 or True where image tokens stand, of the tokens given now.
+        attention_mask: (B, past + T), 1 for attended tokens; None or another shape: all are attended.
+        image_grid_thw: of the pictures given now; None: there are none.
+        cache: keys and values of earlier tokens.
+
+    Raises:
+        ValueError: a cache of another number of rows.
+    """
+    rows, length = is_image_BT.shape
+    past = 0 if cache is None else cache.get_seq_length()
+    known_B1 = _noted_offset(cache, rows) if past else None
+    if attention_mask is None or attention_mask.ndim != 2 or (past and known_B1 is None):
+        mask_BT = None
+        text_BT = torch.arange(length, device=is_image_BT.device).expand(rows, length) + past
+        before_B1: Any = past
+    else:
+        mask_BT = attention_mask[:, -length:]
+        counted_BT = (attention_mask.long().cumsum(dim=1) - 1).masked_fill(attention_mask == 0, 0)
+        text_BT, before_B1 = counted_BT[:, -length:], attention_mask[:, :-length].sum(dim=1, keepdim=True)
+    offset_B1 = text_BT.new_zeros(rows, 1) if known_B1 is None else known_B1.to(text_BT.device)
+    if image_grid_thw is None or not bool(is_image_BT.any()):
+        return Positions(torch.cat([text_BT[None], (text_BT + offset_B1).expand(3, -1, -1)]), offset_B1)
+    types_BT = is_image_BT.long()
+    inside_3BT, moved_B1 = vlm.get_rope_index(types_BT, types_BT, image_grid_thw=image_grid_thw, attention_mask=mask_BT)
+    return Positions(torch.cat([text_BT[None], inside_3BT + before_B1 + offset_B1]), offset_B1 + moved_B1)
+
+
+def note_offset(
+    cache: Any, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, total: int, rows: int
+) -> None:
+    """Note on a cache how far pictures moved the text, seen from the positions of the tokens that were just added.
+
+    Args:
+        cache: the cache; None: nothing is noted.
+        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) of text alone; None: nothing is noted.
+        attention_mask: (B, total), 1 for attended tokens; None or another shape: all are attended.
+        total: tokens in the cache now.
+        rows: B.
+    """
+    if cache is None or position_ids is None:
+        return
+    if position_ids.ndim == 2:
+        cache.picture_offset_B1 = position_ids.new_zeros(rows, 1)
+        return
+    next_B1 = position_ids[-3:].amax(dim=(0, 2))[:, None] + 1
+    has_mask = attention_mask is not None and attention_mask.ndim == 2
+    counted_B1: Any = attention_mask.sum(dim=1, keepdim=True) if has_mask else total
+    cache.picture_offset_B1 = (next_B1 - counted_B1).expand(rows, 1)
+
+
+def _noted_offset(cache: Any, rows: int) -> torch.Tensor | None:
+    """The note of a cache (B, 1), each row's repeated where the rows were multiplied since (beams, samples); None without."""
+    offset_B1 = getattr(cache, "picture_offset_B1", None)
+    if offset_B1 is None:
+        return None
+    times, rest = divmod(rows, len(offset_B1))
+    if rest or not times:
+        raise ValueError(
+            f"past_key_values: made for {len(offset_B1)} rows; found {rows}; accepted: a multiple, or position_ids"
+        )
+    return offset_B1.repeat_interleave(times, dim=0)
+
+
+def pictures_of_rows(is_image_BT: torch.Tensor, image_grid_thw: torch.Tensor, merge_size: int) -> list[int]:
+    """How many of the pictures each row holds, from the number of image tokens.
+
+    Args:
+        is_image_BT: bool, where image tokens stand.
+        image_grid_thw: (I, 3) patches of each picture, in the order of rows.
+        merge_size: patches of a token along each side.
+
+    Raises:
+        ValueError: another number of image tokens than the pictures have.
+    """
+    end_I = (image_grid_thw.prod(dim=-1) // merge_size**2).cumsum(dim=0)
+    end_B = is_image_BT.sum(dim=1).cumsum(dim=0)
+    if not len(end_I) or end_I[-1] != end_B[-1]:
+        found = int(end_I[-1]) if len(end_I) else 0
+        raise ValueError(f"image_grid_thw: pictures of {found} image tokens, and the rows hold {int(end_B[-1])}")
+    return torch.bincount(torch.searchsorted(end_B, end_I), minlength=len(is_image_BT)).tolist()

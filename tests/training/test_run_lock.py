@@ -1,0 +1,210 @@
+"""Two runs in one folder: the second is refused while the first lives, and takes its place when it is gone."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from launched import ROOT, launch_two, run_twice
+
+from training.data.mine import main as mine
+from training.recipe_files import RecipeError
+from training.run_lock import LOCK_FILE, Owner, alone_in, release, take
+from training.shop import main as shop
+from training.train import main
+
+ONE = SimpleNamespace(process_index=0, world_size=1, device="cpu")
+HOLDER = (
+    "import sys, time, pathlib; from training.run_lock import take; take(pathlib.Path(sys.argv[1])); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of tmp_path/run and does nothing else."""
+    folder = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], env=environment)
+    give_up = time.monotonic() + 60
+    while not (folder / LOCK_FILE).is_file() or not (folder / LOCK_FILE).read_text().endswith("\n"):
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def recipe(tiny_moon, tmp_path):
+    values = {
+        "base": str(tiny_moon("qwen3_vl")),
+        "data": ["catalogue"],
+        "catalogue": {"products": 24, "image_size": 64, "progress": False},
+        "query_mix": {"text": 1},
+        "target_mix": {"text": 1},
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "disable_tqdm": True,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def lock_of(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    owner = {**vars(Owner.this_process()), **changes}
+    (folder / LOCK_FILE).write_text(json.dumps(owner))
+
+
+def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_once_it_is_gone(holder, recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([recipe, "--output_dir", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"{run} is in use by process {holder.pid} of this machine since " in said
+    assert (
+        "accepted: another folder; or the same command when that process has ended, which then goes on where it stopped"
+        in said
+    )
+    assert [path.name for path in run.iterdir()] == [LOCK_FILE]
+    holder.send_signal(signal.SIGKILL)
+    while Owner(**json.loads((run / LOCK_FILE).read_text())).may_run(
+        Owner.this_process()
+    ):  # dead, and not yet waited for
+        time.sleep(0.02)
+    assert main([recipe, "--output_dir", str(run)]) == 0
+    assert not (run / LOCK_FILE).exists()
+    assert (run / "finished.json").is_file()
+
+
+def test_a_lock_of_another_machine_is_refused_with_what_to_do(tmp_path):
+    lock_of(tmp_path, host="gpu7", process=4242)
+    here = socket.gethostname()
+    with pytest.raises(
+        RecipeError,
+        match=rf"in use by process 4242 of the machine gpu7 since .*, as far as can be seen from {here}; accepted: another "
+        rf"folder; or, once that process has ended, delete {tmp_path}/{LOCK_FILE} and give the same command again",
+    ):
+        take(tmp_path)
+    (tmp_path / LOCK_FILE).unlink()
+    with alone_in(tmp_path, ONE):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"process": 2**22 + 1}, {"started": 1}, {"boot": "before the machine was started again"}],
+    ids=["no such process", "its number is another process's now", "the machine was started again"],
+)
+def test_a_lock_whose_process_is_gone_is_taken_over(tmp_path, changes):
+    lock_of(tmp_path, **changes)
+    take(tmp_path)
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "gp', "[]"])
+def test_a_lock_that_was_cut_off_in_writing_is_taken_over(tmp_path, text):
+    (tmp_path / LOCK_FILE).write_text(text)
+    take(tmp_path)
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+
+
+def test_one_process_does_not_run_twice_in_one_folder_either(tmp_path):
+    with alone_in(tmp_path, ONE), pytest.raises(RecipeError, match=f"in use by process {os.getpid()} of this machine"):
+        take(tmp_path)
+    take(tmp_path)
+
+
+def test_the_lock_of_another_process_is_not_released(holder, tmp_path):
+    release(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["process"] == holder.pid
+
+
+def _try(folder, start, found):
+    start.wait()
+    try:
+        take(folder)
+        found.put(os.getpid())
+    except RecipeError:
+        found.put(None)
+    start.wait()  # the winner lives until all have tried
+
+
+def test_of_many_processes_that_find_a_stale_lock_exactly_one_takes_it(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for _ in range(5):
+        lock_of(tmp_path, process=2**22 + 1)
+        start, found = context.Barrier(6), context.Queue()
+        processes = [context.Process(target=_try, args=(tmp_path, start, found)) for _ in range(6)]
+        for process in processes:
+            process.start()
+        winners = [one for one in (found.get(timeout=60) for _ in processes) if one is not None]
+        for process in processes:
+            process.join()
+        assert winners == [json.loads((tmp_path / LOCK_FILE).read_text())["process"]]
+
+
+TWO = """
+import json, os, pathlib, sys
+import torch.distributed as dist
+from types import SimpleNamespace
+from training.data.mine import main as mine
+from training.recipe_files import RecipeError
+from training.run_lock import alone_in
+
+dist.init_process_group("gloo")
+folder, rank = pathlib.Path(sys.argv[1]), dist.get_rank()
+processes = [None, None]
+dist.all_gather_object(processes, os.getpid())
+try:
+    with alone_in(folder, SimpleNamespace(process_index=rank, world_size=2, device="cpu")):
+        owner = json.loads((folder / "run.lock").read_text())["process"]
+        dist.barrier()
+    said = "first" if owner == processes[0] else f"{owner} of {processes}"
+except RecipeError as error:
+    said = str(error)
+(pathlib.Path(sys.argv[2]) / f"{rank}.txt").write_text(said)
+dist.destroy_process_group()
+"""
+
+
+def test_of_two_processes_that_train_together_the_first_holds_the_lock(tmp_path):
+    (tmp_path / "script.py").write_text(TWO)
+    run_twice(tmp_path / "script.py", str(tmp_path / "run"), str(tmp_path))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["first", "first"]
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+def test_two_processes_that_train_together_are_refused_together(holder, recipe, tmp_path):
+    done = launch_two(ROOT / "training" / "train.py", recipe, "--output_dir", str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert f"train: {tmp_path / 'run'} is in use by process {holder.pid}" in done.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        RecipeError, match="output_dir: .*Not a directory.*; accepted: a folder that can be made and written"
+    ):
+        take(tmp_path / "file" / "run")
+
+
+def test_a_second_mining_of_one_folder_is_refused(holder, tmp_path, capsys):
+    arguments = ["--model", "nowhere", "--data", "nowhere", "--output", str(tmp_path / "run")]
+    assert mine(arguments) == 2
+    assert f"mine: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
+
+
+def test_a_second_shop_of_one_folder_is_refused(holder, tmp_path, capsys):
+    assert shop(["--products", str(tmp_path / "products.csv"), "--output", str(tmp_path / "run")]) == 2
+    assert f"shop: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
