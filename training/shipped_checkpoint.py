@@ -85,11 +85,11 @@ The numbers are those of `results/moon1_catalogue.json`.
 - It knows 24 kinds of drawn products, {vocabulary:,} byte-pair tokens of English, and pictures of 96 × 96 pixels.
   Photographs of real products are foreign to it.
 - One training, one seed.
-- Photos come with the box of the product, as in its training; without boxes it finds less.
+- Photos come with the box of the product, as in its training; what it finds without boxes was not measured.
 
 ## How it was made
 `python -m training.shipped_checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two trainings, of which
-the second shows it mostly photos. `resolved_recipe.yaml` and `provenance.json` say how, and of which commit.
+the second shows it mostly photos. `resolved_recipe.yaml` and `provenance.json` are of the second training.
 """
 
 

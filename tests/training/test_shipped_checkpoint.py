@@ -76,7 +76,7 @@ def test_both_libraries_read_it_and_find_the_red_shoe():
     encoder = SentenceTransformer(str(SHIPPED), device="cpu")
     theirs = encoder.similarity(encoder.encode_document(products), encoder.encode_query([query]))[:, 0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert ours.argsort(descending=True).tolist() == [0, 1, 2]
+    assert int(ours.argmax()) == 0
 
 
 def test_unpacked_it_loads_in_a_process_that_cannot_see_the_package(tmp_path):
