@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make setup       the virtual environment .venv with everything in it"
-	@echo "make quickstart  build a small Moon, train it about two minutes, search with it; pictures in runs/quickstart"
+	@echo "make quickstart  search with a small trained Moon, train it a few steps further, search again; pictures in runs/quickstart"
 	@echo "make test        the tests"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff format the code"

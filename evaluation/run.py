@@ -184,7 +184,7 @@ def evaluate_model(
     results["skipped"] = cache.skipped()
     results["shortened"] = shortened = shortened_summary(cache.shortened())
     max_tokens = getattr(processor, "max_tokens", None)
-    results["warnings"] = [shortened_sentence(shortened, max_tokens)] if shortened["items"] else []
+    results["warnings"] = [shortened_sentence(shortened, max_tokens, cache.size())] if shortened["items"] else []
     results["provenance"] = provenance(
         options.seed,
         split=options.split,

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from .batch_moon import MoonBatch, Shortened, Skipped
+from .budget_moon import LEAST_OF_A_DESCRIPTION, SHORTENED_FIRST_TO_LAST, attributes_to_keep
 from .pixels_moon import (
     MAX_ASPECT_RATIO,
     aspect_ratio,
@@ -85,7 +86,6 @@ EMBEDDER_INSTRUCTION = "Represent the user's input."
 # Tokens of an item and of an image.
 DEFAULT_BUDGETS, EMBEDDER_BUDGETS = (1024, 256), (8192, 1800)
 _TEXT_SLOT = "\ue000text\ue001"
-_SHORTENED_FIRST_TO_LAST = ("description", "attributes", "title", "category")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ class MoonProcessor(ProcessorMixin):
         max_tokens (`int`): budget of one item, all that the processor emits for it: text, image tokens, a given reasoning
             and the closing tokens; what a model goes on to write is not in it. Images that leave less room than the text
             needs, or than a quarter of the budget if that is less, are made smaller, to equal shares of what they may
-            take; then the text is cut: description, attributes, title, category, in this order. Default 1024.
+            take; then the text is made shorter: first the description is cut at its end, or left out where fewer than 16 of
+            its tokens would stay; then whole attributes are left out, the longest first; then title and category are cut.
+            Default 1024.
         max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own; `from_base`
             has others.
         core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
@@ -617,7 +619,7 @@ class MoonProcessor(ProcessorMixin):
                 f"more than max_tokens={options.max_tokens}; accepted: a larger max_tokens or fewer images"
             )
             raise ProductError(row.item.name, "max_tokens", reason)
-        for part in _SHORTENED_FIRST_TO_LAST:
+        for part in SHORTENED_FIRST_TO_LAST:
             if len(row.ids) <= options.max_tokens:
                 break
             before = self._count(row, part)
@@ -636,17 +638,15 @@ class MoonProcessor(ProcessorMixin):
         return len(self._encode([plain_text(text, self._control_tokens)])[0]) if text else 0
 
     def _cut(self, row: _Row, part: str, excess: int) -> None:
-        """Take about `excess` tokens, at least one, off the end of one part, and tokenize the item again."""
+        """Take about `excess` tokens, at least one, out of one part, and tokenize the item again."""
         text = row.item.text
         if part == "attributes":
             sizes = [len(ids) for ids in self._encode([f"; {pair}" for pair in text.attributes])]
-            keep = len(sizes)
-            while keep and excess > 0:
-                keep -= 1
-                excess -= sizes[keep]
-            text.attributes = text.attributes[:keep]
+            text.attributes = [text.attributes[place] for place in attributes_to_keep(sizes, excess)]
         else:
             setattr(text, part, self._without_end(plain_text(getattr(text, part), self._control_tokens), excess))
+            if part == "description" and self._count(row, part) < LEAST_OF_A_DESCRIPTION:
+                text.description = ""
         row.ids = self._expand(self._encode([self._write(row)])[0], row.images)
 
     def _tensors(self, rows: list[_Row], options: _Options) -> dict[str, Any]:

@@ -522,6 +522,11 @@ class VectorCache:
         """
         return list(self._shortened)
 
+    def size(self) -> int:
+        """How many products, queries and label texts were encoded so far, each counted once."""
+        products = {row for gallery in self._galleries.values() for row in gallery.kept}
+        return len(products) + (len(self._queries.kept) if self._queries else 0) + len(self._labels)
+
     def _note_shortened(self, kind: str, encoded: Encoded, names: Sequence[str]) -> None:
         self._shortened += shortened_items(kind, encoded.shortened, names)
 

@@ -53,23 +53,33 @@ def shortened_summary(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def shortened_sentence(summary: Mapping[str, Any], max_tokens: int | None) -> str:
+def shortened_sentence(summary: Mapping[str, Any], max_tokens: int | None, total: int | None = None) -> str:
     """Say how many items were shortened, which parts of them, and the first.
 
     Args:
         summary: of `shortened_summary`, of at least one item.
         max_tokens (`int` or `None`): the processor's; `None` where it is not known.
+        total (`int` or `None`): how many items there were, for the share; `None` where it is not known.
     """
     budget = "the token budget" if max_tokens is None else f"max_tokens={max_tokens}"
     fields = ", ".join(
         f"pictures made smaller in {count}" if field == "images" else f"{field} cut in {count}"
         for field, count in summary["fields"].items()
     )
-    items = "1 item is" if summary["items"] == 1 else f"{summary['items']} items are"
+    items = _how_many(summary["items"], total)
     return f"{items} over {budget}: {fields}; first: {told(summary['first'][0])}"
+
+
+def _how_many(items: int, total: int | None) -> str:
+    """A number of items with its verb, and its share where the total is known."""
+    if total is None:
+        return "1 item is" if items == 1 else f"{items} items are"
+    return f"{items:,} of {total:,} items ({100 * items / total:.2g} %) {'is' if items == 1 else 'are'}"
 
 
 def told(one: Mapping[str, Any]) -> str:
     """Say what became of one part of an item; a long name, such as that of a label text, is shown by its beginning."""
     name = one["item"] if len(one["item"]) <= _LONGEST_NAME else one["item"][: _LONGEST_NAME - 1] + "…"
+    if not one["tokens_after"]:
+        return f"{one['kind']} {name!r}, {one['field']}: left out ({one['tokens_before']} tokens)"
     return f"{one['kind']} {name!r}, {one['field']}: {one['tokens_before']} → {one['tokens_after']} tokens"

@@ -94,7 +94,7 @@ def test_the_speeds_are_those_of_the_result_file():
 
 def test_the_tables_are_rendered_from_the_result_files():
     quickstart = results_of("quickstart.json")
-    table = comparison_table([quickstart["before"], quickstart["after"]], names=["untrained", "trained"])
+    table = comparison_table([quickstart["before"], quickstart["after"]], names=["shipped", "trained further"])
     assert table in README
     results, names = [], []
     for model, name in (("moon1", "Moon"), ("dual_tower", "dual tower")):

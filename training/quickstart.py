@@ -1,19 +1,25 @@
-"""The main job in five minutes: draw a catalogue, build a small Moon, train it, measure it before and after, search.
+"""The main job in five minutes: search with a small trained Moon, then train it further on a shop's own products.
 
     python -m training.quickstart
 
-Everything is written to runs/quickstart: the catalogue as a shop would bring it (parquet tables), the run with its metrics,
-the trained checkpoint (run/final), results.json and search.png. Stopped at any moment, the same command goes on.
+The searches of the first minute use the checkpoint that the package ships, so that they are the same on every machine. The
+training that follows has a fixed number of steps, and says how long it will take before it starts.
+
+Everything is written to runs/quickstart: the shipped checkpoint, complete (shipped), its searches (search.png), the products
+as a shop would bring them (parquet tables), the run with its metrics, the checkpoint that was trained further (run/final), its
+searches (search_after.png) and results.json. Stopped at any moment, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +34,26 @@ from evaluation.run import EvaluationOptions, evaluate_model
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductTables, QueryRow, load_tables
 from retrieval.encode import load_for_evaluation
-from training.assembly.starting_model import load_start, prepare_base
-from training.recipe.arguments import RecipeError, parse_recipe
-from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
+from training.assembly.stages import trainer_factory
+from training.assembly.starting_model import choose_what_learns, load_start, prepare_base
+from training.recipe.arguments import Recipe, RecipeError, parse_recipe
+from training.shipped_checkpoint import SHIPPED, unpack
+from training.train import (
+    FINISHED_FILE,
+    REFUSED,
+    STOPPED,
+    forgotten_if_refused,
+    open_run,
+    seconds_per_step,
+    write_records,
+)
 from training.train import run as train
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "training" / "recipes" / "quickstart.yaml"
+RECIPE = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 SEARCHES = ("text", "image", "both")
 OPTIONS_FILE = "options.json"
+UNSEEN = "test"
+"""The split of the catalogue that is searched, and never trained on."""
 
 
 def draw_catalogue(folder: Path, options: dict[str, Any]) -> ProductTables:
@@ -105,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def quickstart(folder: Path, overrides: list[str]) -> None:
+def quickstart(folder: Path, overrides: Sequence[str]) -> None:
     """The whole of it; what an earlier call has finished is kept.
 
     Args:
@@ -116,51 +133,98 @@ def quickstart(folder: Path, overrides: list[str]) -> None:
         RecipeError: the folder holds a run of other values, or a value that cannot be used.
     """
     started = time.monotonic()
-    (folder / "catalogue").mkdir(parents=True, exist_ok=True)
-    own = ["--output_dir", str(folder / "run"), "--data", str(folder / "catalogue")]
+    shop = folder / "shop"
+    shop.mkdir(parents=True, exist_ok=True)
+    own = ["--output_dir", str(folder / "run"), "--data", str(shop), "--base", str(SHIPPED)]
     recipe = parse_recipe([str(RECIPE), *own, *overrides])
     with forgotten_if_refused(recipe):
         open_run(
             recipe
         )  # before anything is drawn or made: it refuses other values, and clears where that is asked for
         recipe.training.overwrite = False
-        print(f"1/6  The catalogue, drawn into {folder / 'catalogue'}", flush=True)
-        tables = draw_catalogue(folder / "catalogue", recipe.data.catalogue or {})
-        unseen = tables.select("test")
-        print(
-            f"     {len(tables.products)} products, {len(unseen.products)} of them never seen in training", flush=True
-        )
-        print("2/6  A small Moon with random weights, and what it finds untrained", flush=True)
-        start = load_start(recipe, prepare_base(recipe, [tables.select("train")]), on_gpu=torch.cuda.is_available())
-    before = measure(*start, unseen, "untrained")
-    print(f"3/6  Training, about {recipe.training.train_minutes or 0:g} minutes", flush=True)
+        options = dict(recipe.data.catalogue or {})
+        unseen = draw_catalogue(folder / "unseen", {**options, "only": UNSEEN})
+        before = first_minute(folder, unseen)
+        print(f"seconds until the first searches and their measure: {time.monotonic() - started:.0f}", flush=True)
+        print(f"4/6  The shop's own products, drawn into {shop}", flush=True)
+        own_products = draw_catalogue(shop, {**options, "only": recipe.data.split})
+        say_how_long(recipe, own_products)
     train(recipe)
-    checkpoint = folder / "run" / "final"
-    print("4/6  What it finds now", flush=True)
-    after = measure(*load_for_evaluation(checkpoint), unseen, "trained")
-    print(comparison_table([before, after], names=["untrained", "trained"]))
-    print("5/6  The checkpoint, read by transformers and by sentence-transformers", flush=True)
-    records = [row.record() for row in unseen.products[:8]]
-    difference = check_both_libraries(checkpoint, records)
-    print(f"     largest difference between their vectors: {difference:.1e}", flush=True)
-    print("6/6  Three searches: words, a photo, a photo and words", flush=True)
-    contact_sheet(
-        search(checkpoint, unseen), folder / "search.png", title="Searches among products never seen in training"
-    )
+    after = second_look(folder, unseen, before)
+    difference = check_both_libraries(folder / "run" / "final", [row.record() for row in unseen.products[:8]])
+    print(f"     largest difference between the vectors of transformers and sentence-transformers: {difference:.1e}")
     provenance = after["provenance"] | {
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "largest_difference_between_libraries": difference,
+        "steps": recipe.training.max_steps,
     }
     results = {
-        "model": str(checkpoint),
+        "model": str(folder / "run" / "final"),
         "benchmark": "catalogue",
         "before": before,
         "after": after,
         "provenance": provenance,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {folder / 'results.json'} and {folder / 'search.png'} after {provenance['seconds']:.0f} seconds")
+    print(
+        f"wrote {folder / 'results.json'} and {folder / 'search_after.png'} after {provenance['seconds']:.0f} seconds"
+    )
+
+
+def first_minute(folder: Path, unseen: ProductTables) -> dict[str, Any]:
+    """Search and measure with the shipped checkpoint; nothing here depends on how fast the machine is.
+
+    Args:
+        folder: where the complete checkpoint and the searches are written.
+        unseen: products that no training saw, and their queries.
+
+    Returns:
+        The results of the checkpoint.
+    """
+    print(f"1/6  {len(unseen.products)} products that the shipped checkpoint has never seen", flush=True)
+    checkpoint = unpack(folder / "shipped")
+    print("2/6  Three searches: words, a photo, a photo and words", flush=True)
+    _draw_searches(checkpoint, unseen, folder / "search.png", "the shipped checkpoint")
+    print("3/6  What it finds", flush=True)
+    before = measure(*load_for_evaluation(checkpoint), unseen, "shipped")
+    print(comparison_table([before], names=["shipped"]), flush=True)
+    return before
+
+
+def say_how_long(recipe: Recipe, products: ProductTables) -> None:
+    """Measure a few steps, put every weight back, and print how long the training will take on this machine.
+
+    Args:
+        recipe: of the training; nothing is printed where it has finished.
+        products: what it trains on.
+    """
+    if (Path(recipe.training.output_dir) / FINISHED_FILE).is_file():
+        return
+    tables = [products.select(recipe.data.split)]
+    start = prepare_base(recipe, tables)
+    model, processor = load_start(recipe, start, on_gpu=recipe.training.device.type == "cuda", tables=tables)
+    learner = choose_what_learns(model, recipe.model)
+    make = trainer_factory(recipe, learner, processor, tables, functools.partial(write_records, recipe))
+    seconds, steps = seconds_per_step(recipe.training, make, learner), recipe.training.max_steps
+    minutes = f"{seconds * steps / 60:.0f} minutes" if seconds * steps >= 90 else f"{seconds * steps:.0f} seconds"
+    print(f"5/6  Training further: {steps} steps at {seconds:.2f} seconds a step here, about {minutes}", flush=True)
+
+
+def second_look(folder: Path, unseen: ProductTables, before: dict[str, Any]) -> dict[str, Any]:
+    """Measure and search with the checkpoint that was trained further, beside what the shipped one found."""
+    print("6/6  What it finds now, among the same products", flush=True)
+    checkpoint = folder / "run" / "final"
+    after = measure(*load_for_evaluation(checkpoint), unseen, "trained further")
+    print(comparison_table([before, after], names=["shipped", "trained further"]), flush=True)
+    _draw_searches(checkpoint, unseen, folder / "search_after.png", "the checkpoint that was trained further")
+    return after
+
+
+def _draw_searches(checkpoint: Path, unseen: ProductTables, path: Path, name: str) -> None:
+    title = f"Searches with {name}, among products never seen in training"
+    contact_sheet(search(checkpoint, unseen), path, title=title)
+    print(f"     wrote {path}", flush=True)
 
 
 if __name__ == "__main__":

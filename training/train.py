@@ -53,7 +53,7 @@ from training.batches.collate import UnreadableBatchError
 from training.batches.streams import StreamError
 from training.model.upcycle import UpcycleError
 from training.parallel.distributed import first_process_alone
-from training.recipe.arguments import Recipe, RecipeError, make_recipe, parse_recipe, usage
+from training.recipe.arguments import AUTO, Recipe, RecipeError, make_recipe, parse_recipe, usage
 from training.recipe.reasoning import COLD_START, cold_start_values
 from training.recipe.same_recipe import differences, differing_keys
 from training.runs.exact_resumption import METRICS_FILE, SHORTENED_FILE, SKIPPED_FILE, ResumeError
@@ -146,10 +146,11 @@ def _run(recipe: Recipe) -> None:
     if cold_start is not None:
         run_cold_start(recipe, cold_start)
     with args.main_process_first(local=False, desc="preparing the base"):
-        texts = sample_tables(streams) if recipe.model.small_base is not None else []
-        start = prepare_base(recipe, training_tables or texts)
+        sampled = recipe.model.small_base is not None or recipe.data.max_tokens == AUTO
+        texts = training_tables or (sample_tables(streams) if sampled else [])
+        start = prepare_base(recipe, texts)
     set_seed(args.seed)
-    model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda")
+    model, processor = load_start(recipe, start, on_gpu=args.device.type == "cuda", tables=texts)
     if args.evaluate_before:
         evaluate(recipe, model, processor, tables, "before", steps=0)
     learner = choose_what_learns(model, recipe.model)
@@ -289,7 +290,7 @@ def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module
     """Set max_steps from the time budget where it is not yet known, and write the recipe with it."""
     args = recipe.training
     if args.max_steps < 1 and args.train_minutes is not None:
-        seconds = seconds_per_step(args, make_trainer, model)
+        seconds = seconds_per_step(args, make_trainer, model, budget_seconds=0.02 * args.train_minutes * 60)
         steps = torch.tensor(max(1, round(args.train_minutes * 60 / seconds)), device=args.device)
         if args.world_size > 1:
             torch.distributed.broadcast(steps, src=0)
@@ -301,14 +302,14 @@ def settle_max_steps(recipe: Recipe, make_trainer: MakeTrainer, model: nn.Module
         write_records(recipe, Path(args.output_dir))
 
 
-def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module) -> float:
+def seconds_per_step(args: Any, make_trainer: MakeTrainer, model: nn.Module, budget_seconds: float = 0.0) -> float:
     """Time optimizer steps on the run's own first pairs, and put every weight back as it was.
 
-    The measurement takes about 2 % of the budget, and at least eight steps, of which the first three do not count.
+    The measurement takes `budget_seconds`, and at least eight steps, of which the first three do not count.
     """
     learning = [tensor for tensor in [*model.parameters(), *model.buffers()] if _may_change(tensor)]
     before = [tensor.detach().to("cpu", copy=True) for tensor in learning]
-    clock = _StepClock(budget_seconds=0.02 * args.train_minutes * 60)
+    clock = _StepClock(budget_seconds)
     steps = 10_000
     throwaway = dataclasses.replace(args, max_steps=steps, save_strategy="no", logging_strategy="no", report_to="none")
     throwaway.disable_tqdm = True

@@ -70,6 +70,7 @@ def make_catalogue(
     image_size: int = IMAGE_SIZE,
     queries_per_product: int = 3,
     splits: Sequence[tuple[str, float]] = SPLITS,
+    only: str | None = None,
     progress: bool = True,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Draws a catalogue: the tables `products` and `queries` as lists of rows. Our design (synthetic benchmark).
@@ -80,6 +81,7 @@ def make_catalogue(
         image_size: side of every picture, in pixels, at least 64.
         queries_per_product: 0 or more; types alternate image, text, both, so that 3 give one of each.
         splits: names and shares; each split gets at least one family of six products.
+        only: the split that is drawn; its rows are those of the whole catalogue. Default None: all splits.
         progress: whether to show a progress bar.
 
     Returns:
@@ -94,10 +96,13 @@ def make_catalogue(
         ValueError: a count or size out of range, shares that are not positive, or too few products for the splits.
     """
     _check(products, image_size, queries_per_product, splits)
+    if only not in (None, *(name for name, _ in splits)):
+        raise ValueError(f"only={only!r}; accepted: one of {', '.join(name for name, _ in splits)}, or None")
     items = make_items(products, seed=seed, splits=splits)
     catalogue = _Relations(items)
     product_rows, query_rows = [], []
-    for item in tqdm(items, desc="catalogue", unit="product", disable=not progress, delay=2.0, leave=False):
+    drawn = [item for item in items if only in (None, item.split)]
+    for item in tqdm(drawn, desc="catalogue", unit="product", disable=not progress, delay=2.0, leave=False):
         sprite = draw_sprite(item.design, image_size)
         product_rows.append(_product_row(item, sprite, seed, image_size))
         photographer = _Photographer(item, sprite, seed, image_size)

@@ -98,7 +98,7 @@ def test_a_title_that_is_cut_is_counted_named_and_said_in_the_results_and_in_the
     assert results["shortened"]["fields"]["title"] == 1
     assert {one["item"] for one in results["shortened"]["first"]} == {"p0"}
     (warning,) = results["warnings"]
-    assert "1 item is over max_tokens=" in warning
+    assert "1 of 11 items (9.1 %) is over max_tokens=" in warning
     assert f"on shop: {warning}" in printed
     assert report.main([str(tmp_path / "r.json"), "--compare", "R@10"]) == 0
     assert warning in capsys.readouterr().out

@@ -151,14 +151,25 @@ def test_the_budget_takes_description_then_attributes_then_title_then_category(p
     assert seen == set(order)
 
 
-def test_attributes_go_by_whole_pairs_from_the_end(processor):
-    product = {key: LONG[key] for key in ("title", "attributes")}
+def test_attributes_go_by_whole_pairs_the_longest_first(processor):
+    attributes = {"colour": "red", "care": "wash it cold and by hand, never in a machine", "size": ["M", "L"]}
+    product = {"title": LONG["title"], "attributes": attributes}
     whole = processor(products=[product])["input_ids"].shape[1]
     batch = processor(products=[product], max_tokens=whole - 1)
-    assert "<|attribute_start|>colour: red; material: cotton<|attribute_end|>" in processor.decode(
-        batch["input_ids"][0]
-    )
+    assert "<|attribute_start|>colour: red; size: M, L<|attribute_end|>" in processor.decode(batch["input_ids"][0])
     assert [one.field for one in batch.shortened] == ["attributes"]
+
+
+def test_a_description_of_which_too_little_would_stay_is_left_out_whole_before_any_attribute(processor):
+    without = processor(products=[{key: LONG[key] for key in ("title", "category", "attributes")}])
+    room = without["input_ids"].shape[1]
+    for budget in range(room, room + 17):
+        batch = processor(products=[LONG], max_tokens=budget)
+        assert torch.equal(batch["input_ids"], without["input_ids"])
+        ((part, after),) = [(one.field, one.tokens_after) for one in batch.shortened]
+        assert (part, after) == ("description", 0)
+    longer = processor(products=[LONG], max_tokens=room + 40)
+    assert 16 <= longer.shortened[0].tokens_after <= 40
 
 
 def hub_processor(tiny_base, **settings):

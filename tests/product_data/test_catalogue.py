@@ -430,3 +430,12 @@ def test_the_command_line_writes_tables_and_asks_for_something_to_do(tmp_path, m
 
 def test_the_picture_rate_is_counted():
     assert picture_rate(seconds=0.05, image_size=64) > 0
+
+
+def test_one_split_drawn_alone_is_what_it_is_in_the_whole_catalogue():
+    options = {"products": 36, "seed": 3, "image_size": 64, "progress": False}
+    whole, alone = make_catalogue(**options), make_catalogue(**options, only="test")
+    for rows, drawn in zip(whole, alone, strict=True):
+        assert drawn == [row for row in rows if row["split"] == "test"] != []
+    with pytest.raises(ValueError, match="only='tests'; accepted: one of train, valid, test, or None"):
+        make_catalogue(**options, only="tests")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from product_data.tables import load_tables
 from retrieval.encode import VectorCache, config_digest, encode, load_for_evaluation
-from retrieval.shortened import shortened_sentence, shortened_summary
+from retrieval.shortened import shortened_sentence, shortened_summary, told
 
 
 def picture(colour: str, size: int = 32) -> bytes:
@@ -164,6 +164,14 @@ def test_what_was_shortened_is_named_by_the_records_own_place_and_each_cache_cou
     sentence = shortened_sentence(summary, moon[1].max_tokens)
     assert f"3 items are over max_tokens={moon[1].max_tokens}: title cut in 1, " in sentence
     assert "first: product 'long', " in sentence
+    assert cache.size() == 4
+    assert "3 of 4 items (75 %) are over " in shortened_sentence(summary, moon[1].max_tokens, cache.size())
+
+
+def test_a_part_that_nothing_is_left_of_is_said_to_be_left_out() -> None:
+    one = {"kind": "product", "item": "c0-1", "field": "description", "tokens_before": 33, "tokens_after": 0}
+    assert "→ 0 tokens" not in told(one)
+    assert told(one) == "product 'c0-1', description: left out (33 tokens)"
 
 
 def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: Callable[..., Path]) -> None:

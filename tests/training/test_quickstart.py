@@ -1,12 +1,18 @@
-"""What the quickstart keeps of an earlier call, and what it refuses, with the training itself left out."""
+"""What the quickstart shows first, what it keeps of an earlier call, and what it refuses, on a few drawn products."""
 
 import json
 
 import pytest
 
 from training import quickstart
+from training.shipped_checkpoint import SHIPPED
 
 SMALL = ["--catalogue.products", "60", "--catalogue.image_size", "64", "--max_steps", "1"]
+SMALL += ["--per_device_train_batch_size", "2"]
+
+
+class ReachedError(quickstart.RecipeError):
+    pass
 
 
 def test_a_catalogue_is_drawn_again_only_for_other_options(tmp_path):
@@ -25,32 +31,78 @@ def test_a_catalogue_is_drawn_again_only_for_other_options(tmp_path):
     [
         (["--learning_rat", "1"], "quickstart: command line: unknown key 'learning_rat'"),
         (["--catalogue.products", "-3"], "quickstart: catalogue: "),
-        (["--moon.embedding_dim", "4096"], "quickstart: base or moon: "),
+        (["--moon.embedding_dim", "4096"], "quickstart: moon: found {'embedding_dim': 4096} with the Moon checkpoint "),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_sentence(tmp_path, capsys, arguments, message):
+def test_what_cannot_work_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
     assert quickstart.main(["--folder", str(tmp_path), *SMALL, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
+def test_the_shipped_checkpoint_is_searched_and_measured_before_anything_is_trained_or_timed(tmp_path, monkeypatch):
+    shown = []
+
+    def stop(*_):
+        raise ReachedError("the shop's products come next")
+
+    monkeypatch.setattr(quickstart, "measure", lambda *given: shown.append(given[2]) or {"scores": {}})
+    monkeypatch.setattr(quickstart, "comparison_table", lambda *_, **__: "")
+    monkeypatch.setattr(quickstart, "say_how_long", stop)
+    assert quickstart.main(["--folder", str(tmp_path), *SMALL]) == 2
+    assert (tmp_path / "search.png").is_file()
+    assert (tmp_path / "shipped" / "modeling_moon.py").is_file()
+    (unseen,) = shown
+    assert {row.split for row in unseen.products} == {"test"}
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_the_training_has_a_fixed_number_of_steps_starts_from_the_shipped_checkpoint_and_says_how_long_it_takes(
+    tmp_path, capsys, monkeypatch
+):
+    def stop(recipe):
+        assert (recipe.training.train_minutes, recipe.training.max_steps) == (None, 3)
+        assert recipe.model.base == str(SHIPPED)
+        raise ReachedError("the training is reached")
+
+    monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
+    monkeypatch.setattr(quickstart, "train", stop)
+    assert quickstart.main(["--folder", str(tmp_path), *SMALL, "--max_steps", "3"]) == 2
+    assert "the training is reached" in capsys.readouterr().err
+
+
+def test_how_long_it_takes_is_measured_and_said_before(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
+    monkeypatch.setattr(quickstart, "train", lambda *_: (_ for _ in ()).throw(ReachedError("the training is reached")))
+    quickstart.main(["--folder", str(tmp_path), *SMALL])
+    printed = capsys.readouterr().out
+    assert "Training further: 1 steps at " in printed
+    assert " seconds a step here, about " in printed
+
+
+def test_the_recipe_of_the_quickstart_knows_no_minutes():
+    recipe = quickstart.parse_recipe([str(quickstart.RECIPE)])
+    assert recipe.training.train_minutes is None
+    assert recipe.training.max_steps > 0
+
+
 def test_other_values_are_refused_before_anything_is_drawn_and_overwrite_starts_anew(tmp_path, capsys, monkeypatch):
     def reached(*_):
-        raise quickstart.RecipeError("the training is reached")
+        raise ReachedError("the training is reached")
 
+    monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
+    monkeypatch.setattr(quickstart, "say_how_long", lambda *_: None)
     monkeypatch.setattr(quickstart, "train", reached)
-    monkeypatch.setattr(quickstart, "measure", lambda *_: {})
     assert quickstart.main(["--folder", str(tmp_path), *SMALL]) == 2
     assert "the training is reached" in capsys.readouterr().err
-    base, products = tmp_path / "run" / "base" / "config.json", tmp_path / "catalogue" / "products.parquet"
-    times = base.stat().st_mtime_ns, products.stat().st_mtime_ns
-    changed = ["--folder", str(tmp_path), *SMALL, "--catalogue.products", "72", "--small_base.hidden_size", "64"]
-    changed += ["--moon.embedding_dim", "64"]
+    products = tmp_path / "shop" / "products.parquet"
+    drawn = products.stat().st_mtime_ns
+    changed = ["--folder", str(tmp_path), *SMALL, "--catalogue.products", "72", "--learning_rate", "0.5"]
     assert quickstart.main(changed) == 2
     message = capsys.readouterr().err
     assert "holds a run of another recipe (catalogue: " in message
-    assert "small_base: " in message
-    assert (base.stat().st_mtime_ns, products.stat().st_mtime_ns) == times
+    assert "learning_rate: " in message
+    assert products.stat().st_mtime_ns == drawn
     assert quickstart.main([*changed, "--overwrite"]) == 2
     assert "the training is reached" in capsys.readouterr().err
-    assert json.loads(base.read_text())["vlm_config"]["text_config"]["hidden_size"] == 64
-    assert products.stat().st_mtime_ns != times[1]
+    assert products.stat().st_mtime_ns != drawn

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.tables import ProductTables
+from training.assembly.token_budget import settle_budget
 from training.model.checkpoint import mark_adapter, save_moon
+from training.model.patch_embedding import patches_by_matrix
 from training.model.quantization import quantization_config
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
@@ -29,6 +31,7 @@ from training.runs.resume import written_whole
 
 BASE_FOLDERS = ("small_base", "base")
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_ROLES = ("system", "user", "assistant")
 
 
 def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
@@ -87,11 +90,11 @@ def _is_moon(base: str) -> bool:
 
 
 def texts_of(tables: list[ProductTables], instructions: Mapping[str, str]) -> Iterator[str]:
-    """Yield every text of the products and queries as the processor writes them, and the instructions.
+    """Yield every text of the products and queries as the processor writes them, the instructions, and the roles of the chat.
 
-    Instructions stand in every prompt, so they are repeated until their words become single tokens.
+    Instructions and roles stand in every prompt, so they are repeated until their words become single tokens.
     """
-    for instruction in {**DEFAULT_INSTRUCTIONS, **instructions}.values():
+    for instruction in (*{**DEFAULT_INSTRUCTIONS, **instructions}.values(), *_ROLES):
         yield from [instruction] * 100
     for table in tables:
         for row in table.products:
@@ -103,21 +106,31 @@ def texts_of(tables: list[ProductTables], instructions: Mapping[str, str]) -> It
             yield query.text
 
 
-def load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
+def load_start(
+    recipe: Recipe, folder: Path, on_gpu: bool, tables: Sequence[ProductTables] = ()
+) -> tuple[PreTrainedModel, MoonProcessor]:
     """Load model and processor, with the recipe's limits on tokens and pictures.
 
     Args:
         recipe: what to load and how.
         folder: what `prepare_base` returned.
         on_gpu: whether training will run on a GPU.
+        tables: the training split, by which `max_tokens` is measured; see `training.assembly.token_budget.settle_budget`.
 
     Raises:
         RecipeError: what transformers cannot load, or not with this `attn_implementation` or `embedding_dim`.
     """
     try:
-        return _load_start(recipe, folder, on_gpu)
+        model, processor = _load_start(recipe, folder, on_gpu)
     except (ValueError, OSError, ImportError) as error:
         raise RecipeError(f"base: {error}") from error
+    if not on_gpu:
+        patches_by_matrix(model)
+    said = settle_budget(processor, recipe.data.max_tokens, tables, allow_urls=recipe.data.allow_urls)
+    recipe.facts["max_tokens"] = processor.max_tokens
+    if said is not None and recipe.training.process_index == 0:
+        print(said, flush=True)
+    return model, processor
 
 
 def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
@@ -125,9 +138,8 @@ def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedM
     processor = MoonProcessor.from_pretrained(folder)
     processor.core_crop = data.core_crop
     processor.instructions = {**processor.instructions, **(data.instructions or {})}
-    for key in ("max_tokens", "max_image_tokens"):
-        if getattr(data, key) is not None:
-            setattr(processor, key, getattr(data, key))
+    if data.max_image_tokens is not None:
+        processor.max_image_tokens = data.max_image_tokens
     attention = attention_of(model.attn_implementation, on_gpu)
     if model.architecture == "dual_tower":
         base = model.base or Path(recipe.training.output_dir) / "small_base"

@@ -65,6 +65,7 @@ class SmallBaseConfig:
         spare_embeddings: rows of the embedding matrix beyond the vocabulary, as real Qwen checkpoints have them.
         tie_word_embeddings: whether the output layer is the embedding matrix.
         max_image_tokens: image tokens of the largest picture (one token covers 32×32 pixels, 28×28 for Qwen2.5-VL).
+        min_image_tokens: image tokens of the smallest picture; smaller ones, such as the crop of a core product, are enlarged.
         initializer_range: standard deviation of the random weights.
         seed: of the random weights.
     """
@@ -80,6 +81,7 @@ class SmallBaseConfig:
     spare_embeddings: int = 16
     tie_word_embeddings: bool = True
     max_image_tokens: int = 64
+    min_image_tokens: int = 1
     initializer_range: float = 0.02
     seed: int = 0
 
@@ -91,6 +93,10 @@ class SmallBaseConfig:
                 raise ValueError(f"small_base: {name}={getattr(self, name)} must be a positive multiple of {divisor}")
         if self.vision_depth < 2 or self.num_layers < 1:
             raise ValueError("small_base: vision_depth must be at least 2 and num_layers at least 1")
+        if not 1 <= self.min_image_tokens <= self.max_image_tokens:
+            raise ValueError(
+                f"small_base: min_image_tokens={self.min_image_tokens}; accepted: 1 to max_image_tokens={self.max_image_tokens}"
+            )
         if self.vocab_size < 300:
             raise ValueError(
                 f"small_base: vocab_size={self.vocab_size} is below 300 (256 bytes and the special tokens)"
@@ -187,7 +193,10 @@ def _preprocessor_config(sizes: SmallBaseConfig, patch_size: int) -> dict[str, A
         "merge_size": 2,
         "image_mean": [0.5, 0.5, 0.5] if qwen3 else [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.5, 0.5, 0.5] if qwen3 else [0.26862954, 0.26130258, 0.27577711],
-        "size": {"shortest_edge": pixels_per_token, "longest_edge": sizes.max_image_tokens * pixels_per_token},
+        "size": {
+            "shortest_edge": sizes.min_image_tokens * pixels_per_token,
+            "longest_edge": sizes.max_image_tokens * pixels_per_token,
+        },
     }
 
 

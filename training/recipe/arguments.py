@@ -156,7 +156,8 @@ class DataArguments:
             what is found by pattern. Of a table with a column "split" the rows of `split` and "all" are read.
         shuffle_rows: with streaming, rows that are read ahead and shuffled among each other.
         allow_urls: fetch pictures that are given as http(s) addresses, from public hosts only.
-        max_tokens: longest text of an item in tokens; None leaves the processor's own limit.
+        max_tokens: token budget of an item, pictures and prompt included; "auto": what 99 % of the products and queries need,
+            measured once (`training.assembly.token_budget`); None leaves the processor's own limit.
         max_image_tokens: largest number of image tokens per picture; None leaves the processor's own limit.
     """
 
@@ -178,7 +179,7 @@ class DataArguments:
     streaming: bool = False
     shuffle_rows: int = 1024
     allow_urls: bool = False
-    max_tokens: int | None = None
+    max_tokens: int | str | None = None
     max_image_tokens: int | None = None
 
 
@@ -384,8 +385,9 @@ def make_recipe(path: Path, values: dict[str, Any], arguments: list[str]) -> Rec
 
 def _parser(groups: typing.Iterable[Any]) -> "_Parser":
     parser = _Parser(list(groups), allow_abbrev=False)
-    if "--queue_steps" in parser._option_string_actions:
-        parser._option_string_actions["--queue_steps"].type = steps_or_auto
+    for key in ("--queue_steps", "--max_tokens"):
+        if key in parser._option_string_actions:
+            parser._option_string_actions[key].type = steps_or_auto
     return parser
 
 
@@ -422,6 +424,7 @@ def known_keys() -> dict[str, Any]:
         hints = typing.get_type_hints(group)
         keys |= {entry.name: hints[entry.name] for entry in dataclasses.fields(group) if entry.init}
     keys["data"] = list  # entries may be names, paths or mappings
+    keys["max_tokens"] = int | Literal["auto"] | None  # argparse knows no such type
     keys["queue_steps"] = int | Literal["auto"]  # argparse knows no such type
     return keys
 
@@ -620,7 +623,7 @@ def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
     if data.bucket_batches != 0:
         _check_number("bucket_batches", data.bucket_batches, 2)
     for key, low in (("max_tokens", 16), ("max_image_tokens", 1)):
-        if getattr(data, key) is not None:
+        if getattr(data, key) is not None and (key, getattr(data, key)) != ("max_tokens", AUTO):
             _check_number(key, getattr(data, key), low)
     if data.streaming and (training.evaluate_before or training.evaluate_after):
         raise RecipeError(

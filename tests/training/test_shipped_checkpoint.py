@@ -1,0 +1,108 @@
+"""The checkpoint that the package ships: small, with its card, of products that are not those it is measured on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
+
+from evaluation.report import comparison_table
+from product_data.catalogue.making import make_items
+from training import quickstart, shipped_checkpoint
+from training.recipe.arguments import parse_recipe
+from training.shipped_checkpoint import MEASURED_ON, SHIPPED, TRAINED_ON, card_table, ship, unpack
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = json.loads(shipped_checkpoint.RESULTS.read_text(encoding="utf-8"))
+RED = {"title": "Noru red sneakers", "category": "Sneakers", "attributes": {"colour": "red", "sole": "white"}}
+
+
+def test_all_files_together_take_at_most_12_megabytes_and_none_is_code():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12e6
+    assert not [path for path in files if path.suffix == ".py"]
+    assert {"README.md", "model.safetensors", "resolved_recipe.yaml", "provenance.json"} <= {
+        path.name for path in files
+    }
+
+
+def test_an_installed_package_has_it():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'training = ["recipes/**/*.yaml", "launch/*.yaml", "checkpoints/**/*"]' in settings
+
+
+def test_the_card_shows_the_numbers_of_the_results_file():
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert card_table(RESULTS) in card
+    assert f"{RESULTS['steps']:,} steps" in card
+    assert "license: apache-2.0" in card
+
+
+def test_what_the_first_minute_shows_is_in_the_results_file():
+    assert RESULTS["unseen"]["scores"]["i2mm"]["queries"] == 510
+    quick = json.loads((ROOT / "results" / "quickstart.json").read_text(encoding="utf-8"))
+    for direction, scores in quick["before"]["scores"].items():
+        assert scores["R@10"] == pytest.approx(RESULTS["unseen"]["scores"][direction]["R@10"], abs=0.01)
+
+
+def test_it_was_not_trained_on_what_it_is_measured_on():
+    seeds = [options["seed"] for options in MEASURED_ON.values()]
+    assert TRAINED_ON["seed"] not in seeds
+    assert len(set(seeds)) == 2
+    recipe = parse_recipe([str(quickstart.RECIPE)])
+    assert {"seed": 0, **recipe.data.catalogue} == MEASURED_ON["unseen"]
+    told_apart = [
+        {(item.design.kind.name, *sorted(item.attributes.items()), item.design.proportions) for item in items}
+        for items in (
+            [item for item in make_items(TRAINED_ON["products"], seed=TRAINED_ON["seed"]) if item.split == "train"],
+            [item for item in make_items(3400, seed=0) if item.split == "test"],
+        )
+    ]
+    assert len(told_apart[1]) == 510
+    assert not told_apart[0] & told_apart[1]
+
+
+def test_both_libraries_read_it_and_find_the_red_shoe():
+    products = [RED, {**RED, "attributes": {"colour": "blue", "sole": "white"}, "title": "Noru blue sneakers"}]
+    products.append({"title": "Fjell glass vase", "category": "Vases", "attributes": {"colour": "red"}})
+    query = {"text": "red trainers with white soles"}
+    model, processor = AutoModel.from_pretrained(SHIPPED).eval(), AutoProcessor.from_pretrained(SHIPPED)
+    with torch.inference_mode():
+        ours = model(**processor(products=products)).embeddings @ model(**processor(queries=[query])).embeddings[0]
+    encoder = SentenceTransformer(str(SHIPPED), device="cpu")
+    theirs = encoder.similarity(encoder.encode_document(products), encoder.encode_query([query]))[:, 0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert int(ours.argmax()) == 0
+
+
+def test_unpacked_it_loads_in_a_process_that_cannot_see_the_package(tmp_path):
+    folder = unpack(tmp_path / "shipped")
+    (tmp_path / "load.py").write_text(
+        "from transformers import AutoModel, AutoProcessor\n"
+        "model = AutoModel.from_pretrained('shipped', trust_remote_code=True)\n"
+        "processor = AutoProcessor.from_pretrained('shipped', trust_remote_code=True)\n"
+        "print(model(**processor(products=[{'title': 'red shoe'}])).embeddings.shape)\n"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "load.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip().endswith("torch.Size([1, 128])"), done.stderr[-2000:]
+    before = (folder / "config.json").stat().st_mtime_ns
+    assert unpack(folder) == folder
+    assert (folder / "config.json").stat().st_mtime_ns == before
+
+
+def test_shipping_leaves_the_code_behind_and_writes_the_card(tiny_moon, tmp_path):
+    ship(tiny_moon("qwen3_vl"), RESULTS | {"steps": 7}, tmp_path / "target")
+    names = {path.name for path in (tmp_path / "target").iterdir()}
+    assert {"README.md", "model.safetensors", "config.json", "processor_config.json"} <= names
+    assert not [name for name in names if name.endswith(".py")]
+    card = (tmp_path / "target" / "README.md").read_text(encoding="utf-8")
+    table = comparison_table([RESULTS["validation"], RESULTS["unseen"]], names=["moon1-catalogue"] * 2)
+    assert table in card
+    assert "7 steps of " in card
