@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 quickstart: setup
-	$(BIN)/python -m training.quickstart
+	$(BIN)/moon3 quickstart
 
 test: setup
 	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -1,6 +1,6 @@
 """Thinking only when unsure: what it brings and costs; and whether vectors with and without reasoning share one space.
 
-python -m evaluation.gate --model DIR --benchmark catalogue|PATH --output results/gate.json
+moon3 gate --model DIR --benchmark catalogue|PATH --output results/gate.json
 
 Every query and every product is encoded once without and once with reasoning; all else is computed from these vectors.
 Beside the file lie the same numbers as tables (.md) and as curves (.png).
@@ -10,10 +10,8 @@ Shape suffixes: Q queries.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +25,12 @@ from evaluation.benchmarks.retrieval import DIRECTIONS, Search, make_search
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
 from evaluation.provenance import provenance
-from evaluation.run import limited_tables, load_benchmark
+from evaluation.run import limited_tables
 from modeling_moon.embedding_moon import MarginGate
+from product_data.errors import OptionError
 from product_data.outputs import require_writable_file
 from product_data.tables import ProductTables, TableError
-from retrieval.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
+from retrieval.encode import Encoded, VectorCache, config_digest, encode
 from retrieval.shortened import shortened_summary
 
 WAYS = ("none", "generate")
@@ -58,7 +57,7 @@ class GateOptions:
         progress (`bool`): progress bars for longer work. Default True.
 
     Raises:
-        ValueError: a number below 1.
+        OptionError: a number below 1.
     """
 
     split: str | None = "test"
@@ -74,7 +73,7 @@ class GateOptions:
         for name in ("limit", "batch_size", "max_reasoning_tokens", "resamples", "rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; accepted: 1 or more")
+                raise OptionError(f"{name}={value}; accepted: 1 or more")
 
 
 @dataclass(frozen=True)
@@ -335,7 +334,7 @@ class _Sides:
             absent[name] = "the gallery has one product: nothing to be unsure of"
             return None
         if any(one.asked != first.asked or one.positives != first.positives for one in searches.values()):
-            raise ValueError(
+            raise TableError(
                 f"{name}: other records could be encoded with reasoning than without: they cannot be compared"
             )
         encoded = self.encoded[kind]["generate"]
@@ -370,67 +369,31 @@ def _margins(search: Search) -> np.ndarray:
     return MarginGate(search.gallery).margins(vectors, search.repeated).clamp(max=2).numpy()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.gate",
-        description="Quality and cost of reasoning only when unsure, and whether reasoned and un-reasoned vectors share a space.",
-    )
-    parser.add_argument("--model", required=True, help="folder or hub id of a Moon checkpoint that reasons")
-    parser.add_argument(
-        "--benchmark", required=True, help="catalogue, or a folder or products file in the two-table format"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="results file (.json); .md and .png are put beside it"
-    )
-    parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
-    parser.add_argument("--limit", type=int, help="on this many products")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument(
-        "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default: 5)")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
-    parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
-    parser.add_argument("--seed", type=int, default=0, help="of the catalogue, limit and bootstrap")
-    return parser
+def gate_files(output: Path) -> tuple[Path, Path, Path]:
+    """Return the results file and beside it the page and the picture; all of them can be written.
+
+    Raises:
+        OptionError: no .json file.
+        OutputError: what cannot be written.
+    """
+    if output.suffix != ".json":
+        raise OptionError(f"--output {output}; accepted: a .json file")
+    paths = output, output.with_suffix(".md"), output.with_suffix(".png")
+    for path in paths:
+        require_writable_file("--output", path)
+    return paths
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure from the command line; returns the exit status, 2 for what the user can put right."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        return _run(chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def write_gate(results: dict[str, Any], output: Path) -> None:
+    """Write what was measured: numbers (.json), tables (.md) and curves (.png).
 
-
-def _run(chosen: argparse.Namespace) -> int:
-    if chosen.output.suffix != ".json":
-        raise ValueError(f"--output {chosen.output}; accepted: a .json file")
-    for suffix in (".json", ".md", ".png"):
-        require_writable_file("--output", chosen.output.with_suffix(suffix))
-    options = GateOptions(
-        split=chosen.split,
-        limit=chosen.limit,
-        batch_size=chosen.batch_size,
-        max_reasoning_tokens=chosen.max_reasoning_tokens,
-        seed=chosen.seed,
-        rounds=chosen.rounds,
-    )
-    tables = load_benchmark(chosen.benchmark, chosen)
-    model, processor = load_for_evaluation(chosen.model, device=chosen.device)
-    results = measure_gate(model, processor, tables, model_name=chosen.model, options=options)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    Args:
+        results: from `measure_gate`.
+        output: the .json file.
+    """
+    numbers, tables, curves = gate_files(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    chosen.output.write_text(text, encoding="utf-8")
-    written = markdown(results)
-    chosen.output.with_suffix(".md").write_text(written, encoding="utf-8")
-    draw_curves(results, chosen.output.with_suffix(".png"))
-    print(written)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    numbers.write_text(text, encoding="utf-8")
+    tables.write_text(markdown(results), encoding="utf-8")
+    draw_curves(results, curves)

@@ -1,6 +1,6 @@
 """What a vector was read from: attention over pictures and words, modality gates, written attributes; one PNG an item.
 
-    python -m evaluation.heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
+    moon3 heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
         [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
 
 MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. How rows, heads and layers are averaged, and how the
@@ -11,7 +11,6 @@ Shape suffixes: T tokens of the item, R tokens that are read, A heads, W words.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import json
@@ -36,9 +35,9 @@ from evaluation.explanation import Explanation, PictureHeat
 from evaluation.heatmap_drawing import draw_explanation, save_explanation
 from modeling_moon.tokens_moon import readable_tokens
 from processing_moon.product_moon import ProductError, image_list, is_product, read_product
+from product_data.errors import OptionError
 from product_data.outputs import require_writable_folder
-from product_data.reading import add_reading_arguments, reading_options
-from product_data.tables import ProductTables, load_tables
+from product_data.tables import ProductTables
 from retrieval.encode import load_for_evaluation
 
 __all__ = ["Explanation", "PictureHeat", "draw_explanation", "eager_attention", "explain", "save_explanation"]
@@ -48,7 +47,7 @@ FIRST_TOKEN, INSTRUCTION, TEMPLATE = "first token", "instruction", "template and
 READ_TOKEN, WRITTEN = "read-out token", "reasoning"
 _CORE_CROP = "core crop"
 _CONTROL, _REPLACEMENT = "\0", "\ufffd"  # what stands for a control token, and for a part of a character
-_INDEX = "index.json"
+INDEX_FILE = "index.json"
 Picture = tuple[str, np.ndarray, tuple[int, int]]  # name, pixels, rows and columns of image tokens
 
 
@@ -115,11 +114,11 @@ def explain(
     """
     encoder = getattr(model, "model", model)
     if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
-        raise ValueError(f"{type(model).__name__} has no joint attention to explain; accepted: a Moon model")
+        raise OptionError(f"{type(model).__name__} has no joint attention to explain; accepted: a Moon model")
     if reasoning not in REASONING:
-        raise ValueError(f"reasoning={reasoning!r}; accepted: {', '.join(REASONING)}")
+        raise OptionError(f"reasoning={reasoning!r}; accepted: {', '.join(REASONING)}")
     if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
-        raise ValueError(
+        raise OptionError(
             f"reasoning={reasoning!r}, but this model writes none (its max_reasoning_tokens is None); accepted: 'none'"
         )
     chosen = _chosen_layers(layers, model.config.text_config.num_hidden_layers)
@@ -137,7 +136,7 @@ def _chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
         return tuple(range(depth))
     wrong = [layer for layer in layers if isinstance(layer, bool) or layer not in range(depth)]
     if wrong or not len(layers):
-        raise ValueError(f"layers={list(layers)!r}; accepted: one or more of 0 to {depth - 1}, the decoder layers")
+        raise OptionError(f"layers={list(layers)!r}; accepted: one or more of 0 to {depth - 1}, the decoder layers")
     return tuple(sorted(set(layers)))
 
 
@@ -388,8 +387,50 @@ def _reasoning_place(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From the command line: one PNG an item, and an index
+# A folder of pictures: one PNG an item, and an index
 # ---------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """What to draw of a data set.
+
+    Args:
+        queries (`bool`): queries instead of products. Default False.
+        ids (`Sequence[str]` or `None`): these products (or queries), in this order. Default: all.
+        first (`int` or `None`): the first ones alone. Default: all.
+        reasoning (`str`): "none" or "generate": let the model write attributes first. Default "none".
+        layers (`Sequence[int]` or `None`): decoder layers to average. Default: all.
+        relative (`bool`): heat relative to uniform attention. Default False.
+        font (`Path` or `None`): font file, for scripts that Pillow's own font lacks.
+        overwrite (`bool`): draw again what is there. Default False.
+
+    Raises:
+        OptionError: a number below 1, or a file that is no font.
+    """
+
+    queries: bool = False
+    ids: Sequence[str] | None = None
+    first: int | None = None
+    reasoning: str = "none"
+    layers: Sequence[int] | None = None
+    relative: bool = False
+    font: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.first is not None and self.first < 1:
+            raise OptionError(f"--first {self.first}; accepted: 1 or more")
+        if self.font is not None:
+            try:
+                ImageFont.truetype(str(self.font))
+            except OSError as error:
+                raise OptionError(f"--font {self.font}: {error}; accepted: a font file") from error
+
+    @property
+    def kind(self) -> str:
+        """Of what the items are: "query" or "product"."""
+        return "query" if self.queries else "product"
+
+
 @dataclass
 class _Index:
     """The index file of a folder: how its pictures were made, what each says, and what could not be read."""
@@ -407,14 +448,14 @@ class _Index:
             ValueError: a folder whose pictures were made otherwise, unless they are to be made anew; an index.json that is
                 no index of heat maps.
         """
-        path = folder / _INDEX
+        path = folder / INDEX_FILE
         if not path.is_file():
             return cls(path, settings, {}, [])
         before = _read_index(path)
         items = {entry["id"]: entry for entry in before["items"]}
         other = sorted(name for name in settings if before["settings"].get(name) != settings[name])
         if other and not overwrite:
-            raise ValueError(
+            raise OptionError(
                 f"{folder} holds pictures made with another {', '.join(other)}; accepted: another --output, or "
                 "--overwrite, which removes them"
             )
@@ -445,122 +486,91 @@ class _Index:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    accepted = f"accepted: another --output, or a folder without {_INDEX}"
+    accepted = f"accepted: another --output, or a folder without {INDEX_FILE}"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); {accepted}") from error
+        raise OptionError(f"{path}: not readable as JSON ({error}); {accepted}") from error
     entries = found.get("items") if isinstance(found, dict) and isinstance(found.get("settings"), dict) else None
     if not isinstance(entries, list) or not all(
         isinstance(one, dict) and {"id", "file"} <= one.keys() for one in entries
     ):
-        raise ValueError(f"{path}: no index that this command wrote; {accepted}")
+        raise OptionError(f"{path}: no index that this command wrote; {accepted}")
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.heatmap", description="Draw what vectors were read from, a PNG for each product."
-    )
-    parser.add_argument("--model", required=True, help="folder or hub id of a Moon checkpoint")
-    parser.add_argument("--data", required=True, help="catalogue, or a folder or products file in the two-table format")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the PNGs and of index.json")
-    parser.add_argument("--split", default="test", help="split to take items from; all for every row (default: test)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ids", nargs="+", metavar="ID", help="these products (or queries)")
-    which.add_argument("--first", type=int, metavar="N", help="the first N (default: all)")
-    parser.add_argument("--queries", action="store_true", help="queries instead of products")
-    parser.add_argument("--reasoning", choices=("none", "generate"), default="none", help="let the model write first")
-    parser.add_argument(
-        "--layers", nargs="+", type=int, metavar="LAYER", help="decoder layers to average (default: all)"
-    )
-    parser.add_argument("--relative", action="store_true", help="heat relative to uniform attention (mean read-out)")
-    parser.add_argument("--font", type=Path, help="font file, for scripts that Pillow's own font lacks")
-    parser.add_argument("--overwrite", action="store_true", help="draw again what is there")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
-    add_reading_arguments(parser)
-    parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
-    parser.add_argument("--seed", type=int, default=0, help="of the catalogue")
-    return parser
+def draw_heatmaps(
+    checkpoint: str,
+    tables: ProductTables,
+    output: Path,
+    options: HeatmapOptions,
+    *,
+    split: str = "test",
+    device: str | None = None,
+) -> dict[str, int]:
+    """Draw items of a data set, a PNG each and index.json; what is there already is kept.
 
+    Args:
+        checkpoint: folder or hub id of a Moon checkpoint.
+        tables: the data set.
+        output: the folder; made where it is not there.
+        options: what to draw.
+        split (`str`): to take items from; "all" for every row. Default "test".
+        device (`str` or `None`): default: the first GPU, or else the CPU.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw from the command line; returns the exit status, 2 for what the user can put right, 1 where nothing was drawn."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        return _run(chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    Returns:
+        How many are "drawn", "kept" and "unreadable".
 
-
-def _run(chosen: argparse.Namespace) -> int:
-    if chosen.font is not None:
-        ImageFont.truetype(str(chosen.font))  # a file that is no font is refused before anything is computed
-    require_writable_folder("--output", chosen.output)
-    catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}
-    tables = load_tables(
-        chosen.data, images_root=chosen.images_root, seed=chosen.seed, reading=reading_options(chosen), **catalogue
-    )
-    tables.report.raise_if_fatal()
-    print(tables.report, file=sys.stderr)
-    records = _records(tables.select(chosen.split), chosen)
-    model, processor = load_for_evaluation(chosen.model, device=chosen.device)
-    chosen.output.mkdir(parents=True, exist_ok=True)
+    Raises:
+        OptionError: nothing to draw, an id that is not there, a folder whose pictures were made otherwise.
+        OutputError: a folder that cannot be written.
+        TableError: no such split.
+        CheckpointError: a checkpoint that cannot be used.
+    """
+    require_writable_folder("--output", output)
+    records = _records(tables.select(split), split, options)
+    model, processor = load_for_evaluation(checkpoint, device=device)
+    output.mkdir(parents=True, exist_ok=True)
     settings = {
-        "model": str(chosen.model),
+        "model": str(checkpoint),
         "data": tables.name,
-        "kind": "query" if chosen.queries else "product",
-        "reasoning": chosen.reasoning,
-        "layers": None if chosen.layers is None else sorted(set(chosen.layers)),
-        "relative": chosen.relative,
+        "kind": options.kind,
+        "reasoning": options.reasoning,
+        "layers": None if options.layers is None else sorted(set(options.layers)),
+        "relative": options.relative,
     }
-    index = _Index.open(chosen.output, settings, overwrite=chosen.overwrite)
-    wanted = [record for record in records if chosen.overwrite or not index.has(record["id"])]
+    index = _Index.open(output, settings, overwrite=options.overwrite)
+    wanted = [record for record in records if options.overwrite or not index.has(record["id"])]
+    how: dict[str, Any] = {"reasoning": options.reasoning, "layers": options.layers, "relative": options.relative}
     for record in tqdm(wanted, desc="explain", unit=" items"):
         try:
-            (explanation,) = explain(
-                model, processor, [record], reasoning=chosen.reasoning, layers=chosen.layers, relative=chosen.relative
-            )
+            (explanation,) = explain(model, processor, [record], **how)
         except ProductError as error:
             print(f"not drawn: {error}", file=sys.stderr)
             index.unreadable.append({"id": record["id"], "field": error.field, "reason": error.reason})
         else:
             name = index.file_of(record["id"])
-            save_explanation(explanation, chosen.output / name, chosen.font)
+            save_explanation(explanation, output / name, options.font)
             index.items[record["id"]] = {"file": name, **explanation.as_dict()}
         index.write()
-    kept, failed = len(records) - len(wanted), len(index.unreadable)
-    print(f"{chosen.output}: {len(wanted) - failed} drawn, {kept} kept, {failed} unreadable (listed in {_INDEX})")
-    return 1 if failed == len(records) else 0
+    failed = len(index.unreadable)
+    return {"drawn": len(wanted) - failed, "kept": len(records) - len(wanted), "unreadable": failed}
 
 
-def _records(tables: ProductTables, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records to explain, in the order of the table or of --ids.
-
-    Raises:
-        ValueError: nothing to explain, or an id that is not there.
-    """
+def _records(tables: ProductTables, split: str, options: HeatmapOptions) -> list[dict[str, Any]]:
+    """The records to explain, in the order of the table or of the ids."""
     rows: dict[str, Any] = (
         {row.query_id: row for row in tables.queries}
-        if chosen.queries
+        if options.queries
         else {row.product_id: row for row in tables.products}
     )
-    kind = "query" if chosen.queries else "product"
-    if chosen.ids is not None:
-        for name in chosen.ids:
+    if options.ids is not None:
+        for name in options.ids:
             if name not in rows:
                 near = difflib.get_close_matches(name, rows, n=1)
                 hint = f"; the nearest is {near[0]!r}" if near else ""
-                raise ValueError(f"--ids: {tables.name}, split {chosen.split!r} has no {kind} {name!r}{hint}")
-        rows = {name: rows[name] for name in chosen.ids}
-    if chosen.first is not None and chosen.first < 1:
-        raise ValueError(f"--first {chosen.first}; accepted: 1 or more")
+                raise OptionError(f"--ids: {tables.name}, split {split!r} has no {options.kind} {name!r}{hint}")
+        rows = {name: rows[name] for name in options.ids}
     if not rows:
-        raise ValueError(f"{tables.name}, split {chosen.split!r} has no {kind} to explain")
-    return [row.record() for row in list(rows.values())[: chosen.first]]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise OptionError(f"{tables.name}, split {split!r} has no {options.kind} to explain")
+    return [row.record() for row in list(rows.values())[: options.first]]

@@ -33,7 +33,7 @@ def provenance(seed: int, **more: Any) -> dict[str, Any]:
         "uncommitted_changes": None if status is None else bool(status),
         "versions": {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES},
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -57,3 +57,8 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _program(path: Path) -> str:
+    """What was started: a script, or a package that was run with `python -m`."""
+    return path.parent.name if path.name == "__main__.py" else path.name

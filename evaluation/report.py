@@ -1,13 +1,11 @@
 """Results as tables, and pictures of what a search found.
 
-python -m evaluation.report results/shared_*.json [--compare R@10]
+moon3 report results/shared_*.json [--compare R@10]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +19,7 @@ from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.fonts import Font, font_for, readable
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon.product_moon import ProductError, open_image
+from product_data.errors import OptionError
 from product_data.tables import ProductRow, QueryRow
 
 _ABSENT = "–"
@@ -49,7 +48,7 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
     A model that reasoned says so behind its name: "moon3 (reasoning ≤ 32)", "moon3 (queries reason ≤ 32)".
 
     Args:
-        results: results as `evaluation.run` writes them.
+        results: results as `moon3 evaluate` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
     Returns: percentages; at R@10 and at top-1, precision, recall and F1 with the 95 % interval in brackets, and what chance, and
@@ -188,7 +187,7 @@ def comparison_table(
     The same model with another reasoning is another column: what reasoned is put behind every name, given or not.
 
     Args:
-        results: results as `evaluation.run` writes them.
+        results: results as `moon3 evaluate` writes them.
         names (`Sequence[str]` or `None`): the columns' names, one a result. Default: the models' names.
         metric (`str`): "R@1", "R@5", "R@10" or "MRR". Default "R@10".
         style (`str`): a format of tabulate.
@@ -197,7 +196,7 @@ def comparison_table(
         ValueError: another metric, names that do not match the results, or two results of one name on one benchmark.
     """
     if metric not in ("R@1", "R@5", "R@10", "MRR"):
-        raise ValueError(f"metric={metric!r}; accepted: R@1, R@5, R@10, MRR")
+        raise OptionError(f"metric={metric!r}; accepted: R@1, R@5, R@10, MRR")
     names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
         raise ValueError(f"{len(names)} names for {len(results)} results; accepted: one name a result")
@@ -209,7 +208,7 @@ def comparison_table(
         for direction, scores in result["scores"].items():
             place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
             if name in cells.get(place, {}):
-                raise ValueError(
+                raise OptionError(
                     f"two results are called {name!r} on {result['benchmark']}; accepted: a name for each of them"
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
@@ -371,14 +370,17 @@ def read_results(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """(name, result) pairs of a results file: one, or one each under "before" and "after".
 
     Raises:
-        ValueError: a file without "scores".
+        OptionError: a file that cannot be read, or without "scores".
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path}: cannot be read ({error}); accepted: a file that moon3 evaluate wrote") from error
     found = [(part, content[part]) for part in ("before", "after") if part in content] or [("", content)]
     pairs = []
     for part, result in found:
         if "scores" not in result:
-            raise ValueError(f"{path}: no 'scores'; accepted: a file that evaluation.run wrote")
+            raise OptionError(f"{path}: no 'scores'; accepted: a file that moon3 evaluate wrote")
         result = {"model": content.get("model", Path(path).stem), "benchmark": content.get("benchmark", "")} | result
         name = f"{short_name(result['model'])} {part}".strip()
         pairs.append((name, result | {"model": name}))
@@ -399,27 +401,18 @@ def _told_apart(found: Sequence[tuple[str, str, dict[str, Any]]]) -> tuple[list[
     return names, [result | {"model": name} for name, (_, _, result) in zip(names, found, strict=True)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of results files."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.report", description="Results files as Markdown tables."
-    )
-    parser.add_argument("files", nargs="+", help="results files of evaluation.run")
-    parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@1, R@5, R@10 or MRR")
-    chosen = parser.parse_args(arguments)
-    try:
-        pairs = [(file, *pair) for file in chosen.files for pair in read_results(file)]
-        names, results = _told_apart(pairs)
-        if chosen.compare:
-            table = comparison_table(results, names=names, metric=chosen.compare)
-            print("\n\n".join([table, *warning_lines(results)]))
-        else:
-            print(results_table(results))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def report(paths: Sequence[str | Path], compare: str | None = None) -> str:
+    """Return results files as Markdown tables.
 
+    Args:
+        paths: results files, as `moon3 evaluate` writes them.
+        compare: a metric (R@1, R@5, R@10 or MRR): one table, with a column for each model. Default: all metrics, in rows.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        OptionError: a file that cannot be read or holds no scores, another metric.
+    """
+    found = [(str(path), *pair) for path in paths for pair in read_results(path)]
+    names, results = _told_apart(found)
+    if compare is None:
+        return results_table(results)
+    return "\n\n".join([comparison_table(results, names=names, metric=compare), *warning_lines(results)])

@@ -1,12 +1,11 @@
 """Evaluate a checkpoint: retrieval, classification and attribute prediction on one or several data sets.
 
-python -m evaluation.run --model DIR --benchmark catalogue|PATH [PATH …] [--output results.json] [--sheet sheet.png]
+moon3 evaluate --model DIR --benchmark catalogue|PATH [PATH …] [--output results.json] [--sheet sheet.png]
     [--reasoning none|generate [--query-reasoning auto --gate-threshold 0.05] [--reasonings reasonings.parquet]]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -26,9 +25,10 @@ from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
-from evaluation.report import contact_sheet, results_table, short_name
+from evaluation.report import contact_sheet, short_name
+from product_data.errors import OptionError
 from product_data.outputs import require_writable_file, require_writable_folder
-from product_data.reading import add_reading_arguments, reading_options
+from product_data.reading import ReadingOptions
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from retrieval.encode import (
     QUERY_REASONING,
@@ -70,7 +70,7 @@ class EvaluationOptions:
         reasonings (`str`, `Path` or `None`): a .parquet file, where to write what was written.
 
     Raises:
-        ValueError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning where no side
+        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning where no side
             generates, a threshold without "auto" or not in [0, 2].
     """
 
@@ -93,24 +93,24 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in BENCHMARKS]
         if unknown or not self.only:
-            raise ValueError(f"only={', '.join(self.only)!r}; accepted: {', '.join(BENCHMARKS)}")
+            raise OptionError(f"only={', '.join(self.only)!r}; accepted: {', '.join(BENCHMARKS)}")
         for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; accepted: 1 or more")
+                raise OptionError(f"{name}={value}; accepted: 1 or more")
         for name, accepted in (("query_reasoning", QUERY_REASONING), ("product_reasoning", ROW_REASONING)):
             if getattr(self, name) not in accepted:
-                raise ValueError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(accepted)}")
+                raise OptionError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
         check_variants(self.variants)
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
-                raise ValueError(
+                raise OptionError(
                     f"{name}={getattr(self, name)}, but neither queries nor products reason; accepted: with "
                     "query_reasoning or product_reasoning 'generate', or query_reasoning 'auto'"
                 )
         if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
-            raise ValueError(f"reasonings={self.reasonings}; accepted: a .parquet file")
+            raise OptionError(f"reasonings={self.reasonings}; accepted: a .parquet file")
 
     @property
     def generates(self) -> bool:
@@ -281,110 +281,69 @@ def _draw_sheet(cache: VectorCache, options: EvaluationOptions, title: str) -> N
         contact_sheet(examples, options.sheet, title=title)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.run", description="Evaluate a checkpoint on product data."
-    )
-    parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
-    parser.add_argument(
-        "--benchmark", required=True, nargs="+", help="catalogue, or a folder or products file in the two-table format"
-    )
-    parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
-    parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
-    parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join(BENCHMARKS)}")
-    parser.add_argument("--limit", type=int, help="evaluate on this many products")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
-    parser.add_argument(
-        "--reasoning", choices=ROW_REASONING, default="none", help="write attributes before embedding (default: none)"
-    )
-    parser.add_argument(
-        "--query-reasoning",
-        choices=QUERY_REASONING,
-        help="of queries (default: as --reasoning); auto: only when unsure",
-    )
-    parser.add_argument(
-        "--gate-threshold", type=float, help="of auto: the margin of two cosines below which a query is unsure (0.05)"
-    )
-    parser.add_argument("--product-reasoning", choices=ROW_REASONING, help="of products (default: as --reasoning)")
-    parser.add_argument(
-        "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
-    )
-    parser.add_argument(
-        "--variants",
-        choices=VARIANTS,
-        default=VARIANTS[0],
-        help="of a right answer, in its ranking (default: left_out)",
-    )
-    parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
-    add_reading_arguments(parser)
-    parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
-    parser.add_argument("--seed", type=int, default=0, help="of the catalogue, limit, bootstrap and sheet")
-    return parser
+class NothingScoredError(ValueError):
+    """Data sets of which nothing could be scored."""
+
+    exit_status = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate from the command line; returns the exit status, 2 for what the user can put right."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        return _run(chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def evaluate_benchmarks(
+    checkpoint: str,
+    benchmarks: Sequence[ProductTables],
+    *,
+    options: EvaluationOptions,
+    output: Path | None = None,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate a checkpoint on one or several data sets, and write the results files.
 
+    Args:
+        checkpoint: folder or hub id.
+        benchmarks: the data sets.
+        options: of all of them; the names of its sheet and its reasonings get the benchmark's where there are several.
+        output: the results file; with several benchmarks a folder. Default: none is written.
+        device (`str` or `None`): default: the first GPU, or else the CPU.
 
-def _run(chosen: argparse.Namespace) -> int:
-    options = EvaluationOptions(
-        split=chosen.split,
-        only=tuple(name for name in chosen.only.split(",") if name),
-        limit=chosen.limit,
-        batch_size=chosen.batch_size,
-        core_crop=chosen.core_crop,
-        seed=chosen.seed,
-        query_reasoning=chosen.query_reasoning or chosen.reasoning,
-        product_reasoning=chosen.product_reasoning or chosen.reasoning,
-        gate_threshold=chosen.gate_threshold,
-        max_reasoning_tokens=chosen.max_reasoning_tokens,
-        reasonings=chosen.reasonings,
-        variants=chosen.variants,
-    )
-    several = len(chosen.benchmark) > 1
-    if several and chosen.output is not None and chosen.output.suffix == ".json":
-        raise ValueError(
-            f"--output {chosen.output}: looks like a file; accepted: a folder when there are several benchmarks"
-        )
-    all_tables = [load_benchmark(source, chosen) for source in chosen.benchmark]
-    names = [tables.name for tables in all_tables]
-    if len(set(names)) < len(names):
-        raise ValueError(f"benchmarks are called {', '.join(names)}; accepted: different names, or one run for each")
-    outputs = [_output_of(chosen.output, name, several) for name in names]
-    _require_outputs(chosen, outputs, names if several else [""])
-    model, processor = load_for_evaluation(chosen.model, device=chosen.device)
+    Returns:
+        The results of each, as `evaluate_model` returns them. What has no score and what was skipped is said on stderr.
+
+    Raises:
+        OptionError: two benchmarks of one name, or the name of a file as output of several.
+        OutputError: what cannot be written, before the checkpoint is loaded.
+        CheckpointError: a checkpoint that cannot be used.
+    """
+    names = [tables.name for tables in benchmarks]
+    paths = _results_files(output, names, options)
+    model, processor = load_for_evaluation(checkpoint, device=device)
     results = []
-    for tables, output in zip(all_tables, outputs, strict=True):
-        name = tables.name if several else ""
-        own = replace(options, sheet=_named(chosen.sheet, name), reasonings=_named(chosen.reasonings, name))
-        found = evaluate_model(model, processor, tables, model_name=chosen.model, options=own)
+    for tables, path in zip(benchmarks, paths, strict=True):
+        name = tables.name if len(names) > 1 else ""
+        own = replace(options, sheet=_named(options.sheet, name), reasonings=_named(options.reasonings, name))
+        found = evaluate_model(model, processor, tables, model_name=checkpoint, options=own)
         results.append(found)
-        if output is not None:
-            _write(found, output)
+        if path is not None:
+            _write(found, path)
         for reason in (f"{direction}: {why}" for direction, why in found["absent"].items()):
             print(f"{tables.name}, no score for {reason}", file=sys.stderr)
         if found["skipped"]:
             print(f"{tables.name}: {_skipped_sentence(found['skipped'])}", file=sys.stderr)
-    print(results_table(results))
-    without = [found["benchmark"] for found in results if not _has_scores(found)]
-    if without:
-        print(f"error: nothing of {', '.join(without)} could be scored; the lines above say why", file=sys.stderr)
-    return 2 if without else 0
+    return results
 
 
-def _has_scores(found: dict[str, Any]) -> bool:
+def require_scores(results: Sequence[dict[str, Any]]) -> None:
+    """Check that every data set has some score.
+
+    Raises:
+        NothingScoredError: names those without.
+    """
     kinds = ("classification", "query_categories", "attributes")
-    return any(found["scores"].values()) or any(found["image_only"].values()) or any(found.get(kind) for kind in kinds)
+    without = [
+        found["benchmark"]
+        for found in results
+        if not any((*found["scores"].values(), *found["image_only"].values(), *map(found.get, kinds)))
+    ]
+    if without:
+        raise NothingScoredError(f"nothing of {', '.join(without)} could be scored; the lines above say why")
 
 
 def _skipped_sentence(skipped: Sequence[dict[str, Any]]) -> str:
@@ -395,24 +354,23 @@ def _skipped_sentence(skipped: Sequence[dict[str, Any]]) -> str:
     return f"{len(skipped)} records skipped ({named}), listed in the results; first: {why}"
 
 
-def _output_of(output: Path | None, name: str, several: bool) -> Path | None:
-    """The results file of a benchmark: the output, or a file in it."""
-    return output if output is None or not (several or output.is_dir()) else output / f"{name}.json"
-
-
-def _require_outputs(chosen: argparse.Namespace, outputs: Sequence[Path | None], names: Sequence[str]) -> None:
-    """Refuse what cannot be written before anything is evaluated.
-
-    Raises:
-        ValueError: names the option.
-    """
-    if len(outputs) > 1:
-        require_writable_folder("--output", chosen.output)
-    for path in outputs:
+def _results_files(output: Path | None, names: Sequence[str], options: EvaluationOptions) -> list[Path | None]:
+    """The results file of each benchmark; refuses what cannot be written before anything is evaluated."""
+    several = len(names) > 1
+    if several and output is not None and output.suffix == ".json":
+        raise OptionError(f"--output {output}: looks like a file; accepted: a folder when there are several benchmarks")
+    if len(set(names)) < len(names):
+        raise OptionError(f"benchmarks are called {', '.join(names)}; accepted: different names, or one run for each")
+    in_folder = output is not None and (several or output.is_dir())
+    paths = [output / f"{name}.json" if output is not None and in_folder else output for name in names]
+    if several:
+        require_writable_folder("--output", output)
+    for path in paths:
         require_writable_file("--output", path)
-    for name in names:
-        require_writable_file("--sheet", _named(chosen.sheet, name))
-        require_writable_file("--reasonings", _named(chosen.reasonings, name))
+    for name in names if several else [""]:
+        require_writable_file("--sheet", _named(options.sheet, name))
+        require_writable_file("--reasonings", _named(options.reasonings, name))
+    return paths
 
 
 def _write(found: dict[str, Any], path: Path) -> None:
@@ -432,32 +390,43 @@ def _write(found: dict[str, Any], path: Path) -> None:
         raise
 
 
-def _named(path: Path | None, name: str) -> Path | None:
+def _named(path: str | Path | None, name: str) -> Path | None:
     """The path with the benchmark's name, where there are several."""
+    path = None if path is None else Path(path)
     return path.with_name(f"{path.stem}-{name}{path.suffix}") if path is not None and name else path
 
 
-def load_benchmark(source: str, chosen: argparse.Namespace) -> ProductTables:
-    """Tables of a benchmark from the command line, which says split, seed, images_root and catalogue_products.
+def load_benchmark(
+    source: str,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    images_root: Path | None = None,
+    reading: ReadingOptions | None = None,
+    catalogue_products: int = 600,
+) -> ProductTables:
+    """Read the tables of a benchmark and say on stderr what they hold.
+
+    Args:
+        source: "catalogue", a folder or a products file.
+        split (`str`): what will be searched in; all rows are returned. Default "test".
+        seed (`int`): of the embedded catalogue. Default 0.
+        images_root: folder that image paths are relative to. Default: the folder of the table.
+        reading: how cells are read. Default: ReadingOptions's own.
+        catalogue_products (`int`): size of the embedded catalogue. Default 600.
 
     Raises:
         TableError: no such tables or split, or tables that cannot be used.
     """
-    catalogue = {"products": chosen.catalogue_products} if source == "catalogue" else {}
-    tables = load_tables(
-        source, images_root=chosen.images_root, seed=chosen.seed, reading=reading_options(chosen), **catalogue
-    )
+    catalogue: dict[str, Any] = {"products": catalogue_products} if source == "catalogue" else {}
+    tables = load_tables(source, images_root=images_root, seed=seed, reading=reading, **catalogue)
     tables.report.raise_if_fatal()
     print(tables.report, file=sys.stderr)
-    tables.select(chosen.split)  # a wrong split is refused before the model is loaded
-    if chosen.split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
+    tables.select(split)  # a wrong split is refused before the model is loaded
+    if split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
         print(
             f"{tables.name} names no splits: every row is used, also what the model may have been trained on "
             "(training holds a fifth of such products out, for its own results_before and results_after)",
             file=sys.stderr,
         )
     return tables
-
-
-if __name__ == "__main__":
-    sys.exit(main())

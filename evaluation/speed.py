@@ -1,6 +1,6 @@
 """Speed side by side: ours against another way to compute the same, interleaved in one process.
 
-    python -m evaluation.speed --output speed.json [--only NAME] [--model DIR]
+    moon3 bench encode --output speed.json [--only NAME] [--model DIR]
 
 The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the ratios
 ours / other of neighbouring repeats, so that below 1 ours is the faster. Machines are noisy: trust the ratio, not the seconds.
@@ -10,7 +10,6 @@ also has items per second of both; its five ways take turns in the same rounds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -34,7 +33,7 @@ from modeling_moon.embedding_moon import MarginGate, Thinking, generation_config
 from modeling_moon.modeling_moon import MoonGuidedMoE, MoonModalityMoE
 from modeling_moon.routing_moon import find_guided
 from product_data.catalogue.making import make_catalogue
-from product_data.outputs import OutputError, require_writable_file
+from product_data.errors import OptionError
 from retrieval.encode import encode, load_for_evaluation
 
 _WIDTH = 256
@@ -296,6 +295,8 @@ def encode_products(model: Path | None) -> Comparison:
 class NeedsModelError(ValueError):
     """A comparison that needs a checkpoint, and none was named."""
 
+    exit_status = 2
+
 
 COMPARISONS: dict[str, Callable[[Path | None], Comparison | Series]] = {
     "grouped_experts": grouped_experts,
@@ -351,7 +352,7 @@ def compare_series(series: Series, *, repeats: int = 15, warm_up: int = 2) -> di
 def _seconds(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int) -> dict[str, list[float]]:
     """Seconds of each way in each round; the one that goes first changes from round to round."""
     if repeats < 1:
-        raise ValueError(f"repeats={repeats}; accepted: 1 or more")
+        raise OptionError(f"repeats={repeats}; accepted: 1 or more")
     for _ in range(warm_up):
         for way in ways.values():
             way()
@@ -393,38 +394,39 @@ def _items(result: Mapping[str, Any]) -> str:
     return " / ".join(f"{rate:.1f}" for rate in rates if rate is not None)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), help="default: all that can run")
-    parser.add_argument("--model", type=Path, help="a Moon checkpoint, for the comparisons that need one")
-    parser.add_argument("--repeats", type=int, default=15)
-    chosen = parser.parse_args(arguments)
-    try:
-        require_writable_file("--output", chosen.output)
-    except OutputError as error:
-        parser.error(str(error))
+def measure_speed(
+    output: Path, only: Sequence[str] | None = None, model: Path | None = None, repeats: int = 15
+) -> dict[str, Any]:
+    """Run comparisons and write the results file after each.
+
+    Args:
+        output: the JSON file.
+        only: names of `COMPARISONS`. Default: all that can run.
+        model: a Moon checkpoint, for the comparisons that need one.
+        repeats (`int`): rounds. Default 15.
+
+    Returns:
+        By name what the file holds.
+
+    Raises:
+        NeedsModelError: one of `only` needs a model; of all comparisons, such a one is left out.
+        OptionError: fewer than 1 repeat.
+    """
     results: dict[str, Any] = {}
-    for name in tqdm(chosen.only or list(COMPARISONS), desc="comparisons"):
+    for name in tqdm(only or list(COMPARISONS), desc="comparisons"):
         try:
-            comparison = COMPARISONS[name](chosen.model)
+            comparison = COMPARISONS[name](model)
         except NeedsModelError as error:
-            if chosen.only:
-                parser.error(str(error))
+            if only:
+                raise
             print(f"left out: {error}", file=sys.stderr)
             continue
         if isinstance(comparison, Series):
-            series = compare_series(comparison, repeats=chosen.repeats)
+            series = compare_series(comparison, repeats=repeats)
             found = {f"{name}_{way}": result for way, result in series.items()}
         else:
-            found = {name: compare(comparison, repeats=chosen.repeats)}
+            found = {name: compare(comparison, repeats=repeats)}
         results |= {key: result | {"provenance": provenance(0)} for key, result in found.items()}
-        chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(speed_table(results))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results

@@ -99,7 +99,7 @@ class MarginGate:
     vectors with and without reasoning complement each other is a finding of UME-R1 (arXiv 2511.00405). There is no learned
     gate: it would need queries labelled with whether reasoning helped them, anew for every checkpoint and gallery, where the
     margin needs nothing and follows the gallery that is searched. What it does not see: near-twins in a gallery make every
-    query for them unsure, and a query that is surely wrong stays as it is; `python -m evaluation.gate` draws the curve.
+    query for them unsure, and a query that is surely wrong stays as it is; `moon3 gate` draws the curve.
 
     Args:
         gallery: (N, D) tensor or array, vectors of what is searched, of any length but 0; embedded with reasoning or without.

@@ -39,6 +39,8 @@ _FIELD_WORDS = (
 class ColumnError(ValueError):
     """Columns from which no training pair can be made."""
 
+    exit_status = 2
+
 
 @dataclass(frozen=True)
 class RowColumns:

@@ -20,6 +20,8 @@ _SHOWN = 40  # characters of a cell in a message
 class CsvError(ValueError):
     """A file that is not CSV, or whose quotes or delimiter are not those of CSV; the file itself is not named."""
 
+    exit_status = 2
+
 
 @dataclass(frozen=True)
 class SwallowedRows:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
+from product_data.errors import OptionError
 from product_data.table_files import ImageSource
 
 ACTION_WEIGHTS: Mapping[str, float] = {"purchase": 1.0, "cart": 0.5, "click": 0.25}
@@ -50,13 +51,13 @@ class InteractionOptions:
 
     def __post_init__(self) -> None:
         if not self.action_weights:
-            raise ValueError("action_weights: found none; accepted: at least one action, such as {'purchase': 1.0}")
+            raise OptionError("action_weights: found none; accepted: at least one action, such as {'purchase': 1.0}")
         for action, weight in self.action_weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not 0 < weight <= 1:
-                raise ValueError(f"action_weights: {action!r}: found {weight!r}; accepted: above 0 and at most 1")
+                raise OptionError(f"action_weights: {action!r}: found {weight!r}; accepted: above 0 and at most 1")
         if self.half_life_days is not None and not (math.isfinite(self.half_life_days) and self.half_life_days > 0):
-            raise ValueError(f"half_life_days: found {self.half_life_days!r}; accepted: a number above 0, or None")
+            raise OptionError(f"half_life_days: found {self.half_life_days!r}; accepted: a number above 0, or None")
 
     def weight_of(self, action: str) -> float | None:
         """Return the weight of one such action, None for an action that has none."""

@@ -10,6 +10,8 @@ from pathlib import Path
 class OutputError(ValueError):
     """A file or folder that cannot be written; names the option and the path."""
 
+    exit_status = 2
+
 
 def require_writable_file(option: str, path: str | Path | None) -> None:
     """Check that a file can be written, by opening it; what is there stays as it is.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from product_data.categories import CategoryReader, is_documented
 from product_data.checking import Found, Ids
 from product_data.column_names import likely_columns
 from product_data.csv_files import CsvRows
+from product_data.errors import OptionError
 from product_data.interactions import (
     GradedQuery,
     Interaction,
@@ -122,10 +122,10 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.strip_html, bool):
-            raise ValueError(f"strip_html: found {self.strip_html!r}; accepted: true or false")
+            raise OptionError(f"strip_html: found {self.strip_html!r}; accepted: true or false")
         separator = self.category_separator
         if separator is not None and not (isinstance(separator, str) and separator):
-            raise ValueError(f"category_separator: found {separator!r}; accepted: a text such as '/' or ' - '")
+            raise OptionError(f"category_separator: found {separator!r}; accepted: a text such as '/' or ' - '")
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
@@ -153,21 +153,6 @@ class ReadingOptions:
         if isinstance(cell, list | tuple | np.ndarray):
             return [self.clean_category(part) for part in cell]
         return strip_html(cell) if isinstance(cell, str) else cell
-
-
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `ReadingOptions` that a command line offers."""
-    parser.add_argument("--strip-html", action="store_true", help="read texts without tags and entities of HTML")
-    parser.add_argument("--category-separator", help="what separates category levels, such as / (default: it is found)")
-
-
-def reading_options(chosen: argparse.Namespace, interactions: InteractionOptions | None = None) -> ReadingOptions:
-    """Return what the arguments of `add_reading_arguments` say.
-
-    Raises:
-        ValueError: an empty separator.
-    """
-    return ReadingOptions(chosen.strip_html, chosen.category_separator, interactions or InteractionOptions())
 
 
 class Table:

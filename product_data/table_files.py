@@ -32,6 +32,8 @@ ImageSource = bytes | str | Image.Image
 class TableError(ValueError):
     """A table that cannot be used: which file, which column or row, what was found, what is accepted."""
 
+    exit_status = 2
+
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .parquet, .jsonl or .csv file, in file order.

@@ -8,19 +8,17 @@ kind, derived, reference_product_id, positive_categories. Pictures named by `ima
 image). `positive_weights` grades the answers: a number above 0 for each of `positives`, 1 for a purchase; without the column
 every answer has 1. Beside or instead of `queries`, a shop's log `interactions` (query, query_image, product_id, action,
 count, time, split) becomes such queries: see `product_data.interactions`. A table `written_attributes` (product_id,
-attributes_image, attributes_text), as `training.labels.annotate` makes it, fills cells of these columns that products
+attributes_image, attributes_text), as `moon3 annotate` makes it, fills cells of these columns that products
 lack.
 What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
 
-    python -m product_data.tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]
+    moon3 tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]
 
 prints the report, every picture opened.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,12 +42,10 @@ from product_data.missing_images import found_beside, table_folders
 from product_data.reading import (
     ReadingOptions,
     Table,
-    add_reading_arguments,
     read_interactions,
     read_products,
     read_queries,
     read_query_images,
-    reading_options,
     with_written_attributes,
 )
 from product_data.rows import EVERY_SPLIT, PRODUCT_FORMS, QUERY_TYPES, ProductRow, QueryRow
@@ -240,24 +236,3 @@ def _build(
     empty = ValidationReport(name, len(products), len(queries), {}, issues)
     rows = len(tables["interactions"].rows) if "interactions" in tables else 0
     return ProductTables(name, products, queries, empty, issues, rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report on a data set; the exit status is 1 where something fatal was found, 2 where nothing could be read."""
-    parser = argparse.ArgumentParser(prog="python -m product_data.tables", description="Check product data.")
-    parser.add_argument("source", help="catalogue, or a folder or products file in the two-table format")
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
-    add_reading_arguments(parser)
-    chosen = parser.parse_args(arguments)
-    try:
-        options = reading_options(chosen)
-        report = load_tables(chosen.source, images_root=chosen.images_root, check_images=True, reading=options).report
-    except ValueError as error:  # TableError among them
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report)
-    return 0 if report.ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

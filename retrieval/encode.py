@@ -24,7 +24,8 @@ from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
 from processing_moon import Reasoning
 from processing_moon.batch_moon import Shortened
 from product_data.duplicates import EqualProducts
-from product_data.tables import ProductRow, QueryRow
+from product_data.errors import OptionError
+from product_data.tables import ProductRow, QueryRow, TableError
 from retrieval.shortened import shortened_items
 
 KINDS = ("product", "query")
@@ -94,11 +95,17 @@ class EncodingSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}; accepted: 1 or more")
+            raise OptionError(f"batch_size={self.batch_size}; accepted: 1 or more")
         if isinstance(self.thinking, Mapping):
             object.__setattr__(self, "thinking", Thinking(**self.thinking))
         if not isinstance(self.thinking, Thinking | None):
             raise ValueError(f"thinking={self.thinking!r}; accepted: a Thinking, a mapping of its arguments, or None")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or whose vectors cannot be used."""
+
+    exit_status = 2
 
 
 def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
@@ -110,14 +117,17 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
         dtype: of the weights; "auto" is that of the checkpoint.
 
     Raises:
-        ValueError: a folder without config.json, or a model whose output has no vector.
+        CheckpointError: no such folder or hub id, a folder without config.json, or a model whose output has no vector.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{path}: no config.json; accepted: the folder of a saved checkpoint")
-    model = AutoModel.from_pretrained(path, dtype=dtype)
+        raise CheckpointError(f"{path}: no config.json; accepted: the folder of a saved checkpoint")
+    try:
+        model = AutoModel.from_pretrained(path, dtype=dtype)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
     if model.config.model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"{path}: model type {model.config.model_type!r}; accepted: a Moon (see training.model.upcycle) or a dual tower"
+        raise CheckpointError(
+            f"{path}: model type {model.config.model_type!r}; accepted: a Moon (see moon3 upcycle) or a dual tower"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
@@ -213,12 +223,12 @@ def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequen
         ValueError: a reasoning that is not accepted here, or one that the model or its processor is not made for.
     """
     if reasoning not in accepted:
-        raise ValueError(f"reasoning={reasoning!r}; accepted: {', '.join(accepted)}")
+        raise OptionError(f"reasoning={reasoning!r}; accepted: {', '.join(accepted)}")
     if reasoning == "none":
         return
     for part in (getattr(model, "config", None), processor):
         if getattr(part, "max_reasoning_tokens", None) is None:
-            raise ValueError(
+            raise OptionError(
                 f"reasoning={reasoning!r}: this {'processor' if part is processor else 'model'} "
                 f"({type(processor if part is processor else model).__name__}) does not reason, it has no "
                 "max_reasoning_tokens; accepted: 'none', or a moon3 checkpoint"
@@ -234,11 +244,11 @@ def check_threshold(query_reasoning: str, threshold: float | None) -> float:
     if threshold is None:
         return THRESHOLD
     if query_reasoning != "auto":
-        raise ValueError(
+        raise OptionError(
             f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; accepted: with query_reasoning='auto'"
         )
     if not 0 <= threshold <= 2:
-        raise ValueError(f"gate_threshold={threshold}; accepted: a number in [0, 2], a difference of two cosines")
+        raise OptionError(f"gate_threshold={threshold}; accepted: a number in [0, 2], a difference of two cosines")
     return threshold
 
 
@@ -263,7 +273,7 @@ def check_variants(variants: str) -> str:
         ValueError: it is not.
     """
     if variants not in VARIANTS:
-        raise ValueError(f"variants={variants!r}; accepted: {', '.join(VARIANTS)}")
+        raise OptionError(f"variants={variants!r}; accepted: {', '.join(VARIANTS)}")
     return variants
 
 
@@ -318,7 +328,7 @@ def _embed(model: Any, batch: Any) -> np.ndarray:
 def _unit(vectors_ND: np.ndarray, kept: list[int]) -> np.ndarray:
     bad = [kept[row] for row in np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))]
     if bad:
-        raise ValueError(f"the model gave vectors that are not finite for {len(bad)} records (indices {bad[:5]})")
+        raise CheckpointError(f"the model gave vectors that are not finite for {len(bad)} records (indices {bad[:5]})")
     norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     return (vectors_ND / np.maximum(norm_N1, 1e-12)).astype(np.float32)
 
@@ -410,7 +420,7 @@ class VectorCache:
         check_reasoning(model, processor, product_reasoning, ROW_REASONING)
         self.gate_threshold = check_threshold(query_reasoning, gate_threshold)
         if self.settings.thinking is not None and query_reasoning == product_reasoning == "none":
-            raise ValueError(
+            raise OptionError(
                 f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
             )
         self._galleries: dict[str, Encoded] = {}
@@ -478,7 +488,7 @@ class VectorCache:
         records = [self.queries[index].record() for index in indices]
         found = self._encode(records, "generate", kind="query")
         if found.skipped:
-            raise ValueError(f"query {found.skipped[0].item!r} cannot reason: {found.skipped[0].reason}")
+            raise TableError(f"query {found.skipped[0].item!r} cannot reason: {found.skipped[0].reason}")
         self._note_shortened("query", found, [self.queries[index].query_id for index in indices])
         texts = found.reasoning or []
         self._thought.update(zip(indices, zip(found.vectors, texts, strict=True), strict=True))
@@ -487,13 +497,13 @@ class VectorCache:
         """Vectors (L, D) of label texts under the instruction of `task` ("category" or "attribute").
 
         Raises:
-            ValueError: a label that cannot be encoded.
+            TableError: a label that cannot be encoded.
         """
         missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._labels]
         records = [{"text": text, "id": text} for text in missing]
         found = self._encode(records, "none", kind="query", task=task)
         if found.skipped:
-            raise ValueError(f"label {found.skipped[0].item!r} cannot be encoded: {found.skipped[0].reason}")
+            raise TableError(f"label {found.skipped[0].item!r} cannot be encoded: {found.skipped[0].reason}")
         self._note_shortened("label", found, missing)
         self._labels.update({(task, text): vector for text, vector in zip(missing, found.vectors, strict=True)})
         return np.stack([self._labels[task, text] for text in texts])

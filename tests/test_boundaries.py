@@ -164,7 +164,7 @@ def test_a_shipped_file_has_at_most_900_lines(path):
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_file_bears_the_name_of_a_library(path):
     """A script's own folder comes first on the import path: training/datasets.py would hide `datasets`."""
-    if path.stem == "__init__" or path.relative_to(ROOT).parts[0].endswith("_moon"):
+    if path.stem in ("__init__", "__main__") or path.relative_to(ROOT).parts[0].endswith("_moon"):
         return
     assert path.stem not in sys.stdlib_module_names
     spec = importlib.util.find_spec(path.stem)

@@ -3,3 +3,5 @@
 
 class RecipeError(ValueError):
     """A recipe that cannot be run, in a sentence that says which key, what was found and what is accepted."""
+
+    exit_status = 2

@@ -1,19 +1,18 @@
 """From a shop's tables to a fine-tuned model and a report: hard negatives mined, adapter trained, before and after.
 
-    python -m training.shop --data my_shop --output runs/my_shop
-    python -m training.shop --products products.csv --interactions log.csv --images pictures/ --output runs/my_shop
+    moon3 shop --data my_shop --output runs/my_shop
+    moon3 shop --products products.csv --interactions log.csv --images pictures/ --output runs/my_shop
 
 The folder holds products.{csv,jsonl,parquet} and interactions.* (query, query_image, product_id, action, count, time) or
 queries.*. Any further --key value replaces the recipe's. Stopped at any moment, the same command goes on. OUTPUT/report.md
 says what was read, what was left out, and what is found before and after, with pictures of searches beside it.
 """
 
-import argparse
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from tabulate import tabulate
 from evaluation.benchmarks.retrieval import search_examples
 from evaluation.report import comparison_table, contact_sheet
 from processing_moon.product_moon import ProductError, open_image
-from product_data.outputs import OutputError, require_writable_folder
-from product_data.reading import READING_KEYS, ReadingOptions, add_reading_arguments
+from product_data.reading import ReadingOptions
 from product_data.table_files import SUFFIXES
 from product_data.tables import ProductRow, ProductTables, TableError, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
@@ -33,14 +31,14 @@ from retrieval.shortened import shortened_sentence, shortened_summary, told
 from training.assembly.sources import with_held_out_queries
 from training.assembly.starting_model import load_start, prepare_base
 from training.mining.hard_negatives import MiningOptions
-from training.mining.mine import QUERIES_FILE, MiningError, MiningJob, mine, report_text, write_queries
+from training.mining.mine import QUERIES_FILE, MiningJob, mine, report_text, write_queries
 from training.places import RECIPES
-from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, parse_recipe, reading_of
-from training.runs.exact_resumption import SHORTENED_FILE
+from training.recipe.arguments import Recipe, RecipeError, interaction_options, parse_recipe
+from training.runs.exact_resumption import SHORTENED_FILE, ResumeError
 from training.runs.lock import alone_in
 from training.runs.progress_bars import bars_shown
 from training.runs.resume import read_lines, write_atomically
-from training.train import REFUSED, STOPPED, forgotten_if_refused, open_run
+from training.train import forgotten_if_refused, open_run
 from training.train import run as train
 
 RECIPE = RECIPES / "shop.yaml"
@@ -78,9 +76,10 @@ def shop(
         RecipeError: keys that cannot be used, an output of other keys, or one in which another process is at work.
         MiningError: an output of other tables.
     """
-    asked = parse_recipe([str(RECIPE), *overrides])
-    with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
-        return _from_tables_to_report(source, output, overrides, mining, asked, reading or ReadingOptions())
+    with _called_output():
+        asked = parse_recipe([str(RECIPE), *overrides])
+        with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
+            return _from_tables_to_report(source, output, overrides, mining, asked, reading or ReadingOptions())
 
 
 def _from_tables_to_report(
@@ -305,54 +304,25 @@ def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: Path) ->
     return [*lines, *(f"- {told(one)}" for one in first)] or ["Nothing."]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; the exit status is 0, 2 where something is refused, 3 where training was stopped by bad data."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.shop",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="Every key of the recipe can be replaced by --key value: see python -m training.train --help.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--data", help="the folder that holds the tables")
-    for key in TABLE_KEYS:
-        parser.add_argument(
-            f"--{key}", help="a folder of pictures" if key == "images" else "a .csv, .jsonl or .parquet"
-        )
-    parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
-    add_reading_arguments(parser)
-    defaults = MiningOptions()
-    parser.add_argument("--mine-per-query", type=int, default=defaults.per_query, help="hard negatives for each search")
-    parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see training.mining.mine")
-    chosen, overrides = parser.parse_known_args(arguments)
-    try:
-        require_writable_folder("--output", chosen.output)
-        source = _source_of(chosen)
-        mining = _mining_of(chosen)
-        reading = reading_of({key: value for key in READING_KEYS if (value := getattr(chosen, key)) is not None})
-        print(f"wrote {shop(source, chosen.output, overrides, mining, reading)}")
-    except (*REFUSED, *STOPPED, MiningError, OutputError) as error:
-        print(f"shop: {re.sub(_OUTPUT_DIR, '--output', str(error))}", file=sys.stderr)
-        return 3 if isinstance(error, STOPPED) else 2
-    return 0
+def tables_of(folder: str | None, tables: dict[str, str]) -> str | dict[str, str]:
+    """Return the source of a shop's tables: the folder that holds them, or the tables by name.
 
-
-def _mining_of(chosen: argparse.Namespace) -> MiningOptions:
-    try:
-        return MiningOptions(per_query=chosen.mine_per_query, ratio=chosen.mine_ratio)
-    except ValueError as error:
-        raise MiningError(f"mine-per-query, mine-ratio: {error}") from error
-
-
-def _source_of(chosen: argparse.Namespace) -> str | dict[str, str]:
-    tables = {key: value for key in TABLE_KEYS if (value := getattr(chosen, key)) is not None}
-    if (chosen.data is None) == (not tables):
+    Raises:
+        RecipeError: neither or both, tables without products, a folder without them.
+    """
+    if (folder is None) == (not tables):
         raise RecipeError("found neither or both of --data and tables; accepted: --data FOLDER, or --products FILE …")
-    if chosen.data is None and "products" not in tables:
+    if folder is None and "products" not in tables:
         raise RecipeError(f"found {', '.join(tables)} without products; accepted: --products beside them")
-    if chosen.data is not None and not _products_of(Path(chosen.data)):
-        raise RecipeError(f"{chosen.data}: found no products{{{','.join(SUFFIXES)}}}; accepted: a folder that holds it")
-    return chosen.data or tables
+    if folder is not None and not _products_of(Path(folder)):
+        raise RecipeError(f"{folder}: found no products{{{','.join(SUFFIXES)}}}; accepted: a folder that holds it")
+    return folder or tables
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@contextmanager
+def _called_output() -> Iterator[None]:
+    """Name the folder `--output` in what is refused, as the command does, where training calls it output_dir."""
+    try:
+        yield
+    except (RecipeError, ResumeError) as error:
+        raise type(error)(re.sub(_OUTPUT_DIR, "--output", str(error))) from error

@@ -5,13 +5,12 @@ All that a family is follows from (seed, family index) alone. Families, and so g
 Queries are text (colloquial), image (the product re-posed and re-lit on cluttered ground, its box known) and both
 ("same in blue"); a text query's positives are all products of its split that satisfy everything it says.
 
-    python -m product_data.catalogue.making --output DIR --products 600 --seed 0 --sheet sheet.png
-    python -m product_data.catalogue.making --rate
+    moon3 catalogue --output DIR --products 600 --seed 0 --sheet sheet.png
+    moon3 catalogue --rate
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import re
@@ -38,7 +37,7 @@ from product_data.catalogue.products import (
     draw_family,
 )
 from product_data.catalogue.shapes import draw_distractor, draw_sprite
-from product_data.outputs import OutputError, require_writable_file, require_writable_folder
+from product_data.errors import OptionError
 
 SPLITS = (("train", 0.8), ("valid", 0.05), ("test", 0.15))
 QUERY_TYPES = ("image", "text", "both")
@@ -112,14 +111,14 @@ def make_catalogue(
 
 def _check(products: int, image_size: int, queries_per_product: int, splits: Sequence[tuple[str, float]]) -> None:
     if image_size < 64:
-        raise ValueError(f"image_size={image_size}: details vanish below 64 pixels; accepted: 64 or more")
+        raise OptionError(f"image_size={image_size}: details vanish below 64 pixels; accepted: 64 or more")
     if queries_per_product < 0:
-        raise ValueError(f"queries_per_product={queries_per_product}; accepted: 0 or more")
+        raise OptionError(f"queries_per_product={queries_per_product}; accepted: 0 or more")
     names = [name for name, _ in splits]
     if not splits or len(set(names)) != len(names) or any(share <= 0 for _, share in splits):
-        raise ValueError(f"splits={tuple(splits)!r}; accepted: one or more different names, each with a share above 0")
+        raise OptionError(f"splits={tuple(splits)!r}; accepted: one or more different names, each with a share above 0")
     if products < FAMILY_SIZE * len(splits):
-        raise ValueError(
+        raise OptionError(
             f"products={products} leave a split without products; accepted: at least {FAMILY_SIZE} for each of "
             f"the {len(splits)} splits"
         )
@@ -505,35 +504,3 @@ def picture_rate(*, seconds: float = 5.0, image_size: int = IMAGE_SIZE, seed: in
         _Photographer(item, sprite, seed, image_size).photo(0)
         drawn += 2
     return drawn / elapsed
-
-
-def main() -> None:
-    """The command line: writes the tables, the contact sheet, or prints the picture rate."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=Path, help="folder for the three parquet tables")
-    parser.add_argument("--products", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="pixels")
-    parser.add_argument("--sheet", type=Path, help="picture to draw the contact sheet to (.png or .jpg)")
-    parser.add_argument("--rate", action="store_true", help="print pictures per second")
-    arguments = parser.parse_args()
-    if not (arguments.output or arguments.sheet or arguments.rate):
-        parser.error("nothing to do: give --output DIR, --sheet PNG or --rate")
-    try:
-        require_writable_folder("--output", arguments.output)
-        require_writable_file("--sheet", arguments.sheet)
-        if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise OutputError(f"--sheet {arguments.sheet}; accepted: a .png or .jpg file")
-    except OutputError as error:
-        parser.error(str(error))
-    if arguments.output:
-        options = {"products": arguments.products, "seed": arguments.seed, "image_size": arguments.image_size}
-        print(f"wrote {write_catalogue(arguments.output, **options)}")
-    if arguments.sheet:
-        print(f"wrote {contact_sheet(arguments.sheet, seed=arguments.seed)}")
-    if arguments.rate:
-        print(f"{picture_rate(image_size=arguments.image_size, seed=arguments.seed):.0f} pictures/s")
-
-
-if __name__ == "__main__":
-    main()

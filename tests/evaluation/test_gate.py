@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import gate
 from evaluation.gate import Asked, GateOptions, aligned_space, gate_curve, measure_gate
 from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.run import EvaluationOptions, evaluate_model
+from moon3.__main__ import main
 from product_data.tables import TableError, load_tables
 from retrieval.encode import load_for_evaluation
 
@@ -198,13 +198,13 @@ def test_the_command_writes_numbers_tables_and_curves(
 ) -> None:
     arguments = ["--model", str(folder), "--benchmark", "catalogue", "--catalogue-products", "40", "--device", "cpu"]
     output = tmp_path / "new" / "gate.json"
-    assert gate.main([*arguments, "--max-reasoning-tokens", "2", "--rounds", "1", "--output", str(output)]) == 0
+    assert main(["gate", *arguments, "--max-reasoning-tokens", "2", "--rounds", "1", "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     assert found["max_reasoning_tokens"] == 2
     assert output.with_suffix(".md").read_text() == markdown(found)
     assert output.with_suffix(".png").is_file()
     assert "# Thinking when unsure" in capsys.readouterr().out
-    assert gate.main([*arguments, "--output", str(tmp_path / "gate.txt")]) == 2
+    assert main(["gate", *arguments, "--output", str(tmp_path / "gate.txt")]) == 2
     assert "accepted: a .json file" in capsys.readouterr().err
 
 

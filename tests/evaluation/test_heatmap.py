@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, PreTrainedModel
 
-from evaluation.heatmap import Explanation, PictureHeat, draw_explanation, eager_attention, explain, main
+from evaluation.heatmap import Explanation, PictureHeat, draw_explanation, eager_attention, explain
+from moon3.__main__ import main
 from processing_moon.product_moon import ProductError
 from retrieval.encode import load_for_evaluation
 
@@ -396,7 +397,7 @@ def test_the_command_writes_gates_and_reasoning_into_the_index(
     tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path
 ) -> None:
     model = str(tiny_moon("qwen3_vl", preset="moon3", trained=True))
-    command = ["--model", model, "--data", str(shop), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    command = ["heatmap", "--model", model, "--data", str(shop), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main([*command, "--ids", "a", "--reasoning", "generate"]) == 0
     (entry,) = json.loads((tmp_path / "out" / "index.json").read_text())["items"]
     assert all(sum(head) == pytest.approx(1, abs=1e-4) for head in entry["gates"])
@@ -523,7 +524,7 @@ def test_the_command_draws_each_product_keeps_what_is_there_and_reports_what_it_
     tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    command = ["--model", str(tiny_moon()), "--data", str(shop), "--output", str(out), "--device", "cpu"]
+    command = ["heatmap", "--model", str(tiny_moon()), "--data", str(shop), "--output", str(out), "--device", "cpu"]
     assert main([*command, "--ids", "b/../c d"]) == 0
     assert main(command) == 0
     printed = capsys.readouterr()
@@ -552,7 +553,7 @@ def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    command = ["--model", str(tiny_moon()), "--data", str(shop), "--output", str(out), "--device", "cpu"]
+    command = ["heatmap", "--model", str(tiny_moon()), "--data", str(shop), "--output", str(out), "--device", "cpu"]
     assert main([*command, "--ids", "a", "--layers", "1"]) == 0
     assert main([*command, "--ids", "a", "--queries"]) == 2
     assert "no query 'a'" in capsys.readouterr().err
@@ -564,7 +565,7 @@ def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     assert "accepted: 1 or more" in capsys.readouterr().err
     assert main([*command, "--ids", "bad", "--overwrite"]) == 1
     assert main([*command, "--font", str(shop / "a.png"), "--overwrite"]) == 2
-    assert "error:" in capsys.readouterr().err
+    assert f"--font {shop / 'a.png'}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"pages": 3}', '{"settings": {}, "items": [{"id": "a"}]}'])
@@ -572,7 +573,17 @@ def test_an_index_of_something_else_is_left_alone(
     tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: str
 ) -> None:
     (tmp_path / "index.json").write_text(content)
-    command = ["--model", str(tiny_moon()), "--data", str(shop), "--output", str(tmp_path), "--device", "cpu"]
+    command = [
+        "heatmap",
+        "--model",
+        str(tiny_moon()),
+        "--data",
+        str(shop),
+        "--output",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     assert main([*command, "--overwrite"]) == 2
     assert "accepted: another --output, or a folder without index.json" in capsys.readouterr().err
     assert (tmp_path / "index.json").read_text() == content

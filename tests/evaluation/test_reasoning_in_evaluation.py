@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import report, run
 from evaluation.baselines.dual_tower import DualTower
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import comparison_table, results_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from modeling_moon.embedding_moon import Thinking
+from moon3.__main__ import main
 from processing_moon import read_reasoning
 from product_data.tables import ProductTables, load_tables
 from retrieval.encode import Encoded, VectorCache, WrittenReasoning, encode, load_for_evaluation
@@ -354,7 +354,7 @@ def test_the_command_line_reasons_on_the_sides_that_are_asked_for(
     arguments += ["--output", str(tmp_path / "r.json"), "--sheet", str(tmp_path / "s.png")]
     reasoning = ["--reasoning", "generate", "--product-reasoning", "none", "--max-reasoning-tokens", "3"]
     table = tmp_path / "reasonings.parquet"
-    assert run.main([*arguments, *reasoning, "--reasonings", str(table)]) == 0
+    assert main(["evaluate", *arguments, *reasoning, "--reasonings", str(table)]) == 0
     name = f"{folder.name} (queries reason ≤ 3)"
     printed = capsys.readouterr().out
     assert name in printed
@@ -366,14 +366,14 @@ def test_the_command_line_reasons_on_the_sides_that_are_asked_for(
     rows = pyarrow.parquet.read_table(table).to_pylist()
     assert len(rows) == results["provenance"]["queries"] == results["reasoning"]["written"]["query"]["written"] > 0
     assert results["reasoning"]["written"]["query"]["not_closed"] == sum(not row["closed"] for row in rows)
-    assert report.main([str(tmp_path / "r.json"), "--compare", "R@10"]) == 0
+    assert main(["report", str(tmp_path / "r.json"), "--compare", "R@10"]) == 0
     assert name in capsys.readouterr().out
 
 
 def test_without_reasoning_the_results_say_so(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "r.json"
     arguments = ["--benchmark", "catalogue", "--catalogue-products", "24", "--only", "retrieval", "--device", "cpu"]
-    assert run.main(["--model", str(folder), *arguments, "--output", str(output)]) == 0
+    assert main(["evaluate", "--model", str(folder), *arguments, "--output", str(output)]) == 0
     results = json.loads(output.read_text())
     assert results["reasoning"] == {"query": "none", "product": "none"}
 
@@ -387,7 +387,7 @@ def test_several_benchmarks_have_a_table_of_reasonings_each(folder: Path, tmp_pa
         (tmp_path / name / "queries.jsonl").write_text(json.dumps(query) + "\n")
     arguments = ["--model", str(folder), "--benchmark", str(tmp_path / "one"), str(tmp_path / "two"), "--device", "cpu"]
     arguments += ["--product-reasoning", "generate", "--only", "retrieval", "--max-reasoning-tokens", "2"]
-    assert run.main([*arguments, "--split", "all", "--reasonings", str(tmp_path / "r.parquet")]) == 0
+    assert main(["evaluate", *arguments, "--split", "all", "--reasonings", str(tmp_path / "r.parquet")]) == 0
     for name in ("one", "two"):
         rows = pyarrow.parquet.read_table(tmp_path / f"r-{name}.parquet").to_pylist()
         assert {row["id"] for row in rows} == {f"{name}0", f"{name}1", f"{name}2"}
@@ -407,7 +407,7 @@ def test_the_command_line_refuses_in_one_line(
     tiny_moon: Callable[..., Path], capsys: pytest.CaptureFixture[str], change: list[str], message: str
 ) -> None:
     arguments = ["--benchmark", "catalogue", "--catalogue-products", "24", "--device", "cpu"]
-    assert run.main(["--model", str(tiny_moon()), *arguments, *change]) == 2
+    assert main(["evaluate", "--model", str(tiny_moon()), *arguments, *change]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from evaluation import report, run
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, evaluate_retrieval, make_search, search_examples
 from evaluation.reasonings import reasoning_note
 from evaluation.run import EvaluationOptions, evaluate_model
+from moon3.__main__ import main
 from product_data.tables import ProductTables, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
 
@@ -162,7 +162,7 @@ def test_the_command_line_says_which_threshold_and_which_share(
     arguments = ["--model", str(folder), "--benchmark", "catalogue", "--catalogue-products", "40", "--device", "cpu"]
     arguments += ["--only", "retrieval", "--query-reasoning", "auto", "--max-reasoning-tokens", "2"]
     paths = ["--output", str(tmp_path / "r.json"), "--reasonings", str(tmp_path / "r.parquet")]
-    assert run.main([*arguments, *paths, "--gate-threshold", "0.01", "--sheet", str(tmp_path / "s.png")]) == 0
+    assert main(["evaluate", *arguments, *paths, "--gate-threshold", "0.01", "--sheet", str(tmp_path / "s.png")]) == 0
     results = json.loads((tmp_path / "r.json").read_text())
     settings = {name: value for name, value in results["reasoning"].items() if name != "written"}
     assert settings == {"query": "auto", "product": "none", "gate_threshold": 0.01, "max_reasoning_tokens": 2}
@@ -175,7 +175,7 @@ def test_the_command_line_says_which_threshold_and_which_share(
     printed = capsys.readouterr().out
     assert f"{folder.name} (queries reason below a margin of 0.01, ≤ 2)" in printed
     assert "% reasoned" in printed
-    assert report.main([str(tmp_path / "r.json")]) == 0
+    assert main(["report", str(tmp_path / "r.json")]) == 0
 
 
 def test_the_note_behind_a_name_tells_the_gate() -> None:

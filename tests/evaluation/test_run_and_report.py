@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from evaluation import report, run
 from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.fonts import font_for
 from evaluation.report import comparison_table, contact_sheet, read_results, results_table
+from moon3.__main__ import main
 from product_data.tables import ProductRow, QueryRow
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -54,7 +54,7 @@ def test_the_command_line_evaluates_a_users_shop(
 ) -> None:
     output, sheet = tmp_path / "out" / "results.json", tmp_path / "out" / "sheet.png"
     arguments = ["--model", str(tiny_moon()), "--benchmark", str(shop), "--output", str(output), "--sheet", str(sheet)]
-    assert run.main([*arguments, "--batch-size", "3", "--device", "cpu", "--no-core-crop"]) == 0
+    assert main(["evaluate", *arguments, "--batch-size", "3", "--device", "cpu", "--no-core-crop"]) == 0
     printed = capsys.readouterr()
     assert "t→mm" in printed.out
     assert "records skipped" in printed.err
@@ -85,13 +85,13 @@ def test_a_title_that_is_cut_is_counted_named_and_said_in_the_results_and_in_the
 ) -> None:
     rows = [json.loads(line) for line in (shop / "products.jsonl").read_text().splitlines()]
     arguments = ["--model", str(tiny_moon()), "--benchmark", str(shop), "--output", str(tmp_path / "r.json")]
-    assert run.main([*arguments, "--only", "retrieval", "--device", "cpu"]) == 0
+    assert main(["evaluate", *arguments, "--only", "retrieval", "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "r.json").read_text())
     assert (results["shortened"], results["warnings"]) == ({"items": 0, "fields": {}, "first": []}, [])
     assert "WARNING" not in capsys.readouterr().out
     rows[0]["name"] = "red shoe, striped cotton, navy " * 400
     (shop / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run.main([*arguments, "--only", "retrieval", "--device", "cpu"]) == 0
+    assert main(["evaluate", *arguments, "--only", "retrieval", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["shortened"]["items"] == 1
@@ -100,7 +100,7 @@ def test_a_title_that_is_cut_is_counted_named_and_said_in_the_results_and_in_the
     (warning,) = results["warnings"]
     assert "1 of 11 items (9.1 %) is over max_tokens=" in warning
     assert f"on shop: {warning}" in printed
-    assert report.main([str(tmp_path / "r.json"), "--compare", "R@10"]) == 0
+    assert main(["report", str(tmp_path / "r.json"), "--compare", "R@10"]) == 0
     assert warning in capsys.readouterr().out
 
 
@@ -113,7 +113,18 @@ def test_several_benchmarks_are_written_to_a_folder_and_repeat_exactly(
         (other / file.name).write_bytes(file.read_bytes())
     arguments = ["--model", str(tiny_moon()), "--benchmark", str(shop), str(other), "--only", "retrieval"]
     assert (
-        run.main([*arguments, "--output", str(tmp_path / "all"), "--sheet", str(tmp_path / "s.png"), "--device", "cpu"])
+        main(
+            [
+                "evaluate",
+                *arguments,
+                "--output",
+                str(tmp_path / "all"),
+                "--sheet",
+                str(tmp_path / "s.png"),
+                "--device",
+                "cpu",
+            ]
+        )
         == 0
     )
     first, second = (json.loads((tmp_path / "all" / f"{name}.json").read_text()) for name in ("shop", "other"))
@@ -126,7 +137,7 @@ def test_several_benchmarks_are_written_to_a_folder_and_repeat_exactly(
 def test_the_embedded_catalogue_is_evaluated_on_its_test_split(tiny_moon: Callable[..., Path], tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     arguments = ["--benchmark", "catalogue", "--catalogue-products", "24", "--output", str(output), "--device", "cpu"]
-    assert run.main(["--model", str(tiny_moon()), *arguments]) == 0
+    assert main(["evaluate", "--model", str(tiny_moon()), *arguments]) == 0
     results = json.loads(output.read_text())
     assert results["benchmark"] == "catalogue"
     assert all(scores["queries"] > 0 for scores in results["scores"].values())
@@ -153,7 +164,7 @@ def test_what_the_user_can_put_right_ends_in_one_line(
         "".join(json.dumps(row | {"split": split}) + "\n" for row, split in zip(rows, splits, strict=True))
     )
     defaults = {"--model": str(shop), "--benchmark": str(shop)} | dict(zip(change[::2], change[1::2], strict=True))
-    assert run.main([part for pair in defaults.items() for part in pair]) == 2
+    assert main(["evaluate", *(part for pair in defaults.items() for part in pair)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -161,16 +172,16 @@ def test_results_of_several_benchmarks_need_a_folder_and_different_names(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--model", "nowhere", "--benchmark", str(shop), str(shop), "--output"]
-    assert run.main([*arguments, str(tmp_path / "results.json")]) == 2
+    assert main(["evaluate", *arguments, str(tmp_path / "results.json")]) == 2
     assert "accepted: a folder when there are several" in capsys.readouterr().err
-    assert run.main([*arguments, str(tmp_path / "results")]) == 2
+    assert main(["evaluate", *arguments, str(tmp_path / "results")]) == 2
     assert "benchmarks are called shop, shop" in capsys.readouterr().err
 
 
 def test_fatal_tables_stop_before_the_model_is_loaded(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (shop / "products.jsonl").open("a") as file:
         file.write('{"id": "p0", "name": "again"}\n')
-    assert run.main(["--model", "nowhere", "--benchmark", str(shop)]) == 2
+    assert main(["evaluate", "--model", "nowhere", "--benchmark", str(shop)]) == 2
     assert "'p0' (2 times)" in capsys.readouterr().err
 
 
@@ -230,12 +241,12 @@ def test_results_files_are_read_alone_and_as_before_and_after(
     alone.write_text(json.dumps(result("moon", 0.5)))
     pair.write_text(json.dumps({"before": result("moon", 0.1), "after": result("moon", 0.8)}))
     assert [name for name, _ in read_results(pair)] == ["moon before", "moon after"]
-    assert report.main([str(alone), str(pair)]) == 0
+    assert main(["report", str(alone), str(pair)]) == 0
     assert "moon after" in capsys.readouterr().out
-    assert report.main([str(pair), "--compare", "R@10"]) == 0
+    assert main(["report", str(pair), "--compare", "R@10"]) == 0
     assert "80.0" in capsys.readouterr().out
     alone.write_text("{}")
-    assert report.main([str(alone)]) == 2
+    assert main(["report", str(alone)]) == 2
     assert "no 'scores'" in capsys.readouterr().err
 
 
@@ -245,10 +256,10 @@ def test_models_that_are_all_called_final_are_told_apart(tmp_path: Path, capsys:
     second.write_text(json.dumps(result("runs/two/run/final", 0.8)))
     again.write_text(json.dumps(result("runs/one/final", 0.3)))
     for more in ([], ["--compare", "R@10"]):
-        assert report.main([str(first), str(second), *more]) == 0
+        assert main(["report", str(first), str(second), *more]) == 0
         table = capsys.readouterr().out
         assert (" one " in table, " two " in table, "final" in table) == (True, True, False)
-        assert report.main([str(first), str(second), str(again), *more]) == 0
+        assert main(["report", str(first), str(second), str(again), *more]) == 0
         table = capsys.readouterr().out
         for words in (
             f"one [{tmp_path.name} a.json]",
@@ -279,7 +290,7 @@ def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(
     ]
     found = tuple((product, 0.5, product.product_id == "a") for product in products)
     asked_for: list[str] = []
-    monkeypatch.setattr(report, "font_for", lambda text: asked_for.append(text) or font_for(text))
+    monkeypatch.setattr("evaluation.report.font_for", lambda text: asked_for.append(text) or font_for(text))
     path = contact_sheet(
         [SearchExample(query, found) for query in queries], tmp_path / "new" / "sheet.png", title="Moon"
     )

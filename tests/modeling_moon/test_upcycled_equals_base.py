@@ -14,6 +14,7 @@ from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.configuration_moon import PRESETS
 from modeling_moon.tokens_moon import item_tokens
 from processing_moon import MoonProcessor
+from product_data.outputs import OutputError
 from training.model.checkpoint import save_moon
 from training.model.upcycle import TOKEN_FIELDS, UpcycleError, moon_name, upcycle
 
@@ -262,7 +263,7 @@ def test_a_base_with_a_missing_tensor_is_refused_and_leaves_nothing(tiny_base, t
 def test_an_existing_folder_is_kept_unless_told_otherwise(tiny_base, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
-    with pytest.raises(FileExistsError, match="overwrite"):
+    with pytest.raises(OutputError, match="overwrite"):
         upcycle(tiny_base("qwen3_vl"), tmp_path / "out", embedding_dim=32)
     assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from product_data.catalogue import making as catalogue
+from moon3.__main__ import main
+from product_data.catalogue import making
 from product_data.catalogue.drawing import SUPERSAMPLING, covered_share, mirror, smooth
 from product_data.catalogue.making import (
     contact_sheet,
@@ -303,7 +304,7 @@ def test_a_text_query_is_answered_by_all_products_that_satisfy_it_and_no_other(m
         said.append(write_query(item, rng))
         return said[-1]
 
-    monkeypatch.setattr(catalogue, "write_query", listen)
+    monkeypatch.setattr(making, "write_query", listen)
     products, queries = make_catalogue(products=360, seed=8, image_size=64, progress=False, queries_per_product=1)
     texts = [q for q in queries if q["type"] == "text"]
     assert len(texts) == len(said) == 120
@@ -418,13 +419,10 @@ def test_the_contact_sheet_is_a_wide_picture(tmp_path):
         assert sheet.height > 1000
 
 
-def test_the_command_line_writes_tables_and_asks_for_something_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["catalogue", "--output", str(tmp_path), "--products", "18", "--image-size", "64"])
-    catalogue.main()
+def test_the_command_line_writes_tables_and_asks_for_something_to_do(tmp_path, capsys):
+    assert main(["catalogue", "--output", str(tmp_path), "--products", "18", "--image-size", "64"]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"products.parquet", "queries.parquet", "query_images.parquet"}
-    monkeypatch.setattr(sys, "argv", ["catalogue"])
-    with pytest.raises(SystemExit):
-        catalogue.main()
+    assert main(["catalogue"]) == 2
     assert "nothing to do" in capsys.readouterr().err
 
 

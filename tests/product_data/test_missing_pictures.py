@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from test_benchmarks import cache_of, shop
 
-from evaluation import run
 from evaluation.benchmarks.retrieval import evaluate_retrieval
+from moon3.__main__ import main
 from product_data.tables import load_tables
 
 
@@ -62,7 +62,7 @@ def test_all_pictures_missing_is_refused_and_names_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_shop(tmp_path / "shop", "pictures")
-    assert run.main(["--model", "nowhere", "--benchmark", str(folder)]) == 2
+    assert main(["evaluate", "--model", "nowhere", "--benchmark", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "all 4 products that name pictures name files that are not there" in said
     assert "--images-root FOLDER" in said
@@ -99,7 +99,7 @@ def test_an_evaluation_without_a_score_is_no_success(
         path.write_bytes(b"no picture")
     output = tmp_path / "results.json"
     arguments = ["--model", str(tiny_moon()), "--benchmark", str(folder), "--output", str(output), "--device", "cpu"]
-    assert run.main(arguments) == 2
+    assert main(["evaluate", *arguments]) == 2
     said = capsys.readouterr().err
     assert "no score for i2t: all 4" in said
     assert "nothing of shop could be scored" in said

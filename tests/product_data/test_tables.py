@@ -17,9 +17,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from moon3.__main__ import main
 from product_data.categories import parse_category
 from product_data.table_files import parse_attributes, parse_box, parse_flag, parse_texts
-from product_data.tables import TableError, load_tables, main
+from product_data.tables import TableError, load_tables
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
@@ -464,12 +465,12 @@ def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
 def test_the_command_line_prints_the_report(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(shop / "products.csv", PRODUCTS)
     (shop / "blue.png").write_bytes(picture("blue")[:40])
-    assert main([str(shop)]) == 0
+    assert main(["tables", str(shop)]) == 0
     assert "1 × images that cannot be opened (unreadable_images): product '8', images[0]" in capsys.readouterr().out
     write_table(shop / "products.csv", [PRODUCTS[0], PRODUCTS[0]])
-    assert main([str(shop)]) == 1
+    assert main(["tables", str(shop)]) == 1
     assert "ERROR: 1 × product_id used by more than one product" in capsys.readouterr().out
-    assert main([str(shop / "nowhere")]) == 2
+    assert main(["tables", str(shop / "nowhere")]) == 2
 
 
 def test_opening_every_picture_shows_how_far_it_is(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

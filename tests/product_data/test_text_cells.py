@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moon3.__main__ import main
 from processing_moon.product_moon import has_visible_text as visible_to_the_processor
 from product_data.reading import ReadingOptions
 from product_data.table_files import parse_attributes
-from product_data.tables import TableError, load_tables, main
+from product_data.tables import TableError, load_tables
 from product_data.text_cells import has_visible_text, html_in, lone_surrogate, mended, strip_html
 
 HALF = "\ud83d"  # the first half of an emoji, which a cut after so many characters leaves
@@ -95,12 +96,12 @@ def test_html_is_stripped_from_every_text_column_where_that_is_asked_for() -> No
 
 def test_the_commands_take_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "products.csv").write_text("product_id,title,category_path\n1,a &amp; b,Home/Hats\n")
-    assert main([str(tmp_path)]) == 0
+    assert main(["tables", str(tmp_path)]) == 0
     assert "html_cells" in (printed := capsys.readouterr().out)
     assert "split_categories" in printed
-    assert main([str(tmp_path), "--strip-html", "--category-separator", "/"]) == 0
+    assert main(["tables", str(tmp_path), "--strip-html", "--category-separator", "/"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
-    assert main([str(tmp_path), "--category-separator", ""]) == 2
+    assert main(["tables", str(tmp_path), "--category-separator", ""]) == 2
 
 
 def test_what_is_no_html_stays_as_it_is() -> None:
@@ -171,7 +172,7 @@ def test_the_command_line_names_half_of_an_emoji_and_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "products.jsonl").write_text('{"product_id": "1", "title": "hat \\ud83d"}\n')
-    assert main([str(tmp_path)]) == 1
+    assert main(["tables", str(tmp_path)]) == 1
     assert "row 0, column 'title': 'hat \\ud83d'" in capsys.readouterr().out
 
 
@@ -282,17 +283,14 @@ def test_tables_are_read_and_checked_without_torch_and_transformers(tmp_path: Pa
 
 
 def test_a_fatal_report_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from evaluation import heatmap, run
-    from training.data import mine, write_attributes
-
     (tmp_path / "products.csv").write_text("product_id,title\n1,hat\n1,shoe\n")
     folder, out = str(tmp_path), str(tmp_path / "out")
     for command in (
-        lambda: run.main(["--model", "none", "--benchmark", folder]),
-        lambda: heatmap.main(["--model", "none", "--data", folder, "--output", out]),
-        lambda: mine.main(["--model", "none", "--data", folder, "--output", out]),
-        lambda: write_attributes.main([folder, "--model", "none", "--output", f"{out}.parquet"]),
+        ["evaluate", "--model", "none", "--benchmark", folder],
+        ["heatmap", "--model", "none", "--data", folder, "--output", out],
+        ["mine", "--model", "none", "--data", folder, "--output", out],
+        ["annotate", folder, "--model", "none", "--output", f"{out}.parquet"],
     ):
-        assert command() == 2
+        assert main(command) == 2
         printed = capsys.readouterr()
         assert (printed.out + printed.err).count("duplicate_product_ids") == 1

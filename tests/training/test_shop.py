@@ -12,11 +12,12 @@ from peft import PeftModel
 from PIL import Image, ImageDraw
 
 from modeling_moon import MoonModel
+from moon3.__main__ import main
 from product_data.reading import ReadingOptions
 from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport, load_tables
 from retrieval.encode import load_for_evaluation
 from training.assembly.sources import with_held_out_queries
-from training.shop import _recipe, main, read_shop
+from training.shop import _recipe, read_shop
 
 COLOURS = ("red", "blue", "green", "black", "orange")
 KINDS = ("mug", "lamp", "scarf", "chair")
@@ -98,7 +99,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def finished(shop_folder, overrides, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "my_shop"
-    assert main(["--data", str(shop_folder), "--output", str(output), *overrides]) == 0
+    assert main(["shop", "--data", str(shop_folder), "--output", str(output), *overrides]) == 0
     return output
 
 
@@ -176,11 +177,11 @@ def test_the_same_command_again_changes_nothing_and_an_interrupted_one_goes_on(
 
     mark_complete(again / "run" / "checkpoint-2")
     command = ["--data", str(shop_folder), "--output", str(again), *overrides]
-    assert main(command) == 0
+    assert main(["shop", *command]) == 0
     assert "resuming from" in capsys.readouterr().out
     assert (again / "report.md").read_text() == (finished / "report.md").read_text()
     written = (again / "run" / "final" / "model.safetensors").stat().st_mtime_ns
-    assert main(command) == 0
+    assert main(["shop", *command]) == 0
     assert "this run is finished" in capsys.readouterr().out
     assert (again / "run" / "final" / "model.safetensors").stat().st_mtime_ns == written
 
@@ -194,7 +195,7 @@ def test_tables_and_pictures_can_lie_apart_and_measuring_can_be_left_out(shop_fo
     named = [text for key, name in parts.items() for text in (f"--{key}", str(tables / name))]
     more = ["--images", str(shop_folder / "pictures"), "--output", str(output), "--mine-per-query", "1"]
     unmeasured = ["--evaluate_before", "false", "--evaluate_after", "false", "--max_steps", "1"]
-    assert main([*named, *more, *overrides, *unmeasured]) == 0
+    assert main(["shop", *named, *more, *overrides, *unmeasured]) == 0
     report = (output / "report.md").read_text()
     assert "2 × images that cannot be opened" in report
     assert "missing_images" not in report
@@ -218,7 +219,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
         (["--data", folder, *output, "--action_weights", "{click: 3}"], "action_weights: 'click': found 3"),
         (["--data", folder, "--output", str(finished), *overrides, "--seed", "9"], "holds a run of another recipe"),
     ):
-        assert main(arguments) == 2
+        assert main(["shop", *arguments]) == 2
         assert message in capsys.readouterr().err
     astray = tmp_path / "astray"
     astray.mkdir()
@@ -226,7 +227,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
         (astray / name).write_text(
             (shop_folder / name).read_text().replace("pictures/1.png", "https://shop.example/1.png")
         )
-    assert main(["--data", str(astray), *output]) == 2
+    assert main(["shop", "--data", str(astray), *output]) == 2
     message = capsys.readouterr().err
     assert "found no product whose pictures can be opened" in message
     assert "× images given as addresses" in message
@@ -236,7 +237,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     (changed / "interactions.csv").write_text("query,product_id,action\nx,001,click\ny,002,click\nz,003,click\n")
     products = str(shop_folder / "products.csv")
     command = ["--products", products, "--interactions", str(changed / "interactions.csv")]
-    assert main([*command, "--output", str(finished), *overrides]) == 2
+    assert main(["shop", *command, "--output", str(finished), *overrides]) == 2
     message = capsys.readouterr().err
     assert "another recipe" in message or "vectors of another data" in message
 
@@ -283,5 +284,5 @@ def test_how_cells_are_read_reaches_the_tables_and_the_recipe(tmp_path, capsys):
     recipe = _recipe(str(tmp_path), {"name": "shop", **reading.as_entry()}, tmp_path / "out", [])
     (entry,) = recipe.data.data
     assert ReadingOptions.of(entry) == reading
-    assert main(["--data", str(tmp_path), "--output", str(tmp_path / "no"), "--category-separator", ""]) == 2
+    assert main(["shop", "--data", str(tmp_path), "--output", str(tmp_path / "no"), "--category-separator", ""]) == 2
     assert "category_separator: found ''" in capsys.readouterr().err

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from moon3.__main__ import main
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
 from retrieval.shortened import shortened_summary
 from training.recipe.arguments import RecipeError
-from training.shop import Models, _results, main, write_report
+from training.shop import Models, _results, write_report
 
 UNCUT = {"shortened": {"items": 0, "fields": {}, "first": []}, "max_tokens": 80}
 
@@ -60,9 +61,9 @@ def test_refusals_name_the_key_of_this_command(tmp_path, capsys, monkeypatch):
             f"{tmp_path}/output_dir/run holds a run of another recipe; accepted: another output_dir, or --overwrite"
         )
 
-    monkeypatch.setattr("training.shop.shop", refuse)
+    monkeypatch.setattr("training.shop._from_tables_to_report", refuse)
     (tmp_path / "products.csv").write_text("product_id,title\n1,x\n")
-    assert main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert main(["shop", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert "accepted: another --output, or --overwrite" in message
     assert f"{tmp_path}/output_dir/run holds" in message

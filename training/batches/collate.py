@@ -26,6 +26,8 @@ SUBSTITUTES = 8  # other pairs tried in the place of one that cannot be read
 class UnreadableBatchError(ValueError):
     """Not one pair of a batch could be read, nor any of their substitutes."""
 
+    exit_status = 3
+
 
 class PairCollator:
     """Make a batch of pairs; runs in data-loader workers, and what it makes of a pair depends on that pair alone.

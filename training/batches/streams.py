@@ -41,6 +41,8 @@ _BLOCK_SALT, _SHARD_SALT = 0x626C6F63, 0x73686172
 class StreamError(ValueError):
     """A stream that cannot be read, or gives no rows."""
 
+    exit_status = 3
+
 
 @dataclass(frozen=True)
 class StreamSource:

@@ -1,6 +1,6 @@
 """Let a chat model write what the picture and what the text of each product show: MOON3.0's attribute sets (arXiv 2604.00513).
 
-    python -m training.labels.annotate PRODUCTS --model Qwen/Qwen3-VL-8B-Instruct --output FOLDER/written_attributes.parquet
+    moon3 annotate PRODUCTS --model Qwen/Qwen3-VL-8B-Instruct --output FOLDER/written_attributes.parquet
 
 PRODUCTS is a data folder, a products file or "catalogue". Put the file beside the products as `written_attributes.parquet`, and
 the reader of tables fills the columns attributes_image and attributes_text with it. Its further columns say how each set
@@ -12,8 +12,6 @@ everything that changes an answer (model and weights, prompts, pictures, length,
 refused. The number of questions asked together is none of it: words are drawn by each question's own seed.
 """
 
-import argparse
-import dataclasses
 import hashlib
 import sys
 from collections import Counter
@@ -28,11 +26,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
-from product_data.outputs import require_writable_file
-from product_data.reading import add_reading_arguments, reading_options
 from product_data.table_files import ImageSource
-from product_data.tables import ProductRow, load_tables
-from training.labels.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, load_writer, read_answer
+from product_data.tables import ProductRow
+from training.labels.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, read_answer
 from training.runs.resume import append_line, mend_lines, read_lines
 
 SUFFIX, JOURNAL_SUFFIX = ".parquet", ".answers.jsonl"
@@ -42,6 +38,8 @@ _NAMED = 5  # pictures that cannot be opened
 
 class WritingError(ValueError):
     """What cannot be written, or not into this file."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -340,65 +338,3 @@ def _write_table(
     partial = job.output.with_name(job.output.name + ".partial")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows.values()), schema=_SCHEMA), partial)
     partial.replace(job.output)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write and print how it went; the exit status is 2 where nothing could be started."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
-    names = {entry.name for entry in dataclasses.fields(WritingJob)}
-    try:
-        options = {name: value for name, value in vars(chosen).items() if name in names}
-        job = WritingJob(**options | {"forms": tuple(chosen.forms), "progress": not chosen.quiet})
-        require_writable_file("--output", job.output)
-        tables = load_tables(chosen.products, images_root=chosen.images_root, reading=reading_options(chosen))
-        tables.report.raise_if_fatal()
-        print(tables.report)
-        products = tables.select(chosen.split).products[: chosen.limit]
-        writer = load_writer(chosen.model, chosen.device, chosen.max_new_tokens)
-        counts = write_attributes(products, writer, job)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for form, found in counts.items():
-        print(
-            f"{form}: {found['written']} of {found['asked']} sets written ({found['empty']} of them empty), {found['unread']} "
-            f"answers could not be read, {found['unreadable']} pictures cannot be opened"
-        )
-    print(f"{job.output}: the reasons stand in problem_image and problem_text")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.labels.annotate", description="Have a chat model write products' attributes."
-    )
-    parser.add_argument("products", help="a data folder, a products file, or catalogue")
-    parser.add_argument("--model", required=True, help="folder or hub id of a chat model that reads pictures")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="the table to write, FOLDER/written_attributes.parquet"
-    )
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="what to ask about (both)")
-    parser.add_argument("--split", help="ask about the products of one split (all)")
-    parser.add_argument("--limit", type=int, help="ask about so many products, the first ones (all)")
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
-    add_reading_arguments(parser)
-    parser.add_argument("--images", type=int, default=1, help="pictures shown of a product (1)")
-    parser.add_argument(
-        "--max-pixels", type=int, default=WritingJob.max_pixels, help="larger pictures are shown smaller"
-    )
-    parser.add_argument("--batch-size", type=int, default=WritingJob.batch_size, help="questions answered together (8)")
-    parser.add_argument(
-        "--attempts", type=int, default=WritingJob.attempts, help="for an answer that cannot be read (3)"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="length at which an answer is cut off (128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the words of second and later attempts (0)")
-    parser.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
-    parser.add_argument("--allow-urls", action="store_true", help="fetch pictures from public addresses")
-    parser.add_argument("--overwrite", action="store_true", help="forget the answers of another model or setting")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

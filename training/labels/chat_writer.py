@@ -27,6 +27,7 @@ from transformers.utils import is_torchvision_available
 from processing_moon.product_moon import plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, THINK_END, THINK_START, read_reasoning
 from product_data.attribute_keys import as_attributes, facts_of
+from product_data.errors import OptionError
 from product_data.tables import ProductRow
 from training.labels.reasoning import control_tokens_of
 
@@ -99,7 +100,7 @@ class ChatWriter:
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128, revision: str = "") -> None:
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: found {max_new_tokens}; accepted: a number of at least 1")
+            raise OptionError(f"max_new_tokens: found {max_new_tokens}; accepted: a number of at least 1")
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.processor.tokenizer.padding_side = "left"
         self._controls = control_tokens_of(processor.tokenizer)
@@ -178,12 +179,12 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
         processor = _load_processor(path)
         model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(
+        raise OptionError(
             f"model: {path!r} cannot be loaded ({error}); accepted: the folder or hub id of a chat model that reads "
             "pictures and that AutoModelForImageTextToText and AutoProcessor know"
         ) from error
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise ValueError(f"model: {path!r} has no chat template; accepted: a model that was tuned to answer")
+        raise OptionError(f"model: {path!r} has no chat template; accepted: a model that was tuned to answer")
     return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path, model))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from product_data.duplicates import EqualProducts
+from product_data.errors import OptionError
 from product_data.tables import ProductRow, QueryRow
 
 CHOICES = ("hardest", "random")
@@ -41,7 +42,7 @@ class MiningOptions:
         seed (`int`): of "random". Default 0.
 
     Raises:
-        ValueError: a number outside these bounds, or an unknown choice.
+        OptionError: a number outside these bounds, or an unknown choice.
     """
 
     per_query: int = 4
@@ -56,19 +57,19 @@ class MiningOptions:
 
     def __post_init__(self) -> None:
         if self.per_query < 1:
-            raise ValueError(f"per_query: found {self.per_query}; accepted: 1 or more")
+            raise OptionError(f"per_query: found {self.per_query}; accepted: 1 or more")
         if not 1 <= self.first_rank <= self.last_rank:
-            raise ValueError(
+            raise OptionError(
                 f"first_rank and last_rank: found {self.first_rank} and {self.last_rank}; accepted: 1 ≤ first ≤ last"
             )
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(f"margin: found {self.margin}; accepted: 0 or more")
+            raise OptionError(f"margin: found {self.margin}; accepted: 0 or more")
         if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio: found {self.ratio}; accepted: above 0 and at most 1")
+            raise OptionError(f"ratio: found {self.ratio}; accepted: above 0 and at most 1")
         if self.category_levels is not None and self.category_levels < 0:
-            raise ValueError(f"category_levels: found {self.category_levels}; accepted: 0 or more, or none")
+            raise OptionError(f"category_levels: found {self.category_levels}; accepted: 0 or more, or none")
         if self.choose not in CHOICES:
-            raise ValueError(f"choose: found {self.choose!r}; accepted: {', '.join(CHOICES)}")
+            raise OptionError(f"choose: found {self.choose!r}; accepted: {', '.join(CHOICES)}")
 
 
 @dataclass(frozen=True)

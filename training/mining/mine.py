@@ -1,20 +1,18 @@
 """Mine hard negatives with a model: near to a query, of its answer's category, and yet no answer.
 
-    python -m training.mining.mine --model DIR --data FOLDER|FILE|catalogue --output FOLDER
+    moon3 mine --model DIR --data FOLDER|FILE|catalogue --output FOLDER
 
 OUTPUT/queries.parquet is the queries table with the column `negatives` filled for the queries of the split, ready for a
 recipe: data: [{products: …, queries: OUTPUT/queries.parquet}]. OUTPUT/report.json says how many queries got how many, and
 why some got fewer. OUTPUT/vectors and OUTPUT/mined are kept: an interrupted run goes on where it stopped.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
 import io
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,22 +23,17 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
 import evaluation.baselines  # noqa: F401 - makes its models known
-from product_data.interactions import InteractionOptions
-from product_data.outputs import require_writable_folder
-from product_data.reading import add_reading_arguments, reading_options
 from product_data.table_files import ImageSource
-from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow, load_tables
-from retrieval.encode import Encoded, config_digest, encode, load_for_evaluation
+from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow
+from retrieval.encode import Encoded, config_digest, encode
 from retrieval.shortened import shortened_items, shortened_sentence, shortened_summary
 from training.assembly.sources import with_splits
 from training.batches.negatives import stable_id
 from training.mining.hard_negatives import (
-    CHOICES,
     Mined,
     MiningOptions,
     ProductIndex,
@@ -48,7 +41,6 @@ from training.mining.hard_negatives import (
     choose_negatives,
     similarity_limit,
 )
-from training.runs.lock import alone_in
 from training.runs.resume import write_atomically
 
 QUERIES_FILE, REPORT_FILE, SETTINGS_FILE = "queries.parquet", "report.json", "mining.json"
@@ -59,6 +51,8 @@ _SAMPLED_BYTES = 2**20
 
 class MiningError(ValueError):
     """What cannot be mined, or not into this folder."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,9 @@ class MiningJob:
         overwrite (`bool`): start anew in a folder that holds another mining. Default False.
         progress (`bool`): show a bar. Default True.
         options: the guards, see MiningOptions.
+
+    Raises:
+        MiningError: a number below 1.
     """
 
     output: Path
@@ -83,6 +80,10 @@ class MiningJob:
     overwrite: bool = False
     progress: bool = True
     options: MiningOptions = dataclasses.field(default_factory=MiningOptions)
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.shard_rows) < 1:
+            raise MiningError("batch-size and shard-rows: accepted: 1 or more")
 
 
 def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, model_path: str = "") -> dict[str, Any]:
@@ -415,67 +416,3 @@ def _without_pixels(row: Any) -> dict[str, Any]:
     if hasattr(row, "images"):
         return {"images": tuple(image for image in row.images if isinstance(image, str))}
     return {"image": row.image if isinstance(row.image, str) else None}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit status is 0, or 2 where something is refused."""
-    parser = argparse.ArgumentParser(prog="python -m training.mining.mine", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or hub id of a checkpoint")
-    parser.add_argument("--data", required=True, help="catalogue, or a folder or products file in the two-table format")
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
-    add_reading_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, or to go on in")
-    parser.add_argument("--action-weights", help="relevance of actions in an interactions table, {purchase: 1, …}")
-    parser.add_argument("--half-life-days", type=float, help="an interaction counts half for every so many days of age")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--shard-rows", type=int, default=1024)
-    parser.add_argument("--overwrite", action="store_true")
-    defaults = MiningOptions()
-    for name, kind in (
-        ("per_query", int),
-        ("first_rank", int),
-        ("last_rank", int),
-        ("margin", float),
-        ("ratio", float),
-    ):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(defaults, name))
-    parser.add_argument("--category-levels", type=int, help="levels of the category that must agree; default: all")
-    parser.add_argument("--keep-variants", action="store_true", help="products of the answer's group may be negatives")
-    parser.add_argument("--choose", choices=CHOICES, default=defaults.choose)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(arguments)
-    try:
-        with alone_in(chosen.output):
-            report = _run(chosen)
-    except (ValueError, OSError) as error:  # MiningError and TableError among them
-        print(f"mine: {error}", file=sys.stderr)
-        return 2
-    print(report_text(report))
-    print(f"wrote {chosen.output / QUERIES_FILE}")
-    return 0
-
-
-def _run(chosen: argparse.Namespace) -> dict[str, Any]:
-    require_writable_folder("--output", chosen.output)
-    names = ("per_query", "first_rank", "last_rank", "margin", "ratio", "category_levels", "choose", "seed")
-    options = MiningOptions(**{name: getattr(chosen, name) for name in names}, mask_groups=not chosen.keep_variants)
-    weights = {} if chosen.action_weights is None else {"action_weights": yaml.safe_load(chosen.action_weights)}
-    if min(chosen.batch_size, chosen.shard_rows) < 1:
-        raise MiningError("batch-size and shard-rows: accepted: 1 or more")
-    tables = load_tables(
-        chosen.data,
-        images_root=chosen.images_root,
-        reading=reading_options(chosen, InteractionOptions(**weights, half_life_days=chosen.half_life_days)),
-    )
-    tables.report.raise_if_fatal()
-    print(tables.report, flush=True)
-    model, processor = load_for_evaluation(chosen.model)
-    job = MiningJob(
-        chosen.output, chosen.split, chosen.batch_size, chosen.shard_rows, chosen.overwrite, options=options
-    )
-    return mine(model, processor, tables, job, chosen.model)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

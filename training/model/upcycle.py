@@ -1,6 +1,6 @@
 """Turn a Qwen3-VL or Qwen2.5-VL checkpoint into a Moon checkpoint that computes exactly what its base computed.
 
-    python -m training.model.upcycle --base Qwen/Qwen3-VL-2B-Instruct --out moon1-2b --preset moon1
+    moon3 upcycle --base Qwen/Qwen3-VL-2B-Instruct --out moon1-2b --preset moon1
 
 Tensors are read, renamed and written one at a time, so that memory stays near the size of one output shard, whatever the
 size of the base.
@@ -8,7 +8,6 @@ size of the base.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +27,7 @@ from modeling_moon.configuration_moon import BACKBONES, PRESETS
 from modeling_moon.fire_moon import MoonDetailMerger, MoonFire
 from modeling_moon.modeling_moon import MoonFusion
 from processing_moon import MoonProcessor
-from product_data.outputs import require_writable_folder
+from product_data.outputs import OutputError
 from training.model.checkpoint import write_code_and_settings
 
 # Moon's tokens: the field of MoonConfig that holds the id of each.
@@ -52,11 +50,13 @@ _RENAMES = (
 )
 _FEED_FORWARD = re.compile(r"^(model\.vlm\.language_model\.layers\.(\d+)\.mlp\.)(gate_proj|up_proj|down_proj)\.weight$")
 _EMBEDDING = "model.vlm.language_model.embed_tokens.weight"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class UpcycleError(ValueError):
     """A base that cannot become a Moon checkpoint: what was found, and what is accepted."""
+
+    exit_status = 2
 
 
 def upcycle(
@@ -96,35 +96,27 @@ def upcycle(
         The folder `out`.
 
     Raises:
-        UpcycleError: another architecture, no safetensors, tensors that are missing, left over or of another shape.
-        FileExistsError: `out` exists and `overwrite` is False.
-        ValueError: an unknown preset, dtype or `MoonConfig` argument.
+        UpcycleError: an unknown preset or dtype, a value that `MoonConfig` or the processor refuses, another architecture,
+            no safetensors, tensors that are missing, left over or of another shape.
+        OutputError: `out` exists and `overwrite` is False.
     """
     out = Path(out)
     if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r} is not known; accepted: {', '.join(PRESETS)}")
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not known; accepted: {', '.join(_DTYPES)} or None")
+        raise UpcycleError(f"preset={preset!r} is not known; accepted: {', '.join(PRESETS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UpcycleError(f"dtype={dtype!r} is not known; accepted: {', '.join(DTYPES)} or None")
     if out.is_file():
-        raise FileExistsError(f"{out} is a file; accepted: a folder to write")
+        raise OutputError(f"{out} is a file; accepted: a folder to write")
     if out.exists() and not overwrite and any(out.iterdir()):
-        raise FileExistsError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
+        raise OutputError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
     folder = _local_folder(base)
     vlm_config = _read_base_config(folder)
-    markers, title_markers = moon.pop("markers", None), moon.pop("title_markers", None)
+    own = {name: moon.pop(name) for name in ("markers", "title_markers") if name in moon} | (limits or {})
     moon.setdefault("embedding_dim", min(256, vlm_config.text_config.hidden_size))
-    planned = PRESETS[preset](vlm_config, **dict.fromkeys(TOKEN_FIELDS, 0), **moon)
-    processor = MoonProcessor.from_base(
-        str(folder),
-        readout=planned.readout,
-        markers=planned.readout != "last" if markers is None else markers,
-        title_markers=planned.fusion or preset == "moon3" if title_markers is None else title_markers,
-        max_reasoning_tokens=planned.max_reasoning_tokens,
-        **(limits or {}),
-    )
+    processor = _processor_of(folder, PRESETS[preset], vlm_config, moon, own)
     old_rows = vlm_config.text_config.vocab_size
     vlm_config.text_config.vocab_size = max(old_rows, len(processor.tokenizer))
-    _set_dtype(vlm_config, _DTYPES.get(dtype or "") or _stored_dtype(folder))
+    _set_dtype(vlm_config, DTYPES.get(dtype or "") or _stored_dtype(folder))
     ids = _token_ids(processor)
     config = PRESETS[preset](vlm_config, **ids, **_user_turn(processor), **moon)
     config.dtype = vlm_config.dtype
@@ -136,7 +128,7 @@ def upcycle(
         known = AutoTokenizer.from_pretrained(folder).get_vocab()
         fresh = sorted(id_ for field, id_ in ids.items() if TOKEN_FIELDS[field] not in known)
         tensors = _moon_tensors(folder, config, old_rows, fresh, seed)
-        _write_shards(tensors, config, partial, _DTYPES.get(dtype or ""), int(max_shard_gigabytes * 1e9))
+        _write_shards(tensors, config, partial, DTYPES.get(dtype or ""), int(max_shard_gigabytes * 1e9))
         write_code_and_settings(config, processor, partial)
         if (folder / "generation_config.json").exists():
             GenerationConfig.from_pretrained(folder).save_pretrained(partial)
@@ -147,6 +139,27 @@ def upcycle(
         shutil.rmtree(out)
     partial.rename(out)
     return out
+
+
+def _processor_of(
+    folder: Path, preset: Any, vlm_config: Any, moon: dict[str, Any], own: dict[str, Any]
+) -> MoonProcessor:
+    """The processor of a preset with the arguments of its configuration; `own` are the processor's."""
+    try:
+        planned = preset(vlm_config, **dict.fromkeys(TOKEN_FIELDS, 0), **moon)
+        defaults = {
+            "markers": planned.readout != "last",
+            "title_markers": planned.fusion or preset is PRESETS["moon3"],
+        }
+        given = {name: value for name, value in own.items() if value is not None}
+        return MoonProcessor.from_base(
+            str(folder),
+            readout=planned.readout,
+            max_reasoning_tokens=planned.max_reasoning_tokens,
+            **defaults | given,
+        )
+    except ValueError as error:
+        raise UpcycleError(str(error)) from error
 
 
 def _token_ids(processor: MoonProcessor) -> dict[str, int]:
@@ -169,7 +182,10 @@ def _local_folder(base: str | Path) -> Path:
         return Path(base)
     if Path(base).exists():
         raise UpcycleError(f"{base} is a file; accepted: a checkpoint's folder or a hub id")
-    return Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
+    try:
+        return Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
+    except (OSError, ValueError) as error:
+        raise UpcycleError(f"{base}: no such folder, and not to be had from the hub ({error})") from error
 
 
 def _read_base_config(folder: Path) -> Any:
@@ -370,51 +386,3 @@ def _expected_shapes(config: MoonConfig) -> dict[str, tuple[int, ...]]:
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight")
     return shapes
-
-
-def main() -> None:
-    """Command line of `upcycle`."""
-    parser = argparse.ArgumentParser(description=upcycle.__doc__.splitlines()[0] if upcycle.__doc__ else None)
-    parser.add_argument("--base", required=True, help="folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--preset", default="moon1", choices=list(PRESETS))
-    parser.add_argument("--dtype", choices=list(_DTYPES), help="default: as in the base")
-    parser.add_argument(
-        "--readout", choices=["mean", "emb", "last"], help="default: the preset's; 'last' for embedding bases"
-    )
-    parser.add_argument("--embedding-dim", type=int, help="size of the vectors; 0 keeps the base's width; default 256")
-    parser.add_argument("--moe-layers", type=int, nargs="*", help="layers that become mixtures; default: all")
-    parser.add_argument("--num-experts", type=int, help="experts of a layer, the two guided ones included; default 4")
-    parser.add_argument(
-        "--moon",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="further arguments of MoonConfig, as in a recipe: --moon fusion=false 'matryoshka_dims=[64,128]'",
-    )
-    parser.add_argument("--max-tokens", type=int, help="token budget of an item, pictures included")
-    parser.add_argument("--max-image-tokens", type=int, help="token budget of a picture, kept by resizing")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-shard-gigabytes", type=float, default=4.0)
-    parser.add_argument("--overwrite", action="store_true")
-    arguments = vars(parser.parse_args())
-    names = ("readout", "embedding_dim", "moe_layers", "num_experts")
-    moon = {name: value for name in names if (value := arguments.pop(name)) is not None}
-    limits = {name: arguments.pop(name) for name in ("max_tokens", "max_image_tokens")}
-    arguments["limits"] = {name: value for name, value in limits.items() if value is not None}
-    if moon.get("embedding_dim") == 0:
-        moon["embedding_dim"] = None
-    for pair in arguments.pop("moon"):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            parser.error(f"--moon {pair}: accepted: KEY=VALUE")
-        moon[key] = yaml.safe_load(value)
-    try:
-        require_writable_folder("--out", arguments["out"])
-        print(f"wrote {upcycle(**arguments, **moon)}")
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

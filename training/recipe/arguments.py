@@ -64,8 +64,8 @@ NOT_FOR_RECIPES = {
     "train_sampling_strategy": "pairs are drawn by query_mix, one pure function of (seed, position)",
     "remove_unused_columns": "the collator makes the model's columns",
     "auto_find_batch_size": "the batch size decides which pairs are drawn; set per_device_train_batch_size",
-    "load_best_model_at_end": "nothing is evaluated during training; evaluate the checkpoints with evaluation.run",
-    "eval_strategy": "use evaluate_before and evaluate_after, or evaluation.run on a checkpoint",
+    "load_best_model_at_end": "nothing is evaluated during training; evaluate the checkpoints with moon3 evaluate",
+    "eval_strategy": "use evaluate_before and evaluate_after, or moon3 evaluate on a checkpoint",
     "save_only_model": "a checkpoint without its optimizer cannot be resumed from",
     "label_smoothing_factor": "InfoNCE has no labels to smooth",
 } | dict.fromkeys(
@@ -628,7 +628,7 @@ def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
     if data.streaming and (training.evaluate_before or training.evaluate_after):
         raise RecipeError(
             "evaluate_before, evaluate_after: found with streaming, whose tables have no gallery; "
-            "accepted: evaluation.run on the trained model"
+            "accepted: moon3 evaluate on the trained model"
         )
     if data.streaming:
         _check_stream_keys(data)

@@ -22,6 +22,8 @@ SHORTENED_FILE = "shortened.jsonl"
 class ResumeError(RuntimeError):
     """A checkpoint that this run cannot continue from."""
 
+    exit_status = 2
+
 
 class ExactResumption:
     """Mixin before a Trainer: whole checkpoints, each process's own state in them, and logs without gap or repetition.

@@ -11,6 +11,8 @@ from training.parallel.distributed import rank
 class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient became NaN or infinite; the message names the file that lists the batch's items."""
 
+    exit_status = 3
+
 
 class FiniteSteps:
     """Mixin before a Trainer: a loss or a gradient that is NaN or infinite stops training, with the items named in a file.

@@ -23,6 +23,8 @@ _TORCH_WRITER = ("PytorchStreamWriter failed", "unexpected pos ")  # torch.save 
 class DiskFullError(RuntimeError):
     """A file that could not be written: the disk is full, or a quota or a limit on file sizes is reached."""
 
+    exit_status = 3
+
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether an error, or one that it came from, says that a file could not be written for lack of space.

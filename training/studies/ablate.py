@@ -1,12 +1,11 @@
 """An ablation table from one command: every cell of a suite with every seed, each a training of its own.
 
-python -m training.studies.ablate SUITE.yaml [--output runs/ablation] [--workers 1] [--cells NAME …] [--render-only]
+moon3 ablate SUITE.yaml [--output runs/ablation] [--workers 1] [--cells NAME …] [--render-only]
 
 The same command again goes on: a finished cell is never run again, one that was stopped resumes from its last checkpoint.
 The table of what is finished so far is written after every cell: ablation.json, and ablation.md and ablation.png of it.
 """
 
-import argparse
 import fcntl
 import json
 import os
@@ -31,8 +30,8 @@ from tqdm import tqdm
 from evaluation.provenance import provenance
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
-from product_data.outputs import OutputError, require_writable_folder
-from product_data.tables import ProductTables, TableError, load_tables
+from product_data.outputs import require_writable_folder
+from product_data.tables import ProductTables, load_tables
 from training.places import TRAIN
 from training.recipe.arguments import (
     TABLE_KEYS,
@@ -395,7 +394,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return "data set direction" → scores of a results file of `evaluation.run`, image-only directions included."""
+    """Return "data set direction" → scores of a results file of `moon3 evaluate`, image-only directions included."""
     rows = {}
     for group in ("image_only", "scores"):
         for direction, scores in result[group].items():
@@ -541,72 +540,62 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
     return results
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.studies.ablate", description="An ablation table over seeds."
-    )
-    parser.add_argument("suite", type=Path, help="a suite, see training/recipes/ablations/suites")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time (default: 1)")
-    parser.add_argument("--cells", nargs="+", metavar="NAME", help="these cells only (default: all)")
-    parser.add_argument("--render-only", action="store_true", help="write the table of what is finished, train nothing")
-    return parser
+def run_suite(
+    path: Path, output: Path, *, workers: int = 1, cells: Sequence[str] | None = None, render_only: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Train what a suite lacks and write its table after every cell.
+
+    Args:
+        path: the suite, see training/recipes/ablations/suites.
+        output: the suite's folder.
+        workers: trainings at a time.
+        cells: these alone. Default: all.
+        render_only: train nothing, write the table of what is finished.
+
+    Returns:
+        What ablation.json holds, and the names of the runs that did not finish.
+
+    Raises:
+        RecipeError, TableError, OutputError: what cannot be run, read or written, before anything is started.
+    """
+    if workers < 1:
+        raise RecipeError(f"--workers: found {workers}; accepted: 1 or more")
+    suite = read_suite(path)
+    unknown = [name for name in cells or () if name not in suite.cells]
+    if unknown:
+        raise RecipeError(f"--cells: found {unknown[0]!r}; accepted: {', '.join(suite.cells)}")
+    require_writable_folder("--output", output)
+    output.mkdir(parents=True, exist_ok=True)
+    runs = plan(suite, output)
+    data, boxes = list(suite.recipe.get("data", [])), {}
+    if suite.boxes is not None:
+        data, boxes = _data_with_boxes(suite, output, render_only)
+    missed: list[str] = []
+    if not render_only:
+        asked = [run for run in runs if not cells or run.cell in cells]
+        missed = run_all(asked, data, workers, lambda: write_results(suite, runs, output, boxes))
+    return write_results(suite, runs, output, boxes), missed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 whole, 1 cells failed, 2 refused, 130 stopped."""
-    chosen = _parser().parse_args(arguments)
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that the trainings that were started are stopped too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _main(chosen)
-    except (RecipeError, TableError, OutputError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ablate: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _main(chosen: argparse.Namespace) -> int:
-    if chosen.workers < 1:
-        raise RecipeError(f"--workers: found {chosen.workers}; accepted: 1 or more")
-    suite = read_suite(chosen.suite)
-    unknown = [name for name in chosen.cells or () if name not in suite.cells]
-    if unknown:
-        raise RecipeError(f"--cells: found {unknown[0]!r}; accepted: {', '.join(suite.cells)}")
-    require_writable_folder("--output", chosen.output)
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    runs = plan(suite, chosen.output)
-    asked = [run for run in runs if not chosen.cells or run.cell in chosen.cells]
-    data, boxes = list(suite.recipe.get("data", [])), {}
-    if suite.boxes is not None:
-        data, boxes = _data_with_boxes(suite, chosen)
-    missed: list[str] = []
-    if not chosen.render_only:
-        missed = run_all(asked, data, chosen.workers, lambda: write_results(suite, runs, chosen.output, boxes))
-    results = write_results(suite, runs, chosen.output, boxes)
-    print(markdown(results))
-    print(f"written to {chosen.output / 'ablation.json'}, ablation.md and ablation.png")
-    if missed:
-        print(f"ablate: not finished: {'; '.join(missed)}; the same command tries them again", file=sys.stderr)
-    return 1 if missed else 0
-
-
-def _data_with_boxes(suite: Suite, chosen: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
+def _data_with_boxes(suite: Suite, output: Path, render_only: bool) -> tuple[list[Any], dict[str, Any]]:
     """The data sets with their boxes; to render, only those whose boxes are there already."""
     data, boxes = [], {}
     for entry in suite.recipe["data"]:
         name = Path(entry["path"] if isinstance(entry, dict) and "path" in entry else str(entry)).name
-        folder = chosen.output / "boxes" / name
-        if chosen.render_only and not (folder / _BOXES_FILE).is_file():
+        folder = output / "boxes" / name
+        if render_only and not (folder / _BOXES_FILE).is_file():
             continue
         made, facts = tables_with_boxes(entry, folder, suite.boxes or "")
         data.append(made)
         boxes[name] = facts
     return data, boxes
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -194,7 +194,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """Return the results of an ablation as Markdown: what was run, a table of values and one of differences a metric.
 
     Args:
-        results: as `training.studies.ablate` writes them.
+        results: as `moon3 ablate` writes them.
     """
     rows = results["table"]
     parts = [
@@ -265,7 +265,7 @@ def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10
     """Draw one panel a row: a bar a cell, its interval, a dot a seed; green or red where the difference leaves out 0.
 
     Args:
-        results: as `training.studies.ablate` writes them.
+        results: as `moon3 ablate` writes them.
         path: where the PNG is written.
         metric: which of the metrics.
     """

@@ -1,12 +1,11 @@
 """What a joint stage writes, as one HTML page that a person can read: curves, and the attributes tried for each item.
 
-python -m training.studies.completions_report RUN [--output RUN/completions.html] [--step last] [--items 40] [--order change]
+moon3 completions RUN [--output RUN/completions.html] [--step last] [--items 40] [--order change]
 
 The page is one file without scripts and without addresses; whatever a model wrote is shown as text, its control characters as
 visible signs. Of the tables only the chosen step's is read; the curves are those of `metrics.jsonl`.
 """
 
-import argparse
 import base64
 import contextlib
 import dataclasses
@@ -26,7 +25,7 @@ import pyarrow.parquet
 import yaml
 
 from processing_moon.product_moon import ProductError, open_image
-from product_data.outputs import OutputError, require_writable_file
+from product_data.outputs import require_writable_file
 from product_data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError
 from training.assembly.sources import read_data
 from training.recipe.arguments import (
@@ -57,6 +56,8 @@ _SPREAD, _ADDED = 1e-8, 1e-4
 
 class ReportError(ValueError):
     """A run of which no report can be made, in a sentence that says what was found and what is accepted."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -524,53 +525,41 @@ def _run_facts(
     return facts
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="completions_report", description="One HTML page on what a joint stage has written, finished or not."
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training with stage: reasoning")
-    parser.add_argument("--output", type=Path, help=f"the page (default: RUN/{OUTPUT_FILE})")
-    parser.add_argument("--step", default=LAST, help="which step's completions; default: last")
-    parser.add_argument("--items", type=int, default=40, help="at most so many pairs of query and product; default: 40")
-    parser.add_argument(
-        "--order",
-        choices=ORDERS,
-        default=ORDERS[0],
-        help="best and worst first by the rank's change or by the weighted reward, or as they came; default: change",
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="titles and words only")
-    return parser
+def write_page(
+    run: Path,
+    output: Path | None = None,
+    *,
+    step: str = LAST,
+    items: int = 40,
+    order: str = ORDERS[0],
+    pictures: bool = True,
+) -> tuple[Path, list[str]]:
+    """Write the page of a run.
 
+    Args:
+        run: output_dir of a training with `stage: reasoning`, finished or not.
+        output: the page. Default: completions.html in the run.
+        step (`str`): a step's number, or "last". Default "last".
+        items (`int`): at most this many pairs of query and product. Default 40.
+        order (`str`): one of `ORDERS`. Default "change".
+        pictures (`bool`): show pictures. Default True.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0 written, 2 refused."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        path = _main(chosen)
-    except (ReportError, OutputError, OSError) as error:
-        print(f"completions_report: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {path}")
-    return 0
+    Returns:
+        The page, and what could not be shown.
 
-
-def _main(chosen: argparse.Namespace) -> Path:
-    if chosen.items < 1:
-        raise ReportError(f"--items: found {chosen.items}; accepted: 1 or more")
-    if chosen.step != LAST and not re.fullmatch(r"\d+", chosen.step):
-        raise ReportError(f"--step: found {chosen.step!r}; accepted: {LAST}, or the number of a step")
-    step = None if chosen.step == LAST else int(chosen.step)
-    pictures = not chosen.no_pictures
-    output: Path = chosen.output or chosen.run / OUTPUT_FILE
-    if chosen.output is not None or chosen.run.is_dir():
-        require_writable_file("--output", output)
-    report = make_report(chosen.run, step=step, items=chosen.items, order=chosen.order, pictures=pictures)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, page(report))
-    for note in report.notes:
-        print(f"completions_report: {note}", file=sys.stderr)
-    return output
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ReportError: a run of which no report can be made, or an option that does not fit it.
+        OutputError: a page that cannot be written.
+    """
+    if items < 1:
+        raise ReportError(f"--items: found {items}; accepted: 1 or more")
+    if step != LAST and not re.fullmatch(r"\d+", step):
+        raise ReportError(f"--step: found {step!r}; accepted: {LAST}, or the number of a step")
+    path = output or run / OUTPUT_FILE
+    if output is not None or run.is_dir():
+        require_writable_file("--output", path)
+    number = None if step == LAST else int(step)
+    report = make_report(run, step=number, items=items, order=order, pictures=pictures)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page(report))
+    return path, list(report.notes)

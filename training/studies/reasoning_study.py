@@ -1,6 +1,6 @@
 """What the joint stage brings over its cold start, several seeds, from one command.
 
-python -m training.studies.reasoning_study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3]
+moon3 reasoning-study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3]
         [--output FILE.json] [--run-folder DIR]
 
 Each seed is a cold start and the joint stage from it. With `--controls` the joint stage is trained again from the same cold
@@ -9,10 +9,8 @@ The same command goes on where it stopped: a finished training is never run agai
 every training, as JSON and as Markdown beside it, with the wall clock of every start of the command.
 """
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,7 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.provenance import provenance
-from product_data.outputs import OutputError, require_writable_file
+from product_data.outputs import require_writable_file
 from training.places import RECIPES
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.reasoning import COLD_START, REASONING
@@ -30,7 +28,7 @@ from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import append_line, mend_lines, read_lines, write_atomically
 from training.studies.ablate import Run, row_scores, run_all
 
-_RECIPE = RECIPES / "study_moon3.yaml"
+RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
 MODES = {"none": "", "generate": "_generate"}
 STARTS_FILE = "starts.jsonl"
@@ -221,60 +219,47 @@ def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> Non
     write_atomically(output.with_suffix(".md"), markdown(study))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for what the user can put right, 3 when a training failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.studies.reasoning_study", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "recipe", type=Path, nargs="?", default=_RECIPE, help="of the joint stage (default: %(default)s)"
-    )
-    parser.add_argument("--controls", action="store_true", help="also train the same steps without rewards")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=3, help="trainings at a time (default: 3)")
-    parser.add_argument("--output", type=Path, default=Path("results/reasoning_catalogue.json"))
-    parser.add_argument("--run-folder", type=Path, default=Path("runs/reasoning_study"))
-    chosen = parser.parse_args(arguments)
-    try:
-        missed = _study(chosen)
-    except (RecipeError, OutputError) as error:
-        print(f"reasoning_study: {error}", file=sys.stderr)
-        return 2
-    print(chosen.output.with_suffix(".md").read_text(encoding="utf-8"))
-    for name in missed:
-        print(f"not finished: {name}", file=sys.stderr)
-    return 3 if missed else 0
+def study(
+    recipe: Path,
+    output: Path,
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    controls: bool = False,
+    workers: int = 3,
+) -> list[str]:
+    """Train what is missing and write the study.
 
+    Args:
+        recipe: of the joint stage.
+        output: the JSON file; Markdown goes beside it.
+        folder: of the trainings.
+        seeds: of the trainings.
+        controls: also train the same steps without rewards.
+        workers: trainings at a time.
 
-def _study(chosen: argparse.Namespace) -> list[str]:
-    """Train what is missing, write the study, and return the names of the trainings that did not finish."""
+    Returns:
+        The names of the trainings that did not finish.
+
+    Raises:
+        RecipeError: a recipe of another kind.
+        OutputError: what cannot be written.
+    """
     began = time.monotonic()
-    folder = chosen.run_folder
-    for path in (chosen.output, chosen.output.with_suffix(".md")):
+    for path in (output, output.with_suffix(".md")):
         require_writable_file("--output", path)
-    runs = plan(chosen.recipe, chosen.seeds, folder)
+    runs = plan(recipe, seeds, folder)
     found = {run.name for run in runs if run.result() is not None}
     missed: list[str] = []
     try:
-        for name in (
-            (JOINT, CONTROL) if chosen.controls else (JOINT,)
-        ):  # a control begins with its joint run's cold start
+        for name in (JOINT, CONTROL) if controls else (JOINT,):  # a control begins with its joint run's cold start
             ready = [run for run in runs if run.cell == name]
-            missed += run_all(
-                ready,
-                runs[0].wanted["data"],
-                chosen.workers,
-                lambda: render(chosen.recipe, runs, chosen.output, folder),
-            )
+            missed += run_all(ready, runs[0].wanted["data"], workers, lambda: render(recipe, runs, output, folder))
     finally:
         finished = [run.name for run in runs if run.result() is not None and run.name not in found]
         folder.mkdir(parents=True, exist_ok=True)
         mend_lines(folder / STARTS_FILE)
         start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 1)}
-        append_line(folder / STARTS_FILE, {**start, "workers": chosen.workers, "finished": finished})
-    render(chosen.recipe, runs, chosen.output, folder)
+        append_line(folder / STARTS_FILE, {**start, "workers": workers, "finished": finished})
+    render(recipe, runs, output, folder)
     return missed
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Kill a training with SIGKILL again and again, while it saves too, and compare it with the same training left alone.
 
-    python -m training.studies.soak training/recipes/smoke_moon1.yaml --kills 10 --processes 2 --output runs/soak
+    moon3 soak training/recipes/smoke_moon1.yaml --kills 10 --processes 2 --output runs/soak
 
 Two runs of one recipe: one is left alone, the other is killed at moments drawn from a seed and started again by the same
 command after each. Every logged loss, the weights of the last good checkpoint after each kill, and the final weights have to be
@@ -8,7 +8,6 @@ the same, bit by bit. A recipe that does not stream is run on the embedded catal
 replaces the recipe's. The exit status is 0 where nothing differs, 1 where something does, 2 where the recipe is refused.
 """
 
-import argparse
 import json
 import os
 import random
@@ -30,9 +29,10 @@ from tqdm.auto import tqdm
 
 from evaluation.provenance import provenance
 from product_data.catalogue.making import make_catalogue
-from product_data.outputs import OutputError, require_writable_file, require_writable_folder
+from product_data.errors import OptionError
+from product_data.outputs import require_writable_file, require_writable_folder
 from training.places import PROJECT
-from training.recipe.arguments import RecipeError, parse_recipe
+from training.recipe.arguments import parse_recipe
 from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import (
     MARKER,
@@ -62,6 +62,8 @@ _PATIENCE_SECONDS = 900.0
 
 class SoakError(RuntimeError):
     """A training that ended by itself before it could be killed, or did not end well."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True)
@@ -332,32 +334,81 @@ def streaming_recipe(recipe: str, overrides: Sequence[str], output: Path, seed: 
     return arguments
 
 
-def soak(arguments: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SoakOptions:
+    """How to kill a training, and where.
+
+    Args:
+        output: a folder for the two runs, new or empty.
+        kills: how often.
+        saves: how many of them to aim at a save. Default: half of them.
+        at_least_in_saves: how many have to hit one.
+        processes: that train together.
+        save_steps: steps between checkpoints.
+        seed: of the moments.
+        pause_seconds: wait at each file of a save, so that a kill can hit the save of a small model.
+
+    Raises:
+        OptionError: numbers that do not fit, an output that is not empty.
+        OutputError: an output that cannot be written.
+    """
+
+    output: Path
+    kills: int = 10
+    saves: int | None = None
+    at_least_in_saves: int = 3
+    processes: int = 2
+    save_steps: int = 2
+    seed: int = 0
+    pause_seconds: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.at_least_in_saves <= self.aimed_at_saves < self.kills:
+            raise OptionError(
+                f"found kills {self.kills}, saves {self.aimed_at_saves}, at-least-in-saves {self.at_least_in_saves}; "
+                "accepted: 1 ≤ at-least-in-saves ≤ saves < kills"
+            )
+        for name, low in (("processes", 1), ("save_steps", 1), ("pause_seconds", 0)):
+            if getattr(self, name) < low:
+                raise OptionError(f"{name.replace('_', '-')}: found {getattr(self, name)}; accepted: at least {low}")
+        if self.output.is_dir() and any(self.output.iterdir()):
+            raise OptionError(
+                f"output: found {self.output}, which is not empty; accepted: a folder that is new or empty"
+            )
+        require_writable_folder("--output", self.output)
+
+    @property
+    def aimed_at_saves(self) -> int:
+        """How many kills are aimed at a save."""
+        return (self.kills + 1) // 2 if self.saves is None else self.saves
+
+
+def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
     """Run the training alone, kill it as planned, and compare.
 
     Args:
         arguments: the recipe and its overrides.
-        chosen: the command line's own values.
+        options: how to kill and where.
 
     Returns: the kills, what was compared, and what differs.
 
     Raises:
         SoakError: a training that ended by itself.
     """
-    output, kills = chosen.output, chosen.kills
-    steps = chosen.save_steps * (kills + 1)
-    fixed = {"max_steps": steps, "save_steps": chosen.save_steps, "logging_steps": 1, "disable_tqdm": "true"}
-    command = [sys.executable, "-c", TRAIN, str(chosen.pause_seconds), *arguments]
+    output, kills = options.output, options.kills
+    steps = options.save_steps * (kills + 1)
+    fixed = {"max_steps": steps, "save_steps": options.save_steps, "logging_steps": 1, "disable_tqdm": "true"}
+    command = [sys.executable, "-c", TRAIN, str(options.pause_seconds), *arguments]
     command += [text for key, value in fixed.items() for text in (f"--{key}", str(value))]
     whole, run = output / WHOLE, output / KILLED
     found, differences, tensors = [], [], 0
     with tqdm(total=kills + 2, desc="soak", unit="run") as bar:
         all_kept = ["--output_dir", str(whole), "--save_total_limit", str(kills + 2)]
-        pace = run_alone([*command, *all_kept], chosen.processes, whole, output / "uninterrupted.log")
+        pace = run_alone([*command, *all_kept], options.processes, whole, output / "uninterrupted.log")
         bar.update()
         command, log = [*command, "--output_dir", str(run)], output / "killed.log"
-        for moment in plan(kills, chosen.saves, chosen.save_steps, pace, random.Random(chosen.seed)):
-            found.append(kill_once(moment, command, chosen.processes, run, log))
+        for moment in plan(kills, options.aimed_at_saves, options.save_steps, pace, random.Random(options.seed)):
+            found.append(kill_once(moment, command, options.processes, run, log))
             last = found[-1]["last_good_checkpoint"]
             differences += differing_losses(whole, run)
             if last is not None:
@@ -365,7 +416,7 @@ def soak(arguments: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]
                 tensors, differences = tensors + compared, differences + others
             bar.set_postfix_str(f"killed at step {found[-1]['logged_step']}, {len(differences)} differences")
             bar.update()
-        with Processes(command, chosen.processes, log) as training:
+        with Processes(command, options.processes, log) as training:
             if any(training.finish()):
                 raise SoakError(f"the last resumption did not end well:\n{training.last_words()}")
         bar.update()
@@ -379,79 +430,40 @@ def soak(arguments: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]
         "steps": steps,
         "kills": found,
         "kills_in_a_save": in_saves,
-        "kills_in_a_save_wanted": chosen.at_least_in_saves,
+        "kills_in_a_save_wanted": options.at_least_in_saves,
         "losses_compared": len(lines[1]),
         "checkpoint_tensors_compared": tensors,
         "final_tensors_compared": compared,
         "differences": differences,
-        "passed": not differences and in_saves >= chosen.at_least_in_saves,
+        "passed": not differences and in_saves >= options.at_least_in_saves,
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.studies.soak", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
-    parser.add_argument("recipe", help="a recipe of training")
-    parser.add_argument("--kills", type=int, default=10, help="how often to kill (default 10)")
-    parser.add_argument("--saves", type=int, help="how many of them to aim at a save (default: half of them)")
-    parser.add_argument("--at-least-in-saves", type=int, default=3, help="how many have to hit one (default 3)")
-    parser.add_argument("--processes", type=int, default=2, help="processes that train together (default 2)")
-    parser.add_argument("--save-steps", type=int, default=2, help="steps between checkpoints (default 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    parser.add_argument(
-        "--pause-seconds",
-        type=float,
-        default=0.02,
-        help="wait at each file of a save, so that a kill can hit the save of a small model (default 0.02)",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="a folder for the two runs, new or empty")
-    parser.add_argument("--results", type=Path, help="the JSON file to write (default: soak.json in --output)")
-    return parser
+def run_soak(
+    recipe: str, overrides: Sequence[str], options: SoakOptions, results: Path | None = None
+) -> dict[str, Any]:
+    """Soak a recipe and write what was found.
 
+    Args:
+        recipe: of a training; one that does not stream is run on the embedded catalogue as shards.
+        overrides: `--key value` of the recipe.
+        options: how to kill and where.
+        results: the JSON file. Default: soak.json in the output.
 
-def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
-    if not 1 <= chosen.at_least_in_saves <= chosen.saves < chosen.kills:
-        parser.error(
-            f"found kills {chosen.kills}, saves {chosen.saves}, at-least-in-saves {chosen.at_least_in_saves}; accepted: "
-            "1 ≤ at-least-in-saves ≤ saves < kills"
-        )
-    for name, low in (("processes", 1), ("save_steps", 1), ("pause_seconds", 0)):
-        if getattr(chosen, name) < low:
-            parser.error(f"{name.replace('_', '-')}: found {getattr(chosen, name)}; accepted: at least {low}")
+    Returns:
+        What the file holds, and under "results" the file.
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; see the top of this file for the exit status."""
-    parser = _parser()
-    chosen, overrides = parser.parse_known_args(arguments)
-    chosen.saves = (chosen.kills + 1) // 2 if chosen.saves is None else chosen.saves
-    _check(parser, chosen)
-    if chosen.output.exists() and any(chosen.output.iterdir()):
-        parser.error(f"output: found {chosen.output}, which is not empty; accepted: a folder that is new or empty")
-    try:
-        require_writable_folder("--output", chosen.output)
-        require_writable_file("--results", chosen.results)
-    except OutputError as error:
-        parser.error(str(error))
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    try:
-        found = soak(streaming_recipe(chosen.recipe, overrides, chosen.output, chosen.seed), chosen)
-    except (RecipeError, SoakError) as error:
-        print(f"soak: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RecipeError) else 1
-    recipe = Path(chosen.recipe).name
-    facts = {"recipe": recipe, "processes": chosen.processes} | found
-    facts["provenance"] = provenance(chosen.seed, recipe=recipe)
-    results = chosen.results or chosen.output / "soak.json"
-    results.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(results, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    for difference in found["differences"][:20]:
-        print(f"differs: {difference}", file=sys.stderr)
-    verdict = "the same as left alone" if found["passed"] else "NOT PASSED"
-    print(f"{chosen.kills} kills, {found['kills_in_a_save']} in a save: {verdict}; written to {results}")
-    return 0 if found["passed"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        RecipeError: a recipe that cannot be run.
+        SoakError: a training that ended by itself.
+        OutputError: a file that cannot be written.
+    """
+    require_writable_file("--results", results)
+    options.output.mkdir(parents=True, exist_ok=True)
+    found = soak(streaming_recipe(recipe, overrides, options.output, options.seed), options)
+    facts = {"recipe": Path(recipe).name, "processes": options.processes} | found
+    facts["provenance"] = provenance(options.seed, recipe=Path(recipe).name)
+    path = results or options.output / "soak.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    return facts | {"results": path}

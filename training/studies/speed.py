@@ -1,6 +1,6 @@
 """What a training step costs, side by side: time and peak memory of ours against another way to do the same.
 
-    python -m training.studies.speed --output training_speed.json [--only NAME …] [--repeats N] [--model DIR]
+    moon3 bench train --output training_speed.json [--only NAME …] [--repeats N] [--model DIR]
 
 The two sides take turns in one process, so that a ratio can be trusted where the seconds of a shared machine cannot. Time is
 the processor's on a CPU, which other programs do not lengthen by taking turns too, and the clock's on a GPU. The file says of
@@ -11,7 +11,6 @@ Shape suffixes: B queries, C candidates, D embedding width.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -19,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from modeling_moon import MoonModel
 from modeling_moon.sentence_transformer_moon import MoonTransformer
 from processing_moon import MoonProcessor
 from product_data.catalogue.making import make_catalogue
-from product_data.outputs import require_writable_file
+from product_data.errors import OptionError
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, Candidates, FalseNegatives, NegativeQueue, QueryFacts, stable_id
 from training.batches.pairs import Pair
@@ -86,9 +85,9 @@ class Sizes:
         least = {"queue_steps": 1, "batch_size": 2, "chunk_size": 1, "loss_queries": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
-                raise ValueError(f"{name}: found {getattr(self, name)}; accepted: {smallest} or more")
+                raise OptionError(f"{name}: found {getattr(self, name)}; accepted: {smallest} or more")
         if len(self.candidates) < 2 or min(self.candidates) < self.loss_queries * 4:
-            raise ValueError(
+            raise OptionError(
                 f"candidates: found {self.candidates}; accepted: two numbers or more, each at least "
                 f"{4 * self.loss_queries}, four for each of the loss_queries"
             )
@@ -241,7 +240,7 @@ def take_turns(ours: Callable[[], Any], other: Callable[[], Any], repeats: int) 
         ValueError: fewer than 1 repeat.
     """
     if repeats < 1:
-        raise ValueError(f"repeats={repeats}; accepted: 1 or more")
+        raise OptionError(f"repeats={repeats}; accepted: 1 or more")
     ours()
     other()
     gpu = torch.cuda.is_available()
@@ -514,44 +513,35 @@ COMPARISONS: dict[str, Callable[[Sizes, int], dict[str, Any]]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    own = Sizes()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), help="default: all")
-    parser.add_argument("--repeats", type=int, default=15, help="timed steps of each side")
-    parser.add_argument("--model", help="a Moon checkpoint in the place of a small random model")
-    for name in (
-        "batch_size",
-        "chunk_size",
-        "hidden_size",
-        "num_layers",
-        "image_tokens",
-        "queue_steps",
-        "loss_queries",
-    ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(own, name))
-    parser.add_argument("--candidates", type=int, nargs="+", default=list(own.candidates))
-    chosen = parser.parse_args(arguments)
-    given = {name: value for name, value in vars(chosen).items() if name in asdict(own)}
-    try:
-        require_writable_file("--output", chosen.output)
-        sizes = replace(own, **given | {"candidates": tuple(sorted(chosen.candidates))})
-    except ValueError as error:
-        parser.error(str(error))
+def measure_training_speed(
+    output: Path, sizes: Sizes, *, only: Sequence[str] | None = None, repeats: int = 15
+) -> dict[str, Any]:
+    """Run comparisons and write the results file.
+
+    Args:
+        output: the JSON file.
+        sizes: what is measured with.
+        only: names of `COMPARISONS`. Default: all.
+        repeats (`int`): timed steps of each side. Default 15.
+
+    Returns:
+        By name what the file holds.
+    """
     results: dict[str, Any] = {}
-    for name in tqdm(chosen.only or list(COMPARISONS), desc="comparisons"):
-        found = COMPARISONS[name](sizes, chosen.repeats)
+    for name in tqdm(only or list(COMPARISONS), desc="comparisons"):
+        found = COMPARISONS[name](sizes, repeats)
         results[name] = found | {"sizes": asdict(sizes), "provenance": provenance(0)}
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for name, found in results.items():
-        for part in [one for one in (found, *found.values()) if isinstance(one, dict) and "wanted" in one]:
-            verdict = "met" if part["met"] else "NOT MET"
-            print(f"{name}: ratio {part['ratio']:.3f}, wanted {part['wanted']}: {verdict} ({part.get('about', '')})")
-    return 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """Return a line for each ratio: what it is, what is wanted, and whether it is met."""
+    return [
+        f"{name}: ratio {part['ratio']:.3f}, wanted {part['wanted']}: {'met' if part['met'] else 'NOT MET'} "
+        f"({part.get('about', '')})"
+        for name, found in results.items()
+        for part in (found, *found.values())
+        if isinstance(part, dict) and "wanted" in part
+    ]

@@ -18,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from moon3.__main__ import main
 from product_data.tables import ProductRow, load_tables
-from training.labels.annotate import WritingError, WritingJob, main, write_attributes
+from training.labels.annotate import WritingError, WritingJob, write_attributes
 from training.labels.chat_writer import Answer, ChatWriter, Question, _Drawn, ask_about, load_writer, read_answer
 
 
@@ -514,7 +515,7 @@ def test_the_command_runs_a_random_model_and_keeps_what_it_cannot_read(tmp_path,
     output = tmp_path / "written_attributes.parquet"
     model = str(tiny_base("qwen3_vl"))
     command = [str(tmp_path), "--model", model, "--output", str(output), "--device", "cpu", "--max-new-tokens", "4"]
-    assert main([*command, "--attempts", "2", "--batch-size", "2", "--quiet"]) == 0
+    assert main(["annotate", *command, "--attempts", "2", "--batch-size", "2", "--quiet"]) == 0
     said = capsys.readouterr().out
     assert (
         "image: 0 of 3 sets written (0 of them empty), 2 answers could not be read, 1 pictures cannot be opened" in said
@@ -526,7 +527,7 @@ def test_the_command_runs_a_random_model_and_keeps_what_it_cannot_read(tmp_path,
 
 
 def test_the_command_says_in_a_sentence_what_it_cannot_do(tmp_path, capsys):
-    assert main([str(tmp_path / "none"), "--model", "x", "--output", str(tmp_path / "o.parquet")]) == 2
+    assert main(["annotate", str(tmp_path / "none"), "--model", "x", "--output", str(tmp_path / "o.parquet")]) == 2
     assert "no such file or folder" in capsys.readouterr().err
-    assert main(["catalogue", "--model", "x", "--output", "o.csv"]) == 2
+    assert main(["annotate", "catalogue", "--model", "x", "--output", "o.csv"]) == 2
     assert "accepted: a .parquet file" in capsys.readouterr().err

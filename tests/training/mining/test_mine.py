@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from moon3.__main__ import main
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from training.batches.pairs import PairDataset, PairOptions, PairSource
@@ -20,7 +21,7 @@ from training.mining.hard_negatives import (
     choose_negatives,
     similarity_limit,
 )
-from training.mining.mine import MiningError, MiningJob, main, mine, report_text, write_queries
+from training.mining.mine import MiningError, MiningJob, mine, report_text, write_queries
 
 
 def picture(seed=0):
@@ -177,7 +178,7 @@ def test_the_command_writes_a_queries_table_that_training_reads(tiny_moon, catal
         "--ratio",
         "1",
     ]
-    assert main([*command, "--shard-rows", "16", "--per-query", "2", "--category-levels", "1"]) == 0
+    assert main(["mine", *command, "--shard-rows", "16", "--per-query", "2", "--category-levels", "1"]) == 0
     printed = capsys.readouterr().out
     before = load_tables(catalogue)
     after = load_tables({"products": catalogue / "products.parquet", "queries": tmp_path / "queries.parquet"})
@@ -345,7 +346,7 @@ def test_what_cannot_be_mined_is_refused_in_a_sentence(tiny_moon, catalogue, tmp
         (["--data", str(tmp_path / "none")], "no such file or folder"),
         (["--model", str(tmp_path)], "no config.json"),
     ):
-        assert main([*command, *more]) == 2
+        assert main(["mine", *command, *more]) == 2
         assert message in capsys.readouterr().err
     products = [ProductRow("p0", title="x")]
     for queries, message in (

@@ -1,26 +1,24 @@
 """The command line of upcycling: a checkpoint that every library loads, and refusals in one sentence."""
 
 import json
-import sys
 
 import pytest
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from modeling_moon import MoonModel
+from moon3.__main__ import main
 from processing_moon import MoonProcessor
-from training.model.upcycle import main
 
 CHANGES = ("--embedding-dim", 0, "--moe-layers", 1, "--num-experts", 5, "--max-tokens", 300, "--max-image-tokens", 9)
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["upcycle", *map(str, arguments)])
-    main()
+def call(*arguments):
+    return main(["upcycle", *map(str, arguments)])
 
 
-def test_the_command_writes_a_whole_checkpoint(monkeypatch, tiny_base, tmp_path, capsys):
+def test_the_command_writes_a_whole_checkpoint(tiny_base, tmp_path, capsys):
     out = tmp_path / "moon"
-    call(monkeypatch, "--base", tiny_base("qwen2_5_vl"), "--out", out, *CHANGES)
+    assert call("--base", tiny_base("qwen2_5_vl"), "--out", out, *CHANGES) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     model = MoonModel.from_pretrained(out)
     assert (model.config.embedding_dim, model.config.mixture_layers, model.config.num_experts) == (None, (1,), 5)
@@ -47,15 +45,13 @@ def test_the_command_writes_a_whole_checkpoint(monkeypatch, tiny_base, tmp_path,
         (["--readout", "max"], "invalid choice"),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_is_written(monkeypatch, tiny_base, tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        call(monkeypatch, "--base", tiny_base("qwen3_vl"), "--out", tmp_path / "moon", *arguments)
+def test_what_cannot_be_is_refused_and_nothing_is_written(tiny_base, tmp_path, capsys, arguments, message):
+    assert call("--base", tiny_base("qwen3_vl"), "--out", tmp_path / "moon", *arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_no_base_is_refused(monkeypatch, tmp_path, capsys):
+def test_a_folder_that_is_no_base_is_refused(tmp_path, capsys):
     AutoConfig.for_model("bert").save_pretrained(tmp_path / "bert")
-    with pytest.raises(SystemExit):
-        call(monkeypatch, "--base", tmp_path / "bert", "--out", tmp_path / "moon")
+    assert call("--base", tmp_path / "bert", "--out", tmp_path / "moon") == 2
     assert "model type 'bert', which cannot be upcycled" in capsys.readouterr().err

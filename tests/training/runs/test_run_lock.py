@@ -14,10 +14,9 @@ import pytest
 import yaml
 from launched import ROOT, launch_two, run_twice
 
-from training.mining.mine import main as mine
+from moon3.__main__ import main as moon3
 from training.recipe.files import RecipeError
 from training.runs.lock import LOCK_FILE, Owner, alone_in, release, take
-from training.shop import main as shop
 from training.train import main
 
 ONE = SimpleNamespace(process_index=0, world_size=1, device="cpu")
@@ -157,7 +156,6 @@ TWO = """
 import json, os, pathlib, sys
 import torch.distributed as dist
 from types import SimpleNamespace
-from training.mining.mine import main as mine
 from training.recipe.files import RecipeError
 from training.runs.lock import alone_in
 
@@ -201,10 +199,10 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_a_second_mining_of_one_folder_is_refused(holder, tmp_path, capsys):
     arguments = ["--model", "nowhere", "--data", "nowhere", "--output", str(tmp_path / "run")]
-    assert mine(arguments) == 2
-    assert f"mine: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
+    assert moon3(["mine", *arguments]) == 2
+    assert f"moon3 mine: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
 
 
 def test_a_second_shop_of_one_folder_is_refused(holder, tmp_path, capsys):
-    assert shop(["--products", str(tmp_path / "products.csv"), "--output", str(tmp_path / "run")]) == 2
-    assert f"shop: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err
+    assert moon3(["shop", "--products", str(tmp_path / "products.csv"), "--output", str(tmp_path / "run")]) == 2
+    assert f"moon3 shop: {tmp_path / 'run'} is in use by process {holder.pid}" in capsys.readouterr().err

@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from moon3.__main__ import main as moon3
 from processing_moon import product_moon
 from training.runs.resume import read_lines
-from training.studies.soak import main as soak
 from training.train import main
 
 
@@ -133,7 +133,7 @@ def test_a_small_base_and_a_time_budget_work_with_streams(recipe, tmp_path):
 
 def test_two_processes_killed_at_a_step_and_in_a_save_end_as_the_run_left_alone(recipe, tmp_path, capsys):
     kills = ["--kills", "2", "--at-least-in-saves", "1", "--pause-seconds", "0.05"]
-    assert soak([str(recipe), *kills, "--output", str(tmp_path)]) == 0, capsys.readouterr().err
+    assert moon3(["soak", str(recipe), *kills, "--output", str(tmp_path)]) == 0, capsys.readouterr().err
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["passed"]
     assert found["differences"] == []

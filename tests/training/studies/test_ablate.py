@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from moon3.__main__ import main
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import load_tables
 from training.recipe.arguments import RecipeError
@@ -25,7 +26,6 @@ from training.studies.ablate import (
     BusyError,
     _share_done,
     collect,
-    main,
     plan,
     read_suite,
     row_scores,
@@ -124,7 +124,7 @@ def finished(tmp_path_factory):
     suite = {"base": "base.yaml", "seeds": [0], "keys": TINY, "cells": cells}
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     arguments = [str(folder / "suite.yaml"), "--output", str(folder / "out"), "--cells", "plain", "broken"]
-    return folder / "out", arguments, main(arguments)
+    return folder / "out", arguments, main(["ablate", *arguments])
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(finished, capsys):
@@ -134,7 +134,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(finished, capsys):
     assert status == 1
     assert list(results["runs"]["plain"]) == ["0"]
     assert results["missing"] == ["broken, seed 0", "hard, seed 0"]
-    assert main(arguments) == 1
+    assert main(["ablate", *arguments]) == 1
     assert log.strip().splitlines()[-1] in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_a_finished_cell_is_never_run_again(finished, monkeypatch):
     started = []
     monkeypatch.setattr("training.studies.ablate.start", lambda run, data: started.append(run.name))
     before = (output / "cells" / "plain" / "seed-0" / CELL_FILE).stat().st_mtime_ns
-    assert main([*arguments[:4], "plain"]) == 0
+    assert main(["ablate", *arguments[:4], "plain"]) == 0
     assert started == []
     assert (output / "cells" / "plain" / "seed-0" / CELL_FILE).stat().st_mtime_ns == before
 
@@ -161,7 +161,7 @@ def test_a_partial_table_is_rendered_without_training(finished, monkeypatch, cap
     for name in ("ablation.json", "ablation.md", "ablation.png"):
         (output / name).unlink()
     monkeypatch.setattr("training.studies.ablate.start", lambda run, data: pytest.fail("a training was started"))
-    assert main([*arguments[:3], "--render-only"]) == 0
+    assert main(["ablate", *arguments[:3], "--render-only"]) == 0
     text = (output / "ablation.md").read_text()
     assert "1 of 3 cells × seeds are finished; missing: broken, seed 0, hard, seed 0." in text
     assert text == markdown(json.loads((output / "ablation.json").read_text()))
@@ -175,7 +175,7 @@ def test_a_result_of_another_recipe_is_not_taken(finished, tmp_path, capsys):
     suite["keys"]["temperature"] = 0.07
     other = Path(arguments[0]).with_name("other.yaml")
     other.write_text(yaml.safe_dump(suite, sort_keys=False))
-    assert main([str(other), *arguments[1:]]) == 2
+    assert main(["ablate", str(other), *arguments[1:]]) == 2
     assert "result of another recipe (temperature differ)" in capsys.readouterr().err
 
 
@@ -218,7 +218,7 @@ def test_the_bar_counts_the_cold_start_and_the_steps_of_a_run(write_suite, tmp_p
 
 def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(write_suite, tmp_path):
     path = write_suite(seeds=[0], cells={"plain": {}}, keys={**TINY, "max_steps": 400})
-    command = [sys.executable, "-m", "training.studies.ablate", str(path), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "moon3", "ablate", str(path), "--output", str(tmp_path / "out")]
     folder = tmp_path / "out" / "cells" / "plain" / "seed-0"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + 300

@@ -19,12 +19,12 @@ import torch
 import yaml
 from PIL import Image
 
+from moon3.__main__ import main
 from training.rewards import reward_names
 from training.studies.completions_page import draw_lines, reward_sentence, smoothed, visible
 from training.studies.completions_report import (
     ReportError,
     completion_steps,
-    main,
     make_report,
     ordered,
     read_series,
@@ -166,7 +166,7 @@ def write_metrics(run: Path, lines: list[dict[str, Any] | str]) -> None:
 
 
 def rendered(run: Path, *options: str) -> Page:
-    assert main([str(run), "--output", str(run / "page.html"), *options]) == 0
+    assert main(["completions", str(run), "--output", str(run / "page.html"), *options]) == 0
     return Page((run / "page.html").read_text(encoding="utf-8"))
 
 
@@ -437,7 +437,7 @@ def test_the_last_step_is_the_last_that_was_written_whole(tmp_path, capsys):
     assert (report.step, report.steps) == (10, [5, 10, 15])
     assert "Step 15 is left out" in report.notes[1]
     assert "early" in rendered(tmp_path, "--step", "5").text
-    assert main([str(tmp_path), "--step", "15"]) == 2
+    assert main(["completions", str(tmp_path), "--step", "15"]) == 2
     assert "cannot be read as parquet" in capsys.readouterr().err
 
 
@@ -597,9 +597,9 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
 
 
 def test_a_folder_that_is_not_there_or_has_no_completions_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path / "none")]) == 2
+    assert main(["completions", str(tmp_path / "none")]) == 2
     assert "found no folder" in capsys.readouterr().err
-    assert main([str(tmp_path)]) == 2
+    assert main(["completions", str(tmp_path)]) == 2
     assert "found no completions/step-NUMBER.parquet" in capsys.readouterr().err
 
 
@@ -614,14 +614,14 @@ def test_a_folder_that_is_not_there_or_has_no_completions_is_refused(tmp_path, c
 )
 def test_an_option_that_cannot_be_met_is_refused(tmp_path, capsys, options, said):
     write_step(tmp_path, [row()])
-    assert main([str(tmp_path), *options]) == 2
+    assert main(["completions", str(tmp_path), *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "completions.html").exists()
 
 
 def test_an_output_that_is_a_folder_is_refused(tmp_path, capsys):
     write_step(tmp_path, [row()])
-    assert main([str(tmp_path), "--output", str(tmp_path)]) == 2
+    assert main(["completions", str(tmp_path), "--output", str(tmp_path)]) == 2
     assert "this is a folder; accepted: the name of a file" in capsys.readouterr().err
 
 

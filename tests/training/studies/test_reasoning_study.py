@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moon3.__main__ import main
 from training.recipe.arguments import RecipeError
 from training.studies import reasoning_study
-from training.studies.reasoning_study import CONTROL, JOINT, main, markdown, plan, render, seed_result, verdict
+from training.studies.reasoning_study import CONTROL, JOINT, markdown, plan, render, seed_result, verdict
 
 RECIPE = {
     "small_base": {"hidden_size": 64},
@@ -74,7 +75,7 @@ def test_a_folder_is_the_same_however_it_is_written(recipe, tmp_path, monkeypatc
 def test_a_recipe_without_a_cold_start_or_an_evaluation_is_refused(recipe, tmp_path, capsys, changed):
     with pytest.raises(RecipeError, match="accepted: stage: reasoning with a cold start, evaluated before and after"):
         plan(recipe(**changed), [0], tmp_path / "runs")
-    assert main([str(recipe(**changed)), "--run-folder", str(tmp_path / "runs")]) == 2
+    assert main(["reasoning-study", str(recipe(**changed)), "--run-folder", str(tmp_path / "runs")]) == 2
     assert "accepted: stage: reasoning" in capsys.readouterr().err
 
 
@@ -144,7 +145,7 @@ def test_each_start_is_timed_and_controls_are_trained_on_request(recipe, tmp_pat
     joint, controls = ["joint, seed 0", "joint, seed 1"], ["no_reward, seed 0", "no_reward, seed 1"]
     for arguments, expected in ((command, joint), ([*command, "--controls"], controls), (command, [])):
         trained.clear()
-        assert main(arguments) == 0
+        assert main(["reasoning-study", *arguments]) == 0
         assert trained == expected
         assert json.loads((tmp_path / "study.json").read_text())["starts"][-1]["finished"] == expected
     page = capsys.readouterr().out

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moon3.__main__ import main
 from training.runs.resume import read_lines
 from training.studies.soak import (
     Moment,
@@ -21,7 +22,6 @@ from training.studies.soak import (
     differing_weights,
     kill_once,
     logged_step,
-    main,
     plan,
     write_shards,
 )
@@ -146,16 +146,14 @@ def test_what_an_earlier_kill_left_is_not_counted_as_this_kills_save(saves_again
     ],
 )
 def test_counts_that_cannot_be_are_refused(arguments, message, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["nowhere.yaml", "--output", str(tmp_path / "out"), *arguments])
+    assert main(["soak", "nowhere.yaml", "--output", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_recipe_that_cannot_be_run_and_a_folder_in_use_are_refused(tmp_path, capsys):
-    assert main(["nowhere.yaml", "--output", str(tmp_path / "out")]) == 2
+    assert main(["soak", "nowhere.yaml", "--output", str(tmp_path / "out")]) == 2
     assert "found no file" in capsys.readouterr().err
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit):
-        main(["nowhere.yaml", "--output", str(tmp_path / "out")])
+    assert main(["soak", "nowhere.yaml", "--output", str(tmp_path / "out")]) == 2
     assert "accepted: a folder that is new or empty" in capsys.readouterr().err
     assert read_lines(tmp_path / "out" / "metrics.jsonl") == []

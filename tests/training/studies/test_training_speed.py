@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moon3.__main__ import main
 from training.studies import speed
-from training.studies.speed import COMPARISONS, OurStep, Sizes, TheirStep, main, peak_bytes, prepare, take_turns
+from training.studies.speed import COMPARISONS, OurStep, Sizes, TheirStep, peak_bytes, prepare, take_turns
 
 TINY = {
     "batch_size": 4,
@@ -28,7 +29,9 @@ def in_this_process(monkeypatch):
 def test_every_comparison_writes_what_is_wanted_and_whether_it_is_met(tmp_path, in_this_process):
     output = tmp_path / "speed.json"
     options = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
-    assert main(["--output", str(output), "--repeats", "1", *options, "--candidates", "256", "64"]) == 0
+    assert (
+        main(["bench", "train", "--output", str(output), "--repeats", "1", *options, "--candidates", "256", "64"]) == 0
+    )
     results = json.loads(output.read_text())
     assert set(results) == set(COMPARISONS)
     assert all("commit" in found["provenance"] and found["sizes"]["batch_size"] == 4 for found in results.values())
@@ -88,6 +91,5 @@ def test_a_process_of_its_own_is_another_process():
 def test_sizes_that_cannot_be_measured_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="batch_size: found 1"):
         Sizes(batch_size=1)
-    with pytest.raises(SystemExit):
-        main(["--output", str(tmp_path / "speed.json"), "--candidates", "64", "256"])
+    assert main(["bench", "train", "--output", str(tmp_path / "speed.json"), "--candidates", "64", "256"]) == 2
     assert "each at least 1024" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Time ours against other ways to compute the same: encode (vectors, reasoning) or train (a training step)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+ORDER = 160
+SIZES = ("batch_size", "chunk_size", "hidden_size", "num_layers", "image_tokens", "queue_steps", "loss_queries")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what the command takes."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|train")
+    add_encode_arguments(kinds.add_parser("encode", help="layers, encoding, reasoning", allow_abbrev=False))
+    add_train_arguments(kinds.add_parser("train", help="time and peak memory of a training step", allow_abbrev=False))
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, comparisons: list[str]) -> None:
+    """Name what both kinds take."""
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--only", nargs="+", choices=comparisons, help="default: all that can run")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds in which the sides take turns (default: 15)")
+
+
+def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what `bench encode` takes."""
+    from evaluation.speed import COMPARISONS
+
+    add_common_arguments(parser, list(COMPARISONS))
+    parser.add_argument("--model", type=Path, help="a Moon checkpoint, for the comparisons that need one")
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what `bench train` takes."""
+    from training.studies.speed import COMPARISONS, Sizes
+
+    own = Sizes()
+    add_common_arguments(parser, list(COMPARISONS))
+    parser.add_argument("--model", help="a Moon checkpoint in the place of a small random model")
+    for name in SIZES:
+        parser.add_argument(f"--{name}", type=int, default=getattr(own, name))
+    parser.add_argument("--candidates", type=int, nargs="+", default=list(own.candidates))
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Measure, write and print."""
+    from product_data.outputs import require_writable_file
+
+    require_writable_file("--output", chosen.output)
+    if chosen.kind == "encode":
+        from evaluation.speed import measure_speed, speed_table
+
+        print(speed_table(measure_speed(chosen.output, chosen.only, chosen.model, chosen.repeats)))
+    else:
+        from training.studies.speed import Sizes, measure_training_speed, verdicts
+
+        sizes = {name: getattr(chosen, name) for name in (*SIZES, "model")}
+        found = Sizes(**sizes, candidates=tuple(sorted(chosen.candidates)))
+        results = measure_training_speed(chosen.output, found, only=chosen.only, repeats=chosen.repeats)
+        print("\n".join(verdicts(results)))

@@ -1,0 +1,89 @@
+"""Evaluate a checkpoint: retrieval, classification and attributes on one or several data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from moon3._arguments import TABLES, add_catalogue, add_device, add_images_root, add_reading, reading_of
+
+NAME = "evaluate"  # a file of this name would hide the library
+ORDER = 90
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what the command takes."""
+    from evaluation.run import BENCHMARKS
+    from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
+
+    parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
+    parser.add_argument("--benchmark", required=True, nargs="+", help=TABLES)
+    parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
+    parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
+    parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join(BENCHMARKS)}")
+    parser.add_argument("--limit", type=int, help="evaluate on this many products")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
+    parser.add_argument(
+        "--reasoning", choices=ROW_REASONING, default="none", help="write attributes before embedding (default: none)"
+    )
+    parser.add_argument(
+        "--query-reasoning",
+        choices=QUERY_REASONING,
+        help="of queries (default: as --reasoning); auto: only when unsure",
+    )
+    parser.add_argument(
+        "--gate-threshold", type=float, help="of auto: the margin of two cosines below which a query is unsure (0.05)"
+    )
+    parser.add_argument("--product-reasoning", choices=ROW_REASONING, help="of products (default: as --reasoning)")
+    parser.add_argument(
+        "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
+    )
+    parser.add_argument(
+        "--variants",
+        choices=VARIANTS,
+        default=VARIANTS[0],
+        help="of a right answer, in its ranking (default: left_out)",
+    )
+    parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
+    add_device(parser)
+    add_images_root(parser)
+    add_reading(parser)
+    add_catalogue(parser, "of the catalogue, limit, bootstrap and sheet")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Evaluate and print the results."""
+    from evaluation.report import results_table
+    from evaluation.run import EvaluationOptions, evaluate_benchmarks, load_benchmark, require_scores
+
+    options = EvaluationOptions(
+        split=chosen.split,
+        only=tuple(name for name in chosen.only.split(",") if name),
+        limit=chosen.limit,
+        batch_size=chosen.batch_size,
+        core_crop=chosen.core_crop,
+        seed=chosen.seed,
+        sheet=chosen.sheet,
+        query_reasoning=chosen.query_reasoning or chosen.reasoning,
+        product_reasoning=chosen.product_reasoning or chosen.reasoning,
+        gate_threshold=chosen.gate_threshold,
+        max_reasoning_tokens=chosen.max_reasoning_tokens,
+        reasonings=chosen.reasonings,
+        variants=chosen.variants,
+    )
+    tables = [
+        load_benchmark(
+            source,
+            split=chosen.split,
+            seed=chosen.seed,
+            images_root=chosen.images_root,
+            reading=reading_of(chosen),
+            catalogue_products=chosen.catalogue_products,
+        )
+        for source in chosen.benchmark
+    ]
+    results = evaluate_benchmarks(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
+    print(results_table(results))
+    require_scores(results)

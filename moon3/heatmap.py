@@ -1,0 +1,54 @@
+"""Draw what vectors were read from: attention over pictures and words, a PNG for each product or query."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from moon3._arguments import TABLES, add_catalogue, add_device, add_images_root, add_reading, reading_of
+
+ORDER = 110
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what the command takes."""
+    parser.add_argument("--model", required=True, help="folder or hub id of a Moon checkpoint")
+    parser.add_argument("--data", required=True, help=TABLES)
+    parser.add_argument("--output", required=True, type=Path, help="folder of the PNGs and of index.json")
+    parser.add_argument("--split", default="test", help="split to take items from; all for every row (default: test)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ids", nargs="+", metavar="ID", help="these products (or queries)")
+    which.add_argument("--first", type=int, metavar="N", help="the first N (default: all)")
+    parser.add_argument("--queries", action="store_true", help="queries instead of products")
+    parser.add_argument("--reasoning", choices=("none", "generate"), default="none", help="let the model write first")
+    parser.add_argument(
+        "--layers", nargs="+", type=int, metavar="LAYER", help="decoder layers to average (default: all)"
+    )
+    parser.add_argument("--relative", action="store_true", help="heat relative to uniform attention (mean read-out)")
+    parser.add_argument("--font", type=Path, help="font file, for scripts that Pillow's own font lacks")
+    parser.add_argument("--overwrite", action="store_true", help="draw again what is there")
+    add_device(parser)
+    add_images_root(parser)
+    add_reading(parser)
+    add_catalogue(parser, "of the catalogue")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Draw; the exit status is 1 where nothing could be drawn."""
+    from evaluation.heatmap import INDEX_FILE, HeatmapOptions, draw_heatmaps
+    from product_data.outputs import require_writable_folder
+    from product_data.tables import load_tables
+
+    names = ("queries", "ids", "first", "reasoning", "layers", "relative", "font", "overwrite")
+    options = HeatmapOptions(**{name: getattr(chosen, name) for name in names})
+    require_writable_folder("--output", chosen.output)
+    catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}
+    reading = reading_of(chosen)
+    tables = load_tables(chosen.data, images_root=chosen.images_root, seed=chosen.seed, reading=reading, **catalogue)
+    tables.report.raise_if_fatal()
+    print(tables.report, file=sys.stderr)
+    found = draw_heatmaps(chosen.model, tables, chosen.output, options, split=chosen.split, device=chosen.device)
+    counts = ", ".join(f"{count} {what}" for what, count in found.items())
+    print(f"{chosen.output}: {counts} (listed in {INDEX_FILE})")
+    return 0 if found["drawn"] or found["kept"] else 1

@@ -1,0 +1,26 @@
+"""Check product data: print the report on its tables, every picture opened."""
+
+from __future__ import annotations
+
+import argparse
+
+from moon3._arguments import TABLES, add_images_root, add_reading, reading_of
+
+ORDER = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what the command takes."""
+    parser.add_argument("source", help=TABLES)
+    add_images_root(parser)
+    add_reading(parser)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Print the report; the exit status is 1 where something fatal was found."""
+    from product_data.tables import load_tables
+
+    reading = reading_of(chosen)
+    report = load_tables(chosen.source, images_root=chosen.images_root, check_images=True, reading=reading).report
+    print(report)
+    return 0 if report.ok else 1

@@ -1,0 +1,20 @@
+"""Train a model as a recipe says; several processes: accelerate launch training/train.py."""
+
+from __future__ import annotations
+
+ORDER = 50
+
+
+def run(words: list[str]) -> None:
+    """Train, or print the keys of recipes.
+
+    Args:
+        words: `RECIPE.yaml --key value …`
+    """
+    from training.recipe.arguments import parse_recipe, usage
+    from training.train import run as train
+
+    if {"-h", "--help"} & set(words):
+        print(usage())
+    else:
+        train(parse_recipe(words))

@@ -1,0 +1,144 @@
+"""The command line: what it lists, how fast it answers, what it refuses and how it exits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moon3.__main__ import commands, help_of, main
+
+ROOT = Path(__file__).resolve().parents[2]
+EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "mine", "annotate"]
+LATE = ["evaluate", "report", "heatmap", "gate", "completions", "ablate", "reasoning-study", "bench", "soak"]
+IN_ORDER = EARLY + LATE
+HELP = """
+import resource, sys
+from moon3.__main__ import main
+status = main(["--help"])
+seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+heavy = sorted({"torch", "transformers", "datasets", "numpy", "PIL", "yaml", "product_data", "training"} & set(sys.modules))
+print(f"{seconds:.3f} seconds, {heavy}", file=sys.stderr)
+sys.exit(status or bool(heavy))
+"""
+
+
+def test_the_list_shows_every_command_once_in_the_order_in_which_a_person_needs_them(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == IN_ORDER
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    assert list(commands()) == IN_ORDER
+    assert len({command.ORDER for command in commands().values()}) == len(IN_ORDER)
+    assert all(help_of(command).endswith(".") for command in commands().values())
+
+
+def test_the_list_needs_no_library():
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stderr)  # the processor's seconds, for who reads it: the goal is half a second
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+
+
+def test_the_package_can_be_run():
+    command = [sys.executable, "-m", "moon3", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: moon3 <command>")
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_each_command_says_what_it_takes(name, capsys):
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage:")
+    assert "--" in said
+
+
+@pytest.mark.parametrize("kind", ["encode", "train"])
+def test_both_benches_say_what_they_take(kind, capsys):
+    assert main(["bench", kind, "--help"]) == 0
+    assert "--repeats" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("evalute", "did you mean 'evaluate'?"), ("xyz", "expected one of: quickstart, tables")]
+)
+def test_an_unknown_command_is_refused_with_the_nearest_one(word, hint, capsys):
+    assert main([word]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"moon3: found command {word!r};")
+    assert hint in said
+
+
+@pytest.mark.parametrize("words", [["report"], ["report", "x.json", "--comp", "MRR"], ["bench"], ["tables", ".", "-x"]])
+def test_words_that_cannot_be_parsed_are_refused(words, capsys):
+    assert main(words) == 2
+    assert f"moon3 {words[0]}" in capsys.readouterr().err
+
+
+def test_an_underscore_is_as_good_as_a_hyphen(tmp_path, capsys):
+    assert main(["reasoning_study", "nowhere.yaml", "--output", str(tmp_path / "x.json")]) == 2
+    assert capsys.readouterr().err.startswith("moon3 reasoning-study: ")
+
+
+def test_each_exit_status_on_real_data(tmp_path, capsys, monkeypatch):
+    products = tmp_path / "products.csv"
+    products.write_text("product_id,title\n1,hat\n2,shoe\n")
+    assert main(["tables", str(products)]) == 0
+    products.write_text("product_id,title\n1,hat\n1,shoe\n")
+    assert main(["tables", str(products)]) == 1
+    assert "ERROR: 1 × product_id used by more than one product" in capsys.readouterr().out
+    assert main(["tables", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith(f"moon3 tables: {tmp_path / 'nowhere'}: no such file or folder")
+    from training.runs.full_disk import DiskFullError
+
+    def full(recipe):
+        raise DiskFullError(f"{recipe.training.output_dir}: the disk is full")
+
+    monkeypatch.setattr("training.train.run", full)
+    recipe = str(ROOT / "training" / "recipes" / "smoke_moon1.yaml")
+    assert main(["train", recipe, "--output_dir", str(tmp_path / "run")]) == 3
+    assert capsys.readouterr().err == f"moon3 train: {tmp_path / 'run'}: the disk is full\n"
+    assert main(["train", recipe, "--learning_rat", "1"]) == 2
+    assert "unknown key 'learning_rat'" in capsys.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr("evaluation.report.report", broken)
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        main(["report", "x.json"])
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}"])
+def test_results_that_cannot_be_read_are_refused(content, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["report", str(path)]) == 2
+    assert "accepted: a file that moon3 evaluate wrote" in capsys.readouterr().err
+
+
+def test_the_command_stands_in_the_provenance_of_a_result(monkeypatch):
+    from evaluation.provenance import provenance
+
+    monkeypatch.setattr("sys.argv", [str(ROOT / "moon3" / "__main__.py"), "evaluate", "--seed", "0"])
+    assert json.dumps(provenance(0)["command"]) == '["moon3", "evaluate", "--seed", "0"]'
+
+
+def test_no_other_module_parses_a_command_line():
+    allowed = {"training/quickstart.py", "training/recipe/arguments.py", "training/recipe/command_line.py"}
+    packages = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation", "training")
+    found = {
+        str(path.relative_to(ROOT))
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        if "argparse" in path.read_text(encoding="utf-8")
+    }
+    assert found <= allowed
