@@ -79,7 +79,7 @@ def test_a_budget_that_is_too_small_for_most_items_is_named_with_its_share_befor
 
 def test_auto_may_be_given_on_the_command_line_and_other_words_are_refused():
     recipe = "training/recipes/smoke_moon1.yaml"
-    recipe = str(Path(__file__).resolve().parents[2] / recipe)
+    recipe = str(Path(__file__).resolve().parents[3] / recipe)
     assert parse_recipe([recipe, "--max_tokens", "auto"]).data.max_tokens == "auto"
     assert parse_recipe([recipe, "--max_tokens", "80"]).data.max_tokens == 80
     with pytest.raises(RecipeError, match="max_tokens"):
