@@ -30,6 +30,7 @@ ROOMS = ("places", "errors", "losses", "rewards", "encoding", "parallel", "runs"
     "train",
     "mining",
     "shop",
+    "shipped_checkpoint",
     "quickstart",
     "studies",
 )
