@@ -1,6 +1,6 @@
 """Compare two models on several shops, those that they were trained on and others, over all tasks, with paired intervals.
 
-python -m evaluation.shops_study --data ../shared/data --first Moon=runs/shops_moon1/final \
+moon3 shops-study --data ../shared/data --first Moon=runs/shops_moon1/final \
     --second "dual tower=runs/shops_dual_tower/final" --output results/shops_study.json
 
 Writes the rows as JSON, and as a Markdown table beside it. What was measured is kept by shop and model in `--work`: the same
@@ -9,12 +9,10 @@ command goes on where it stopped, and measures again what other weights, data or
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
 import pickle
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from tabulate import tabulate
 
 from evaluation.paired_rows import MEAN_OF_KEYS, Row, all_rows, compare_rows
 from evaluation.provenance import PROJECT_ROOT, provenance
+from product_data.errors import OptionError
 from product_data.spree import read_spree
 from product_data.tables import ProductTables, load_tables
 from retrieval.encode import VectorCache, config_digest, load_for_evaluation
@@ -233,53 +232,31 @@ def markdown(results: Mapping[str, Any]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.shops_study", description="Compare two models on several shops."
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the shops' folders")
-    parser.add_argument("--first", required=True, metavar="NAME=FOLDER", help="a checkpoint and what it is called")
-    parser.add_argument("--second", required=True, metavar="NAME=FOLDER", help="what it is measured against")
-    parser.add_argument("--shops", nargs="+", choices=[shop.name for shop in SHOPS], help="some of them (default: all)")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="results file (.json); the page is written beside it"
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/shops_study"), help="keeps what is measured")
-    return parser
+def write_study(
+    models: Mapping[str, str], data: Path, output: Path, work: Path, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Run the study and write its results as JSON, and the page beside it.
 
+    Args:
+        models: two, by what they are called → folder of the checkpoint.
+        data: folder of the shops' folders.
+        output: the results file, .json.
+        work: keeps what is measured.
+        names: of the shops that are measured. Default: all.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study from the command line; returns the exit status, 2 for what the user can put right."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        return _run(chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    Returns:
+        The results.
 
-
-def _run(chosen: argparse.Namespace) -> int:
-    if chosen.output.suffix != ".json":
-        raise ValueError(f"--output {chosen.output}; accepted: a .json file")
-    models = dict(_named(option, value) for option, value in (("--first", chosen.first), ("--second", chosen.second)))
+    Raises:
+        OptionError: another ending of `output`, or one name for both models.
+    """
+    if output.suffix != ".json":
+        raise OptionError(f"--output {output}; expected a .json file")
     if len(models) < 2:
-        raise ValueError(f"--first {chosen.first} and --second {chosen.second} have one name; accepted: two names")
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    shops = [shop for shop in SHOPS if not chosen.shops or shop.name in chosen.shops]
-    results = run_study(models, chosen.data, chosen.work, shops=shops)
+        raise OptionError("--first and --second have one name; expected two names")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    results = run_study(models, data, work, shops=[shop for shop in SHOPS if not names or shop.name in names])
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    chosen.output.write_text(text, encoding="utf-8")
-    chosen.output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
-    print(table(results, short=True), *results["words"], sep="\n")
-    return 0
-
-
-def _named(option: str, value: str) -> tuple[str, str]:
-    name, separator, folder = value.partition("=")
-    if not (name and separator and folder):
-        raise ValueError(f"{option} {value}; accepted: NAME=FOLDER")
-    return name, folder
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    output.write_text(text, encoding="utf-8")
+    output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+    return results

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from evaluation import shops_study
-from evaluation.shops_study import SHOPS, TRAINED, UNSEEN, Shop, main, markdown, table
+from evaluation.shops_study import SHOPS, TRAINED, UNSEEN, Shop, markdown, table
+from moon3.__main__ import main
 from product_data.catalogue.making import write_catalogue
 
 
@@ -20,7 +21,7 @@ def study(tiny_moon, tmp_path, monkeypatch):
     def run(*arguments, second=second):
         common = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
         models = ["--first", f"A={first}", "--second", f"B={second}"]
-        return main([*common, *models, "--output", str(tmp_path / "study.json"), *arguments])
+        return main(["shops-study", *common, *models, "--output", str(tmp_path / "study.json"), *arguments])
 
     run.first = first
     return run
