@@ -69,11 +69,11 @@ def test_a_model_is_never_ahead_of_itself(study, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(study, capsys):
     assert study("--output", "study.txt") == 2
-    assert "accepted: a .json file" in capsys.readouterr().err
+    assert "expected a .json file" in capsys.readouterr().err
     assert study("--second", "A=x") == 2
-    assert "accepted: two names" in capsys.readouterr().err
+    assert "expected two names" in capsys.readouterr().err
     assert study("--second", "x") == 2
-    assert "--second x; accepted: NAME=FOLDER" in capsys.readouterr().err
+    assert "--second x; expected NAME=FOLDER" in capsys.readouterr().err
 
 
 def test_the_shops_are_some_that_were_trained_on_and_some_that_were_not():
