@@ -1,5 +1,6 @@
 """Pages: whatever stands in a value is text that can be seen, and a name that is missing is an error."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,11 @@ def test_a_name_that_is_missing_is_an_error(tmp_path: Path) -> None:
         made(tmp_path, "{{ absent }}")
 
 
+HOUSE = Path(pages.__file__).parents[1]
 TEMPLATES = sorted(
     path
     for room in ("retrieval", "evaluation", "training", "applications", "model_cards")
-    for path in (Path(pages.__file__).parents[1] / room).rglob("*.jinja")
+    for path in (HOUSE / room).rglob("*.jinja")
 )
 
 
@@ -54,3 +56,6 @@ def test_a_template_of_ours_escapes_everything_and_lets_nothing_be_fetched(path:
     assert "autoescape" not in text
     assert "={{" not in text  # an attribute's value stands in quotes
     assert "<script" not in text
+    assert (path.parent / "__init__.py").is_file()
+    packaged = tomllib.loads((HOUSE / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "*.jinja" in packaged["*"]  # so that it is installed beside its module
