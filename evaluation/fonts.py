@@ -111,7 +111,11 @@ def _system_files() -> list[Path]:
 
 
 def _lacking(characters: Iterable[str], font: Any) -> frozenset[str]:
-    """The characters that have no glyph: those drawn as what is no character is drawn."""
+    """The characters that have no glyph: those drawn as what is no character is drawn, each by itself, without shaping.
+
+    Shaping would set a mark that the font lacks on a dotted circle, which is drawn otherwise.
+    """
+    font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
     absent = bytes(font.getmask("\uffff"))
     return frozenset(character for character in characters if bytes(font.getmask(character)) == absent)
 

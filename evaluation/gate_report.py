@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from tabulate import tabulate
 
-from evaluation.fonts import Font, font_for, readable
+from evaluation.charts import BLUE, GREEN, panels
 from retrieval.shortened import shortened_sentence
 
 ALL = "all"
 _TITLES = {"none": "un-reasoned products", "generate": "reasoned products"}
 _SHOWN = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _ABSENT = "–"
-_CHARACTERS = "%,;:0123456789."  # of the charts' own words
 
 
 def in_words(results: Mapping[str, Any]) -> list[str]:
@@ -156,11 +155,7 @@ def _number(value: float | None) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # The chart
 # ---------------------------------------------------------------------------------------------------------------------
-_COLUMNS, _WIDE, _HIGH, _GAP, _MARGIN, _HEAD = 3, 400, 300, 18, 28, 84
-_LEFT, _RIGHT, _TOP, _FOOT = 48, 18, 44, 46  # of a panel, around its plot
-_INK, _FAINT, _GROUND, _CARD, _LINE = (32, 36, 44), (120, 126, 138), (244, 245, 248), (255, 255, 255), (226, 229, 235)
-_COLOURS = {"none": (66, 110, 180), "generate": (34, 160, 84)}
-_DASH = 5
+_COLOURS = {"none": BLUE, "generate": GREEN}
 
 
 def draw_curves(results: Mapping[str, Any], path: str | Path) -> Path:
@@ -171,58 +166,29 @@ def draw_curves(results: Mapping[str, Any], path: str | Path) -> Path:
         path: where the PNG is written.
     """
     directions = results["directions"]
-    lines = math.ceil(len(directions) / _COLUMNS)
-    width = 2 * _MARGIN + _COLUMNS * _WIDE + (_COLUMNS - 1) * _GAP
-    chart = Image.new("RGB", (width, _HEAD + lines * (_HIGH + _GAP) + _MARGIN), _GROUND)
-    draw = ImageDraw.Draw(chart)
     name = Path(results["model"]).name or results["model"]
     heading = f"Thinking when unsure: {name} on {results['benchmark']}"
-    font, lacking = font_for(heading + _CHARACTERS)
-    draw.text((_MARGIN, 18), readable(heading, lacking), fill=_INK, font=font(22))
     note = "R@10, %, against the share of queries that reasons, the least sure first; dashed: a coin of that share"
-    draw.text((_MARGIN, 52), note, fill=_FAINT, font=font(13))
-    for place, way in enumerate(_TITLES):
-        left = width - _MARGIN - 190 * (len(_TITLES) - place)
-        draw.line((left, 28, left + 22, 28), fill=_COLOURS[way], width=3)
-        draw.text((left + 30, 28), _TITLES[way], fill=_INK, font=font(13), anchor="lm")
-    for number, (direction, found) in enumerate(directions.items()):
-        corner = (_MARGIN + (number % _COLUMNS) * (_WIDE + _GAP), _HEAD + (number // _COLUMNS) * (_HIGH + _GAP))
-        title = (
-            f"{_arrow(direction).replace('→', ' to ')}, {found['queries']} queries"  # Pillow's own font has no arrow
-        )
-        _draw_panel(draw, title, found["curves"], corner, font)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chart.save(path, "PNG", optimize=True)
-    return path
+    titles = [f"{_arrow(direction)}, {found['queries']} queries" for direction, found in directions.items()]
+    with panels(path, heading, note, titles) as chart:
+        for axes, found in zip(chart.axes, directions.values(), strict=True):
+            _draw_panel(axes, found["curves"])
+        keys = [Line2D([], [], color=_COLOURS[way], label=title, linewidth=2) for way, title in _TITLES.items()]
+        chart.figure.legend(handles=keys, loc="upper right", ncols=len(keys), borderaxespad=1.5)
+    return Path(path)
 
 
-def _draw_panel(
-    draw: ImageDraw.ImageDraw, title: str, curves: Mapping[str, Any], corner: tuple[int, int], font: Font
-) -> None:
-    left, top = corner
-    draw.rounded_rectangle((left, top, left + _WIDE, top + _HIGH), radius=10, fill=_CARD, outline=_LINE)
-    draw.text((left + 16, top + 12), title, fill=_INK, font=font(15))
-    values = [point[name] for curve in curves.values() for point in curve for name in ("R@10", "R@10_coin")]
-    least, most = _limits(values)
-    floor, height, wide = top + _HIGH - _FOOT, _HIGH - _FOOT - _TOP, _WIDE - _LEFT - _RIGHT
-
-    def place(share: float, value: float) -> tuple[float, float]:
-        return left + _LEFT + wide * share, floor - height * (value - least) / (most - least)
-
-    for part in (0.0, 0.5, 1.0):
-        value = least + part * (most - least)
-        draw.line((*place(0, value), *place(1, value)), fill=_LINE)
-        start = place(0, value)
-        draw.text((start[0] - 6, start[1]), _percent(value), fill=_FAINT, font=font(11), anchor="rm")
-        draw.text((place(part, least)[0], floor + 8), f"{100 * part:.0f} %", fill=_FAINT, font=font(11), anchor="ma")
+def _draw_panel(axes: Axes, curves: Mapping[str, Any]) -> None:
     for way, curve in curves.items():
-        line = [place(point["share"], point["R@10"]) for point in curve]
-        coin = [place(point["share"], point["R@10_coin"]) for point in (curve[0], curve[-1])]
-        _dashed(draw, coin[0], coin[1], _COLOURS[way])
-        draw.line(line, fill=_COLOURS[way], width=2, joint="curve")
-        for x, y in line:
-            draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=_COLOURS[way])
+        shares = [100 * point["share"] for point in curve]
+        axes.plot(shares, [100 * point["R@10"] for point in curve], color=_COLOURS[way], marker=".", clip_on=False)
+        coin = [100 * curve[place]["R@10_coin"] for place in (0, -1)]
+        axes.plot([shares[0], shares[-1]], coin, color=_COLOURS[way], linewidth=0.8, linestyle="--", clip_on=False)
+    least, most = _limits(
+        [point[name] for curve in curves.values() for point in curve for name in ("R@10", "R@10_coin")]
+    )
+    axes.set(xlim=(0, 100), ylim=(100 * least, 100 * most), xticks=(0, 25, 50, 75, 100))
+    axes.xaxis.set_major_formatter("{x:.0f} %")
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -230,15 +196,3 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     least, most = min(values), max(values)
     room = max(0.1 * (most - least), 0.5 * (0.05 - (most - least)), 0.005)
     return max(0.0, least - room), min(1.0, most + room)
-
-
-def _dashed(
-    draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], colour: tuple[int, int, int]
-) -> None:
-    steps = max(1, int(math.dist(start, end) / _DASH))
-    ways = [
-        (start[0] + (end[0] - start[0]) * k / steps, start[1] + (end[1] - start[1]) * k / steps)
-        for k in range(steps + 1)
-    ]
-    for one, other in zip(ways[::2], ways[1::2], strict=False):
-        draw.line((*one, *other), fill=colour)

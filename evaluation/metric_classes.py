@@ -1,58 +1,41 @@
-"""The retrieval metrics as local `evaluate.Metric` classes: the interface of that library, nothing downloaded or left
-on disk. The arithmetic is in `evaluation.metrics`; use that directly when there are vectors rather than rankings."""
+"""Local `evaluate.Metric` classes: the interface of that library, nothing downloaded and nothing left on disk."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import tempfile
 from typing import Any
 
 import datasets
 import evaluate
-import numpy as np
-
-from evaluation.metrics import mean_reciprocal_rank, recall_at
+from sklearn.metrics import precision_recall_fscore_support
 
 _INPUTS = """
 Args:
-    predictions: for each query the ids found, best first.
-    references: for each query the ids that are right.
+    predictions: the label of each item, as a number.
+    references: its true label.
 """
 
 
-class _RankingMetric(evaluate.Metric):
-    """Predictions are ranked lists of ids; references are lists of right ids."""
+class MacroScores(evaluate.Metric):
+    """Precision, recall and F1, each averaged over the labels that some item truly has; a division by 0 gives 0.
+
+    `MacroScores().compute(predictions=…, references=…)` → {"precision", "recall", "f1"}; `evaluation.metrics.macro_scores`
+    counts the same quickly, for the many draws of a bootstrap.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**({"keep_in_memory": True} | options))
+        with tempfile.TemporaryDirectory() as folder:  # the library makes a folder even where it writes no file
+            super().__init__(**({"keep_in_memory": True, "cache_dir": folder} | options))
 
     def _info(self) -> evaluate.MetricInfo:
-        ids = datasets.Sequence(datasets.Value("string"))
+        label = datasets.Value("int64")
         return evaluate.MetricInfo(
             description=type(self).__doc__ or "",
             citation="",
             inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": ids, "references": ids}),
+            features=datasets.Features({"predictions": label, "references": label}),
         )
 
-
-def _first_right(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-    return np.asarray(
-        [
-            next((rank for rank, found in enumerate(ranking, start=1) if found in right), np.inf)
-            for ranking, right in zip(predictions, map(set, references), strict=True)
-        ]
-    )
-
-
-class RecallAtK(_RankingMetric):
-    """Share of queries with a right id among the first k: `RecallAtK().compute(predictions=…, references=…, k=10)`."""
-
-    def _compute(self, predictions: Any, references: Any, k: int = 1) -> dict[str, float]:
-        return {f"R@{k}": recall_at(_first_right(predictions, references), k)}
-
-
-class MeanReciprocalRank(_RankingMetric):
-    """Mean of 1 / rank of the first right id; 0 where no right id was found."""
-
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"MRR": mean_reciprocal_rank(_first_right(predictions, references))}
+        found = precision_recall_fscore_support(
+            references, predictions, labels=sorted(set(references)), average="macro", zero_division=0.0
+        )
+        return dict(zip(("precision", "recall", "f1"), map(float, found[:3]), strict=True))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import matplotlib
 import pytest
+from matplotlib.text import Text
 from PIL import ImageDraw, ImageFont
 
 from evaluation import fonts
@@ -93,13 +95,28 @@ def test_the_contact_sheet_draws_no_boxes(tmp_path: Path, written: list[str]) ->
     assert "p-1: [Chinese: 5" in everything
 
 
-def test_the_charts_of_gate_and_ablation_write_names_of_any_script(tmp_path: Path, written: list[str]) -> None:
+def test_a_mark_that_the_font_lacks_is_lacking_like_its_letters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shaped mark alone is drawn on a dotted circle where the font has one, which is not the box of a lacking letter."""
+    dejavu = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    font, lacking = font_for(f"Georgian ფ {THAI}", dejavu)
+    assert lacking == frozenset(THAI)
+    assert readable(THAI, lacking) == "[Thai: 7 letters]"
+
+
+def test_the_charts_of_gate_and_ablation_write_names_of_any_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from evaluation.gate_report import draw_curves
     from training.studies.ablation_table import draw_chart
 
     curve = [
         {"share": share, "R@10": 0.5, "R@10_coin": 0.5, "quantile": share, "threshold": 0.1} for share in (0.0, 1.0)
     ]
+    written: list[str] = []
+    set_text = Text.set_text
+    monkeypatch.setattr(Text, "set_text", lambda self, text: (written.append(text), set_text(self, text))[1])
     directions = {"all": {"queries": 3, "curves": {"none": curve, "generate": curve}}}
     results = {"model": f"{CHINESE}-moon", "benchmark": THAI, "directions": directions}
     draw_curves(results, tmp_path / "gate.png")
@@ -115,5 +132,6 @@ def test_the_charts_of_gate_and_ablation_write_names_of_any_script(tmp_path: Pat
     }
     draw_chart(suite, tmp_path / "ablation.png")
     assert "Ablation [Chinese: 5 letters]: R@10, %, mean over seeds" in written
-    assert "[Thai: 7 letters] t to mm" in written
-    assert not set("".join(written)) & {*THAI, *CHINESE, FIRE}
+    assert "[Thai: 7 letters] t→mm" in written
+    assert "cell\n[fire]" in written
+    assert not set("".join(map(str, written))) & {*THAI, *CHINESE, FIRE}

@@ -1,4 +1,4 @@
-"""Metrics against slow references, ties, exclusions, intervals, and the `evaluate` classes."""
+"""Metrics against slow references, ties, exclusions, intervals, and the metric of `evaluate`."""
 
 from __future__ import annotations
 
@@ -153,18 +153,42 @@ def test_an_item_with_two_true_labels_is_right_with_either() -> None:
     assert scores["top1"] == pytest.approx(2 / 3)
 
 
-def test_evaluate_metrics_compute_locally_and_leave_no_file(tmp_path: Path) -> None:
-    from evaluation.metric_classes import MeanReciprocalRank, RecallAtK
+def test_macro_scores_of_a_classification_come_from_a_local_metric_of_evaluate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from evaluation.metric_classes import MacroScores
 
-    found, right = [["a", "b"], ["c", "d"], ["e"]], [["b"], ["c", "x"], ["z"]]
-    recall = RecallAtK(cache_dir=str(tmp_path))
-    assert recall.compute(predictions=found, references=right, k=1) == {"R@1": pytest.approx(1 / 3)}
-    recall.add_batch(predictions=found, references=right)
-    assert recall.compute(k=2) == {"R@2": pytest.approx(2 / 3)}
-    assert MeanReciprocalRank(cache_dir=str(tmp_path)).compute(predictions=found, references=right) == {
-        "MRR": pytest.approx(0.5)
-    }
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    asked: list[int] = []
+    compute = MacroScores._compute
+
+    def counted(self: MacroScores, predictions: list[int], references: list[int]) -> dict[str, float]:
+        asked.append(len(references))
+        return compute(self, predictions, references)
+
+    monkeypatch.setattr(MacroScores, "_compute", counted)
+    rng = np.random.default_rng(5)
+    items, labels, truth = rng.standard_normal((90, 6)), rng.standard_normal((14, 6)), rng.integers(0, 14, 90)
+    state = np.random.get_state()[1].copy()
+    scores = classification_scores(items, labels, [[int(label)] for label in truth], resamples=10)
+    assert asked == [90]
+    assert np.array_equal(np.random.get_state()[1], state)  # what a training draws next is not changed
+    named = (items @ labels.T).argmax(axis=1)
+    found = (scores["precision"], scores["recall"], scores["f1"])
+    assert found == pytest.approx(macro_scores(truth, named, 14), rel=1e-12)  # which the intervals are drawn with
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_of_evaluate_takes_its_batches_one_by_one() -> None:
+    from evaluation.metric_classes import MacroScores
+
+    whole = MacroScores().compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 5])
+    assert whole == pytest.approx({"precision": 2 / 3, "recall": 1.5 / 3, "f1": (1 + 2 / 3 + 0) / 3})
+    metric = MacroScores()
+    metric.add_batch(predictions=[0, 1], references=[0, 1])
+    metric.add_batch(predictions=[2, 2], references=[1, 5])
+    assert metric.compute() == whole
 
 
 def test_the_rank_score_is_one_at_the_top_and_zero_at_the_bottom_and_counts_halvings_alike():

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from matplotlib.axes import Axes
 from scipy import stats
 from tabulate import tabulate
 
-from evaluation.fonts import Font, font_for, readable
+from evaluation.charts import FAINT, GREEN, INK, RED, panels
 
 METRICS = ("R@10", "R@1")
 LEVEL = 0.95
@@ -256,9 +255,7 @@ def _head(results: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # The chart
 # ---------------------------------------------------------------------------------------------------------------------
-_COLUMNS, _WIDE, _HIGH, _GAP, _MARGIN, _HEAD, _PLOT_TOP, _PLOT_FOOT = 3, 400, 300, 18, 28, 84, 44, 74
-_INK, _FAINT, _GROUND, _CARD = (32, 36, 44), (120, 126, 138), (244, 245, 248), (255, 255, 255)
-_LINE, _BAR, _GOOD, _BAD = (226, 229, 235), (150, 178, 214), (34, 160, 84), (204, 68, 60)
+_COLOURS = {_BETTER: GREEN, _WORSE: RED, _UNCLEAR: "#96b2d6"}
 
 
 def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10") -> Path:
@@ -270,95 +267,43 @@ def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10
         metric: which of the metrics.
     """
     rows = [row for row in results["table"] if row["metric"] == metric]
-    lines = max(1, math.ceil(len(rows) / _COLUMNS))
-    width = 2 * _MARGIN + _COLUMNS * _WIDE + (_COLUMNS - 1) * _GAP
-    chart = Image.new("RGB", (width, _HEAD + lines * (_HIGH + _GAP) + _MARGIN), _GROUND)
-    draw = ImageDraw.Draw(chart)
     heading = f"Ablation {results['suite']}: {metric}, %, mean over seeds"
-    named = [heading, *(row["row"].replace("→", " to ") + "".join(map(label, row["cells"])) for row in rows)]
-    pen = _Pen(draw, *font_for("".join(named)))
-    pen.text((_MARGIN, 18), heading, 22, fill=_INK)
-    note = "whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the bar before leaves out 0"
-    state = f" · {results['finished']} of {results['planned']} runs"
-    pen.text((_MARGIN, 52), note + state, 13, fill=_FAINT)
-    for number, row in enumerate(rows):
-        left = _MARGIN + (number % _COLUMNS) * (_WIDE + _GAP)
-        top = _HEAD + (number // _COLUMNS) * (_HIGH + _GAP)
-        seeds = {cell: _seed_values(results, cell, row["row"], metric) for cell in row["cells"]}
-        _draw_panel(pen, row, seeds, results["chance"].get(row["row"], {}).get(metric), (left, top))
-    path = Path(path)
-    chart.save(path, "PNG", optimize=True)
-    return path
-
-
-def _seed_values(results: Mapping[str, Any], cell: str, row: str, metric: str) -> list[float]:
-    return [run["scores"][row][metric] for run in results["runs"].get(cell, {}).values() if row in run["scores"]]
-
-
-@dataclass(frozen=True)
-class _Pen:
-    """Draws, and writes in a font that has the chart's characters; what is lacking is put into words."""
-
-    draw: ImageDraw.ImageDraw
-    font: Font
-    lacking: frozenset[str]
-
-    def text(self, place: tuple[float, float], words: str, size: int, **how: Any) -> None:
-        self.draw.multiline_text(place, readable(words, self.lacking), font=self.font(size), **how)
+    note = (
+        "whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the bar before leaves out 0 · "
+        f"grey line: chance · {results['finished']} of {results['planned']} runs"
+    )
+    labels = "".join(label(cell) for row in rows for cell in row["cells"])
+    with panels(path, heading, note, [row["row"] for row in rows], labels=labels, foot=0.74) as chart:
+        for axes, row in zip(chart.axes, rows, strict=True):
+            cells, name = row["cells"], row["row"]
+            seeds = [
+                [run["scores"][name][metric] for run in results["runs"].get(cell, {}).values() if name in run["scores"]]
+                for cell in cells
+            ]
+            _draw_panel(axes, list(cells.values()), seeds, results["chance"].get(name, {}).get(metric))
+            named = [f"+ {label(cell)}" if place else label(cell) for place, cell in enumerate(cells)]
+            lines = [chart.readable(name).replace(" ", "\n").replace("+\n", "+ ") for name in named]
+            axes.set_xticks(range(len(cells)), lines, fontsize=7.5)
+    return Path(path)
 
 
 def _draw_panel(
-    pen: _Pen,
-    row: Mapping[str, Any],
-    seeds: Mapping[str, Sequence[float]],
-    chance: float | None,
-    corner: tuple[int, int],
+    axes: Axes, cells: Sequence[Mapping[str, Any]], seeds: Sequence[Sequence[float]], chance: float | None
 ) -> None:
-    left, top = corner
-    draw = pen.draw
-    draw.rounded_rectangle((left, top, left + _WIDE, top + _HIGH), radius=10, fill=_CARD, outline=_LINE)
-    name = row["row"].replace("→", " to ")  # Pillow's own font has no arrow
-    pen.text((left + 16, top + 12), name, 15, fill=_INK)
-    cells = row["cells"]
-    ends = [one["interval"][1] for one in cells.values() if one["interval"]] + [
-        value for own in seeds.values() for value in own
-    ]
-    ends += [one["mean"] for one in cells.values() if one["mean"] is not None]
-    most = min(1.0, 1.1 * max(ends, default=1.0)) or 1.0
-    floor, height = top + _HIGH - _PLOT_FOOT, _HIGH - _PLOT_FOOT - _PLOT_TOP
-
-    def y_of(value: float) -> float:
-        return floor - height * min(max(value, 0.0), most) / most
-
-    for share in (0.0, 0.5, 1.0):
-        level = y_of(share * most)
-        draw.line((left + 44, level, left + _WIDE - 14, level), fill=_LINE)
-        pen.text((left + 38, level), f"{100 * share * most:.0f}", 11, fill=_FAINT, anchor="rm")
-    step = (_WIDE - 66) / max(1, len(cells))
-    for place, (cell, one) in enumerate(cells.items()):
-        middle = left + 50 + step * (place + 0.5)
-        _draw_bar(pen, one, (middle, step, floor), y_of)
-        for number, value in enumerate(seeds[cell]):
-            at = middle + 5 * (number - (len(seeds[cell]) - 1) / 2)
-            draw.ellipse((at - 2, y_of(value) - 2, at + 2, y_of(value) + 2), fill=_INK)
-        words = label(cell) if place == 0 else f"+ {label(cell)}"
-        lines = words.replace(" ", "\n").replace("+\n", "+ ")
-        pen.text((middle, floor + 8), lines, 10, fill=_FAINT, anchor="ma")
+    most = max([0.0, *(value for own in seeds for value in own)])
+    for place, (cell, own) in enumerate(zip(cells, seeds, strict=True)):
+        if cell["mean"] is None:
+            axes.text(place, 0, "missing", fontsize=8, color=FAINT, ha="center", va="bottom")
+            continue
+        low, high = cell["interval"] or (cell["mean"], cell["mean"])
+        most = max(most, high)
+        said = (cell["difference"] or {}).get("verdict", _UNCLEAR)
+        axes.bar(place, 100 * cell["mean"], width=0.66, color=_COLOURS[said])
+        if cell["interval"]:
+            middle, half = 50 * (high + low), 50 * (high - low)
+            axes.errorbar(place, middle, half, color=INK, linewidth=1, capsize=4, fmt="none")
+        beside = [place + 0.09 * (number - (len(own) - 1) / 2) for number in range(len(own))]
+        axes.plot(beside, [100 * value for value in own], ".", color=INK, markersize=6, clip_on=False)
     if chance is not None:
-        draw.line((left + 44, y_of(chance), left + _WIDE - 14, y_of(chance)), fill=_FAINT)
-        pen.text((left + _WIDE - 14, y_of(chance) - 2), "chance", 10, fill=_FAINT, anchor="rs")
-
-
-def _draw_bar(pen: _Pen, one: Mapping[str, Any], place: tuple[float, float, float], y_of: Any) -> None:
-    (middle, step, floor), draw = place, pen.draw
-    if one["mean"] is None:
-        pen.text((middle, floor - 8), "missing", 10, fill=_FAINT, anchor="ms")
-        return
-    said = (one["difference"] or {}).get("verdict", _UNCLEAR)
-    colour = {_BETTER: _GOOD, _WORSE: _BAD, _UNCLEAR: _BAR}[said]
-    draw.rectangle((middle - 0.33 * step, y_of(one["mean"]), middle + 0.33 * step, floor), fill=colour)
-    if one["interval"]:
-        low, high = (y_of(value) for value in one["interval"])
-        draw.line((middle, low, middle, high), fill=_INK)
-        for level in (low, high):
-            draw.line((middle - 5, level, middle + 5, level), fill=_INK)
+        axes.axhline(100 * chance, color=FAINT, linewidth=1)
+    axes.set(xlim=(-0.6, len(cells) - 0.4), ylim=(0, min(100.0, 110 * most) or 100.0))

@@ -1,133 +1,65 @@
-"""Write the page of `completions_report` from elements, so that no text can become markup; curves as SVG."""
+"""Write what `completions` reads as one HTML page: `completions_page.html.jinja` holds the markup, this file what it says."""
 
 import inspect
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
-from xml.etree.ElementTree import Element, tostring
 
+from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
+
+from evaluation.charts import drawing, inline_svg
+from evaluation.pages import render
 from processing_moon.reasoning_moon import THINK_END, read_reasoning
 from training.rewards import reward_function, reward_names
+from training.studies.completions import Group, ItemFacts, PairOfGroups, Report, Rollout, halves
 
-if TYPE_CHECKING:
-    from training.studies.completions_report import Group, ItemFacts, PairOfGroups, Report, Rollout
-
+_TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 _ABSENT = "–"
 _EXAMPLES = 6
 _MOST_POINTS, _SMOOTH_FROM, _SMOOTH_SHARE = 300, 40, 0.05
-_WIDE, _HIGH, _LEFT, _RIGHT, _TOP, _FOOT = 380, 190, 46, 10, 10, 24
+_WIDE, _HIGH = 380, 190
 _ATTRIBUTES_SHOWN = 12
-# Joiners are part of words in many scripts; every other invisible character is shown as its number.
-_KEPT_FORMATS = "\u200c\u200d"
-# No script runs and nothing is fetched, whatever a model or a table wrote.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark; --ground: #f4f5f8; --card: #fff; --ink: #20242c; --faint: #6b7280; --line: #dfe3ea;
-  --good: #17803f; --bad: #c0392f; --chip: #eef2f8;
-  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #cc79a7; --c4: #8a6d00; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171c; --card: #1d2128; --ink: #e6e8ec; --faint: #9aa3b2;
-  --line: #343a45; --good: #4cc27b; --bad: #f0776c; --chip: #29303b;
-  --c0: #5ab4e5; --c1: #f39a4f; --c2: #3cc9a0; --c3: #e3a1c6; --c4: #d9bd4a; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0; background: var(--ground); color: var(--ink); }
-main { max-width: 1240px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 26px; margin: 0; } h2 { font-size: 20px; margin: 34px 0 8px; } h3 { font-size: 15px; margin: 0 0 4px; }
-p { margin: 4px 0 8px; } .faint, figcaption, dt { color: var(--faint); } figcaption { font-size: 13px; }
-a { color: var(--c0); }
-dl { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 8px 0; } dl div { display: flex; gap: 6px; } dd { margin: 0; }
-.note { border-left: 4px solid var(--c1); padding: 4px 12px; background: var(--card); margin: 6px 0; }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 14px; }
-figure, article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 0; padding: 14px; }
-article { margin: 14px 0; } article > header { display: flex; justify-content: space-between; gap: 20px; }
-svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: var(--faint); }
-svg .axis { stroke: var(--line); } svg .shown { stroke: var(--faint); stroke-dasharray: 3 3; }
-svg .raw { fill: none; stroke-width: 1; opacity: .35; } svg .curve { fill: none; stroke-width: 2; }
-.key { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 5px; }
-ul.legend { list-style: none; margin: 4px 0; padding: 0; font-size: 13px; }
-.side { display: grid; grid-template-columns: 170px minmax(0, 1fr); gap: 16px; margin-top: 12px; }
-.side img { max-width: 100%; border-radius: 6px; border: 1px solid var(--line); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 13px; }
-th { text-align: right; font-weight: 600; color: var(--faint); white-space: nowrap; } th:first-child { text-align: left; }
-td, th { padding: 4px 8px; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:first-child, td.words { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 220px; }
-.chip { display: inline-block; background: var(--chip); border-radius: 6px; padding: 0 7px; margin: 0 5px 3px 0; }
-.chip b, .item b { font-weight: 600; } bdi, .item { overflow-wrap: anywhere; }
-.malformed { color: var(--bad); } code { font-size: 12px; overflow-wrap: anywhere; }
-.better { color: var(--good); } .worse { color: var(--bad); }
-"""
+# Colours of drawings → the template's, which differ on a dark page.
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")
+_FAINT, _LINE = "#6b7280", "#dfe3ea"
+_COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(_LINES)}
+_COLOURS |= {_FAINT: "var(--faint)", _LINE: "var(--line)"}
 
 
-def tag(name: str, /, *children: "str | Element", **attributes: str | None) -> Element:
-    """Return an HTML element. Text is escaped when the page is written, and its control characters become visible.
-
-    Args:
-        name: of the element.
-        children: text and elements, in order.
-        attributes: `class_` is class, `_` in other names is `-`; None leaves one out.
-    """
-    names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
-    element = Element(name, {names[key]: visible(value) for key, value in attributes.items() if value is not None})
-    last: Element | None = None
-    for child in children:
-        if isinstance(child, Element):
-            element.append(child)
-            last = child
-        elif last is None:
-            element.text = (element.text or "") + visible(child)
-        else:
-            last.tail = (last.tail or "") + visible(child)
-    return element
-
-
-def visible(text: str) -> str:
-    """Return text whose characters can all be seen: of control, format, lone surrogate and non-characters their number.
-
-    So a model can neither reverse the direction of what stands beside its words nor hide some of them.
-    """
-    return "".join(_seen(character) for character in text)
-
-
-def _seen(character: str) -> str:
-    if ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF:  # no characters, which HTML forbids
-        return f"⟨U+{ord(character):04X}⟩"
-    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") or character in _KEPT_FORMATS:
-        return character
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
-
-
-def page(report: "Report") -> str:
+def page(report: Report) -> str:
     """Return a report as one HTML document.
 
     Args:
         report: of `training.studies.completions_report.make_report`.
     """
-    title = f"What {report.name} writes"
-    style = Element("style")
-    style.text = _STYLE
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        style,
+    sections = _sections(report)
+    shown = {pair.number for _, pairs in sections for pair in pairs}
+    return render(
+        _TEMPLATE,
+        report=report,
+        other_steps=_few([f"{step}" for step in report.steps if step != report.step]),
+        summary=_summary(report),
+        examples=_examples(report),
+        shown=shown,
+        figures=[_figure(number, curve, report) for number, curve in enumerate(_logged_curves(report))],
+        thinned=any(len(steps) > _MOST_POINTS for steps in report.series.values()),
+        most_points=_MOST_POINTS,
+        sections=sections,
+        left_out=len(report.pairs) - len(shown),
+        pictures=any(facts.picture for facts in report.facts_of.values()),
+        # What the template calls:
+        read=_read,
+        known=_known,
+        reward_sentence=reward_sentence,
+        by_advantage=_by_advantage,
+        shade=_shade,
+        number=_number,
+        outcome=_outcome,
     )
-    facts = [tag("div", tag("dt", key), tag("dd", value)) for key, value in report.facts.items()]
-    body = tag(
-        "main",
-        tag("h1", title),
-        tag("dl", *facts),
-        *(tag("p", note, class_="note") for note in report.notes),
-        *_summary(report),
-        *_curves(report),
-        *_items(report),
-    )
-    return "<!doctype html>\n" + tostring(tag("html", head, tag("body", body), lang="en"), "unicode", "html") + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,6 +80,25 @@ class Curve:
     title: str
     sentence: str
     lines: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A curve as the page shows it.
+
+    Args:
+        title, sentence: of the curve.
+        drawing: SVG; empty where no value can be drawn.
+        legend: label and first and last value of each line.
+        logged: how many values are logged; lost: how many of them are not finite.
+    """
+
+    title: str
+    sentence: str
+    drawing: Markup
+    legend: Sequence[tuple[str, str]]
+    logged: int
+    lost: int
 
 
 _INFONCE = {
@@ -204,18 +155,8 @@ _OWN_CURVES = (
 _LOGGED_REWARD = re.compile(r"rewards/(.+)_reward/mean")
 
 
-def _curves(report: "Report") -> list[Element]:
-    """All figures whose values are logged."""
-    drawn = [_figure(curve, report) for curve in _all_curves(report) if set(curve.lines) & set(report.series)]
-    if not drawn:
-        return []
-    note = "The dashed line is the step whose rollouts this page shows."
-    if any(len(steps) > _MOST_POINTS for steps in report.series.values()):
-        note += f" Of more than {_MOST_POINTS} values neighbours are drawn as their mean."
-    return [tag("h2", "Curves"), tag("p", note, class_="faint"), tag("div", *drawn, class_="curves")]
-
-
-def _all_curves(report: "Report") -> list[Curve]:
+def _logged_curves(report: Report) -> list[Curve]:
+    """All curves of which a value is logged."""
     total = Curve(
         "Reward, weighted sum",
         "What GRPO raises: the sum of all rewards with their weights, mean over the step's rollouts. Higher is better.",
@@ -231,7 +172,7 @@ def _all_curves(report: "Report") -> list[Curve]:
         )
         for name in names
     ]
-    return [total, *rewards, *_OWN_CURVES]
+    return [curve for curve in (total, *rewards, *_OWN_CURVES) if set(curve.lines) & set(report.series)]
 
 
 def reward_sentence(name: str) -> str:
@@ -247,20 +188,14 @@ def reward_sentence(name: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _figure(curve: Curve, report: "Report") -> Element:
+def _figure(number: int, curve: Curve, report: Report) -> Figure:
     lines = {label: _points(report.series[name]) for name, label in curve.lines.items() if name in report.series}
     lines = {label: points for label, points in lines.items() if points}
-    if not lines:
-        return tag("figure", tag("h3", curve.title), tag("p", "No value that can be drawn.", class_="faint"))
-    entries = [
-        tag("li", tag("span", class_="key", style=f"background: var(--c{number})"), f"{label}: {_ends(points)}")
-        for number, (label, points) in enumerate(lines.items())
-    ]
+    legend = [(label, _ends(points)) for label, points in lines.items()]
     logged = sum(len(report.series.get(name, ())) for name in curve.lines)
     lost = logged - sum(map(len, lines.values()))
-    said = curve.sentence + (f" Left out, because not finite: {lost} of {logged} values." if lost else "")
-    drawing = draw_lines(list(lines.values()), report.step, curve.title)
-    return tag("figure", tag("h3", curve.title), drawing, tag("ul", *entries, class_="legend"), tag("figcaption", said))
+    drawn = draw_lines(list(lines.values()), report.step, f"curve-{number}") if lines else Markup()
+    return Figure(curve.title, curve.sentence, drawn, legend, logged, lost)
 
 
 Points = list[tuple[float, float]]
@@ -298,68 +233,35 @@ def smoothed(points: Points) -> Points:
     return [(step, fmean(value for _, value in part)) for (step, _), part in zip(points, parts, strict=True)]
 
 
-def draw_lines(lines: Sequence[Points], marked: int, name: str) -> Element:
+def draw_lines(lines: Sequence[Points], marked: int, name: str) -> Markup:
     """Return an SVG of lines over steps; long ones faint, with their running mean above.
 
     Args:
         lines: each with at least one point.
         marked: the step of the dashed line.
-        name: what a screen reader says.
+        name: another one for each drawing of a page.
     """
     steps = [step for points in lines for step, _ in points] + [marked]
-    lines = [_binned(points, _MOST_POINTS) for points in lines]
-    ticks = _ticks([value for points in lines for _, value in points])
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    low, high, first, last = ticks[0], ticks[-1], min(steps), max(steps)
-
-    def label_of(value: float) -> str:
-        return f"{value:.{decimals}f}".replace("-", "−") if decimals < 5 and abs(value) < 1e5 else f"{value:.4g}"
-
-    def x_of(step: float) -> float:
-        return _LEFT + (_WIDE - _LEFT - _RIGHT) * ((step - first) / (last - first) if last > first else 0.5)
-
-    def y_of(value: float) -> float:
-        return _HIGH - _FOOT - (_HIGH - _FOOT - _TOP) * (value - low) / (high - low)
-
-    parts = []
-    for tick in ticks:
-        level = f"{y_of(tick):.1f}"
-        parts.append(tag("line", x1=f"{_LEFT}", x2=f"{_WIDE - _RIGHT}", y1=level, y2=level, class_="axis"))
-        parts.append(tag("text", label_of(tick), x=f"{_LEFT - 6}", y=f"{y_of(tick) + 4:.1f}", text_anchor="end"))
-    at = f"{x_of(marked):.1f}"
-    parts.append(tag("line", x1=at, x2=at, y1=f"{_TOP}", y2=f"{_HIGH - _FOOT}", class_="shown"))
-    for step, anchor in {
-        first: "start" if last > first else "middle",
-        last: "end" if last > first else "middle",
-    }.items():
-        label = f"step {step:g}"
-        parts.append(tag("text", label, x=f"{x_of(step):.1f}", y=f"{_HIGH - 6}", text_anchor=anchor))
-    for number, points in enumerate(lines):
-        colour = f"var(--c{number})"
-        placed = [(x_of(step), y_of(value)) for step, value in points]
-        long = len(points) >= _SMOOTH_FROM
-        parts.append(_line(placed, "raw" if long else "curve", colour))
-        if long:
-            parts.append(_line([(x_of(step), y_of(value)) for step, value in smoothed(points)], "curve", colour))
-        else:
-            dots = [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="2.5", style=f"fill: {colour}") for x, y in placed]
-            parts += dots
-    return tag("svg", *parts, viewBox=f"0 0 {_WIDE} {_HIGH}", role="img", aria_label=name)
-
-
-def _line(placed: Sequence[tuple[float, float]], kind: str, colour: str) -> Element:
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    return tag("polyline", points=points, class_=kind, style=f"stroke: {colour}")
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Three to seven round numbers around all values: multiples of 1, 2 or 5 times a power of ten."""
-    low, high = min(values), max(values)
-    span = high - low or abs(high) or 1.0
-    size = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= span / 4)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [step * place for place in range(first, max(last, first + 2) + 1)]
+    first, last = min(steps), max(steps)
+    with drawing(_WIDE, _HIGH) as (figure, axes):
+        for points, colour in zip(lines, _LINES, strict=False):
+            points = _binned(points, _MOST_POINTS)
+            long = len(points) >= _SMOOTH_FROM
+            style = {"alpha": 0.35, "linewidth": 1} if long else {"linewidth": 2, "marker": "o", "markersize": 5}
+            axes.plot(*zip(*points, strict=True), color=colour, clip_on=False, **style)
+            if long:
+                axes.plot(*zip(*smoothed(points), strict=True), color=colour, clip_on=False, linewidth=2)
+        axes.axvline(marked, color=_FAINT, linewidth=1, linestyle=(0, (3, 3)), clip_on=False)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], min_n_ticks=3))
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.tick_params(colors=_FAINT)
+        axes.grid(axis="y", color=_LINE, clip_on=False)
+        axes.set_xlim((first, last) if last > first else (first - 1, first + 1))
+        places = {first: "left", last: "right"} if last > first else {first: "center"}
+        axes.set_xticks(list(places), [f"step {step:g}" for step in places])
+        for tick, place in zip(axes.get_xticklabels(), places.values(), strict=True):
+            tick.set_horizontalalignment(place)
+        return Markup(inline_svg(figure, name, _COLOURS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -367,38 +269,22 @@ def _ticks(values: Sequence[float]) -> list[float]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _summary(report: "Report") -> list[Element]:
-    rollouts = [one for pair in report.pairs for one in pair.rollouts]
+def _summary(report: Report) -> dict[str, dict[str, str]]:
+    """Column → row → text."""
     groups = [group for pair in report.pairs for group in pair.groups]
-    sides: dict[str, tuple[list[Group], list[Rollout]]] = {"both sides": (groups, rollouts)}
+    columns = {"both sides": _numbers(groups)}
     for side in dict.fromkeys(group.side for group in groups):
-        own = [group for group in groups if group.side == side]
-        sides[side] = (own, [one for group in own for one in group.rollouts])
-    columns = [_numbers(*found) for found in sides.values()]
-    rows = [tag("tr", tag("td", name), *(tag("td", column[name]) for column in columns)) for name in columns[0]]
-    head = tag("tr", tag("th", ""), *(tag("th", side) for side in sides))
-    table = tag("table", tag("thead", head), tag("tbody", *rows))
-    others = [f"{step}" for step in report.steps if step != report.step]
-    also = f" Other steps with completions: {_few(others)}; see --step." if others else ""
-    return [
-        tag("h2", f"Step {report.step} in numbers"),
-        tag(
-            "p",
-            "Rank before: of the pair's two vectors without reasoning. After: of a rollout's vector, where its query or "
-            f"product is compared with the mean of the other side's rollouts.{also}",
-            class_="faint",
-        ),
-        tag("div", table, class_="scroll"),
-        *_examples(report),
-    ]
+        columns[side] = _numbers([group for group in groups if group.side == side])
+    return columns
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:6])} … {', '.join(names[-3:])}"
 
 
-def _numbers(groups: "Sequence[Group]", rollouts: "Sequence[Rollout]") -> dict[str, str]:
+def _numbers(groups: Sequence[Group]) -> dict[str, str]:
     """What stands in one column of the summary."""
+    rollouts = [one for group in groups for one in group.rollouts]
     count = len(rollouts)
     found = {
         "groups": f"{len(groups)}",
@@ -431,42 +317,20 @@ def _spread(values: Sequence[float | None]) -> str:
     return f"{_number(fmean(known))}, {_number(min(known))} to {_number(max(known))}{missing}"
 
 
-def _examples(report: "Report") -> list[Element]:
-    """Rollouts whose rank moved most, each of another group."""
-    best: list[tuple[PairOfGroups, Group, Rollout]] = []
-    worst: list[tuple[PairOfGroups, Group, Rollout]] = []
-    for pair in report.pairs:
-        for group in pair.groups:
-            best.append((pair, group, max(group.rollouts, key=lambda one: one.gain)))
-            worst.append((pair, group, min(group.rollouts, key=lambda one: one.gain)))
-    helped = [one for one in sorted(best, key=lambda one: -one[2].gain) if one[2].gain > 0][:_EXAMPLES]
-    hurt = [one for one in sorted(worst, key=lambda one: one[2].gain) if one[2].gain < 0][:_EXAMPLES]
-    shown = {pair.number for _, pairs in _sections(report) for pair in pairs}
-    parts = []
-    for title, found, all_of in (
-        ("Where reasoning helped most", helped, sum(one.gain > 0 for _, _, one in best)),
-        ("Where reasoning hurt most", hurt, sum(one.gain < 0 for _, _, one in worst)),
-    ):
-        parts.append(tag("h2", title))
-        if all_of > len(found):
-            cut = f"The first {len(found)} of {all_of} queries and products, each with the rollout that moved most."
-            parts.append(tag("p", cut, class_="faint"))
-        if not found:
-            parts.append(tag("p", "No rollout of this step did.", class_="faint"))
-            continue
-        rows = [
-            tag("tr", tag("td", *_written(one)), tag("td", _link(pair, group, shown), class_="words"), _rank(one))
-            for pair, group, one in found
-        ]
-        head = tag("tr", tag("th", "written"), tag("th", "for"), tag("th", "rank"))
-        parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll"))
-    return parts
+Example = tuple[PairOfGroups, Group, Rollout]
 
 
-def _link(pair: "PairOfGroups", group: "Group", shown: set[int]) -> Element:
-    name = tag("bdi", group.item or _ABSENT)
-    link = tag("a", name, href=f"#pair-{pair.number}") if pair.number in shown else name
-    return tag("span", f"{group.side} ", link)
+def _examples(report: Report) -> list[tuple[str, list[Example], int]]:
+    """Rollouts whose rank moved most, each of another group: heading, those that are shown, how many there are."""
+    groups = [(pair, group) for pair in report.pairs for group in pair.groups]
+    best = [(pair, group, max(group.rollouts, key=lambda one: one.gain)) for pair, group in groups]
+    worst = [(pair, group, min(group.rollouts, key=lambda one: one.gain)) for pair, group in groups]
+    helped = [one for one in sorted(best, key=lambda one: -one[2].gain) if one[2].gain > 0]
+    hurt = [one for one in sorted(worst, key=lambda one: one[2].gain) if one[2].gain < 0]
+    return [
+        ("Where reasoning helped most", helped[:_EXAMPLES], len(helped)),
+        ("Where reasoning hurt most", hurt[:_EXAMPLES], len(hurt)),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -474,7 +338,7 @@ def _link(pair: "PairOfGroups", group: "Group", shown: set[int]) -> Element:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _sections(report: "Report") -> "list[tuple[str, Sequence[PairOfGroups]]]":
+def _sections(report: Report) -> list[tuple[str, Sequence[PairOfGroups]]]:
     """The pairs that are shown, under their headings."""
     best, worst = halves(report.pairs, report.items, report.order)
     count = len(report.pairs)
@@ -485,124 +349,59 @@ def _sections(report: "Report") -> "list[tuple[str, Sequence[PairOfGroups]]]":
     return [*found, (f"Items: the worst by {by}, {len(worst)} of {count}", worst)] if worst else found
 
 
-def halves(
-    pairs: "Sequence[PairOfGroups]", items: int, order: str
-) -> "tuple[Sequence[PairOfGroups], Sequence[PairOfGroups]]":
-    """Return the pairs that a page shows: the best and the worst, each from its end, or the first ones.
+def _outcome(pair: PairOfGroups) -> str:
+    said = f"rank's change {pair.gain:+.2f}".replace("-", "−")
+    return said if math.isnan(pair.total) else f"{said}, weighted reward {pair.total:.3f}"
+
+
+def _known(facts: ItemFacts) -> str:
+    """A product's attributes, the first of them."""
+    known = list(facts.attributes.items())
+    written = "; ".join(f"{key}: {', '.join(values)}" for key, values in known[:_ATTRIBUTES_SHOWN])
+    return f"{written}; and {len(known) - _ATTRIBUTES_SHOWN} more" if len(known) > _ATTRIBUTES_SHOWN else written
+
+
+def _by_advantage(group: Group) -> list[Rollout]:
+    return sorted(group.rollouts, key=lambda one: -math.inf if one.advantage is None else one.advantage)[::-1]
+
+
+def _shade(advantage: float | None) -> str:
+    """Green for what was reinforced, red for what was suppressed; the stronger, the larger the advantage."""
+    if advantage is None or not math.isfinite(advantage):
+        return ""
+    strength = min(1.0, abs(advantage) / 2) * 0.55
+    return f"background: rgba({'34, 160, 84' if advantage > 0 else '204, 68, 60'}, {strength:.2f})"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the page says of a written text.
 
     Args:
-        pairs: from best to worst, or as they came.
-        items: how many at most.
-        order: "step": the first ones alone.
+        attributes: those that can be read.
+        problems: what is wrong with it, unless `lead` says so.
+        lead: words before the whole text; empty: it is not shown.
     """
-    count = min(items, len(pairs))
-    best = count if order == "step" else (count + 1) // 2
-    return pairs[:best], pairs[::-1][: count - best]
+
+    attributes: Mapping[str, Sequence[str]]
+    problems: Sequence[str] = ()
+    lead: str = ""
 
 
-def _items(report: "Report") -> list[Element]:
-    sections = _sections(report)
-    said = (
-        "A pair of query and product, each with the attributes that were tried for it, the reinforced ones first. Advantage: "
-        "green was reinforced, red was suppressed."
-    )
-    left = len(report.pairs) - sum(len(pairs) for _, pairs in sections)
-    if left:
-        between = "after these" if report.order == "step" else "between the best and the worst"
-        said += f" {left} pairs {between} are left out; more --items show them."
-    if any(facts.picture for facts in report.facts_of.values()):
-        said += " Of an item's pictures the first is shown, made smaller."
-    if report.order == "change":
-        said += " The rank's change is the mean over a pair of log2(before / after): 1 is a halved rank."
-    parts = []
-    for number, (title, pairs) in enumerate(sections):
-        parts.append(tag("h2", title, id=f"items-{number}"))
-        if not number:
-            parts.append(tag("p", said, class_="faint"))
-            if len(sections) > 1:
-                parts.append(tag("p", tag("a", sections[1][0], href="#items-1")))
-        parts += [_card(pair, report) for pair in pairs]
-    return parts
-
-
-def _card(pair: "PairOfGroups", report: "Report") -> Element:
-    said = f"rank's change {pair.gain:+.2f}".replace("-", "−")
-    if not math.isnan(pair.total):
-        said += f", weighted reward {pair.total:.3f}"
-    sides = [_side(group, report.facts_of.get((pair.number, group.side)), report) for group in pair.groups]
-    header = tag("header", tag("strong", f"Pair {pair.number + 1} of the step"), tag("span", said, class_="faint"))
-    return tag("article", header, *sides, id=f"pair-{pair.number}")
-
-
-def _side(group: "Group", facts: "ItemFacts | None", report: "Report") -> Element:
-    parts = [tag("b", group.side.capitalize()), " ", tag("bdi", group.item or "without a name", class_="faint")]
-    if group.degenerate:
-        parts.append(tag("div", "degenerate: all rewards alike", class_="worse"))
-    if facts is not None:
-        if facts.picture is not None:
-            parts.append(tag("div", tag("img", src=facts.picture, alt=f"{group.side} {group.item}")))
-        if facts.text:
-            parts.append(tag("div", tag("bdi", facts.text)))
-        known = list(facts.attributes.items())
-        written = "; ".join(f"{key}: {', '.join(values)}" for key, values in known[:_ATTRIBUTES_SHOWN])
-        if written:
-            more = f"; and {len(known) - _ATTRIBUTES_SHOWN} more" if len(known) > _ATTRIBUTES_SHOWN else ""
-            parts.append(tag("div", "known: ", tag("bdi", written + more), class_="faint"))
-        if facts.note:
-            parts.append(tag("div", tag("bdi", facts.note), class_="faint"))
-    names = list(group.rollouts[0].rewards)
-    totals = group.rollouts[0].total is not None
-    heads = [tag("th", name, title=reward_sentence(name)) for name in names]
-    head = [tag("th", "written"), *heads, *([tag("th", "weighted")] if totals else ())]
-    head += [tag("th", "advantage"), tag("th", "rank")]
-    by_advantage = sorted(group.rollouts, key=lambda one: -math.inf if one.advantage is None else one.advantage)[::-1]
-    rows = [_row(one, names, totals) for one in by_advantage]
-    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows))
-    return tag("section", tag("div", *parts, class_="item"), tag("div", table, class_="scroll"), class_="side")
-
-
-def _row(one: "Rollout", names: Sequence[str], totals: bool) -> Element:
-    cells = [tag("td", *_written(one))]
-    cells += [tag("td", _number(one.rewards[name])) for name in names]
-    if totals:
-        cells.append(tag("td", _number(one.total)))
-    colour = None
-    if one.advantage is not None and math.isfinite(one.advantage):
-        strength = min(1.0, abs(one.advantage) / 2) * 0.55
-        red_green_blue = "34, 160, 84" if one.advantage > 0 else "204, 68, 60"
-        colour = f"background: rgba({red_green_blue}, {strength:.2f})"
-    cells.append(tag("td", _number(one.advantage, sign=True), style=colour))
-    return tag("tr", *cells, _rank(one))
-
-
-def _written(one: "Rollout") -> list[Element]:
-    """Attributes that can be read as chips; what cannot be read is marked and said, with the whole text."""
+def _read(one: Rollout) -> Reading:
+    """Attributes that can be read; what cannot be read is said, with the whole text."""
     reading = read_reasoning(one.text + THINK_END)
-    parts = [
-        tag("span", tag("b", tag("bdi", key)), ": ", tag("bdi", ", ".join(values)), class_="chip")
-        for key, values in reading.attributes.items()
-    ]
+    attributes, unparsed = reading.attributes, reading.unparsed
     if one.well_formed:
-        return parts
-    wrong = [f"not read: {problem}" for problem in reading.unparsed]
-    whole = tag("code", tag("bdi", one.text))
+        return Reading(attributes)
+    lead = "all of it:" if unparsed else ""
     if not one.text.strip():
-        wrong = ["nothing was written"]
-    elif not wrong:
-        wrong = ["not closed within its tokens, or with ids that the tokenizer does not know"]
-    elif not parts and len(wrong) == 1 and reading.unparsed[0].startswith("no 'key: value'"):
-        return [tag("div", "✗ no 'key: value' in ", whole, class_="malformed")]
-    parts += [tag("div", f"✗ {problem}", class_="malformed") for problem in wrong]
-    if reading.unparsed:
-        parts.append(tag("div", "all of it: ", whole, class_="faint"))
-    return parts
-
-
-def _rank(one: "Rollout") -> Element:
-    """Rank before and after, by sign and colour."""
-    sign, kind = ("=", None) if one.gain == 0 else ("▲", "better") if one.gain > 0 else ("▼", "worse")
-    text = f"{sign} {one.rank_without:g} → {one.rank:g}"
-    return tag("td", tag("span", text, class_=kind), tag("span", f" of {one.candidates}", class_="faint"))
+        return Reading(attributes, ["nothing was written"], lead)
+    if not unparsed:
+        return Reading(attributes, ["not closed within its tokens, or with ids that the tokenizer does not know"])
+    if not attributes and len(unparsed) == 1 and unparsed[0].startswith("no 'key: value'"):
+        return Reading(attributes, lead="✗ no 'key: value' in")
+    return Reading(attributes, [f"not read: {problem}" for problem in unparsed], lead)
 
 
 def _number(value: float | None, sign: bool = False) -> str:

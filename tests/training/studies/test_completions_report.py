@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pyarrow
 import pyarrow.parquet
@@ -21,15 +22,9 @@ from PIL import Image
 
 from moon3.__main__ import main
 from training.rewards import reward_names
-from training.studies.completions_page import draw_lines, reward_sentence, smoothed, visible
-from training.studies.completions_report import (
-    ReportError,
-    completion_steps,
-    make_report,
-    ordered,
-    read_series,
-    read_step,
-)
+from training.studies.completions import ReportError, completion_steps, ordered, read_series, read_step
+from training.studies.completions_page import draw_lines, reward_sentence, smoothed
+from training.studies.completions_report import make_report
 
 WELL = "colour: red; material: leather"
 WEIGHTS = {"format": 0.5, "retrieval": 1.0, "attributes": 2.0}
@@ -64,18 +59,21 @@ INSIDE = {  # element → what may stand directly in it, by HTML's content model
     "tr": {"td", "th"},
     "th": PHRASES,
     "td": PHRASES | {"div"},
-    "svg": {"line", "text", "polyline", "circle"},
-    "figure": {"h3", "svg", "ul", "figcaption", "p"},
+    "svg": {"g", "defs"},
+    "g": {"g", "defs", "path", "text", "use"},
+    "defs": {"path", "clippath"},
+    "clippath": {"rect"},
+    "path": set(),
+    "use": set(),
+    "rect": set(),
+    "figure": {"h3", "div", "ul", "figcaption", "p"},
     "main": {"h1", "h2", "dl", "p", "div", "article"},
     "article": {"header", "section"},
     "header": PHRASES,
     "section": {"div"},
     "li": PHRASES,
-    "div": PHRASES | {"div", "figure", "table", "dt", "dd"},
-    "line": set(),
+    "div": PHRASES | {"div", "figure", "table", "dt", "dd", "svg"},
     "text": set(),
-    "polyline": set(),
-    "circle": set(),
 }
 
 
@@ -156,6 +154,7 @@ def write_step(run: Path, rows: list[dict[str, Any]], step: int = 3) -> Path:
 def write_recipe(run: Path, **values: Any) -> None:
     run.mkdir(parents=True, exist_ok=True)
     recipe = {"preset": "moon3", "stage": "reasoning", "rollouts": 2, "rewards": WEIGHTS, "seed": 1, "max_steps": 5}
+    recipe["data"] = ["/nowhere"]  # the default, the catalogue, takes long to draw
     (run / "resolved_recipe.yaml").write_text(yaml.safe_dump(recipe | values))
 
 
@@ -332,13 +331,6 @@ def test_nothing_that_was_written_becomes_markup_and_nothing_is_fetched(tmp_path
     assert raw.index("charset") < 1024
     assert not set(raw) & set("\u202e\x1b\u200b")
     assert "⟨U+202E⟩" in page.text
-
-
-def test_characters_that_cannot_be_seen_are_shown_and_words_of_other_scripts_stay():
-    assert visible("a\x00b\u2066c\ud800") == "a␀b⟨U+2066⟩c⟨U+D800⟩"
-    assert visible("a\ufdd0b\uffffc\U0001fffe") == "a⟨U+FDD0⟩b⟨U+FFFF⟩c⟨U+1FFFE⟩"
-    for words in ("شای\u200cها", "緑茶 500 ml", "café 🫖", "日本\u3000語"):
-        assert visible(words) == words
 
 
 @pytest.mark.parametrize(
@@ -519,10 +511,10 @@ def test_the_page_says_which_run_it_is_of(tmp_path, provenance, said):
 
 
 def svg(lines: list[list[tuple[float, float]]], marked: int = 1) -> tuple[list[list[tuple[float, float]]], list[str]]:
-    """The polylines' points and the labels of a drawing."""
-    found = draw_lines(lines, marked, "name")
-    numbers = [re.findall(r"[-\d.]+,[-\d.]+", one.get("points")) for one in found.iter("polyline")]
-    points = [[tuple(map(float, pair.split(","))) for pair in one] for one in numbers]
+    """The lines' points, by the colours of the page, and the labels of a drawing."""
+    found = fromstring(draw_lines(lines, marked, "name").replace("xlink:", ""))
+    drawn = [one.get("d") for one in found.iter("path") if "fill: none; stroke: var(--c" in one.get("style", "")]
+    points = [[(float(x), float(y)) for x, y in re.findall(r"([-\d.]+) ([-\d.]+)", one)] for one in drawn]
     return points, [one.text for one in found.iter("text")]
 
 
@@ -532,7 +524,17 @@ def test_a_curve_is_drawn_to_scale_inside_its_frame():
     assert (second[0] - first[0]) / (third[0] - first[0]) == pytest.approx(0.25, abs=0.01)
     assert (first[1] - second[1]) / (first[1] - third[1]) == pytest.approx(0.25, abs=0.01)
     assert all(0 <= x <= 380 and 0 <= y <= 190 for x, y in points[0])
-    assert {"0.0", "0.5", "1.0", "step 1", "step 5"} <= set(labels)
+    assert {"0.0", "0.4", "1.0", "step 1", "step 5"} <= set(labels)
+
+
+def test_each_line_has_its_own_colour_of_the_page():
+    lines = [[(step, float(line)) for step in range(1, 60)] for line in range(5)]
+    drawn = draw_lines(lines, 30, "name")
+    for number in range(5):
+        assert drawn.count(f"stroke: var(--c{number})") == 2  # faint, and its running mean
+    assert "var(--line)" in drawn
+    assert "fill: var(--faint)" in drawn
+    assert not re.search(r"#[0-9a-f]{6}", drawn)
 
 
 @pytest.mark.parametrize(
@@ -541,11 +543,13 @@ def test_a_curve_is_drawn_to_scale_inside_its_frame():
 )
 def test_whatever_the_values_the_ticks_differ_and_hold_them_between(values):
     points, labels = svg([list(enumerate(values, start=1))])
-    ticks = [label for label in labels if not label.startswith("step")]
+    numbers = [label.replace("−", "-") for label in labels if not label.startswith("step")]
+    size = float(numbers.pop()) if "e" in numbers[-1] else 1.0  # above the axis: 1e9
+    ticks = [float(number) * size for number in numbers]
     assert 3 <= len(ticks) == len(set(ticks)) <= 7
-    assert all(10 <= y <= 166 for _, y in points[0])
-    assert min(values) >= float(ticks[0].replace("−", "-")) - 1e-12 * abs(min(values))
-    assert max(values) <= float(ticks[-1].replace("−", "-")) + 1e-12 * abs(max(values))
+    assert all(10 <= y <= 170 for _, y in points[0])
+    beyond = 1e-8 * max(map(abs, values))  # less than is seen
+    assert ticks[0] - beyond <= min(values) <= max(values) <= ticks[-1] + beyond
 
 
 def test_a_long_curve_is_thinned_by_means_and_has_its_running_mean_above():
@@ -553,7 +557,7 @@ def test_a_long_curve_is_thinned_by_means_and_has_its_running_mean_above():
     points, labels = svg([values])
     raw, mean = points
     assert len(raw) == len(mean) == 300
-    assert labels[-2:] == ["step 1", "step 2000"]
+    assert [label for label in labels if label.startswith("step")] == ["step 1", "step 2000"]
     spread = [max(y for _, y in one) - min(y for _, y in one) for one in (raw, mean)]
     assert spread[1] < 0.2 * spread[0]
     assert sum(y for _, y in mean) / 300 == pytest.approx(sum(y for _, y in raw) / 300, abs=1)
