@@ -12,6 +12,8 @@ import numpy as np
 
 CUTOFFS = (1, 5, 10)
 _ROWS_PER_BLOCK = 1024
+Scorer = Callable[..., dict[str, Any]]
+"""Makes the scores of items against labels, as `classification_scores` does."""
 LEVEL = 0.95
 
 
@@ -127,6 +129,34 @@ def mean_reciprocal_rank(rank_Q: np.ndarray) -> float:
     if len(rank_Q) == 0:
         raise ValueError("mean reciprocal rank of 0 queries; accepted: at least one")
     return float(np.mean(1.0 / np.asarray(rank_Q, dtype=np.float64)))
+
+
+def ndcg_at(score_QG: np.ndarray, gain_QG: np.ndarray, k: int) -> np.ndarray:
+    """Normalised discounted cumulative gain of each query, for graded answers.
+
+    `DCG@k = Σ_{r ≤ k} gain_r / log2(1 + r)`, divided by that of the best order. Ties are counted against the model.
+
+    Source: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002, with linear gains.
+
+    Args:
+        score_QG (`ndarray`): scores, higher is nearer.
+        gain_QG (`ndarray`): the grade of each item for each query, 0 where it is no answer.
+
+    Shapes: returns (Q,) float64 in [0, 1].
+
+    Raises:
+        ValueError: shapes that differ, k < 1, or a query without an answer.
+    """
+    score, gain = np.asarray(score_QG, dtype=np.float64), np.asarray(gain_QG, dtype=np.float64)
+    if score.shape != gain.shape or k < 1 or not (gain > 0).any(axis=1).all():
+        raise ValueError(
+            f"k={k}, scores {score.shape}, gains {gain.shape}; accepted: k of 1 or more, one shape, an answer for each query"
+        )
+    order_QG = np.lexsort((gain, -score), axis=1)  # of equal scores the lower gain first
+    discount_K = 1 / np.log2(2 + np.arange(min(k, score.shape[1])))
+    found_QK = np.take_along_axis(gain, order_QG, axis=1)[:, : len(discount_K)]
+    best_QK = -np.sort(-gain, axis=1)[:, : len(discount_K)]
+    return (found_QK @ discount_K) / (best_QK @ discount_K)
 
 
 def chance_recall(positives_Q: np.ndarray, candidates_Q: np.ndarray, k: int) -> float:

@@ -151,7 +151,7 @@ def evaluate_model(
     if not chosen.products and not any(row.positive_categories for row in chosen.queries):
         raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
     started = time.monotonic()
-    bootstrap = {"resamples": options.resamples, "seed": options.seed}
+    bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     results: dict[str, Any] = {
         "model": model_name,
         "benchmark": tables.name,

@@ -1,10 +1,12 @@
 """Moon's architecture. Importing this package registers it with the Auto classes and with sentence-transformers."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers.base.model import BaseModel
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .configuration_moon import MoonConfig
@@ -15,9 +17,24 @@ SENTENCE_TRANSFORMER_MODULE = "sentence_transformer_moon.MoonTransformer"
 AutoConfig.register(MoonConfig.model_type, MoonConfig, exist_ok=True)
 AutoModel.register(MoonConfig, MoonModel, exist_ok=True)
 AutoModelForImageTextToText.register(MoonConfig, MoonForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(MoonConfig, MoonForConditionalGeneration, exist_ok=True)
 MoonConfig.register_for_auto_class()
 MoonModel.register_for_auto_class("AutoModel")
 MoonForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+
+class _KnownModules:
+    """The classes that sentence-transformers takes without importing them: ours always, and those that its trainer hands
+    over to load a checkpoint of the model that it trains, whose names are not the ones in the checkpoint."""
+
+    def __init__(self, known: Mapping[str, type]) -> None:
+        self.known = known
+
+    def __get__(self, model: Any, owner: type) -> dict[str, type]:
+        return {**self.known, **({} if model is None else vars(model).get("_module_classes", {}))}
+
+    def __set__(self, model: Any, handed_over: Mapping[str, type]) -> None:
+        vars(model)["_module_classes"] = handed_over
 
 
 def _register_with_sentence_transformers() -> None:
@@ -32,7 +49,8 @@ def _register_with_sentence_transformers() -> None:
     except OSError as error:
         warnings.warn(f"SentenceTransformer(DIR) will need trust_remote_code=True here: {error}", stacklevel=2)
         return
-    BaseModel._module_classes = {**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module}
+    known: Any = _KnownModules({**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module})
+    BaseModel._module_classes = known
 
 
 _register_with_sentence_transformers()

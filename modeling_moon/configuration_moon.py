@@ -8,6 +8,9 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 EXPERT_ROUTINGS = ("none", "guided", "modality")
@@ -19,6 +22,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_moon.MoonConfig",
     "AutoModel": "modeling_moon.MoonModel",
     "AutoModelForImageTextToText": "modeling_moon.MoonForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_moon.MoonForConditionalGeneration",
 }
 # Arguments that transformers itself passes to a configuration or stores in config.json.
 _LIBRARY_ARGUMENTS = frozenset(
@@ -38,8 +42,11 @@ _LIBRARY_ARGUMENTS = frozenset(
         "quantization_config",
         "torch_dtype",
         "transformers_weights",
+        "use_cache",
     }
 )
+# What a file holds that no tool of ours wrote, on its way from `from_dict` to the configuration.
+_FOREIGN = "_foreign"
 
 
 class MoonConfig(PreTrainedConfig):
@@ -91,7 +98,10 @@ class MoonConfig(PreTrainedConfig):
         initializer_range (`float`): standard deviation of freshly made weights. Default 0.02.
 
     Raises:
-        ValueError: an unknown argument (with the nearest known one), another backbone, a value out of range.
+        ValueError: an unknown argument (with the nearest known one), another backbone, a value out of range, a value of a
+            read-only property that contradicts `vlm_config`.
+
+    Unknown keys of a file, which other tools wrote there, are kept as attributes, named once in a warning, and saved again.
 
     Relations: `MoonConfig.moon1(...)`, `.moon2(...)` and `.moon3(...)` are the presets of the three papers.
     """
@@ -129,15 +139,105 @@ class MoonConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = {field.name for field in fields(self)}
+        foreign = kwargs.pop(_FOREIGN, {})
         for name in kwargs:
-            if name not in _LIBRARY_ARGUMENTS:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"MoonConfig has no argument {name!r}{hint}")
+            if name not in self._known_arguments():
+                raise ValueError(f"MoonConfig has no argument {name!r}{self._did_you_mean(name)}")
         self.vlm_config = _read_vlm_config(self.vlm_config)
-        super().__post_init__(**kwargs)
+        given = kwargs | foreign
+        for name in [name for name in given if self._is_read_only(name)]:
+            self._check_derived(name, given.pop(name))
+        use_cache = given.pop("use_cache", None)  # the library drops it as a setting of generation
+        super().__post_init__(**given)
+        if use_cache is not None:
+            self.use_cache = use_cache
         self._validate()
+        self._warn_of_foreign(foreign)
+
+    @classmethod
+    def _known_arguments(cls) -> set[str]:
+        properties = {name for name, value in vars(cls).items() if isinstance(value, property)}
+        return {field.name for field in fields(cls)} | _LIBRARY_ARGUMENTS | properties
+
+    @classmethod
+    def _did_you_mean(cls, name: str) -> str:
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        near = difflib.get_close_matches(name, sorted(own), n=1)
+        return f"; did you mean {near[0]!r}?" if near else ""
+
+    @classmethod
+    def _is_read_only(cls, name: str) -> bool:
+        """Whether a name is the base's or computed: nobody can set it, not even to the value it has."""
+        value = getattr(cls, name, None)
+        return name in ("text_config", "vision_config") or (isinstance(value, property) and value.fset is None)
+
+    def _check_derived(self, name: str, given: Any) -> None:
+        """Accept a value that says what the configuration says already, as `to_dict` and other tools write it."""
+        own = getattr(self, name)
+        if isinstance(own, PreTrainedConfig):
+            given = given if isinstance(given, PreTrainedConfig) else type(own)(**copy.deepcopy(given))
+            same = {**given.to_dict(), "dtype": None} == {**own.to_dict(), "dtype": None}
+            if not same:
+                raise ValueError(
+                    f"MoonConfig: {name} differs from that of vlm_config; accepted: to set it in vlm_config"
+                )
+        elif given != (list(own) if isinstance(own, tuple) else own):
+            raise ValueError(f"MoonConfig: {name}={given!r}; accepted: {own!r}, which follows from the other arguments")
+
+    def _warn_of_foreign(self, foreign: dict[str, Any]) -> None:
+        """Name once the keys of a file that no version of Moon reads."""
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for name in foreign:
+            names[name in vars(self)].append(f"{name!r}{self._did_you_mean(name)}")
+        if names[True]:
+            logger.warning_once(
+                f"The configuration's file holds keys that Moon does not read: {', '.join(names[True])}. They are kept as "
+                "attributes and saved again."
+            )
+        if names[False]:
+            logger.warning_once(
+                f"The configuration's file holds settings of generation: {', '.join(names[False])}. They are left out: their "
+                "place is generation_config.json."
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the library's, for what a file holds: keys that other tools wrote are kept, with a warning.
+
+        Args:
+            config_dict: the file's content.
+            **kwargs: values in place of the file's; those that name no attribute are returned, or left out, as in the library.
+
+        Raises:
+            ValueError: a known key with a value that is not accepted.
+        """
+        known = cls._known_arguments()
+        foreign = {name: value for name, value in config_dict.items() if name not in known}
+        read = {name: value for name, value in config_dict.items() if name in known}
+        return super().from_dict(read | ({_FOREIGN: foreign} if foreign else {}), **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """As `from_dict`, from a file."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the library's, with `text_config` and `tie_word_embeddings` of the base, which peft looks for there.
+
+        Relations: config.json holds them once, in `vlm_config`.
+        """
+        output = super().to_dict()
+        if isinstance(self.vlm_config, PreTrainedConfig):
+            output["text_config"] = output["vlm_config"]["text_config"]
+            output["tie_word_embeddings"] = self.tie_word_embeddings
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As the library's: what config.json holds."""
+        output = super().to_diff_dict()
+        for name in ("text_config", "tie_word_embeddings"):
+            output.pop(name, None)
+        return output
 
     def _validate(self) -> None:
         _one_of("expert_routing", self.expert_routing, EXPERT_ROUTINGS)
@@ -249,10 +349,18 @@ class MoonConfig(PreTrainedConfig):
         """The text model's configuration, inside `vlm_config`."""
         return self.vlm_config.text_config
 
+    @text_config.setter
+    def text_config(self, value: Any) -> None:
+        self.vlm_config.text_config = value
+
     @property
     def vision_config(self) -> Any:
         """The vision tower's configuration, inside `vlm_config`."""
         return self.vlm_config.vision_config
+
+    @vision_config.setter
+    def vision_config(self, value: Any) -> None:
+        self.vlm_config.vision_config = value
 
     @property
     def hidden_size(self) -> int:
@@ -269,15 +377,34 @@ class MoonConfig(PreTrainedConfig):
         """Rows of the embedding matrix."""
         return self.vlm_config.text_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.vlm_config.text_config.vocab_size = value
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Decoder layers of the text model."""
+        return self.vlm_config.text_config.num_hidden_layers
+
     @property
     def image_token_id(self) -> int:
         """Id of the placeholder of one image token."""
         return self.vlm_config.image_token_id
 
+    @image_token_id.setter
+    def image_token_id(self, value: int) -> None:
+        self.vlm_config.image_token_id = value
+
     @property
     def tie_word_embeddings(self) -> bool:
         """Whether the output layer is the embedding matrix, as in the base."""
         return self.vlm_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.vlm_config.tie_word_embeddings = value
+        if hasattr(self.text_config, "tie_word_embeddings"):  # Qwen2.5-VL reads it there too
+            self.text_config.tie_word_embeddings = value
 
     @property
     def mixture_layers(self) -> tuple[int, ...]:
@@ -290,6 +417,11 @@ class MoonConfig(PreTrainedConfig):
     def num_free_experts(self) -> int:
         """Experts of a mixture that are not reserved for an aspect."""
         return self.num_experts - (len(ASPECTS) if self.expert_routing == "guided" else 0)
+
+    @property
+    def keeps_cache(self) -> bool | None:
+        """What `use_cache` says, which trainers set; None where nobody has, and the base decides."""
+        return getattr(self, "use_cache", None)
 
     @property
     def reads_aspects(self) -> bool:

@@ -214,7 +214,7 @@ def embed_records(
         read = iter(processor.read_reasoning(written_BR[reasoned_B]))
         result.reasoning = [next(read) if reasoned else None for reasoned in reasoned_B.tolist()]
     else:
-        output = model(**tensors)
+        output = model(**tensors, output_embeddings=True, return_dict=True)
         result = MoonEmbedding(output.embeddings, output.matryoshka_embeddings, output.modality_gates)
         result.input_ids, result.attention_mask = tensors["input_ids"], tensors["attention_mask"]
         result.reasoned = torch.full_like(tensors["input_ids"][:, 0], reasoning == "given", dtype=torch.bool)
@@ -394,6 +394,7 @@ def _read_prompts(
         past_key_values=cache,
         use_cache=True,
         output_embeddings=embed,
+        return_dict=True,
     )
     raw = None
     if model.fusion is not None:
@@ -436,6 +437,8 @@ def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, token
         position_ids=torch.cat([text_B3[None], (text_B3 + prompts.positions.offset_B1).expand(3, -1, -1)]),
         past_key_values=cache,
         raw_tokens=prompts.raw,
+        output_embeddings=True,
+        return_dict=True,
     )
     order = whole_mask.argsort(dim=1, stable=True)  # the masked tokens to the left, the others in their order
     return MoonEmbedding(

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionBlock
+from transformers.vision_utils import get_vision_window_index
 
 from .configuration_moon import MoonConfig
 
@@ -71,7 +70,7 @@ class MoonFire(nn.Module):
         return hidden_BTH + added_BTH.to(hidden_BTH.dtype)
 
 
-class _KeptBlock:
+class KeptBlock:
     """A block of the vision tower that appends its output to the list of the call that wants it."""
 
     def forward(
@@ -81,17 +80,6 @@ class _KeptBlock:
         if kept_blocks is not None:
             kept_blocks.append(output)
         return output
-
-
-class MoonQwen3VLVisionBlock(_KeptBlock, Qwen3VLVisionBlock):
-    """A block of Qwen3-VL's vision tower whose output is a level of detail."""
-
-
-class MoonQwen2_5_VLVisionBlock(_KeptBlock, Qwen2_5_VLVisionBlock):  # noqa: N801 - as the library spells it
-    """A block of Qwen2.5-VL's vision tower whose output is a level of detail."""
-
-
-VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_VLVisionBlock}
 
 
 class MoonDetailMerger(nn.Module):
@@ -107,3 +95,24 @@ class MoonDetailMerger(nn.Module):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.merge(self.norm(patches).reshape(-1, self.merge.in_features))
+
+
+def block_levels(
+    mergers: nn.ModuleList, blocks: list[torch.Tensor], image_grid_thw: torch.Tensor, vision: Any
+) -> list[torch.Tensor]:
+    """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens.
+
+    Args:
+        mergers: a `MoonDetailMerger` for each block.
+        blocks: their outputs, in the order of the tower, which for Qwen2.5-VL goes by windows.
+        image_grid_thw: (images, 3) patches of each picture.
+        vision: configuration of the vision tower.
+    """
+    levels = [merger(block) for merger, block in zip(mergers, blocks, strict=True)]
+    if not hasattr(vision, "window_size"):
+        return levels
+    by_window_P, _ = get_vision_window_index(
+        image_grid_thw, vision.spatial_merge_size, vision.window_size, vision.patch_size
+    )
+    order_P = by_window_P.argsort().to(levels[0].device)
+    return [level_PH[order_P] for level_PH in levels]

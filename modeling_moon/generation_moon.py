@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
-from .positions_moon import find_positions, pictures_of_rows
+from .positions_moon import find_positions, note_offset, pictures_of_rows
 
 _PICTURES = ("pixel_values", "image_grid_thw")
 
@@ -22,7 +22,8 @@ class MoonGenerationMixin(GenerationMixin):
         wherever their tokens are fed.
 
         Raises:
-            ValueError: guided experts and `inputs_embeds`: the markers of the prompt are not known then.
+            ValueError: guided experts and `inputs_embeds`, or a part of the text alone (`prefill_chunk_size`, new tokens beside a
+                cache): the markers of the prompt are not known then.
         """
         if inputs_embeds is not None and self.config.reads_aspects:
             raise ValueError("guided experts read markers from input_ids: generate from input_ids, not inputs_embeds")
@@ -30,17 +31,29 @@ class MoonGenerationMixin(GenerationMixin):
         fed = inputs.get("input_ids")
         if self.config.reads_aspects and fed is not None:
             aspect_BT = self.model._aspect_ids(input_ids)
-            inputs["aspect_ids"] = None if aspect_BT is None else aspect_BT[:, -fed.shape[1] :]
+            cache, length = inputs.get("past_key_values"), input_ids.shape[1]
+            known = fed.shape[1] + (0 if cache is None else cache.get_seq_length())
+            if aspect_BT is not None and length < known:
+                raise ValueError(
+                    f"guided experts read markers from the whole text: found {length} of {known} tokens; accepted: input_ids "
+                    "with the tokens in the cache, and prefill_chunk_size=None"
+                )
+            # Of its own memory: strides that grow with the text would have each step compiled again.
+            inputs["aspect_ids"] = (
+                None
+                if aspect_BT is None
+                else aspect_BT[:, -fed.shape[1] :].clone(memory_format=torch.contiguous_format)
+            )
         if fed is None:
             return inputs
         cache = inputs.get("past_key_values")
         begins = kwargs.get("is_first_iteration") or cache is None or cache.get_seq_length() == 0
         if begins:  # the first draft of an assistant is no first iteration for the library
             inputs |= {name: kwargs[name] for name in _PICTURES if kwargs.get(name) is not None}
+            self._note_offset(cache, inputs.get("position_ids"), kwargs.get("attention_mask"), fed)
         elif inputs.get("pixel_values") is None:
-            inputs["mm_token_type_ids"] = torch.zeros_like(
-                fed
-            )  # an image token that was drafted or written is no picture
+            # An image token that was drafted or written is no picture.
+            inputs["mm_token_type_ids"] = torch.zeros_like(fed)
         if len(fed) == 1 and inputs.get("pixel_values") is not None:  # drafts may follow the prompt
             grid_13, merge_size = inputs["image_grid_thw"], self.config.vision_config.spatial_merge_size
             is_image_1T = fed == self.config.image_token_id
@@ -50,6 +63,16 @@ class MoonGenerationMixin(GenerationMixin):
         if types is not None and types.shape != fed.shape:  # the library does not lengthen them by drafts
             del inputs["mm_token_type_ids"]
         return inputs
+
+    @staticmethod
+    def _note_offset(
+        cache: Any, position_ids: torch.Tensor | None, mask: torch.Tensor | None, fed: torch.Tensor
+    ) -> None:
+        """Note on a static cache, for which the library replaces the mask by one that does not tell of padding, what the
+        forward pass notes on others."""
+        if cache is not None and position_ids is not None:
+            past = int(cache.get_seq_length())
+            note_offset(cache, position_ids[..., -fed.shape[1] :], mask, past, len(fed), has_pictures=True)
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]

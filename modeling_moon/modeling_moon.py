@@ -11,7 +11,7 @@ P image tokens of the whole batch, V levels of visual detail, R width of a low-r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,32 +23,40 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLTextModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLDecoderLayer,
+    Qwen2_5_VLTextModel,
+    Qwen2_5_VLVisionBlock,
+)
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextDecoderLayer,
     Qwen3VLTextModel,
+    Qwen3VLVisionBlock,
     eager_attention_forward,
 )
-from transformers.vision_utils import get_vision_window_index
+from transformers.utils import can_return_tuple
 
-from .configuration_moon import AUTO_MAP, MoonConfig
+from .configuration_moon import MoonConfig
 from .copying_moon import MoonCopyingMixin
 from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
-from .fire_moon import VISION_BLOCKS, Details, MoonDetailMerger, MoonFire
+from .fire_moon import Details, KeptBlock, MoonDetailMerger, MoonFire, block_levels
 from .generation_moon import MoonGenerationMixin
-from .outputs_moon import MoonCausalLMOutput, MoonOutput
+from .outputs_moon import BY_LAYER, MoonCausalLMOutput, MoonOutput, ask_for_layers
+from .packing_moon import Inputs, in_rows, pack, packed_positions
 from .positions_moon import find_positions, note_offset
-from .routing_moon import Routing, find_guided, objective_weights, routing_statistics
+from .routing_moon import Guided, Routing, find_guided, objective_weights, routing_statistics
+from .saving_moon import MoonSaving
 from .tokens_moon import (
     RawTokens,
     aspect_ids_from_markers,
     find_raw_tokens,
-    in_rows,
     input_dtype,
     mean_of,
-    packed_positions,
     readable_tokens,
+    refuse_no_raw_tokens,
+    refuse_unread_arguments,
     refuse_unseen_images,
+    token_mask,
 )
 
 
@@ -144,7 +152,7 @@ class MoonMixture(nn.Module):
     Args:
         config: MoonConfig.
 
-    Shapes: hidden (B, T, H), guided: the places (G,) of each aspect's tokens among the B·T, or None -> (B, T, H).
+    Shapes: hidden (B, T, H), guided: each aspect's tokens among the B·T (`find_guided`), or None -> (B, T, H).
 
     Relations: `MoonGuidedMoE` adds the experts of aspects, `MoonModalityMoE` the preferences for objectives.
     """
@@ -168,7 +176,7 @@ class MoonMixture(nn.Module):
     def forward(
         self,
         hidden_BTH: torch.Tensor,
-        guided: tuple[torch.Tensor, ...] | None = None,
+        guided: Guided | None = None,
         routing_trace: list | None = None,
     ) -> torch.Tensor:
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
@@ -178,8 +186,8 @@ class MoonMixture(nn.Module):
         if self.top_k == 1 < self.num_free:
             total_N = total_N.detach()  # the straight-through estimate; exact again where a guided expert joins
         of_aspects = []
-        for expert, token_G in enumerate(guided or (), start=self.num_free):
-            kept_G = gate_NE[token_G, expert]
+        for expert, (token_G, share_G) in enumerate(guided or (), start=self.num_free):
+            kept_G = gate_NE[token_G, expert] if share_G is None else gate_NE[token_G, expert] * share_G
             total_G = kept_NK[token_G].sum(dim=-1) + kept_G
             total_N = total_N.index_copy(0, token_G, total_G)
             of_aspects.append((expert, token_G, (kept_G / total_G).to(hidden_NH.dtype)))
@@ -240,7 +248,7 @@ class _MoonLayer:
         self,
         hidden_states: torch.Tensor,
         *,
-        guided: tuple[torch.Tensor, ...] | None = None,
+        guided: Guided | None = None,
         routing_trace: list | None = None,
         details: Details | None = None,
         **kwargs: Any,
@@ -338,6 +346,17 @@ class MoonQwen2_5_VLTextModel(_MoonTextModel, Qwen2_5_VLTextModel):  # noqa: N80
 TEXT_MODELS = {"qwen3_vl": MoonQwen3VLTextModel, "qwen2_5_vl": MoonQwen2_5_VLTextModel}
 
 
+class MoonQwen3VLVisionBlock(KeptBlock, Qwen3VLVisionBlock):
+    """A block of Qwen3-VL's vision tower whose output is a level of detail."""
+
+
+class MoonQwen2_5_VLVisionBlock(KeptBlock, Qwen2_5_VLVisionBlock):  # noqa: N801 - as the library spells it
+    """A block of Qwen2.5-VL's vision tower whose output is a level of detail."""
+
+
+VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_VLVisionBlock}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # From hidden states to a vector: read-out, fusion (MOON3.0), projection
 # ---------------------------------------------------------------------------------------------------------------------
@@ -424,7 +443,7 @@ class MoonFusion(nn.Module):
         return state_BH + self.o_proj(mixed_BH).to(state_BH.dtype), gates_BA3
 
 
-class MoonPreTrainedModel(MoonCopyingMixin, PreTrainedModel):
+class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
     """What every Moon model tells the library about itself."""
 
     config: MoonConfig
@@ -436,6 +455,7 @@ class MoonPreTrainedModel(MoonCopyingMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _no_split_modules = [
         "MoonQwen3VLDecoderLayer",
         "MoonQwen2_5_VLDecoderLayer",
@@ -463,33 +483,6 @@ class MoonPreTrainedModel(MoonCopyingMixin, PreTrainedModel):
         super().set_attn_implementation(attn_implementation, allow_all_kernels)
         for module in self.modules():
             vars(getattr(module, "config", self)).pop("_attn_was_changed", None)
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As the library's, with all of Moon's classes named in `auto_map`, whichever class is saved."""
-        self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
-
-
-class _Inputs(NamedTuple):
-    """What the text model is given: embeddings (B, T, H) with the pictures in place (B, T) bool, and what its layers read
-    besides."""
-
-    embeds_BTH: torch.Tensor
-    is_image_BT: torch.Tensor
-    for_layers: dict[str, Any]
-
-
-def _pack(inputs: _Inputs, mask_BT: torch.Tensor) -> _Inputs:
-    """The attended tokens of all rows as one row (1, N)."""
-
-    def one_row(value: Any) -> Any:
-        if isinstance(value, Details):
-            return value._replace(embeds_BTH=one_row(value.embeds_BTH), is_image_BT=one_row(value.is_image_BT))
-        if isinstance(value, torch.Tensor) and value.shape[:2] == mask_BT.shape:
-            return value[mask_BT][None]
-        return value
-
-    return _Inputs(*map(one_row, inputs[:2]), {name: one_row(value) for name, value in inputs.for_layers.items()})
 
 
 class MoonModel(MoonPreTrainedModel):
@@ -530,6 +523,7 @@ class MoonModel(MoonPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_input_embeddings(value)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -544,16 +538,16 @@ class MoonModel(MoonPreTrainedModel):
         raw_tokens: RawTokens | None = None,
         packed: bool | None = None,
         use_cache: bool | None = None,
-        output_embeddings: bool = True,
+        output_embeddings: bool | None = None,
         output_router_stats: bool = False,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MoonOutput | tuple:
+    ) -> MoonOutput:
         """Encode a batch.
 
         Args:
             input_ids: (B, T) int64 with `<|image_pad|>` once per image token.
-            attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended.
+            attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended. One of pairs
+                of tokens (B, 1, T, keys), as in the base, gives no vectors.
             pixel_values: patches of all images of the batch, (patches, channels·patch·patch·2), as the processor gives.
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
             mm_token_type_ids: (B, T), 1 at image tokens, 0 at text whatever its id; derived from `input_ids` when not given.
@@ -561,25 +555,30 @@ class MoonModel(MoonPreTrainedModel):
             raw_tokens: for a decoding step: what fusion shall read, kept from the pass over the input.
             packed: whether the text model sees the rows one behind the other, without their padding and none attending to
                 another. None: where the kernel does that at no cost (flash attention) and there is padding.
-            use_cache: keep keys and values; off unless asked for or no vector is asked for.
-            output_embeddings: whether to compute `embeddings`.
+            use_cache: keep keys and values. None: as the configuration says where no vector is wanted, else off.
+            output_embeddings: whether to compute `embeddings`. None: where every row has what they are read from (an `<emb>`
+                token, an attended token); text without it gives hidden states and `embeddings=None`.
             output_router_stats: whether to return `expert_load`, `expert_gates` and `router_loss`.
-            **kwargs: as in the base (`output_hidden_states`, `output_attentions`, …).
+            **kwargs: as in the base (`output_hidden_states`, `output_attentions`, `return_dict`, …).
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts or fusion without the ids that
-                they read; a mean read-out from a decoding step; a row without a token to read from; `packed=True` with a
-                cache, positions, no mask (B, T), or outputs of single layers.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without the ids that they read;
+                `packed=True` with a cache, positions, no mask (B, T), or outputs of single layers; an argument of other
+                models that Moon does not read; a row of padding alone, unless `output_embeddings=False`. With
+                `output_embeddings=True` also: a row without a token to read from, a mean from a decoding step, a mask that is
+                not (B, T), fusion without the ids that it reads.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds is needed")
-        if use_cache is None and output_embeddings:
-            use_cache = past_key_values is not None
-        mask_BT = self._token_mask(input_ids if input_ids is not None else inputs_embeds, attention_mask)
+        refuse_unread_arguments(input_ids, inputs_embeds, kwargs)
+        ask_for_layers(self.config, kwargs)
+        if use_cache is None:
+            use_cache = past_key_values is not None if output_embeddings is not False else self.config.keeps_cache
+        mask_BK = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
+        mask_BT = token_mask(input_ids if input_ids is not None else inputs_embeds, mask_BK)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        readable_BT = self._readable(input_ids, mask_BT, past) if output_embeddings else None
-        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in _BY_LAYER)]
-        packed = self._packs(packed, attention_mask, by_row)
+        where = (input_ids, mask_BT, past)
+        readable_BT = self._to_read(output_embeddings, where, attention_mask is mask_BK, raw_tokens)
+        by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in BY_LAYER)]
+        packed = self._packs(packed, mask_BK, by_row)
         inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
@@ -588,10 +587,10 @@ class MoonModel(MoonPreTrainedModel):
             inputs.for_layers.update(guided=guided, routing_trace=routing_trace)
         if position_ids is None and (past or image_grid_thw is not None):  # else the base counts the tokens
             position_ids = find_positions(
-                self.vlm, inputs.is_image_BT, attention_mask, image_grid_thw, past_key_values
+                self.vlm, inputs.is_image_BT, mask_BK, image_grid_thw, past_key_values
             ).all_4BT[1:]
         if packed:
-            inputs, position_ids = _pack(inputs, mask_BT.bool()), packed_positions(position_ids, mask_BT)
+            inputs, position_ids = pack(inputs, mask_BT.bool()), packed_positions(position_ids, mask_BT)
             attention_mask = None
         outputs = self.vlm.language_model(
             inputs_embeds=inputs.embeds_BTH,
@@ -603,9 +602,9 @@ class MoonModel(MoonPreTrainedModel):
             **inputs.for_layers,
             **kwargs,
         )
-        if not past or pixel_values is not None:
-            length = past + mask_BT.shape[1]
-            note_offset(outputs.past_key_values, position_ids, attention_mask, length, len(mask_BT))
+        if attention_mask is mask_BK:  # another mask does not tell of padding; `generate` has noted it then
+            where_they_stand = position_ids, mask_BK, past, len(mask_BT)
+            note_offset(outputs.past_key_values, *where_they_stand, has_pictures=pixel_values is not None)
         hidden_BTH = in_rows(outputs.last_hidden_state, mask_BT) if packed else outputs.last_hidden_state
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
@@ -621,11 +620,10 @@ class MoonModel(MoonPreTrainedModel):
             result.expert_load, result.expert_gates, result.router_loss = routing_statistics(
                 routing_trace, mask_BT.bool(), packed, self.config.num_free_experts
             )
-        return result if return_dict is not False else result.to_tuple()
+        return result
 
     def _packs(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
-        possible = attention_mask is not None and attention_mask.ndim == 2
-        possible = possible and all(value is None or value is False for value in by_row)
+        possible = attention_mask is not None and all(value is None or value is False for value in by_row)
         if packed and not possible:
             raise ValueError(
                 "packed=True: accepted with a mask (B, T) and without a cache, position_ids or outputs of single layers"
@@ -641,7 +639,7 @@ class MoonModel(MoonPreTrainedModel):
         pixel_values: torch.Tensor | None,
         image_grid_thw: torch.Tensor | None,
         token_types: torch.Tensor | None,
-    ) -> _Inputs:
+    ) -> Inputs:
         """Token embeddings with what the vision tower sees in place of the image tokens, as in the base, and the details."""
         if embeds_BTH is None:
             embeds_BTH = self.get_input_embeddings()(input_ids)
@@ -650,8 +648,9 @@ class MoonModel(MoonPreTrainedModel):
         if pixel_values is None:
             refuse_unseen_images(input_ids, self.config.image_token_id, token_types)
         else:
-            kept: dict[str, list] = {"kept_blocks": []} if self.config.detail_blocks else {}
-            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kept)
+            blocks: list[torch.Tensor] = []
+            keep: dict[str, Any] = {"kept_blocks": blocks} if self.config.detail_blocks else {}
+            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **keep)
             image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
             ids = input_ids if token_types is None or input_ids is None else input_ids.masked_fill(token_types == 0, -1)
             is_image = self.vlm.get_placeholder_mask(ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
@@ -659,26 +658,14 @@ class MoonModel(MoonPreTrainedModel):
             levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
             if levels:
                 for_layers = {"visual_pos_masks": is_image[..., 0], "deepstack_visual_embeds": levels}
-            if kept:
-                levels = self._block_levels(kept["kept_blocks"], image_grid_thw)
+            if keep:
+                levels = block_levels(self.detail_mergers, blocks, image_grid_thw, self.config.vision_config)
             levels = torch.stack(levels or [image_PH]).to(embeds_BTH)
             details = Details(embeds_BTH, is_image[..., 0], levels)
             embeds_BTH = embeds_BTH.masked_scatter(is_image, image_PH)
         if self.config.fire_layers:
             for_layers["details"] = details
-        return _Inputs(embeds_BTH, details.is_image_BT, for_layers)
-
-    def _block_levels(self, blocks: list[torch.Tensor], image_grid_thw: torch.Tensor) -> list[torch.Tensor]:
-        """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens."""
-        vision = self.config.vision_config
-        levels = [merger(block) for merger, block in zip(self.detail_mergers, blocks, strict=True)]
-        if not hasattr(vision, "window_size"):
-            return levels
-        by_window_P, _ = get_vision_window_index(
-            image_grid_thw, vision.spatial_merge_size, vision.window_size, vision.patch_size
-        )
-        order_P = by_window_P.argsort().to(levels[0].device)
-        return [level_PH[order_P] for level_PH in levels]
+        return Inputs(embeds_BTH, details.is_image_BT, for_layers)
 
     def _aspect_ids(self, input_ids: torch.Tensor | None, past: int = 0) -> torch.Tensor | None:
         if not self.config.reads_aspects:
@@ -693,12 +680,22 @@ class MoonModel(MoonPreTrainedModel):
             raise ValueError("guided experts in a decoding step need aspect_ids: a marker may stand in the cache")
         return aspect_ids_from_markers(input_ids, self.config)
 
-    @staticmethod
-    def _token_mask(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The part (B, T) of the attention mask that belongs to the tokens given now."""
-        if attention_mask is None or attention_mask.ndim != 2:
-            return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        return attention_mask[:, -inputs.shape[1] :]
+    def _to_read(self, wanted: bool | None, where: tuple, by_token: bool, raw: RawTokens | None) -> torch.Tensor | None:
+        """The tokens (B, T) bool that vectors are read from; None where none is wanted, or, if it is open, none is found."""
+        if wanted is False:
+            return None
+        try:
+            if not by_token:
+                raise ValueError(
+                    "vectors are read from attended tokens; accepted: a mask (B, T), not one of pairs of tokens"
+                )
+            if self.fusion is not None and raw is None:
+                refuse_no_raw_tokens(where[0], where[2])
+            return self._readable(*where)
+        except ValueError:
+            if wanted or not bool(where[1].any(dim=1).all()):  # a row of padding alone has no states either
+                raise
+            return None
 
     def _readable(self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int) -> torch.Tensor:
         if self.config.readout == "mean" and past:
@@ -768,10 +765,6 @@ class MoonModel(MoonPreTrainedModel):
         return MoonForConditionalGeneration.around(self, self._output_layer[0])
 
 
-# Outputs of single layers, which have no rows when the batch is packed.
-_BY_LAYER = ("output_hidden_states", "output_attentions")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Generation from the same weights
 # ---------------------------------------------------------------------------------------------------------------------
@@ -831,6 +824,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -846,9 +840,8 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = 0,
         output_embeddings: bool = False,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MoonCausalLMOutput | tuple:
+    ) -> MoonCausalLMOutput:
         """Logits of the next token; arguments as in `MoonModel.forward`.
 
         Args:
@@ -875,6 +868,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             aspect_ids=aspect_ids,
             use_cache=use_cache,
             output_embeddings=output_embeddings,
+            return_dict=True,
             **kwargs,
         )
         logits = loss = None
@@ -883,7 +877,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             logits = self.lm_head(outputs.last_hidden_state[kept if by_token else (slice(None), kept)])
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = MoonCausalLMOutput(
+        return MoonCausalLMOutput(
             loss=loss,
             logits=logits,
             expert_load=outputs.expert_load,
@@ -894,4 +888,3 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return result if return_dict is not False else result.to_tuple()

@@ -7,6 +7,7 @@ A fusion heads, L layers that are mixtures, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -51,3 +52,27 @@ class MoonCausalLMOutput(CausalLMOutputWithPast):
     router_loss: torch.FloatTensor | None = None
     embeddings: torch.FloatTensor | None = None
     matryoshka_embeddings: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Outputs of single layers.
+BY_LAYER = ("output_hidden_states", "output_attentions")
+
+
+def ask_for_layers(config: Any, arguments: dict[str, Any]) -> None:
+    """Let the configuration say which outputs of single layers a forward pass gives, where its arguments do not.
+
+    Args:
+        config: MoonConfig, with `output_hidden_states`, `output_attentions`, and the attention that the text model uses.
+        arguments: of the forward pass; changed.
+
+    Raises:
+        ValueError: attentions of a kernel that computes none; the library would return an empty tuple.
+    """
+    for name in BY_LAYER:
+        if arguments.get(name) is None and getattr(config, name):
+            arguments[name] = True
+    kernel = config.text_config._attn_implementation
+    if arguments.get("output_attentions") and kernel not in (None, "eager"):
+        raise ValueError(
+            f"output_attentions=True: attention {kernel!r} gives none; accepted: attn_implementation='eager'"
+        )

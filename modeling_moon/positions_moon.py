@@ -50,7 +50,8 @@ def find_positions(
     rows, length = is_image_BT.shape
     past = 0 if cache is None else cache.get_seq_length()
     known_B1 = _noted_offset(cache, rows) if past else None
-    if attention_mask is None or attention_mask.ndim != 2 or (past and known_B1 is None):
+    is_of_tokens = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+    if attention_mask is None or not is_of_tokens or (past and known_B1 is None):
         mask_BT = None
         text_BT = torch.arange(length, device=is_image_BT.device).expand(rows, length) + past
         before_B1: Any = past
@@ -67,25 +68,36 @@ def find_positions(
 
 
 def note_offset(
-    cache: Any, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, total: int, rows: int
+    cache: Any,
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past: Any,
+    rows: int,
+    has_pictures: bool,
 ) -> None:
     """Note on a cache how far pictures moved the text, seen from the positions of the tokens that were just added.
+
+    A step of text alone changes nothing, so that a note is made at the beginning and with new pictures.
 
     Args:
         cache: the cache; None: nothing is noted.
         position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) of text alone; None: nothing is noted.
-        attention_mask: (B, total), 1 for attended tokens; None or another shape: all are attended.
-        total: tokens in the cache now.
+        attention_mask: (B, past + T), 1 for attended tokens; None or another shape: all are attended.
+        past: tokens in the cache before.
         rows: B.
+        has_pictures: whether pictures were added.
     """
     if cache is None or position_ids is None:
+        return
+    begins = not torch.compiler.is_compiling() and not past  # a static cache counts in a tensor, which stops a compiler
+    if hasattr(cache, "picture_offset_B1") and not begins and not has_pictures:
         return
     if position_ids.ndim == 2:
         cache.picture_offset_B1 = position_ids.new_zeros(rows, 1)
         return
     next_B1 = position_ids[-3:].amax(dim=(0, 2))[:, None] + 1
-    has_mask = attention_mask is not None and attention_mask.ndim == 2
-    counted_B1: Any = attention_mask.sum(dim=1, keepdim=True) if has_mask else total
+    is_of_tokens = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+    counted_B1: Any = attention_mask.sum(dim=1, keepdim=True) if is_of_tokens else past + position_ids.shape[-1]
     cache.picture_offset_B1 = (next_B1 - counted_B1).expand(rows, 1)
 
 

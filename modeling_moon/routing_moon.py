@@ -12,10 +12,12 @@ import torch
 
 from .configuration_moon import ASPECTS
 
+# Of each aspect the places (G,) of its tokens among the N, and None. In a compiled decoding step, whose graph cannot depend on
+# how many there are, the places of all tokens, and 1 for a token of the aspect and 0 for another.
+Guided = tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
 
-def find_guided(
-    aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | None = None
-) -> tuple[torch.Tensor, ...] | None:
+
+def find_guided(aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | None = None) -> Guided | None:
     """The tokens of a pass that have an aspect.
 
     Args:
@@ -23,13 +25,17 @@ def find_guided(
         packed_mask_BT: where the tokens are packed, those that remain.
 
     Returns:
-        For each aspect the places (G,) of its tokens among the N; None where no token has any.
+        For each aspect its tokens; None where no token has any.
     """
     if aspect_ids is None:
         return None
     aspect_N = aspect_ids.reshape(-1) if packed_mask_BT is None else aspect_ids[packed_mask_BT.bool()]
-    tokens = tuple((aspect_N == number).nonzero()[:, 0] for number in range(1, len(ASPECTS) + 1))
-    return tokens if any(len(token_G) for token_G in tokens) else None
+    numbers = range(1, len(ASPECTS) + 1)
+    if torch.compiler.is_compiling() and aspect_ids.shape[-1] == 1:
+        every_N = torch.arange(aspect_N.shape[0], device=aspect_N.device)
+        return tuple((every_N, (aspect_N == number).float()) for number in numbers)
+    tokens = tuple((aspect_N == number).nonzero()[:, 0] for number in numbers)
+    return tuple((token_G, None) for token_G in tokens) if any(len(token_G) for token_G in tokens) else None
 
 
 class Routing(NamedTuple):
@@ -65,7 +71,7 @@ def routing_statistics(
         kept_NE = torch.zeros_like(routing.gate_NE).scatter(1, routing.index_NK, routing.weight_NK)
         for expert, token_G, weight_G in routing.of_aspects:
             places = token_G, torch.full_like(token_G, expert)
-            used_NE = used_NE.index_put(places, torch.ones_like(weight_G, dtype=used_NE.dtype))
+            used_NE = used_NE.index_put(places, (weight_G > 0).to(used_NE.dtype))
             kept_NE = kept_NE.index_put(places, weight_G.to(kept_NE.dtype))
         used_NE, kept_NE, gate_NE = used_NE[chosen_N], kept_NE[chosen_N], routing.gate_NE[chosen_N]
         loads.append(used_NE.mean(dim=0))

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import load_state_dict_from_file
 from sentence_transformers.base.modules import InputModule
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoProcessor, GenerationConfig
+from transformers.utils import cached_file, is_peft_available
+
+# In the format of sentence-transformers' own module: tools that read a repository without loading it (mteb) find here that
+# the model takes pictures.
+MODALITIES: dict[str, Any] = {
+    "modality_config": {
+        kind: {"method": "forward", "method_output_name": "embeddings"}
+        for kind in ("text", "image", "image+text", "message")
+    },
+    "module_output_name": "sentence_embedding",
+}
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_OUTPUT_LAYER = "lm_head.weight"
+_UNDECODED = {"bytes", "path"}  # a picture as `datasets` stores it inside a record
+# What `processor_kwargs` may hold besides the processor's own settings: where it is loaded from, padding, sizes of pictures.
+_HUB = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+_ALSO_ACCEPTED = {*_HUB, "code_revision", "padding_side", "min_pixels", "max_pixels", "size"}
+
+
+class _Features(dict):
+    """The features of a batch after the model; a name that Moon does not compute is refused in a sentence."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(
+            f"Moon gives one vector for each input and no {name!r}; accepted: output_value='sentence_embedding' or None. "
+            "Hidden states are in encoder[0].model(**batch).last_hidden_state, for a batch of encoder[0].processor"
+        )
 
 
 class MoonTransformer(InputModule):
@@ -25,28 +68,53 @@ class MoonTransformer(InputModule):
     is nearest to (`MarginGate`); `output_value=None` then tells of each, besides its vector, whether it `reasoned`.
 
     Args:
-        model: a `MoonModel`.
+        model: a `MoonModel`, or one inside a `PeftModel`.
         processor: its `MoonProcessor`.
-        source: (checkpoint, loading arguments) that the model came from: saving takes the output layer and the generation
-            settings from there, so that the saved checkpoint still writes text. None: only the encoder is saved.
+        generation_config: the checkpoint's settings for writing text, which saving writes beside the weights. Default: neutral.
+        output_layer: (vocabulary, H), for a model whose output layer is not its embedding matrix. It is kept for saving and
+            for reasoning, outside the parameters. None: such a model is saved as an encoder, which cannot write text.
 
     Relations: `AutoModel` and `AutoProcessor` give the same vectors without sentence-transformers.
     """
 
     save_in_root = True
+    config_file_name = "sentence_bert_config.json"
     forward_kwargs = {"reasoning", "thinking", "gallery", "threshold"}
 
     def __init__(
-        self, model: torch.nn.Module, processor: Any, source: tuple[str, dict[str, Any]] | None = None
+        self,
+        model: torch.nn.Module,
+        processor: Any,
+        generation_config: GenerationConfig | None = None,
+        output_layer: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
-        self.source = source
+        self.generation_config = generation_config
+        if output_layer is not None:
+            self.model._output_layer = [output_layer]  # where `MoonModel.writer` looks
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`auto_model` is `model`: torch would register a module that is set under the name of a property beside it."""
+        super().__setattr__("model" if name == "auto_model" else name, value)
 
     @property
     def tokenizer(self) -> Any:
+        """The processor's tokenizer.
+
+        Raises:
+            ValueError: (set) another one: the processor writes with the ids of this one.
+        """
         return self.processor.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        if value is not self.processor.tokenizer:
+            raise ValueError(
+                f"tokenizer: found another {type(value).__name__}; accepted: the processor's own, whose ids the model was "
+                "trained with. For another processor make the module anew: MoonTransformer(model, processor)"
+            )
 
     @property
     def auto_model(self) -> torch.nn.Module:
@@ -85,33 +153,78 @@ class MoonTransformer(InputModule):
         return self.model.config.vector_size
 
     def preprocess(
-        self, inputs: Sequence[Any], prompt: str | None = None, reasoning: str = "none", **kwargs: Any
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        reasoning: str = "none",
+        task: str | None = None,
+        processing_kwargs: dict[str, dict[str, Any]] | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs to tensors. Where `task` is "document", a record without a query's fields is read as a product.
+        """Inputs to tensors, with `num_images_per_sample` (B,) int64 where there are pictures, by which the library's losses
+        split a batch.
+
+        Args:
+            inputs: of the kinds above.
+            prompt: the instruction.
+            reasoning: as in `forward`.
+            task: where "document", a record without a query's fields is read as a product.
+            processing_kwargs: options of Moon's processor for this call, in the library's groups: those of "common", "text"
+                and "image" are taken alike, {"text": {"max_length": 128}, "image": {"max_image_tokens": 64}}.
+            max_length: token budget of an input; the trainer passes that of its arguments.
+            **kwargs: those of `forward`, which `encode` passes here too.
 
         Raises:
-            ValueError: another reasoning than "none" for a model that does not reason.
+            ValueError: another reasoning than "none" for a model that does not reason; an unknown argument or option.
             ProductError: an input that is not of the kinds above, or cannot be read, named by its place in the batch.
                 sentence-transformers sorts by length before it batches: give records an "id" to find them again.
         """
+        unknown = sorted(set(kwargs) - self.forward_kwargs)
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]}={kwargs[unknown[0]]!r} is not known; accepted: task, processing_kwargs, max_length, "
+                f"{', '.join(sorted(self.forward_kwargs))}"
+            )
         if not inputs:
             return {}
-        is_document = kwargs.get("task") == "document"
-        records = [self._record(item, place, is_document) for place, item in enumerate(inputs)]
-        options = {} if reasoning == "none" else {"reasoning": "generate" if reasoning == "auto" else reasoning}
+        records = [self._record(item, place, task == "document") for place, item in enumerate(inputs)]
+        options = {} if max_length is None else {"max_length": max_length}
+        options |= _processor_options(processing_kwargs)
+        if reasoning != "none":
+            options["reasoning"] = "generate" if reasoning == "auto" else reasoning
         try:
-            return dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
+            batch = dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
+        except TypeError as error:  # at which the library would try once more, without the prompt
+            raise ValueError(f"processing_kwargs: {error}") from error
         except ValueError as error:
             if getattr(error, "field", None) != "max_tokens":
                 raise
             refused: Any = error  # a ProductError
             reason = refused.reason.replace("max_tokens", "max_seq_length")
             raise type(refused)(refused.item, "max_seq_length", reason) from error
+        if "image_grid_thw" in batch:
+            batch["num_images_per_sample"] = self._images_of_rows(batch["input_ids"])
+        return batch
+
+    def _images_of_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Pictures (B,) of each row, core crops among them."""
+        start = self.tokenizer.convert_tokens_to_ids(self.processor.vision_start_token)
+        opens_BT = (input_ids[:, :-1] == start) & (input_ids[:, 1:] == self.processor.image_token_id)
+        return opens_BT.sum(dim=1)
 
     def _record(self, item: Any, place: int, is_document: bool) -> Any:
         if isinstance(item, str):
             return self.processor.bare_query(item, place)
+        if isinstance(item, dict) and set(item) == _UNDECODED:
+            return {"image": _undecoded(item)}
+        if isinstance(item, tuple) or (isinstance(item, list) and item and not isinstance(item[0], dict)):
+            raise ValueError(
+                f"item {place}: found a {type(item).__name__} of {len(item)}; accepted: one input at a time. Words with a "
+                'picture are {"text": …, "image": …}; the two sides of a pair are encoded each by itself and compared'
+            )
         if isinstance(item, dict) and not {"role", "content"} <= set(item):
+            item = {name: _undecoded(value) if name in ("image", "images") else value for name, value in item.items()}
             return item if not is_document or {"text", "image"} & set(item) else {"title": None, **item}
         if isinstance(item, dict | list):
             return _record_of_messages(item if isinstance(item, list) else [item])
@@ -136,26 +249,57 @@ class MoonTransformer(InputModule):
         if reasoning in ("generate", "auto"):
             options = {"reasoning": reasoning, "processor": self.processor, "thinking": thinking}
             found = self.model.embed(tensors, **options, **gate)
-            features["sentence_embedding"], features["reasoned"] = found.embeddings, found.reasoned
-            return features
+            features |= {"sentence_embedding": found.embeddings, "reasoned": found.reasoned}
+            return _Features(features)
         for name, value in gate.items():
             if value is not None:
                 raise ValueError(f"{name}= was given with reasoning={reasoning!r}; accepted: with reasoning='auto'")
-        features["sentence_embedding"] = self.model(**tensors).embeddings
+        features["sentence_embedding"] = self.model(**tensors, output_embeddings=True, return_dict=True).embeddings
         features["reasoned"] = torch.full_like(tensors["input_ids"][:, 0], reasoning == "given", dtype=torch.bool)
-        return features
+        return _Features(features)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the file `sentence_bert_config.json` holds: the kinds of input, and an adapter's name."""
+        adapters = getattr(self.model, "peft_config", None)
+        return MODALITIES if not adapters else {**MODALITIES, "adapter_name": next(iter(adapters))}
+
+    def _with_output_layer(self, encoder: Any) -> Any:
+        """The encoder as a writer of text; by itself where its output layer is not known."""
+        if encoder.config.tie_word_embeddings:
+            weight = encoder.get_input_embeddings().weight
+        elif getattr(encoder, "_output_layer", None):
+            weight = encoder._output_layer[0].to(encoder.dtype)
+        else:
+            return encoder
+        whole = sys.modules[type(encoder).__module__].MoonForConditionalGeneration.around(encoder, weight)
+        whole.generation_config = self.generation_config or whole.generation_config
+        return whole
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes model and processor with the code that loads them."""
-        if self.source is None:
-            self.model.save_pretrained(output_path)
-        else:
-            checkpoint, hub = self.source
-            whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=self.model.dtype, **hub)
-            whole.model, whole.config = self.model, self.model.config
-            whole.tie_weights()  # to the embeddings of this model, which may have been trained
-            whole.save_pretrained(output_path)
+        """Write model and processor with the code that loads them. Nothing is read from where the model came from.
+
+        An adapter (of `add_adapter`, or a `PeftModel` as the model) is written beside the weights that it was trained on,
+        which stay as they were: `SentenceTransformer`, `AutoModel` and `AutoModelForImageTextToText` load both from the folder,
+        and peft the adapter alone (`PeftModel.from_pretrained(model, folder)`).
+
+        Raises:
+            ValueError: several adapters; one that is merged, or works outside the layers (prompt tuning); quantised weights
+                under one.
+        """
+        encoder, adapters = _inner(self.model), getattr(self.model, "peft_config", None) or {}
+        if adapters:
+            _refuse_adapters(encoder, adapters)
+        whole = self._with_output_layer(encoder)
+        weights = _weights_without_adapter(whole)
+        for name in _ADAPTER_FILES:  # of what was saved there before
+            Path(output_path, name).unlink(missing_ok=True)
+        with _writing_adapter(encoder, False):
+            whole.save_pretrained(output_path, state_dict=weights)
+        if adapters:
+            with _writing_adapter(encoder, True):
+                self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        self.save_config(output_path)
 
     @classmethod
     def load(
@@ -170,15 +314,21 @@ class MoonTransformer(InputModule):
     ) -> MoonTransformer:
         """Loads model and processor; `subfolder`, `token`, `revision`, `local_files_only` as in the library.
 
+        A setting of `model_kwargs`, `config_kwargs` or `processor_kwargs` stands before the one of the call.
+
         Raises:
-            ValueError: a folder that holds an adapter alone; another backend than "torch".
+            ValueError: a folder that holds an adapter alone, or an adapter without peft installed; another backend than
+                "torch"; `processor_kwargs` that the processor does not have.
         """
         folder = Path(model_name_or_path, kwargs.get("subfolder") or "")
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder} holds an adapter without its base and its processor; accepted: the whole model, which training "
-                f"writes to {folder.absolute().parent / 'final'} with the adapter merged"
-            )
+        if (folder / "adapter_config.json").is_file():
+            if not (folder / "config.json").is_file():
+                raise ValueError(
+                    f"{folder} holds an adapter without its base and its processor; accepted: the whole model, which training "
+                    f"writes to {folder.absolute().parent / 'final'} with the adapter merged"
+                )
+            if not is_peft_available():
+                raise ValueError(f"{folder} holds an adapter, which would be left out; accepted: with peft installed")
         hub = {
             name: kwargs[name] for name in ("subfolder", "token", "revision", "local_files_only") if kwargs.get(name)
         }
@@ -186,11 +336,128 @@ class MoonTransformer(InputModule):
             hub["cache_dir"] = kwargs["cache_folder"]
         if kwargs.get("backend", "torch") != "torch":
             raise ValueError(f"Moon has no backend {kwargs['backend']!r}; accepted: 'torch'")
-        hub["trust_remote_code"] = trust_remote_code
-        settings = {**(config_kwargs or {}), **(model_kwargs or {})}
-        model = AutoModel.from_pretrained(model_name_or_path, **hub, **settings)
-        processor = AutoProcessor.from_pretrained(model_name_or_path, **hub, **(processor_kwargs or {}))
-        return cls(model, processor, source=(model_name_or_path, hub))
+        adapter = cls.load_config(
+            model_name_or_path, **{"cache_folder" if k == "cache_dir" else k: v for k, v in hub.items()}
+        ).get("adapter_name")
+        named = {} if adapter is None else {"adapter_name": adapter}
+        for_model = {**hub, "trust_remote_code": trust_remote_code, **(config_kwargs or {}), **(model_kwargs or {})}
+        for_processor = {**hub, "trust_remote_code": trust_remote_code, **(processor_kwargs or {})}
+        processor = AutoProcessor.from_pretrained(model_name_or_path, **for_processor)
+        _refuse_unknown_settings(processor, processor_kwargs or {})
+        model = AutoModel.from_pretrained(model_name_or_path, **named, **for_model)
+        where = {name: for_model[name] for name in _HUB if name in for_model and name != "trust_remote_code"}
+        tied = model.config.tie_word_embeddings
+        output_layer = None if tied else _stored_output_layer(model_name_or_path, where)
+        return cls(model, processor, _stored_generation_config(model_name_or_path, where), output_layer)
+
+
+def _stored_generation_config(checkpoint: str, where: dict[str, Any]) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(checkpoint, **where)
+    except OSError:  # a checkpoint without one
+        return None
+
+
+def _stored_output_layer(checkpoint: str, where: dict[str, Any]) -> torch.Tensor | None:
+    """The untied output layer (vocabulary, H) of a checkpoint, without its other weights; None if it has none."""
+    where = {**where, "_raise_exceptions_for_missing_entries": False}
+    name: str | None = "model.safetensors"
+    index = cached_file(checkpoint, f"{name}.index.json", **where)
+    if index is not None:
+        name = json.loads(Path(index).read_text())["weight_map"].get(_OUTPUT_LAYER)
+    file = None if name is None else cached_file(checkpoint, name, **where)
+    if file is None:
+        return None
+    stored = load_state_dict_from_file(file).get(_OUTPUT_LAYER)  # mapped, not read: only what is copied takes memory
+    return None if stored is None else stored.clone()
+
+
+def _refuse_unknown_settings(processor: Any, given: dict[str, Any]) -> None:
+    settings = [*inspect.signature(type(processor)).parameters]
+    for name in sorted(set(given) - _ALSO_ACCEPTED - set(settings)):
+        hint = " (the token budget is max_tokens)" if name in ("model_max_length", "max_length") else ""
+        raise ValueError(
+            f"processor_kwargs (tokenizer_kwargs): {name}={given[name]!r} is nothing that Moon's processor has{hint}; accepted: "
+            f"{', '.join([*settings, *sorted(_ALSO_ACCEPTED)])}"
+        )
+
+
+def _processor_options(groups: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
+    """The library's `processing_kwargs` as options of Moon's processor."""
+    options: dict[str, Any] = {}
+    for group, values in (groups or {}).items():
+        if group not in ("common", "text", "image"):
+            raise ValueError(f"processing_kwargs: group {group!r} is not known; accepted: 'common', 'text', 'image'")
+        options |= values
+    for name in ("return_tensors", "instruction", "on_error", "reasoning", "truncation"):
+        if name in options:
+            raise ValueError(
+                f"processing_kwargs: {name} is not an option of this call; accepted: options of Moon's processor such as "
+                "max_length, max_image_tokens, core_crop and padding. Inputs are always cut to the token budget"
+            )
+    return options
+
+
+def _inner(model: Any) -> Any:
+    """The `MoonModel` inside a `PeftModel`; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _refuse_adapters(encoder: torch.nn.Module, adapters: dict[str, Any]) -> None:
+    if len(adapters) > 1:
+        raise ValueError(
+            f"the model has {len(adapters)} adapters ({', '.join(adapters)}), of which a checkpoint holds one; accepted: one, "
+            "after delete_adapter of the others"
+        )
+    name, config = next(iter(adapters.items()))
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"adapter {name!r} is {config.peft_type.value}, which sentence-transformers cannot load again; accepted: one inside "
+            "the layers, such as LoRA, or PeftModel.save_pretrained"
+        )
+    if any(getattr(module, "merged", False) is True for module in encoder.modules()):
+        raise ValueError(
+            f"adapter {name!r} is merged into the weights and would be added again on loading; accepted: after "
+            "unmerge_adapter, or the model that merge_and_unload gives"
+        )
+
+
+@contextmanager
+def _writing_adapter(encoder: Any, wanted: bool) -> Iterator[None]:
+    """Make `save_pretrained` of transformers write the adapter alone, or everything but it."""
+    before = encoder._hf_peft_config_loaded
+    encoder._hf_peft_config_loaded = wanted
+    try:
+        yield
+    finally:
+        encoder._hf_peft_config_loaded = before
+
+
+def _weights_without_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The weights under an adapter by the names that they have without it; None where no layer is wrapped."""
+    wrapped = re.compile(r"\.(base_layer|original_module)(?=\.)")
+    state = model.state_dict()
+    if not any(wrapped.search(name) for name in state):
+        return None
+    with torch.device("meta"):
+        plain = type(model)(copy.deepcopy(model.config)).state_dict()
+    found = {wrapped.sub("", name): value for name, value in state.items()}
+    odd = [name for name, value in plain.items() if name not in found or found[name].shape != value.shape]
+    if odd:
+        raise ValueError(
+            f"weights under the adapter cannot be written, among them {odd[0]} (quantised, or wrapped by another tool); "
+            "accepted: an adapter over unquantised weights, or encoder[0].model.save_pretrained, which writes the adapter alone"
+        )
+    return {name: found[name] for name in plain}
+
+
+def _undecoded(picture: Any) -> Any:
+    """A picture, or each of a list, that `datasets` has not decoded: as its bytes, or its path."""
+    if isinstance(picture, list):
+        return [_undecoded(one) for one in picture]
+    if isinstance(picture, dict) and set(picture) == _UNDECODED:
+        return picture["path"] if picture["bytes"] is None else picture["bytes"]
+    return picture
 
 
 def _record_of_messages(messages: list[Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Which tokens: spans between markers, those that a vector is read from, and rows packed one behind the other.
+"""Which tokens: spans between markers, and those that a vector is read from.
 
-Shape suffixes: B batch rows, T tokens of a row, N attended tokens of the whole batch, H hidden width.
+Shape suffixes: B batch rows, T tokens of a row, H hidden width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -88,6 +88,13 @@ def item_tokens(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
     return in_turn_BT & ~torch.isin(input_ids_BT, ours_M)
 
 
+def token_mask(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The part (B, T) of the attention mask that belongs to the tokens given now, ids (B, T) or embeddings (B, T, H)."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+    return attention_mask[:, -inputs.shape[1] :]
+
+
 def readable_tokens(
     attention_mask_BT: torch.Tensor, config: MoonConfig, input_ids_BT: torch.Tensor | None
 ) -> torch.Tensor:
@@ -131,14 +138,6 @@ def mean_of(states_BTH: torch.Tensor, set_BT: torch.Tensor) -> torch.Tensor:
     return (states_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1.0)
 
 
-def packed_positions(position_3BT: torch.Tensor | None, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Positions (4, 1, N): in the text, which start again with every row and so tell the kernel where one begins, then
-    those of the multimodal rotary encoding."""
-    text_BT = mask_BT.long().cumsum(dim=1) - 1
-    all_4BT = torch.cat([text_BT[None], text_BT.expand(3, -1, -1) if position_3BT is None else position_3BT])
-    return all_4BT[:, mask_BT.bool()][:, None]
-
-
 class RawTokens(NamedTuple):
     """What fusion reads: last hidden states (B, T, H) of the input, and which of them are image tokens and which title
     tokens (B, T) bool. They stand before any reasoning, and attention is causal: reasoning cannot change them."""
@@ -167,21 +166,13 @@ def find_raw_tokens(
     Raises:
         ValueError: no `input_ids`, or a decoding step.
     """
-    if input_ids is None:
-        raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
-    if past_tokens:
-        raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
+    refuse_no_raw_tokens(input_ids, past_tokens)
+    assert input_ids is not None
     title = [(config.title_start_token_id, config.title_end_token_id)]
     attended_BT = mask_BT.bool()
     is_image_BT = attended_BT & (input_ids == config.image_token_id)
     is_title_BT = attended_BT & (span_ids_from_markers(input_ids, title) == 1) & ~is_image_BT
     return RawTokens(hidden_BTH, is_image_BT, is_title_BT)
-
-
-def in_rows(packed_1NH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """States (B, T, H) from those of packed rows, zero where nothing is attended."""
-    rows_BTH = packed_1NH.new_zeros(*mask_BT.shape, packed_1NH.shape[-1])
-    return rows_BTH.masked_scatter(mask_BT.bool()[..., None], packed_1NH)
 
 
 def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:
@@ -211,3 +202,39 @@ def refuse_unseen_images(
     if bool(has_image_B.any()):
         rows = has_image_B.nonzero()[:, 0].tolist()
         raise ValueError(f"rows {rows} of the batch have image tokens but there are no pixel_values to see")
+
+
+def refuse_no_raw_tokens(input_ids: torch.Tensor | None, past_tokens: int) -> None:
+    """Refuse a pass in which what fusion reads cannot be found; see `find_raw_tokens`.
+
+    Raises:
+        ValueError: no `input_ids`, or a decoding step.
+    """
+    if input_ids is None:
+        raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
+    if past_tokens:
+        raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
+
+
+# Arguments of other models that would else be passed on to the layers, which do not read them.
+_UNREAD = {
+    "output_router_logits": "output_router_stats=True, which gives expert_load, expert_gates and router_loss",
+    "pixel_values_videos": "pixel_values, of pictures",
+    "video_grid_thw": "image_grid_thw, of pictures",
+}
+
+
+def refuse_unread_arguments(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, others: dict[str, Any]
+) -> None:
+    """Refuse to ignore an argument: one of two inputs, or what other models read; one that asks for nothing is taken out.
+
+    Raises:
+        ValueError: with what is accepted in place.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("exactly one of input_ids and inputs_embeds is needed")
+    for name, accepted in _UNREAD.items():
+        value = others.pop(name, None)
+        if value is not None and value is not False:
+            raise ValueError(f"Moon does not read {name}; accepted: {accepted}")

@@ -10,6 +10,8 @@ from typing import Any
 import modeling_moon
 from modeling_moon import SENTENCE_TRANSFORMER_MODULE, MoonForConditionalGeneration
 from modeling_moon.configuration_moon import AUTO_MAP
+from modeling_moon.saving_moon import weights_under_adapters
+from modeling_moon.sentence_transformer_moon import MODALITIES
 
 _CODE = Path(modeling_moon.__file__).parent
 _MODEL_FILES = sorted(path.name for path in _CODE.glob("*_moon.py"))
@@ -36,6 +38,7 @@ def write_code_and_settings(config: Any, processor: Any, folder: str | Path) -> 
         "similarity_fn_name": "cosine",
     }
     _write_modules(folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(MODALITIES, indent=2) + "\n")
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -69,9 +72,15 @@ def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: s
         The folder.
 
     Raises:
-        ValueError: a `MoonModel` with an untied output layer and no `lm_head_from`.
+        ValueError: a `MoonModel` with an untied output layer and no `lm_head_from`; a model with adapters.
     """
     folder = Path(folder)
+    wrapped = weights_under_adapters(model)
+    if wrapped:
+        raise ValueError(
+            f"adapters wrap {len(wrapped)} weights of the model, among them {wrapped[0]}; accepted: the model that "
+            "merge_and_unload() gives"
+        )
     if lm_head_from is not None or not hasattr(model, "lm_head"):
         model = _with_output_layer(model, lm_head_from)
     model.save_pretrained(folder)

@@ -5,6 +5,7 @@ Shape suffixes: N rows of this process, M rows of all processes together.
 
 import contextlib
 import datetime
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -72,7 +73,8 @@ def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
         tensors: this process's rows of each; the number of rows may differ between processes and tensors.
 
     Shapes:
-        each (N, …) float32 → (M, …), in order of rank. One process: the tensors themselves.
+        each (N, …) → (M, …) of its own dtype, in order of rank; they travel in the widest of these, float32 at least.
+        One process: the tensors themselves.
     """
     if world_size() == 1 or not tensors:
         return list(tensors)
@@ -81,7 +83,8 @@ def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
     dist.all_gather(counts, own)
     widths = [math.prod(tensor.shape[1:]) for tensor in tensors]
     sizes = [sum(rows * width for rows, width in zip(count.tolist(), widths, strict=True)) for count in counts]
-    flat = torch.cat([tensor.float().reshape(-1) for tensor in tensors])
+    wide = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors], torch.float32)
+    flat = torch.cat([tensor.to(wide).reshape(-1) for tensor in tensors])
     flat = torch.cat([flat, flat.new_zeros(max(sizes) - len(flat))])
     parts: list[list[Tensor]] = [[] for _ in tensors]
     for received, count in zip(_AllGather.apply(flat), counts, strict=True):

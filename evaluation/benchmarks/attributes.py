@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from evaluation.data.tables import ProductRow
 from evaluation.encode import Encoded, VectorCache
-from evaluation.metrics import bootstrap_interval_of, classification_scores, search_ranks
+from evaluation.metrics import Scorer, bootstrap_interval_of, classification_scores, search_ranks
 
 FORMS = ("mm", "i")
 AVERAGED = ("top1", "top1_chance", "top10", "top10_chance", "precision", "recall", "f1", "majority")
@@ -21,7 +22,9 @@ def without_attributes(product: ProductRow) -> dict[str, Any]:
     return product.record("mm", without=("attributes", "category") if repeats else ("attributes",))
 
 
-def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def evaluate_attributes(
+    cache: VectorCache, *, resamples: int = 1000, seed: int = 0, scorer: Scorer = classification_scores
+) -> dict[str, Any]:
     """The four metrics of classification for every attribute key, and their mean over keys.
 
     The candidates of a key are the values that it has anywhere in the data set, evaluated or not, each embedded as a query of
@@ -29,11 +32,14 @@ def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int 
     with one value only would always be right: it is left out and named. Products are encoded without their attributes,
     and without a category that repeats one (form "mm"), and from the image alone (form "i").
 
+    `scorer` makes the scores of a key, with the arguments of `classification_scores`; the study of shops keeps more.
+
     Returns: form → "keys" (key → scores), "mean" (over keys, with the 95 % interval of its top-1 over products), "single_valued"
     (keys left out); empty without attributes.
     """
     keys = sorted({key for product in cache.products for key in product.attributes})
     results: dict[str, Any] = {}
+    scored = functools.partial(scorer, resamples=resamples, seed=seed)
     for form in FORMS:
         gallery = (
             cache.varied_gallery("mm, no attributes", "mm", without_attributes) if form == "mm" else cache.gallery(form)
@@ -44,7 +50,7 @@ def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int 
             values = sorted({value for product in cache.label_products for value in product.attributes.get(key, ())})
             if len(values) == 1:
                 single.append(key)
-            elif found := _key(cache, gallery, key, values, (resamples, seed)):
+            elif found := _key(cache, gallery, key, values, scored):
                 scores[key], hit_N = found
                 hits.append(hit_N)
         if scores:
@@ -55,7 +61,7 @@ def evaluate_attributes(cache: VectorCache, *, resamples: int = 1000, seed: int 
 
 
 def _key(
-    cache: VectorCache, gallery: Encoded, key: str, values: list[str], bootstrap: tuple[int, int]
+    cache: VectorCache, gallery: Encoded, key: str, values: list[str], scorer: Scorer
 ) -> tuple[dict[str, Any], np.ndarray] | None:
     """The scores of a key, and of each product of the gallery whether its value was found, NaN where it has none."""
     place = {value: number for number, value in enumerate(values)}
@@ -66,8 +72,7 @@ def _key(
     value_LD = cache.labels(values, "attribute")
     hit_N = np.full(len(gallery.kept), np.nan)
     hit_N[rows] = search_ranks(gallery.vectors[rows], value_LD, truth) <= 1
-    scores = classification_scores(gallery.vectors[rows], value_LD, truth, resamples=bootstrap[0], seed=bootstrap[1])
-    return scores, hit_N
+    return scorer(gallery.vectors[rows], value_LD, truth), hit_N
 
 
 def _mean_over_keys(hit_NK: np.ndarray) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from evaluation.data.tables import ProductRow
 from evaluation.encode import Encoded, VectorCache
-from evaluation.metrics import classification_scores
+from evaluation.metrics import Scorer, classification_scores
 
 FORMS = ("mm", "i")
 SEPARATOR = " > "
@@ -26,13 +27,17 @@ def without_category(product: ProductRow) -> dict[str, Any]:
     )
 
 
-def evaluate_classification(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def evaluate_classification(
+    cache: VectorCache, *, resamples: int = 1000, seed: int = 0, scorer: Scorer = classification_scores
+) -> dict[str, Any]:
     """Top-1, top-10, macro precision, recall and F1 at each level of the category tree and at each product's deepest.
 
     A label is a path of names ("Home > Kitchen > Mugs") embedded as a query of task "category", so that two branches may
     share a name; the labels of a level are all paths of that length in the whole data set, evaluated or not (with one label
     everything would be right: such a level is null). Products are encoded without their
     category and without attributes that repeat it (form "mm"), and from the image alone (form "i").
+
+    `scorer` makes the scores of a level, with the arguments of `classification_scores`; the study of shops keeps more.
 
     Returns: form → "level_1", …, "deepest" → scores; an empty dict where no product has a category.
     """
@@ -45,13 +50,14 @@ def evaluate_classification(cache: VectorCache, *, resamples: int = 1000, seed: 
         gallery = (
             cache.varied_gallery("mm, no category", "mm", without_category) if form == "mm" else cache.gallery(form)
         )
-        found = {name: _level(cache, gallery, level, resamples, seed) for name, level in [*levels, ("deepest", None)]}
+        scored = functools.partial(scorer, resamples=resamples, seed=seed)
+        found = {name: _level(cache, gallery, level, scored) for name, level in [*levels, ("deepest", None)]}
         if any(found.values()):
             results[form] = found
     return results
 
 
-def _level(cache: VectorCache, gallery: Encoded, level: int | None, resamples: int, seed: int) -> dict[str, Any] | None:
+def _level(cache: VectorCache, gallery: Encoded, level: int | None, scorer: Scorer) -> dict[str, Any] | None:
     wanted = [_path(product, level) for product in cache.products]
     labels = sorted({path for product in cache.label_products if (path := _path(product, level))})
     place = {path: number for number, path in enumerate(labels)}
@@ -60,7 +66,7 @@ def _level(cache: VectorCache, gallery: Encoded, level: int | None, resamples: i
         return None
     label_LD = cache.labels([SEPARATOR.join(path) for path in labels], "category")
     truth = [[place[wanted[gallery.kept[row]]]] for row in rows]
-    return classification_scores(gallery.vectors[rows], label_LD, truth, resamples=resamples, seed=seed)
+    return scorer(gallery.vectors[rows], label_LD, truth)
 
 
 def _path(product: ProductRow, level: int | None) -> tuple[str, ...]:

@@ -1,9 +1,15 @@
 """MoonConfig refuses early and says what it accepts."""
 
+import json
+
 import pytest
 from transformers import AutoConfig, CLIPConfig
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from modeling_moon import MoonConfig
+
+LOGGER = logging.get_logger("modeling_moon.configuration_moon")
 
 
 @pytest.fixture
@@ -51,6 +57,9 @@ def vlm_config(tiny_base):
         ({"category_start_token_id": 3}, "go together"),
         ({"vlm_config": CLIPConfig()}, "model type 'clip'; accepted: qwen3_vl, qwen2_5_vl"),
         ({"vlm_config": {"hidden_size": 3}}, "model type None"),
+        ({"unsloth_version": "1"}, "no argument 'unsloth_version'$"),
+        ({"hidden_size": 65}, "hidden_size=65; accepted: 64, which follows from the other arguments"),
+        ({"text_config": {"vocab_size": 7}}, "text_config differs from that of vlm_config"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_what_is_accepted(vlm_config, arguments, message):
@@ -124,3 +133,81 @@ def test_details_of_pictures_come_from_deepstack_full_attention_or_named_blocks(
     )
     assert blocks("qwen2_5_vl", fire_vision_blocks=[0]) == (0,)
     assert blocks("qwen2_5_vl", fire_layers=None) == ()
+
+
+def written(config, folder, **more):
+    """A folder whose config.json another tool has added keys to."""
+    config.save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    return folder
+
+
+@pytest.mark.parametrize("read", [AutoConfig.from_pretrained, MoonConfig.from_pretrained])
+def test_keys_of_other_tools_are_kept_and_saved_again(vlm_config, tmp_path, read):
+    foreign = {"unsloth_version": "2", "pad_token_id": 3, "compression": {"bits": 4}, "eos_token_id": [1, 2]}
+    config = read(written(MoonConfig.moon1(vlm_config, embedding_dim=16), tmp_path / "first", **foreign))
+    config.save_pretrained(tmp_path / "second")
+    again = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert {name: again[name] for name in foreign} == foreign
+    assert read(tmp_path / "second").compression == {"bits": 4}
+    assert MoonConfig.from_json_file(tmp_path / "second" / "config.json").unsloth_version == "2"
+
+
+def test_foreign_keys_are_named_once_with_the_key_that_may_be_meant(vlm_config, tmp_path):
+    folder = written(MoonConfig.moon1(vlm_config, embedding_dim=16), tmp_path, redout="emb", top_k=7)
+    with CaptureLogger(LOGGER) as heard:
+        config = MoonConfig.from_pretrained(folder)
+        MoonConfig.from_pretrained(folder)
+    assert heard.out.count("keys that Moon does not read: 'redout'; did you mean 'readout'?") == 1
+    assert heard.out.count("settings of generation: 'top_k'") == 1
+    assert (config.readout, config.redout, hasattr(config, "top_k")) == ("mean", "emb", False)
+    config.save_pretrained(tmp_path)
+
+
+def test_what_trainers_set_is_read_without_a_warning(vlm_config, tmp_path):
+    config = MoonConfig.moon1(vlm_config, embedding_dim=16)
+    assert config.keeps_cache is None
+    config.use_cache = False
+    config.get_text_config().pad_token_id = 3
+    with CaptureLogger(LOGGER) as heard:
+        config.save_pretrained(tmp_path)
+        again = AutoConfig.from_pretrained(tmp_path)
+    assert heard.out == ""
+    assert (again.keeps_cache, again.text_config.pad_token_id) == (False, 3)
+    assert MoonConfig.moon1(vlm_config, embedding_dim=16, use_cache=False).keeps_cache is False
+
+
+def test_a_file_that_contradicts_its_base_is_refused(vlm_config, tmp_path):
+    config = MoonConfig.moon1(vlm_config, embedding_dim=16)
+    assert AutoConfig.from_pretrained(written(config, tmp_path / "same", hidden_size=64)).hidden_size == 64
+    with pytest.raises(ValueError, match="hidden_size=65; accepted: 64"):
+        AutoConfig.from_pretrained(written(config, tmp_path / "other", hidden_size=65))
+
+
+def test_what_is_the_bases_can_be_set(tiny_base, tmp_path):
+    for backbone in ("qwen3_vl", "qwen2_5_vl"):
+        base = AutoConfig.from_pretrained(tiny_base(backbone))
+        assert base.tie_word_embeddings
+        MoonConfig.moon1(base, embedding_dim=16).save_pretrained(tmp_path / backbone)
+        changed = {"tie_word_embeddings": False, "vocab_size": 500, "image_token_id": 7}
+        config = MoonConfig.from_pretrained(tmp_path / backbone, **changed, vision_config={"depth": 3})
+        config.text_config = config.text_config
+        config.save_pretrained(tmp_path / "again")
+        for one in (config, AutoConfig.from_pretrained(tmp_path / "again")):
+            assert {name: getattr(one, name) for name in changed} == changed
+            assert (one.vlm_config.text_config.vocab_size, one.vision_config.depth) == (500, 3)
+        in_code = MoonConfig.moon1(base, embedding_dim=16, tie_word_embeddings=False, vocab_size=500)
+        assert (in_code.tie_word_embeddings, in_code.vocab_size) == (False, 500)
+
+
+def test_a_dictionary_says_what_other_libraries_look_for_and_reads_back(vlm_config, tmp_path):
+    config = MoonConfig.moon1(vlm_config, embedding_dim=16)
+    content = config.to_dict()
+    assert content["tie_word_embeddings"] is True
+    assert content["text_config"]["num_hidden_layers"] == config.num_hidden_layers == 2
+    assert MoonConfig(**content).to_dict() == content == MoonConfig.from_dict(content).to_dict()
+    config.to_json_file(tmp_path / "whole.json", use_diff=False)
+    assert MoonConfig.from_json_file(tmp_path / "whole.json").to_dict() == content
+    config.save_pretrained(tmp_path)
+    assert not {"text_config", "tie_word_embeddings"} & set(json.loads((tmp_path / "config.json").read_text()))

@@ -267,11 +267,15 @@ def test_prefixes_are_the_vector_cut_and_normalised(pair):
 
 
 def test_a_row_without_a_token_to_read_is_refused(pair):
-    _, model, processor = pair
+    folder, model, processor = pair
     batch = processor(products=PRODUCTS, return_tensors="pt")
     batch["attention_mask"][2] = 0
+    writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
+    for one, options in ((model, {}), (model, {"output_embeddings": True}), (writer, {"output_embeddings": True})):
+        with pytest.raises(ValueError, match=r"rows \[2\] of the batch have no"):
+            one(**batch, **options)
     with pytest.raises(ValueError, match=r"rows \[2\] of the batch have no"):
-        model(**batch)
+        model.embed(batch, processor=processor)
 
 
 def test_the_writer_returns_the_expert_load_too(pair):

@@ -45,8 +45,9 @@ def vectors(model, batch):
 def used(model, processor):
     """A model of which everything was asked that leaves something behind."""
     batch = dict(processor(products=PRODUCTS, return_tensors="pt"))
+    gives_attentions = model.config.text_config._attn_implementation == "eager"
     with torch.no_grad():
-        assert model(**batch, output_hidden_states=True, output_attentions=True).hidden_states
+        assert model(**batch, output_hidden_states=True, output_attentions=gives_attentions).hidden_states
         model.vlm.get_image_features(batch["pixel_values"], batch["image_grid_thw"], output_hidden_states=True)
     reasoning = "none" if model.config.max_reasoning_tokens is None else "generate"
     model.embed(PRODUCTS, reasoning=reasoning)

@@ -176,6 +176,7 @@ def test_fusion_without_the_ids_it_reads_is_refused(moon3):
             inputs_embeds=embeds,
             attention_mask=batch["attention_mask"],
             aspect_ids=torch.zeros_like(batch["input_ids"]),
+            output_embeddings=True,
         )
     with torch.no_grad():
         cache = model(
@@ -187,4 +188,5 @@ def test_fusion_without_the_ids_it_reads_is_refused(moon3):
                 attention_mask=batch["attention_mask"],
                 past_key_values=cache,
                 aspect_ids=torch.zeros(1, 1, dtype=torch.long),
+                output_embeddings=True,
             )

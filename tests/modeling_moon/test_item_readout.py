@@ -135,7 +135,8 @@ def test_a_mean_without_the_ids_is_refused_and_hidden_states_are_not(tiny_moon):
     batch = processor(queries=[{"text": "red"}], return_tensors="pt")
     embeds = model.get_input_embeddings()(batch["input_ids"])
     with pytest.raises(ValueError, match="readout 'mean' needs input_ids: the item's tokens are found by the ids"):
-        model(inputs_embeds=embeds)
+        model(inputs_embeds=embeds, output_embeddings=True)
+    assert model(inputs_embeds=embeds).embeddings is None
     states = model(inputs_embeds=embeds, output_embeddings=False).last_hidden_state
     torch.testing.assert_close(states, model(**batch).last_hidden_state)
 

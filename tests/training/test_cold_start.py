@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
 from gradient_steps import Gradients
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -138,23 +139,6 @@ def main():
         torch.save({name: gradients for name, (_, gradients) in results.items()}, output / "gradients.pt")
 
 
-def assert_same_metrics(one, two):
-    """The loss to 1e-6; parts of it, small differences of cosines, and the gradient to what float32 gives."""
-    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, STEPS + 1))
-    for left, right in zip(one, two, strict=True):
-        assert left.keys() == right.keys()
-        for name in left.keys() - {"items_per_second"}:
-            close = {"rel": 1e-6} if name == "loss" else {"rel": 5e-6, "abs": 1e-6}
-            assert left[name] == pytest.approx(right[name], **close), (left["step"], name)
-
-
-def relative_difference(one, two):
-    """The length of the difference of two gradients, relative to the length of the gradient."""
-    assert one.keys() == two.keys()
-    whole, other = (torch.cat([gradient[name].double().flatten() for name in one]) for gradient in (one, two))
-    return ((whole - other).norm() / whole.norm()).item()
-
-
 @pytest.fixture(scope="module")
 def moon3(tiny_moon, tmp_path_factory):
     """Its embeddings are of length 1 and above: behind shorter ones, norms blow up gradients and with them rounding."""
@@ -210,16 +194,16 @@ def test_value_and_gradient_are_those_of_the_formula(tiny_moon, tmp_path, tied):
     reference = MoonForConditionalGeneration.from_pretrained(folder)
     expected, ce, info_nce = slow_objective(reference, batch, router_weight=0.2, **weights)
     expected.backward()
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=VALUE, atol=VALUE)
     named = dict(reference.named_parameters())
     gradients = [
         {name: torch.zeros_like(named[name]) if one.grad is None else one.grad for name, one in model.items()}
         for model in (dict(trainer.model.named_parameters()), named)
     ]
-    assert relative_difference(*gradients) < 1e-5
+    assert relative_difference(*gradients) < GRADIENT
     assert gradients[0]["model.vlm.language_model.embed_tokens.weight" if tied else "lm_head.weight"].any()
     logged = trainer._meters.averages(lambda values, _: values)
-    assert logged["loss_ce"] == pytest.approx(ce.item(), rel=1e-5)
+    assert logged["loss_ce"] == pytest.approx(ce.item(), rel=VALUE)
     assert logged["loss_aux"] > 0
     assert logged["reasoned_share"] == pytest.approx(6 / 12)
 
@@ -273,16 +257,14 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_on
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for name, (metrics, steps) in by_one_process.items():
         assert_same_metrics(metrics, read_lines(tmp_path / name / "metrics.jsonl"))
-        for one, two in zip(steps, gradients[name], strict=True):
-            assert relative_difference(one, two) < 1e-5, name  # float32, through the model
+        assert_same_gradients(steps, gradients[name], name)
 
 
 def test_chunks_train_as_whole_batches_do(moon3, by_one_process, tmp_path):
     whole = train_all(moon3, tmp_path, GLOBAL_BATCH, chunk=None)
     for name in ("chunks", "adapters", "no_cross_entropy"):
         assert_same_metrics(whole[name][0], by_one_process[name][0])
-        for one, two in zip(whole[name][1], by_one_process[name][1], strict=True):
-            assert relative_difference(one, two) < 1e-5, name
+        assert_same_gradients(whole[name][1], by_one_process[name][1], name)
 
 
 def test_a_step_without_any_reasoning_has_no_cross_entropy(by_one_process):
@@ -294,7 +276,7 @@ def test_a_step_without_any_reasoning_has_no_cross_entropy(by_one_process):
             weights = {"ce_weight": 0.1, "contrastive_weight": 1.0} | variants(None)[name][-1]
             ce = weights["ce_weight"] * line.get("loss_ce", 0.0)
             assert line["loss"] == pytest.approx(
-                ce + weights["contrastive_weight"] * line["loss_contrastive"], rel=1e-5
+                ce + weights["contrastive_weight"] * line["loss_contrastive"], rel=VALUE
             )
             assert line["reasoned_share"] == pytest.approx({1: 5 / 12, 2: 6 / 12, 3: 0, 4: 1}[line["step"]])
 

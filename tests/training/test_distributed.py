@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import DOUBLE
 
 from training.distributed import first_row, gather_ids, gather_with_gradient
 
@@ -20,6 +21,7 @@ from training.distributed import first_row, gather_ids, gather_with_gradient
 from training.losses.info_nce import info_nce
 
 dist.init_process_group("gloo")
+torch.set_default_dtype(torch.float64)
 rank, sizes = dist.get_rank(), [3, 5]
 generator = torch.Generator().manual_seed(0)
 query, item = torch.randn(8, 4, generator=generator), torch.randn(8, 4, generator=generator)
@@ -89,10 +91,10 @@ def test_two_processes_with_uneven_batches_equal_one_process(tmp_path):
     script.write_text(TWO_PROCESSES)
     torchrun(script, str(result))
     found = json.loads(result.read_text())
-    assert found["loss"][0] == pytest.approx(found["loss"][1], abs=1e-6)
-    assert found["candidates"] < 1e-6
+    assert found["loss"][0] == pytest.approx(found["loss"][1], abs=DOUBLE)
+    assert found["candidates"] < DOUBLE
     assert found["size_of_gradient"] > 0.01
-    assert found["gradient"] < 1e-6
+    assert found["gradient"] < DOUBLE
     assert found["ids"] == [0, 10, 20, 30, 40, 50, 60, 70]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import VALUE, assert_same_gradients, assert_same_metrics
 from gradient_steps import Gradients
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -179,23 +180,6 @@ def main():
         torch.save({name: gradients for name, (_, gradients) in results.items()}, output / "gradients.pt")
 
 
-def assert_same_metrics(one, two):
-    """The loss and the gradient's length to 1e-6; parts of the loss, small differences of cosines, to what float32 gives."""
-    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, STEPS + 1))
-    for left, right in zip(one, two, strict=True):
-        assert left.keys() == right.keys()
-        for name in left.keys() - {"items_per_second"}:
-            close = {"rel": 1e-6} if name in ("loss", "grad_norm") else {"rel": 5e-6, "abs": 1e-6}
-            assert left[name] == pytest.approx(right[name], **close), (left["step"], name)
-
-
-def relative_difference(one, two):
-    """The length of the difference of two gradients, relative to the length of the gradient."""
-    assert one.keys() == two.keys()
-    whole, other = (torch.cat([gradient[name].double().flatten() for name in one]) for gradient in (one, two))
-    return ((whole - other).norm() / whole.norm()).item()
-
-
 @pytest.fixture(scope="module")
 def moon2(tiny_moon):
     return tiny_moon("qwen3_vl", trained=True, preset="moon2")
@@ -216,16 +200,14 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(moon2, by_on
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for name, (metrics, steps) in by_one_process.items():
         assert_same_metrics(metrics, read_lines(tmp_path / name / "metrics.jsonl"))
-        for one, two in zip(steps, gradients[name], strict=True):
-            assert relative_difference(one, two) < 5e-6, name  # float32, through the model
+        assert_same_gradients(steps, gradients[name], name)
 
 
 def test_chunks_train_as_whole_batches_do(moon2, by_one_process, tmp_path):
     whole = train_all(moon2, tmp_path, GLOBAL_BATCH, chunk=None)
     for name in ("adapters", "dual_in_chunks", "dual_adapters"):
         assert_same_metrics(whole[name][0], by_one_process[name][0])
-        for one, two in zip(whole[name][1], by_one_process[name][1], strict=True):
-            assert relative_difference(one, two) < 5e-6, name
+        assert_same_gradients(whole[name][1], by_one_process[name][1], name)
 
 
 def test_the_queue_is_filled_before_it_is_compared_with(by_one_process):
@@ -242,7 +224,7 @@ def test_every_part_of_the_objective_is_logged(by_one_process):
     assert parts <= last.keys()
     assert "queue_drift" in third
     inter = sum(last[f"omega_{form}"] * last[f"loss_inter_{form}"] for form in ("t", "i", "mm"))
-    assert last["loss"] == pytest.approx(inter + last["loss_intra"] + 0.1 * last["loss_sparsity"], rel=1e-6)
+    assert last["loss"] == pytest.approx(inter + last["loss_intra"] + 0.1 * last["loss_sparsity"], rel=VALUE)
 
 
 @pytest.mark.parametrize("chunk", [None, 3])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import tqdm
 import yaml
+from closeness import VALUE
 from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -66,7 +67,7 @@ def test_adapters_are_saved_alone_and_merged_and_resume(train, tiny_moon, tmp_pa
     ours = encode(adapted, processor, [PRODUCT], progress=False).vectors
     final = encode(merged, processor, [PRODUCT], progress=False).vectors
     start = encode(MoonModel.from_pretrained(tiny_moon("qwen3_vl")), processor, [PRODUCT], progress=False).vectors
-    assert abs(ours - final).max() < 1e-5
+    assert abs(ours - final).max() < VALUE  # merging rounds each weight once
     assert abs(start - final).max() > 1e-3
     with pytest.raises(ValueError, match=r"adapter holds an adapter without its base .*accepted: .*run/final"):
         SentenceTransformer(str(run / "adapter"))
