@@ -185,7 +185,7 @@ def first_minute(folder: Path, unseen: ProductTables) -> dict[str, Any]:
     print(f"1/6  {len(unseen.products)} products that the shipped checkpoint has never seen", flush=True)
     checkpoint = unpack(folder / "shipped")
     print("2/6  Three searches: words, a photo, a photo and words", flush=True)
-    _draw_searches(checkpoint, unseen, folder / "search.png", "the shipped checkpoint")
+    _draw_searches(checkpoint, unseen, folder / "search.png", "The shipped checkpoint")
     print("3/6  What it finds", flush=True)
     before = measure(*load_for_evaluation(checkpoint), unseen, "shipped")
     print(comparison_table([before], names=["shipped"]), flush=True)
@@ -217,13 +217,12 @@ def second_look(folder: Path, unseen: ProductTables, before: dict[str, Any]) -> 
     checkpoint = folder / "run" / "final"
     after = measure(*load_for_evaluation(checkpoint), unseen, "trained further")
     print(comparison_table([before, after], names=["shipped", "trained further"]), flush=True)
-    _draw_searches(checkpoint, unseen, folder / "search_after.png", "the checkpoint that was trained further")
+    _draw_searches(checkpoint, unseen, folder / "search_after.png", "Trained further")
     return after
 
 
 def _draw_searches(checkpoint: Path, unseen: ProductTables, path: Path, name: str) -> None:
-    title = f"Searches with {name}, among products never seen in training"
-    contact_sheet(search(checkpoint, unseen), path, title=title)
+    contact_sheet(search(checkpoint, unseen), path, title=f"{name}, among products that it never saw")
     print(f"     wrote {path}", flush=True)
 
 
