@@ -87,7 +87,7 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse, after its help or after a sentence on what it cannot parse
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
-        status = getattr(error, "exit_status", None)
+        status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)
         if status is None:
             raise
         print(f"moon3 {name_of(command)}: {error}", file=sys.stderr)
