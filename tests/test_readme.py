@@ -14,19 +14,29 @@ from evaluation.speed import speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", README, flags=re.DOTALL)
 CHECKPOINT = "runs/quickstart/run/final"
 COMMANDS = [
     line.strip()
-    for kind, block in BLOCKS
+    for text in PAGES.values()
+    for kind, block in re.findall(r"```(python|bash)\n(.*?)```", text, flags=re.DOTALL)
     if kind == "bash"
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.startswith("#")
 ]
 
 
-def test_the_readme_has_fewer_than_250_lines():
-    assert len(README.splitlines()) < 250
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 160
+    assert len(README.split()) < 1300
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_names_a_module_where_there_is_a_command(name):
+    assert not re.findall(r"python -m (?:evaluation|training|product_data|retrieval)\S*", PAGES[name])
 
 
 @pytest.mark.parametrize("preset", ["moon1", "moon3"])
@@ -43,6 +53,8 @@ def test_each_python_block_runs(block, preset, tiny_moon, tmp_path):
 
 def module_of(command: str) -> list[str]:
     """The words that start the program that a command runs."""
+    if found := re.search(r"\bmoon3 ([a-z][a-z-]*)", command):
+        return ["-m", "moon3", found[1]]
     if found := re.search(r"python -m (\S+)", command):
         return ["-m", found[1]]
     if "training/train.py" in command:
@@ -57,25 +69,32 @@ def test_each_command_names_options_that_exist(command):
         [sys.executable, *module_of(command), "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for flag in flags:
-        assert re.search(rf"{flag}\b", usage), f"{flag} is no option of {module_of(command)[1]}"
+        assert re.search(rf"{flag}\b", usage), f"{flag} is no option of {module_of(command)[-1]}"
     for recipe in re.findall(r"training/recipes/\S+\.yaml", command):
         assert (ROOT / recipe).is_file()
 
 
-def test_every_make_target_and_file_that_is_named_exists():
+@pytest.mark.parametrize("name", PAGES)
+def test_every_make_target_and_file_that_is_named_exists(name):
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", " ".join(COMMANDS)):
-        assert f"\n{target}:" in makefile
-    for path in re.findall(r"`((?:modeling_moon|evaluation|training|results|docs)/[\w/.]+\.\w+)`", README):
+    text, folder = PAGES[name], ROOT if name == "README.md" else ROOT / "docs"
+    for target in re.findall(r"`make (\w+)`|^make (\w+)", text, flags=re.MULTILINE):
+        assert f"\n{''.join(target)}:" in makefile
+    packages = "modeling_moon|processing_moon|product_data|retrieval|evaluation|training|moon3|results|docs|tests"
+    for path in re.findall(rf"`((?:{packages})/[\w/.-]+\.\w+)`", text):
         assert (ROOT / path).is_file(), path
-    for recipe in re.findall(r"`(\w+\.yaml)`", README):
+    for recipe in re.findall(r"`(\w+\.yaml)`", text):
         assert (ROOT / "training" / "recipes" / recipe).is_file(), recipe
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (folder / target).is_file(), target
 
 
 def test_the_results_files_that_a_command_reports_are_results_files():
-    shown = [pattern for command in COMMANDS for pattern in re.findall(r"evaluation\.report (results/\S+)", command)]
+    shown = [
+        pattern
+        for command in COMMANDS
+        for pattern in re.findall(r"(?:evaluation\.|moon3 )report (results/\S+)", command)
+    ]
     assert shown
     for pattern in shown:
         paths = sorted(ROOT.glob(pattern))
@@ -89,17 +108,37 @@ def results_of(name: str) -> dict:
 
 
 def test_the_speeds_are_those_of_the_result_file():
-    assert "<!-- speed-table -->\n" + speed_table(results_of("speed.json")) in README
+    assert "<!-- speed-table -->\n" + speed_table(results_of("speed.json")) in PAGES["results.md"]
 
 
 def test_the_tables_are_rendered_from_the_result_files():
     quickstart = results_of("quickstart.json")
     table = comparison_table([quickstart["before"], quickstart["after"]], names=["shipped", "trained further"])
     assert table in README
+    assert table in PAGES["results.md"]
     results, names = [], []
     for model, name in (("moon1", "Moon"), ("dual_tower", "dual tower")):
         for when in ("before", "after"):
             for data in ("grocery", "fashion"):
                 results.append(results_of(f"shared_{model}_{when}-{data}.json"))
                 names.append(f"{name} {when}")
-    assert comparison_table(results, names=names) in README
+    assert comparison_table(results, names=names) in PAGES["results.md"]
+
+
+def test_the_rows_of_the_shops_are_those_of_the_study():
+    study = (ROOT / "results" / "shops_study.md").read_text(encoding="utf-8")
+    known = {
+        tuple(re.sub(r"\s+", " ", cell).strip() for cell in line.strip("| ").split("|")) for line in study.splitlines()
+    }
+    for text in (README, PAGES["results.md"]):
+        table = re.search(r"<!-- shops-table -->\n(.*?)\n\n", text, flags=re.DOTALL)
+        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table[1].splitlines()[2:]]
+        assert len(rows) >= 5
+        for shop, direction, *values in rows:
+            name, seen = shop.rsplit(", ", 1)
+            assert any(
+                row[0] == f"{name} ({seen})" and row[1].startswith(direction) and list(row[2:]) == values
+                for row in known
+            )
+    for sentence in results_of("shops_study.json")["words"]:
+        assert sentence in PAGES["results.md"]
