@@ -30,6 +30,7 @@ from evaluation.provenance import provenance
 from evaluation.run import limited_tables, load_benchmark
 from modeling_moon.embedding_moon import MarginGate
 from product_data.outputs import require_writable_file
+from product_data.reading import add_reading_arguments
 from product_data.tables import ProductTables, TableError
 from retrieval.encode import Encoded, VectorCache, config_digest, encode, load_for_evaluation
 from retrieval.shortened import shortened_summary
@@ -393,6 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue, limit and bootstrap")
+    add_reading_arguments(parser)
     return parser
 
 
