@@ -126,7 +126,6 @@ def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
         width, height: in CSS pixels; 46 on the left and 24 at the foot are for labels of 11 pixels.
     """
     own: dict[Any, Any] = {"xtick.labelsize": 11, "ytick.labelsize": 11, "path.simplify": False}
-    own |= {"axes.ymargin": 0, "axes.autolimit_mode": "round_numbers"}
     with matplotlib.rc_context(_STYLE | own):
         figure = Figure(figsize=(width / 72, height / 72))  # SVG counts 72 units an inch
         axes = figure.add_axes((46 / width, 24 / height, (width - 56) / width, (height - 40) / height))

@@ -556,6 +556,7 @@ def test_whatever_the_values_the_ticks_differ_and_hold_them_between(values):
     numbers = [label.replace("−", "-") for label in labels if not label.startswith("step")]
     size = float(numbers.pop()) if "e" in numbers[-1] else 1.0  # above the axis: 1e9
     ticks = [float(number) * size for number in numbers]
+    assert max(map(len, numbers)) <= 7  # there is room for
     assert 3 <= len(ticks) == len(set(ticks)) <= 7
     assert all(10 <= y <= 170 for _, y in points[0])
     beyond = 1e-8 * max(map(abs, values))  # less than is seen
