@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import font_manager
@@ -24,7 +25,7 @@ _GROUND, _CARD = "#f4f5f8", "#ffffff"
 # In inches, of a panel and around it; `_PIXELS` an inch.
 _COLUMNS, _WIDE, _HIGH, _GAP, _MARGIN, _HEAD, _PIXELS = 3, 4.0, 3.0, 0.18, 0.28, 0.84, 150
 _LEFT, _RIGHT, _TOP = 0.5, 0.26, 0.56  # of a panel, around its plot
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # "$" in a name is a "$"
     "text.color": INK,
     "axes.facecolor": _CARD,
@@ -85,7 +86,7 @@ def panels(
     height = _HEAD + rows * (_HIGH + _GAP) - _GAP + _MARGIN
     with matplotlib.rc_context(_STYLE | {"font.family": families}):
         figure = Figure(figsize=(width, height), facecolor=_GROUND)
-        place = {"transform": figure.dpi_scale_trans, "va": "top"}
+        place: dict[str, Any] = {"transform": figure.dpi_scale_trans, "va": "top"}
         figure.text(_MARGIN, height - 0.18, readable(heading, lacking), fontsize=16, **place)
         figure.text(_MARGIN, height - 0.53, readable(note, lacking), fontsize=9.5, color=FAINT, **place)
         axes = []
@@ -124,8 +125,7 @@ def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     Args:
         width, height: in CSS pixels; 46 on the left and 24 at the foot are for labels of 11 pixels.
     """
-    own = {"xtick.labelsize": 11, "ytick.labelsize": 11, "path.simplify": False}
-    own |= {"axes.ymargin": 0, "axes.autolimit_mode": "round_numbers"}
+    own: dict[Any, Any] = {"xtick.labelsize": 11, "ytick.labelsize": 11, "path.simplify": False}
     with matplotlib.rc_context(_STYLE | own):
         figure = Figure(figsize=(width / 72, height / 72))  # SVG counts 72 units an inch
         axes = figure.add_axes((46 / width, 24 / height, (width - 56) / width, (height - 40) / height))

@@ -252,7 +252,11 @@ def draw_lines(lines: Sequence[Points], marked: int, name: str) -> Markup:
             if long:
                 axes.plot(*zip(*smoothed(points), strict=True), color=colour, clip_on=False, linewidth=2)
         axes.axvline(marked, color=_FAINT, linewidth=1, linestyle=(0, (3, 3)), clip_on=False)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], min_n_ticks=3))
+        values = [value for points in lines for _, value in points]
+        low, high = min(values), max(values)
+        room = 0 if high > low else 0.05 * abs(high) or 1
+        ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10], min_n_ticks=3).tick_values(low - room, high + room)
+        axes.set(yticks=ticks, ylim=(ticks[0], ticks[-1]))
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.tick_params(colors=_FAINT)
         axes.grid(axis="y", color=_LINE, clip_on=False)

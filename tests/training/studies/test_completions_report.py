@@ -539,13 +539,25 @@ def test_each_line_has_its_own_colour_of_the_page():
 
 @pytest.mark.parametrize(
     "values",
-    [[0.0], [3.0, 3.0], [-2.0, -1.0], [1e-7, 2e-7], [6.789, 6.791], [1e6, 2.5e6], [0.0, 1e-300], [-5.0, 1e9]],
+    [
+        [0.0],
+        [3.0, 3.0],
+        [-2.0, -1.0],
+        [1e-7, 2e-7],
+        [6.789, 6.791],
+        [1e6, 2.5e6],
+        [0.0, 1e-300],
+        [-5.0, 1e9],
+        [10.7, 5],
+        [0.9, 2.2],
+    ],
 )
 def test_whatever_the_values_the_ticks_differ_and_hold_them_between(values):
     points, labels = svg([list(enumerate(values, start=1))])
     numbers = [label.replace("−", "-") for label in labels if not label.startswith("step")]
     size = float(numbers.pop()) if "e" in numbers[-1] else 1.0  # above the axis: 1e9
     ticks = [float(number) * size for number in numbers]
+    assert max(map(len, numbers)) <= 7  # there is room for
     assert 3 <= len(ticks) == len(set(ticks)) <= 7
     assert all(10 <= y <= 170 for _, y in points[0])
     beyond = 1e-8 * max(map(abs, values))  # less than is seen
