@@ -1,6 +1,6 @@
 """The main job in five minutes: search with a small trained Moon, then train it further on a shop's own products.
 
-    python -m training.quickstart
+    moon3 quickstart
 
 The searches of the first minute use the checkpoint that the package ships, so that they are the same on every machine. The
 training that follows has a fixed number of steps, and says how long it will take before it starts.
@@ -12,12 +12,10 @@ searches (search_after.png) and results.json. Stopped at any moment, the same co
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +38,6 @@ from training.recipe.arguments import Recipe, RecipeError, parse_recipe
 from training.shipped_checkpoint import SHIPPED, unpack
 from training.train import (
     FINISHED_FILE,
-    REFUSED,
-    STOPPED,
     forgotten_if_refused,
     open_run,
     seconds_per_step,
@@ -107,19 +103,6 @@ def _example_query(tables: ProductTables, kind: str) -> QueryRow:
     known = {row.product_id for row in tables.products}
     fitting = [query for query in tables.queries if query.type == kind and known & set(query.positives)]
     return fitting[len(fitting) * (1 + SEARCHES.index(kind)) // 4]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; any further `--key value` replaces the recipe's."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written")
-    chosen, overrides = parser.parse_known_args(arguments)
-    try:
-        quickstart(chosen.folder, overrides)
-    except (*REFUSED, *STOPPED) as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        return 3 if isinstance(error, STOPPED) else 2
-    return 0
 
 
 def quickstart(folder: Path, overrides: Sequence[str]) -> None:
@@ -224,7 +207,3 @@ def second_look(folder: Path, unseen: ProductTables, before: dict[str, Any]) -> 
 def _draw_searches(checkpoint: Path, unseen: ProductTables, path: Path, name: str) -> None:
     contact_sheet(search(checkpoint, unseen), path, title=f"{name}, among products that it never saw")
     print(f"     wrote {path}", flush=True)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

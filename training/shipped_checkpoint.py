@@ -1,6 +1,6 @@
 """The small trained checkpoint that the package ships: unpack it, or train it again and measure it.
 
-    python -m training.shipped_checkpoint
+    moon3 shipped-checkpoint
 
 draws the products, trains by training/recipes/quickstart_checkpoint.yaml and then quickstart_checkpoint_photos.yaml, measures
 on products of two other seeds, and writes training/checkpoints/moon1-catalogue with its card, and results/moon1_catalogue.json.
@@ -12,7 +12,6 @@ named as a repository of the hub would be, and holds no code: that is the packag
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -88,7 +87,7 @@ The numbers are those of `results/moon1_catalogue.json`.
 - Photos come with the box of the product, as in its training; what it finds without boxes was not measured.
 
 ## How it was made
-`python -m training.shipped_checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two trainings, of which
+`moon3 shipped-checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two trainings, of which
 the second shows it mostly photos. `resolved_recipe.yaml` and `provenance.json` are of the second training.
 """
 
@@ -171,27 +170,26 @@ def train_twice(folder: Path) -> int:
     return steps
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train, measure and write; what an earlier call has finished is kept."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/moon1_catalogue"), help="where everything is made")
-    parser.add_argument("--target", type=Path, default=SHIPPED, help="folder of the shipped checkpoint")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="results file")
-    chosen = parser.parse_args(arguments)
-    drawn = chosen.folder / "catalogue"
+def make_shipped_checkpoint(folder: Path, target: Path = SHIPPED, results_file: Path = RESULTS) -> dict[str, Any]:
+    """Train, measure and write; what an earlier call has finished is kept.
+
+    Args:
+        folder: where everything is made.
+        target: the folder of the shipped checkpoint.
+        results_file: what it finds, as JSON.
+
+    Returns:
+        The results.
+    """
+    drawn = folder / "catalogue"
     if not drawn.is_dir():
         drawn.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(drawn) as partial:
             write_catalogue(partial, **TRAINED_ON)
-    steps = train_twice(chosen.folder)
-    final = chosen.folder / "photos" / "final"
-    results = measure(final, chosen.folder) | {"benchmark": "catalogue", "steps": steps}
+    steps = train_twice(folder)
+    final = folder / "photos" / "final"
+    results = measure(final, folder) | {"benchmark": "catalogue", "steps": steps}
     results["provenance"] = provenance(0, dtype="float32", trained_on=TRAINED_ON, recipes=list(RECIPES.values()))
-    ship(final, results, chosen.target)
-    write_atomically(chosen.results, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(card_table(results))
-    print(f"wrote {chosen.target} and {chosen.results}")
-
-
-if __name__ == "__main__":
-    main()
+    ship(final, results, target)
+    write_atomically(results_file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return results

@@ -13,7 +13,18 @@ from moon3.__main__ import commands, help_of, main
 
 ROOT = Path(__file__).resolve().parents[2]
 EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "mine", "annotate"]
-LATE = ["evaluate", "report", "heatmap", "gate", "completions", "ablate", "reasoning-study", "bench", "soak"]
+LATE = [
+    "evaluate",
+    "report",
+    "heatmap",
+    "gate",
+    "completions",
+    "ablate",
+    "reasoning-study",
+    "shops-study",
+    "bench",
+    "soak",
+]
 IN_ORDER = EARLY + LATE
 HELP = """
 import resource, sys
@@ -133,7 +144,7 @@ def test_the_command_stands_in_the_provenance_of_a_result(monkeypatch):
 
 
 def test_no_other_module_parses_a_command_line():
-    allowed = {"training/quickstart.py", "training/recipe/arguments.py", "training/recipe/command_line.py"}
+    allowed = {"training/recipe/arguments.py", "training/recipe/command_line.py"}
     packages = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation", "training")
     found = {
         str(path.relative_to(ROOT))

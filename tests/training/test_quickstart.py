@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from moon3.__main__ import main
 from training import quickstart
 from training.shipped_checkpoint import SHIPPED
 
@@ -29,14 +30,17 @@ def test_a_catalogue_is_drawn_again_only_for_other_options(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learning_rat", "1"], "quickstart: command line: unknown key 'learning_rat'"),
-        (["--catalogue.products", "-3"], "quickstart: catalogue: "),
-        (["--moon.embedding_dim", "4096"], "quickstart: moon: found {'embedding_dim': 4096} with the Moon checkpoint "),
+        (["--learning_rat", "1"], "moon3 quickstart: command line: unknown key 'learning_rat'"),
+        (["--catalogue.products", "-3"], "moon3 quickstart: catalogue: "),
+        (
+            ["--moon.embedding_dim", "4096"],
+            "moon3 quickstart: moon: found {'embedding_dim': 4096} with the Moon checkpoint ",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
-    assert quickstart.main(["--folder", str(tmp_path), *SMALL, *arguments]) == 2
+    assert main(["quickstart", "--folder", str(tmp_path), *SMALL, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -49,7 +53,7 @@ def test_the_shipped_checkpoint_is_searched_and_measured_before_anything_is_trai
     monkeypatch.setattr(quickstart, "measure", lambda *given: shown.append(given[2]) or {"scores": {}})
     monkeypatch.setattr(quickstart, "comparison_table", lambda *_, **__: "")
     monkeypatch.setattr(quickstart, "say_how_long", stop)
-    assert quickstart.main(["--folder", str(tmp_path), *SMALL]) == 2
+    assert main(["quickstart", "--folder", str(tmp_path), *SMALL]) == 2
     assert (tmp_path / "search.png").is_file()
     assert (tmp_path / "shipped" / "modeling_moon.py").is_file()
     (unseen,) = shown
@@ -67,14 +71,14 @@ def test_the_training_has_a_fixed_number_of_steps_starts_from_the_shipped_checkp
 
     monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
     monkeypatch.setattr(quickstart, "train", stop)
-    assert quickstart.main(["--folder", str(tmp_path), *SMALL, "--max_steps", "3"]) == 2
+    assert main(["quickstart", "--folder", str(tmp_path), *SMALL, "--max_steps", "3"]) == 2
     assert "the training is reached" in capsys.readouterr().err
 
 
 def test_how_long_it_takes_is_measured_and_said_before(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
     monkeypatch.setattr(quickstart, "train", lambda *_: (_ for _ in ()).throw(ReachedError("the training is reached")))
-    quickstart.main(["--folder", str(tmp_path), *SMALL])
+    main(["quickstart", "--folder", str(tmp_path), *SMALL])
     printed = capsys.readouterr().out
     assert "Training further: 1 steps at " in printed
     assert " seconds a step here, about " in printed
@@ -93,16 +97,16 @@ def test_other_values_are_refused_before_anything_is_drawn_and_overwrite_starts_
     monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
     monkeypatch.setattr(quickstart, "say_how_long", lambda *_: None)
     monkeypatch.setattr(quickstart, "train", reached)
-    assert quickstart.main(["--folder", str(tmp_path), *SMALL]) == 2
+    assert main(["quickstart", "--folder", str(tmp_path), *SMALL]) == 2
     assert "the training is reached" in capsys.readouterr().err
     products = tmp_path / "shop" / "products.parquet"
     drawn = products.stat().st_mtime_ns
     changed = ["--folder", str(tmp_path), *SMALL, "--catalogue.products", "72", "--learning_rate", "0.5"]
-    assert quickstart.main(changed) == 2
+    assert main(["quickstart", *changed]) == 2
     message = capsys.readouterr().err
     assert "holds a run of another recipe (catalogue: " in message
     assert "learning_rate: " in message
     assert products.stat().st_mtime_ns == drawn
-    assert quickstart.main([*changed, "--overwrite"]) == 2
+    assert main(["quickstart", *changed, "--overwrite"]) == 2
     assert "the training is reached" in capsys.readouterr().err
     assert products.stat().st_mtime_ns != drawn
