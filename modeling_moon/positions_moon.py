@@ -96,8 +96,9 @@ def note_offset(
         cache.picture_offset_B1 = position_ids.new_zeros(rows, 1)
         return
     next_B1 = position_ids[-3:].amax(dim=(0, 2))[:, None] + 1
-    is_of_tokens = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-    counted_B1: Any = attention_mask.sum(dim=1, keepdim=True) if is_of_tokens else past + position_ids.shape[-1]
+    counted_B1: Any = past + position_ids.shape[-1]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        counted_B1 = attention_mask.sum(dim=1, keepdim=True)
     cache.picture_offset_B1 = (next_B1 - counted_B1).expand(rows, 1)
 
 

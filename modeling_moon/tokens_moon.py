@@ -120,7 +120,7 @@ def readable_tokens(
         )
     if config.readout == "emb":
         chosen_BT, wanted = chosen_BT & (input_ids_BT == config.emb_token_id), "<emb> token"
-    elif config.readout == "mean" and config.user_prefix_ids:
+    elif config.readout == "mean" and config.user_prefix_ids and input_ids_BT is not None:
         chosen_BT, wanted = chosen_BT & item_tokens(input_ids_BT, config), "token of an item"
     if not torch.compiler.is_compiling() and not bool(chosen_BT.any(dim=1).all()):
         rows = (~chosen_BT.any(dim=1)).nonzero()[:, 0].tolist()

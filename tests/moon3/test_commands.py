@@ -24,6 +24,7 @@ LATE = [
     "shops-study",
     "bench",
     "soak",
+    "shipped-checkpoint",
 ]
 IN_ORDER = EARLY + LATE
 HELP = """
