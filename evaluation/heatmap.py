@@ -348,15 +348,18 @@ def _parts_of(characters: Sequence[str], record: Mapping[str, Any]) -> list[str]
     if not is_product(record):
         return ["text"] * len(characters)
     text = read_product({name: value for name, value in record.items() if name != "reasoning"}, 0).text
-    known = {"title": text.title, "category": text.category}
-    known |= {"attributes": "; ".join(text.attributes), "description": text.description}
+    known = [("title", text.title), ("category", text.category)]
+    known += [("attributes", pair) for pair in text.attributes] + [("description", text.description)]
     parts = ["text"] * len(characters)
     written = [at for at, character in enumerate(characters) if not character.isspace()]
-    for name, whole in known.items():
+    for name, whole in known:
         wanted = "".join(whole.split())
         while wanted and written and characters[written[0]] == _CONTROL:  # the marker that opens a part
             written.pop(0)
-        same = len(os.path.commonprefix([wanted, "".join(characters[at] for at in written)]))
+        here = "".join(characters[at] for at in written)
+        if name == "attributes":  # each pair stands whole or not at all, after the sign between two pairs
+            wanted = next((one for one in (wanted, ";" + wanted) if wanted and here.startswith(one)), "")
+        same = len(os.path.commonprefix([wanted, here]))
         for at in written[:same]:
             parts[at] = name
         written = written[same:]

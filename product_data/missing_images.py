@@ -5,6 +5,7 @@ Our design; precedent: `imagefolder` of datasets, which looks beside the metadat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ def table_folders(parts: Iterable[Any]) -> list[Path]:
 
 def is_missing(source: ImageSource | None) -> bool:
     """Whether a picture is a file that is not there."""
-    return isinstance(source, str) and not is_address(source) and not Path(source).is_file()
+    return isinstance(source, str) and not is_address(source) and not os.path.isfile(source)
 
 
 def found_beside(rows: Sequence[Row], field: str, folders: Sequence[Path]) -> tuple[list[Row], set[str]]:
@@ -47,7 +48,7 @@ def found_beside(rows: Sequence[Row], field: str, folders: Sequence[Path]) -> tu
         for folder in siblings:
             if Path(source).is_relative_to(folder):
                 beside = folder / SIBLING / Path(source).relative_to(folder)
-                if beside.is_file():
+                if os.path.isfile(beside):
                     found[source] = str(beside)
                     return str(beside)
         return source
