@@ -43,6 +43,7 @@ TEMPLATES = sorted(
     path
     for room in ("retrieval", "evaluation", "training", "applications", "model_cards")
     for path in (HOUSE / room).rglob("*.jinja")
+    if "checkpoints" not in path.parts  # a tokenizer's chat template
 )
 
 

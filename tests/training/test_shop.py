@@ -208,6 +208,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     shutil.copy(shop_folder / "products.csv", lonely)
+    shutil.copytree(shop_folder / "pictures", lonely / "pictures")
     for arguments, message in (
         (output, "found neither or both of --data and tables"),
         (["--data", folder, "--products", "x", *output], "found neither or both"),

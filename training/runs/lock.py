@@ -100,6 +100,7 @@ def alone_in(folder: Path, training: Any = None) -> Iterator[None]:
     """
     problem: Exception | None = None
     first = training is None or training.process_index == 0
+    is_new = not folder.exists()
     if first:
         try:
             take(folder)
@@ -117,6 +118,9 @@ def alone_in(folder: Path, training: Any = None) -> Iterator[None]:
     finally:
         if first:
             release(folder)
+            if is_new:  # a run that was refused at its start leaves nothing behind
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
 
 
 def take(folder: Path) -> None:

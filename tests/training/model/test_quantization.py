@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
-from training import quantization, starting_model
+from training.assembly import starting_model
 from training.assembly.starting_model import choose_what_learns, load_start, save_trained, whole_trained
+from training.model import quantization
 from training.model.quantization import WHOLE_MODULES, check_quantization, quantization_config
 from training.recipe.arguments import RecipeError, parse_recipe
 

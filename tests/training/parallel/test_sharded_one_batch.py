@@ -16,6 +16,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from closeness import assert_same_gradients, assert_same_metrics
+from launched import IMPORT_PATH
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -107,7 +108,7 @@ def launch_environment(settings, processes=2):
     arguments = ["--config_file", str(settings), "--num_processes", str(processes), "--main_process_port", "0"]
     given = launch_command_parser().parse_args([*arguments, "--mixed_precision", "no", "train.py"])
     environment = prepare_multi_gpu_env(_validate_launch_command(given)[0])
-    apart = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    apart = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
     return {name: value for name, value in environment.items() if name != "PYTHONPATH"} | apart
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
 from gradient_steps import Gradients
+from launched import IMPORT_PATH
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -248,7 +249,7 @@ def test_logits_are_made_of_the_tokens_to_be_written_alone(moon3, tmp_path):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
         [*command, str(moon3), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300

@@ -13,6 +13,7 @@ import pytest
 import torch
 from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
 from gradient_steps import Gradients
+from launched import IMPORT_PATH
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
@@ -259,7 +260,7 @@ def by_one_process(moon3, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
         [*command, str(moon3), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=900
