@@ -244,7 +244,8 @@ def test_a_decoding_step_that_lacks_what_it_needs_is_refused(folder):
     with torch.no_grad():
         cache = model(**batch, use_cache=True, output_embeddings=False).past_key_values
         step = {"input_ids": torch.full((3, 1), 40), "past_key_values": cache}
-        with pytest.raises(ValueError, match="mean read-out needs the whole text|need aspect_ids|no <emb> token|needs raw_tokens"):
+        reasons = "mean read-out needs the whole text|need aspect_ids|no <emb> token|needs raw_tokens"
+        with pytest.raises(ValueError, match=reasons):
             model(**step, output_embeddings=True)
 
 
