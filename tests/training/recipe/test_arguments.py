@@ -260,7 +260,7 @@ def test_attention_is_chosen_by_name():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_is_shipped_can_be_read(path, request, monkeypatch):
     monkeypatch.chdir(path.parents[2])
-    if path.name.startswith("shared_"):
+    if path.name.startswith(("shared_", "shops_")):
         request.getfixturevalue("shared_data")
     drawn = ["--data", "catalogue"] if "data: [runs/" in path.read_text() else []  # its own command draws the tables
     parsed = parse_recipe([str(path), *drawn])
