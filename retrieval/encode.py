@@ -298,6 +298,20 @@ def _prepared_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]
             yield group, batch
 
 
+def vectors_of(output: Any) -> torch.Tensor:
+    """Return the vectors (B, D) of a model's output.
+
+    Raises:
+        ValueError: the output has none, because no row holds what the model reads a vector from.
+    """
+    if output.embeddings is None:
+        raise ValueError(
+            "the model read no vectors: found rows without the tokens that it reads (such as <emb>); expected a batch of "
+            "the processor that belongs to the checkpoint"
+        )
+    return output.embeddings
+
+
 def _rows(
     model: Any, processor: Any, batch: Any, reasoning: str, how: EncodingSettings
 ) -> Iterator[tuple[np.ndarray, Reasoning | None, int]]:
@@ -322,7 +336,7 @@ def _embed(model: Any, batch: Any) -> np.ndarray:
     for name, value in batch.items():
         dtype = parameter.dtype if value.is_floating_point() else None
         inputs[name] = value.to(parameter.device, dtype=dtype)
-    return model(**inputs).embeddings.float().cpu().numpy()
+    return vectors_of(model(**inputs)).float().cpu().numpy()
 
 
 def _unit(vectors_ND: np.ndarray, kept: list[int]) -> np.ndarray:

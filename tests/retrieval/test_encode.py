@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from product_data.tables import load_tables
-from retrieval.encode import VectorCache, config_digest, encode, load_for_evaluation
+from retrieval.encode import VectorCache, config_digest, encode, load_for_evaluation, vectors_of
 from retrieval.shortened import shortened_sentence, shortened_summary, told
 
 
@@ -178,3 +178,8 @@ def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: 
     assert config_digest(moon[0]) == config_digest(load_for_evaluation(tiny_moon(), device="cpu")[0])
     other, _ = load_for_evaluation(tiny_moon(embedding_dim=16), device="cpu")
     assert config_digest(moon[0]) != config_digest(other)
+
+
+def test_an_output_without_vectors_is_an_error_that_says_what_is_expected():
+    with pytest.raises(ValueError, match="expected a batch of the processor that belongs to the checkpoint"):
+        vectors_of(SimpleNamespace(embeddings=None))

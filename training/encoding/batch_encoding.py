@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrieval.encode import vectors_of
 from training.encoding.chunked_encoding import Vectors, images_per_row, number_of_rows, slice_rows
 from training.encoding.shared_pictures import SharedPictures
 
@@ -116,7 +117,7 @@ class BatchEncoder:
     def _encode(self, name: str, inputs: dict[str, Tensor], found: Vectors) -> None:
         stats = {"output_router_stats": True} if self.router_loss or self.expert_gates else {}
         output = self.model(**inputs, **stats)
-        found[name] = output.embeddings
+        found[name] = vectors_of(output)
         if self.expert_gates and name.startswith("queries"):
             found[f"{name}/gates"] = output.expert_gates
         sums = dict(getattr(output, "sums", {}))

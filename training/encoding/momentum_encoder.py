@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from retrieval.encode import vectors_of
+
 
 class MomentumEncoder:
     """Encodes with an exponential average of the model's learning parameters.
@@ -47,7 +49,7 @@ class MomentumEncoder:
     @torch.no_grad()
     def encode(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return the vectors (B, D) of a batch, without gradient."""
-        return functional_call(self.model, self._averages, args=(), kwargs=dict(inputs)).embeddings
+        return vectors_of(functional_call(self.model, self._averages, args=(), kwargs=dict(inputs)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what `load_state_dict` needs to continue exactly."""

@@ -593,9 +593,7 @@ def _data_with_boxes(suite: Suite, output: Path, render_only: bool) -> tuple[lis
     for entry in suite.recipe["data"]:
         name = Path(entry["path"] if isinstance(entry, dict) and "path" in entry else str(entry)).name
         folder = output / "boxes" / name
-        if render_only and not (folder / _BOXES_FILE).is_file():
-            continue
-        made, facts = tables_with_boxes(entry, folder, suite.boxes or "")
-        data.append(made)
-        boxes[name] = facts
+        if not render_only or (folder / _BOXES_FILE).is_file():
+            made, boxes[name] = tables_with_boxes(entry, folder, suite.boxes or "")
+            data.append(made)
     return data, boxes
