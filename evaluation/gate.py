@@ -73,7 +73,7 @@ class GateOptions:
         for name in ("limit", "batch_size", "max_reasoning_tokens", "resamples", "rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise OptionError(f"{name}={value}; accepted: 1 or more")
+                raise OptionError(f"{name}={value}; expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -377,7 +377,7 @@ def gate_files(output: Path) -> tuple[Path, Path, Path]:
         OutputError: what cannot be written.
     """
     if output.suffix != ".json":
-        raise OptionError(f"--output {output}; accepted: a .json file")
+        raise OptionError(f"--output {output}; expected a .json file")
     paths = output, output.with_suffix(".md"), output.with_suffix(".png")
     for path in paths:
         require_writable_file("--output", path)

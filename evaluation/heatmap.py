@@ -114,12 +114,12 @@ def explain(
     """
     encoder = getattr(model, "model", model)
     if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
-        raise OptionError(f"{type(model).__name__} has no joint attention to explain; accepted: a Moon model")
+        raise OptionError(f"{type(model).__name__} has no joint attention to explain; expected a Moon model")
     if reasoning not in REASONING:
-        raise OptionError(f"reasoning={reasoning!r}; accepted: {', '.join(REASONING)}")
+        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(REASONING)}")
     if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
         raise OptionError(
-            f"reasoning={reasoning!r}, but this model writes none (its max_reasoning_tokens is None); accepted: 'none'"
+            f"reasoning={reasoning!r}, but this model writes none (its max_reasoning_tokens is None); expected 'none'"
         )
     chosen = _chosen_layers(layers, model.config.text_config.num_hidden_layers)
     was_training = encoder.training
@@ -136,7 +136,7 @@ def _chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
         return tuple(range(depth))
     wrong = [layer for layer in layers if isinstance(layer, bool) or layer not in range(depth)]
     if wrong or not len(layers):
-        raise OptionError(f"layers={list(layers)!r}; accepted: one or more of 0 to {depth - 1}, the decoder layers")
+        raise OptionError(f"layers={list(layers)!r}; expected one or more of 0 to {depth - 1}, the decoder layers")
     return tuple(sorted(set(layers)))
 
 
@@ -421,12 +421,12 @@ class HeatmapOptions:
 
     def __post_init__(self) -> None:
         if self.first is not None and self.first < 1:
-            raise OptionError(f"--first {self.first}; accepted: 1 or more")
+            raise OptionError(f"--first {self.first}; expected 1 or more")
         if self.font is not None:
             try:
                 ImageFont.truetype(str(self.font))
             except OSError as error:
-                raise OptionError(f"--font {self.font}: {error}; accepted: a font file") from error
+                raise OptionError(f"--font {self.font}: {error}; expected a font file") from error
 
     @property
     def kind(self) -> str:
@@ -459,7 +459,7 @@ class _Index:
         other = sorted(name for name in settings if before["settings"].get(name) != settings[name])
         if other and not overwrite:
             raise OptionError(
-                f"{folder} holds pictures made with another {', '.join(other)}; accepted: another --output, or "
+                f"{folder} holds pictures made with another {', '.join(other)}; expected another --output, or "
                 "--overwrite, which removes them"
             )
         if other:
@@ -489,7 +489,7 @@ class _Index:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    accepted = f"accepted: another --output, or a folder without {INDEX_FILE}"
+    accepted = f"expected another --output, or a folder without {INDEX_FILE}"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -42,7 +42,7 @@ def ranks(similarity_QG: np.ndarray, positives_QG: np.ndarray, exclude_QG: np.nd
             f"shapes differ: similarity {similarity.shape}, positives {positives.shape}, exclude {exclude.shape}"
         )
     if not np.isfinite(similarity).all():
-        raise ValueError("similarity holds NaN or infinite scores; accepted: finite numbers")
+        raise ValueError("similarity holds NaN or infinite scores; expected finite numbers")
     right = positives & ~exclude
     best_Q = np.where(right, similarity, -np.inf).max(axis=1, initial=-np.inf)
     before_Q = ((similarity >= best_Q[:, None]) & ~positives & ~exclude).sum(axis=1)
@@ -95,7 +95,7 @@ def recall_at(rank_Q: np.ndarray, k: int) -> float:
 
 def _hits(rank_Q: np.ndarray, k: int) -> np.ndarray:
     if k < 1 or len(rank_Q) == 0:
-        raise ValueError(f"recall at k={k} of {len(rank_Q)} queries; accepted: k of 1 or more, at least one query")
+        raise ValueError(f"recall at k={k} of {len(rank_Q)} queries; expected k of 1 or more, at least one query")
     return (np.asarray(rank_Q) <= k).astype(np.float64)
 
 
@@ -114,7 +114,7 @@ def rank_score(rank_Q: np.ndarray, candidates_Q: np.ndarray) -> float:
     """
     rank_Q, candidates_Q = np.asarray(rank_Q, dtype=np.float64), np.asarray(candidates_Q, dtype=np.float64)
     if len(rank_Q) == 0:
-        raise ValueError("rank score of 0 queries; accepted: at least one")
+        raise ValueError("rank score of 0 queries; expected at least one")
     found_Q = np.isfinite(rank_Q)
     share_Q = np.log(np.where(found_Q, rank_Q, 1.0)) / np.log(np.maximum(candidates_Q, 2))
     return float(np.mean(np.where(found_Q, 1.0 - share_Q, 0.0)))
@@ -127,7 +127,7 @@ def mean_reciprocal_rank(rank_Q: np.ndarray) -> float:
         ValueError: no queries.
     """
     if len(rank_Q) == 0:
-        raise ValueError("mean reciprocal rank of 0 queries; accepted: at least one")
+        raise ValueError("mean reciprocal rank of 0 queries; expected at least one")
     return float(np.mean(1.0 / np.asarray(rank_Q, dtype=np.float64)))
 
 
@@ -150,7 +150,7 @@ def ndcg_at(score_QG: np.ndarray, gain_QG: np.ndarray, k: int) -> np.ndarray:
     score, gain = np.asarray(score_QG, dtype=np.float64), np.asarray(gain_QG, dtype=np.float64)
     if score.shape != gain.shape or k < 1 or not (gain > 0).any(axis=1).all():
         raise ValueError(
-            f"k={k}, scores {score.shape}, gains {gain.shape}; accepted: k of 1 or more, one shape, an answer for each query"
+            f"k={k}, scores {score.shape}, gains {gain.shape}; expected k of 1 or more, one shape, an answer for each query"
         )
     order_QG = np.lexsort((gain, -score), axis=1)  # of equal scores the lower gain first
     discount_K = 1 / np.log2(2 + np.arange(min(k, score.shape[1])))
@@ -168,7 +168,7 @@ def chance_recall(positives_Q: np.ndarray, candidates_Q: np.ndarray, k: int) -> 
         ValueError: no queries, or k < 1.
     """
     if k < 1 or len(positives_Q) == 0:
-        raise ValueError(f"chance at k={k} of {len(positives_Q)} queries; accepted: k of 1 or more, at least one query")
+        raise ValueError(f"chance at k={k} of {len(positives_Q)} queries; expected k of 1 or more, at least one query")
     positives, candidates = np.asarray(positives_Q, dtype=np.float64), np.asarray(candidates_Q, dtype=np.float64)
     miss_Q = np.ones(len(positives))
     for drawn in range(k):
@@ -192,7 +192,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values_N, dtype=np.float64)
     if len(values) == 0:
-        raise ValueError("bootstrap over 0 values; accepted: at least one")
+        raise ValueError("bootstrap over 0 values; expected at least one")
     low, high = _percentiles([values[rows].mean() for rows in _draws(len(values), resamples, seed)], level)
     return low, high
 
@@ -210,7 +210,7 @@ def bootstrap_interval_of(
         ValueError: no rows.
     """
     if len(values) == 0:
-        raise ValueError("bootstrap over 0 values; accepted: at least one")
+        raise ValueError("bootstrap over 0 values; expected at least one")
     low, high = _percentiles([statistic(values[rows]) for rows in _draws(len(values), resamples, seed)])
     return low, high
 
@@ -238,7 +238,7 @@ def paired_difference(
     """
     before, after = np.asarray(before_N, dtype=np.float64), np.asarray(after_N, dtype=np.float64)
     if before.shape != after.shape:
-        raise ValueError(f"{len(before)} and {len(after)} values; accepted: the same queries on both sides")
+        raise ValueError(f"{len(before)} and {len(after)} values; expected the same queries on both sides")
     difference = after - before
     interval = bootstrap_interval(difference, resamples=resamples, seed=seed)
     return {"difference": float(difference.mean()), "interval": list(interval)}
@@ -283,7 +283,7 @@ def classification_scores(
         ValueError: no items, or an item without a label.
     """
     if len(item_ND) == 0 or not all(len(labels) for labels in true_labels):
-        raise ValueError(f"{len(item_ND)} items; accepted: at least one, each with a true label")
+        raise ValueError(f"{len(item_ND)} items; expected at least one, each with a true label")
     rank_N = search_ranks(item_ND, label_LD, true_labels)
     # A tie at the top is not a right answer (see `ranks`): the item then counts as predicted to be some wrong label.
     predicted_N = _predict(item_ND, label_LD, true_labels, rank_N)

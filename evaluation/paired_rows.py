@@ -231,13 +231,13 @@ def compare_rows(
     """
     if [row.key for row in first] != [row.key for row in second]:
         raise ValueError(
-            "the two models have different rows; accepted: the same data, with nothing skipped in one of them"
+            "the two models have different rows; expected the same data, with nothing skipped in one of them"
         )
     bootstrap = {"resamples": resamples, "seed": seed}
     compared = []
     for ours, other in zip(first, second, strict=True):
         if ours.names != other.names:
-            raise ValueError(f"{ours.key}: the two models have different queries; accepted: the same on both sides")
+            raise ValueError(f"{ours.key}: the two models have different queries; expected the same on both sides")
         difference: dict[str, Any] = {**paired_difference(other.value_N, ours.value_N, **bootstrap)}
         interval = difference["interval"]
         low, high = interval

@@ -196,10 +196,10 @@ def comparison_table(
         ValueError: another metric, names that do not match the results, or two results of one name on one benchmark.
     """
     if metric not in ("R@1", "R@5", "R@10", "MRR"):
-        raise OptionError(f"metric={metric!r}; accepted: R@1, R@5, R@10, MRR")
+        raise OptionError(f"metric={metric!r}; expected R@1, R@5, R@10, MRR")
     names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
-        raise ValueError(f"{len(names)} names for {len(results)} results; accepted: one name a result")
+        raise ValueError(f"{len(names)} names for {len(results)} results; expected one name a result")
     names = [name + reasoning_note(result.get("reasoning")) for name, result in zip(names, results, strict=True)]
     columns = list(dict.fromkeys(names))
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -209,7 +209,7 @@ def comparison_table(
             place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(
-                    f"two results are called {name!r} on {result['benchmark']}; accepted: a name for each of them"
+                    f"two results are called {name!r} on {result['benchmark']}; expected a name for each of them"
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value
@@ -239,7 +239,7 @@ def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title:
         ValueError: no examples.
     """
     if not examples:
-        raise ValueError("a contact sheet of 0 queries; accepted: at least one")
+        raise ValueError("a contact sheet of 0 queries; expected at least one")
     font, lacking = font_for(title + _all_text(examples))
     columns = max(1, max(len(example.found) for example in examples))
     row_height = _TILE + _CAPTION + _GAP
@@ -375,12 +375,12 @@ def read_results(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: cannot be read ({error}); accepted: a file that moon3 evaluate wrote") from error
+        raise OptionError(f"{path}: cannot be read ({error}); expected a file that moon3 evaluate wrote") from error
     found = [(part, content[part]) for part in ("before", "after") if part in content] or [("", content)]
     pairs = []
     for part, result in found:
         if "scores" not in result:
-            raise OptionError(f"{path}: no 'scores'; accepted: a file that moon3 evaluate wrote")
+            raise OptionError(f"{path}: no 'scores'; expected a file that moon3 evaluate wrote")
         result = {"model": content.get("model", Path(path).stem), "benchmark": content.get("benchmark", "")} | result
         name = f"{short_name(result['model'])} {part}".strip()
         pairs.append((name, result | {"model": name}))

@@ -93,24 +93,24 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in BENCHMARKS]
         if unknown or not self.only:
-            raise OptionError(f"only={', '.join(self.only)!r}; accepted: {', '.join(BENCHMARKS)}")
+            raise OptionError(f"only={', '.join(self.only)!r}; expected {', '.join(BENCHMARKS)}")
         for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise OptionError(f"{name}={value}; accepted: 1 or more")
+                raise OptionError(f"{name}={value}; expected 1 or more")
         for name, accepted in (("query_reasoning", QUERY_REASONING), ("product_reasoning", ROW_REASONING)):
             if getattr(self, name) not in accepted:
-                raise OptionError(f"{name}={getattr(self, name)!r}; accepted: {', '.join(accepted)}")
+                raise OptionError(f"{name}={getattr(self, name)!r}; expected {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
         check_variants(self.variants)
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise OptionError(
-                    f"{name}={getattr(self, name)}, but neither queries nor products reason; accepted: with "
+                    f"{name}={getattr(self, name)}, but neither queries nor products reason; expected with "
                     "query_reasoning or product_reasoning 'generate', or query_reasoning 'auto'"
                 )
         if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
-            raise OptionError(f"reasonings={self.reasonings}; accepted: a .parquet file")
+            raise OptionError(f"reasonings={self.reasonings}; expected a .parquet file")
 
     @property
     def generates(self) -> bool:
@@ -358,9 +358,9 @@ def _results_files(output: Path | None, names: Sequence[str], options: Evaluatio
     """The results file of each benchmark; refuses what cannot be written before anything is evaluated."""
     several = len(names) > 1
     if several and output is not None and output.suffix == ".json":
-        raise OptionError(f"--output {output}: looks like a file; accepted: a folder when there are several benchmarks")
+        raise OptionError(f"--output {output}: looks like a file; expected a folder when there are several benchmarks")
     if len(set(names)) < len(names):
-        raise OptionError(f"benchmarks are called {', '.join(names)}; accepted: different names, or one run for each")
+        raise OptionError(f"benchmarks are called {', '.join(names)}; expected different names, or one run for each")
     in_folder = output is not None and (several or output.is_dir())
     paths = [output / f"{name}.json" if output is not None and in_folder else output for name in names]
     if several:

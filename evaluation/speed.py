@@ -352,7 +352,7 @@ def compare_series(series: Series, *, repeats: int = 15, warm_up: int = 2) -> di
 def _seconds(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int) -> dict[str, list[float]]:
     """Seconds of each way in each round; the one that goes first changes from round to round."""
     if repeats < 1:
-        raise OptionError(f"repeats={repeats}; accepted: 1 or more")
+        raise OptionError(f"repeats={repeats}; expected 1 or more")
     for _ in range(warm_up):
         for way in ways.values():
             way()

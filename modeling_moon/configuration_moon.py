@@ -179,10 +179,10 @@ class MoonConfig(PreTrainedConfig):
             same = {**given.to_dict(), "dtype": None} == {**own.to_dict(), "dtype": None}
             if not same:
                 raise ValueError(
-                    f"MoonConfig: {name} differs from that of vlm_config; accepted: to set it in vlm_config"
+                    f"MoonConfig: {name} differs from that of vlm_config; expected to set it in vlm_config"
                 )
         elif given != (list(own) if isinstance(own, tuple) else own):
-            raise ValueError(f"MoonConfig: {name}={given!r}; accepted: {own!r}, which follows from the other arguments")
+            raise ValueError(f"MoonConfig: {name}={given!r}; expected {own!r}, which follows from the other arguments")
 
     def _warn_of_foreign(self, foreign: dict[str, Any]) -> None:
         """Name once the keys of a file that no version of Moon reads."""
@@ -247,7 +247,7 @@ class MoonConfig(PreTrainedConfig):
         for name in (field.name for field in fields(self) if field.name.endswith(("_token_id", "turn_end_id"))):
             token = getattr(self, name)
             if token is not None and token not in range(self.vocab_size):
-                raise ValueError(f"MoonConfig: {name}={token!r}; accepted: an id below {self.vocab_size}, or None")
+                raise ValueError(f"MoonConfig: {name}={token!r}; expected an id below {self.vocab_size}, or None")
         for span in (*ASPECTS, "title", "think"):
             start, end = f"{span}_start_token_id", f"{span}_end_token_id"
             if (getattr(self, start) is None) != (getattr(self, end) is None):
@@ -257,7 +257,7 @@ class MoonConfig(PreTrainedConfig):
         self._validate_experts()
         self._validate_fire()
         if not isinstance(self.fusion, bool):
-            raise ValueError(f"MoonConfig: fusion={self.fusion!r}; accepted: True or False")
+            raise ValueError(f"MoonConfig: fusion={self.fusion!r}; expected True or False")
         if self.fusion:
             self._validate_fusion()
         if self.max_reasoning_tokens is not None:
@@ -277,16 +277,16 @@ class MoonConfig(PreTrainedConfig):
         for name in ("embedding_dim", "num_experts", "num_experts_per_token", "fire_rank", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise ValueError(f"MoonConfig: {name}={value!r}; accepted: a whole number")
+                raise ValueError(f"MoonConfig: {name}={value!r}; expected a whole number")
         if self.embedding_dim is not None and not 1 <= self.embedding_dim <= width:
             raise ValueError(
-                f"MoonConfig: embedding_dim={self.embedding_dim}; accepted: 1 to the base's width {width}, or None"
+                f"MoonConfig: embedding_dim={self.embedding_dim}; expected 1 to the base's width {width}, or None"
             )
         self.matryoshka_dims = self._ascending("matryoshka_dims", range(1, self.vector_size + 1))
 
     def _validate_experts(self) -> None:
         if isinstance(self.objectives, str) or not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"MoonConfig: objectives={self.objectives!r}; accepted: different names, at least one")
+            raise ValueError(f"MoonConfig: objectives={self.objectives!r}; expected different names, at least one")
         self.objectives = list(self.objectives)
         if self.expert_routing == "none":
             return
@@ -294,12 +294,12 @@ class MoonConfig(PreTrainedConfig):
         reserved = self.num_experts - free
         if free < 1:
             raise ValueError(
-                f"MoonConfig: num_experts={self.num_experts} leaves no free expert; accepted: {reserved + 1} or more"
+                f"MoonConfig: num_experts={self.num_experts} leaves no free expert; expected {reserved + 1} or more"
                 + (" (guided routing reserves one for the category and one for the attributes)" if reserved else "")
             )
         if not 1 <= self.num_experts_per_token <= free:
             raise ValueError(
-                f"MoonConfig: num_experts_per_token={self.num_experts_per_token} is out of range; accepted: 1 to {free} "
+                f"MoonConfig: num_experts_per_token={self.num_experts_per_token} is out of range; expected 1 to {free} "
                 f"(of num_experts={self.num_experts}, {free} are free)"
             )
         self.moe_layers = self._ascending("moe_layers", range(self.text_config.num_hidden_layers))
@@ -310,14 +310,14 @@ class MoonConfig(PreTrainedConfig):
         if self.fire_vision_blocks and not self.fire_layers:
             raise ValueError("MoonConfig: fire_vision_blocks are details for fire_layers, and there are none")
         if self.fire_rank < 1:
-            raise ValueError(f"MoonConfig: fire_rank={self.fire_rank}; accepted: 1 or more")
+            raise ValueError(f"MoonConfig: fire_rank={self.fire_rank}; expected 1 or more")
 
     def _validate_fusion(self) -> None:
         if self.fusion_heads is None:
             self.fusion_heads = max(8, self.hidden_size // 128)
         if self.fusion_heads < 1 or self.hidden_size % self.fusion_heads:
             raise ValueError(
-                f"MoonConfig: fusion_heads={self.fusion_heads}; accepted: a divisor of the base's width {self.hidden_size}"
+                f"MoonConfig: fusion_heads={self.fusion_heads}; expected a divisor of the base's width {self.hidden_size}"
             )
         if self.title_start_token_id is None:
             raise ValueError("MoonConfig: fusion needs title_start_token_id and title_end_token_id, around the title")
@@ -325,10 +325,10 @@ class MoonConfig(PreTrainedConfig):
     def _validate_reasoning(self) -> None:
         if self.max_reasoning_tokens is not None and self.max_reasoning_tokens < 1:
             raise ValueError(
-                f"MoonConfig: max_reasoning_tokens={self.max_reasoning_tokens}; accepted: 1 or more, or None"
+                f"MoonConfig: max_reasoning_tokens={self.max_reasoning_tokens}; expected 1 or more, or None"
             )
         if self.readout != "emb":
-            raise ValueError(f"MoonConfig: reasoning is read at <emb>; found readout={self.readout!r}, accepted: 'emb'")
+            raise ValueError(f"MoonConfig: reasoning is read at <emb>; found readout={self.readout!r}; expected 'emb'")
         if self.think_start_token_id is None:
             raise ValueError("MoonConfig: reasoning needs think_start_token_id and think_end_token_id")
 
@@ -339,7 +339,7 @@ class MoonConfig(PreTrainedConfig):
             return None
         if not isinstance(values, list | tuple) or not all(type(i) is int and i in accepted for i in values):
             raise ValueError(
-                f"MoonConfig: {name}={values!r}; accepted: None or a list of whole numbers from {accepted.start} to "
+                f"MoonConfig: {name}={values!r}; expected None or a list of whole numbers from {accepted.start} to "
                 f"{accepted.stop - 1}"
             )
         return sorted(set(values))
@@ -512,7 +512,7 @@ PRESETS = {"moon1": MoonConfig.moon1, "moon2": MoonConfig.moon2, "moon3": MoonCo
 
 def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
-        raise ValueError(f"MoonConfig: {name}={value!r} is not known; accepted: {', '.join(accepted)}")
+        raise ValueError(f"MoonConfig: {name}={value!r} is not known; expected {', '.join(accepted)}")
 
 
 def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
@@ -529,4 +529,4 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
             vlm_config = copy.deepcopy(vlm_config)
             vlm_config._name_or_path = ""  # a folder of the machine that converted the base
             return vlm_config
-    raise ValueError(f"MoonConfig: vlm_config has model type {model_type!r}; accepted: {', '.join(BACKBONES)}")
+    raise ValueError(f"MoonConfig: vlm_config has model type {model_type!r}; expected {', '.join(BACKBONES)}")

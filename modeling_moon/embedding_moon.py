@@ -80,14 +80,14 @@ class Thinking:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"thinking: max_tokens={self.max_tokens}; accepted: 1 or more, or None")
+            raise ValueError(f"thinking: max_tokens={self.max_tokens}; expected 1 or more, or None")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"thinking: temperature={self.temperature}, top_p={self.top_p}; accepted: above 0, and above 0 up to 1"
+                f"thinking: temperature={self.temperature}, top_p={self.top_p}; expected above 0, and above 0 up to 1"
             )
         if self.min_tokens < 0 or (self.max_tokens is not None and self.min_tokens > self.max_tokens):
             raise ValueError(
-                f"thinking: min_tokens={self.min_tokens}; accepted: 0 or more, and no more than max_tokens={self.max_tokens}"
+                f"thinking: min_tokens={self.min_tokens}; expected 0 or more, and no more than max_tokens={self.max_tokens}"
             )
 
 
@@ -111,7 +111,7 @@ class MarginGate:
     """
 
     def __init__(self, gallery: Any, threshold: float = THRESHOLD) -> None:
-        accepted = "accepted: vectors (N, D) of at least 2 items, as a tensor or an array of numbers"
+        accepted = "expected vectors (N, D) of at least 2 items, as a tensor or an array of numbers"
         try:
             gallery_ND = torch.as_tensor(gallery)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -119,12 +119,12 @@ class MarginGate:
         if gallery_ND.ndim != 2 or gallery_ND.shape[0] < 2 or gallery_ND.is_complex():
             raise ValueError(f"gallery: found shape {tuple(gallery_ND.shape)} of {gallery_ND.dtype}; {accepted}")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 2:
-            raise ValueError(f"threshold={threshold!r}; accepted: a number in [0, 2], a difference of two cosines")
+            raise ValueError(f"threshold={threshold!r}; expected a number in [0, 2], a difference of two cosines")
         self.gallery_ND, self.threshold = gallery_ND.detach().float(), float(threshold)
         self.norm_N = torch.linalg.vector_norm(self.gallery_ND, dim=1)
         bad = ((self.norm_N == 0) | ~self.norm_N.isfinite()).nonzero()[:, 0].tolist()
         if bad:
-            raise ValueError(f"gallery: rows {bad[:5]} are 0 or not finite; accepted: vectors that have a direction")
+            raise ValueError(f"gallery: rows {bad[:5]} are 0 or not finite; expected vectors that have a direction")
 
     @property
     def width(self) -> int:
@@ -196,11 +196,9 @@ def embed_records(
         ProductError: a record that cannot be used (with on_error="raise").
     """
     if reasoning not in REASONING:
-        raise ValueError(f"reasoning={reasoning!r} is not known; accepted: {', '.join(REASONING)}")
+        raise ValueError(f"reasoning={reasoning!r} is not known; expected {', '.join(REASONING)}")
     if reasoning != "none" and model.config.max_reasoning_tokens is None:
-        raise ValueError(
-            f"reasoning={reasoning!r}: this model does not reason; accepted: 'none', or a moon3 checkpoint"
-        )
+        raise ValueError(f"reasoning={reasoning!r}: this model does not reason; expected 'none', or a moon3 checkpoint")
     gate = make_gate(model.config, reasoning, gallery, threshold)
     thinking = thinking if isinstance(thinking, Thinking) else _read_thinking(thinking or {})
     processor = processor if processor is not None else _own_processor(model)
@@ -232,10 +230,10 @@ def make_gate(config: Any, reasoning: str, gallery: Any, threshold: float | None
     if reasoning != "auto":
         for name, value in (("gallery", gallery), ("threshold", threshold)):
             if value is not None:
-                raise ValueError(f"{name}= was given with reasoning={reasoning!r}; accepted: with reasoning='auto'")
+                raise ValueError(f"{name}= was given with reasoning={reasoning!r}; expected with reasoning='auto'")
         return None
     if gallery is None:
-        raise ValueError("reasoning='auto' without gallery=; accepted: the vectors (N, D) that will be searched among")
+        raise ValueError("reasoning='auto' without gallery=; expected the vectors (N, D) that will be searched among")
     gate = MarginGate(gallery, THRESHOLD if threshold is None else threshold)
     widths = [config.vector_size, *(config.matryoshka_dims or ())]
     if gate.width not in widths:
@@ -268,7 +266,7 @@ def _nothing(model: Any, reasoning: str) -> MoonEmbedding:
 def _read_thinking(given: Mapping[str, Any]) -> Thinking:
     known = [one.name for one in fields(Thinking)]
     if unknown := [name for name in given if name not in known]:
-        raise ValueError(f"thinking: found {unknown[0]!r}; accepted: {', '.join(known)}")
+        raise ValueError(f"thinking: found {unknown[0]!r}; expected {', '.join(known)}")
     return Thinking(**given)
 
 
@@ -574,7 +572,7 @@ def load_output_layer(model: Any) -> torch.Tensor:
 
 def _origin(model: Any, otherwise: str) -> str:
     if not model.config._name_or_path:
-        raise ValueError(f"this model was not loaded from a checkpoint; accepted: {otherwise}")
+        raise ValueError(f"this model was not loaded from a checkpoint; expected {otherwise}")
     return model.config._name_or_path
 
 

@@ -35,7 +35,7 @@ class MoonGenerationMixin(GenerationMixin):
             known = fed.shape[1] + (0 if cache is None else cache.get_seq_length())
             if aspect_BT is not None and length < known:
                 raise ValueError(
-                    f"guided experts read markers from the whole text: found {length} of {known} tokens; accepted: input_ids "
+                    f"guided experts read markers from the whole text: found {length} of {known} tokens; expected input_ids "
                     "with the tokens in the cache, and prefill_chunk_size=None"
                 )
             # Of its own memory: strides that grow with the text would have each step compiled again.

@@ -475,7 +475,7 @@ class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
     ) -> None:
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-            raise ValueError("use_reentrant=True loses gradients of experts and FIRE; accepted: use_reentrant=False")
+            raise ValueError("use_reentrant=True loses gradients of experts and FIRE; expected use_reentrant=False")
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
@@ -687,7 +687,7 @@ class MoonModel(MoonPreTrainedModel):
         try:
             if not by_token:
                 raise ValueError(
-                    "vectors are read from attended tokens; accepted: a mask (B, T), not one of pairs of tokens"
+                    "vectors are read from attended tokens; expected a mask (B, T), not one of pairs of tokens"
                 )
             if self.fusion is not None and raw is None:
                 refuse_no_raw_tokens(where[0], where[2])
@@ -719,7 +719,7 @@ class MoonModel(MoonPreTrainedModel):
         if self.config.expert_routing != "modality" or not self.config.mixture_layers:
             raise ValueError(
                 f"expert_routing={self.config.expert_routing!r} in layers {list(self.config.mixture_layers)} has no "
-                "preferences; accepted: 'modality' (moon2) in at least one layer"
+                "preferences; expected 'modality' (moon2) in at least one layer"
             )
         layers = [self.vlm.language_model.layers[layer].mlp for layer in self.config.mixture_layers]
         return torch.stack([layer.preference for layer in layers]).float().softmax(dim=-1)
@@ -855,7 +855,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         """
         by_token = isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool
         if labels is not None and (by_token or logits_to_keep is None):
-            raise ValueError("labels need the logits of whole rows; accepted: logits_to_keep=0")
+            raise ValueError("labels need the logits of whole rows; expected logits_to_keep=0")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -74,5 +74,5 @@ def ask_for_layers(config: Any, arguments: dict[str, Any]) -> None:
     kernel = config.text_config._attn_implementation
     if arguments.get("output_attentions") and kernel not in (None, "eager"):
         raise ValueError(
-            f"output_attentions=True: attention {kernel!r} gives none; accepted: attn_implementation='eager'"
+            f"output_attentions=True: attention {kernel!r} gives none; expected attn_implementation='eager'"
         )

@@ -110,7 +110,7 @@ def _noted_offset(cache: Any, rows: int) -> torch.Tensor | None:
     times, rest = divmod(rows, len(offset_B1))
     if rest or not times:
         raise ValueError(
-            f"past_key_values: made for {len(offset_B1)} rows; found {rows}; accepted: a multiple, or position_ids"
+            f"past_key_values: made for {len(offset_B1)} rows; found {rows}; expected a multiple, or position_ids"
         )
     return offset_B1.repeat_interleave(times, dim=0)
 

@@ -30,7 +30,7 @@ class MoonSaving:
         if wrapped and not model._hf_peft_config_loaded and kwargs.get("state_dict") is None:
             raise ValueError(
                 f"adapters wrap {len(wrapped)} weights of this {type(model).__name__}, among them {wrapped[0]}, which would come "
-                "back random; accepted: save_pretrained of the PeftModel (the adapter alone) or of the SentenceTransformer; the "
+                "back random; expected save_pretrained of the PeftModel (the adapter alone) or of the SentenceTransformer; the "
                 "model that merge_and_unload() gives; a model whose own add_adapter put the adapter in"
             )
         model.config.auto_map = dict(AUTO_MAP)

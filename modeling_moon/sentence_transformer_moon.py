@@ -49,7 +49,7 @@ class _Features(dict):
 
     def __missing__(self, name: str) -> Any:
         raise ValueError(
-            f"Moon gives one vector for each input and no {name!r}; accepted: output_value='sentence_embedding' or None. "
+            f"Moon gives one vector for each input and no {name!r}; expected output_value='sentence_embedding' or None. "
             "Hidden states are in encoder[0].model(**batch).last_hidden_state, for a batch of encoder[0].processor"
         )
 
@@ -112,7 +112,7 @@ class MoonTransformer(InputModule):
     def tokenizer(self, value: Any) -> None:
         if value is not self.processor.tokenizer:
             raise ValueError(
-                f"tokenizer: found another {type(value).__name__}; accepted: the processor's own, whose ids the model was "
+                f"tokenizer: found another {type(value).__name__}; expected the processor's own, whose ids the model was "
                 "trained with. For another processor make the module anew: MoonTransformer(model, processor)"
             )
 
@@ -143,7 +143,7 @@ class MoonTransformer(InputModule):
         least = min(len(ids) for ids in shortest["input_ids"])
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(
-                f"max_seq_length: found {value!r}; accepted: a whole number of at least {least}, the tokens of instruction and "
+                f"max_seq_length: found {value!r}; expected a whole number of at least {least}, the tokens of instruction and "
                 "template and one of text"
             )
         self.processor.max_tokens = value
@@ -183,7 +183,7 @@ class MoonTransformer(InputModule):
         unknown = sorted(set(kwargs) - self.forward_kwargs)
         if unknown:
             raise ValueError(
-                f"{unknown[0]}={kwargs[unknown[0]]!r} is not known; accepted: task, processing_kwargs, max_length, "
+                f"{unknown[0]}={kwargs[unknown[0]]!r} is not known; expected task, processing_kwargs, max_length, "
                 f"{', '.join(sorted(self.forward_kwargs))}"
             )
         if not inputs:
@@ -220,7 +220,7 @@ class MoonTransformer(InputModule):
             return {"image": _undecoded(item)}
         if isinstance(item, tuple) or (isinstance(item, list) and item and not isinstance(item[0], dict)):
             raise ValueError(
-                f"item {place}: found a {type(item).__name__} of {len(item)}; accepted: one input at a time. Words with a "
+                f"item {place}: found a {type(item).__name__} of {len(item)}; expected one input at a time. Words with a "
                 'picture are {"text": …, "image": …}; the two sides of a pair are encoded each by itself and compared'
             )
         if isinstance(item, dict) and not {"role", "content"} <= set(item):
@@ -253,7 +253,7 @@ class MoonTransformer(InputModule):
             return _Features(features)
         for name, value in gate.items():
             if value is not None:
-                raise ValueError(f"{name}= was given with reasoning={reasoning!r}; accepted: with reasoning='auto'")
+                raise ValueError(f"{name}= was given with reasoning={reasoning!r}; expected with reasoning='auto'")
         features["sentence_embedding"] = self.model(**tensors, output_embeddings=True, return_dict=True).embeddings
         features["reasoned"] = torch.full_like(tensors["input_ids"][:, 0], reasoning == "given", dtype=torch.bool)
         return _Features(features)
@@ -324,18 +324,18 @@ class MoonTransformer(InputModule):
         if (folder / "adapter_config.json").is_file():
             if not (folder / "config.json").is_file():
                 raise ValueError(
-                    f"{folder} holds an adapter without its base and its processor; accepted: the whole model, which training "
+                    f"{folder} holds an adapter without its base and its processor; expected the whole model, which training "
                     f"writes to {folder.absolute().parent / 'final'} with the adapter merged"
                 )
             if not is_peft_available():
-                raise ValueError(f"{folder} holds an adapter, which would be left out; accepted: with peft installed")
+                raise ValueError(f"{folder} holds an adapter, which would be left out; expected with peft installed")
         hub = {
             name: kwargs[name] for name in ("subfolder", "token", "revision", "local_files_only") if kwargs.get(name)
         }
         if kwargs.get("cache_folder"):
             hub["cache_dir"] = kwargs["cache_folder"]
         if kwargs.get("backend", "torch") != "torch":
-            raise ValueError(f"Moon has no backend {kwargs['backend']!r}; accepted: 'torch'")
+            raise ValueError(f"Moon has no backend {kwargs['backend']!r}; expected 'torch'")
         adapter = cls.load_config(
             model_name_or_path, **{"cache_folder" if k == "cache_dir" else k: v for k, v in hub.items()}
         ).get("adapter_name")
@@ -377,7 +377,7 @@ def _refuse_unknown_settings(processor: Any, given: dict[str, Any]) -> None:
     for name in sorted(set(given) - _ALSO_ACCEPTED - set(settings)):
         hint = " (the token budget is max_tokens)" if name in ("model_max_length", "max_length") else ""
         raise ValueError(
-            f"processor_kwargs (tokenizer_kwargs): {name}={given[name]!r} is nothing that Moon's processor has{hint}; accepted: "
+            f"processor_kwargs (tokenizer_kwargs): {name}={given[name]!r} is nothing that Moon's processor has{hint}; expected "
             f"{', '.join([*settings, *sorted(_ALSO_ACCEPTED)])}"
         )
 
@@ -387,12 +387,12 @@ def _processor_options(groups: dict[str, dict[str, Any]] | None) -> dict[str, An
     options: dict[str, Any] = {}
     for group, values in (groups or {}).items():
         if group not in ("common", "text", "image"):
-            raise ValueError(f"processing_kwargs: group {group!r} is not known; accepted: 'common', 'text', 'image'")
+            raise ValueError(f"processing_kwargs: group {group!r} is not known; expected 'common', 'text', 'image'")
         options |= values
     for name in ("return_tensors", "instruction", "on_error", "reasoning", "truncation"):
         if name in options:
             raise ValueError(
-                f"processing_kwargs: {name} is not an option of this call; accepted: options of Moon's processor such as "
+                f"processing_kwargs: {name} is not an option of this call; expected options of Moon's processor such as "
                 "max_length, max_image_tokens, core_crop and padding. Inputs are always cut to the token budget"
             )
     return options
@@ -406,18 +406,18 @@ def _inner(model: Any) -> Any:
 def _refuse_adapters(encoder: torch.nn.Module, adapters: dict[str, Any]) -> None:
     if len(adapters) > 1:
         raise ValueError(
-            f"the model has {len(adapters)} adapters ({', '.join(adapters)}), of which a checkpoint holds one; accepted: one, "
+            f"the model has {len(adapters)} adapters ({', '.join(adapters)}), of which a checkpoint holds one; expected one, "
             "after delete_adapter of the others"
         )
     name, config = next(iter(adapters.items()))
     if getattr(config, "is_prompt_learning", False):
         raise ValueError(
-            f"adapter {name!r} is {config.peft_type.value}, which sentence-transformers cannot load again; accepted: one inside "
+            f"adapter {name!r} is {config.peft_type.value}, which sentence-transformers cannot load again; expected one inside "
             "the layers, such as LoRA, or PeftModel.save_pretrained"
         )
     if any(getattr(module, "merged", False) is True for module in encoder.modules()):
         raise ValueError(
-            f"adapter {name!r} is merged into the weights and would be added again on loading; accepted: after "
+            f"adapter {name!r} is merged into the weights and would be added again on loading; expected after "
             "unmerge_adapter, or the model that merge_and_unload gives"
         )
 
@@ -446,7 +446,7 @@ def _weights_without_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor] 
     if odd:
         raise ValueError(
             f"weights under the adapter cannot be written, among them {odd[0]} (quantised, or wrapped by another tool); "
-            "accepted: an adapter over unquantised weights, or encoder[0].model.save_pretrained, which writes the adapter alone"
+            "expected an adapter over unquantised weights, or encoder[0].model.save_pretrained, which writes the adapter alone"
         )
     return {name: found[name] for name in plain}
 
@@ -471,6 +471,6 @@ def _record_of_messages(messages: list[Any]) -> dict[str, Any]:
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
         kind = part.get("type")
         if kind not in ("text", "image") or kind in record:
-            raise ValueError(f"a user message has a part of type {kind!r}; accepted: one 'text' and one 'image'")
+            raise ValueError(f"a user message has a part of type {kind!r}; expected one 'text' and one 'image'")
         record[kind] = part[kind]
     return record

@@ -230,11 +230,11 @@ def refuse_unread_arguments(
     """Refuse to ignore an argument: one of two inputs, or what other models read; one that asks for nothing is taken out.
 
     Raises:
-        ValueError: with what is accepted in place.
+        ValueError: with what is expected in place.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of input_ids and inputs_embeds is needed")
     for name, accepted in _UNREAD.items():
         value = others.pop(name, None)
         if value is not None and value is not False:
-            raise ValueError(f"Moon does not read {name}; accepted: {accepted}")
+            raise ValueError(f"Moon does not read {name}; expected {accepted}")

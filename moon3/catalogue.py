@@ -31,7 +31,7 @@ def run(chosen: argparse.Namespace) -> None:
     require_writable_folder("--output", chosen.output)
     require_writable_file("--sheet", chosen.sheet)
     if chosen.sheet and chosen.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise OutputError(f"--sheet {chosen.sheet}; accepted: a .png or .jpg file")
+        raise OutputError(f"--sheet {chosen.sheet}; expected a .png or .jpg file")
     if chosen.output:
         options = {"products": chosen.products, "seed": chosen.seed, "image_size": chosen.image_size}
         print(f"wrote {write_catalogue(chosen.output, **options)}")

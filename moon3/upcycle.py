@@ -68,6 +68,6 @@ def moon_arguments(chosen: argparse.Namespace) -> dict[str, object]:
     for pair in chosen.moon:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise OptionError(f"--moon {pair}: accepted: KEY=VALUE")
+            raise OptionError(f"--moon {pair}: expected KEY=VALUE")
         moon[key] = yaml.safe_load(value)
     return moon

@@ -55,7 +55,7 @@ class LargestRegionDetector:
     ) -> None:
         if grid < 8 or contrast <= 0 or not 0 < least_share < 1 or margin < 0:
             raise ValueError(
-                "LargestRegionDetector: accepted: grid >= 8, contrast > 0, 0 < least_share < 1, margin >= 0"
+                "LargestRegionDetector: expected grid >= 8, contrast > 0, 0 < least_share < 1, margin >= 0"
             )
         self.grid, self.contrast, self.least_share, self.margin = grid, contrast, least_share, margin
 
@@ -218,7 +218,7 @@ class GroundingDetector:
     ) -> None:
         kind = model.config.model_type
         if kind not in CONVENTIONS:
-            raise ValueError(f"GroundingDetector: model type {kind!r}; accepted: {', '.join(CONVENTIONS)}")
+            raise ValueError(f"GroundingDetector: model type {kind!r}; expected {', '.join(CONVENTIONS)}")
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError("GroundingDetector: batch_size and max_new_tokens must be at least 1")
         self.model, self.processor, self.name = model.eval(), processor, name

@@ -103,9 +103,9 @@ def crop_core(image: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
         ValueError: a box that is not finite, is inverted, or covers nothing of the image; a negative margin.
     """
     if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"box {list(box)}; accepted: finite x0 < x1, y0 < y1")
+        raise ValueError(f"box {list(box)}; expected finite x0 < x1, y0 < y1")
     if not margin >= 0:
-        raise ValueError(f"margin={margin}; accepted: 0 or more")
+        raise ValueError(f"margin={margin}; expected 0 or more")
     wide, high = margin * (box[2] - box[0]), margin * (box[3] - box[1])
     pixels = clamp_box((box[0] - wide, box[1] - high, box[2] + wide, box[3] + high), *image.size)
     if pixels is None:
@@ -161,7 +161,9 @@ def check_ratio(image: Image.Image, item: str, field_name: str) -> None:
         ProductError: an aspect ratio above `MAX_ASPECT_RATIO`.
     """
     if aspect_ratio(*image.size) > MAX_ASPECT_RATIO:
-        reason = f"{image.width}×{image.height} is too long and thin; accepted: an aspect ratio of at most {MAX_ASPECT_RATIO}"
+        reason = (
+            f"{image.width}×{image.height} is too long and thin; expected an aspect ratio of at most {MAX_ASPECT_RATIO}"
+        )
         raise ProductError(item, field_name, reason)
 
 
@@ -173,7 +175,7 @@ def box_in_image(box: Box, image: Image.Image, item: str) -> tuple[int, int, int
     """
     pixels = clamp_box(box, *image.size)
     if pixels is None:
-        reason = f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; accepted: a box inside it"
+        reason = f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; expected a box inside it"
         raise ProductError(item, "core_box", reason)
     return pixels
 

@@ -122,14 +122,14 @@ class _Options:
 
 def _one_of(name: str, value: Any, accepted: Sequence[Any]) -> None:
     if value not in accepted:
-        raise ValueError(f"{name}={value!r} is not known; accepted: {', '.join(repr(one) for one in accepted)}")
+        raise ValueError(f"{name}={value!r} is not known; expected {', '.join(repr(one) for one in accepted)}")
 
 
 def _budget(name: str, value: Any, optional: bool = False) -> None:
     if optional and value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}; accepted: a positive whole number{' or None' if optional else ''}")
+        raise ValueError(f"{name}={value!r}; expected a positive whole number{' or None' if optional else ''}")
 
 
 @dataclass
@@ -346,11 +346,11 @@ class MoonProcessor(ProcessorMixin):
         records = kinds[given[0]]
         if isinstance(records, str) or not isinstance(records, Iterable):
             raise TypeError(
-                f"{given[0]}: found {type(records).__name__}; accepted: a record (a dict) or a list of records"
+                f"{given[0]}: found {type(records).__name__}; expected a record (a dict) or a list of records"
             )
         records = [records] if isinstance(records, Mapping) else list(records)
         if not records:
-            raise ValueError(f"{given[0]} is empty; accepted: at least one record")
+            raise ValueError(f"{given[0]} is empty; expected at least one record")
         if queries is not None and "form" in options:
             raise TypeError("MoonProcessor: form= belongs to products=")
         are_products = [is_product(record) if given[0] == "records" else given[0] == "products" for record in records]
@@ -479,7 +479,7 @@ class MoonProcessor(ProcessorMixin):
             return _finished(options.instruction, "instruction")
         task = default_task if options.task is None else options.task
         if task not in self.instructions:
-            raise ValueError(f"task {task!r} is not known; accepted: {', '.join(self.instructions)}")
+            raise ValueError(f"task {task!r} is not known; expected {', '.join(self.instructions)}")
         return _finished(self.instructions[task], task)
 
     def _open_images(self, row: _Row, limits: ImageLimits, which: slice) -> None:
@@ -550,7 +550,7 @@ class MoonProcessor(ProcessorMixin):
             before, slot, after = prompt.partition(_TEXT_SLOT)
             if bool(slot) != has_text or prompt.count(self.image_token) != images:
                 raise ValueError(
-                    "the chat template drops or repeats the user's text or images; accepted: Qwen's templates"
+                    "the chat template drops or repeats the user's text or images; expected Qwen's templates"
                 )
             if len(self._scaffolds) >= 256:
                 self._scaffolds.clear()
@@ -616,7 +616,7 @@ class MoonProcessor(ProcessorMixin):
         if fixed + image_tokens > options.max_tokens:
             reason = (
                 f"{image_tokens} image tokens (an image takes at least one) and {fixed} of {parts} are "
-                f"more than max_tokens={options.max_tokens}; accepted: a larger max_tokens or fewer images"
+                f"more than max_tokens={options.max_tokens}; expected a larger max_tokens or fewer images"
             )
             raise ProductError(row.item.name, "max_tokens", reason)
         for part in SHORTENED_FIRST_TO_LAST:
@@ -656,7 +656,7 @@ class MoonProcessor(ProcessorMixin):
         if options.padding in (False, "do_not_pad"):
             if options.return_tensors is not None and len(set(lengths)) > 1:
                 raise ValueError(
-                    "padding=False gives rows of different lengths; accepted: padding=True or return_tensors=None"
+                    "padding=False gives rows of different lengths; expected padding=True or return_tensors=None"
                 )
             widths = lengths
         else:
@@ -738,7 +738,7 @@ class MoonProcessor(ProcessorMixin):
             text = [""] * len(groups)
         prompts = [text] if isinstance(text, str) else list(text)
         if not all(isinstance(prompt, str) for prompt in prompts):
-            raise TypeError("text: accepted: a string or a list of strings")
+            raise TypeError("text: expected a string or a list of strings")
         for place, prompt in enumerate(prompts):
             refuse_picture_path(prompt, f"text {place}", "text", 'images= or a query {"image": path} for the picture')
         holes = [prompt.count(self.image_token) for prompt in prompts]
@@ -751,7 +751,7 @@ class MoonProcessor(ProcessorMixin):
             hole not in (0, len(group)) for hole, group in zip(holes, groups, strict=True)
         ):
             raise ValueError(
-                f"{sum(holes)} image placeholders in {len(prompts)} texts, but {total} images in {len(groups)} groups; accepted: "
+                f"{sum(holes)} image placeholders in {len(prompts)} texts, but {total} images in {len(groups)} groups; expected "
                 "a placeholder for each image, or one entry of images for each text"
             )
         block = self.vision_start_token + self.image_token + self.vision_end_token
@@ -772,7 +772,7 @@ def _finished(instruction: Any, name: str) -> str:
     Source: the reference code of Qwen3-VL-Embedding (arXiv 2601.04720).
     """
     if not isinstance(instruction, str) or not instruction.strip():
-        raise ValueError(f"{name}={instruction!r}; accepted: a string that is not empty")
+        raise ValueError(f"{name}={instruction!r}; expected a string that is not empty")
     instruction = instruction.strip()
     return instruction if unicodedata.category(instruction[-1]).startswith("P") else f"{instruction}."
 

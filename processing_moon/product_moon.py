@@ -49,7 +49,7 @@ class ProductError(ValueError):
     Args:
         item (`str`): which one, such as "product 3 (id 'x')".
         field (`str`): which part of it, such as "images[0]".
-        reason (`str`): what was found and what is accepted.
+        reason (`str`): what was found and what is expected.
     """
 
     def __init__(self, item: str, field: str, reason: str) -> None:
@@ -136,7 +136,7 @@ def _check_fields(name: str, record: Mapping[str, Any], known: Sequence[str]) ->
             near = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ProductError(
-                name, key if isinstance(key, str) else _shown(key), f"unknown field{hint}; accepted: {', '.join(known)}"
+                name, key if isinstance(key, str) else _shown(key), f"unknown field{hint}; expected {', '.join(known)}"
             )
 
 
@@ -154,12 +154,12 @@ def _read_text(name: str, field: str, value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ProductError(name, field, f"found {type(value).__name__} {_shown(value)}; accepted: a string")
+        raise ProductError(name, field, f"found {type(value).__name__} {_shown(value)}; expected a string")
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ProductError(name, field, f"not valid Unicode ({error.reason}); accepted: a string") from error
+            raise ProductError(name, field, f"not valid Unicode ({error.reason}); expected a string") from error
         value = unicodedata.normalize("NFC", value)  # as Qwen's tokenizer does it, so that offsets stay true
     return value if has_visible_text(value) else ""
 
@@ -168,7 +168,7 @@ def _read_category(name: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return _read_text(name, "category", value).strip()
     if not isinstance(value, list | tuple | np.ndarray):
-        reason = f"found {type(value).__name__} {_shown(value)}; accepted: a string or a list of strings"
+        reason = f"found {type(value).__name__} {_shown(value)}; expected a string or a list of strings"
         raise ProductError(name, "category", reason)
     levels = [_read_text(name, f"category[{level}]", part).strip() for level, part in enumerate(value)]
     return " > ".join(level for level in levels if level)
@@ -178,7 +178,7 @@ def _read_value(name: str, field: str, value: Any) -> str:
     if _is_finite_number(value):
         return str(value)
     if value is not None and not isinstance(value, str):
-        reason = f"found {type(value).__name__} {_shown(value)}; accepted: a string, a finite number or a list of them"
+        reason = f"found {type(value).__name__} {_shown(value)}; expected a string, a finite number or a list of them"
         raise ProductError(name, field, reason)
     return _read_text(name, field, value).strip()
 
@@ -188,7 +188,7 @@ def _read_pairs(name: str, field: str, value: Mapping[Any, Any]) -> list[tuple[s
     pairs = []
     for key, entry in value.items():
         if not isinstance(key, str) or not has_visible_text(key):
-            raise ProductError(name, field, f"key {_shown(key)}; accepted: keys that are non-empty strings")
+            raise ProductError(name, field, f"key {_shown(key)}; expected keys that are non-empty strings")
         entries = list(entry) if isinstance(entry, list | tuple | set | frozenset | np.ndarray) else [entry]
         texts = [_read_value(name, f"{field}[{key!r}]", one) for one in entries]
         if isinstance(entry, set | frozenset):  # its own order differs from process to process
@@ -202,7 +202,7 @@ def _read_attributes(name: str, value: Any) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, Mapping):
-        reason = f"found {type(value).__name__} {_shown(value)}; accepted: a dict of key to value or list of values"
+        reason = f"found {type(value).__name__} {_shown(value)}; expected a dict of key to value or list of values"
         raise ProductError(name, "attributes", reason)
     return [f"{key}: {', '.join(values)}" for key, values in _read_pairs(name, "attributes", value)]
 
@@ -217,7 +217,7 @@ def read_box(name: str, field: str, value: Any) -> Box | None:
     """
     if value is None:
         return None
-    accepted = "accepted: [x0, y0, x1, y1] in pixels of the first image, x0 < x1, y0 < y1"
+    accepted = "expected [x0, y0, x1, y1] in pixels of the first image, x0 < x1, y0 < y1"
     if isinstance(value, np.ndarray | torch.Tensor):
         try:
             value = value.tolist()
@@ -266,13 +266,13 @@ def _read_images(name: str, field: str, value: Any) -> list[tuple[str, Any]]:
         return [(field, value)]
     for place, source in enumerate(sources):
         if source is None:
-            raise ProductError(name, f"{field}[{place}]", f"found None; accepted: {ACCEPTED_IMAGES}")
+            raise ProductError(name, f"{field}[{place}]", f"found None; expected {ACCEPTED_IMAGES}")
     return [(f"{field}[{place}]", source) for place, source in enumerate(sources)]
 
 
 def _as_record(kind: str, index: int, record: Any, fields: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(record, Mapping):
-        reason = f"found {type(record).__name__} {_shown(record)}; accepted: a dict with {', '.join(fields)}"
+        reason = f"found {type(record).__name__} {_shown(record)}; expected a dict with {', '.join(fields)}"
         raise ProductError(f"{kind} {index}", "record", reason)
     name = _item_name(kind, index, record)
     _check_fields(name, record, fields)
@@ -294,7 +294,7 @@ def refuse_unclear(record: Any, index: int) -> None:
     if not isinstance(record, Mapping) or telling & set(record):
         return
     name = _item_name("record", index, record)
-    accepted = f"accepted: of a product {', '.join(PRODUCT_FIELDS)}; of a query {', '.join(QUERY_FIELDS)}"
+    accepted = f"expected of a product {', '.join(PRODUCT_FIELDS)}; of a query {', '.join(QUERY_FIELDS)}"
     for key in record:
         if key not in PRODUCT_FIELDS:
             near = difflib.get_close_matches(key, sorted(telling), n=1) if isinstance(key, str) else []
@@ -328,7 +328,7 @@ def refuse_picture_path(text: str, item: str, field: str, instead: str) -> None:
     Relations: a record says what it means: {"text": "photo.jpg"} and {"title": "photo.jpg"} are words.
     """
     if _PICTURE_PATH.fullmatch(text.strip()):
-        raise ProductError(item, field, f"found {_shown(text)}, a picture's path or address; accepted: {instead}")
+        raise ProductError(item, field, f"found {_shown(text)}, a picture's path or address; expected {instead}")
 
 
 def read_product(record: Any, index: int, form: str = "mm") -> Item:
@@ -355,7 +355,7 @@ def read_product(record: Any, index: int, form: str = "mm") -> Item:
     images = _read_images(name, "images", record.get("images"))
     box = read_box(name, "core_box", record.get("core_box"))
     if box is not None and not images:
-        raise ProductError(name, "core_box", "there is no image that it could belong to; accepted: a box beside images")
+        raise ProductError(name, "core_box", "there is no image that it could belong to; expected a box beside images")
     if form == "t":
         images, box = [], None
     elif form == "i":
@@ -364,7 +364,7 @@ def read_product(record: Any, index: int, form: str = "mm") -> Item:
         missing = {"mm": "neither text nor an image", "t": "no text", "i": "no image"}[form]
         wanted = {"mm": "title, description, category, attributes or images", "t": "title, description, category or "
                   "attributes (form='t')", "i": "images (form='i')"}[form]  # fmt: skip
-        raise ProductError(name, "record", f"{missing}; accepted: at least one of {wanted}")
+        raise ProductError(name, "record", f"{missing}; expected at least one of {wanted}")
     return Item(name, text, images, box)
 
 
@@ -383,14 +383,14 @@ def read_query(record: Any, index: int) -> Item:
     text = _read_text(name, "text", record.get("text"))
     image = record.get("image")
     if image_list(image) is not None:
-        raise ProductError(name, "image", f"found a {type(image).__name__}; accepted: one image ({ACCEPTED_IMAGES})")
+        raise ProductError(name, "image", f"found a {type(image).__name__}; expected one image ({ACCEPTED_IMAGES})")
     box = read_box(name, "core_box", record.get("core_box"))
     if box is not None and image is None:
         raise ProductError(
-            name, "core_box", "there is no image that it could belong to; accepted: a box beside an image"
+            name, "core_box", "there is no image that it could belong to; expected a box beside an image"
         )
     if not text.strip() and image is None:
-        raise ProductError(name, "record", "neither text nor an image; accepted: at least one of text and image")
+        raise ProductError(name, "record", "neither text nor an image; expected at least one of text and image")
     return Item(name, ProductText(title=text if text.strip() else ""), _read_images(name, "image", image), box)
 
 
@@ -407,7 +407,7 @@ def given_reasoning(record: Mapping[str, Any], name: str, *, optional: bool = Fa
         ProductError: a reasoning of another type; not `optional` and none, or an empty one.
     """
     value = record.get("reasoning")
-    accepted = "accepted: a string, or a dict of key to value or list of values"
+    accepted = "expected a string, or a dict of key to value or list of values"
     if isinstance(value, Mapping):
         pairs = _read_pairs(name, "reasoning", value)
         if len({" ".join(key.split()) for key, _ in pairs}) < len(pairs):
@@ -498,7 +498,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_ACCEPTED_ARRAYS = "accepted: uint8, uint16, bool, or float in [0, 1]; H×W, H×W×C or C×H×W with C = 1, 3 or 4"
+_ACCEPTED_ARRAYS = "expected uint8, uint16, bool, or float in [0, 1]; H×W, H×W×C or C×H×W with C = 1, 3 or 4"
 _CHANNELS = (1, 3, 4)
 
 
@@ -520,11 +520,11 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         if not isinstance(self.allow_urls, bool):
-            raise ValueError(f"allow_urls={self.allow_urls!r}; accepted: True or False")
+            raise ValueError(f"allow_urls={self.allow_urls!r}; expected True or False")
         for name in ("timeout_seconds", "max_bytes", "max_pixels"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise ValueError(f"{name}={value!r}; accepted: a positive number")
+                raise ValueError(f"{name}={value!r}; expected a positive number")
 
 
 def open_image(
@@ -567,9 +567,9 @@ def _open_source(source: Any, limits: ImageLimits) -> Image.Image:
         source = _from_tensor(source)
     if isinstance(source, np.ndarray):
         if source.size > limits.max_pixels * max(_CHANNELS):
-            raise _RefusedError(f"an array of {source.size} values; accepted: at most {limits.max_pixels} pixels")
+            raise _RefusedError(f"an array of {source.size} values; expected at most {limits.max_pixels} pixels")
         return _decode_opened(_from_array(source), limits)
-    raise _RefusedError(f"found {type(source).__name__} {_shown(source)}; accepted: {ACCEPTED_IMAGES}")
+    raise _RefusedError(f"found {type(source).__name__} {_shown(source)}; expected {ACCEPTED_IMAGES}")
 
 
 def _open_path(source: str | os.PathLike[Any], limits: ImageLimits) -> Image.Image:
@@ -577,20 +577,18 @@ def _open_path(source: str | os.PathLike[Any], limits: ImageLimits) -> Image.Ima
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", path)
     if isinstance(source, str) and scheme and (path[scheme.end() :].startswith("//") or scheme[1].lower() == "data"):
         if scheme[1].lower() not in ("http", "https"):
-            raise _RefusedError(f"a {scheme[1].lower()}: address is not opened; accepted: {ACCEPTED_IMAGES}")
+            raise _RefusedError(f"a {scheme[1].lower()}: address is not opened; expected {ACCEPTED_IMAGES}")
         if not limits.allow_urls:
-            raise _RefusedError(
-                f"URL {_shown(path)} is not fetched unless allow_urls=True; accepted: {ACCEPTED_IMAGES}"
-            )
+            raise _RefusedError(f"URL {_shown(path)} is not fetched unless allow_urls=True; expected {ACCEPTED_IMAGES}")
         return _decode(_fetch(path, limits), limits, f"URL {_shown(path)}")
     try:
         mode = os.stat(path)
     except (OSError, ValueError) as error:
         detail = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable path ({error})"
-        raise _RefusedError(f"{detail}: {_shown(path)}; accepted: {ACCEPTED_IMAGES}") from error
+        raise _RefusedError(f"{detail}: {_shown(path)}; expected {ACCEPTED_IMAGES}") from error
     if not stat.S_ISREG(mode.st_mode):
         kind = "a directory" if stat.S_ISDIR(mode.st_mode) else "not a regular file"
-        raise _RefusedError(f"{_shown(path)} is {kind}; accepted: {ACCEPTED_IMAGES}")
+        raise _RefusedError(f"{_shown(path)} is {kind}; expected {ACCEPTED_IMAGES}")
     try:
         with open(path, "rb") as file:
             return _decode(file.read(), limits, _shown(path))
@@ -600,13 +598,13 @@ def _open_path(source: str | os.PathLike[Any], limits: ImageLimits) -> Image.Ima
 
 def _decode(data: bytes, limits: ImageLimits, what: str) -> Image.Image:
     if not data:
-        raise _RefusedError(f"{what}: empty (zero bytes); accepted: an image file")
+        raise _RefusedError(f"{what}: empty (zero bytes); expected an image file")
     try:
         image = Image.open(io.BytesIO(data), formats=_readable_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _RefusedError(f"{what}: too many pixels ({error}); accepted: at most {limits.max_pixels}") from error
+        raise _RefusedError(f"{what}: too many pixels ({error}); expected at most {limits.max_pixels}") from error
     except _DECODE_ERRORS as error:
-        raise _RefusedError(f"{what}: not an image that can be read; accepted: {', '.join(_FORMATS)}") from error
+        raise _RefusedError(f"{what}: not an image that can be read; expected {', '.join(_FORMATS)}") from error
     return _decode_opened(image, limits)
 
 
@@ -627,10 +625,10 @@ def _decode_opened(image: Image.Image, limits: ImageLimits) -> Image.Image:
         upright.info = {}  # an orientation that stayed there would turn the picture again at the next opening
         return upright
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _RefusedError(f"too many pixels ({error}); accepted: at most {limits.max_pixels}") from error
+        raise _RefusedError(f"too many pixels ({error}); expected at most {limits.max_pixels}") from error
     except _DECODE_ERRORS as error:
         raise _RefusedError(
-            f"damaged or truncated {label} image ({error}); accepted: an image that decodes wholly"
+            f"damaged or truncated {label} image ({error}); expected an image that decodes wholly"
         ) from error
 
 
@@ -638,7 +636,7 @@ def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
     if image.width < 1 or image.height < 1:
         raise _RefusedError(f"an image of {image.width}×{image.height} has no pixels")
     if image.width * image.height > limits.max_pixels:
-        raise _RefusedError(f"{image.width}×{image.height} is too many pixels; accepted: at most {limits.max_pixels}")
+        raise _RefusedError(f"{image.width}×{image.height} is too many pixels; expected at most {limits.max_pixels}")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -667,7 +665,7 @@ def _integer_grey(image: Image.Image) -> np.ndarray:
     """Bytes of a picture of mode "I" or "I;16…", on white where its file names a transparent value."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise _RefusedError(f"grey values from {values.min()} to {values.max()}; accepted: 0 to 65535")
+        raise _RefusedError(f"grey values from {values.min()} to {values.max()}; expected 0 to 65535")
     # Pillow opens some files of 16 bits as "I"; otherwise this mode does not say what its white is.
     sixteen_bit = image.mode != "I" or image.format in ("PNG", "PPM", "JPEG2000") or values.max() > 0xFF
     grey = _to_uint8(values.astype(np.uint16 if sixteen_bit else np.uint8))
@@ -755,9 +753,9 @@ def _check_url(url: str) -> _Target:
     except ValueError as error:
         raise _RefusedError(f"{_shown(url)} is not a URL ({error})") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or not port:
-        raise _RefusedError(f"URL {_shown(url)} is not fetched; accepted: http(s)://host/path")
+        raise _RefusedError(f"URL {_shown(url)} is not fetched; expected http(s)://host/path")
     if parts.username is not None or parts.password is not None:
-        raise _RefusedError("a URL with a user name or password is not fetched; accepted: http(s)://host/path")
+        raise _RefusedError("a URL with a user name or password is not fetched; expected http(s)://host/path")
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -766,7 +764,7 @@ def _check_url(url: str) -> _Target:
     for address in addresses:
         if not _is_public(address):
             raise _RefusedError(
-                f"host {_shown(parts.hostname)} has the non-public address {address}; accepted: public addresses"
+                f"host {_shown(parts.hostname)} has the non-public address {address}; expected public addresses"
             )
     query = f"?{parts.query}" if parts.query else ""
     path = urllib.parse.quote((parts.path or "/") + query, safe="/%:=&?~+!$,;'@()*[]")
@@ -837,21 +835,21 @@ def _request(target: _Target, deadline: float, limits: ImageLimits) -> bytes | s
 
 def _read_body(response: http.client.HTTPResponse, deadline: float, limits: ImageLimits) -> bytes:
     if response.status != 200:
-        raise _RefusedError(f"the server answered {response.status} {response.reason}; accepted: 200 with an image")
+        raise _RefusedError(f"the server answered {response.status} {response.reason}; expected 200 with an image")
     kind = (response.getheader("Content-Type") or "image/").lower()
     if not kind.startswith(_IMAGE_TYPES):
-        raise _RefusedError(f"the server sent {_shown(kind)}; accepted: an image")
+        raise _RefusedError(f"the server sent {_shown(kind)}; expected an image")
     if (response.getheader("Content-Encoding") or "identity").lower() != "identity":
-        raise _RefusedError("the server sent an encoded body, which was not asked for; accepted: the image itself")
+        raise _RefusedError("the server sent an encoded body, which was not asked for; expected the image itself")
     body = bytearray()
     while chunk := response.read(min(_CHUNK, limits.max_bytes + 1 - len(body))):
         body += chunk
         if len(body) > limits.max_bytes:
-            raise _RefusedError(f"more than {limits.max_bytes} bytes; accepted: at most max_bytes={limits.max_bytes}")
+            raise _RefusedError(f"more than {limits.max_bytes} bytes; expected at most max_bytes={limits.max_bytes}")
         if time.monotonic() >= deadline:
             raise TimeoutError
     if time.monotonic() >= deadline:
         raise TimeoutError
     if response.length:
-        raise _RefusedError(f"the body ended {response.length} bytes early (truncated); accepted: the whole image")
+        raise _RefusedError(f"the body ended {response.length} bytes early (truncated); expected the whole image")
     return bytes(body)

@@ -122,9 +122,7 @@ def write_reasoning(attributes: Mapping[str, str | Iterable[str]]) -> str:
     """
     text = reasoning_text(attributes)
     if found := _CONTROL.search(text):
-        raise ValueError(
-            f"write_reasoning: the control token {found.group()!r} in {_quote(text)}; accepted: plain text"
-        )
+        raise ValueError(f"write_reasoning: the control token {found.group()!r} in {_quote(text)}; expected plain text")
     return f"{THINK_START}{text}{THINK_END}"
 
 
@@ -138,17 +136,17 @@ def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
     for key, entry in attributes.items():
         name = _escape(key, ";,:") if isinstance(key, str) else ""
         if not name:
-            raise ValueError(f"reasoning: key {_quote(key)}; accepted: keys that are non-empty strings")
+            raise ValueError(f"reasoning: key {_quote(key)}; expected keys that are non-empty strings")
         values = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Iterable) else [entry]
         for value in values:
             if not isinstance(value, str):
                 raise ValueError(
-                    f"reasoning: {_quote(value)} as a value of {_quote(key)}; accepted: a string or several"
+                    f"reasoning: {_quote(value)} as a value of {_quote(key)}; expected a string or several"
                 )
         written = ", ".join(value for value in (_escape(one, ";,") for one in values) if value)
         if written and name in pairs:
             raise ValueError(
-                f"reasoning: the key {_quote(key)} comes twice; accepted: each key once, with all its values"
+                f"reasoning: the key {_quote(key)} comes twice; expected each key once, with all its values"
             )
         if written:
             pairs[name] = f"{name}: {written}"
@@ -177,7 +175,7 @@ def _read_row(row: list[int], tokenizer: Any, end: int) -> Reasoning:
 
 def _id_rows(ids: Any) -> list[list[int]]:
     rows = ids.tolist() if hasattr(ids, "tolist") else ids
-    accepted = "accepted: rows of whole numbers of at least 0, as (B, R) or a list of rows"
+    accepted = "expected rows of whole numbers of at least 0, as (B, R) or a list of rows"
     if not isinstance(rows, list | tuple):
         raise ValueError(f"read_reasoning: found {type(ids).__name__}; {accepted}")
     listed = [row.tolist() if hasattr(row, "tolist") else row for row in rows]

@@ -94,7 +94,7 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
             continue
         if role in taken and role.split(".")[1] not in _MANY:
             raise ColumnError(
-                f"columns: both {taken[role][0]!r} and {name!r} look like {role}; accepted: columns: {{{role}: one of them}}"
+                f"columns: both {taken[role][0]!r} and {name!r} look like {role}; expected columns: {{{role}: one of them}}"
             )
         taken[role] = (*taken.get(role, ()), name)
     taken |= {role: columns for role, columns in chosen.items() if columns}
@@ -105,7 +105,7 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
     if not found.has("positive"):
         raise ColumnError(
             f"columns: found no title and no image of the product among {', '.join(names) or 'no columns'}; "
-            "accepted: columns: {positive.title: NAME, positive.image: NAME, query.title: NAME, …}"
+            "expected columns: {positive.title: NAME, positive.image: NAME, query.title: NAME, …}"
         )
     return found
 
@@ -117,7 +117,7 @@ def _rank(role: str) -> tuple[int, int]:
 
 def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) -> tuple[str, ...]:
     if role not in roles:
-        raise ColumnError(f"columns: found {role!r}; accepted: {', '.join(sorted(roles))}")
+        raise ColumnError(f"columns: found {role!r}; expected {', '.join(sorted(roles))}")
     listed = [] if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for column in listed:
         if column not in names:
@@ -193,7 +193,7 @@ def _refuse_invalid_unicode(row: Mapping[str, Any], columns: Sequence[str]) -> N
     for column in columns:
         if half := lone_surrogate(cell_of(row, column)):
             raise ValueError(
-                f"column {mended(column)!r}: found half of a sign (a lone surrogate) in {half!r}; accepted: Unicode"
+                f"column {mended(column)!r}: found half of a sign (a lone surrogate) in {half!r}; expected Unicode"
             )
 
 
@@ -225,6 +225,6 @@ def parse_any_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[
     for pair in filter(None, (pair.strip() for pair in value.split(",,"))):
         key, colon, values = pair.partition(":")
         if not colon:
-            raise ValueError(f"{pair[:40]!r} has no colon; accepted: 'key:value,,key:value!!!value'")
+            raise ValueError(f"{pair[:40]!r} has no colon; expected 'key:value,,key:value!!!value'")
         pairs.append({"key": key, "value": [part for part in values.split("!!!") if part.strip()]})
     return parse_attributes(pairs, clean)

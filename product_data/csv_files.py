@@ -130,7 +130,7 @@ def _check_header(names: list[str], line: str) -> None:
             )
     for name, uses in Counter(names).items():
         if name.strip() and uses > 1:  # columns without a name, as spreadsheets add, may repeat
-            raise CsvError(f"line 1: {uses} columns are named {name!r}; accepted: one name for each column")
+            raise CsvError(f"line 1: {uses} columns are named {name!r}; expected one name for each column")
 
 
 def _whole_row(names: list[str], cells: list[str], lines: _Lines) -> dict[str, Any]:

@@ -2,6 +2,6 @@
 
 
 class OptionError(ValueError):
-    """An option whose value cannot be used: which option, what was found, what is accepted."""
+    """An option whose value cannot be used: which option, what was found, what is expected."""
 
     exit_status = 2

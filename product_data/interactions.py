@@ -24,7 +24,7 @@ _SECONDS_PER_DAY = 86_400.0
 _FIRST_DAY, _LAST_DAY = 19000101, 21001231  # numbers between are calendar days where they can be
 _END_OF_TIME = 253_402_300_800.0  # seconds: the year 10000, which milliseconds pass in 1978
 _UNITS = (1.0, 1e3, 1e6, 1e9)  # of numbers, for each second
-_ACCEPTED_TIMES = "accepted: seconds since 1970, or text such as 2024-05-31T12:00 or 2024-05-31 12:00:00 UTC"
+_ACCEPTED_TIMES = "expected seconds since 1970, or text such as 2024-05-31T12:00 or 2024-05-31 12:00:00 UTC"
 # A moment and the zone that follows it: after a space, or at once.
 _ZONE = re.compile(
     r"(?P<moment>\d{4}-?\d\d-?\d\d[T ]\d\d[\d:.,]*)\s*"
@@ -51,13 +51,13 @@ class InteractionOptions:
 
     def __post_init__(self) -> None:
         if not self.action_weights:
-            raise OptionError("action_weights: found none; accepted: at least one action, such as {'purchase': 1.0}")
+            raise OptionError("action_weights: found none; expected at least one action, such as {'purchase': 1.0}")
         for action, weight in self.action_weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not 0 < weight <= 1:
-                raise OptionError(f"action_weights: {action!r}: found {weight!r}; accepted: above 0 and at most 1")
+                raise OptionError(f"action_weights: {action!r}: found {weight!r}; expected above 0 and at most 1")
         if self.half_life_days is not None and not (math.isfinite(self.half_life_days) and self.half_life_days > 0):
-            raise OptionError(f"half_life_days: found {self.half_life_days!r}; accepted: a number above 0, or None")
+            raise OptionError(f"half_life_days: found {self.half_life_days!r}; expected a number above 0, or None")
 
     def weight_of(self, action: str) -> float | None:
         """Return the weight of one such action, None for an action that has none."""
@@ -168,7 +168,7 @@ def parse_count(value: Any) -> float:
     """
     number = float(value)
     if not number.is_integer() or number < 1:
-        raise ValueError(f"{value!r} found; accepted: a whole number of at least 1")
+        raise ValueError(f"{value!r} found; expected a whole number of at least 1")
     return number
 
 

@@ -72,7 +72,7 @@ def all_missing(products: Sequence[Any]) -> str:
         return ""
     first = next(image for row in with_pictures for image in row.images if is_missing(image))
     return (
-        f"all {len(with_pictures)} products that name pictures name files that are not there, the first {first}; accepted: paths "
+        f"all {len(with_pictures)} products that name pictures name files that are not there, the first {first}; expected paths "
         f"relative to the table or to a folder {SIBLING!r} beside it, or the folder named: --images-root FOLDER on the command "
         "line, images: FOLDER in a recipe"
     )

@@ -28,7 +28,7 @@ def require_writable_file(option: str, path: str | Path | None) -> None:
     path = Path(path)
     try:
         if path.is_dir():
-            raise OutputError(f"{option} {path}: this is a folder; accepted: the name of a file")
+            raise OutputError(f"{option} {path}: this is a folder; expected the name of a file")
         if path.exists():
             with path.open("ab"):
                 return
@@ -41,7 +41,7 @@ def require_writable_file(option: str, path: str | Path | None) -> None:
             _try_folder(folder, path)
     except OSError as error:
         raise OutputError(
-            f"{option} {path}: cannot be written ({_reason(error)}); accepted: a file in a folder of yours"
+            f"{option} {path}: cannot be written ({_reason(error)}); expected a file in a folder of yours"
         ) from error
 
 
@@ -62,7 +62,7 @@ def require_writable_folder(option: str, path: str | Path | None) -> None:
         _try_folder(_nearest_folder(path), path)
     except OSError as error:
         raise OutputError(
-            f"{option} {path}: cannot be written ({_reason(error)}); accepted: a folder of yours"
+            f"{option} {path}: cannot be written ({_reason(error)}); expected a folder of yours"
         ) from error
 
 

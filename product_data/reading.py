@@ -122,10 +122,10 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.strip_html, bool):
-            raise OptionError(f"strip_html: found {self.strip_html!r}; accepted: true or false")
+            raise OptionError(f"strip_html: found {self.strip_html!r}; expected true or false")
         separator = self.category_separator
         if separator is not None and not (isinstance(separator, str) and separator):
-            raise OptionError(f"category_separator: found {separator!r}; accepted: a text such as '/' or ' - '")
+            raise OptionError(f"category_separator: found {separator!r}; expected a text such as '/' or ' - '")
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
@@ -388,7 +388,7 @@ def _positive_weights(table: Table, index: int, item: str, positives: tuple[str,
         return ()
     named = table.cell(index, item, "positives", parse_texts, ())
     if len(weights) != len(named):
-        problem = f"{len(weights)} weights for {len(named)} positives; accepted: one for each, or none"
+        problem = f"{len(weights)} weights for {len(named)} positives; expected one for each, or none"
         table.found.add("malformed_cells", f"{table.part} {item!r}, column 'positive_weights': {problem}")
         return ()
     pairs = list(zip(named, weights, strict=True))
@@ -451,7 +451,7 @@ def _read_interaction(table: Table, index: int, folder: Path, options: Interacti
     weight = options.weight_of(action)
     if weight is None:
         near = difflib.get_close_matches(action.casefold(), [name.casefold() for name in options.action_weights], n=1)
-        hint = f"the nearest: {near[0]!r}" if near else f"accepted: {', '.join(options.action_weights)}"
+        hint = f"the nearest: {near[0]!r}" if near else f"expected {', '.join(options.action_weights)}"
         table.found.add("unknown_actions", f"{item}: {action!r} ({hint})")
         return None
     counted = table.rows[index].get(table.names.get("count", ""))
@@ -493,7 +493,7 @@ def _query_type(table: Table, index: int, item: str, has_text: bool, has_image: 
     if not has_text and not has_image:
         return "text"  # counted as an empty query
     if declared not in QUERY_TYPES:
-        problem = f"type {declared!r}; accepted: {', '.join(QUERY_TYPES)}"
+        problem = f"type {declared!r}; expected {', '.join(QUERY_TYPES)}"
     elif (declared != "image" and not has_text) or (declared != "text" and not has_image):
         problem = f"type {declared!r} without {'image' if has_text else 'text'}"
     else:

@@ -36,7 +36,7 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
     path = folder / "products.csv"
     rows = read_rows(path)
     if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
-        raise TableError(f"{path}: no column {', '.join(map(repr, missing))}; accepted: a product import file of Spree")
+        raise TableError(f"{path}: no column {', '.join(map(repr, missing))}; expected a product import file of Spree")
     products: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
     for first, others in _products(path, rows):
@@ -69,7 +69,7 @@ def _products(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str
         by_slug.setdefault(row["slug"], []).append(row)
     for slug, (first, *others) in by_slug.items():
         if not first["name"] or first["option1_value"]:
-            raise TableError(f"{path}, slug {slug!r}: a variant stands first; accepted: first the product's own row")
+            raise TableError(f"{path}, slug {slug!r}: a variant stands first; expected first the product's own row")
         yield first, [row for row in others if row["option1_value"] and row["image1_src"]]
 
 

@@ -30,7 +30,7 @@ ImageSource = bytes | str | Image.Image
 
 
 class TableError(ValueError):
-    """A table that cannot be used: which file, which column or row, what was found, what is accepted."""
+    """A table that cannot be used: which file, which column or row, what was found, what is expected."""
 
     exit_status = 2
 
@@ -47,7 +47,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise TableError(
-            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; accepted: {', '.join(SUFFIXES)}"
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; expected {', '.join(SUFFIXES)}"
         )
     try:
         return reader(path)
@@ -60,11 +60,11 @@ def _why_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        return f"{path}: found UTF-16; accepted: text saved as UTF-8"
+        return f"{path}: found UTF-16; expected text saved as UTF-8"
     place = ", ".join(_first_undecodable(path))
     return (
         f"{path}{place and f', {place}'}: not UTF-8 (byte {error.object[error.start]:#04x}: {error.reason}); "
-        "accepted: text saved as UTF-8"
+        "expected text saved as UTF-8"
     )
 
 
@@ -125,7 +125,7 @@ def refuse_undecodable(path: Path) -> None:
         TableError: a text that is not UTF-8, with its row and column.
     """
     if place := _first_undecodable_in_parquet(path):
-        raise TableError(f"{path}, {', '.join(place)}: not UTF-8; accepted: text saved as UTF-8")
+        raise TableError(f"{path}, {', '.join(place)}: not UTF-8; expected text saved as UTF-8")
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def _read_jsonl(path: Path, *, errors: str = "strict") -> list[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise TableError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
             if not isinstance(row, dict):
-                raise TableError(f"{path}, line {number}: {type(row).__name__} found; accepted: one JSON object a line")
+                raise TableError(f"{path}, line {number}: {type(row).__name__} found; expected one JSON object a line")
             rows.append(row)
     return rows
 
@@ -179,7 +179,7 @@ def parse_text(value: Any) -> str:
     if isinstance(value, str | int | float | np.number):
         text = str(value).strip()
         return text if has_visible_text(text) else ""
-    raise ValueError(f"{type(value).__name__} found; accepted: text")
+    raise ValueError(f"{type(value).__name__} found; expected text")
 
 
 def parse_query_text(value: Any, *, has_picture: bool) -> str:
@@ -234,7 +234,7 @@ def parse_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[str,
     elif isinstance(value, list | tuple | np.ndarray):
         pairs = [_as_pair(item) for item in value if not is_absent(item)]
     else:
-        raise ValueError(f"{type(value).__name__} found; accepted: a list of {{key, value}}, a dict or 'key: value; …'")
+        raise ValueError(f"{type(value).__name__} found; expected a list of {{key, value}}, a dict or 'key: value; …'")
     attributes: dict[str, list[str]] = {}
     for key, found in pairs:
         values = attributes.setdefault(clean(parse_text(key)), [])
@@ -247,7 +247,7 @@ def _as_pair(item: Any) -> tuple[Any, Any]:
         return item["key"], item["value"]
     if isinstance(item, list | tuple) and len(item) == 2:
         return item[0], item[1]
-    raise ValueError(f"{str(item)[:40]!r} is not a pair; accepted: {{'key': …, 'value': …}}")
+    raise ValueError(f"{str(item)[:40]!r} is not a pair; expected {{'key': …, 'value': …}}")
 
 
 def _parse_attribute_text(text: str) -> list[tuple[str, str]]:
@@ -255,7 +255,7 @@ def _parse_attribute_text(text: str) -> list[tuple[str, str]]:
     for part in filter(None, (part.strip() for part in _split_outside_html(text, ";"))):
         key, colon, value = part.partition(":")
         if not colon:
-            raise ValueError(f"{part[:40]!r} has no colon; accepted: 'key: value; key: value'")
+            raise ValueError(f"{part[:40]!r} has no colon; expected 'key: value; key: value'")
         pairs.append((key, value))
     return pairs
 
@@ -283,7 +283,7 @@ def parse_box(value: Any) -> tuple[float, float, float, float] | None:
         or numbers[2] <= numbers[0]
         or numbers[3] <= numbers[1]
     ):
-        raise ValueError(f"{str(value)[:60]} found; accepted: x0, y0, x1, y1 in pixels with x0 < x1 and y0 < y1")
+        raise ValueError(f"{str(value)[:60]} found; expected x0, y0, x1, y1 in pixels with x0 < x1 and y0 < y1")
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
@@ -293,7 +293,7 @@ def parse_weights(value: Any) -> tuple[float, ...]:
         value = value.replace(",", " ").replace("|", " ").split()
     weights = tuple(float(number) for number in _as_items(value, ("|",)))
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"{str(value)[:60]} found; accepted: numbers above 0")
+        raise ValueError(f"{str(value)[:60]} found; expected numbers above 0")
     return weights
 
 
@@ -305,14 +305,14 @@ def parse_flag(value: Any) -> bool:
         return bool(value)
     word = str(value).strip().lower()
     if word not in ("true", "false", "1", "0", "yes", "no"):
-        raise ValueError(f"{value!r} found; accepted: true or false")
+        raise ValueError(f"{value!r} found; expected true or false")
     return word in ("true", "1", "yes")
 
 
 def parse_images(value: Any, folder: Path) -> tuple[ImageSource, ...]:
     """Pictures of a cell: one or a list of bytes, {bytes, path}, paths relative to `folder`, addresses or PIL images."""
     if isinstance(value, np.ndarray) and value.dtype != object and value.ndim > 1:
-        raise ValueError("an array of pixels found; accepted: bytes, a path, or a PIL image")
+        raise ValueError("an array of pixels found; expected bytes, a path, or a PIL image")
     return tuple(_parse_image(item, folder) for item in _as_items(value, ("|",)))
 
 
@@ -324,7 +324,7 @@ def _parse_image(item: Any, folder: Path) -> ImageSource:
     if isinstance(item, Path):
         item = str(item)
     if not isinstance(item, str) or is_absent(item):
-        raise ValueError(f"{type(item).__name__} found; accepted: bytes, a path, or a PIL image")
+        raise ValueError(f"{type(item).__name__} found; expected bytes, a path, or a PIL image")
     item = item.strip()
     return item if is_address(item) else str(folder / item)
 

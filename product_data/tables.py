@@ -192,19 +192,19 @@ def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, 
         accepted = (*_PARTS, "images")
         unknown = set(source) - set(accepted)
         if unknown or not source:
-            raise TableError(f"source has {', '.join(sorted(unknown)) or 'no entry'}; accepted: {', '.join(accepted)}")
+            raise TableError(f"source has {', '.join(sorted(unknown)) or 'no entry'}; expected {', '.join(accepted)}")
         path = source.get("products")
         return (Path(path).parent.name or "tables") if isinstance(path, str | Path) else "tables", dict(source)
     path = Path(source)
     if path.is_dir():
         parts = {part: file for part in _PARTS if (file := _find_table(path, part))}
         if not parts.keys() & {"products", "queries"}:
-            raise TableError(f"{path}: no products table; accepted: products{{{','.join(SUFFIXES)}}} in that folder")
+            raise TableError(f"{path}: no products table; expected products{{{','.join(SUFFIXES)}}} in that folder")
         return path.resolve().name, parts
     if path.is_file():
         return path.stem, {"products": path}
     raise TableError(
-        f"{source}: no such file or folder; accepted: 'catalogue', a folder with products.*, or a products file"
+        f"{source}: no such file or folder; expected 'catalogue', a folder with products.*, or a products file"
     )
 
 

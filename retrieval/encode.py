@@ -95,11 +95,11 @@ class EncodingSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise OptionError(f"batch_size={self.batch_size}; accepted: 1 or more")
+            raise OptionError(f"batch_size={self.batch_size}; expected 1 or more")
         if isinstance(self.thinking, Mapping):
             object.__setattr__(self, "thinking", Thinking(**self.thinking))
         if not isinstance(self.thinking, Thinking | None):
-            raise ValueError(f"thinking={self.thinking!r}; accepted: a Thinking, a mapping of its arguments, or None")
+            raise ValueError(f"thinking={self.thinking!r}; expected a Thinking, a mapping of its arguments, or None")
 
 
 class CheckpointError(ValueError):
@@ -120,14 +120,14 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
         CheckpointError: no such folder or hub id, a folder without config.json, or a model whose output has no vector.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path}: no config.json; accepted: the folder of a saved checkpoint")
+        raise CheckpointError(f"{path}: no config.json; expected the folder of a saved checkpoint")
     try:
         model = AutoModel.from_pretrained(path, dtype=dtype)
     except OSError as error:
         raise CheckpointError(str(error)) from error
     if model.config.model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path}: model type {model.config.model_type!r}; accepted: a Moon (see moon3 upcycle) or a dual tower"
+            f"{path}: model type {model.config.model_type!r}; expected a Moon (see moon3 upcycle) or a dual tower"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
@@ -169,10 +169,10 @@ def encode(
     """
     how = EncodingSettings(**settings)
     if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; accepted: kind product or query")
+        raise ValueError(f"kind={kind!r}; expected kind product or query")
     check_reasoning(model, processor, reasoning, REASONING)
     if how.thinking is not None and reasoning != "generate":
-        raise ValueError(f"thinking={how.thinking} with reasoning={reasoning!r}; accepted: with reasoning='generate'")
+        raise ValueError(f"thinking={how.thinking} with reasoning={reasoning!r}; expected with reasoning='generate'")
     unread = () if reasoning == "given" else ("reasoning",)
     order = sorted(range(len(records)), key=lambda index: _length(records[index], unread))
     groups = [order[start : start + how.batch_size] for start in range(0, len(order), how.batch_size)]
@@ -223,7 +223,7 @@ def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequen
         ValueError: a reasoning that is not accepted here, or one that the model or its processor is not made for.
     """
     if reasoning not in accepted:
-        raise OptionError(f"reasoning={reasoning!r}; accepted: {', '.join(accepted)}")
+        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(accepted)}")
     if reasoning == "none":
         return
     for part in (getattr(model, "config", None), processor):
@@ -231,7 +231,7 @@ def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequen
             raise OptionError(
                 f"reasoning={reasoning!r}: this {'processor' if part is processor else 'model'} "
                 f"({type(processor if part is processor else model).__name__}) does not reason, it has no "
-                "max_reasoning_tokens; accepted: 'none', or a moon3 checkpoint"
+                "max_reasoning_tokens; expected 'none', or a moon3 checkpoint"
             )
 
 
@@ -245,10 +245,10 @@ def check_threshold(query_reasoning: str, threshold: float | None) -> float:
         return THRESHOLD
     if query_reasoning != "auto":
         raise OptionError(
-            f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; accepted: with query_reasoning='auto'"
+            f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; expected with query_reasoning='auto'"
         )
     if not 0 <= threshold <= 2:
-        raise OptionError(f"gate_threshold={threshold}; accepted: a number in [0, 2], a difference of two cosines")
+        raise OptionError(f"gate_threshold={threshold}; expected a number in [0, 2], a difference of two cosines")
     return threshold
 
 
@@ -273,7 +273,7 @@ def check_variants(variants: str) -> str:
         ValueError: it is not.
     """
     if variants not in VARIANTS:
-        raise OptionError(f"variants={variants!r}; accepted: {', '.join(VARIANTS)}")
+        raise OptionError(f"variants={variants!r}; expected {', '.join(VARIANTS)}")
     return variants
 
 

@@ -234,9 +234,9 @@ def test_an_input_that_is_no_record_is_refused_by_name(tiny_moon):
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
-        ("encode_document", r"product 0, field 'name': unknown field.*; accepted: title, description, images"),
-        ("encode_query", r"record 0, field 'name': unknown.*accepted: of a product title, .*; of a query text, image"),
-        ("encode", r"record 0, field 'name': unknown.*accepted: of a product title, .*; of a query text, image"),
+        ("encode_document", r"product 0, field 'name': unknown field.*; expected title, description, images"),
+        ("encode_query", r"record 0, field 'name': unknown.*expected of a product title, .*; of a query text, image"),
+        ("encode", r"record 0, field 'name': unknown.*expected of a product title, .*; of a query text, image"),
     ],
 )
 def test_an_unknown_key_is_named_on_its_own_side(tiny_moon, encode, message):
@@ -250,7 +250,7 @@ def test_a_token_budget_without_room_for_any_item_is_refused_where_it_is_set(tin
     before = encoder.max_seq_length
     for value in (0, 3, True, 64.0, None):
         with pytest.raises(
-            ValueError, match=rf"max_seq_length: found {value!r}; accepted: a whole number of at least"
+            ValueError, match=rf"max_seq_length: found {value!r}; expected a whole number of at least"
         ) as error:
             encoder.max_seq_length = value
     assert encoder.max_seq_length == before
@@ -265,7 +265,7 @@ def test_what_does_not_fit_into_the_token_budget_is_told_by_the_name_that_it_was
     encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
     encoder.max_seq_length = 200
     with pytest.raises(
-        ValueError, match=r"field 'max_seq_length': .* more than max_seq_length=200; accepted: a larger max_seq"
+        ValueError, match=r"field 'max_seq_length': .* more than max_seq_length=200; expected a larger max_seq"
     ):
         encoder.encode(["red shoes"], prompt="Find what this shopper wants, word by word. " * 40)
 
@@ -276,11 +276,9 @@ def test_what_does_not_fit_into_the_token_budget_is_told_by_the_name_that_it_was
 def test_the_path_of_a_picture_is_never_read_as_words_in_silence(tiny_moon, path):
     encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
     for encode in (encoder.encode, encoder.encode_query, encoder.encode_document):
-        with pytest.raises(
-            ValueError, match=r'item \d, .*s path or address; accepted: \{"image": path\} or Image.open'
-        ):
+        with pytest.raises(ValueError, match=r'item \d, .*s path or address; expected \{"image": path\} or Image.open'):
             encode(["red shoes", path], batch_size=2)
-    with pytest.raises(ValueError, match=r"text 1, .*a picture's path or address; accepted: images="):
+    with pytest.raises(ValueError, match=r"text 1, .*a picture's path or address; expected images="):
         AutoProcessor.from_pretrained(tiny_moon("qwen3_vl"))(text=["red shoes", path])
 
 
@@ -304,7 +302,7 @@ def test_an_adapter_alone_says_what_to_load_instead(tmp_path):
     (adapter / "adapter_config.json").write_text("{}")
     mark_adapter(adapter)
     with pytest.raises(
-        ValueError, match=r"adapter holds an adapter without its base .*accepted: the whole model, .*final"
+        ValueError, match=r"adapter holds an adapter without its base .*expected the whole model, .*final"
     ):
         SentenceTransformer(str(adapter))
 

@@ -2,6 +2,6 @@
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run, in a sentence that says which key, what was found and what is accepted."""
+    """A recipe that cannot be run, in a sentence that says which key, what was found and what is expected."""
 
     exit_status = 2

@@ -139,12 +139,12 @@ def read_shop(source: str | Path | dict[str, str], reading: ReadingOptions | Non
     tables.report.raise_if_fatal()
     if not tables.queries:
         raise TableError(
-            f"{tables.name}: found no searches; accepted: interactions.* or queries.* beside products.*; "
+            f"{tables.name}: found no searches; expected interactions.* or queries.* beside products.*; "
             "training/train.py derives queries from products alone"
         )
     if not any(map(_can_be_opened, tables.products)):
         raise TableError(
-            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; accepted: files, named relative "
+            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; expected files, named relative "
             "to the folder of the table, or with --products to that of --images"
         )
     tables = with_held_out_queries(tables)
@@ -311,11 +311,11 @@ def tables_of(folder: str | None, tables: dict[str, str]) -> str | dict[str, str
         RecipeError: neither or both, tables without products, a folder without them.
     """
     if (folder is None) == (not tables):
-        raise RecipeError("found neither or both of --data and tables; accepted: --data FOLDER, or --products FILE …")
+        raise RecipeError("found neither or both of --data and tables; expected --data FOLDER, or --products FILE …")
     if folder is None and "products" not in tables:
-        raise RecipeError(f"found {', '.join(tables)} without products; accepted: --products beside them")
+        raise RecipeError(f"found {', '.join(tables)} without products; expected --products beside them")
     if folder is not None and not _products_of(Path(folder)):
-        raise RecipeError(f"{folder}: found no products{{{','.join(SUFFIXES)}}}; accepted: a folder that holds it")
+        raise RecipeError(f"{folder}: found no products{{{','.join(SUFFIXES)}}}; expected a folder that holds it")
     return folder or tables
 
 

@@ -181,7 +181,7 @@ def check_same_data(recipe: Recipe, checkpoint: Path) -> None:
     if changed:
         raise ResumeError(
             f"data: found other products, queries or answers in {', '.join(changed)} than {checkpoint} was trained on; "
-            "accepted: the same data to go on, another output_dir, or --overwrite"
+            "expected the same data to go on, another output_dir, or --overwrite"
         )
 
 
@@ -228,7 +228,7 @@ def open_run(recipe: Recipe) -> bool:
         if differing_keys(stored, recipe.resolved):
             raise RecipeError(
                 f"{output_dir} holds a run of another recipe ({differences(stored, recipe.resolved)}); "
-                "accepted: the same recipe to resume, another output_dir, or --overwrite"
+                "expected the same recipe to resume, another output_dir, or --overwrite"
             )
         if args.max_steps < 1:
             args.max_steps = recipe.resolved["max_steps"] = stored["max_steps"]
@@ -237,13 +237,13 @@ def open_run(recipe: Recipe) -> bool:
         if left:
             raise RecipeError(
                 f"{output_dir} holds {', '.join(left)} of a run whose recipe is not there; "
-                "accepted: another output_dir, or --overwrite"
+                "expected another output_dir, or --overwrite"
             )
         if main_process:
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise RecipeError(f"output_dir: {error}; accepted: a folder that can be made") from error
+                raise RecipeError(f"output_dir: {error}; expected a folder that can be made") from error
             write_records(recipe, output_dir)
     if main_process:
         for path in remove_incomplete(output_dir):

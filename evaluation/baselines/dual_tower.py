@@ -53,7 +53,7 @@ class DualTowerConfig(PreTrainedConfig):
         self.vlm_config = _read_vlm_config(self.vlm_config)
         super().__post_init__(**kwargs)
         if self.embedding_dim is not None and self.embedding_dim < 1:
-            raise ValueError(f"DualTowerConfig: embedding_dim={self.embedding_dim}; accepted: 1 or more, or None")
+            raise ValueError(f"DualTowerConfig: embedding_dim={self.embedding_dim}; expected 1 or more, or None")
         if (self.user_prefix_ids is None) != (self.turn_end_id is None):
             raise ValueError("DualTowerConfig: user_prefix_ids and turn_end_id go together; one is None")
 
@@ -73,7 +73,7 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
         vlm_config = {"model_type": BACKBONES[0]}
     found = vlm_config.get("model_type") if isinstance(vlm_config, dict) else getattr(vlm_config, "model_type", None)
     if found not in BACKBONES:
-        raise ValueError(f"DualTowerConfig: vlm_config has model type {found!r}; accepted: {', '.join(BACKBONES)}")
+        raise ValueError(f"DualTowerConfig: vlm_config has model type {found!r}; expected {', '.join(BACKBONES)}")
     vlm_config = copy.deepcopy(vlm_config)
     if isinstance(vlm_config, dict):
         vlm_config = CONFIG_MAPPING[found](

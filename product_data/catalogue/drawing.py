@@ -104,7 +104,7 @@ def _pattern_mask(pattern: str, pixels: int, scale: int) -> Image.Image:
     elif pattern == "zigzag":
         cover = ((y + np.abs(x % (2 * step) - step)) % (1.7 * step) < 0.65 * step) * 255
     else:
-        raise ValueError(f"pattern {pattern!r} has no drawing; accepted: striped, dotted, checked, zigzag")
+        raise ValueError(f"pattern {pattern!r} has no drawing; expected striped, dotted, checked, zigzag")
     return Image.fromarray(cover.astype(np.uint8), "L")
 
 

@@ -96,7 +96,7 @@ def make_catalogue(
     """
     _check(products, image_size, queries_per_product, splits)
     if only not in (None, *(name for name, _ in splits)):
-        raise ValueError(f"only={only!r}; accepted: one of {', '.join(name for name, _ in splits)}, or None")
+        raise ValueError(f"only={only!r}; expected one of {', '.join(name for name, _ in splits)}, or None")
     items = make_items(products, seed=seed, splits=splits)
     catalogue = _Relations(items)
     product_rows, query_rows = [], []
@@ -111,15 +111,15 @@ def make_catalogue(
 
 def _check(products: int, image_size: int, queries_per_product: int, splits: Sequence[tuple[str, float]]) -> None:
     if image_size < 64:
-        raise OptionError(f"image_size={image_size}: details vanish below 64 pixels; accepted: 64 or more")
+        raise OptionError(f"image_size={image_size}: details vanish below 64 pixels; expected 64 or more")
     if queries_per_product < 0:
-        raise OptionError(f"queries_per_product={queries_per_product}; accepted: 0 or more")
+        raise OptionError(f"queries_per_product={queries_per_product}; expected 0 or more")
     names = [name for name, _ in splits]
     if not splits or len(set(names)) != len(names) or any(share <= 0 for _, share in splits):
-        raise OptionError(f"splits={tuple(splits)!r}; accepted: one or more different names, each with a share above 0")
+        raise OptionError(f"splits={tuple(splits)!r}; expected one or more different names, each with a share above 0")
     if products < FAMILY_SIZE * len(splits):
         raise OptionError(
-            f"products={products} leave a split without products; accepted: at least {FAMILY_SIZE} for each of "
+            f"products={products} leave a split without products; expected at least {FAMILY_SIZE} for each of "
             f"the {len(splits)} splits"
         )
 

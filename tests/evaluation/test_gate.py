@@ -205,7 +205,7 @@ def test_the_command_writes_numbers_tables_and_curves(
     assert output.with_suffix(".png").is_file()
     assert "# Thinking when unsure" in capsys.readouterr().out
     assert main(["gate", *arguments, "--output", str(tmp_path / "gate.txt")]) == 2
-    assert "accepted: a .json file" in capsys.readouterr().err
+    assert "expected a .json file" in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured_is_refused(folder: Path, tiny_moon: Callable[..., Path]) -> None:
@@ -214,7 +214,7 @@ def test_what_cannot_be_measured_is_refused(folder: Path, tiny_moon: Callable[..
     whole = load_tables({"products": products, "queries": queries})
     with pytest.raises(ValueError, match="reasoning='generate': this model .* does not reason"):
         measure_gate(*moon1, whole, options=GateOptions(split=None))
-    with pytest.raises(ValueError, match="rounds=0; accepted: 1 or more"):
+    with pytest.raises(ValueError, match="rounds=0; expected 1 or more"):
         GateOptions(rounds=0)
     moon3 = load_for_evaluation(folder, device="cpu")
     single = load_tables({"products": products[:1], "queries": queries[:1]})

@@ -217,7 +217,7 @@ def test_layers_are_averaged_as_chosen(load: Callable[..., tuple[Any, Any]]) -> 
     np.testing.assert_allclose((first.attention + second.attention) / 2, both.attention, atol=1e-7)
     np.testing.assert_allclose(second.attention, slow_attention(model, processor, FULL, (1,))[1], atol=1e-6)
     for wrong in ([2], [-1], [], [True]):
-        with pytest.raises(ValueError, match="accepted: one or more of 0 to 1"):
+        with pytest.raises(ValueError, match="expected one or more of 0 to 1"):
             explain(model, processor, [FULL], layers=wrong)
 
 
@@ -296,9 +296,9 @@ def test_what_cannot_be_explained_is_refused(
     load: Callable[..., tuple[Any, Any]], tiny_base: Callable[..., Path]
 ) -> None:
     model, processor = load()
-    with pytest.raises(ValueError, match="accepted: a Moon model"):
+    with pytest.raises(ValueError, match="expected a Moon model"):
         explain(AutoModel.from_pretrained(tiny_base()), processor, [TEXT_ONLY])
-    with pytest.raises(ValueError, match="accepted: none, generate, given"):
+    with pytest.raises(ValueError, match="expected none, generate, given"):
         explain(model, processor, [TEXT_ONLY], reasoning="think")
     with pytest.raises(ValueError, match="this model writes none"):
         explain(model, processor, [TEXT_ONLY], reasoning="generate")
@@ -562,7 +562,7 @@ def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     assert main([*command, "--queries", "--overwrite"]) == 0
     assert sorted(path.name for path in out.glob("*")) == ["index.json", "q.png"]
     assert main([*command, "--first", "0"]) == 2
-    assert "accepted: 1 or more" in capsys.readouterr().err
+    assert "expected 1 or more" in capsys.readouterr().err
     assert main([*command, "--ids", "bad", "--overwrite"]) == 1
     assert main([*command, "--font", str(shop / "a.png"), "--overwrite"]) == 2
     assert f"--font {shop / 'a.png'}: " in capsys.readouterr().err
@@ -585,7 +585,7 @@ def test_an_index_of_something_else_is_left_alone(
         "cpu",
     ]
     assert main([*command, "--overwrite"]) == 2
-    assert "accepted: another --output, or a folder without index.json" in capsys.readouterr().err
+    assert "expected another --output, or a folder without index.json" in capsys.readouterr().err
     assert (tmp_path / "index.json").read_text() == content
 
 

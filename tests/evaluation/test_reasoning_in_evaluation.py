@@ -180,7 +180,7 @@ def test_a_model_or_a_processor_that_does_not_reason_is_refused_before_any_work(
         (tower, its_processor, r"this model \(DualTower\)"),
         (moon3[0], its_processor, r"this processor \(MoonProcessor\)"),
     ):
-        message = f"reasoning='generate': {name} does not reason, .*; accepted: 'none', or a moon3 checkpoint"
+        message = f"reasoning='generate': {name} does not reason, .*; expected 'none', or a moon3 checkpoint"
         with pytest.raises(ValueError, match=message):
             encode(model, processor, PRODUCTS, reasoning="generate")
         with pytest.raises(ValueError, match=message):
@@ -192,27 +192,27 @@ def test_a_model_or_a_processor_that_does_not_reason_is_refused_before_any_work(
 
 
 def test_wrong_settings_of_a_reasoning_are_refused(moon3: Pair) -> None:
-    with pytest.raises(ValueError, match="reasoning='always'; accepted: none, generate, given"):
+    with pytest.raises(ValueError, match="reasoning='always'; expected none, generate, given"):
         encode(*moon3, PRODUCTS, reasoning="always")
-    with pytest.raises(ValueError, match="with reasoning='none'; accepted: with reasoning='generate'"):
+    with pytest.raises(ValueError, match="with reasoning='none'; expected with reasoning='generate'"):
         encode(*moon3, PRODUCTS, thinking={"max_tokens": 3})
-    with pytest.raises(ValueError, match="thinking='long'; accepted: a Thinking"):
+    with pytest.raises(ValueError, match="thinking='long'; expected a Thinking"):
         encode(*moon3, PRODUCTS, reasoning="generate", thinking="long")
-    with pytest.raises(ValueError, match="max_tokens=0; accepted: 1 or more"):
+    with pytest.raises(ValueError, match="max_tokens=0; expected 1 or more"):
         encode(*moon3, PRODUCTS, reasoning="generate", thinking={"max_tokens": 0})
     with pytest.raises(TypeError, match="batchsize"):
         encode(*moon3, PRODUCTS, batchsize=3)
-    with pytest.raises(ValueError, match="reasoning='given'; accepted: none, generate"):
+    with pytest.raises(ValueError, match="reasoning='given'; expected none, generate"):
         VectorCache(*moon3, [], [], product_reasoning="given")
     with pytest.raises(ValueError, match="neither queries nor products generate a reasoning"):
         VectorCache(*moon3, [], [], thinking={"max_tokens": 3})
     for options, message in (
-        ({"query_reasoning": "given"}, "query_reasoning='given'; accepted: none, generate"),
-        ({"product_reasoning": "yes"}, "product_reasoning='yes'; accepted: none, generate"),
+        ({"query_reasoning": "given"}, "query_reasoning='given'; expected none, generate"),
+        ({"product_reasoning": "yes"}, "product_reasoning='yes'; expected none, generate"),
         ({"max_reasoning_tokens": 4}, "max_reasoning_tokens=4, but neither queries nor products reason"),
-        ({"max_reasoning_tokens": 0, "query_reasoning": "generate"}, "max_reasoning_tokens=0; accepted: 1 or more"),
+        ({"max_reasoning_tokens": 0, "query_reasoning": "generate"}, "max_reasoning_tokens=0; expected 1 or more"),
         ({"reasonings": "x.parquet"}, "reasonings=x.parquet, but neither queries nor products reason"),
-        ({"reasonings": "x.csv", "query_reasoning": "generate"}, "reasonings=x.csv; accepted: a .parquet file"),
+        ({"reasonings": "x.csv", "query_reasoning": "generate"}, "reasonings=x.csv; expected a .parquet file"),
     ):
         with pytest.raises(ValueError, match=message):
             EvaluationOptions(**options)
@@ -400,7 +400,7 @@ def test_several_benchmarks_have_a_table_of_reasonings_each(folder: Path, tmp_pa
         (["--reasoning", "generate"], "reasoning='generate': this model (MoonModel) does not reason"),
         (["--query-reasoning", "generate"], "reasoning='generate': this model (MoonModel) does not reason"),
         (["--max-reasoning-tokens", "8"], "max_reasoning_tokens=8, but neither queries nor products reason"),
-        (["--reasoning", "generate", "--reasonings", "x.json"], "reasonings=x.json; accepted: a .parquet file"),
+        (["--reasoning", "generate", "--reasonings", "x.json"], "reasonings=x.json; expected a .parquet file"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(

@@ -187,11 +187,11 @@ def test_what_does_not_go_together_is_refused(moon3: Pair, tiny_moon: Callable[.
     for settings, message in (
         (
             {"gate_threshold": 0.1},
-            "gate_threshold=0.1 with query_reasoning='none'; accepted: with query_reasoning='auto'",
+            "gate_threshold=0.1 with query_reasoning='none'; expected with query_reasoning='auto'",
         ),
-        ({"query_reasoning": "auto", "gate_threshold": 2.5}, r"gate_threshold=2.5; accepted: a number in \[0, 2\]"),
+        ({"query_reasoning": "auto", "gate_threshold": 2.5}, r"gate_threshold=2.5; expected a number in \[0, 2\]"),
         ({"query_reasoning": "auto", "gate_threshold": float("nan")}, "gate_threshold=nan"),
-        ({"product_reasoning": "auto"}, "reasoning='auto'; accepted: none, generate"),
+        ({"product_reasoning": "auto"}, "reasoning='auto'; expected none, generate"),
     ):
         with pytest.raises(ValueError, match=message):
             VectorCache(*moon3, [], [], **settings)

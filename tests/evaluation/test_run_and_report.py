@@ -150,8 +150,8 @@ def test_the_embedded_catalogue_is_evaluated_on_its_test_split(tiny_moon: Callab
     [
         (["--benchmark", "nowhere"], "nowhere: no such file or folder"),
         (["--split", "tset"], "no split 'tset'; there are: all, test, train"),
-        (["--only", "recall"], "accepted: retrieval, classification, attributes"),
-        (["--batch-size", "0"], "batch_size=0; accepted: 1 or more"),
+        (["--only", "recall"], "expected retrieval, classification, attributes"),
+        (["--batch-size", "0"], "batch_size=0; expected 1 or more"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )
@@ -173,7 +173,7 @@ def test_results_of_several_benchmarks_need_a_folder_and_different_names(
 ) -> None:
     arguments = ["--model", "nowhere", "--benchmark", str(shop), str(shop), "--output"]
     assert main(["evaluate", *arguments, str(tmp_path / "results.json")]) == 2
-    assert "accepted: a folder when there are several" in capsys.readouterr().err
+    assert "expected a folder when there are several" in capsys.readouterr().err
     assert main(["evaluate", *arguments, str(tmp_path / "results")]) == 2
     assert "benchmarks are called shop, shop" in capsys.readouterr().err
 
@@ -228,7 +228,7 @@ def test_the_comparison_has_a_column_for_each_model() -> None:
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["benchmark", "R@1, %", "before", "after", "chance"]
     assert "10.0 (0.0–20.0)" in first
     assert "90.0 (80.0–100.0)" in first
-    with pytest.raises(ValueError, match="accepted: R@1, R@5, R@10, MRR"):
+    with pytest.raises(ValueError, match="expected R@1, R@5, R@10, MRR"):
         comparison_table([before], metric="recall")
     with pytest.raises(ValueError, match="one name a result"):
         comparison_table([before], names=[])

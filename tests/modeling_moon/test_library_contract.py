@@ -106,15 +106,15 @@ def test_states_and_attentions_of_layers_are_returned_where_the_argument_or_the_
 
 def test_attentions_of_a_kernel_that_computes_none_are_refused(variant):
     for model in (variant.encoder, variant.writer):
-        with pytest.raises(ValueError, match="attention 'sdpa' gives none; accepted: attn_implementation='eager'"):
+        with pytest.raises(ValueError, match="attention 'sdpa' gives none; expected attn_implementation='eager'"):
             model(**variant.words, output_attentions=True)
 
 
 def test_outputs_and_inputs_of_other_models_are_refused_with_what_stands_in_their_place(variant):
     for model in (variant.encoder, variant.writer):
-        with pytest.raises(ValueError, match="does not read output_router_logits; accepted: output_router_stats=True"):
+        with pytest.raises(ValueError, match="does not read output_router_logits; expected output_router_stats=True"):
             model(**variant.words, output_router_logits=True)
-        with pytest.raises(ValueError, match="does not read pixel_values_videos; accepted: pixel_values"):
+        with pytest.raises(ValueError, match="does not read pixel_values_videos; expected pixel_values"):
             model(**variant.words, pixel_values_videos=torch.zeros(4, 4))
         with torch.no_grad():
             model(**variant.words, output_router_logits=False, pixel_values_videos=None)
@@ -206,7 +206,7 @@ def test_a_mask_of_pairs_gives_states_and_refuses_vectors(variant):
     for batch in (variant.words, variant.seen):
         pairs = batch | {"attention_mask": causal(batch["attention_mask"])}
         assert variant.encoder(**pairs).embeddings is None
-        with pytest.raises(ValueError, match=r"accepted: a mask \(B, T\), not one of pairs of tokens"):
+        with pytest.raises(ValueError, match=r"expected a mask \(B, T\), not one of pairs of tokens"):
             variant.encoder(**pairs, output_embeddings=True)
 
 
@@ -280,7 +280,7 @@ def test_a_prompt_is_read_in_parts_or_refused_where_a_part_does_not_tell_enough(
     alone = {name: value[:1] for name, value in variant.words.items()}
     if variant.config.reads_aspects:  # a later part does not hold the markers of an earlier one
         with pytest.raises(
-            ValueError, match="read markers from the whole text: found 3 of 6 tokens; accepted: input_ids"
+            ValueError, match="read markers from the whole text: found 3 of 6 tokens; expected input_ids"
         ):
             variant.generate(alone, prefill_chunk_size=3)
     else:

@@ -181,6 +181,6 @@ def test_a_model_without_preferences_says_so(tiny_moon, call):
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
     arguments = [torch.ones(1, 2, 4) / 4, torch.zeros(1, dtype=torch.long)] if call == "objective_weights" else []
     with pytest.raises(
-        ValueError, match=r"expert_routing='guided' in layers \[0, 1\] has no preferences; accepted: 'modality'"
+        ValueError, match=r"expert_routing='guided' in layers \[0, 1\] has no preferences; expected 'modality'"
     ):
         getattr(model, call)(*arguments)

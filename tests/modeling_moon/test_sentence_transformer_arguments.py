@@ -74,7 +74,7 @@ def test_settings_of_the_processor_are_kept(tiny_moon):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"model_max_length": 64}, r"model_max_length=64 .*\(the token budget is max_tokens\); accepted: .*max_tokens"),
+        ({"model_max_length": 64}, r"model_max_length=64 .*\(the token budget is max_tokens\); expected .*max_tokens"),
         ({"use_fast": True}, "use_fast=True"),
         ({"max_token": 64}, "max_token=64"),
     ],
@@ -110,7 +110,7 @@ def test_pictures_may_be_made_smaller_for_one_call(encoder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"audio": {"sampling_rate": 1}}, "group 'audio' is not known; accepted: 'common', 'text', 'image'"),
+        ({"audio": {"sampling_rate": 1}}, "group 'audio' is not known; expected 'common', 'text', 'image'"),
         ({"chat_template": {"enable_thinking": True}}, "group 'chat_template' is not known"),
         ({"max_length": 64}, "group 'max_length' is not known"),
         ({"text": {"max_lenght": 64}}, "unknown option 'max_lenght'"),
@@ -125,7 +125,7 @@ def test_other_options_for_one_call_are_refused_by_name(encoder, given, message)
 
 
 def test_an_argument_that_nothing_reads_is_refused_by_name(encoder):
-    with pytest.raises(ValueError, match=r"truncate=True is not known; accepted: task, processing_kwargs"):
+    with pytest.raises(ValueError, match=r"truncate=True is not known; expected task, processing_kwargs"):
         encoder.preprocess(["red shoes"], truncate=True)
     with pytest.raises(ValueError, match="temperature"):
         encoder.encode(["red shoes"], temperature=1)
@@ -139,9 +139,7 @@ def test_an_output_that_moon_does_not_have_is_refused_in_a_sentence(tiny_moon, e
         (thinker, {}),
         (thinker, {"reasoning": "generate", "thinking": {"max_tokens": 2}}),
     ):
-        with pytest.raises(
-            ValueError, match=f"one vector for each input and no '{name}'; accepted: output_value='sent"
-        ):
+        with pytest.raises(ValueError, match=f"one vector for each input and no '{name}'; expected output_value='sent"):
             one.encode(["red shoes"], output_value=name, **options)
     found = encoder.encode(["red shoes"], output_value=None)[0]
     np.testing.assert_allclose(found["sentence_embedding"], encoder.encode("red shoes"), rtol=1e-6, atol=1e-6)
@@ -152,8 +150,8 @@ def test_an_output_that_moon_does_not_have_is_refused_in_a_sentence(tiny_moon, e
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (("red shoes", "blue shoes"), "item 0: found a tuple of 2; accepted: one input at a time"),
-        (["red shoes", "blue shoes"], "item 0: found a list of 2; accepted: one input at a time"),
+        (("red shoes", "blue shoes"), "item 0: found a tuple of 2; expected one input at a time"),
+        (["red shoes", "blue shoes"], "item 0: found a list of 2; expected one input at a time"),
         (("red shoes", IMAGE), r'item 0: found a tuple of 2.*picture are {"text": …, "image": …}'),
         ([IMAGE, IMAGE], "item 0: found a list of 2"),
     ],
@@ -165,7 +163,7 @@ def test_a_pair_is_refused_in_a_sentence(encoder, pair, message):
 
 def test_another_tokenizer_is_refused_in_a_sentence(tiny_moon, encoder):
     before = encoder.tokenizer
-    with pytest.raises(ValueError, match="tokenizer: found another .*; accepted: the processor's own"):
+    with pytest.raises(ValueError, match="tokenizer: found another .*; expected the processor's own"):
         encoder.tokenizer = AutoTokenizer.from_pretrained(tiny_moon("qwen2_5_vl"))
     encoder.tokenizer = before
     assert encoder.tokenizer is before

@@ -176,9 +176,9 @@ def test_adapters_that_a_checkpoint_cannot_hold_are_refused_before_anything_is_w
     tuning.num_transformer_submodules = 1
     prompt[0].model.peft_config = {"default": tuning}
     for encoder, message in (
-        (several, r"2 adapters \(a, b\).*accepted: one"),
+        (several, r"2 adapters \(a, b\).*expected one"),
         (merged, "'default' is merged"),
-        (prompt, "'default' is PROMPT_TUNING.*accepted: one inside the layers"),
+        (prompt, "'default' is PROMPT_TUNING.*expected one inside the layers"),
     ):
         with pytest.raises(ValueError, match=message):
             encoder.save_pretrained(str(tmp_path / "out"))
@@ -190,10 +190,10 @@ def test_a_model_is_not_saved_with_the_names_that_an_adapter_gave_its_weights(ti
     source = tiny_moon("qwen3_vl")
     adapted = get_peft_model(kind.from_pretrained(source), lora())
     with pytest.raises(
-        ValueError, match=r"adapters wrap \d+ weights .*base_layer.* come back random; accepted: save_pret"
+        ValueError, match=r"adapters wrap \d+ weights .*base_layer.* come back random; expected save_pret"
     ):
         adapted.get_base_model().save_pretrained(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"adapters wrap \d+ weights .*accepted: the model that merge_and_unload"):
+    with pytest.raises(ValueError, match=r"adapters wrap \d+ weights .*expected the model that merge_and_unload"):
         save_moon(adapted, SentenceTransformer(str(source))[0].processor, tmp_path / "out", lm_head_from=source)
     assert not (tmp_path / "out").exists()
     adapted.save_pretrained(tmp_path / "adapter")
@@ -226,7 +226,7 @@ def test_an_adapter_is_not_left_out_where_peft_is_missing(tiny_moon, tmp_path, m
     encoder.add_adapter(lora())
     encoder.save_pretrained(str(tmp_path))
     monkeypatch.setattr(sys.modules[type(encoder[0]).__module__], "is_peft_available", lambda: False)
-    with pytest.raises(ValueError, match="holds an adapter, which would be left out; accepted: with peft installed"):
+    with pytest.raises(ValueError, match="holds an adapter, which would be left out; expected with peft installed"):
         SentenceTransformer(str(tmp_path))
 
 

@@ -216,8 +216,8 @@ def test_a_bad_record_is_skipped_and_named(moon3):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reasoning": "always"}, "reasoning='always' is not known; accepted: none, generate, given"),
-        ({"reasoning": "generate", "thinking": {"max_tokens": 0}}, "thinking: max_tokens=0; accepted: 1 or more"),
+        ({"reasoning": "always"}, "reasoning='always' is not known; expected none, generate, given"),
+        ({"reasoning": "generate", "thinking": {"max_tokens": 0}}, "thinking: max_tokens=0; expected 1 or more"),
         ({"reasoning": "generate", "thinking": {"do_sample": True, "temperature": 0.0}}, "temperature=0.0"),
         ({"reasoning": "generate", "thinking": {"top_p": 1.5}}, "top_p=1.5"),
     ],
@@ -231,7 +231,7 @@ def test_wrong_arguments_are_refused(moon3, arguments, message):
 def test_a_model_that_does_not_reason_says_so(tiny_moon):
     folder = tiny_moon("qwen3_vl")
     model, processor = MoonModel.from_pretrained(folder), MoonProcessor.from_pretrained(folder)
-    with pytest.raises(ValueError, match="this model does not reason; accepted: 'none', or a moon3 checkpoint"):
+    with pytest.raises(ValueError, match="this model does not reason; expected 'none', or a moon3 checkpoint"):
         model.embed(RECORDS, reasoning="generate", processor=processor)
 
 
@@ -246,7 +246,7 @@ def test_a_model_from_nowhere_asks_for_its_processor(moon3):
     _, model, _ = moon3
     config = type(model.config).from_dict(model.config.to_dict())
     config._name_or_path = ""
-    with pytest.raises(ValueError, match="not loaded from a checkpoint; accepted: processor="):
+    with pytest.raises(ValueError, match="not loaded from a checkpoint; expected processor="):
         MoonModel(config).embed(RECORDS)
 
 
@@ -298,7 +298,7 @@ def test_the_processor_of_a_pinned_commit_comes_from_that_commit(moon3, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"thinking": {"tokens": 3}}, "thinking: found 'tokens'; accepted: max_tokens, do_sample"),
+        ({"thinking": {"tokens": 3}}, "thinking: found 'tokens'; expected max_tokens, do_sample"),
         ({"max_tokens": 3}, "max_tokens: found a prepared batch; accepted with records only"),
     ],
 )

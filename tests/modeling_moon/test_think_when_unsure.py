@@ -178,22 +178,22 @@ def test_a_skipped_record_is_reported_and_nothing_left_is_nothing(moon3):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reasoning": "auto"}, "reasoning='auto' without gallery=; accepted: the vectors"),
+        ({"reasoning": "auto"}, "reasoning='auto' without gallery=; expected the vectors"),
         ({"reasoning": "auto", "gallery": GALLERY[:, :9]}, "size 9; accepted for this model: 32, 8"),
         ({"reasoning": "auto", "gallery": GALLERY[:1]}, r"shape \(1, 32\) .* at least 2 items"),
         ({"reasoning": "auto", "gallery": GALLERY[0]}, r"shape \(32,\)"),
-        ({"reasoning": "auto", "gallery": "red"}, "gallery: found str; accepted: vectors"),
+        ({"reasoning": "auto", "gallery": "red"}, "gallery: found str; expected vectors"),
         ({"reasoning": "auto", "gallery": GALLERY * torch.tensor([math.nan] + [1] * 31)}, r"rows \[0, 1, 2, 3, 4\]"),
         ({"reasoning": "auto", "gallery": GALLERY * (torch.arange(20) != 7)[:, None]}, r"rows \[7\] are 0 or not"),
         (
             {"reasoning": "auto", "gallery": GALLERY, "threshold": -0.1},
-            r"threshold=-0.1; accepted: a number in \[0, 2\]",
+            r"threshold=-0.1; expected a number in \[0, 2\]",
         ),
         ({"reasoning": "auto", "gallery": GALLERY, "threshold": 2.1}, "threshold=2.1"),
         ({"reasoning": "auto", "gallery": GALLERY, "threshold": "low"}, "threshold='low'"),
         ({"reasoning": "auto", "gallery": GALLERY, "threshold": math.nan}, "threshold=nan"),
         ({"reasoning": "generate", "gallery": GALLERY}, "gallery= was given with reasoning='generate'"),
-        ({"threshold": 0.1}, "threshold= was given with reasoning='none'; accepted: with reasoning='auto'"),
+        ({"threshold": 0.1}, "threshold= was given with reasoning='none'; expected with reasoning='auto'"),
     ],
 )
 def test_what_the_gate_cannot_use_is_refused(moon3, arguments, message):
@@ -232,9 +232,9 @@ def test_a_least_number_of_tokens_is_written_however_soon_the_model_would_end(mo
 
 
 def test_a_least_number_of_tokens_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="min_tokens=-1; accepted: 0 or more"):
+    with pytest.raises(ValueError, match="min_tokens=-1; expected 0 or more"):
         Thinking(min_tokens=-1)
-    with pytest.raises(ValueError, match="min_tokens=5; accepted: 0 or more, and no more than max_tokens=4"):
+    with pytest.raises(ValueError, match="min_tokens=5; expected 0 or more, and no more than max_tokens=4"):
         Thinking(max_tokens=4, min_tokens=5)
 
 

@@ -232,7 +232,7 @@ def test_names_of_old_and_new_checkpoints_are_known(theirs, ours):
 def test_another_architecture_is_refused_by_name(tmp_path):
     AutoConfig.for_model("clip").save_pretrained(tmp_path / "clip")
     with pytest.raises(
-        UpcycleError, match="model type 'clip', which cannot be upcycled; accepted: qwen3_vl, qwen2_5_vl"
+        UpcycleError, match="model type 'clip', which cannot be upcycled; expected qwen3_vl, qwen2_5_vl"
     ):
         upcycle(tmp_path / "clip", tmp_path / "out")
     assert not (tmp_path / "out").exists()

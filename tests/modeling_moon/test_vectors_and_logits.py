@@ -59,7 +59,7 @@ def test_labels_without_the_logits_of_whole_rows_are_refused(writer):
     _, model, batch = writer
     labels = batch["input_ids"]
     for kept in (None, torch.ones_like(labels, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="labels need the logits of whole rows; accepted: logits_to_keep=0"):
+        with pytest.raises(ValueError, match="labels need the logits of whole rows; expected logits_to_keep=0"):
             model(**batch, labels=labels, logits_to_keep=kept)
 
 

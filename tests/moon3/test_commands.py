@@ -134,7 +134,7 @@ def test_results_that_cannot_be_read_are_refused(content, tmp_path, capsys):
     if content is not None:
         path.write_text(content)
     assert main(["report", str(path)]) == 2
-    assert "accepted: a file that moon3 evaluate wrote" in capsys.readouterr().err
+    assert "expected a file that moon3 evaluate wrote" in capsys.readouterr().err
 
 
 def test_the_command_stands_in_the_provenance_of_a_result(monkeypatch):

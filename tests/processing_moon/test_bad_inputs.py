@@ -75,7 +75,7 @@ BOX = {"images": _image(), "title": "box"}
 # name: (kind, record or function of the files, field of the error, words of the error)
 CASES: dict[str, tuple[str, Any, str, str]] = {
     # Records
-    "a string for a record": (PRODUCT, "red shoes", "record", "found str 'red shoes'; accepted: a dict"),
+    "a string for a record": (PRODUCT, "red shoes", "record", "found str 'red shoes'; expected a dict"),
     "None for a record": (PRODUCT, None, "record", "found NoneType"),
     "a list for a record": (QUERY, ["red"], "record", "found list"),
     "an empty product": (PRODUCT, {}, "record", "neither text nor an image"),
@@ -87,22 +87,22 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a blank query text": (QUERY, {"text": "   "}, "record", "neither text nor an image"),
     "empty attribute values only": (PRODUCT, {"attributes": {"colour": ["", None]}}, "record", "neither text"),
     "a misspelt field": (PRODUCT, {"titel": "red"}, "titel", "unknown field; did you mean 'title'?"),
-    "an unknown field": (PRODUCT, {"title": "red", "price": 3}, "price", "unknown field; accepted: title, description"),
+    "an unknown field": (PRODUCT, {"title": "red", "price": 3}, "price", "unknown field; expected title, description"),
     "a query field in a product": (PRODUCT, {"title": "red", "text": "red"}, "text", "unknown field"),
     "a product field in a query": (QUERY, {"text": "red", "title": "red"}, "title", "unknown field"),
     "images in a query": (QUERY, {"images": [_image()]}, "images", "unknown field; did you mean 'image'?"),
     # Text
-    "a number as title": (PRODUCT, {"title": 3}, "title", "found int 3; accepted: a string"),
-    "NaN as title": (PRODUCT, {"title": float("nan")}, "title", "found float nan; accepted: a string"),
+    "a number as title": (PRODUCT, {"title": 3}, "title", "found int 3; expected a string"),
+    "NaN as title": (PRODUCT, {"title": float("nan")}, "title", "found float nan; expected a string"),
     "bytes as title": (PRODUCT, {"title": b"red"}, "title", "found bytes"),
     "a list as title": (PRODUCT, {"title": ["red"]}, "title", "found list"),
     "half a surrogate pair": (PRODUCT, {"title": "red \ud83d"}, "title", "not valid Unicode"),
     "a dict as description": (PRODUCT, {"description": {"en": "red"}}, "description", "found dict"),
     "a number as query text": (QUERY, {"text": 7}, "text", "found int 7"),
-    "a dict as category": (PRODUCT, {"category": {"a": 1}}, "category", "accepted: a string or a list of strings"),
+    "a dict as category": (PRODUCT, {"category": {"a": 1}}, "category", "expected a string or a list of strings"),
     "a number as category": (PRODUCT, {"category": 12}, "category", "found int 12"),
     "a number in the category path": (PRODUCT, {"category": ["Shoes", 2]}, "category[1]", "found int 2"),
-    "a list of attributes": (PRODUCT, {"attributes": [("a", "b")]}, "attributes", "accepted: a dict of key to value"),
+    "a list of attributes": (PRODUCT, {"attributes": [("a", "b")]}, "attributes", "expected a dict of key to value"),
     "attributes as one string": (PRODUCT, {"attributes": "colour: red"}, "attributes", "found str"),
     "an empty attribute key": (PRODUCT, {"attributes": {" ": "red"}}, "attributes", "keys that are non-empty strings"),
     "a number as attribute key": (PRODUCT, {"attributes": {1: "red"}}, "attributes", "keys that are non-empty strings"),
@@ -161,23 +161,23 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a tensor of 8-bit floats": (QUERY, {"image": torch.zeros(9, 9).to(torch.float8_e4m3fn)}, "image", "torch.float8_e4m3fn"),
     "a tensor of complex numbers": (QUERY, {"image": torch.zeros(9, 9) * 1j}, "image", "an array of complex64"),
     "an image that is None in a list": (PRODUCT, {"images": [_image(), None]}, "images[1]", "found None"),
-    "a number as image": (QUERY, {"image": 5}, "image", "found int 5; accepted: a path"),
+    "a number as image": (QUERY, {"image": 5}, "image", "found int 5; expected a path"),
     "a dict as image": (PRODUCT, {"images": [{"url": "x"}]}, "images[0]", "found dict"),
-    "a list as a query's image": (QUERY, {"image": [_image()]}, "image", "accepted: one image"),
+    "a list as a query's image": (QUERY, {"image": [_image()]}, "image", "expected one image"),
     # Addresses
     "a URL that was not allowed": (PRODUCT, {"images": "https://example.com/a.png"}, "images", "unless allow_urls=True"),
     "a file: address": (PRODUCT, {"images": "file:///etc/passwd"}, "images", "a file: address is not opened"),
     "an ftp: address": (QUERY, {"image": "ftp://example.com/a.png"}, "image", "a ftp: address is not opened"),
     "a data: address": (QUERY, {"image": "data:image/png;base64,AAAA"}, "image", "a data: address is not opened"),
     # Boxes
-    "a box of three numbers": (PRODUCT, {**BOX, "core_box": [0, 0, 5]}, "core_box", "accepted: [x0, y0, x1, y1]"),
-    "a box of words": (PRODUCT, {**BOX, "core_box": ["a", 0, 5, 5]}, "core_box", "accepted: [x0, y0, x1, y1]"),
+    "a box of three numbers": (PRODUCT, {**BOX, "core_box": [0, 0, 5]}, "core_box", "expected [x0, y0, x1, y1]"),
+    "a box of words": (PRODUCT, {**BOX, "core_box": ["a", 0, 5, 5]}, "core_box", "expected [x0, y0, x1, y1]"),
     "a box with NaN": (PRODUCT, {**BOX, "core_box": [0, 0, float("nan"), 5]}, "core_box", "is not finite"),
     "a box with infinity": (PRODUCT, {**BOX, "core_box": [0, 0, float("inf"), 5]}, "core_box", "is not finite"),
     "a box without memory": (PRODUCT, {**BOX, "core_box": torch.zeros(4, device="meta")}, "core_box", "that cannot be read"),
     "a box beyond all floats": (PRODUCT, {**BOX, "core_box": [0, 0, 10**400, 5]}, "core_box", "a side is not finite"),
     "a box too long to be written": (PRODUCT, {**BOX, "core_box": [0, 0, 10**5000, 5]}, "core_box", "a side is not finite"),
-    "a box of complex numbers": (PRODUCT, {**BOX, "core_box": list(np.array([0, 0, 5j, 5]))}, "core_box", "accepted: [x0, y0"),
+    "a box of complex numbers": (PRODUCT, {**BOX, "core_box": list(np.array([0, 0, 5j, 5]))}, "core_box", "expected [x0, y0"),
     "an inverted box": (PRODUCT, {**BOX, "core_box": [20, 0, 5, 5]}, "core_box", "inverted or without area"),
     "a box without area": (QUERY, {"image": _image(), "core_box": [5, 5, 5, 9]}, "core_box", "inverted or without area"),
     "a box outside the image": (QUERY, {"image": _image(), "core_box": [90, 90, 99, 99]}, "core_box", "the image of 40×30"),
@@ -244,7 +244,7 @@ def test_an_item_over_the_budget_is_skipped_too(processor, noise):
 
 def test_the_id_names_the_item(processor):
     with pytest.raises(
-        ProductError, match=re.escape("product 1 (id 'sku-7'), field 'title': found int 3; accepted: a string")
+        ProductError, match=re.escape("product 1 (id 'sku-7'), field 'title': found int 3; expected a string")
     ):
         processor(products=[{"title": "red"}, {"id": "sku-7", "title": 3}])
     with pytest.raises(ProductError, match=r"query 0 \(id 42\)"):

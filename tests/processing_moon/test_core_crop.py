@@ -321,7 +321,7 @@ def test_other_models_and_sizes_are_refused(tiny_base):
         class config:  # noqa: N801
             model_type = "llava"
 
-    with pytest.raises(ValueError, match="model type 'llava'; accepted: qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match="model type 'llava'; expected qwen2_5_vl, qwen3_vl"):
         GroundingDetector(Other(), detector.processor, name="x")
     with pytest.raises(ValueError, match="must be at least 1"):
         GroundingDetector(detector.model, detector.processor, name="x", batch_size=0)

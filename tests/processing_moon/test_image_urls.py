@@ -84,13 +84,13 @@ def test_urls_are_refused_unless_the_caller_allows_them(server, processor):
     ("path", "reason"),
     [
         ("missing", "the server answered 404"),
-        ("page", "the server sent 'text/html'; accepted: an image"),
+        ("page", "the server sent 'text/html'; expected an image"),
         ("gzip", "an encoded body"),
         ("not_image", "truncated|not an image"),
         ("short", "bytes early"),
         ("loop", "redirects more than 5 times"),
         ("to_private", "non-public address 10.0.0.1"),
-        ("to_file", "is not fetched; accepted: http"),
+        ("to_file", "is not fetched; expected http"),
         ("to_name", "non-public address 192.168.7.7"),
     ],
 )

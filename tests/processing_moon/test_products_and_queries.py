@@ -91,7 +91,7 @@ def test_an_array_of_paths_or_objects_is_a_list_of_images(processor, noise, enco
         assert torch.equal(plain["image_grid_thw"], wanted["image_grid_thw"])
     with pytest.raises(ProductError, match=r"field 'images\[1\]': .*no such file"):
         processor(products=[{"images": np.array([paths[0], "missing.png"])}])
-    with pytest.raises(ProductError, match="field 'image': found a ndarray; accepted: one image"):
+    with pytest.raises(ProductError, match="field 'image': found a ndarray; expected one image"):
         processor(queries=[{"image": np.array(paths)}])
 
 
@@ -144,7 +144,7 @@ def test_each_task_has_an_instruction_and_a_call_can_give_its_own(processor, tas
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(processor):
-    with pytest.raises(ValueError, match="task 'brand' is not known; accepted: product, query, category, attribute"):
+    with pytest.raises(ValueError, match="task 'brand' is not known; expected product, query, category, attribute"):
         processor(queries=[{"text": "red"}], task="brand")
 
 
@@ -213,7 +213,7 @@ def test_ragged_rows_are_refused_as_tensors(processor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "text"}, "form='text' is not known; accepted: 'mm', 't', 'i'"),
+        ({"form": "text"}, "form='text' is not known; expected 'mm', 't', 'i'"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"max_image_tokens": -1}, "max_image_tokens=-1"),

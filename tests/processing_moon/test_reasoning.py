@@ -150,9 +150,9 @@ def test_the_ten_keys_are_written_plainly():
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({" ": "a"}, "key ''; accepted: keys that are non-empty strings"),
-        ({3: "a"}, "key 3; accepted"),
-        ({"a": 3}, "3 as a value of 'a'; accepted: a string or several"),
+        ({" ": "a"}, "key ''; expected keys that are non-empty strings"),
+        ({3: "a"}, "key 3; expected"),
+        ({"a": 3}, "3 as a value of 'a'; expected a string or several"),
         ({"a": ["b", None]}, "None as a value of 'a'"),
         ({"a": "b", "a ": "c"}, "the key 'a' comes twice"),
         ({"a": "b</think>"}, "the control token '</think>' in 'a: b</think>'"),

@@ -106,7 +106,7 @@ def test_a_file_without_the_new_settings_loads_with_their_defaults(processor, tm
     ("options", "message"),
     [
         ({"max_reasoning_tokens": 32}, "max_reasoning_tokens=32 asks for readout='emb'; found 'mean'"),
-        ({"max_reasoning_tokens": 0, "readout": "emb"}, "max_reasoning_tokens=0; accepted: a positive whole number"),
+        ({"max_reasoning_tokens": 0, "readout": "emb"}, "max_reasoning_tokens=0; expected a positive whole number"),
         ({"max_reasoning_tokens": True, "readout": "emb"}, "max_reasoning_tokens=True"),
     ],
 )
@@ -288,19 +288,19 @@ def test_a_budget_without_room_for_the_reasoning_is_refused_with_the_numbers(moo
 
 
 BAD = {
-    "missing": ({}, "reasoning", "none is given, and reasoning='given' reads it from each record; accepted: a string"),
+    "missing": ({}, "reasoning", "none is given, and reasoning='given' reads it from each record; expected a string"),
     "None": ({"reasoning": None}, "reasoning", "none is given"),
     "empty": ({"reasoning": ""}, "reasoning", "'' is empty"),
     "blank": ({"reasoning": " \n"}, "reasoning", "is empty"),
     "tags alone": ({"reasoning": "<think> </think>"}, "reasoning", "is empty"),
     "an empty mapping": ({"reasoning": {}}, "reasoning", "{} is empty"),
     "empty values": ({"reasoning": {"colour": "", "size": [], "brand": None}}, "reasoning", "is empty"),
-    "a number": ({"reasoning": 3}, "reasoning", "found int 3; accepted: a string, or a dict of key to value"),
+    "a number": ({"reasoning": 3}, "reasoning", "found int 3; expected a string, or a dict of key to value"),
     "a list": ({"reasoning": ["colour: red"]}, "reasoning", "found list"),
     "bytes": ({"reasoning": b"colour: red"}, "reasoning", "found bytes"),
     "half a surrogate pair": ({"reasoning": "red \ud83d"}, "reasoning", "not valid Unicode"),
     "a dict as value": ({"reasoning": {"a": {"b": "c"}}}, "reasoning['a']", "found dict"),
-    "a truth value": ({"reasoning": {"new": True}}, "reasoning['new']", "found bool True; accepted: a string, a finite"),
+    "a truth value": ({"reasoning": {"new": True}}, "reasoning['new']", "found bool True; expected a string, a finite"),
     "a NaN value": ({"reasoning": {"size": float("nan")}}, "reasoning['size']", "a finite number"),
     "an empty key": ({"reasoning": {" ": "red"}}, "reasoning", "keys that are non-empty strings"),
     "a number as key": ({"reasoning": {1: "red"}}, "reasoning", "keys that are non-empty strings"),
@@ -350,9 +350,7 @@ def test_a_processor_that_cannot_reason_says_so(make_processor, processor, reaso
 
 
 def test_an_unknown_reasoning_and_one_beside_plain_text_are_refused(moon3):
-    with pytest.raises(
-        ValueError, match="reasoning='yes' is not known; accepted: 'none', 'generate', 'given', 'mixed'"
-    ):
+    with pytest.raises(ValueError, match="reasoning='yes' is not known; expected 'none', 'generate', 'given', 'mixed'"):
         moon3(products=[GIVEN], reasoning="yes")
     with pytest.raises(TypeError, match="reasoning= belongs to products= and queries="):
         moon3(text=["red"], reasoning="generate")
@@ -477,6 +475,6 @@ def test_no_row_of_ids_makes_the_reader_fail(moon3):
     ],
 )
 def test_what_are_no_rows_of_ids_is_refused(moon3, ids, words):
-    with pytest.raises(ValueError, match="accepted: rows of whole numbers") as caught:
+    with pytest.raises(ValueError, match="expected rows of whole numbers") as caught:
         moon3.read_reasoning(ids)
     assert words in str(caught.value)

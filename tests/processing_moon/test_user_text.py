@@ -108,7 +108,7 @@ def test_text_of_signs_that_nobody_sees_is_no_text(processor, blank):
     ):
         with pytest.raises(ProductError, match="neither text nor an image"):
             processor(**call)
-    with pytest.raises(ProductError, match="accepted: keys that are non-empty strings"):
+    with pytest.raises(ProductError, match="expected keys that are non-empty strings"):
         processor(products=[{"title": "x", "attributes": {blank: "red"}}])
     product = {"title": "hat", "attributes": {"colour": [blank, "red"]}, "description": blank}
     plain = {"title": "hat", "attributes": {"colour": "red"}}

@@ -435,5 +435,5 @@ def test_one_split_drawn_alone_is_what_it_is_in_the_whole_catalogue():
     whole, alone = make_catalogue(**options), make_catalogue(**options, only="test")
     for rows, drawn in zip(whole, alone, strict=True):
         assert drawn == [row for row in rows if row["split"] == "test"] != []
-    with pytest.raises(ValueError, match="only='tests'; accepted: one of train, valid, test, or None"):
+    with pytest.raises(ValueError, match="only='tests'; expected one of train, valid, test, or None"):
         make_catalogue(**options, only="tests")

@@ -70,7 +70,7 @@ def test_a_choice_can_be_replaced_and_undone():
         (["title", "doc_title"], None, "both 'title' and 'doc_title' look like positive.title"),
         (["query", "neg_title"], None, "found no title and no image of the product among query, neg_title"),
         ([], None, "among no columns"),
-        (MBE, {"query.colour": "id"}, "columns: found 'query.colour'; accepted: .*query.title"),
+        (MBE, {"query.colour": "id"}, "columns: found 'query.colour'; expected .*query.title"),
         (MBE, {"query.title": "kw"}, "query.title: found no column 'kw'; the columns are: id, doc_title"),
     ],
 )

@@ -142,7 +142,7 @@ def test_everything_that_is_left_out_is_counted_and_named() -> None:
     }
     text = str(tables.report)
     assert "row 3: 'purchse' (the nearest: 'purchase')" in text
-    assert "row 4: '' (accepted: purchase, cart, click)" in text
+    assert "row 4: '' (expected purchase, cart, click)" in text
     assert "row 5 → 'gone'" in text
     assert "row 1 (click of 'a')" in text
     assert "their count is no whole number of at least 1 (unusable_counts): row 7: 0, row 8: -1, row 9: 'some'" in text
@@ -197,7 +197,7 @@ def test_a_queries_table_can_grade_its_answers() -> None:
     ("weights", "message"),
     [
         ([1.0], "1 weights for 2 positives"),
-        ([1.0, 0.0], "accepted: numbers above 0"),
+        ([1.0, 0.0], "expected numbers above 0"),
         ("much|little", "could not convert string to float"),
     ],
 )
@@ -227,7 +227,7 @@ def test_moments_and_counts_are_read_in_the_spellings_that_logs_use() -> None:
         with pytest.raises((ValueError, TypeError)):
             parse_time(wrong)
     for wrong in ("1.5", -1, "many"):
-        with pytest.raises(ValueError, match="convert|accepted: a whole number"):
+        with pytest.raises(ValueError, match="convert|expected a whole number"):
             parse_count(wrong)
 
 
@@ -266,7 +266,7 @@ def test_moments_are_read_as_bigquery_and_other_warehouses_write_them(spelling: 
     "wrong", ["2024-05-01 10:00:00 XYZ", "2024-05-01 10:00 Mars/Base", "10:00:00 UTC", "2024-13-01 10:00:00 UTC"]
 )
 def test_a_moment_that_cannot_be_read_says_what_is_accepted(wrong: str) -> None:
-    with pytest.raises(ValueError, match="accepted: seconds since 1970, or text such as"):
+    with pytest.raises(ValueError, match="expected seconds since 1970, or text such as"):
         parse_time(wrong)
 
 

@@ -300,7 +300,7 @@ def test_forms_and_left_out_fields_shape_the_record() -> None:
     assert set(row.record()) == {"id", "title", "description", "category", "attributes", "images", "core_box"}
     assert set(row.record("t", without=("category",))) == {"id", "title", "description", "attributes"}
     assert set(row.record("i")) == {"id", "images", "core_box"}
-    with pytest.raises(ValueError, match="accepted: mm, t, i"):
+    with pytest.raises(ValueError, match="expected mm, t, i"):
         row.record("image")
 
 
@@ -314,7 +314,7 @@ def test_rows_pickle() -> None:
     [
         (lambda folder: folder / "nowhere", "no such file or folder"),
         (lambda folder: folder, "no products table"),
-        (lambda folder: _file(folder / "products.txt", b"x"), "accepted: .parquet, .jsonl, .csv"),
+        (lambda folder: _file(folder / "products.txt", b"x"), "expected .parquet, .jsonl, .csv"),
         (lambda folder: _file(folder / "p.jsonl", b'{"product_id": 1}\n{oops\n'), "line 2: not JSON"),
         (lambda folder: _file(folder / "p.jsonl", b"[1]\n"), "line 1: list found"),
         (
@@ -327,7 +327,7 @@ def test_rows_pickle() -> None:
             "no column 'product_id'; 'sku' could be it: rename it; the columns are: sku, title",
         ),
         (lambda folder: _file(folder / "p.csv", b"product_id,price\n1,2\n"), "no column 'title' or 'description'"),
-        (lambda folder: {"produkte": folder}, "accepted: products, queries"),
+        (lambda folder: {"produkte": folder}, "expected products, queries"),
         (lambda folder: {"products": [], "images": folder / "gone"}, "images folder"),
     ],
 )
@@ -419,7 +419,7 @@ def test_of_two_columns_with_one_name_none_is_taken_silently(tmp_path: Path) -> 
     path = tmp_path / "products.csv"
     path.write_text("product_id,title,title\n1,red hat,blue hat\n")
     with pytest.raises(
-        TableError, match=r"products.csv, line 1: 2 columns are named 'title'; accepted: one name for each"
+        TableError, match=r"products.csv, line 1: 2 columns are named 'title'; expected one name for each"
     ):
         load_tables(path)
     path.write_text("product_id,title,,\n1,red hat,,\n")  # what a spreadsheet adds
@@ -436,10 +436,10 @@ def test_ids_of_any_number_type_meet_and_what_is_no_id_is_named(tmp_path: Path, 
     assert [row.product_id for row in load_tables(tables).products] == ["7", "8"]
     tables[part][0]["product_id"] = {"oid": "7"}
     if part == "products":
-        with pytest.raises(TableError, match="products, row 0, column 'product_id': dict found; accepted: text"):
+        with pytest.raises(TableError, match="products, row 0, column 'product_id': dict found; expected text"):
             load_tables(tables)
     else:
-        assert "column 'product_id': dict found; accepted: text" in str(load_tables(tables).report)
+        assert "column 'product_id': dict found; expected text" in str(load_tables(tables).report)
 
 
 def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
@@ -458,7 +458,7 @@ def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
         (parse_flag, "maybe"),
         (parse_texts, [{"a": 1}]),
     ):
-        with pytest.raises(ValueError, match=r"accepted|JSON|convert"):
+        with pytest.raises(ValueError, match=r"expected|JSON|convert"):
             parse(value)
 
 

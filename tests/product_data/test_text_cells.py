@@ -196,7 +196,7 @@ def test_bytes_that_are_not_utf8_are_named_by_row_and_column_in_every_format(tmp
         with pytest.raises(TableError, match=rf"{file.name}, row 1, column 'title': not UTF-8 \(byte 0xe9"):
             load_tables(file)
     (tmp_path / "b.csv").write_bytes("product_id,title\n1,hat\n".encode("utf-16"))
-    with pytest.raises(TableError, match=r"b.csv: found UTF-16; accepted: text saved as UTF-8"):
+    with pytest.raises(TableError, match=r"b.csv: found UTF-16; expected text saved as UTF-8"):
         load_tables(tmp_path / "b.csv")
 
 

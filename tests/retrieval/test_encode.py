@@ -100,7 +100,7 @@ def test_forms_and_tasks_change_the_vectors(moon: tuple[Any, Any]) -> None:
 
 
 def test_wrong_arguments_and_vectors_that_are_not_finite_are_refused(moon: tuple[Any, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="accepted: kind product or query"):
+    with pytest.raises(ValueError, match="expected kind product or query"):
         encode(*moon, PRODUCTS, kind="produkt")
     with pytest.raises(ValueError, match="batch_size=0"):
         encode(*moon, PRODUCTS, batch_size=0)
@@ -116,7 +116,7 @@ def test_wrong_arguments_and_vectors_that_are_not_finite_are_refused(moon: tuple
 
 
 def test_a_base_that_is_no_moon_is_refused(tiny_base: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="model type 'qwen3_vl'; accepted: a Moon"):
+    with pytest.raises(ValueError, match="model type 'qwen3_vl'; expected a Moon"):
         load_for_evaluation(tiny_base())
 
 

@@ -58,14 +58,14 @@ def test_the_report_says_where_model_and_adapter_lie_and_how_they_are_loaded(tmp
 def test_refusals_name_the_key_of_this_command(tmp_path, capsys, monkeypatch):
     def refuse(*_):
         raise RecipeError(
-            f"{tmp_path}/output_dir/run holds a run of another recipe; accepted: another output_dir, or --overwrite"
+            f"{tmp_path}/output_dir/run holds a run of another recipe; expected another output_dir, or --overwrite"
         )
 
     monkeypatch.setattr("training.shop._from_tables_to_report", refuse)
     (tmp_path / "products.csv").write_text("product_id,title\n1,x\n")
     assert main(["shop", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert "accepted: another --output, or --overwrite" in message
+    assert "expected another --output, or --overwrite" in message
     assert f"{tmp_path}/output_dir/run holds" in message
 
 

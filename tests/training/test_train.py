@@ -69,7 +69,7 @@ def test_adapters_are_saved_alone_and_merged_and_resume(train, tiny_moon, tmp_pa
     start = encode(MoonModel.from_pretrained(tiny_moon("qwen3_vl")), processor, [PRODUCT], progress=False).vectors
     assert abs(ours - final).max() < VALUE  # merging rounds each weight once
     assert abs(start - final).max() > 1e-3
-    with pytest.raises(ValueError, match=r"adapter holds an adapter without its base .*accepted: .*run/final"):
+    with pytest.raises(ValueError, match=r"adapter holds an adapter without its base .*expected .*run/final"):
         SentenceTransformer(str(run / "adapter"))
     first = load_file(run / "final" / "model.safetensors")
     for leftover in (run / "final", run / "checkpoint-2"):
@@ -300,12 +300,12 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
     [
         ({"split": "holidays"}, "no split 'holidays'; there are: test, train, valid"),
         ({"freeze": ["nothing*"]}, "freeze: found no parameter like 'nothing*'"),
-        ({"freeze": ["*"]}, "accepted: some left to learn"),
+        ({"freeze": ["*"]}, "expected some left to learn"),
         ({"lora": {"target_modules": ["nowhere"]}}, "lora: "),
-        ({"moon": {"embedding_dim": 8}}, "accepted: a Qwen base"),
+        ({"moon": {"embedding_dim": 8}}, "expected a Qwen base"),
         (
             {"base": None, "small_base": {"hidden_size": 32}, "moon": {"embedding_dim": 64}},
-            "base or moon: MoonConfig: embedding_dim=64; accepted: 1 to the base's width 32",
+            "base or moon: MoonConfig: embedding_dim=64; expected 1 to the base's width 32",
         ),
         ({"attn_implementation": "telepathy"}, "base: "),
         ({"base": "nobody/no-such-model"}, "base: "),

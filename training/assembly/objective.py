@@ -67,17 +67,17 @@ def check_fits(arguments: LossArguments, model: ModelArguments, learner: nn.Modu
     for pattern in model.learning_rates or {}:
         if not fnmatch.filter(learning, pattern):
             raise RecipeError(
-                f"learning_rates: found no learning parameter like {pattern!r}; accepted: a pattern such as '*visual*'"
+                f"learning_rates: found no learning parameter like {pattern!r}; expected a pattern such as '*visual*'"
             )
     config = learner.config
     widest = max(arguments.matryoshka_dims, default=0)
     if widest > config.vector_size:
         raise RecipeError(
-            f"matryoshka_dims: found {widest} for vectors of width {config.vector_size}; accepted: up to that"
+            f"matryoshka_dims: found {widest} for vectors of width {config.vector_size}; expected up to that"
         )
     if arguments.router_loss_weight and not getattr(config, "mixture_layers", ()):
         raise RecipeError(
-            "router_loss_weight: found a model without experts; accepted: expert_routing guided or modality, or 0"
+            "router_loss_weight: found a model without experts; expected expert_routing guided or modality, or 0"
         )
     routing = getattr(config, "expert_routing", None)
     preferences = [one for name, one in learner.named_parameters() if name.endswith(".preference")]
@@ -85,10 +85,10 @@ def check_fits(arguments: LossArguments, model: ModelArguments, learner: nn.Modu
         found = (
             f"expert_routing {routing!r}" if routing != "modality" else "preferences that do not learn (lora, freeze)"
         )
-        raise RecipeError(f"sparsity_weight: found {found}; accepted: learning modality-driven experts (moon2), or 0")
+        raise RecipeError(f"sparsity_weight: found {found}; expected learning modality-driven experts (moon2), or 0")
     from_model = arguments.dual_alignment and arguments.alignment_weights is None and routing == "modality"
     if from_model and not set(FORMS) <= set(config.objectives):
         raise RecipeError(
-            f"dual_alignment: found objectives {config.objectives} in the model; accepted: {', '.join(FORMS)} among them, "
+            f"dual_alignment: found objectives {config.objectives} in the model; expected {', '.join(FORMS)} among them, "
             "or alignment_weights"
         )

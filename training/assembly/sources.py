@@ -37,7 +37,7 @@ def read_data(recipe: Recipe) -> list[ProductTables]:
         table.report.raise_if_fatal()
         table = dataclasses.replace(table, name=source.get("name", table.name))
         if table.name in [other.name for other in tables]:
-            raise RecipeError(f"data: found two data sets named {table.name!r}; accepted: a name: for each of them")
+            raise RecipeError(f"data: found two data sets named {table.name!r}; expected a name: for each of them")
         messages = [str(table.report)]
         if recipe.data.split != EVERY_SPLIT and set(table.splits) == {EVERY_SPLIT}:
             table = with_splits(table)
@@ -84,7 +84,7 @@ def _check_splits(recipe: Recipe, table: ProductTables) -> list[str]:
 
 def _require_products(table: ProductTables, key: str, split: str) -> None:
     if not table.select(split).products:
-        raise TableError(f"{table.name}: {key}: found no products in split {split!r}; accepted: at least one")
+        raise TableError(f"{table.name}: {key}: found no products in split {split!r}; expected at least one")
 
 
 def _counts(table: ProductTables) -> str:
@@ -146,7 +146,7 @@ def with_held_out_queries(table: ProductTables) -> ProductTables:
     if len(answerable) < 2:
         raise TableError(
             f"{table.name}: found {len(answerable)} queries with an answer among the products; "
-            "accepted: two or more, one to train on and one to test"
+            "expected two or more, one to train on and one to test"
         )
     by_hash = sorted(answerable, key=lambda query_id: answerable[query_id])
     held_out = {query_id for query_id in by_hash if answerable[query_id] % _HELD_OUT_OF == 0} or {by_hash[0]}

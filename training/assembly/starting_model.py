@@ -45,9 +45,9 @@ def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
     model, output_dir = recipe.model, Path(recipe.training.output_dir)
     if model.base is not None and _is_moon(model.base):
         if model.moon:
-            raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; accepted: a Qwen base")
+            raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; expected a Qwen base")
         if model.architecture != "moon":
-            raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; accepted: a Qwen base")
+            raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; expected a Qwen base")
         check_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
         return Path(model.base)
     check_reasons(recipe, None)
@@ -169,12 +169,12 @@ def choose_what_learns(model: PreTrainedModel, arguments: ModelArguments) -> nn.
     for pattern in arguments.freeze:
         names = fnmatch.filter((name for name, _ in model.named_parameters()), pattern)
         if not names:
-            raise RecipeError(f"freeze: found no parameter like {pattern!r}; accepted: a pattern such as '*visual*'")
+            raise RecipeError(f"freeze: found no parameter like {pattern!r}; expected a pattern such as '*visual*'")
         for name in names:
             model.get_parameter(name).requires_grad_(False)
     learner: Any = model if arguments.lora is None else _with_adapters(model, dict(arguments.lora))
     if not any(parameter.requires_grad for parameter in learner.parameters()):
-        raise RecipeError(f"freeze: found every parameter frozen by {arguments.freeze}; accepted: some left to learn")
+        raise RecipeError(f"freeze: found every parameter frozen by {arguments.freeze}; expected some left to learn")
     return learner
 
 

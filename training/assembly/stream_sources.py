@@ -48,7 +48,7 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
         except (ColumnError, StreamError) as error:
             raise RecipeError(f"data: {name}: {error}") from error
         if name in [other.name for other in sources]:
-            raise RecipeError(f"data: found two data sets named {name!r}; accepted: a name: for each of them")
+            raise RecipeError(f"data: found two data sets named {name!r}; expected a name: for each of them")
         images = Path(entry["images"]) if "images" in entry else _folder_of(entry)
         weight, mask_groups = entry.get("weight", 1.0), entry.get("mask_groups", recipe.data.mask_groups)
         split = recipe.data.split if SPLIT_COLUMN in columns.unread and recipe.data.split != EVERY_SPLIT else None
@@ -83,7 +83,7 @@ def parquet_files(place: Any) -> list[str]:
         found = sorted(map(str, Path(one).glob("*.parquet"))) if Path(one).is_dir() else sorted(glob.glob(str(one)))
         if not found:
             raise StreamError(
-                f"parquet: found no file at {one}; accepted: a parquet file, a pattern, or a folder of them"
+                f"parquet: found no file at {one}; expected a parquet file, a pattern, or a folder of them"
             )
         files += found
     return files
@@ -99,7 +99,7 @@ def _with_rows(files: list[str]) -> list[str]:
             raise StreamError(f"parquet: {file} is not a readable parquet file ({error})") from error
         filled += [file] if rows else []
     if not filled:
-        raise StreamError(f"parquet: found no rows in {len(files)} files; accepted: at least one row")
+        raise StreamError(f"parquet: found no rows in {len(files)} files; expected at least one row")
     return filled
 
 
@@ -171,7 +171,7 @@ def _check_addresses(recipe: Recipe, source: StreamSource) -> None:
     except StreamError as error:
         raise RecipeError(f"data: {error}") from error
     if has_addresses(first):
-        raise RecipeError(f"data: {source.name}: pictures are given as addresses; accepted: allow_urls: true")
+        raise RecipeError(f"data: {source.name}: pictures are given as addresses; expected allow_urls: true")
 
 
 def sample_tables(sources: list[StreamSource]) -> list[ProductTables]:

@@ -70,7 +70,7 @@ class BucketedPairs(Dataset):
 
     def __getitem__(self, position: int) -> Pair:
         if not 0 <= position < len(self):
-            raise IndexError(f"position: found {position}; accepted: 0 to {len(self) - 1}")
+            raise IndexError(f"position: found {position}; expected 0 to {len(self) - 1}")
         window, place = divmod(position, self.window)
         return self.pairs[window * self.window + self._order(window)[place]]
 

@@ -75,9 +75,9 @@ class PairCollator:
         reasoning: str = "none",
     ) -> None:
         if reasoning not in REASONINGS:
-            raise ValueError(f"reasoning: found {reasoning!r}; accepted: {', '.join(REASONINGS)}")
+            raise ValueError(f"reasoning: found {reasoning!r}; expected {', '.join(REASONINGS)}")
         if forms and reasoning != "none":
-            raise ValueError(f"reasoning: found {reasoning!r} beside forms of each item; accepted: 'none', or no forms")
+            raise ValueError(f"reasoning: found {reasoning!r} beside forms of each item; expected 'none', or no forms")
         self.processor = processor
         self.substitute = substitute
         self.forms, self.reasoning = forms, reasoning

@@ -38,7 +38,7 @@ def queue_length(queue_steps: int | str, processes: int) -> int:
     if isinstance(queue_steps, int):
         return queue_steps
     if queue_steps != AUTO:
-        raise ValueError(f"queue_steps: found {queue_steps!r}; accepted: {AUTO}, or a whole number of at least 0")
+        raise ValueError(f"queue_steps: found {queue_steps!r}; expected {AUTO}, or a whole number of at least 0")
     return max(round(PUBLISHED_MULTIPLE / processes), 1) - 1
 
 
@@ -90,7 +90,7 @@ class NegativeQueue:
 
     def __init__(self, max_steps: int) -> None:
         if max_steps < 0:
-            raise ValueError(f"max_steps: found {max_steps}; accepted: 0 or more")
+            raise ValueError(f"max_steps: found {max_steps}; expected 0 or more")
         self.max_steps = max_steps
         self._sizes: deque[int] = deque()
         self._buffer: Candidates | None = None
@@ -104,13 +104,13 @@ class NegativeQueue:
         if step.vector_CD.dim() != 2 or not len(step.vector_CD) == len(step.product_C) == len(step.group_C):
             raise ValueError(
                 f"step: found vectors {tuple(step.vector_CD.shape)} with {len(step.product_C)} product ids and "
-                f"{len(step.group_C)} group ids; accepted: (C, D) with C of each"
+                f"{len(step.group_C)} group ids; expected (C, D) with C of each"
             )
         kept = self.items()
         if kept is not None and kept.vector_CD.shape[1] != step.vector_CD.shape[1]:
             raise ValueError(
                 f"step: found vectors of width {step.vector_CD.shape[1]}; "
-                f"accepted: {kept.vector_CD.shape[1]}, as in the queue"
+                f"expected {kept.vector_CD.shape[1]}, as in the queue"
             )
         if not self.max_steps:
             return
@@ -161,7 +161,7 @@ class NegativeQueue:
             device: where the vectors shall lie.
         """
         if state["max_steps"] != self.max_steps:
-            raise ValueError(f"queue: found a saved queue of {state['max_steps']} steps; accepted: {self.max_steps}")
+            raise ValueError(f"queue: found a saved queue of {state['max_steps']} steps; expected {self.max_steps}")
         self._sizes.clear()
         self._buffer, self._first = None, 0
         for step in state["steps"]:
@@ -268,7 +268,7 @@ def false_negative_mask(
         ValueError: product_C and group_C differ in length.
     """
     if product_C.shape != group_C.shape:
-        raise ValueError(f"group_C: found {tuple(group_C.shape)}; accepted: {tuple(product_C.shape)}, as product_C")
+        raise ValueError(f"group_C: found {tuple(group_C.shape)}; expected {tuple(product_C.shape)}, as product_C")
     same_group_BC = (queries.group_B[:, None] == group_C[None, :]) & (group_C != NO_ID)[None, :]
     known_wrong_BC = contains(queries.negative_BN, product_C)
     excluded_BC = (queries.product_B[:, None] == product_C[None, :]) | contains(queries.other_BP, product_C)
@@ -307,7 +307,7 @@ class FalseNegatives:
         margin: float | None = None,
     ) -> None:
         if margin is not None and not margin >= 0:
-            raise ValueError(f"margin: found {margin}; accepted: 0 or more, or None")
+            raise ValueError(f"margin: found {margin}; expected 0 or more, or None")
         self.facts, self.product_C, self.group_C = queries, product_C, group_C
         self.target_B, self.margin = target_B, margin
         self._counts: dict[int, Tensor] = {}

@@ -117,7 +117,7 @@ class PairSource:
         self, tables: ProductTables, weight: float | None = None, mask_groups: bool = True, streamed: bool = False
     ) -> None:
         if not tables.products:
-            raise ValueError(f"{tables.name}: found no products in this split; accepted: at least one")
+            raise ValueError(f"{tables.name}: found no products in this split; expected at least one")
         self.name = tables.name
         self.mask_groups, self.streamed = mask_groups, streamed
         self.products = {row.product_id: row for row in tables.products}
@@ -127,7 +127,7 @@ class PairSource:
                 self.queries[query.type].append(query)
         self.weight = float(np.sqrt(len(tables.products) + len(tables.queries))) if weight is None else float(weight)
         if not self.weight > 0:
-            raise ValueError(f"{tables.name}: weight: found {weight}; accepted: a number above 0")
+            raise ValueError(f"{tables.name}: weight: found {weight}; expected a number above 0")
         self.derivable: dict[str, list[ProductRow]] = {
             "image": [row for row in tables.products if row.images],
             "text": [row for row in tables.products if _short_texts(row)],
@@ -223,7 +223,7 @@ class PairDataset(Dataset):
         if not self.able:
             raise ValueError(
                 f"query_mix: found no query of the forms {list(options.query_mix)} in "
-                f"{[source.name for source in self.sources]}; accepted: data with such queries, or derived_queries"
+                f"{[source.name for source in self.sources]}; expected data with such queries, or derived_queries"
             )
 
     def __len__(self) -> int:
@@ -235,7 +235,7 @@ class PairDataset(Dataset):
 
     def __getitem__(self, position: int) -> Pair:
         if not 0 <= position < self.length:
-            raise IndexError(f"position: found {position}; accepted: 0 to {self.length - 1}")
+            raise IndexError(f"position: found {position}; expected 0 to {self.length - 1}")
         return self.draw(position)
 
     def draw(self, position: int, attempt: int = 0) -> Pair:

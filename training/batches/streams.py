@@ -140,7 +140,7 @@ class RowStream:
             except UnicodeDecodeError as error:
                 place = ", ".join(undecodable_in(self.rows.shard(num_shards=self.shards, index=shard)))
                 raise StreamError(
-                    f"shard {shard}{place and f', {place}'}: not UTF-8 ({error}); accepted: UTF-8"
+                    f"shard {shard}{place and f', {place}'}: not UTF-8 ({error}); expected UTF-8"
                 ) from error
             except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
                 raise StreamError(f"shard {shard} cannot be read ({type(error).__name__}: {error})") from error
@@ -172,7 +172,7 @@ class RowStream:
         if not self._state["in_epoch"]:
             wanted = "" if self.split is None else f" of split {self.split!r}"
             raise StreamError(
-                f"process {self.rank} of {self.world_size} found no rows{wanted}; accepted: at least one for each"
+                f"process {self.rank} of {self.world_size} found no rows{wanted}; expected at least one for each"
             )
         self._state |= {"epoch": self._state["epoch"] + 1, "place": 0, "in_epoch": 0}
 
@@ -190,7 +190,7 @@ class RowStream:
         shards = state.get("shards", self.shards)  # states of older runs do not say
         if shards != self.shards:
             raise StreamError(
-                f"shards: found {self.shards}, and {shards} where the checkpoint was written; accepted: the same files"
+                f"shards: found {self.shards}, and {shards} where the checkpoint was written; expected the same files"
             )
         self._state = dict(state)
         self._opened = self._iterator = None
@@ -276,7 +276,7 @@ class RowPairs(Dataset):
             usable = mix if sum(mix.values()) > 0 else dict.fromkeys(there, 1.0)
             options = replace(options, query_mix=usable, derived_queries=False)
         elif not options.derived_queries:
-            raise ValueError("found no query; accepted: one, or derived_queries")
+            raise ValueError("found no query; expected one, or derived_queries")
         for rows in pairs.derivable.values():  # only the positive stands for a query
             rows[:] = [row for row in rows if row is positive]
         return PairDataset([pairs], options, seed=0, length=1)
@@ -435,7 +435,7 @@ class StreamBatches:
             StreamError: a batch that was not yielded, or too long ago.
         """
         if consumed not in self._states:
-            raise StreamError(f"consumed: found {consumed}; accepted: {min(self._states)} to {max(self._states)}")
+            raise StreamError(f"consumed: found {consumed}; expected {min(self._states)} to {max(self._states)}")
         return self._states[consumed]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

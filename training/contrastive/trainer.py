@@ -119,7 +119,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self.sharded = launched() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
-            raise ValueError("queue_momentum: found with FSDP, whose weights lie in parts; accepted: None, or DDP")
+            raise ValueError("queue_momentum: found with FSDP, whose weights lie in parts; expected None, or DDP")
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
         # The first process watches for all; of weights in parts each forward pass is one of all processes.

@@ -63,7 +63,7 @@ def parts_of(batch: Mapping[str, Any], chunk_size: int | None = None, forms: boo
 def _forms_of(batch: Mapping[str, Any], side: str) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
     key = {"queries": "query_forms", "products": "product_forms"}[side]
     if key not in batch:
-        raise ValueError(f"batch: found no {key!r}; accepted: a collator that makes the forms of each item")
+        raise ValueError(f"batch: found no {key!r}; expected a collator that makes the forms of each item")
     given = {name: batch[key][name] for name in SINGLE_FORMS}
     return {name: (one["rows"], dict(one["inputs"])) for name, one in given.items() if len(one["rows"])}
 

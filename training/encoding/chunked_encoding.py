@@ -55,7 +55,7 @@ def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]
     """
     count = number_of_rows(inputs)
     if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= count or bool((rows.diff() <= 0).any())):
-        raise ValueError(f"rows: found {rows.tolist()}; accepted: ascending numbers from 0 to {count - 1}")
+        raise ValueError(f"rows: found {rows.tolist()}; expected ascending numbers from 0 to {count - 1}")
     chosen = {name: tensor[rows] for name, tensor in inputs.items() if name not in PICTURE_KEYS}
     chosen = _without_padding(chosen)
     if "pixel_values" in inputs:
@@ -131,7 +131,7 @@ class ChunkedEncoding:
         without_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         if not chunks:
-            raise ValueError("chunks: found none; accepted: at least one")
+            raise ValueError("chunks: found none; expected at least one")
         self.encode, self.chunks, self.without_sync = encode, list(chunks), without_sync
         self._states: list[_RandomState] = []
         self._rows: list[dict[str, int]] = []
@@ -164,7 +164,7 @@ class ChunkedEncoding:
         """
         gradients = {name: tensor.grad for name, tensor in self._vectors.items() if tensor.grad is not None}
         if not gradients:
-            raise RuntimeError("chunked encoding: found no gradient of any vector; accepted: after the loss's backward")
+            raise RuntimeError("chunked encoding: found no gradient of any vector; expected after the loss's backward")
         self._vectors = {}
         pieces = {
             name: gradient.split([rows[name] for rows in self._rows if name in rows])

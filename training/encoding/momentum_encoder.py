@@ -33,7 +33,7 @@ class MomentumEncoder:
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: found {momentum}; accepted: 0 to below 1")
+            raise ValueError(f"momentum: found {momentum}; expected 0 to below 1")
         self.model, self.momentum = model, momentum
         self._averages = {name: parameter.detach().clone() for name, parameter in self._learning().items()}
 
@@ -59,6 +59,6 @@ class MomentumEncoder:
         """Take over a saved state."""
         if state.keys() != self._averages.keys():
             differing = sorted(state.keys() ^ self._averages.keys())[:5]
-            raise ValueError(f"momentum encoder: found a state that differs in {differing}; accepted: this model's")
+            raise ValueError(f"momentum encoder: found a state that differs in {differing}; expected this model's")
         for name, average in self._averages.items():
             average.copy_(state[name])

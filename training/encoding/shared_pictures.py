@@ -53,10 +53,10 @@ class SharedPictures:
                 self._seen = (_copied(found), grid_thw)
             return found
         if self._seen is None:
-            raise ValueError("pictures: found none seen before; accepted: a forward with pictures first")
+            raise ValueError("pictures: found none seen before; expected a forward with pictures first")
         found, grid = self._seen
         if not torch.equal(grid[places], grid_thw):
-            raise ValueError(f"pictures: found sizes {grid_thw.tolist()}; accepted: {grid[places].tolist()}, as seen")
+            raise ValueError(f"pictures: found sizes {grid_thw.tolist()}; expected {grid[places].tolist()}, as seen")
         return _chosen(found, grid.prod(dim=1), places)
 
 

@@ -75,12 +75,12 @@ class WritingJob:
 
     def __post_init__(self) -> None:
         if self.output.suffix != SUFFIX:
-            raise WritingError(f"output: found {str(self.output)!r}; accepted: a {SUFFIX} file")
+            raise WritingError(f"output: found {str(self.output)!r}; expected a {SUFFIX} file")
         if not self.forms or set(self.forms) - set(FORMS):
-            raise WritingError(f"forms: found {self.forms}; accepted: {', '.join(FORMS)} or both")
+            raise WritingError(f"forms: found {self.forms}; expected {', '.join(FORMS)} or both")
         for name in ("batch_size", "attempts", "images", "max_pixels"):
             if getattr(self, name) < 1:
-                raise WritingError(f"{name}: found {getattr(self, name)}; accepted: a number of at least 1")
+                raise WritingError(f"{name}: found {getattr(self, name)}; expected a number of at least 1")
 
 
 @dataclass
@@ -120,7 +120,7 @@ class _Journal:
             lines = [] if overwrite else read_lines(self.path)
         except ValueError as error:
             raise WritingError(
-                f"{self.path} holds a line that is no JSON ({error}); accepted: the file as it was written, another output, "
+                f"{self.path} holds a line that is no JSON ({error}); expected the file as it was written, another output, "
                 "or --overwrite"
             ) from error
         if not lines:
@@ -136,7 +136,7 @@ class _Journal:
         ]
         if differing:
             raise WritingError(
-                f"{self.path} holds answers with {'; '.join(differing)}; accepted: the same, another output, or --overwrite"
+                f"{self.path} holds answers with {'; '.join(differing)}; expected the same, another output, or --overwrite"
             )
         for line in lines[1:]:
             attributes = line["attributes"]
@@ -189,9 +189,7 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
     twice = [name for name, uses in Counter(row.product_id for row in products).items() if uses > 1]
     if not products or twice:
         found = f"product_id {twice[0]!r} twice" if twice else "no products"
-        raise WritingError(
-            f"products: found {found}; accepted: at least one product, each with a product_id of its own"
-        )
+        raise WritingError(f"products: found {found}; expected at least one product, each with a product_id of its own")
     journal = _Journal(job.output.with_name(job.output.name + JOURNAL_SUFFIX))
     prompts = hashlib.sha256("".join(PROMPTS[form] for form in FORMS).encode()).hexdigest()[:16]
     settings = {name: getattr(job, name) for name in ("model", "images", "max_pixels", "seed")} | {"prompts": prompts}

@@ -100,7 +100,7 @@ class ChatWriter:
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128, revision: str = "") -> None:
         if max_new_tokens < 1:
-            raise OptionError(f"max_new_tokens: found {max_new_tokens}; accepted: a number of at least 1")
+            raise OptionError(f"max_new_tokens: found {max_new_tokens}; expected a number of at least 1")
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.processor.tokenizer.padding_side = "left"
         self._controls = control_tokens_of(processor.tokenizer)
@@ -126,7 +126,7 @@ class ChatWriter:
             ValueError: more or fewer seeds than questions.
         """
         if seeds is not None and len(seeds) != len(questions):
-            raise ValueError(f"seeds: found {len(seeds)}; accepted: {len(questions)}, one for each question")
+            raise ValueError(f"seeds: found {len(seeds)}; expected {len(questions)}, one for each question")
         inputs = self.processor.apply_chat_template(
             [self._conversation(question) for question in questions],
             tokenize=True,
@@ -180,11 +180,11 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
         model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ImportError, ValueError) as error:
         raise OptionError(
-            f"model: {path!r} cannot be loaded ({error}); accepted: the folder or hub id of a chat model that reads "
+            f"model: {path!r} cannot be loaded ({error}); expected the folder or hub id of a chat model that reads "
             "pictures and that AutoModelForImageTextToText and AutoProcessor know"
         ) from error
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise OptionError(f"model: {path!r} has no chat template; accepted: a model that was tuned to answer")
+        raise OptionError(f"model: {path!r} has no chat template; expected a model that was tuned to answer")
     return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path, model))
 
 

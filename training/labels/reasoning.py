@@ -67,7 +67,7 @@ class ReasoningTargets:
         if most is None or most < 1:
             raise ValueError(
                 f"max_tokens: found {max_tokens!r} and a processor with max_reasoning_tokens="
-                f"{processor.max_reasoning_tokens!r}; accepted: a number of at least 1 in one of them"
+                f"{processor.max_reasoning_tokens!r}; expected a number of at least 1 in one of them"
             )
         self.max_tokens = int(most)
         self._tokenizer = processor.tokenizer
@@ -124,7 +124,7 @@ class ReasoningTargets:
             ValueError: as `of_query`.
         """
         if not answers:
-            raise ValueError(f"answers: found none for the query {record.get('id')!r}; accepted: at least one")
+            raise ValueError(f"answers: found none for the query {record.get('id')!r}; expected at least one")
         first, *others = [self._row(name) for name in answers]
         facts: list[Fact] = []
         if record.get("image") is not None:
@@ -155,7 +155,7 @@ class ReasoningTargets:
     def _row(self, name: str) -> ProductRow:
         row = self._rows.get(name)
         if row is None:
-            raise ValueError(f"product: found {name!r}; accepted: one of the {len(self._rows)} products of the tables")
+            raise ValueError(f"product: found {name!r}; expected one of the {len(self._rows)} products of the tables")
         return row
 
 
@@ -238,7 +238,7 @@ class ReasonedRows(RowPairs):
 
 def _share(unreasoned_share: float) -> float:
     if not 0 <= unreasoned_share <= 1:
-        raise ValueError(f"unreasoned_share: found {unreasoned_share!r}; accepted: a number from 0 to 1")
+        raise ValueError(f"unreasoned_share: found {unreasoned_share!r}; expected a number from 0 to 1")
     return unreasoned_share
 
 
@@ -291,7 +291,7 @@ def control_tokens_of(tokenizer: Any) -> re.Pattern[str]:
 def _supported(row: ProductRow, form: str) -> list[Fact]:
     """What a product shows in a form, in the order of REASONING_KEYS, the image's before the text's."""
     if form not in PRODUCT_FORMS:
-        raise ValueError(f"form: found {form!r}; accepted: {', '.join(PRODUCT_FORMS)}")
+        raise ValueError(f"form: found {form!r}; expected {', '.join(PRODUCT_FORMS)}")
     if form == "mm":
         both = [*_supported(row, "i"), *_supported(row, "t")] if row.images else _supported(row, "t")
         return sorted(both, key=lambda fact: REASONING_KEYS.index(fact.key))

@@ -80,10 +80,10 @@ class DualAlignmentLoss(nn.Module):
         given = dict(weights or {})
         named = {"intra_weight": intra_weight, "router_weight": router_weight, "sparsity_weight": sparsity_weight}
         if not set(given) <= set(FORMS):
-            raise ValueError(f"weights: found {sorted(given)}; accepted: {', '.join(FORMS)}")
+            raise ValueError(f"weights: found {sorted(given)}; expected {', '.join(FORMS)}")
         for name, value in {**{f"weights.{form}": value for form, value in given.items()}, **named}.items():
             if not value >= 0:
-                raise ValueError(f"{name}: found {value}; accepted: 0 or more")
+                raise ValueError(f"{name}: found {value}; expected 0 or more")
         self.contrastive = contrastive
         self.weights = None if weights is None else {form: float(given.get(form, 0.0)) for form in FORMS}
         self.intra_weight, self.symmetric = float(intra_weight), symmetric

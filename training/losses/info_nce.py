@@ -103,7 +103,7 @@ def streamed_info_nce(
     """
     segments = [candidates] if isinstance(candidates, Tensor) else list(candidates)
     if not segments or block_size < 1:
-        raise ValueError(f"candidates, block_size: found {len(segments)} tensors, {block_size}; accepted: 1 or more")
+        raise ValueError(f"candidates, block_size: found {len(segments)} tensors, {block_size}; expected 1 or more")
     for segment in segments[1:]:
         _check_widths(query_BD, segment)
     if isinstance(excluded, Tensor):
@@ -236,7 +236,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _reduced(loss_B: Tensor, reduction: str) -> Tensor:
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: found {reduction!r}; accepted: {', '.join(REDUCTIONS)}")
+        raise ValueError(f"reduction: found {reduction!r}; expected {', '.join(REDUCTIONS)}")
     if reduction == "none":
         return loss_B
     return loss_B.mean() if reduction == "mean" else loss_B.sum()
@@ -246,7 +246,7 @@ def _check_widths(query_BD: Tensor, candidate_CD: Tensor) -> None:
     if query_BD.dim() != 2 or candidate_CD.dim() != 2 or query_BD.shape[1] != candidate_CD.shape[1]:
         raise ValueError(
             f"query_BD and candidate_CD: found shapes {tuple(query_BD.shape)} and {tuple(candidate_CD.shape)}; "
-            "accepted: (B, D) and (C, D) of one width D"
+            "expected (B, D) and (C, D) of one width D"
         )
 
 
@@ -257,11 +257,11 @@ def _check_info_nce(
     check_temperature(temperature)
     _check_widths(query_BD, candidate_CD)
     if query_BD.shape[0] == 0:
-        raise ValueError("query_BD: found no rows; accepted: at least one query")
+        raise ValueError("query_BD: found no rows; expected at least one query")
     fits = target_B.dim() in (1, 2) and target_B.shape[0] == query_BD.shape[0]
     if not fits or target_B.dtype != torch.int64:
         raise ValueError(
-            f"target_B: found shape {tuple(target_B.shape)}, {target_B.dtype}; accepted: ({query_BD.shape[0]},) or "
+            f"target_B: found shape {tuple(target_B.shape)}, {target_B.dtype}; expected ({query_BD.shape[0]},) or "
             f"({query_BD.shape[0]}, P), int64"
         )
     least = NO_TARGET if target_B.dim() == 2 else 0
@@ -269,27 +269,27 @@ def _check_info_nce(
     if low < least or high >= candidate_CD.shape[0]:
         raise ValueError(
             f"target_B: found values from {low} to {high}; "
-            f"accepted: 0 to {candidate_CD.shape[0] - 1}, rows of candidate_CD"
+            f"expected 0 to {candidate_CD.shape[0] - 1}, rows of candidate_CD"
         )
     if target_B.dim() == 2 and not bool((target_B != NO_TARGET).any(dim=1).all()):
         lacking = (target_B == NO_TARGET).all(dim=1).nonzero()[:, 0].tolist()
-        raise ValueError(f"target_B: found no positive for queries {lacking}; accepted: at least one each")
+        raise ValueError(f"target_B: found no positive for queries {lacking}; expected at least one each")
     if weight_B is not None and weight_B.shape != target_B.shape:
-        raise ValueError(f"weight_B: found shape {tuple(weight_B.shape)}; accepted: {tuple(target_B.shape)}")
+        raise ValueError(f"weight_B: found shape {tuple(weight_B.shape)}; expected {tuple(target_B.shape)}")
 
 
 def _check_excluded(excluded_BC: Tensor, queries: int, candidates: int) -> None:
     expected = (queries, candidates)
     if excluded_BC.shape != expected or excluded_BC.dtype != torch.bool:
         raise ValueError(
-            f"excluded_BC: found shape {tuple(excluded_BC.shape)}, {excluded_BC.dtype}; accepted: {expected}, bool"
+            f"excluded_BC: found shape {tuple(excluded_BC.shape)}, {excluded_BC.dtype}; expected {expected}, bool"
         )
 
 
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not a positive finite number."""
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: found {temperature!r}; accepted: a finite number greater than 0")
+        raise ValueError(f"temperature: found {temperature!r}; expected a finite number greater than 0")
 
 
 class InfoNCELoss(nn.Module):
@@ -310,7 +310,7 @@ class InfoNCELoss(nn.Module):
         super().__init__()
         check_temperature(temperature)
         if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size: found {block_size}; accepted: 1 or more, or None")
+            raise ValueError(f"block_size: found {block_size}; expected 1 or more, or None")
         self.temperature = float(temperature)
         self.block_size = block_size
 

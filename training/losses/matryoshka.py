@@ -36,10 +36,10 @@ class MatryoshkaLoss(nn.Module):
         super().__init__()
         dims = [int(width) for width in dims]
         if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
-            raise ValueError(f"dims: found {dims}; accepted: different widths of at least 1")
+            raise ValueError(f"dims: found {dims}; expected different widths of at least 1")
         weights = [1.0] * len(dims) if weights is None else [float(weight) for weight in weights]
         if len(weights) != len(dims) or not min(weights) > 0:
-            raise ValueError(f"weights: found {weights}; accepted: {len(dims)} numbers above 0, one for each width")
+            raise ValueError(f"weights: found {weights}; expected {len(dims)} numbers above 0, one for each width")
         self.contrastive = contrastive
         self.weights = dict(sorted(zip(dims, weights, strict=True), reverse=True))
 
@@ -60,7 +60,7 @@ class MatryoshkaLoss(nn.Module):
         """Return the loss, the full width first; arguments and shapes as `InfoNCELoss.forward`."""
         full = query_BD.shape[1]
         if max(self.weights) > full:
-            raise ValueError(f"dims: found {max(self.weights)} for vectors of width {full}; accepted: up to {full}")
+            raise ValueError(f"dims: found {max(self.weights)} for vectors of width {full}; expected up to {full}")
         segments = [candidates] if isinstance(candidates, Tensor) else list(candidates)
         weights = {full: 1.0, **{width: weight for width, weight in self.weights.items() if width != full}}
         total = query_BD.new_zeros(())

@@ -62,15 +62,15 @@ class SampleFilter:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold: found {self.threshold}; accepted: above 0, at most 1")
+            raise ValueError(f"threshold: found {self.threshold}; expected above 0, at most 1")
         if not (math.isfinite(self.kappa) and self.kappa > 0):
-            raise ValueError(f"kappa: found {self.kappa}; accepted: a finite number above 0")
+            raise ValueError(f"kappa: found {self.kappa}; expected a finite number above 0")
         if not -2 <= self.end <= self.start <= 2:
-            raise ValueError(f"start, end: found {self.start}, {self.end}; accepted: -2 <= end <= start <= 2")
+            raise ValueError(f"start, end: found {self.start}, {self.end}; expected -2 <= end <= start <= 2")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: found {self.schedule!r}; accepted: {', '.join(SCHEDULES)}")
+            raise ValueError(f"schedule: found {self.schedule!r}; expected {', '.join(SCHEDULES)}")
         if self.weight is not None and not 0 <= self.weight <= 1:
-            raise ValueError(f"weight: found {self.weight}; accepted: 0 to 1, or None")
+            raise ValueError(f"weight: found {self.weight}; expected 0 to 1, or None")
 
     def margin_at(self, progress: float) -> float:
         """Return m̄ after a share of the training.

@@ -57,19 +57,19 @@ class MiningOptions:
 
     def __post_init__(self) -> None:
         if self.per_query < 1:
-            raise OptionError(f"per_query: found {self.per_query}; accepted: 1 or more")
+            raise OptionError(f"per_query: found {self.per_query}; expected 1 or more")
         if not 1 <= self.first_rank <= self.last_rank:
             raise OptionError(
-                f"first_rank and last_rank: found {self.first_rank} and {self.last_rank}; accepted: 1 ≤ first ≤ last"
+                f"first_rank and last_rank: found {self.first_rank} and {self.last_rank}; expected 1 ≤ first ≤ last"
             )
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise OptionError(f"margin: found {self.margin}; accepted: 0 or more")
+            raise OptionError(f"margin: found {self.margin}; expected 0 or more")
         if not 0 < self.ratio <= 1:
-            raise OptionError(f"ratio: found {self.ratio}; accepted: above 0 and at most 1")
+            raise OptionError(f"ratio: found {self.ratio}; expected above 0 and at most 1")
         if self.category_levels is not None and self.category_levels < 0:
-            raise OptionError(f"category_levels: found {self.category_levels}; accepted: 0 or more, or none")
+            raise OptionError(f"category_levels: found {self.category_levels}; expected 0 or more, or none")
         if self.choose not in CHOICES:
-            raise OptionError(f"choose: found {self.choose!r}; accepted: {', '.join(CHOICES)}")
+            raise OptionError(f"choose: found {self.choose!r}; expected {', '.join(CHOICES)}")
 
 
 @dataclass(frozen=True)

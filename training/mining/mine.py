@@ -83,7 +83,7 @@ class MiningJob:
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.shard_rows) < 1:
-            raise MiningError("batch-size and shard-rows: accepted: 1 or more")
+            raise MiningError("batch-size and shard-rows: expected 1 or more")
 
 
 def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, model_path: str = "") -> dict[str, Any]:
@@ -109,11 +109,11 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
     if not part.queries or not part.products:
         raise MiningError(
             f"{tables.name}: split {job.split!r} has {len(part.queries)} queries and {len(part.products)} products; "
-            "accepted: at least one of each"
+            "expected at least one of each"
         )
     twice = [name for name, uses in Counter(query.query_id for query in tables.queries).items() if uses > 1]
     if twice:
-        raise MiningError(f"{tables.name}: query_id {twice[0]!r} is used twice; accepted: a query_id for each query")
+        raise MiningError(f"{tables.name}: query_id {twice[0]!r} is used twice; expected a query_id for each query")
     store = _Store(
         job, part, f"{config_digest(model)} {_weights_digest(model_path)} {_settings_digest(processor)}", model_path
     )
@@ -149,7 +149,7 @@ class _Store:
         elif stored is not None and stored["made_of"] != made_of:
             differing = ", ".join(key for key in made_of if stored["made_of"].get(key) != made_of[key])
             raise MiningError(
-                f"{self.folder} holds vectors of another {differing}; accepted: another output, or --overwrite"
+                f"{self.folder} holds vectors of another {differing}; expected another output, or --overwrite"
             )
         elif stored is not None and stored["mined_by"] != mined_by:
             self._clear(_MINED)  # the vectors stay right

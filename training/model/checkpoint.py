@@ -78,7 +78,7 @@ def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: s
     wrapped = weights_under_adapters(model)
     if wrapped:
         raise ValueError(
-            f"adapters wrap {len(wrapped)} weights of the model, among them {wrapped[0]}; accepted: the model that "
+            f"adapters wrap {len(wrapped)} weights of the model, among them {wrapped[0]}; expected the model that "
             "merge_and_unload() gives"
         )
     if lm_head_from is not None or not hasattr(model, "lm_head"):

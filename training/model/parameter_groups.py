@@ -24,10 +24,10 @@ def group_by_rate(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Map
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for pattern, rate in rates.items():
         if not rate >= 0:
-            raise ValueError(f"learning_rates: found {rate} for {pattern!r}; accepted: 0 or more")
+            raise ValueError(f"learning_rates: found {rate} for {pattern!r}; expected 0 or more")
         if not fnmatch.filter(names.values(), pattern):
             raise ValueError(
-                f"learning_rates: found no learning parameter like {pattern!r}; accepted: a pattern such as '*visual*'"
+                f"learning_rates: found no learning parameter like {pattern!r}; expected a pattern such as '*visual*'"
             )
     parted = []
     for group in optimizer.param_groups:

@@ -24,13 +24,13 @@ def check_quantization(model: Any) -> None:
         return
     found = f"quantization: found {model.quantization}"
     if model.lora is None:
-        raise ValueError(f"{found} without lora; accepted: with lora, because quantised weights do not learn, or none")
+        raise ValueError(f"{found} without lora; expected with lora, because quantised weights do not learn, or none")
     if model.architecture != "moon":
-        raise ValueError(f"{found} with architecture {model.architecture}; accepted: moon, or quantization none")
+        raise ValueError(f"{found} with architecture {model.architecture}; expected moon, or quantization none")
     if not torch.cuda.is_available():
-        raise ValueError(f"{found} on a machine without a CUDA GPU; accepted: a CUDA GPU, or quantization none")
+        raise ValueError(f"{found} on a machine without a CUDA GPU; expected a CUDA GPU, or quantization none")
     if not is_bitsandbytes_available():
-        raise ValueError(f"{found} without the package bitsandbytes; accepted: pip install bitsandbytes, or none")
+        raise ValueError(f"{found} without the package bitsandbytes; expected pip install bitsandbytes, or none")
 
 
 def quantization_config(kind: str) -> BitsAndBytesConfig | None:

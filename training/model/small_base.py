@@ -87,7 +87,7 @@ class SmallBaseConfig:
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
-            raise ValueError(f"small_base: backbone={self.backbone!r} is not known; accepted: {', '.join(BACKBONES)}")
+            raise ValueError(f"small_base: backbone={self.backbone!r} is not known; expected {', '.join(BACKBONES)}")
         for name, divisor in (("hidden_size", self.head_dim), ("vision_hidden_size", 32), ("head_dim", 8)):
             if getattr(self, name) <= 0 or getattr(self, name) % divisor:
                 raise ValueError(f"small_base: {name}={getattr(self, name)} must be a positive multiple of {divisor}")
@@ -95,7 +95,7 @@ class SmallBaseConfig:
             raise ValueError("small_base: vision_depth must be at least 2 and num_layers at least 1")
         if not 1 <= self.min_image_tokens <= self.max_image_tokens:
             raise ValueError(
-                f"small_base: min_image_tokens={self.min_image_tokens}; accepted: 1 to max_image_tokens={self.max_image_tokens}"
+                f"small_base: min_image_tokens={self.min_image_tokens}; expected 1 to max_image_tokens={self.max_image_tokens}"
             )
         if self.vocab_size < 300:
             raise ValueError(

@@ -54,7 +54,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class UpcycleError(ValueError):
-    """A base that cannot become a Moon checkpoint: what was found, and what is accepted."""
+    """A base that cannot become a Moon checkpoint: what was found, and what is expected."""
 
     exit_status = 2
 
@@ -102,11 +102,11 @@ def upcycle(
     """
     out = Path(out)
     if preset not in PRESETS:
-        raise UpcycleError(f"preset={preset!r} is not known; accepted: {', '.join(PRESETS)}")
+        raise UpcycleError(f"preset={preset!r} is not known; expected {', '.join(PRESETS)}")
     if dtype is not None and dtype not in DTYPES:
-        raise UpcycleError(f"dtype={dtype!r} is not known; accepted: {', '.join(DTYPES)} or None")
+        raise UpcycleError(f"dtype={dtype!r} is not known; expected {', '.join(DTYPES)} or None")
     if out.is_file():
-        raise OutputError(f"{out} is a file; accepted: a folder to write")
+        raise OutputError(f"{out} is a file; expected a folder to write")
     if out.exists() and not overwrite and any(out.iterdir()):
         raise OutputError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
     folder = _local_folder(base)
@@ -181,7 +181,7 @@ def _local_folder(base: str | Path) -> Path:
     if Path(base).is_dir():
         return Path(base)
     if Path(base).exists():
-        raise UpcycleError(f"{base} is a file; accepted: a checkpoint's folder or a hub id")
+        raise UpcycleError(f"{base} is a file; expected a checkpoint's folder or a hub id")
     try:
         return Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
     except (OSError, ValueError) as error:
@@ -190,11 +190,11 @@ def _local_folder(base: str | Path) -> Path:
 
 def _read_base_config(folder: Path) -> Any:
     if not (folder / "config.json").exists():
-        raise UpcycleError(f"{folder} has no config.json; accepted: a checkpoint of {' or '.join(BACKBONES)}")
+        raise UpcycleError(f"{folder} has no config.json; expected a checkpoint of {' or '.join(BACKBONES)}")
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     if model_type not in BACKBONES:
         raise UpcycleError(
-            f"{folder} is of model type {model_type!r}, which cannot be upcycled; accepted: {', '.join(BACKBONES)} "
+            f"{folder} is of model type {model_type!r}, which cannot be upcycled; expected {', '.join(BACKBONES)} "
             "(dense Qwen3-VL, Qwen3-VL-Embedding and Qwen2.5-VL checkpoints)"
         )
     config = AutoConfig.from_pretrained(folder)
@@ -215,7 +215,7 @@ def _weight_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UpcycleError(f"{folder} has no *.safetensors file; accepted: safetensors, in one file or with an index")
+        raise UpcycleError(f"{folder} has no *.safetensors file; expected safetensors, in one file or with an index")
     for file in files:
         if not file.exists():
             raise UpcycleError(f"{folder} lacks {file.name}, which its index names")
@@ -237,7 +237,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
                 if moon_name(name) == _EMBEDDING:
                     return shard.get_tensor(name).dtype
-    raise UpcycleError(f"{folder} has no token embeddings; accepted: a whole checkpoint")
+    raise UpcycleError(f"{folder} has no token embeddings; expected a whole checkpoint")
 
 
 def _set_dtype(vlm_config: Any, dtype: torch.dtype) -> None:

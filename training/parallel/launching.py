@@ -27,14 +27,14 @@ def check_launch(recipe: Any) -> None:
         recipe: a `training.recipe.arguments.Recipe`.
 
     Raises:
-        ValueError: names the key or the launcher's variable, what was found and what is accepted.
+        ValueError: names the key or the launcher's variable, what was found and what is expected.
     """
     if _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        raise ValueError("accelerate: found ACCELERATE_USE_PARALLELISM_CONFIG; accepted: the files of training/launch")
+        raise ValueError("accelerate: found ACCELERATE_USE_PARALLELISM_CONFIG; expected the files of training/launch")
     way = launched()
     if way is None:
         return
-    training, accepted = recipe.training, "accepted: training/launch/ddp.yaml, or"
+    training, accepted = recipe.training, "expected training/launch/ddp.yaml, or"
     refused = (
         (recipe.model.architecture != "moon", "architecture", recipe.model.architecture, "moon"),
         (recipe.model.quantization != "none", "quantization", recipe.model.quantization, "none"),
@@ -71,13 +71,13 @@ def _check_fsdp() -> None:
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise ValueError(
             f"FSDP: found torch {torch.__version__}, which cannot be told to sum also the gradients of weights that a process's "
-            "batch did not use; accepted: torch 2.13, or training/launch/ddp.yaml"
+            "batch did not use; expected torch 2.13, or training/launch/ddp.yaml"
         )
     for variable, (default, accepted) in _FSDP_SETTINGS.items():
         found = os.environ.get(variable, default)
         if found.lower() not in (value.lower() for value in accepted):
             key = f"{variable.lower()}: found {found}"
-            raise ValueError(f"{key}; accepted: {' or '.join(accepted)}, as in training/launch/fsdp2.yaml")
+            raise ValueError(f"{key}; expected {' or '.join(accepted)}, as in training/launch/fsdp2.yaml")
 
 
 def zero_stage() -> int:
@@ -88,24 +88,24 @@ def zero_stage() -> int:
 def _check_deepspeed(recipe: Any) -> None:
     if not torch.cuda.is_available():
         raise ValueError(
-            "DeepSpeed: found no GPU; accepted: GPUs (where we have not run it ourselves), or training/launch/fsdp2.yaml, "
+            "DeepSpeed: found no GPU; expected GPUs (where we have not run it ourselves), or training/launch/fsdp2.yaml, "
             "which also runs on a CPU"
         )
     if not is_deepspeed_available():
-        raise ValueError("DeepSpeed: found no package deepspeed; accepted: pip install deepspeed, or fsdp2.yaml")
+        raise ValueError("DeepSpeed: found no package deepspeed; expected pip install deepspeed, or fsdp2.yaml")
     found = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if found != "none":
         raise ValueError(
-            f"deepspeed_config_file: found {found}; accepted: the keys of training/launch/deepspeed_zero2.yaml"
+            f"deepspeed_config_file: found {found}; expected the keys of training/launch/deepspeed_zero2.yaml"
         )
     if recipe.loss.encode_chunk_size is not None:
         raise ValueError(
             f"encode_chunk_size: found {recipe.loss.encode_chunk_size} with DeepSpeed, which has to make the backward pass "
-            "itself; accepted: none, or training/launch/fsdp2.yaml"
+            "itself; expected none, or training/launch/fsdp2.yaml"
         )
     if zero_stage() not in (2, 3):
         raise ValueError(
-            f"zero_stage: found {zero_stage()}; accepted: 2 or 3, as in training/launch/deepspeed_zero3.yaml"
+            f"zero_stage: found {zero_stage()}; expected 2 or 3, as in training/launch/deepspeed_zero3.yaml"
         )
     if zero_stage() == 3:
         _check_zero3(recipe)
@@ -119,13 +119,13 @@ def _check_zero3(recipe: Any) -> None:
         if seen:
             raise ValueError(
                 f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes have to run the vision tower together; "
-                "accepted: text alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
+                "expected text alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
             )
     for key in ("dual_alignment", "sparsity_weight"):
         if getattr(recipe.loss, key):
             raise ValueError(
                 f"{key}: found {getattr(recipe.loss, key)} with ZeRO-3, which holds the weights that it reads in parts; "
-                "accepted: leaving it out, or training/launch/fsdp2.yaml"
+                "expected leaving it out, or training/launch/fsdp2.yaml"
             )
 
 

@@ -60,12 +60,10 @@ def use_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
         PartialState().distributed_type = state.distributed_type = DistributedType.FSDP  # kept in two places
     plugin = state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ValueError(f"fsdp_version: found {plugin.fsdp_version}; accepted: 2, as in training/launch/fsdp2.yaml")
+        raise ValueError(f"fsdp_version: found {plugin.fsdp_version}; expected 2, as in training/launch/fsdp2.yaml")
     plugin.transformer_cls_names_to_wrap = decoder_layers(model)
     if state.mixed_precision not in _PRECISIONS:
-        raise ValueError(
-            f"mixed_precision: found {state.mixed_precision} with FSDP; accepted: {', '.join(_PRECISIONS)}"
-        )
+        raise ValueError(f"mixed_precision: found {state.mixed_precision} with FSDP; expected {', '.join(_PRECISIONS)}")
     dtype = _PRECISIONS[state.mixed_precision]
     if dtype is not None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -84,7 +82,7 @@ def decoder_layers(model: nn.Module) -> list[str]:
     there = {type(module).__name__ for module in model.modules() if id(module) not in seen}
     names = [name for name in getattr(model, "_no_split_modules", None) or () if name in there]
     if not names:
-        raise ValueError(f"FSDP: found no decoder layers in {type(model).__name__}; accepted: architecture moon")
+        raise ValueError(f"FSDP: found no decoder layers in {type(model).__name__}; expected architecture moon")
     return names
 
 

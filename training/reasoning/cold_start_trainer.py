@@ -97,20 +97,20 @@ class ColdStartTrainer(ContrastiveTrainer):
     def __init__(self, *, ce_weight: float = 0.1, contrastive_weight: float = 1.0, **kwargs: Any) -> None:
         for name, weight in (("ce_weight", ce_weight), ("contrastive_weight", contrastive_weight)):
             if not 0 <= weight < math.inf:
-                raise ValueError(f"{name}: found {weight}; accepted: a finite number of at least 0")
+                raise ValueError(f"{name}: found {weight}; expected a finite number of at least 0")
         if not ce_weight + contrastive_weight:
-            raise ValueError("ce_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
+            raise ValueError("ce_weight, contrastive_weight: found 0 for both; expected at least one above 0")
         super().__init__(**kwargs)
         bare: Any = self._bare_model()
         budget = getattr(bare.config, "max_reasoning_tokens", None)
         if not hasattr(bare, "lm_head") or budget is None:
             raise ValueError(
-                f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens={budget}; accepted: a "
+                f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens={budget}; expected a "
                 "MoonForConditionalGeneration that reasons"
             )
         if self.options.terms.forms:
             raise ValueError(
-                "terms.forms: found True in a cold start; accepted: False, reasonings belong to whole items"
+                "terms.forms: found True in a cold start; expected False, reasonings belong to whole items"
             )
         self.ce_weight, self.contrastive_weight = float(ce_weight), float(contrastive_weight)
 
@@ -125,7 +125,7 @@ class ColdStartTrainer(ContrastiveTrainer):
         missing = [side for side in ("queries", "products") if "labels" not in inputs[side]]
         if missing:
             raise ValueError(
-                f"batch: found no labels of {' and '.join(missing)}; accepted: a collator with reasoning 'given' or 'mixed'"
+                f"batch: found no labels of {' and '.join(missing)}; expected a collator with reasoning 'given' or 'mixed'"
             )
         return super()._parts(inputs)
 

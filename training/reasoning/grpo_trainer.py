@@ -148,7 +148,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
             **settings,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("stage: reasoning: found FSDP or DeepSpeed; accepted: one process, or several with DDP")
+            raise ValueError("stage: reasoning: found FSDP or DeepSpeed; expected one process, or several with DDP")
         self._restore_settings()
         self.eos_token_ids = [policy.config.think_end_token_id]
         self.beta = self.options.kl_weight
@@ -216,7 +216,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         pictures.pop("num_images", None)
         if pictures and self.use_vllm:
             names = sorted({one for pair in self._prompts.pairs for one in (item_name(pair, side) for side in SIDES)})
-            raise ValueError(f"vllm: found pictures in a step of {names[:5]}; accepted: texts alone, or vllm: false")
+            raise ValueError(f"vllm: found pictures in a step of {names[:5]}; expected texts alone, or vllm: false")
         return self._prompts.ids, None, pictures
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
@@ -465,7 +465,7 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
     chunk = reasoning.rollout_chunk_size or rollouts
     if rollouts % chunk:
         raise ValueError(
-            f"rollout_chunk_size: found {chunk}; accepted: a divisor of {rollouts}, the rollouts of a process and step"
+            f"rollout_chunk_size: found {chunk}; expected a divisor of {rollouts}, the rollouts of a process and step"
         )
     given = {entry.name: getattr(training, entry.name) for entry in dataclasses.fields(TrainingArguments) if entry.init}
     own = generation_config(config, Thinking(), tokenizer)

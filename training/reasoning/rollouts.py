@@ -110,7 +110,7 @@ class PromptCollator(PairCollator):
         numbers = [row["pair"] for row in rows[:: 2 * self.rollouts]]
         wanted = [(number, side) for number in numbers for side in SIDES for _ in range(self.rollouts)]
         if [(row["pair"], row["prompt"]) for row in rows] != wanted:
-            raise ValueError(f"rows: accepted: each pair's query {self.rollouts} times, then its product as often")
+            raise ValueError(f"rows: expected each pair's query {self.rollouts} times, then its product as often")
         pairs = [self.pairs[number] for number in numbers]
         batch = self(pairs)
         read = batch.pop("pairs")
@@ -180,7 +180,7 @@ class PromptsAhead:
             self._made = iter(self._loader(rows))
         found, prompts = next(self._made)
         if found != rows:
-            raise RuntimeError(f"prompts made ahead: found those of {found[:1]}; accepted: those of {rows[:1]}")
+            raise RuntimeError(f"prompts made ahead: found those of {found[:1]}; expected those of {rows[:1]}")
         self._next = _behind(rows, self.stride)
         return prompts
 

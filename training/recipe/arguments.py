@@ -347,7 +347,7 @@ def parse_recipe(arguments: list[str]) -> Recipe:
             type; a path, split or combination that cannot work.
     """
     if not arguments or arguments[0].startswith("-"):
-        raise RecipeError("recipe: found none; accepted: RECIPE.yaml [--key value …], see training/recipes")
+        raise RecipeError("recipe: found none; expected RECIPE.yaml [--key value …], see training/recipes")
     path = Path(arguments[0])
     return make_recipe(path, read_recipe_file(path), arguments[1:])
 
@@ -374,7 +374,7 @@ def make_recipe(path: Path, values: dict[str, Any], arguments: list[str]) -> Rec
     parser.set_defaults(**{"output_dir": str(Path("runs") / path.stem), **checked})
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise RecipeError(f"command line: found {unknown[0]!r} without its --key; accepted: --key value")
+        raise RecipeError(f"command line: found {unknown[0]!r} without its --key; expected --key value")
     for key in _mapping_keys(hints):
         setattr(namespace, key, _mapping(key, getattr(namespace, key)))
     model, data, loss, reasoning, training = (_build(group, namespace) for group in GROUPS)
@@ -402,7 +402,7 @@ def _check_command_line(arguments: list[str], hints: dict[str, Any], parser: "_P
     check_keys([key[3:] if key[3:] in hints and key[:3] == "no_" else key for key in keys], hints, where="command line")
     for key in keys:
         if key not in hints and f"--{key}" not in parser._option_string_actions:
-            raise RecipeError(f"command line: found --{key}; accepted: --{key[3:]} {_no(hints[key[3:]])}")
+            raise RecipeError(f"command line: found --{key}; expected --{key[3:]} {_no(hints[key[3:]])}")
 
 
 def _no(hint: Any) -> str:
@@ -453,9 +453,9 @@ def _mapping(key: str, value: Any) -> dict | None:
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise RecipeError(f"{key}: found {value!r}; accepted: a mapping such as '{{a: 1, b: 2}}'") from error
+            raise RecipeError(f"{key}: found {value!r}; expected a mapping such as '{{a: 1, b: 2}}'") from error
     if value is not None and not isinstance(value, dict):
-        raise RecipeError(f"{key}: found {value!r} ({kind_name(type(value))}); accepted: a mapping")
+        raise RecipeError(f"{key}: found {value!r} ({kind_name(type(value))}); expected a mapping")
     return value
 
 
@@ -473,14 +473,14 @@ def _merge_dotted(arguments: list[str], values: dict[str, Any], hints: dict[str,
         key, _, part = name.partition(".")
         check_keys([key], hints, where="command line")
         if key not in _mapping_keys(hints):
-            raise RecipeError(f"command line: {key} is no mapping; found --{name}; accepted: --{key} value")
+            raise RecipeError(f"command line: {key} is no mapping; found --{name}; expected --{key} value")
         if not equals and position + 1 == len(arguments):
             raise RecipeError(f"command line: --{name} has no value")
         text = inline if equals else arguments[position + 1]
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise RecipeError(f"command line: --{name}: found {text!r}; accepted: a YAML value") from error
+            raise RecipeError(f"command line: --{name}: found {text!r}; expected a YAML value") from error
         values[key] = {**(_mapping(key, values.get(key, defaults[key])) or {}), part: value}
         position += 1 if equals else 2
     return rest
@@ -498,7 +498,7 @@ def _merge_lists(arguments: list[str], values: dict[str, Any], hints: dict[str, 
         if name.startswith("--") and list in alternatives(hints.get(key)) and text.startswith("["):
             values[key] = _list(key, text)
             if arguments[position + used : position + used + 1] and not arguments[position + used].startswith("--"):
-                raise RecipeError(f"command line: --{key}: found more after {text!r}; accepted: one list")
+                raise RecipeError(f"command line: --{key}: found more after {text!r}; expected one list")
             position += used
         else:
             rest.append(arguments[position])
@@ -511,9 +511,9 @@ def _list(key: str, text: str) -> list[Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"command line: --{key}: found {text!r}; accepted: a list such as '[a, b]'") from error
+        raise RecipeError(f"command line: --{key}: found {text!r}; expected a list such as '[a, b]'") from error
     if not isinstance(value, list):
-        raise RecipeError(f"command line: --{key}: found {text!r}; accepted: a list such as '[a, b]'")
+        raise RecipeError(f"command line: --{key}: found {text!r}; expected a list such as '[a, b]'")
     return value
 
 
@@ -543,9 +543,9 @@ def check_recipe(recipe: Recipe) -> None:
     model, data, loss, training = recipe.model, recipe.data, recipe.loss, recipe.training
     if (model.base is None) == (model.small_base is None):
         found = "neither" if model.base is None else "both"
-        raise RecipeError(f"base and small_base: found {found}; accepted: exactly one of them")
+        raise RecipeError(f"base and small_base: found {found}; expected exactly one of them")
     if model.base is not None and _looks_local(model.base) and not Path(model.base).is_dir():
-        raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; accepted: a checkpoint or a hub id")
+        raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; expected a checkpoint or a hub id")
     _check_model(model)
     _check_start_reasons(recipe)
     _check_instructions(data.instructions or {})
@@ -600,7 +600,7 @@ def check_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
     if budget is None:
         raise RecipeError(
             f"stage: found {stage!r} for a model without reasoning ({where} and max_reasoning_tokens: None); "
-            f"accepted: {accepted}; or stage: contrastive"
+            f"expected {accepted}; or stage: contrastive"
         )
 
 
@@ -628,7 +628,7 @@ def _check_data(data: DataArguments, training: MoonTrainingArguments) -> None:
     if data.streaming and (training.evaluate_before or training.evaluate_after):
         raise RecipeError(
             "evaluate_before, evaluate_after: found with streaming, whose tables have no gallery; "
-            "accepted: moon3 evaluate on the trained model"
+            "expected moon3 evaluate on the trained model"
         )
     if data.streaming:
         _check_stream_keys(data)
@@ -640,7 +640,7 @@ def _check_stream_keys(data: DataArguments) -> None:
         found = getattr(data, key)
         if found != most and (most is None or found > most):
             accepted = "leaving it out" if most is None else f"up to {most}, which is what a row holds"
-            raise RecipeError(f"{key}: found {found} with streaming; accepted: {accepted}")
+            raise RecipeError(f"{key}: found {found} with streaming; expected {accepted}")
 
 
 def _check_loss(loss: LossArguments) -> None:
@@ -664,27 +664,27 @@ def _check_loss(loss: LossArguments) -> None:
     except ValueError as error:
         raise RecipeError(f"sample_filter (filter_…): {error}") from error
     if loss.queue_momentum is not None and not loss.queue_momentum < 1:
-        raise RecipeError(f"queue_momentum: found {loss.queue_momentum}; accepted: 0 to below 1")
+        raise RecipeError(f"queue_momentum: found {loss.queue_momentum}; expected 0 to below 1")
     if not loss.queue_steps and (loss.queue_momentum is not None or loss.queue_warmup_steps):
-        raise RecipeError("queue_momentum, queue_warmup_steps: found without a queue; accepted: queue_steps above 0")
+        raise RecipeError("queue_momentum, queue_warmup_steps: found without a queue; expected queue_steps above 0")
 
 
 def _check_chunks(training: MoonTrainingArguments) -> None:
     """Refuse what a step in chunks does not do."""
     if training.torch_empty_cache_steps is not None:
-        raise RecipeError("torch_empty_cache_steps: found with encode_chunk_size; accepted: one of them")
+        raise RecipeError("torch_empty_cache_steps: found with encode_chunk_size; expected one of them")
     optimizer = getattr(training.optim, "value", training.optim)
     if "lomo" in optimizer:
         raise RecipeError(
-            f"optim: found {optimizer} with encode_chunk_size; accepted: an optimizer that steps after the whole batch"
+            f"optim: found {optimizer} with encode_chunk_size; expected an optimizer that steps after the whole batch"
         )
 
 
 def _check_widths(dims: list[int], weights: list[float]) -> None:
     if not all(isinstance(dim, int) and dim >= 1 for dim in dims) or len(set(dims)) < len(dims):
-        raise RecipeError(f"matryoshka_dims: found {dims}; accepted: different whole numbers of at least 1")
+        raise RecipeError(f"matryoshka_dims: found {dims}; expected different whole numbers of at least 1")
     if weights and len(weights) != len(dims):
-        raise RecipeError(f"matryoshka_weights: found {weights}; accepted: {len(dims)}, one for each of {dims}")
+        raise RecipeError(f"matryoshka_weights: found {weights}; expected {len(dims)}, one for each of {dims}")
     for weight in weights:
         _check_number("matryoshka_weights", weight, 0, above=True)
 
@@ -694,7 +694,7 @@ def _check_alignment(loss: LossArguments) -> None:
     if not loss.dual_alignment:
         for key, default in (("alignment_weights", None), ("symmetric_intra", False), ("intra_weight", 1.0)):
             if getattr(loss, key) != default:
-                raise RecipeError(f"{key}: found {getattr(loss, key)!r}; accepted: only with dual_alignment: true")
+                raise RecipeError(f"{key}: found {getattr(loss, key)!r}; expected only with dual_alignment: true")
     if loss.alignment_weights is not None:
         check_keys(loss.alignment_weights, ALIGNMENT_FORMS, where="alignment_weights")
         for form, weight in dict(loss.alignment_weights).items():  # type: ignore[arg-type]
@@ -717,7 +717,7 @@ def _check_training(training: MoonTrainingArguments) -> None:
     if training.train_minutes is not None:
         _check_number("train_minutes", training.train_minutes, 0, above=True)
     elif training.max_steps < 1:
-        raise RecipeError("max_steps and train_minutes: found neither; accepted: one of them, greater than 0")
+        raise RecipeError("max_steps and train_minutes: found neither; expected one of them, greater than 0")
     if training.evaluate_products is not None:
         _check_number("evaluate_products", training.evaluate_products, 1)
     for key in ("learning_rate", "weight_decay", "max_grad_norm"):
@@ -725,16 +725,16 @@ def _check_training(training: MoonTrainingArguments) -> None:
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _check_number(key, getattr(training, key), 1)
     if not 0 <= training.seed < 2**32:
-        raise RecipeError(f"seed: found {training.seed}; accepted: 0 to {2**32 - 1}")
+        raise RecipeError(f"seed: found {training.seed}; expected 0 to {2**32 - 1}")
     _check_optimizer(training)
     available = get_available_reporting_integrations()
     for name in list(training.report_to or []):
         if name not in available:
             raise RecipeError(
-                f"report_to: found {name!r}, which is not installed; accepted: {', '.join(['none', *available])}"
+                f"report_to: found {name!r}, which is not installed; expected {', '.join(['none', *available])}"
             )
     if training.n_gpu > 1:
-        raise RecipeError(f"found {training.n_gpu} GPUs in one process; accepted: accelerate launch training/train.py")
+        raise RecipeError(f"found {training.n_gpu} GPUs in one process; expected accelerate launch training/train.py")
 
 
 def _check_optimizer(training: MoonTrainingArguments) -> None:
@@ -745,13 +745,13 @@ def _check_optimizer(training: MoonTrainingArguments) -> None:
     except (ImportError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, ImportError) or not any(part in name for part in _OPTIMIZERS_OF_A_MODEL):
             raise RecipeError(
-                f"optim: found {name!r}: {error}; accepted: one whose library is installed, with its own optim_args"
+                f"optim: found {name!r}: {error}; expected one whose library is installed, with its own optim_args"
             ) from error
 
 
 def _check_model(model: ModelArguments) -> None:
     if model.preset not in PRESETS:
-        raise RecipeError(f"preset: found {model.preset!r}; accepted: {', '.join(PRESETS)}")
+        raise RecipeError(f"preset: found {model.preset!r}; expected {', '.join(PRESETS)}")
     check_keys(model.moon or {}, MOON_KEYS, where="moon")
     check_keys(model.small_base or {}, [size.name for size in dataclasses.fields(SmallBaseConfig)], where="small_base")
     lora = model.lora if isinstance(model.lora, dict) else {}
@@ -760,9 +760,9 @@ def _check_model(model: ModelArguments) -> None:
         if key in lora:
             _check_number(f"lora.{key}", lora[key], low)
     if not isinstance(lora.get("r", 1), int) or not lora.get("dropout", 0) < 1:
-        raise RecipeError(f"lora: found {lora}; accepted: r as a whole number, dropout below 1")
+        raise RecipeError(f"lora: found {lora}; expected r as a whole number, dropout below 1")
     if not all(isinstance(pattern, str) for pattern in model.freeze):
-        raise RecipeError(f"freeze: found {model.freeze}; accepted: a list of patterns such as '*visual*'")
+        raise RecipeError(f"freeze: found {model.freeze}; expected a list of patterns such as '*visual*'")
     rates = dict(model.learning_rates or {})  # type: ignore[arg-type]
     model.learning_rates = {name: check_value(f"learning_rates.{name}", rate, float) for name, rate in rates.items()}
     for name, rate in model.learning_rates.items():
@@ -773,24 +773,24 @@ def _check_instructions(instructions: Any) -> None:
     check_keys(instructions, DEFAULT_INSTRUCTIONS, where="instructions")
     for task, text in instructions.items():
         if not isinstance(text, str) or not text.strip():
-            raise RecipeError(f"instructions.{task}: found {text!r}; accepted: text that is not empty")
+            raise RecipeError(f"instructions.{task}: found {text!r}; expected text that is not empty")
 
 
 def check_mix(key: str, mix: Any) -> None:
     """Refuse a mix of forms with unknown names, negative shares, or nothing in it."""
     if not isinstance(mix, dict):
-        raise RecipeError(f"{key}: found {mix!r}; accepted: a mapping of image, text, both to numbers")
+        raise RecipeError(f"{key}: found {mix!r}; expected a mapping of image, text, both to numbers")
     check_keys(mix, FORMS, where=key)
     for form, share in mix.items():
         _check_number(f"{key}.{form}", share, 0)
     if not sum(mix.values()) > 0:
-        raise RecipeError(f"{key}: found {mix}; accepted: at least one share greater than 0")
+        raise RecipeError(f"{key}: found {mix}; expected at least one share greater than 0")
 
 
 def _check_number(key: str, value: Any, low: float, above: bool = False) -> None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < low or (above and value == low):
-        raise RecipeError(f"{key}: found {value!r}; accepted: a number {'above' if above else 'of at least'} {low}")
+        raise RecipeError(f"{key}: found {value!r}; expected a number {'above' if above else 'of at least'} {low}")
 
 
 def _looks_local(name: str) -> bool:
@@ -830,19 +830,19 @@ def check_source(entry: Any) -> None:
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict):
-        raise RecipeError(f"data: found {entry!r}; accepted: catalogue, a path, or a mapping of {SOURCE_KEYS}")
+        raise RecipeError(f"data: found {entry!r}; expected catalogue, a path, or a mapping of {SOURCE_KEYS}")
     check_keys(entry, SOURCE_KEYS, where="data")
     reading_of(entry)
     if ("path" in entry) == ("products" in entry):
-        raise RecipeError(f"data: found {entry}; accepted: either a path or products (with queries and images)")
+        raise RecipeError(f"data: found {entry}; expected either a path or products (with queries and images)")
     for key in ("path", *TABLE_KEYS):
         place = entry.get(key)
         if place is not None and place != "catalogue" and not os.path.exists(place):
-            raise RecipeError(f"data: {key}: found nothing at {Path(place).resolve()}; accepted: a file or folder")
+            raise RecipeError(f"data: {key}: found nothing at {Path(place).resolve()}; expected a file or folder")
     if "weight" in entry:
         _check_number("data: weight", entry["weight"], 0, above=True)
     if not isinstance(entry.get("mask_groups", True), bool):
-        raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; accepted: true or false")
+        raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; expected true or false")
 
 
 _STREAM_PLACES = ("parquet", "hub", "config", "split", "revision")
@@ -855,12 +855,12 @@ def check_stream(entry: Any) -> None:
         return
     if not isinstance(entry, dict):
         raise RecipeError(
-            f"data: found {entry!r} with streaming; accepted: a path, owner/name, or a mapping of {STREAM_KEYS}"
+            f"data: found {entry!r} with streaming; expected a path, owner/name, or a mapping of {STREAM_KEYS}"
         )
     check_keys(entry, STREAM_KEYS, where="data")
     reading_of(entry)
     if ("parquet" in entry) == ("hub" in entry):
-        raise RecipeError(f"data: found {entry}; accepted: either parquet or hub")
+        raise RecipeError(f"data: found {entry}; expected either parquet or hub")
     for key, kinds, accepted in (
         ("parquet", (str, list), "a path, a pattern, or a list of these"),
         ("columns", (dict,), "a mapping such as {query.title: NAME}"),
@@ -868,10 +868,10 @@ def check_stream(entry: Any) -> None:
         *((key, (str,), "text") for key in ("hub", "config", "split", "revision", "images", "name")),
     ):
         if key in entry and not isinstance(entry[key], kinds):
-            raise RecipeError(f"data: {key}: found {entry[key]!r}; accepted: {accepted}")
+            raise RecipeError(f"data: {key}: found {entry[key]!r}; expected {accepted}")
     unread = [key for key in ("config", "split", "revision") if key in entry and "parquet" in entry]
     if unread:
-        raise RecipeError(f"data: {unread[0]}: found beside parquet; accepted: beside hub")
+        raise RecipeError(f"data: {unread[0]}: found beside parquet; expected beside hub")
     if "weight" in entry:
         _check_number("data: weight", entry["weight"], 0, above=True)
 

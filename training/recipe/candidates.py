@@ -35,7 +35,7 @@ def check_candidates(
     processes = "in one process" if training.world_size == 1 else "with spatial_negatives: false"
     raise ValueError(
         f"per_device_train_batch_size: found 1 {processes} with {hard} and {queue}: each query has its own "
-        "answer as the only candidate, and the loss is 0; accepted: a batch of at least 2 (gradient_accumulation_steps does "
+        "answer as the only candidate, and the loss is 0; expected a batch of at least 2 (gradient_accumulation_steps does "
         "not count), hard_negatives of at least 1, or queue_steps of at least 1"
     )
 
@@ -60,6 +60,6 @@ def check_products(tables: Sequence[ProductTables], masked: Sequence[bool]) -> N
     count = sum(len(table.products) for table in tables)
     found = "1 product" if count == 1 else f"{count} products, all of one group, with mask_groups: true"
     raise ValueError(
-        f"data: found {found} to train on: no query has a negative, and the loss is 0; accepted: at least two products"
+        f"data: found {found} to train on: no query has a negative, and the loss is 0; expected at least two products"
         + ("" if count == 1 else " of different groups, or mask_groups: false")
     )

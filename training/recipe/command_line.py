@@ -52,4 +52,4 @@ def steps_or_auto(text: str) -> int | str:
     try:
         return text if text == AUTO else int(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"found {text!r}; accepted: {AUTO}, or a whole number of at least 0") from error
+        raise ArgumentTypeError(f"found {text!r}; expected {AUTO}, or a whole number of at least 0") from error

@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
-            raise RecipeError(f"{node.start_mark.name}: key {twice[0]!r} found twice; accepted: once")
+            raise RecipeError(f"{node.start_mark.name}: key {twice[0]!r} found twice; expected once")
         return super().construct_mapping(node, deep)
 
     def construct_replaced(self, node: yaml.Node) -> Replaced:
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
             where = f"{node.start_mark.name}, line {node.start_mark.line + 1}"
             raise RecipeError(
                 f"{where}: found {REPLACE_TAG} before a value that is not a mapping; "
-                f"accepted: {REPLACE_TAG} {{part: value}}, and other values without it, which always replace"
+                f"expected {REPLACE_TAG} {{part: value}}, and other values without it, which always replace"
             )
         return Replaced(self.construct_mapping(node, deep=True))
 
@@ -55,19 +55,19 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(f"extends: {path} extends itself")
     if not path.is_file():
-        raise RecipeError(f"recipe: found no file {path}; accepted: a YAML file")
+        raise RecipeError(f"recipe: found no file {path}; expected a YAML file")
     try:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"{path}: found {type(values).__name__}; accepted: a mapping of keys to values")
+        raise RecipeError(f"{path}: found {type(values).__name__}; expected a mapping of keys to values")
     parent = values.pop("extends", None)
     if parent is None:
         return merged({}, values)
     if not isinstance(parent, str):
-        raise RecipeError(f"extends: found {parent!r}; accepted: the name of one YAML file")
+        raise RecipeError(f"extends: found {parent!r}; expected the name of one YAML file")
     return merged(read_recipe_file(path.parent / parent, (*seen, path)), values)
 
 
@@ -97,7 +97,7 @@ def refuse_nested_replace(values: Any, where: str = "") -> None:
     """
     if isinstance(values, Replaced):
         raise RecipeError(
-            f"{where}: found {REPLACE_TAG} below another key; accepted: {REPLACE_TAG} at a key of the recipe itself, and here "
+            f"{where}: found {REPLACE_TAG} below another key; expected {REPLACE_TAG} at a key of the recipe itself, and here "
             "every part of the mapping by name"
         )
     entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()

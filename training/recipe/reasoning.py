@@ -128,7 +128,7 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         groups: the recipe's other groups by name: "model", "data", "loss" and "training".
 
     Raises:
-        ValueError: names the key, what was found and what is accepted.
+        ValueError: names the key, what was found and what is expected.
     """
     _refuse_changed(reasoning, _unread_keys(reasoning.stage), f"with stage: {reasoning.stage}")
     if reasoning.stage == "contrastive":
@@ -138,7 +138,7 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
     _check_data(reasoning.stage, groups["data"])
     _refuse_changed(groups["loss"], _UNREAD_LOSS, where, only=True)
     if groups["model"].architecture != "moon":
-        raise ValueError(f"architecture: found {groups['model'].architecture!r}; accepted: moon {where}")
+        raise ValueError(f"architecture: found {groups['model'].architecture!r}; expected moon {where}")
     if reasoning.stage == REASONING:
         _refuse_changed(groups["loss"], _UNREAD_BY_ROLLOUTS, where, only=True)
         _refuse_changed(groups["data"], ("positives_per_query",), where, only=True)
@@ -146,7 +146,7 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         _check_rollouts(reasoning, groups["training"])
         named = [key for key in _NOT_OF_COLD_START if key in (reasoning.cold_start or {})]
         if named:
-            raise ValueError(f"cold_start: found {named[0]!r}, which the joint recipe sets; accepted: other keys")
+            raise ValueError(f"cold_start: found {named[0]!r}, which the joint recipe sets; expected other keys")
 
 
 def _check_data(stage: str, data: Any) -> None:
@@ -154,7 +154,7 @@ def _check_data(stage: str, data: Any) -> None:
     if data.streaming and stage == REASONING:
         raise ValueError(
             "streaming: found True with stage: reasoning, whose trainer (TRL's GRPO) reads pairs by number from data of known "
-            "length, in any order, and whose rewards know the values of all products; accepted: False; a cold start may be "
+            "length, in any order, and whose rewards know the values of all products; expected False; a cold start may be "
             "streamed, by a recipe of its own whose model is then the base, or as cold_start: {streaming: true, data: …}"
         )
     if not data.streaming:
@@ -176,7 +176,7 @@ def _refuse_changed(group: Any, names: Any, where: str, only: bool = False) -> N
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
         found = getattr(group, entry.name)
         if entry.name in names and found != default:
-            said = f"; accepted: only {where}" if only else f" {where}, which does not read it; accepted: {default!r}"
+            said = f"; expected only {where}" if only else f" {where}, which does not read it; expected {default!r}"
             raise ValueError(f"{entry.name}: found {found!r}{said}")
 
 
@@ -195,28 +195,28 @@ def _check_ranges(reasoning: ReasoningArguments) -> None:
         value = getattr(reasoning, key)
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             upper = "" if math.isinf(high) else f" and at most {high:g}"
-            raise ValueError(f"{key}: found {value!r}; accepted: a number of at least {low:g}{upper}")
+            raise ValueError(f"{key}: found {value!r}; expected a number of at least {low:g}{upper}")
     for key, high in (("rollout_temperature", math.inf), ("rollout_top_p", 1)):
         value = getattr(reasoning, key)
         if not 0 < value <= high or not math.isfinite(value):
-            raise ValueError(f"{key}: found {value!r}; accepted: above 0" + ("" if math.isinf(high) else " up to 1"))
+            raise ValueError(f"{key}: found {value!r}; expected above 0" + ("" if math.isinf(high) else " up to 1"))
     modes = reasoning.evaluate_reasoning
     if not modes or not set(modes) <= {"none", "generate"} or len(set(modes)) < len(modes):
-        raise ValueError(f"evaluate_reasoning: found {modes}; accepted: none, generate, or both")
+        raise ValueError(f"evaluate_reasoning: found {modes}; expected none, generate, or both")
 
 
 def _check_model(model: Any) -> None:
     """Refuse what the joint stage's trainer does not read of a model that learns."""
     if model.learning_rates:
         raise ValueError(
-            f"learning_rates: found {model.learning_rates} with stage: reasoning; accepted: learning_rate alone, and rates "
+            f"learning_rates: found {model.learning_rates} with stage: reasoning; expected learning_rate alone, and rates "
             "by name in cold_start"
         )
     dropout = (model.lora or {}).get("dropout", 0)
     if dropout:
         raise ValueError(
             f"lora.dropout: found {dropout} with stage: reasoning, whose rewards and gradients are of the same vectors; "
-            "accepted: 0, and more in cold_start, as {lora: {dropout: …}}"
+            "expected 0, and more in cold_start, as {lora: {dropout: …}}"
         )
 
 
@@ -224,18 +224,18 @@ def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
     """What GRPO needs: rewards that are known, and forward passes that share the rollouts evenly."""
     reward_weights(dict(reasoning.rewards or {}))  # type: ignore[arg-type]
     if not (reasoning.grpo_weight or reasoning.infonce_weight):
-        raise ValueError("grpo_weight, contrastive_weight: found 0 for both; accepted: at least one above 0")
+        raise ValueError("grpo_weight, contrastive_weight: found 0 for both; expected at least one above 0")
     if reasoning.vllm and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
-        raise ValueError("vllm: found true without a CUDA GPU or without the package vllm; accepted: false, or both")
+        raise ValueError("vllm: found true without a CUDA GPU or without the package vllm; expected false, or both")
     rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
     chunk = reasoning.rollout_chunk_size
     if chunk is not None and rollouts % chunk:
         raise ValueError(
-            f"rollout_chunk_size: found {chunk}; accepted: a divisor of {rollouts}, the rollouts of a process and step "
+            f"rollout_chunk_size: found {chunk}; expected a divisor of {rollouts}, the rollouts of a process and step "
             "(2 sides × per_device_train_batch_size × rollouts)"
         )
     if training.gradient_accumulation_steps != 1:
         raise ValueError(
             f"gradient_accumulation_steps: found {training.gradient_accumulation_steps} with stage: reasoning; "
-            "accepted: 1, and rollout_chunk_size for less memory"
+            "expected 1, and rollout_chunk_size for less memory"
         )

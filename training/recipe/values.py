@@ -28,7 +28,7 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
                 continue
         elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
-    raise RecipeError(f"{key}: found {value!r} ({kind_name(type(value))}); accepted: {accepted_names(accepted)}")
+    raise RecipeError(f"{key}: found {value!r} ({kind_name(type(value))}); expected {accepted_names(accepted)}")
 
 
 def alternatives(hint: Any) -> list[Any]:

@@ -42,7 +42,7 @@ def length_reward(
 
 def _within(tokens: int, reasoning: Reasoning, budget: int, row: int) -> float:
     if budget < 1:
-        raise ValueError(f"max_reasoning_tokens[{row}]: found {budget}; accepted: whole numbers of at least 1")
+        raise ValueError(f"max_reasoning_tokens[{row}]: found {budget}; expected whole numbers of at least 1")
     if not (reasoning.closed and reasoning.text.strip()):
         return 0.0
     return min(1.0, max(0.0, 1.0 - (tokens - budget) / budget))

@@ -78,17 +78,17 @@ def check_similarities(positive_similarities: Sequence[Tensor], negative_similar
     if len(positive_similarities) != len(negative_similarities):
         raise ValueError(
             f"negative_similarities: found {len(negative_similarities)} rows; "
-            f"accepted: {len(positive_similarities)}, as in positive_similarities"
+            f"expected {len(positive_similarities)}, as in positive_similarities"
         )
     columns = {"positive_similarities": positive_similarities, "negative_similarities": negative_similarities}
     for name, rows in columns.items():
         for row, values in enumerate(rows):
             if values.dim() != 1:
-                raise ValueError(f"{name}[{row}]: found the shape {tuple(values.shape)}; accepted: one row of numbers")
+                raise ValueError(f"{name}[{row}]: found the shape {tuple(values.shape)}; expected one row of numbers")
             if name == "positive_similarities" and not len(values):
-                raise ValueError(f"{name}[{row}]: found no similarity; accepted: at least one")
+                raise ValueError(f"{name}[{row}]: found no similarity; expected at least one")
         # One answer for all rows: on a GPU each question to a tensor waits for the device.
         finite = torch.stack([torch.isfinite(values).all() for values in rows]) if len(rows) else torch.ones(1)
         if not finite.all():
             row = int(finite.logical_not().nonzero()[0])
-            raise ValueError(f"{name}[{row}]: found NaN or an infinite number; accepted: cosines")
+            raise ValueError(f"{name}[{row}]: found NaN or an infinite number; expected cosines")

@@ -159,7 +159,7 @@ class ExactResumption:
         if state.get("world_size") != world_size():
             raise ResumeError(
                 f"{checkpoint}: found a run of {state.get('world_size', 'fewer')} processes; "
-                f"accepted: {world_size()}, because each process resumes its own queue"
+                f"expected {world_size()}, because each process resumes its own queue"
             )
         self.load_own_state(state, Path(checkpoint))
         self._resumed = state
@@ -172,7 +172,7 @@ class ExactResumption:
         if missing or load_result.unexpected_keys:
             raise ResumeError(
                 f"checkpoint: found no weights for {missing[:5]} and unknown weights {load_result.unexpected_keys[:5]}; "
-                "accepted: a checkpoint of this very model"
+                "expected a checkpoint of this very model"
             )
 
     def continue_exactly(self: Any) -> None:

@@ -138,16 +138,16 @@ def take(folder: Path) -> None:
                 _write(stream, here)
                 return
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RecipeError(f"output_dir: {error}; accepted: a folder that can be made and written") from error
+        raise RecipeError(f"output_dir: {error}; expected a folder that can be made and written") from error
     since = f" since {owner.since}" if owner.since else ""
     if owner.host == here.host:
         raise RecipeError(
-            f"{folder} is in use by process {owner.process} of this machine{since}; accepted: another folder; or the same "
+            f"{folder} is in use by process {owner.process} of this machine{since}; expected another folder; or the same "
             "command when that process has ended, which then goes on where it stopped"
         )
     raise RecipeError(
         f"{folder} is in use by process {owner.process} of the machine {owner.host}{since}, as far as can be seen "
-        f"from {here.host}; accepted: another folder; or, once that process has ended, delete {folder / LOCK_FILE} and give "
+        f"from {here.host}; expected another folder; or, once that process has ended, delete {folder / LOCK_FILE} and give "
         "the same command again"
     )
 

@@ -122,7 +122,7 @@ class Run:
         if differing:
             raise RecipeError(
                 f"{path}: found the result of another recipe ({', '.join(differing)} differ); "
-                "accepted: the suite that it was run with, or another --output"
+                "expected the suite that it was run with, or another --output"
             )
         return found
 
@@ -145,12 +145,12 @@ def read_suite(path: Path) -> Suite:
         ("cells", dict, "a mapping of names to changed keys"),
     ):
         if not isinstance(values.get(key), kind) or not values[key]:
-            raise RecipeError(f"{path}: {key}: found {values.get(key)!r}; accepted: {accepted}")
+            raise RecipeError(f"{path}: {key}: found {values.get(key)!r}; expected {accepted}")
     seeds = values["seeds"]
     if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"{path}: seeds: found {seeds}; accepted: different whole numbers of at least 0")
+        raise RecipeError(f"{path}: seeds: found {seeds}; expected different whole numbers of at least 0")
     if values.get("boxes") not in (None, *DETECTORS):
-        raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; accepted: {', '.join(DETECTORS)}, or none")
+        raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; expected {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
     recipe = merged(recipe, values.get("keys") or {})
     suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
@@ -162,24 +162,22 @@ def _check_cells(suite: Suite) -> None:
     """Refuse cells that change more than one part, whose keys begin with the same word, and keys that the command sets."""
     for place, (cell, changed) in enumerate(suite.cells.items()):
         if not str(cell).isidentifier():
-            raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; accepted: letters, digits and _")
+            raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; expected letters, digits and _")
         parts = {str(key).split("_")[0] for key in changed} if isinstance(changed, dict) else set()
         if not isinstance(changed, dict) or len(parts) != (1 if place else 0):
             accepted = "one changed key, or several of one part (queue_steps, queue_warmup_steps)"
             accepted = accepted if place else "no changed key ({}) in the first cell"
-            raise RecipeError(f"{suite.path}: cells: {cell}: found {changed!r}; accepted: {accepted}")
+            raise RecipeError(f"{suite.path}: cells: {cell}: found {changed!r}; expected {accepted}")
         check_keys(changed, known_keys(), where=f"{suite.path}: cells: {cell}")
         recipe = suite.keys_of(cell)
         for key in ({"seed", "output_dir"} & recipe.keys()) | ({"data", "max_steps"} & changed.keys()):
             raise RecipeError(
-                f"{suite.path}: cells: {cell}: found {key}; accepted: seeds and --output, and the same data and max_steps for all"
+                f"{suite.path}: cells: {cell}: found {key}; expected seeds and --output, and the same data and max_steps for all"
             )
     resolved = [_resolved(suite, cell) for cell in suite.cells]
     for cell, before, after in zip(list(suite.cells)[1:], resolved, resolved[1:], strict=False):
         if before == after:
-            raise RecipeError(
-                f"{suite.path}: cells: {cell}: {suite.cells[cell]} changes nothing; accepted: a new value"
-            )
+            raise RecipeError(f"{suite.path}: cells: {cell}: {suite.cells[cell]} changes nothing; expected a new value")
 
 
 def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
     if not recipe.training.evaluate_after or recipe.training.max_steps < 1 or recipe.training.train_minutes:
         raise RecipeError(
             f"{suite.path}: cells: {cell}: found evaluate_after {recipe.training.evaluate_after}, max_steps "
-            f"{recipe.training.max_steps}, train_minutes {recipe.training.train_minutes}; accepted: evaluate_after: true and "
+            f"{recipe.training.max_steps}, train_minutes {recipe.training.train_minutes}; expected evaluate_after: true and "
             "max_steps alone, so that all cells take the same steps"
         )
     return recipe.resolved
@@ -225,7 +223,7 @@ def tables_with_boxes(
     entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
     source = Path(entry.pop("path", ""))
     if not all((source / f"{name}.parquet").is_file() for name in ("products", "queries")) or "products" in entry:
-        raise RecipeError(f"data: found {entry or source} with boxes; accepted: path: a folder of parquet tables")
+        raise RecipeError(f"data: found {entry or source} with boxes; expected path: a folder of parquet tables")
     if not (folder / _BOXES_FILE).is_file():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -240,7 +238,7 @@ def tables_with_boxes(
     facts = json.loads((folder / _BOXES_FILE).read_text(encoding="utf-8"))
     if facts["detector"] != detector_name:
         raise RecipeError(
-            f"{folder}: found boxes of {facts['detector']}; accepted: {detector_name}, or another --output"
+            f"{folder}: found boxes of {facts['detector']}; expected {detector_name}, or another --output"
         )
     tables_of = {name: str(folder / f"{name}.parquet") for name in ("products", "queries")}
     others = [name for name in TABLE_KEYS if name not in tables_of and (source / f"{name}.parquet").is_file()]
@@ -285,7 +283,7 @@ def _write_with_boxes(
     name, key, column = names
     table = pq.read_table(source / f"{name}.parquet")
     if key not in table.column_names:
-        raise RecipeError(f"{source / name}.parquet: found no column {key}; accepted: one, where boxes are asked for")
+        raise RecipeError(f"{source / name}.parquet: found no column {key}; expected one, where boxes are asked for")
     values = pa.array([boxes.get(str(one)) for one in table[key].to_pylist()], type=pa.list_(pa.float64()))
     if column in table.column_names:
         table = table.drop_columns([column])
@@ -366,7 +364,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
     """
     files = sorted(run.folder.glob("results_after*.json"))
     if not files:
-        raise RecipeError(f"{run.folder}: found no results_after….json; accepted: evaluate_after: true")
+        raise RecipeError(f"{run.folder}: found no results_after….json; expected evaluate_after: true")
     scores: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for file in files:
@@ -559,11 +557,11 @@ def run_suite(
         RecipeError, TableError, OutputError: what cannot be run, read or written, before anything is started.
     """
     if workers < 1:
-        raise RecipeError(f"--workers: found {workers}; accepted: 1 or more")
+        raise RecipeError(f"--workers: found {workers}; expected 1 or more")
     suite = read_suite(path)
     unknown = [name for name in cells or () if name not in suite.cells]
     if unknown:
-        raise RecipeError(f"--cells: found {unknown[0]!r}; accepted: {', '.join(suite.cells)}")
+        raise RecipeError(f"--cells: found {unknown[0]!r}; expected {', '.join(suite.cells)}")
     require_writable_folder("--output", output)
     output.mkdir(parents=True, exist_ok=True)
     runs = plan(suite, output)

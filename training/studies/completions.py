@@ -21,7 +21,7 @@ _SPREAD, _ADDED = 1e-8, 1e-4
 
 
 class ReportError(ValueError):
-    """A run of which no report can be made, in a sentence that says what was found and what is accepted."""
+    """A run of which no report can be made, in a sentence that says what was found and what is expected."""
 
     exit_status = 2
 
@@ -178,14 +178,14 @@ def completion_steps(run: Path) -> dict[int, Path]:
         ReportError: no such folder, or no table of completions in it.
     """
     if not run.is_dir():
-        raise ReportError(f"RUN: found no folder {run}; accepted: the output_dir of a training")
+        raise ReportError(f"RUN: found no folder {run}; expected the output_dir of a training")
     found = {}
     for path in (run / COMPLETIONS_FOLDER).glob("step-*.parquet"):
         if match := _STEP_FILE.fullmatch(path.name):
             found[int(match[1])] = path
     if not found:
         raise ReportError(
-            f"RUN: found no {COMPLETIONS_FOLDER}/step-NUMBER.parquet in {run}; accepted: a run with stage: reasoning and "
+            f"RUN: found no {COMPLETIONS_FOLDER}/step-NUMBER.parquet in {run}; expected a run with stage: reasoning and "
             "completions_steps above 0 that has made as many steps"
         )
     return dict(sorted(found.items()))
@@ -206,20 +206,20 @@ def read_step(path: Path, weights: Mapping[str, float] | None) -> list[PairOfGro
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ReportError(f"{path}: cannot be read as parquet ({error}); accepted: a table written whole") from error
+        raise ReportError(f"{path}: cannot be read as parquet ({error}); expected a table written whole") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
-        raise ReportError(f"{path}: found no column {missing[0]!r}; accepted: {', '.join(_COLUMNS)}, and NAME{_REWARD}")
+        raise ReportError(f"{path}: found no column {missing[0]!r}; expected {', '.join(_COLUMNS)}, and NAME{_REWARD}")
     rows = table.to_pylist()
     if not rows:
-        raise ReportError(f"{path}: found no rows; accepted: at least one")
+        raise ReportError(f"{path}: found no rows; expected at least one")
     for number, row in enumerate(rows):
         empty = [name for name in _COLUMNS[:-1] if row[name] is None]
         if empty:
-            raise ReportError(f"{path}: row {number}, column {empty[0]!r}: found nothing; accepted: a value")
+            raise ReportError(f"{path}: row {number}, column {empty[0]!r}: found nothing; expected a value")
         if not (row["rank"] >= 1 and row["rank_without"] >= 1):
             raise ReportError(
-                f"{path}: row {number}: found rank_without {row['rank_without']} and rank {row['rank']}; accepted: from 1"
+                f"{path}: row {number}: found rank_without {row['rank_without']} and rank {row['rank']}; expected from 1"
             )
     return _pairs(_groups(rows, weights))
 

@@ -169,7 +169,7 @@ def make_report(
     values, notes = _recipe(run)
     weights = None if values is None else dict(values.get("rewards") or {})
     if order == "reward" and weights is None:
-        raise ReportError(f"--order: found 'reward' without {run / RECIPE_FILE}; accepted: change, step")
+        raise ReportError(f"--order: found 'reward' without {run / RECIPE_FILE}; expected change, step")
     chosen, pairs, unread = _chosen(steps, step, weights)
     series, missing = read_series(run / METRICS_FILE)
     tables, untold = _tables(run, values)
@@ -191,7 +191,7 @@ def _chosen(
     """The step asked for; or the last whose table was written whole, and what stands behind it."""
     if step is not None:
         if step not in steps:
-            raise ReportError(f"--step: found {step}; accepted: {LAST}, or one of {_named(list(steps))}")
+            raise ReportError(f"--step: found {step}; expected {LAST}, or one of {_named(list(steps))}")
         return step, read_step(steps[step], weights), []
     notes: list[str] = []
     for number in reversed(steps):
@@ -275,9 +275,9 @@ def write_page(
         OutputError: a page that cannot be written.
     """
     if items < 1:
-        raise ReportError(f"--items: found {items}; accepted: 1 or more")
+        raise ReportError(f"--items: found {items}; expected 1 or more")
     if step != LAST and not re.fullmatch(r"\d+", step):
-        raise ReportError(f"--step: found {step!r}; accepted: {LAST}, or the number of a step")
+        raise ReportError(f"--step: found {step!r}; expected {LAST}, or the number of a step")
     path = output or run / OUTPUT_FILE
     if output is not None or run.is_dir():
         require_writable_file("--output", path)

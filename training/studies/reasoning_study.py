@@ -52,7 +52,7 @@ def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
     if reasoning.stage != REASONING or not reasoning.cold_start or not (args.evaluate_before and args.evaluate_after):
         raise RecipeError(
             f"{recipe}: found stage {reasoning.stage!r}, cold_start {reasoning.cold_start}, evaluate_before "
-            f"{args.evaluate_before}, evaluate_after {args.evaluate_after}; accepted: stage: reasoning with a cold start, "
+            f"{args.evaluate_before}, evaluate_after {args.evaluate_after}; expected stage: reasoning with a cold start, "
             "evaluated before and after"
         )
     runs = []

@@ -366,14 +366,14 @@ class SoakOptions:
         if not 1 <= self.at_least_in_saves <= self.aimed_at_saves < self.kills:
             raise OptionError(
                 f"found kills {self.kills}, saves {self.aimed_at_saves}, at-least-in-saves {self.at_least_in_saves}; "
-                "accepted: 1 ≤ at-least-in-saves ≤ saves < kills"
+                "expected 1 ≤ at-least-in-saves ≤ saves < kills"
             )
         for name, low in (("processes", 1), ("save_steps", 1), ("pause_seconds", 0)):
             if getattr(self, name) < low:
-                raise OptionError(f"{name.replace('_', '-')}: found {getattr(self, name)}; accepted: at least {low}")
+                raise OptionError(f"{name.replace('_', '-')}: found {getattr(self, name)}; expected at least {low}")
         if self.output.is_dir() and any(self.output.iterdir()):
             raise OptionError(
-                f"output: found {self.output}, which is not empty; accepted: a folder that is new or empty"
+                f"output: found {self.output}, which is not empty; expected a folder that is new or empty"
             )
         require_writable_folder("--output", self.output)
 

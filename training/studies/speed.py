@@ -85,10 +85,10 @@ class Sizes:
         least = {"queue_steps": 1, "batch_size": 2, "chunk_size": 1, "loss_queries": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
-                raise OptionError(f"{name}: found {getattr(self, name)}; accepted: {smallest} or more")
+                raise OptionError(f"{name}: found {getattr(self, name)}; expected {smallest} or more")
         if len(self.candidates) < 2 or min(self.candidates) < self.loss_queries * 4:
             raise OptionError(
-                f"candidates: found {self.candidates}; accepted: two numbers or more, each at least "
+                f"candidates: found {self.candidates}; expected two numbers or more, each at least "
                 f"{4 * self.loss_queries}, four for each of the loss_queries"
             )
 
@@ -240,7 +240,7 @@ def take_turns(ours: Callable[[], Any], other: Callable[[], Any], repeats: int) 
         ValueError: fewer than 1 repeat.
     """
     if repeats < 1:
-        raise OptionError(f"repeats={repeats}; accepted: 1 or more")
+        raise OptionError(f"repeats={repeats}; expected 1 or more")
     ours()
     other()
     gpu = torch.cuda.is_available()
@@ -408,7 +408,7 @@ def _agreement(ours: OurStep | TheirStep, other: OurStep | TheirStep) -> dict[st
         "gradient_difference": float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
     }
     if max(apart["loss_difference"], apart["gradient_difference"]) > _SAME:
-        raise AssertionError(f"the two sides do not compute the same: {apart}; accepted: up to {_SAME} relative")
+        raise AssertionError(f"the two sides do not compute the same: {apart}; expected up to {_SAME} relative")
     return apart
 
 

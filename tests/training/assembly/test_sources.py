@@ -152,7 +152,7 @@ def test_a_data_set_of_a_recipe_says_how_its_cells_are_read(tmp_path, shop):
     assert {row.title for row in table.products} == {"a & b"}
     assert table.products[0].category == ("Home/Part 0",)
     for key, wrong in (("strip_html", "yes"), ("category_separator", "")):
-        with pytest.raises(RecipeError, match=f"data: {key}: found {wrong!r}; accepted"):
+        with pytest.raises(RecipeError, match=f"data: {key}: found {wrong!r}; expected"):
             shop(rows=rows, data=[entry | {key: wrong}])
 
 

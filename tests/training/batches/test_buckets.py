@@ -56,7 +56,7 @@ def test_a_window_holds_the_same_pairs_in_another_order():
     assert [bucketed[position].position for position in reversed(range(90))] == positions[::-1]
     copy = pickle.loads(pickle.dumps(bucketed))
     assert [copy[position].position for position in range(90)] == positions
-    with pytest.raises(IndexError, match="position: found 90; accepted: 0 to 89"):
+    with pytest.raises(IndexError, match="position: found 90; expected 0 to 89"):
         bucketed[90]
 
 

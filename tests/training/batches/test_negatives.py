@@ -149,9 +149,9 @@ def test_the_queue_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="3 product ids"):
         queue.push(Candidates(torch.ones(2, 3), torch.arange(3), torch.arange(2)))
     queue.push(step(2, 1))
-    with pytest.raises(ValueError, match="found vectors of width 4; accepted: 3"):
+    with pytest.raises(ValueError, match="found vectors of width 4; expected 3"):
         queue.push(step(2, 1, width=4))
-    with pytest.raises(ValueError, match="saved queue of 2 steps; accepted: 5"):
+    with pytest.raises(ValueError, match="saved queue of 2 steps; expected 5"):
         NegativeQueue(max_steps=5).load_state_dict(queue.state_dict())
 
 

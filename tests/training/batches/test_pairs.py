@@ -259,7 +259,7 @@ def test_a_picture_that_cannot_be_opened_is_left_for_the_processor_to_name():
 
 def test_positions_outside_and_empty_data_are_refused():
     pairs = dataset(PairSource(tables([product(0)])), length=3)
-    with pytest.raises(IndexError, match="position: found 3; accepted: 0 to 2"):
+    with pytest.raises(IndexError, match="position: found 3; expected 0 to 2"):
         pairs[3]
     with pytest.raises(ValueError, match="shop: found no products"):
         PairSource(tables([]))

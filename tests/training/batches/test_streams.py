@@ -127,9 +127,7 @@ def test_a_stream_does_not_go_on_in_a_table_of_other_shards(tmp_path, shards):
     stream = RowStream(rows_of(shards), 3)
     stream.read(7)
     more = write_shards(tmp_path / "more", [triplet(number) for number in range(40)], 5)
-    with pytest.raises(
-        StreamError, match="shards: found 5, and 4 where the checkpoint was written; accepted: the same"
-    ):
+    with pytest.raises(StreamError, match="shards: found 5, and 4 where the checkpoint was written; expected the same"):
         RowStream(rows_of(more), 3).load_state_dict(stream.state_dict())
     older = {name: value for name, value in stream.state_dict().items() if name != "shards"}
     again = RowStream(rows_of(shards), 3)
@@ -196,7 +194,7 @@ def test_batches_go_on_exactly_from_the_state_after_any_batch(tmp_path, shards, 
         again = plain(resumed)
         assert again[:consumed] == [[]] * consumed  # for accelerate's skip_first_batches to skip
         assert again[consumed:] == expected[consumed:]
-    with pytest.raises(StreamError, match="consumed: found 31; accepted: 0 to 30"):
+    with pytest.raises(StreamError, match="consumed: found 31; expected 0 to 30"):
         whole.state_dict(31)
 
 
@@ -303,7 +301,7 @@ def test_rows_without_a_query_get_one_derived_from_their_product(tmp_path):
         forms.add("image" in pair.query)
     assert forms == {True, False}
     refused = RowPairs(opened(tmp_path, folder), PairOptions(derived_queries=False), 5, 10)
-    assert refused.pair(row(2)).reason == "found no query; accepted: one, or derived_queries"
+    assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries"
 
 
 def test_a_product_without_an_id_is_known_by_its_contents(tmp_path):
@@ -420,20 +418,20 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
     [
         ({"data": ["catalogue"]}, "found 'catalogue' with streaming"),
         ({"data": [{"parquet": "x", "hub": "a/b"}]}, "either parquet or hub"),
-        ({"data": [{"parquet": 3}]}, "data: parquet: found 3; accepted: a path, a pattern"),
+        ({"data": [{"parquet": 3}]}, "data: parquet: found 3; expected a path, a pattern"),
         ({"data": [{"parquet": "x", "split": "train"}]}, "split: found beside parquet"),
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
-        ({"data": [{"hub": "a/b", "columns": "x"}]}, "columns: found 'x'; accepted: a mapping"),
+        ({"data": [{"hub": "a/b", "columns": "x"}]}, "columns: found 'x'; expected a mapping"),
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data: weight: found 0"),
         ({"evaluate_after": True}, "found with streaming, whose tables have no gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
-        ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; accepted: up to 1, which is what a row holds"),
-        ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; accepted: up to 1"),
+        ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; expected up to 1, which is what a row holds"),
+        ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected up to 1"),
         (
             {"interaction_half_life_days": 30},
-            "interaction_half_life_days: found 30 with streaming; accepted: leaving it",
+            "interaction_half_life_days: found 30 with streaming; expected leaving it",
         ),
-        ({"bucket_batches": 1}, "bucket_batches: found 1; accepted: a number of at least 2"),
+        ({"bucket_batches": 1}, "bucket_batches: found 1; expected a number of at least 2"),
     ],
 )
 def test_recipes_that_cannot_be_streamed_are_refused_by_key(tmp_path, values, message):
@@ -451,7 +449,7 @@ def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shard
     with pytest.raises(RecipeError, match="found two data sets named 'mbe'"):
         open_streams(recipe(tmp_path, "x", data=[str(shards), str(shards)]))
     addresses = write_shards(tmp_path / "web", [triplet(0, doc_image="https://shop.example/1.jpg")], 1)
-    with pytest.raises(RecipeError, match="web: pictures are given as addresses; accepted: allow_urls: true"):
+    with pytest.raises(RecipeError, match="web: pictures are given as addresses; expected allow_urls: true"):
         opened(tmp_path, addresses)
     assert opened(tmp_path, addresses, allow_urls=True)
     empty = tmp_path / "empty"
@@ -497,7 +495,7 @@ def test_a_text_that_is_not_utf8_is_named_before_anything_starts(tmp_path):
     folder = write_shards(tmp_path / "rows", [triplet(number) for number in range(4)], 2)
     invalid_shard(folder / "part-001.parquet")
     with pytest.raises(
-        RecipeError, match=r"part-001.parquet, row 1, column 'doc_title': not UTF-8; accepted: text saved as"
+        RecipeError, match=r"part-001.parquet, row 1, column 'doc_title': not UTF-8; expected text saved as"
     ):
         opened(tmp_path, folder)
 
@@ -505,7 +503,7 @@ def test_a_text_that_is_not_utf8_is_named_before_anything_starts(tmp_path):
 def test_a_text_of_a_remote_shard_that_is_not_utf8_is_named_where_it_is_read(tmp_path):
     invalid_shard(tmp_path / "part.parquet")
     stream = RowStream(rows_of(tmp_path), seed=0)
-    with pytest.raises(StreamError, match=r"shard 0, row 1, column 'doc_title': not UTF-8 .*; accepted: UTF-8"):
+    with pytest.raises(StreamError, match=r"shard 0, row 1, column 'doc_title': not UTF-8 .*; expected UTF-8"):
         stream.read(3)
 
 
@@ -531,5 +529,5 @@ def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_a
     (source,) = opened(tmp_path, {"parquet": str(folder), "strip_html": True, "category_separator": "/"})
     assert "HTML" not in capsys.readouterr().out
     assert sample_of(source).products[0].title == "thing 0 & more"
-    with pytest.raises(RecipeError, match="category_separator: found ''; accepted"):
+    with pytest.raises(RecipeError, match="category_separator: found ''; expected"):
         opened(tmp_path, {"parquet": str(folder), "category_separator": ""})

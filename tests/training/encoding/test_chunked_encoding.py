@@ -228,5 +228,5 @@ def test_a_slice_of_rows_is_what_choosing_them_gives_without_a_copy(moon, start,
 def test_rows_that_do_not_ascend_are_refused(moon):
     _, batch = moon
     for rows in ([1, 0], [0, 0], [4, 5], [-1, 2]):
-        with pytest.raises(ValueError, match="accepted: ascending numbers from 0 to 4"):
+        with pytest.raises(ValueError, match="expected ascending numbers from 0 to 4"):
             select_rows(batch, torch.tensor(rows))

@@ -182,7 +182,7 @@ def test_words_are_drawn_only_with_seeds_and_then_the_same_for_the_same_seed(cha
     assert chat(questions, seeds=[1, 2]) == chat(questions, seeds=[1, 2])
     assert len({chat(questions, seeds=[seed, seed])[0].text for seed in range(4)}) > 1
     assert torch.equal(torch.random.get_rng_state(), state)
-    with pytest.raises(ValueError, match="seeds: found 1; accepted: 2, one for each question"):
+    with pytest.raises(ValueError, match="seeds: found 1; expected 2, one for each question"):
         chat(questions, seeds=[1])
 
 
@@ -223,12 +223,12 @@ def test_a_writer_says_all_that_changes_its_answers(chat, tiny_base, tmp_path):
     content[-1 if len(content) < 2**20 else 2**20 - 1] ^= 1
     weights.write_bytes(bytes(content))
     assert load_writer(str(other), "cpu").settings["revision"] != chat.settings["revision"]
-    with pytest.raises(ValueError, match="max_new_tokens: found 0; accepted: a number of at least 1"):
+    with pytest.raises(ValueError, match="max_new_tokens: found 0; expected a number of at least 1"):
         ChatWriter(chat.model, chat.processor, max_new_tokens=0)
 
 
 def test_what_is_no_chat_model_is_refused(tmp_path, tiny_base):
-    with pytest.raises(ValueError, match="model: .*cannot be loaded .*accepted: the folder or hub id of a chat model"):
+    with pytest.raises(ValueError, match="model: .*cannot be loaded .*expected the folder or hub id of a chat model"):
         load_writer(str(tmp_path), "cpu")
 
 
@@ -368,7 +368,7 @@ def test_answers_of_another_model_are_refused_unless_they_are_to_be_overwritten(
     write_attributes([product(1)], Scripted(red), job(tmp_path))
     other = job(tmp_path, model="another")
     with pytest.raises(
-        WritingError, match="model 'scripted', not 'another'; accepted: the same, another output, or --overwrite"
+        WritingError, match="model 'scripted', not 'another'; expected the same, another output, or --overwrite"
     ):
         write_attributes([product(1)], Scripted(red), other)
     writer = Scripted(red)
@@ -389,21 +389,21 @@ def with_settings(**settings) -> Scripted:
         (
             {"max_new_tokens": 64, "dtype": "float32"},
             {},
-            "max_new_tokens 128, not 64; accepted: the same, another output",
+            "max_new_tokens 128, not 64; expected the same, another output",
         ),
         (
             {"max_new_tokens": 64, "dtype": "bfloat16"},
             {},
             "max_new_tokens 128, not 64; dtype 'float32', not 'bfloat16'",
         ),
-        ({"max_new_tokens": 128}, {}, "dtype 'float32', not unknown; accepted"),
-        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, "top_k unknown, not 4; accepted"),
-        ({"max_new_tokens": 128, "dtype": "float32"}, {"seed": 1}, "answers with seed 0, not 1; accepted"),
-        ({"max_new_tokens": 128, "dtype": "float32"}, {"images": 2}, "answers with images 1, not 2; accepted"),
+        ({"max_new_tokens": 128}, {}, "dtype 'float32', not unknown; expected"),
+        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, "top_k unknown, not 4; expected"),
+        ({"max_new_tokens": 128, "dtype": "float32"}, {"seed": 1}, "answers with seed 0, not 1; expected"),
+        ({"max_new_tokens": 128, "dtype": "float32"}, {"images": 2}, "answers with images 1, not 2; expected"),
         (
             {"max_new_tokens": 128, "dtype": "float32"},
             {"max_pixels": 9},
-            "answers with max_pixels 786432, not 9; accepted",
+            "answers with max_pixels 786432, not 9; expected",
         ),
     ],
 )
@@ -428,7 +428,7 @@ def test_a_journal_with_a_line_that_is_no_json_is_refused_and_kept(tmp_path):
     journal = tmp_path / "out.parquet.answers.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'{"shown"', b"\0\0\0", 1))
     before = journal.read_bytes()
-    with pytest.raises(WritingError, match="answers.jsonl holds a line that is no JSON .*accepted: the file as it was"):
+    with pytest.raises(WritingError, match="answers.jsonl holds a line that is no JSON .*expected the file as it was"):
         write_attributes([product(1)], Scripted(red), job(tmp_path))
     assert journal.read_bytes() == before
     write_attributes([product(1)], Scripted(red), job(tmp_path, overwrite=True))
@@ -484,10 +484,10 @@ def test_the_bar_begins_where_an_earlier_run_stopped(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": Path("out.csv")}, "output: found 'out.csv'; accepted: a .parquet file"),
-        ({"forms": ("sound",)}, "forms: found .*accepted: image, text or both"),
+        ({"output": Path("out.csv")}, "output: found 'out.csv'; expected a .parquet file"),
+        ({"forms": ("sound",)}, "forms: found .*expected image, text or both"),
         ({"forms": ()}, "forms: found"),
-        ({"attempts": 0}, "attempts: found 0; accepted: a number of at least 1"),
+        ({"attempts": 0}, "attempts: found 0; expected a number of at least 1"),
         ({"batch_size": 0}, "batch_size: found 0"),
     ],
 )
@@ -498,7 +498,7 @@ def test_a_job_that_cannot_be_done_is_refused(tmp_path, options, message):
 
 @pytest.mark.parametrize("products", [[], [product(1), product(1)]])
 def test_no_products_or_one_id_twice_is_refused(tmp_path, products):
-    with pytest.raises(WritingError, match="products: found .*accepted: at least one product, each with a product_id"):
+    with pytest.raises(WritingError, match="products: found .*expected at least one product, each with a product_id"):
         write_attributes(products, Scripted(red), job(tmp_path))
 
 
@@ -530,4 +530,4 @@ def test_the_command_says_in_a_sentence_what_it_cannot_do(tmp_path, capsys):
     assert main(["annotate", str(tmp_path / "none"), "--model", "x", "--output", str(tmp_path / "o.parquet")]) == 2
     assert "no such file or folder" in capsys.readouterr().err
     assert main(["annotate", "catalogue", "--model", "x", "--output", "o.csv"]) == 2
-    assert "accepted: a .parquet file" in capsys.readouterr().err
+    assert "expected a .parquet file" in capsys.readouterr().err

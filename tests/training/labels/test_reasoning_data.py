@@ -175,13 +175,13 @@ def test_attributes_of_other_keys_are_counted_and_named_once():
 def test_a_product_that_is_in_no_table_and_another_form_are_refused():
     with pytest.raises(ValueError, match="'shop/none'.*1 products of the tables"):
         targets(SHOE).of_product("shop/none", "mm")
-    with pytest.raises(ValueError, match="form: found 'both'; accepted: mm, t, i"):
+    with pytest.raises(ValueError, match="form: found 'both'; expected mm, t, i"):
         targets(SHOE).of_product("shop/shoe", "both")
 
 
 def test_a_processor_that_does_not_reason_is_refused_without_a_budget():
     silent = SimpleNamespace(max_reasoning_tokens=None, tokenizer=Letters())
-    with pytest.raises(ValueError, match="max_reasoning_tokens=None; accepted: a number of at least 1"):
+    with pytest.raises(ValueError, match="max_reasoning_tokens=None; expected a number of at least 1"):
         ReasoningTargets([tables(SHOE)], silent)
     with pytest.raises(ValueError, match="max_tokens: found 0"):
         ReasoningTargets([tables(SHOE)], silent, max_tokens=0)
@@ -328,7 +328,7 @@ def test_a_share_of_the_records_goes_without(catalogue, processor, share):
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_out_of_range_is_refused(catalogue, processor, share):
-    with pytest.raises(ValueError, match="unreasoned_share: found .*; accepted: a number from 0 to 1"):
+    with pytest.raises(ValueError, match="unreasoned_share: found .*; expected a number from 0 to 1"):
         reasoned(catalogue, processor, share)
 
 

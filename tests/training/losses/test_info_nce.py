@@ -89,8 +89,8 @@ def test_equal_scores_cost_the_logarithm_of_the_number_of_candidates():
         ({"query_BD": torch.ones(0, 3), "target_B": torch.zeros(0, dtype=torch.int64)}, "at least one query"),
         ({"target_B": torch.tensor([0])}, "target_B: found shape"),
         ({"target_B": torch.tensor([0.0, 1.0])}, "int64"),
-        ({"target_B": torch.tensor([0, 5])}, "found values from 0 to 5; accepted: 0 to 4"),
-        ({"target_B": torch.tensor([-1, 0])}, "accepted: 0 to 4"),
+        ({"target_B": torch.tensor([0, 5])}, "found values from 0 to 5; expected 0 to 4"),
+        ({"target_B": torch.tensor([-1, 0])}, "expected 0 to 4"),
         ({"temperature": 0.0}, "temperature: found 0.0"),
         ({"temperature": float("nan")}, "temperature: found nan"),
         ({"temperature": float("inf")}, "temperature: found inf"),
@@ -252,7 +252,7 @@ def test_the_streamed_loss_keeps_nothing_of_the_size_queries_times_candidates():
     [
         ({"target_B": torch.tensor([[0, 1], [-1, -1]])}, r"no positive for queries \[1\]"),
         ({"target_B": torch.tensor([[0, 1], [-2, 1]])}, "found values from -2 to 1"),
-        ({"weight_B": torch.ones(2, 1)}, r"weight_B: found shape \(2, 1\); accepted: \(2,\)"),
+        ({"weight_B": torch.ones(2, 1)}, r"weight_B: found shape \(2, 1\); expected \(2,\)"),
     ],
 )
 @pytest.mark.parametrize("kernel", [info_nce, streamed_info_nce])
@@ -267,7 +267,7 @@ def test_positives_and_weights_that_do_not_fit_are_refused(change, message, kern
         ([], {}, "found 0 tensors"),
         (torch.ones(5, 3), {"block_size": 0}, "found 1 tensors, 0"),
         ([torch.ones(5, 3), torch.ones(2, 4)], {}, "one width D"),
-        ([torch.ones(1, 3), torch.ones(5, 3)], {}, "found values from 0 to 1; accepted: 0 to 0"),
+        ([torch.ones(1, 3), torch.ones(5, 3)], {}, "found values from 0 to 1; expected 0 to 0"),
         (torch.ones(5, 3), {"excluded": torch.zeros(2, 4, dtype=torch.bool)}, "excluded_BC: found shape"),
     ],
 )

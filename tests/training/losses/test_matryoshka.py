@@ -72,7 +72,7 @@ def test_masks_and_weights_hold_at_every_width(batch):
         ([], None, "dims: found"),
         ([0, 4], None, r"dims: found \[0, 4\]"),
         ([4, 4], None, r"dims: found \[4, 4\]"),
-        ([4], [1.0, 2.0], "accepted: 1 numbers above 0"),
+        ([4], [1.0, 2.0], "expected 1 numbers above 0"),
         ([4], [0.0], "numbers above 0"),
         ([4], [math.nan], "numbers above 0"),
     ],

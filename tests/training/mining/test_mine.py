@@ -148,11 +148,11 @@ def test_the_limit_keeps_its_distance_below_positive_and_negative_similarities()
     ("values", "message"),
     [
         ({"per_query": 0}, "per_query: found 0"),
-        ({"first_rank": 5, "last_rank": 4}, "found 5 and 4; accepted: 1 ≤ first ≤ last"),
+        ({"first_rank": 5, "last_rank": 4}, "found 5 and 4; expected 1 ≤ first ≤ last"),
         ({"margin": -1}, "margin: found -1"),
         ({"ratio": 0}, "ratio: found 0"),
         ({"category_levels": -1}, "category_levels: found -1"),
-        ({"choose": "any"}, "choose: found 'any'; accepted: hardest, random"),
+        ({"choose": "any"}, "choose: found 'any'; expected hardest, random"),
     ],
 )
 def test_guards_that_make_no_sense_are_refused(values, message):
@@ -256,7 +256,7 @@ def test_an_interrupted_mining_goes_on_and_ends_the_same(tiny_moon, catalogue, t
         patch.setattr(mining, "encode", interrupted_after(0, "encode", encode))  # other guards keep the vectors
         assert set(mine(model, processor, tables, fewer, path)["negatives"]) == {"0", "1"}
     other = ProductTables(tables.name, tables.products[1:], tables.queries, tables.report)
-    with pytest.raises(MiningError, match="holds vectors of another data; accepted: another output, or --overwrite"):
+    with pytest.raises(MiningError, match="holds vectors of another data; expected another output, or --overwrite"):
         mine(model, processor, other, job, path)
     again = MiningJob(job.output, shard_rows=16, progress=False, overwrite=True)
     assert mine(model, processor, other, again, path)["products"] < report["products"] + 1
@@ -342,7 +342,7 @@ def test_what_cannot_be_mined_is_refused_in_a_sentence(tiny_moon, catalogue, tmp
     for more, message in (
         (["--split", "holidays"], "no split 'holidays'"),
         (["--ratio", "2"], "ratio: found 2.0"),
-        (["--shard-rows", "0"], "accepted: 1 or more"),
+        (["--shard-rows", "0"], "expected 1 or more"),
         (["--data", str(tmp_path / "none")], "no such file or folder"),
         (["--model", str(tmp_path)], "no config.json"),
     ):

@@ -31,8 +31,8 @@ def asked(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": None}, "quantization: found 4bit without lora; accepted: with lora"),
-        ({"architecture": "dual_tower"}, "quantization: found 4bit with architecture dual_tower; accepted: moon"),
+        ({"lora": None}, "quantization: found 4bit without lora; expected with lora"),
+        ({"architecture": "dual_tower"}, "quantization: found 4bit with architecture dual_tower; expected moon"),
     ],
 )
 def test_what_cannot_be_trained_quantised_is_refused(on_gpu, change, message):
@@ -45,13 +45,13 @@ def test_what_cannot_be_trained_quantised_is_refused(on_gpu, change, message):
 def test_a_machine_without_a_gpu_or_without_bitsandbytes_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        ValueError, match="quantization: found 8bit on a machine without a CUDA GPU; accepted: a CUDA GPU"
+        ValueError, match="quantization: found 8bit on a machine without a CUDA GPU; expected a CUDA GPU"
     ):
         check_quantization(asked(quantization="8bit"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(
-        ValueError, match="found 4bit without the package bitsandbytes; accepted: pip install bitsandbytes"
+        ValueError, match="found 4bit without the package bitsandbytes; expected pip install bitsandbytes"
     ):
         check_quantization(asked())
 
@@ -77,7 +77,7 @@ def test_a_recipe_reports_the_refusal(tiny_moon, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="quantization: found 4bit on a machine without a CUDA GPU"):
         recipe_of(tiny_moon("qwen3_vl"), tmp_path, quantization="4bit")
-    with pytest.raises(RecipeError, match="quantization: found '2bit' .*accepted: none, 8bit, 4bit"):
+    with pytest.raises(RecipeError, match="quantization: found '2bit' .*expected none, 8bit, 4bit"):
         recipe_of(tiny_moon("qwen3_vl"), tmp_path, quantization="2bit")
 
 

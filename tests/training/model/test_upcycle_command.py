@@ -39,7 +39,7 @@ def test_the_command_writes_a_whole_checkpoint(tiny_base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--embedding-dim", "1000"], "accepted: 1 to the base's width 64"),
+        (["--embedding-dim", "1000"], "expected 1 to the base's width 64"),
         (["--num-experts", "2"], "leaves no free expert"),
         (["--moe-layers", "9"], "whole numbers from 0 to 1"),
         (["--readout", "max"], "invalid choice"),

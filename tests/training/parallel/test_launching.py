@@ -95,7 +95,7 @@ def test_the_fsdp_file_gives_a_plugin_of_the_second_version(monkeypatch):
 def test_a_torch_whose_fsdp_passes_over_unused_weights_is_refused(monkeypatch):
     launch(monkeypatch, "fsdp2.yaml")
     monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
-    with pytest.raises(ValueError, match="FSDP: found torch .*; accepted: torch 2.13"):
+    with pytest.raises(ValueError, match="FSDP: found torch .*; expected torch 2.13"):
         check_launch(recipe())
 
 
@@ -128,7 +128,7 @@ def test_without_a_launch_file_nothing_is_refused():
     [
         (
             {"architecture": "dual_tower"},
-            "architecture: found dual_tower with a launch for fsdp; accepted: .*ddp.yaml, or moon",
+            "architecture: found dual_tower with a launch for fsdp; expected .*ddp.yaml, or moon",
         ),
         ({"quantization": "4bit"}, "quantization: found 4bit with a launch for fsdp"),
         ({"stage": "joint"}, "stage: found joint with a launch for fsdp; .* or contrastive"),
@@ -157,14 +157,14 @@ def test_what_a_model_in_parts_does_not_do_is_refused_by_its_key(monkeypatch, ch
 def test_settings_of_fsdp_that_do_not_work_here_are_refused(monkeypatch, variable, found, accepted):
     launch(monkeypatch, "fsdp2.yaml")
     monkeypatch.setenv(variable, found)
-    with pytest.raises(ValueError, match=f"{variable.lower()}: found {found}; accepted: {accepted}, as in"):
+    with pytest.raises(ValueError, match=f"{variable.lower()}: found {found}; expected {accepted}, as in"):
         check_launch(recipe())
 
 
 def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     launch(monkeypatch, "deepspeed_zero2.yaml")
-    with pytest.raises(ValueError, match="DeepSpeed: found no GPU; accepted: GPUs .where we have not run it"):
+    with pytest.raises(ValueError, match="DeepSpeed: found no GPU; expected GPUs .where we have not run it"):
         check_launch(recipe())
 
 
@@ -173,7 +173,7 @@ def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
     [
         (2, {"encode_chunk_size": 8}, "encode_chunk_size: found 8 with DeepSpeed"),
         (2, {"queue_momentum": 0.9}, "queue_momentum: found 0.9 with a launch for deepspeed"),
-        (3, {}, "query_mix: found image with ZeRO-3, .*accepted: text alone, or training/launch/fsdp2.yaml"),
+        (3, {}, "query_mix: found image with ZeRO-3, .*expected text alone, or training/launch/fsdp2.yaml"),
         (3, {"query_mix": {"text": 1, "image": 0}}, "target_mix: found both with ZeRO-3"),
         (3, {"dual_alignment": True}, "query_mix"),
         (
@@ -195,7 +195,7 @@ def test_deepspeed_is_accepted_on_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     launch(monkeypatch, "deepspeed_zero2.yaml")
     monkeypatch.setattr(launching, "is_deepspeed_available", lambda: False)
-    with pytest.raises(ValueError, match="found no package deepspeed; accepted: pip install deepspeed"):
+    with pytest.raises(ValueError, match="found no package deepspeed; expected pip install deepspeed"):
         check_launch(recipe())
     monkeypatch.setattr(launching, "is_deepspeed_available", lambda: True)
     check_launch(recipe())
@@ -203,7 +203,7 @@ def test_deepspeed_is_accepted_on_gpus(monkeypatch):
     check_launch(recipe(query_mix={"text": 1}, target_mix={"text": 1}))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "zero.json")
     with pytest.raises(
-        ValueError, match="deepspeed_config_file: found zero.json; accepted: the keys of training/launch"
+        ValueError, match="deepspeed_config_file: found zero.json; expected the keys of training/launch"
     ):
         check_launch(recipe())
 
@@ -216,7 +216,7 @@ def test_a_recipe_reports_a_refusal_of_the_launch(monkeypatch, tmp_path):
         parse_recipe([str(path)])
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     with pytest.raises(
-        RecipeError, match="found ACCELERATE_USE_PARALLELISM_CONFIG; accepted: the files of training/launch"
+        RecipeError, match="found ACCELERATE_USE_PARALLELISM_CONFIG; expected the files of training/launch"
     ):
         parse_recipe([str(path)])
 
@@ -224,8 +224,8 @@ def test_a_recipe_reports_a_refusal_of_the_launch(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("version", "precision", "message"),
     [
-        (1, "no", "fsdp_version: found 1; accepted: 2"),
-        (2, "fp8", "mixed_precision: found fp8 with FSDP; accepted: no, bf16, fp16"),
+        (1, "no", "fsdp_version: found 1; expected 2"),
+        (2, "fp8", "mixed_precision: found fp8 with FSDP; expected no, bf16, fp16"),
     ],
 )
 def test_a_plugin_of_another_kind_is_refused_by_the_trainer(tiny_moon, version, precision, message):

@@ -388,7 +388,7 @@ def test_save_moon_writes_the_writers_own_output_layer(tiny_moon, tmp_path):
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ({"ce_weight": -0.1}, "ce_weight: found -0.1; accepted: a finite number of at least 0"),
+        ({"ce_weight": -0.1}, "ce_weight: found -0.1; expected a finite number of at least 0"),
         ({"contrastive_weight": math.nan}, "contrastive_weight: found nan"),
         ({"ce_weight": math.inf}, "ce_weight: found inf"),
         ({"ce_weight": 0.0, "contrastive_weight": 0.0}, "found 0 for both"),
@@ -402,7 +402,7 @@ def test_weights_out_of_range_are_refused(moon3, tmp_path, weights, words):
 def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     given = {"args": args, "loss": InfoNCELoss(0.3), "queue": NegativeQueue(0)}
-    with pytest.raises(ValueError, match="found MoonModel with max_reasoning_tokens=32; accepted: a MoonForCond"):
+    with pytest.raises(ValueError, match="found MoonModel with max_reasoning_tokens=32; expected a MoonForCond"):
         ColdStartTrainer(model=MoonModel.from_pretrained(moon3), **given)
     plain = MoonForConditionalGeneration.from_pretrained(tiny_moon("qwen3_vl"))
     with pytest.raises(ValueError, match="found MoonForConditionalGeneration with max_reasoning_tokens=None"):
@@ -415,9 +415,7 @@ def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_
 def test_batches_without_labels_are_refused(moon3, tmp_path):
     trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
     trainer.data_collator.reasoning = "none"
-    with pytest.raises(
-        ValueError, match="found no labels of queries and products; accepted: a collator with reasoning"
-    ):
+    with pytest.raises(ValueError, match="found no labels of queries and products; expected a collator with reasoning"):
         trainer.train()
 
 

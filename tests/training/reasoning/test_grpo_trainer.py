@@ -636,7 +636,7 @@ def broken_loss(known):
 
 
 def test_chunks_that_do_not_share_the_rollouts_evenly_are_refused(joint, tmp_path):
-    with pytest.raises(ValueError, match="rollout_chunk_size: found 5; accepted: a divisor of 12"):
+    with pytest.raises(ValueError, match="rollout_chunk_size: found 5; expected a divisor of 12"):
         settings_of(joint, arguments(tmp_path), chunk=5)
 
 
@@ -644,7 +644,7 @@ def test_pictures_that_vllm_would_not_see_are_refused(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
     trainer.use_vllm = True
     with pytest.raises(
-        ValueError, match=r"vllm: found pictures in a step of \['p0', 'p1', 'q0', 'q1'\]; accepted: texts"
+        ValueError, match=r"vllm: found pictures in a step of \['p0', 'p1', 'q0', 'q1'\]; expected texts"
     ):
         rollouts_of(trainer, 2)
 
@@ -655,7 +655,7 @@ def test_weights_in_parts_are_refused(joint, tmp_path):
             super().create_accelerator_and_postprocess()
             self.is_fsdp_enabled = True
 
-    with pytest.raises(ValueError, match="found FSDP or DeepSpeed; accepted: one process, or several with DDP"):
+    with pytest.raises(ValueError, match="found FSDP or DeepSpeed; expected one process, or several with DDP"):
         make_trainer(joint, tmp_path, "bt", Sharded)
 
 

@@ -107,7 +107,7 @@ def test_a_pair_is_a_function_of_seed_and_place_and_a_share_goes_without(source,
     assert not any("reasoning" in reasoned(source, processor, 1.0).pair(one).query for one in rows)
     plain = RowPairs([source], PairOptions(), 3, 100).pair(rows[0])
     assert {name: value for name, value in found[0].query.items() if name != "reasoning"} == plain.query
-    with pytest.raises(ValueError, match="unreasoned_share: found 1.5; accepted: a number from 0 to 1"):
+    with pytest.raises(ValueError, match="unreasoned_share: found 1.5; expected a number from 0 to 1"):
         reasoned(source, processor, 1.5)
 
 

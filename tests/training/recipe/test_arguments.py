@@ -57,9 +57,9 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
     [
         ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest known key is 'learning_rate'"),
         ({"warmup_ratio": 0.1}, "unknown key 'warmup_ratio'; the nearest known key is 'warmup_steps'"),
-        ({"seed": "seven"}, r"seed: found 'seven' \(text\); accepted: an integer"),
-        ({"seed": True}, r"seed: found True \(true or false\); accepted: an integer"),
-        ({"temperature": [1]}, "temperature: found .* accepted: a number"),
+        ({"seed": "seven"}, r"seed: found 'seven' \(text\); expected an integer"),
+        ({"seed": True}, r"seed: found True \(true or false\); expected an integer"),
+        ({"temperature": [1]}, "temperature: found .* expected a number"),
         (
             {"per_device_train_batch_size": 1, "hard_negatives": 0, "queue_steps": 0, "gradient_accumulation_steps": 4},
             "per_device_train_batch_size: found 1 in one process with hard_negatives 0 and queue_steps 0: .*the loss is 0",
@@ -74,14 +74,14 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
             },
             r"queue_steps 2 \(never past its queue_warmup_steps\)",
         ),
-        ({"temperature": 0}, "temperature: found 0; accepted: a number above 0"),
-        ({"derived_queries": "perhaps"}, "derived_queries: found 'perhaps'.*accepted: true or false"),
-        ({"architecture": "tower"}, "architecture: found 'tower'.*accepted: moon, dual_tower"),
+        ({"temperature": 0}, "temperature: found 0; expected a number above 0"),
+        ({"derived_queries": "perhaps"}, "derived_queries: found 'perhaps'.*expected true or false"),
+        ({"architecture": "tower"}, "architecture: found 'tower'.*expected moon, dual_tower"),
         ({"query_mix": {"picture": 1}}, "query_mix: unknown key 'picture'"),
         ({"query_mix": {"image": 0}}, "at least one share greater than 0"),
         ({"query_mix": {"image": -1}}, "query_mix.image: found -1"),
         ({"small_base": 3}, "small_base: found 3"),
-        ({"base": "./nowhere"}, "accepted: exactly one of them"),
+        ({"base": "./nowhere"}, "expected exactly one of them"),
         ({"base": "./nowhere", "small_base": None}, "base: found no folder .*nowhere"),
         ({"small_base": None}, "base and small_base: found neither"),
         ({"data": ["/no/such/folder"]}, "data: path: found nothing at /no/such/folder"),
@@ -95,16 +95,16 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"lora": {"r": 0}}, "lora.r: found 0"),
         ({"lora": {"r": "many"}}, "lora.r: found 'many'"),
         ({"lora": {"dropout": 1}}, "dropout below 1"),
-        ({"freeze": [3]}, r"freeze: found \[3\]; accepted: a list of patterns"),
-        ({"preset": "moon9"}, "preset: found 'moon9'; accepted: moon1"),
+        ({"freeze": [3]}, r"freeze: found \[3\]; expected a list of patterns"),
+        ({"preset": "moon9"}, "preset: found 'moon9'; expected moon1"),
         ({"moon": {"embeding_dim": 8}}, "moon: unknown key 'embeding_dim'; the nearest known key is 'embedding_dim'"),
         ({"moon": {"seed": 8}}, "moon: unknown key 'seed'"),
         ({"small_base": {"hiden_size": 8}}, "small_base: unknown key 'hiden_size'.* 'hidden_size'"),
         ({"catalogue": {"product": 8}}, "catalogue: unknown key 'product'; the nearest known key is 'products'"),
         ({"instructions": {"produkt": "x"}}, "instructions: unknown key 'produkt'.* 'product'"),
-        ({"instructions": {"query": " "}}, "instructions.query: found ' '; accepted: text that is not empty"),
+        ({"instructions": {"query": " "}}, "instructions.query: found ' '; expected text that is not empty"),
         ({"instructions": {"query": 3}}, "instructions.query: found 3"),
-        ({"evaluate_products": 0}, "evaluate_products: found 0; accepted: a number of at least 1"),
+        ({"evaluate_products": 0}, "evaluate_products: found 0; expected a number of at least 1"),
         ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the launcher spreads a model over GPUs: .*fsdp2.yaml"),
         ({"accelerator_config": {"dispatch_batches": True}}, "'accelerator_config' cannot be set"),
         ({"data_seed": 5}, "'data_seed' cannot be set; seed decides which pairs are drawn"),
@@ -115,14 +115,14 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"train_minutes": 0}, "train_minutes: found 0"),
         ({"num_train_epochs": 3}, "'num_train_epochs' cannot be set; .* set max_steps"),
         ({"lr_scheduler_type": "zigzag"}, "zigzag"),
-        ({"learning_rate": -1}, "learning_rate: found -1.*; accepted: a number of at least 0"),
+        ({"learning_rate": -1}, "learning_rate: found -1.*; expected a number of at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate: found nan"),
         ({"weight_decay": -0.1}, "weight_decay: found -0.1"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: found 0; accepted: a number of at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: found 0; expected a number of at least 1"),
         ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size: found -2"),
-        ({"seed": -1}, "seed: found -1; accepted: 0 to 4294967295"),
-        ({"report_to": "paper"}, "report_to: found 'paper', which is not installed; accepted: none"),
-        ({"catalogue": {"products": "many"}}, r"catalogue.products: found 'many' \(text\); accepted: an integer"),
+        ({"seed": -1}, "seed: found -1; expected 0 to 4294967295"),
+        ({"report_to": "paper"}, "report_to: found 'paper', which is not installed; expected none"),
+        ({"catalogue": {"products": "many"}}, r"catalogue.products: found 'many' \(text\); expected an integer"),
     ],
 )
 def test_what_cannot_work_is_refused_by_key(recipe, values, message):
@@ -139,7 +139,7 @@ def test_what_cannot_work_is_refused_by_key(recipe, values, message):
         (["stray"], "found 'stray' without its --key"),
         (["--seed.x", "3"], "seed is no mapping"),
         (["--moon.embedding_dim"], "--moon.embedding_dim has no value"),
-        (["--moon.embedding_dim", "{8"], r"--moon.embedding_dim: found '\{8'; accepted: a YAML value"),
+        (["--moon.embedding_dim", "{8"], r"--moon.embedding_dim: found '\{8'; expected a YAML value"),
     ],
 )
 def test_what_the_command_line_gets_wrong_is_named(recipe, arguments, message):
@@ -162,12 +162,12 @@ def test_lists_are_written_on_the_command_line_as_words_or_as_yaml(recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--matryoshka_dims", "[16"], r"--matryoshka_dims: found '\[16'; accepted: a list such as"),
-        (["--matryoshka_dims", "[16]", "32"], r"--matryoshka_dims: found more after '\[16\]'; accepted: one list"),
+        (["--matryoshka_dims", "[16"], r"--matryoshka_dims: found '\[16'; expected a list such as"),
+        (["--matryoshka_dims", "[16]", "32"], r"--matryoshka_dims: found more after '\[16\]'; expected one list"),
         (["--matryoshka_dims", "[a]"], r"matryoshka_dims: found \['a'\]"),
-        (["--no_evaluate_after"], "found --no_evaluate_after; accepted: --evaluate_after false"),
-        (["--no-evaluate-after"], "found --no_evaluate_after; accepted: --evaluate_after false"),
-        (["--no_seed"], "found --no_seed; accepted: --seed value"),
+        (["--no_evaluate_after"], "found --no_evaluate_after; expected --evaluate_after false"),
+        (["--no-evaluate-after"], "found --no_evaluate_after; expected --evaluate_after false"),
+        (["--no_seed"], "found --no_seed; expected --seed value"),
         (["--lr", "1e-3"], "unknown key 'lr'; the nearest known key is 'learning_rate'"),
         (["--bs", "4"], "'per_device_train_batch_size'"),
         (["--batch_size", "4"], "'per_device_train_batch_size'"),
@@ -184,7 +184,7 @@ def test_an_optimizer_whose_library_is_missing_is_refused_by_key(recipe, monkeyp
     monkeypatch.setattr("transformers.trainer_optimizer.is_schedulefree_available", lambda: False)
     monkeypatch.setattr("transformers.trainer_optimizer.is_galore_torch_available", lambda: False)
     for name in ("schedule_free_adamw", "galore_adamw"):
-        with pytest.raises(RecipeError, match=f"optim: found '{name}': .*accepted: one whose library is installed"):
+        with pytest.raises(RecipeError, match=f"optim: found '{name}': .*expected one whose library is installed"):
             parse_recipe([recipe(), "--optim", name])
     assert parse_recipe([recipe(), "--optim", "adafactor"]).training.optim == "adafactor"
 
@@ -193,7 +193,7 @@ def test_an_optimizer_whose_library_is_missing_is_refused_by_key(recipe, monkeyp
 def test_a_stage_of_reasoning_is_refused_by_key_for_a_model_that_does_not_reason(recipe, tmp_path, stage):
     with pytest.raises(RecipeError, match=f"stage: found '{stage}' .*preset, moon.max_reasoning_tokens: found moon1"):
         parse_recipe([recipe(), "--stage", stage])
-    with pytest.raises(RecipeError, match=r"found moon3 and max_reasoning_tokens: None\); accepted: preset: moon3"):
+    with pytest.raises(RecipeError, match=r"found moon3 and max_reasoning_tokens: None\); expected preset: moon3"):
         parse_recipe([recipe(preset="moon3", moon={"max_reasoning_tokens": None}), "--stage", stage])
     assert parse_recipe([recipe(preset="moon3"), "--stage", stage]).reasoning.stage == stage
     base = tmp_path / "base"

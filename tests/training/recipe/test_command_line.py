@@ -42,7 +42,7 @@ def test_a_time_budget_is_replaced_by_steps_in_one_command(recipe):
 
 @pytest.mark.parametrize(("key", "accepted"), [("seed", "an integer"), ("evaluate_after", "true or false")])
 def test_null_is_refused_for_a_key_that_needs_a_value(recipe, key, accepted):
-    with pytest.raises(RecipeError, match=rf"{key}: found None \(nothing\); accepted: {accepted}"):
+    with pytest.raises(RecipeError, match=rf"{key}: found None \(nothing\); expected {accepted}"):
         parse_recipe([recipe(), f"--{key}", "null"])
 
 
@@ -50,16 +50,16 @@ def test_the_queue_is_a_number_or_auto_in_both_places(recipe):
     assert parse_recipe([recipe(queue_steps="auto")]).loss.queue_steps == "auto"
     assert parse_recipe([recipe(queue_steps=3), "--queue_steps", "auto"]).resolved["queue_steps"] == "auto"
     assert parse_recipe([recipe(queue_steps="auto"), "--queue-steps=5"]).loss.queue_steps == 5
-    with pytest.raises(RecipeError, match=r"queue_steps: found 'many' \(text\); accepted: an integer or auto"):
+    with pytest.raises(RecipeError, match=r"queue_steps: found 'many' \(text\); expected an integer or auto"):
         parse_recipe([recipe(queue_steps="many")])
-    with pytest.raises(RecipeError, match="found 'many'; accepted: auto, or a whole number of at least 0"):
+    with pytest.raises(RecipeError, match="found 'many'; expected auto, or a whole number of at least 0"):
         parse_recipe([recipe(), "--queue_steps", "many"])
-    with pytest.raises(RecipeError, match="queue_steps: found -1; accepted: a number of at least 0"):
+    with pytest.raises(RecipeError, match="queue_steps: found -1; expected a number of at least 0"):
         parse_recipe([recipe(), "--queue_steps", "-1"])
 
 
 def test_the_spatial_half_is_refused_where_the_joint_stage_would_not_read_it(recipe):
     joint = {"preset": "moon3", "stage": "reasoning", "spatial_negatives": False}
-    with pytest.raises(RecipeError, match="spatial_negatives: found False; accepted: only without stage: reasoning"):
+    with pytest.raises(RecipeError, match="spatial_negatives: found False; expected only without stage: reasoning"):
         parse_recipe([recipe(**joint)])
     assert parse_recipe([recipe(**joint | {"stage": "cold_start"})]).loss.spatial_negatives is False

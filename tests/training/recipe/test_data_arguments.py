@@ -19,10 +19,10 @@ def recipe(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"positives_per_query": 0}, "positives_per_query: found 0; accepted: a number of at least 1"),
-        ({"action_weights": {"click": 2}}, "action_weights: 'click': found 2; accepted: above 0 and at most 1"),
+        ({"positives_per_query": 0}, "positives_per_query: found 0; expected a number of at least 1"),
+        ({"action_weights": {"click": 2}}, "action_weights: 'click': found 2; expected above 0 and at most 1"),
         ({"action_weights": {}}, "action_weights: found none"),
-        ({"interaction_half_life_days": -1}, "interaction_half_life_days: found -1; accepted: a number above 0"),
+        ({"interaction_half_life_days": -1}, "interaction_half_life_days: found -1; expected a number above 0"),
         ({"data": [{"products": "/no/such", "interactions": "/no"}]}, "data: products: found nothing"),
     ],
 )

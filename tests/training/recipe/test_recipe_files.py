@@ -39,7 +39,7 @@ def test_replace_says_what_to_do_where_nothing_would_read_it(write):
         parse_recipe([str(write("wrong.yaml", "extends: parent.yaml\nseed: !replace 3\n"))])
     nested = write("nested.yaml", "extends: parent.yaml\ncold_start: {query_mix: !replace {both: 1}}\n")
     with pytest.raises(
-        RecipeError, match=r"cold_start.query_mix: found !replace below another key; accepted: .*by name"
+        RecipeError, match=r"cold_start.query_mix: found !replace below another key; expected .*by name"
     ):
         parse_recipe([str(nested)])
 

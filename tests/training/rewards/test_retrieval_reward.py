@@ -91,7 +91,7 @@ def test_half_precision_is_compared_in_single():
         ([[[0.1]]], [[0.1]], r"positive_similarities\[0\]: found the shape \(1, 1\)"),
         ([0.1], [[0.1]], r"positive_similarities\[0\]: found the shape \(\)"),
         ([[0.1]], [[[0.1]]], r"negative_similarities\[0\]: found the shape \(1, 1\)"),
-        ([[0.1], [0.2]], [[0.1]], r"negative_similarities: found 1 rows; accepted: 2"),
+        ([[0.1], [0.2]], [[0.1]], r"negative_similarities: found 1 rows; expected 2"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(positive, negative, said):

@@ -98,16 +98,16 @@ def test_cells_keep_what_those_before_them_changed(write_suite):
         ({"cels": {}}, "unknown key 'cels'"),
         ({"seeds": [0, 0]}, "seeds: found"),
         ({"seeds": []}, "seeds: found"),
-        ({"boxes": "guess"}, "boxes: found 'guess'; accepted: largest_region"),
-        ({"cells": {"plain": {"hard_negatives": 1}}}, "plain: found .* accepted: no changed key"),
+        ({"boxes": "guess"}, "boxes: found 'guess'; expected largest_region"),
+        ({"cells": {"plain": {"hard_negatives": 1}}}, "plain: found .* expected no changed key"),
         ({"cells": {"plain": {}, "two": {"hard_negatives": 1, "queue_steps": 1}}}, "two: found .* one changed key"),
         ({"cells": {"plain": {}, "same": {"hard_negatives": 0}}}, "same: .* changes nothing"),
         ({"cells": {"plain": {}, "typo": {"hard_negative": 1}}}, "nearest known key is 'hard_negatives'"),
         ({"cells": {"plain": {}, "bad": {"queue_steps": -1}}}, "bad: queue_steps: found -1"),
-        ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: found max_steps; accepted: .* the same"),
+        ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: found max_steps; expected .* the same"),
         ({"cells": {"plain": {}, "a b": {"queue_steps": 1}}}, "found the name 'a b'"),
-        ({"keys": {**TINY, "evaluate_after": False}}, "accepted: evaluate_after: true"),
-        ({"keys": {**TINY, "seed": 3}}, "found seed; accepted: seeds"),
+        ({"keys": {**TINY, "evaluate_after": False}}, "expected evaluate_after: true"),
+        ({"keys": {**TINY, "seed": 3}}, "found seed; expected seeds"),
     ],
 )
 def test_a_suite_that_cannot_work_is_refused_before_anything_runs(changes, message, write_suite):
@@ -267,7 +267,7 @@ def test_boxes_are_written_beside_the_tables_where_there_are_none(tmp_path):
 
 
 def test_boxes_are_refused_for_data_that_is_no_folder_of_tables(tmp_path):
-    with pytest.raises(RecipeError, match="accepted: path: a folder of parquet tables"):
+    with pytest.raises(RecipeError, match="expected path: a folder of parquet tables"):
         tables_with_boxes("catalogue", tmp_path / "boxes", "largest_region")
 
 

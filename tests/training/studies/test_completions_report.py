@@ -622,9 +622,9 @@ def test_a_folder_that_is_not_there_or_has_no_completions_is_refused(tmp_path, c
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--step", "4"], "--step: found 4; accepted: last, or one of 3"),
-        (["--step", "first"], "--step: found 'first'; accepted: last, or the number of a step"),
-        (["--items", "0"], "--items: found 0; accepted: 1 or more"),
+        (["--step", "4"], "--step: found 4; expected last, or one of 3"),
+        (["--step", "first"], "--step: found 'first'; expected last, or the number of a step"),
+        (["--items", "0"], "--items: found 0; expected 1 or more"),
         (["--order", "reward"], "--order: found 'reward' without"),
     ],
 )
@@ -638,16 +638,16 @@ def test_an_option_that_cannot_be_met_is_refused(tmp_path, capsys, options, said
 def test_an_output_that_is_a_folder_is_refused(tmp_path, capsys):
     write_step(tmp_path, [row()])
     assert main(["completions", str(tmp_path), "--output", str(tmp_path)]) == 2
-    assert "this is a folder; accepted: the name of a file" in capsys.readouterr().err
+    assert "this is a folder; expected the name of a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "rows, said",
     [
         ([{"step": 3, "item": "q0"}], "found no column 'side'"),
-        ([row(rank=0.0)], "row 0: found rank_without 4.0 and rank 0.0; accepted: from 1"),
+        ([row(rank=0.0)], "row 0: found rank_without 4.0 and rank 0.0; expected from 1"),
         ([row(), row(rank=math.nan)], "row 1: found rank_without 4.0 and rank nan"),
-        ([row(), row(text=None)], "row 1, column 'text': found nothing; accepted: a value"),
+        ([row(), row(text=None)], "row 1, column 'text': found nothing; expected a value"),
     ],
 )
 def test_a_table_that_no_trainer_wrote_is_refused(tmp_path, rows, said):
@@ -658,5 +658,5 @@ def test_a_table_that_no_trainer_wrote_is_refused(tmp_path, rows, said):
 def test_an_empty_table_is_refused(tmp_path):
     path = write_step(tmp_path, [row()])
     pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 0), path)
-    with pytest.raises(ReportError, match="found no rows; accepted: at least one"):
+    with pytest.raises(ReportError, match="found no rows; expected at least one"):
         read_step(path, None)

@@ -73,10 +73,10 @@ def test_a_folder_is_the_same_however_it_is_written(recipe, tmp_path, monkeypatc
     "changed", [{"cold_start": None}, {"evaluate_after": False}, {"stage": "cold_start", "cold_start": None}]
 )
 def test_a_recipe_without_a_cold_start_or_an_evaluation_is_refused(recipe, tmp_path, capsys, changed):
-    with pytest.raises(RecipeError, match="accepted: stage: reasoning with a cold start, evaluated before and after"):
+    with pytest.raises(RecipeError, match="expected stage: reasoning with a cold start, evaluated before and after"):
         plan(recipe(**changed), [0], tmp_path / "runs")
     assert main(["reasoning-study", str(recipe(**changed)), "--run-folder", str(tmp_path / "runs")]) == 2
-    assert "accepted: stage: reasoning" in capsys.readouterr().err
+    assert "expected stage: reasoning" in capsys.readouterr().err
 
 
 def test_rises_over_the_cold_start_and_over_the_control_are_told_apart(recipe, tmp_path):

@@ -140,9 +140,9 @@ def test_what_an_earlier_kill_left_is_not_counted_as_this_kills_save(saves_again
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kills", "2", "--saves", "2"], "accepted: 1 ≤ at-least-in-saves ≤ saves < kills"),
-        (["--processes", "0"], "processes: found 0; accepted: at least 1"),
-        (["--pause-seconds", "-1"], "pause-seconds: found -1.0; accepted: at least 0"),
+        (["--kills", "2", "--saves", "2"], "expected 1 ≤ at-least-in-saves ≤ saves < kills"),
+        (["--processes", "0"], "processes: found 0; expected at least 1"),
+        (["--pause-seconds", "-1"], "pause-seconds: found -1.0; expected at least 0"),
     ],
 )
 def test_counts_that_cannot_be_are_refused(arguments, message, tmp_path, capsys):
@@ -155,5 +155,5 @@ def test_a_recipe_that_cannot_be_run_and_a_folder_in_use_are_refused(tmp_path, c
     assert "found no file" in capsys.readouterr().err
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert main(["soak", "nowhere.yaml", "--output", str(tmp_path / "out")]) == 2
-    assert "accepted: a folder that is new or empty" in capsys.readouterr().err
+    assert "expected a folder that is new or empty" in capsys.readouterr().err
     assert read_lines(tmp_path / "out" / "metrics.jsonl") == []
