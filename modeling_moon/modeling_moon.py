@@ -583,8 +583,8 @@ class MoonModel(MoonPreTrainedModel):
         by_token = attention_mask is mask_BK
         readable_BT = self._find_readable(output_embeddings, (input_ids, mask_BT, past), by_token, raw_tokens)
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in BY_LAYER)]
-        packed = self._packs(packed, mask_BK, by_row)
-        inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
+        packed = self._use_packing(packed, mask_BK, by_row)
+        inputs = self._embed_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
             aspect_ids = self.find_aspect_ids(input_ids, past) if aspect_ids is None else aspect_ids
@@ -627,7 +627,7 @@ class MoonModel(MoonPreTrainedModel):
             )
         return result
 
-    def _packs(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
+    def _use_packing(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
         possible = attention_mask is not None and all(value is None or value is False for value in by_row)
         if packed and not possible:
             raise ValueError(
@@ -637,7 +637,7 @@ class MoonModel(MoonPreTrainedModel):
             return bool(packed)
         return "flash" in self.config.text_config._attn_implementation and not bool(attention_mask.all())
 
-    def _see(
+    def _embed_inputs(
         self,
         input_ids: torch.Tensor | None,
         embeds_BTH: torch.Tensor | None,
