@@ -655,11 +655,11 @@ class MoonModel(MoonPreTrainedModel):
         else:
             blocks: list[torch.Tensor] = []
             keep: dict[str, Any] = {"kept_blocks": blocks} if self.config.detail_blocks else {}
-            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **keep)
-            image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
+            features = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **keep)
+            image_PH = torch.cat(tuple(features.pooler_output)).to(embeds_BTH)
             ids = input_ids if token_types is None or input_ids is None else input_ids.masked_fill(token_types == 0, -1)
             is_image = self.vlm.get_placeholder_mask(ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
-            deepstack = getattr(seen, "deepstack_features", None) or ()
+            deepstack = getattr(features, "deepstack_features", None) or ()
             levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
             if levels:
                 for_layers = {"visual_pos_masks": is_image[..., 0], "deepstack_visual_embeds": levels}

@@ -165,13 +165,13 @@ _NAMED_BOX = re.compile(r"bbox(?:_2d)?[\"']?\s*:\s*" + _BOX.pattern)
 CONVENTIONS = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
 
 
-def parse_box(answer: str, convention: str, seen: tuple[int, int], size: tuple[int, int]) -> Box | None:
+def parse_box(answer: str, convention: str, resized: tuple[int, int], size: tuple[int, int]) -> Box | None:
     """Read the first box in a grounding model's answer; any text is accepted.
 
     Args:
         answer: the model's text, such as '[{"bbox_2d": [10, 20, 110, 220], "label": "shoe"}]'.
         convention: "pixels" of the resized picture (Qwen2.5-VL), or "thousandths" of its sides (Qwen3-VL).
-        seen: width and height of the picture after the model's own resizing.
+        resized: width and height of the picture after the model's own resizing.
         size: width and height of the original picture, in whose pixels the box is returned.
 
     Returns:
@@ -181,7 +181,7 @@ def parse_box(answer: str, convention: str, seen: tuple[int, int], size: tuple[i
     if match is None:
         return None
     numbers = [float(number) for number in match.groups()]
-    width, height = seen if convention == "pixels" else (1000, 1000)
+    width, height = resized if convention == "pixels" else (1000, 1000)
     across, down = size[0] / width, size[1] / height
     box = (numbers[0] * across, numbers[1] * down, numbers[2] * across, numbers[3] * down)
     if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:

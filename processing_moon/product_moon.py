@@ -246,7 +246,7 @@ def read_product(record: Any, index: int, form: str = "mm") -> Record:
     """Read one product record.
 
     Args:
-        record: {"title": str, "description": str, "images": one or a list, "category": list of str or str,
+        record: {"title": str, "description": str, "images": an image or a list, "category": list of str or str,
             "attributes": {key: value or values}, "core_box": [x0, y0, x1, y1], "reasoning": see `given_reasoning`,
             "id": str or int}; any field may be missing or None. A 1-D array of paths or objects is a list of images.
             Attribute values keep their order; those of a set are sorted.
@@ -283,7 +283,7 @@ def read_query(record: Any, index: int) -> Record:
     """Read one query record.
 
     Args:
-        record: {"text": str, "image": one, "core_box": [x0, y0, x1, y1], "reasoning": see `given_reasoning`, "id": str or
+        record: {"text": str, "image": an image, "core_box": [x0, y0, x1, y1], "reasoning": see `given_reasoning`, "id": str or
             int}; any field may be missing or None, but text or image must be present.
         index: its index in the call, for error messages.
 
