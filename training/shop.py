@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
 from evaluation.report import comparison_table, contact_sheet
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.atomic_files import read_lines, write_atomically
 from product_data.reading import ReadingOptions
 from product_data.table_files import SUFFIXES

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.duplicates import EqualProducts, classes, looks_of
 from product_data.tables import ProductRow, ProductTables, QueryRow
 from training.batches.negatives import NO_ID, stable_id

@@ -24,8 +24,8 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
-from processing_moon.product_moon import plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, THINK_END, THINK_START, read_reasoning
+from processing_moon.text_moon import plain_text
 from product_data.attribute_keys import as_attributes, facts_of
 from product_data.errors import OptionError
 from product_data.tables import ProductRow

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from processing_moon.product_moon import control_token_pattern, plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, reasoning_text
+from processing_moon.text_moon import control_token_pattern, plain_text
 from product_data.attribute_keys import (
     VISUAL_KEYS,
     Fact,

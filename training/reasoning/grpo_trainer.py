@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from modeling_moon.embedding_moon import Thinking, generation_config
+from modeling_moon.thinking_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from training.batches.negatives import NegativeQueue
 from training.encoding.chunked_encoding import number_of_rows, slice_rows

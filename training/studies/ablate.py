@@ -28,8 +28,8 @@ import yaml
 from tqdm import tqdm
 
 from evaluation.provenance import provenance
+from processing_moon import ProductError, open_image
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
-from processing_moon.product_moon import ProductError, open_image
 from product_data.atomic_files import read_lines, write_atomically
 from product_data.outputs import require_writable_folder
 from product_data.tables import ProductTables, load_tables

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.atomic_files import write_atomically
 from product_data.outputs import require_writable_file
 from product_data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError

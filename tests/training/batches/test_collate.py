@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from processing_moon import MoonProcessor, product_moon
+from processing_moon import MoonProcessor, images_moon
 from product_data.tables import ProductRow, ProductTables, ValidationReport, load_tables
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.negatives import NO_ID
@@ -158,8 +158,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(processor):
 
 def test_forms_stand_beside_the_items_and_each_picture_is_decoded_once(processor, monkeypatch):
     opened = []
-    decode = product_moon._decode
-    monkeypatch.setattr(product_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
+    decode = images_moon._decode
+    monkeypatch.setattr(images_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
     both = pair(1, query={"id": "q1", "text": "in blue", "image": picture(9), "core_box": [0, 0, 20, 20]})
     image = pair(2, query={"id": "q2", "image": picture(8)})
     text = pair(3)
@@ -218,7 +218,7 @@ def test_with_forms_an_unreadable_picture_is_named_and_replaced_as_without(proce
 @pytest.mark.parametrize("forms", [False, True])
 def test_pictures_are_fetched_from_addresses_only_where_that_is_allowed(processor, monkeypatch, forms):
     fetched = []
-    monkeypatch.setattr(product_moon, "_fetch", lambda url, limits: fetched.append(url) or picture(3))
+    monkeypatch.setattr(images_moon, "fetch", lambda url, **limits: fetched.append(url) or picture(3))
     remote = pair(1, images=("https://shop.example/1.png", None))
     batch = PairCollator(processor, allow_urls=True, forms=forms)([remote])
     assert fetched == ["https://shop.example/1.png"]

@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from modeling_moon import MoonForConditionalGeneration
-from modeling_moon.embedding_moon import Thinking, generation_config
+from modeling_moon.thinking_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
 from training.assembly.starting_model import choose_what_learns
@@ -303,7 +303,7 @@ def test_drawn_and_recomputed_log_probabilities_agree(tiny_moon, tmp_path_factor
     ids_LC, mask_LC = out["completion_ids"], out["completion_mask"]
     whole_ids = torch.cat([out["prompt_ids"], ids_LC], dim=1)
     whole_mask = torch.cat([out["prompt_mask"], mask_LC], dim=1)
-    assert bool((writer.model._aspect_ids(whole_ids) > 0).any())  # guided experts have tokens of their own
+    assert bool((writer.model.find_aspect_ids(whole_ids) > 0).any())  # guided experts have tokens of their own
     lengths = mask_LC.sum(dim=1)
     assert len(set(lengths.tolist())) > 1
     logps_LCV = (logits_LCV[:, : ids_LC.shape[1]] / temperature).log_softmax(dim=-1)
