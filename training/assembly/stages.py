@@ -1,6 +1,5 @@
-"""From a recipe to the trainer of its stage: contrastive, cold start, or the joint stage with rewards."""
+"""From a recipe to the trainer of its stage: contrastive, cold start, or GRPO with rewards."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from torch import nn
 
 from processing_moon import MoonProcessor
 from product_data.tables import ProductTables
-from training.assembly.objective import loss_of, options_of
+from training.assembly.objective import filter_of, loss_of
 from training.assembly.stream_sources import stream_batches
 from training.batches.buckets import BucketedPairs
 from training.batches.collate import PairCollator
-from training.batches.negatives import AUTO, NegativeQueue, queue_length
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.negatives import NegativeQueue
+from training.batches.pairs import PairDataset, PairSource
 from training.batches.streams import StreamCollator, StreamSource, sample_of
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.trainer import ContrastiveTrainer
@@ -23,7 +22,8 @@ from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTarg
 from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.recipe.arguments import Recipe, RecipeError
 from training.recipe.candidates import check_candidates, check_products
-from training.recipe.reasoning import COLD_START, REASONING
+from training.recipe.loss import AUTO, queue_length
+from training.recipe.reasoning import COLD_START, GRPO
 
 MakeTrainer = Callable[[Any, int], Any]
 """(training arguments, steps) → a trainer with a fresh queue, so that measuring leaves no trace."""
@@ -54,7 +54,7 @@ def trainer_factory(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     _note_queue(recipe)
-    stage = {COLD_START: _cold_start, REASONING: _joint}.get(recipe.reasoning.stage)
+    stage = {COLD_START: _cold_start, GRPO: _grpo}.get(recipe.reasoning.stage)
     if stage is not None:
         return functools.partial(stage, recipe, model, processor, data, save_records)
     make = _streamed if recipe.data.streaming else _contrastive
@@ -82,7 +82,7 @@ def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
     weight = recipe.reasoning.infonce_weight
     if recipe.data.streaming:
         there = any(source.columns.has("negative") for source in data)
-        check_candidates(recipe.data, recipe.loss, recipe.training, weight, there)
+        check_candidates(recipe.pairs, recipe.loss, recipe.training, weight, there)
     elif weight:
         given = [entry if isinstance(entry, dict) else {} for entry in recipe.data.data]
         check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in given])
@@ -94,7 +94,9 @@ def _shared(recipe: Recipe, model: nn.Module, processor: MoonProcessor, args: An
         "args": args,
         "loss": loss_of(recipe.loss),
         "queue": NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
-        "options": options_of(recipe),
+        "options": recipe.loss,
+        "sample_filter": filter_of(recipe.loss),
+        "learning_rates": recipe.model.learning_rates,
         "save_records": save_records,
         "save_processor": processor.save_pretrained,
     }
@@ -103,7 +105,7 @@ def _shared(recipe: Recipe, model: nn.Module, processor: MoonProcessor, args: An
 def _streamed(
     recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
 ) -> StreamedTrainer:
-    batches = stream_batches(recipe, args, data, _pair_options(recipe), steps)
+    batches = stream_batches(recipe, args, data, recipe.pairs, steps)
     collator = StreamCollator(
         processor, batches.pairs, allow_urls=recipe.data.allow_urls, forms=recipe.loss.dual_alignment
     )
@@ -136,7 +138,7 @@ def _cold_start(
         make_pairs = functools.partial(
             ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
         )
-        batches = stream_batches(recipe, args, data, _pair_options(recipe), steps, make_pairs)
+        batches = stream_batches(recipe, args, data, recipe.pairs, steps, make_pairs)
         collator = StreamCollator(processor, batches.pairs, **reading)
         return StreamedColdStartTrainer(batches=batches, data_collator=collator, **settings)
     pairs = _reasoned(recipe, pair_dataset(recipe, args, data, steps), processor, data, args)
@@ -145,14 +147,10 @@ def _cold_start(
     )
 
 
-def _joint(
+def _grpo(
     recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
 ) -> Any:
-    from training.reasoning.grpo_trainer import (  # TRL takes seconds to import
-        MoonGRPOTrainer,
-        RolloutOptions,
-        grpo_arguments,
-    )
+    from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments  # TRL takes seconds to import
 
     reasoning = recipe.reasoning
     pairs = _reasoned(recipe, pair_dataset(recipe, args, data, steps), processor, data, args)
@@ -163,18 +161,11 @@ def _joint(
         processor=processor,
         loss=loss_of(recipe.loss).contrastive,
         queue=NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
-        rewards=reasoning.weights_of_rewards,
+        rewards=reasoning.rewards,
         known_values=known_values(data),
-        options=RolloutOptions(
-            contrastive_weight=reasoning.infonce_weight,
-            grpo_weight=reasoning.grpo_weight,
-            unreasoned_share=reasoning.unreasoned_share,
-            negative_margin=recipe.loss.negative_margin,
-            queue_warmup_steps=recipe.loss.queue_warmup_steps,
-            kl_weight=reasoning.kl_weight,
-            completions_steps=reasoning.completions_steps,
-            allow_urls=recipe.data.allow_urls,
-        ),
+        reasoning=reasoning,
+        options=recipe.loss,
+        allow_urls=recipe.data.allow_urls,
         save_records=save_records,
     )
 
@@ -185,10 +176,6 @@ def _reasoned(recipe: Recipe, pairs: Any, processor: MoonProcessor, data: Any, a
     if targets.report:
         _say_once(recipe, targets.report)
     return ReasonedPairs(pairs, targets, recipe.reasoning.unreasoned_share, args.seed)
-
-
-def _pair_options(recipe: Recipe) -> PairOptions:
-    return PairOptions(**{entry.name: getattr(recipe.data, entry.name) for entry in dataclasses.fields(PairOptions)})
 
 
 def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], steps: int) -> PairDataset | BucketedPairs:
@@ -211,7 +198,7 @@ def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], ste
             PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
             for entry, table in zip(given, tables, strict=True)
         ]
-        dataset = PairDataset(sources, _pair_options(recipe), args.seed, length=steps * batch)
+        dataset = PairDataset(sources, recipe.pairs, args.seed, length=steps * batch)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():

@@ -26,7 +26,8 @@ from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 from training.parallel.launching import zero_stage
 from training.parallel.sharding import is_sharded
-from training.recipe.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
+from training.recipe.arguments import Recipe, RecipeError, check_reasons
+from training.recipe.model import ModelArguments, attention_of
 from training.runs.resume import written_whole
 
 BASE_FOLDERS = ("small_base", "base")

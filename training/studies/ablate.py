@@ -33,16 +33,11 @@ from processing_moon.product_moon import ProductError, open_image
 from product_data.outputs import require_writable_folder
 from product_data.tables import ProductTables, load_tables
 from training.places import TRAIN
-from training.recipe.arguments import (
-    TABLE_KEYS,
-    RecipeError,
-    check_keys,
-    known_keys,
-    parse_recipe,
-    read_recipe_file,
-    reading_of,
-)
-from training.recipe.files import merged
+from training.recipe.arguments import RecipeError, known_keys, parse_recipe
+from training.recipe.checking import check_keys
+from training.recipe.data import TABLE_KEYS, reading_of
+from training.recipe.files import merged, read_recipe_file
+from training.recipe.old_names import with_new_names
 from training.recipe.reasoning import COLD_START
 from training.runs.exact_resumption import METRICS_FILE
 from training.runs.resume import read_lines, write_atomically
@@ -152,8 +147,12 @@ def read_suite(path: Path) -> Suite:
     if values.get("boxes") not in (None, *DETECTORS):
         raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; expected {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
-    recipe = merged(recipe, values.get("keys") or {})
-    suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
+    recipe = merged(recipe, with_new_names(values.get("keys") or {}, f"{path}: keys"))
+    cells = {
+        name: with_new_names(changed, f"{path}: cells: {name}") if isinstance(changed, dict) else changed
+        for name, changed in values["cells"].items()
+    }
+    suite = Suite(path, recipe, cells, seeds, values.get("boxes"))
     _check_cells(suite)
     return suite
 

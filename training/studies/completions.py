@@ -1,4 +1,4 @@
-"""Read what a joint stage writes: the completions of its steps in groups and pairs, and its logged numbers."""
+"""Read what a GRPO stage writes: the completions of its steps in groups and pairs, and its logged numbers."""
 
 import json
 import math
@@ -185,7 +185,7 @@ def completion_steps(run: Path) -> dict[int, Path]:
             found[int(match[1])] = path
     if not found:
         raise ReportError(
-            f"RUN: found no {COMPLETIONS_FOLDER}/step-NUMBER.parquet in {run}; expected a run with stage: reasoning and "
+            f"RUN: found no {COMPLETIONS_FOLDER}/step-NUMBER.parquet in {run}; expected a run with stage: grpo and "
             "completions_steps above 0 that has made as many steps"
         )
     return dict(sorted(found.items()))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from training.assembly.stages import pair_dataset
 from training.batches.buckets import BucketedPairs, Outline, bucket_order
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import PairDataset, PairSource
 from training.recipe.arguments import parse_recipe
+from training.recipe.pairs import PairArguments
 
 outlines = st.lists(st.builds(Outline, st.sampled_from(["image", "text", "both"]), st.integers(0, 500)), max_size=60)
 
@@ -42,7 +43,7 @@ def dataset(length=96):
     products = [ProductRow(f"p{n}", title="thing " * (n + 1), images=(bytes([n]),)) for n in range(12)]
     queries = [QueryRow(f"q{n}", "text", "wish", positives=(f"p{n % 12}",)) for n in range(12)]
     tables = ProductTables("shop", products, queries, ValidationReport("shop", 12, 12, {}))
-    return PairDataset([PairSource(tables)], PairOptions(hard_negatives=0), 3, length)
+    return PairDataset([PairSource(tables)], PairArguments(hard_negatives=0), 3, length)
 
 
 def test_a_window_holds_the_same_pairs_in_another_order():
