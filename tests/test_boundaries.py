@@ -121,8 +121,8 @@ def test_a_file_imports_only_what_stands_below_it(path):
         (("training", "losses", "x"), "from training.contrastive.trainer import A", ["training.contrastive.trainer"]),
         (
             ("training", "batches", "x"),
-            "if TYPE_CHECKING:\n    import training.recipe.arguments",
-            ["training.recipe.arguments"],
+            "if TYPE_CHECKING:\n    import training.contrastive.trainer",
+            ["training.contrastive.trainer"],
         ),
         (("training", "assembly", "x"), "from training.losses.info_nce import a\nimport evaluation.run", []),
     ],

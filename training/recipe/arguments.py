@@ -28,7 +28,13 @@ from training.recipe.model import ModelArguments
 from training.recipe.old_names import with_new_names
 from training.recipe.pairs import PairArguments
 from training.recipe.reasoning import ReasoningArguments, check_reasoning
-from training.recipe.training import MoonTrainingArguments, make_training, optimizer_of, training_defaults
+from training.recipe.training import (
+    MoonTrainingArguments,
+    check_training,
+    make_training,
+    optimizer_of,
+    training_defaults,
+)
 from training.recipe.usage import usage_of
 
 __all__ = ["AUTO", "GROUPS", "Recipe", "RecipeError", "make_recipe", "parse_recipe", "usage"]
@@ -159,6 +165,7 @@ def _check_recipe(recipe: Recipe) -> None:
     _check_streaming(recipe)
     if recipe.loss.encode_chunk_size is not None:
         _check_chunks(recipe.training)
+    check_training(recipe.training)
     try:
         check_quantization(recipe.model)
         check_launch(recipe)
@@ -234,7 +241,7 @@ def _check_streaming(recipe: Recipe) -> None:
             raise RecipeError(f"{key}: found {found} with streaming; expected up to 1, which is what a row holds")
     if data.streaming and data.interaction_half_life_days is not None:
         found = data.interaction_half_life_days
-        raise RecipeError(f"interaction_half_life_days: found {found} with streaming; expected leaving it out")
+        raise RecipeError(f"interaction_half_life_days: found {found:g} with streaming; expected leaving it out")
 
 
 def _check_chunks(training: MoonTrainingArguments) -> None:

@@ -96,20 +96,23 @@ def make_training(values: Mapping[str, Any]) -> MoonTrainingArguments:
     config = ConfigDict(**CONFIG, protected_namespaces=())
     make_group(create_model("TrainingKeys", __config__=config, **fields), values)
     try:
-        training = MoonTrainingArguments(**values)
+        return MoonTrainingArguments(**values)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"recipe: {error}") from error
-    _check_length(training)
+
+
+def check_training(training: MoonTrainingArguments) -> None:
+    """Refuse a training without an end, and what this machine does not have.
+
+    Raises:
+        RecipeError: names the key, what was found and what is expected.
+    """
+    if training.train_minutes is None and training.max_steps < 1:
+        raise RecipeError("max_steps and train_minutes: found neither; expected one of them, greater than 0")
     _check_optimizer(training)
     _check_reports(training)
     if training.n_gpu > 1:
         raise RecipeError(f"found {training.n_gpu} GPUs in one process; expected accelerate launch training/train.py")
-    return training
-
-
-def _check_length(training: MoonTrainingArguments) -> None:
-    if training.train_minutes is None and training.max_steps < 1:
-        raise RecipeError("max_steps and train_minutes: found neither; expected one of them, greater than 0")
 
 
 def _check_optimizer(training: MoonTrainingArguments) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,5 +88,5 @@ def test_a_recipe_asks_for_buckets(tmp_path):
     assert isinstance(made, BucketedPairs)
     assert (made.batch_size, made.window, len(made)) == (3, 6, 12)
     assert sorted(made[position].position for position in range(6)) == list(range(6))
-    recipe.data.bucket_batches = 0
+    recipe = replace(recipe, data=replace(recipe.data, bucket_batches=0))
     assert isinstance(pair_dataset(recipe, recipe.training, tables, steps=4), PairDataset)

@@ -83,7 +83,7 @@ def test_a_form_that_no_data_set_has_is_named_and_not_drawn():
     products = [product(number) for number in range(4)]
     queries = [QueryRow("q", "text", "a thing", positives=("p1",))]
     pairs = dataset(PairSource(tables(products, queries)), derived_queries=False)
-    assert pairs.missing_forms() == ["image", "both"]
+    assert pairs.missing_forms() == ["i", "mm"]
     assert {form_of(pairs[position]) for position in range(30)} == {"text"}
     with pytest.raises(ValueError, match="query_mix: found no query of the forms"):
         dataset(PairSource(tables(products)), derived_queries=False)
