@@ -8,7 +8,7 @@ replaces their keys, and one mapping of all keys is then checked group by group.
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,46 +110,46 @@ def make_recipe(path: Path, values: dict[str, Any], arguments: Sequence[str]) ->
     check_keys(values, hints, where=str(path))
     values = {"output_dir": str(Path("runs") / path.stem)} | with_arguments(values, arguments, hints, default_values())
     refuse_nested_replace(values)
-    parts = {name: {key: values[key] for key in keys_of(group) if key in values} for name, group in GROUPS.items()}
-    refused: list[RecipeError] = []
     made: dict[str, Any] = {}
+    refused: list[str] = []
     for name, group in GROUPS.items():
+        given = {key: values[key] for key in keys_of(group) if key in values}
         try:
-            made[name] = make_training(parts[name]) if name == "training" else make_group(group, parts[name])
+            made[name] = make_training(given) if name == "training" else make_group(group, given)
         except RecipeError as error:
-            refused.append(error)
+            refused.append(str(error))
     if refused:
-        raise RecipeError("\n".join(map(str, refused)))
-    recipe = Recipe(path, **made, resolved=_resolved(values, made))
+        raise RecipeError("\n".join(refused))
+    recipe = Recipe(path, **made, resolved=_resolved(values, list(made.values())[:-1]))
     _check_recipe(recipe)
     return recipe
 
 
-def keys_of(group: type) -> list[str]:
-    """Return the names of a group's keys."""
-    return [entry.name for entry in dataclasses.fields(group) if entry.init]  # type: ignore[arg-type]
+def keys_of(group: Any) -> list[str]:
+    """Return the names of a group's keys, of its class or of one that was made."""
+    return [entry.name for entry in dataclasses.fields(group) if entry.init]
 
 
 def known_keys() -> dict[str, Any]:
     """Return every recipe key with its type."""
-    hints = {name: typing.get_type_hints(group, include_extras=True) for name, group in GROUPS.items()}
-    return {key: hints[name][key] for name, group in GROUPS.items() for key in keys_of(group)}
+    hints = [typing.get_type_hints(group, include_extras=True) for group in GROUPS.values()]
+    return {key: types[key] for group, types in zip(GROUPS.values(), hints, strict=True) for key in keys_of(group)}
 
 
 def default_values() -> dict[str, Any]:
     """Return every recipe key with its default."""
-    ours = {
-        key: getattr(group(), key) for name, group in GROUPS.items() if name != "training" for key in keys_of(group)
-    }
-    return ours | training_defaults(MoonTrainingArguments)
+    return _values_of(group() for name, group in GROUPS.items() if name != "training") | training_defaults(
+        MoonTrainingArguments
+    )
 
 
-def _resolved(values: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """Return every key of ours, and those of TrainingArguments that differ from the library's default."""
-    resolved = {
-        key: getattr(made[name], key) for name, group in GROUPS.items() if name != "training" for key in keys_of(group)
-    }
-    library = training_defaults(TrainingArguments)
+def _values_of(groups: Iterable[Any]) -> dict[str, Any]:
+    return {key: getattr(group, key) for group in groups for key in keys_of(group)}
+
+
+def _resolved(values: dict[str, Any], ours: Iterable[Any]) -> dict[str, Any]:
+    """Return every key of our groups, and those of TrainingArguments that differ from the library's default."""
+    resolved, library = _values_of(ours), training_defaults(TrainingArguments)
     for key, default in training_defaults(MoonTrainingArguments).items():
         value = values.get(key, default)
         always = key in ("seed", "max_steps", "learning_rate") or key not in library

@@ -4,12 +4,14 @@ A group is a frozen pydantic dataclass: its annotations state types, ranges and 
 """
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from training.errors import RecipeError
 
@@ -19,25 +21,12 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Form = Literal["t", "i", "mm"]
-FORMS: tuple[Form, ...] = typing.get_args(Form)
+FORMS = ("t", "i", "mm")
 """What a query or product consists of: text, image, or both."""
 
 Group = TypeVar("Group")
-_KINDS: dict[type, str] = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-    types.NoneType: "nothing",
-}
-_OF_TYPE = {
-    **{f"{kind.__name__}_type": name for kind, name in _KINDS.items()},
-    "string_type": "text",
-    "float_type": "a number",
-}
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+_OF_TYPE = {f"{kind.__name__}_type": name for kind, name in _KINDS.items()} | {"string_type": "text"}
 _OF_RANGE = {
     "greater_than": "a number above {gt}",
     "greater_than_equal": "a number of at least {ge}",
@@ -45,18 +34,11 @@ _OF_RANGE = {
     "less_than_equal": "a number of at most {le}",
     "finite_number": "a finite number",
 }
-# What other programs call a key.
-_SHORT_NAMES = {
-    "lr": "learning_rate",
-    "bs": "per_device_train_batch_size",
-    "batch_size": "per_device_train_batch_size",
-    "steps": "max_steps",
-    "wd": "weight_decay",
-    "warmup_ratio": "warmup_steps",  # which below 1 is a share of all steps
-    "model": "base",
-    "dataset": "data",
-}
 _NO_EPOCHS = "training pairs are drawn without epochs; set max_steps or train_minutes"
+# What other programs call a key, and what they have and recipes have not.
+_SHORT_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "steps": "max_steps", "model": "base", "dataset": "data"}
+_SHORT_NAMES |= dict.fromkeys(("bs", "batch_size"), "per_device_train_batch_size")
+_SHORT_NAMES |= {"warmup_ratio": "warmup_steps"}  # which below 1 is a share of all steps
 _NO_SUCH_THING = dict.fromkeys(("epochs", "num_epochs", "max_epochs"), _NO_EPOCHS)
 _SHARDED = "the launcher spreads a model over GPUs: accelerate launch --config_file training/launch/fsdp2.yaml"
 _NOT_ON_THE_WAY = "a recipe always trains, and nothing is evaluated on the way; use evaluate_before and evaluate_after"
@@ -73,13 +55,11 @@ NOT_FOR_RECIPES = {
     "save_only_model": "a checkpoint without its optimizer cannot be resumed from",
     "label_smoothing_factor": "InfoNCE has no labels to smooth",
     "accelerator_config": "how batches are spread over processes decides which pairs each of them draws",
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _SHARDED),
-    **dict.fromkeys(
-        ("do_train", "do_eval", "do_predict", "eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model")
-        + ("greater_is_better", "prediction_loss_only"),
-        _NOT_ON_THE_WAY,
-    ),
 }
+NOT_FOR_RECIPES |= dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _SHARDED)
+NOT_FOR_RECIPES |= dict.fromkeys(("do_train", "do_eval", "do_predict", "prediction_loss_only"), _NOT_ON_THE_WAY)
+NOT_FOR_RECIPES |= dict.fromkeys(("eval_steps", "eval_delay", "eval_on_start"), _NOT_ON_THE_WAY)
+NOT_FOR_RECIPES |= dict.fromkeys(("metric_for_best_model", "greater_is_better"), _NOT_ON_THE_WAY)
 """Settings of TrainingArguments that mean nothing here, each with what to use instead."""
 
 
@@ -111,7 +91,7 @@ def check_value(kind: Any, value: Any, key: str) -> None:
         RecipeError: names the key, or the part of it that is wrong.
     """
     try:
-        TypeAdapter(kind, config=None if hasattr(kind, "__pydantic_config__") else CONFIG).validate_python(value)
+        TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         raise RecipeError(refusal(error, value, key)) from error
 
@@ -119,27 +99,26 @@ def check_value(kind: Any, value: Any, key: str) -> None:
 def refusal(error: ValidationError, values: Any, key: str = "") -> str:
     """Return pydantic's errors as sentences of ours, a line each.
 
-    What a validator of ours says is taken as it is; before "found X; expected Y" the key is put.
+    What a validator of ours says is taken as it is; the key is put before what begins with "found" or "unknown key".
 
     Args:
         error: what pydantic raised.
         values: what it was given.
         key: where in the recipe these values are.
     """
-    said: dict[str, list[str]] = {}
+    said: dict[str, tuple[str, list[str]]] = {}
     for found in error.errors(include_url=False):
         where = _path(found["loc"], values, key)
         if found["type"] == "value_error":
             sentence = str(found["ctx"]["error"])
-            said.setdefault(f"{where}: {sentence}" if sentence.startswith("found ") else sentence, [])
+            whole = f"{where}: {sentence}" if sentence.startswith(("found ", "unknown key ")) else sentence
+            said[whole] = (whole, [])
             continue
         kind = f" ({kind_name(type(found['input']))})" if found["type"] in _OF_TYPE else ""
-        start = f"{where}: found {found['input']!r}"
-        same = next((sentence for sentence in said if sentence.removesuffix(kind).startswith(start)), None)
-        said.setdefault(same or start + kind, []).append(_expected(found))
+        said.setdefault(where, (f"{where}: found {found['input']!r}{kind}", []))[1].append(_expected(found))
     return "\n".join(
-        sentence + (f"; expected {' or '.join(dict.fromkeys(accepted))}" if accepted else "")
-        for sentence, accepted in said.items()
+        start + (f"; expected {' or '.join(dict.fromkeys(accepted))}" if accepted else "")
+        for start, accepted in said.values()
     )
 
 
@@ -165,7 +144,7 @@ def _expected(found: Any) -> str:
 
 def kind_name(kind: type) -> str:
     """Return what messages call a type."""
-    return _KINDS.get(kind, kind.__name__)
+    return "nothing" if kind is type(None) else _KINDS.get(kind, kind.__name__)
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -173,34 +152,41 @@ def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in keys:
         if key not in known:
-            if key in _NO_SUCH_THING and "max_steps" in known:
-                raise RecipeError(f"{where}: unknown key {key!r}; {_NO_SUCH_THING[key]}")
-            short = _SHORT_NAMES.get(key)
-            near = [short] if short in known else difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise RecipeError(f"{where}: unknown key {key!r}; the nearest known key is {near[0]!r}")
+            raise RecipeError(f"{where}: {_unknown(key, known)}")
         if key in NOT_FOR_RECIPES:
             raise RecipeError(f"{where}: key {key!r} cannot be set; {NOT_FOR_RECIPES[key]}")
 
 
-def parts_of(known: Iterable[str]) -> BeforeValidator:
-    """Return the check of a mapping whose parts have these names."""
-    names = list(known)
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, dict):
-            check_keys(value, names, where=str(info.field_name))
-        return value
-
-    return BeforeValidator(check)
+def _unknown(key: str, known: list[str]) -> str:
+    if key in _NO_SUCH_THING and "max_steps" in known:
+        return f"unknown key {key!r}; {_NO_SUCH_THING[key]}"
+    short = _SHORT_NAMES.get(key)
+    near = [short] if short in known else difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+    return f"unknown key {key!r}; the nearest known key is {near[0]!r}"
 
 
-def _something_in_it(mix: dict[Form, float]) -> dict[Form, float]:
+def mapping_of(kinds: Mapping[str, Any]) -> Any:
+    """Return the type of a mapping with some of these parts, each of its type."""
+    typed: Any = TypedDict
+    mapping = typed("mapping", dict(kinds), total=False)
+    mapping.__pydantic_config__ = CONFIG
+    return Annotated[mapping, BeforeValidator(functools.partial(_with_known_parts, list(kinds)))]
+
+
+def _with_known_parts(known: list[str], value: Any) -> Any:
+    for part in value if isinstance(value, dict) else ():
+        if part not in known:
+            raise ValueError(_unknown(part, known))
+    return value
+
+
+def _something_in_it(mix: dict[str, float]) -> dict[str, float]:
     if not sum(mix.values()) > 0:
         raise ValueError(f"found {mix}; expected at least one share greater than 0")
     return mix
 
 
-Weights = Annotated[dict[Form, NotNegative], parts_of(FORMS)]
+Weights = Annotated[dict[str, NotNegative], BeforeValidator(functools.partial(_with_known_parts, list(FORMS)))]
 """A number for each form; a form that is left out has none."""
 Mix = Annotated[Weights, AfterValidator(_something_in_it)]
 """Relative frequencies of forms."""

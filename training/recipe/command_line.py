@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from training.errors import RecipeError
-from training.recipe.checking import alternatives, check_keys, kind_name
+from training.recipe.checking import alternatives, check_keys
 from training.recipe.files import Replaced, read_yaml
 from training.recipe.old_names import OLD_KEYS, REMOVED, with_new_names
 
@@ -40,7 +39,7 @@ def with_arguments(
         if not part:
             found |= with_new_names({key: _value(key, words, hint)}, _WHERE)
             continue
-        for name, parts in with_new_names({key: {part: _part(f"{key}.{part}", words)}}, _WHERE).items():
+        for name, parts in with_new_names({key: {part: _value(f"{key}.{part}", words, Any)}}, _WHERE).items():
             whole = found.get(name, defaults[name])
             found[name] = {**whole, **parts} if isinstance(whole, dict) else parts
     return found
@@ -87,50 +86,31 @@ def _is_whole(argument: tuple[str, str, list[str]], hints: Mapping[str, Any]) ->
     return len(words) > 0 and (bool(part) or list not in alternatives(hints.get(OLD_KEYS.get(key, key))))
 
 
-def _part(name: str, words: list[str]) -> Any:
-    if not words:
-        raise RecipeError(f"{_WHERE}: --{name} has no value")
-    return _yaml(name, words[0], "a YAML value")
-
-
-def _value(key: str, words: list[str], hint: Any) -> Any:
+def _value(name: str, words: list[str], hint: Any) -> Any:
     kinds = alternatives(hint)
     if not words and bool in kinds:
         return True
-    if not words or not words[0].strip() and str not in kinds:
-        raise RecipeError(f"{_WHERE}: --{key} has no value")
-    text = words[0]
-    if list in kinds and (len(words) > 1 or str not in kinds) and text not in _NULLS:
-        return _list(key, words, hint)
-    if text in _NULLS:
+    if not words or not (words[0] or str in kinds):
+        raise RecipeError(f"{_WHERE}: --{name} has no value")
+    first = words[0]
+    if first in _NULLS and len(words) == 1:
         return None
+    if list in kinds and (len(words) > 1 or str not in kinds):
+        return _list(name, words, hint)
     if str in kinds:
-        return text
-    if bool in kinds:
-        return _switch(text)
-    value = _yaml(key, text, "a mapping such as '{a: 1, b: 2}'" if _is_mapping(hint) else "a YAML value")
+        return first
+    value = _yaml(name, first, "a mapping such as '{a: 1, b: 2}'" if _is_mapping(hint) else "a YAML value")
     return dict(value) if isinstance(value, Replaced) else value
 
 
-def _switch(text: str) -> Any:
-    """True or false of the words for them, such as "yes" and "0"; other text as it is, to be refused by the key's type."""
-    try:
-        return TypeAdapter(bool).validate_python(text)
-    except ValidationError:
-        return text
-
-
-def _list(key: str, words: list[str], hint: Any) -> list[Any]:
+def _list(name: str, words: list[str], hint: Any) -> Any:
     """A list from one YAML text or from words, which are YAML, too, where they cannot be text."""
-    if not words[0].startswith("["):
-        parts = {kind for one in (hint, *get_args(hint)) for part in get_args(one) for kind in alternatives(part)}
-        return list(words) if str in parts else [_yaml(key, word, "a YAML value") for word in words]
-    if len(words) > 1:
-        raise RecipeError(f"{_WHERE}: --{key}: found more after {words[0]!r}; expected one list")
-    value = _yaml(key, words[0], "a list such as '[a, b]'")
-    if not isinstance(value, list):
-        raise RecipeError(f"{_WHERE}: --{key}: found {kind_name(type(value))}; expected a list such as '[a, b]'")
-    return value
+    if words[0].startswith("["):
+        if len(words) > 1:
+            raise RecipeError(f"{_WHERE}: --{name}: found more after {words[0]!r}; expected one list")
+        return _yaml(name, words[0], "a list such as '[a, b]'")
+    parts = {kind for one in (hint, *get_args(hint)) for part in get_args(one) for kind in alternatives(part)}
+    return list(words) if str in parts else [_yaml(name, word, "a YAML value") for word in words]
 
 
 def _yaml(name: str, text: str, accepted: str) -> Any:

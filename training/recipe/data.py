@@ -1,6 +1,5 @@
 """The recipe's keys of the data: which tables are read, and how their products and queries become tensors."""
 
-import inspect
 import os
 import typing
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from product_data.catalogue.making import make_catalogue
 from product_data.interactions import ACTION_WEIGHTS, InteractionOptions
 from product_data.reading import READING_KEYS, ReadingOptions
 from training.errors import RecipeError
-from training.recipe.checking import CONFIG, Count, Positive, check_keys, check_value, parts_of
+from training.recipe.checking import CONFIG, Count, Positive, check_value, mapping_of
 
 TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
 
@@ -26,18 +25,22 @@ def _there(place: str) -> str:
     return place
 
 
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"found {text!r}; expected text that is not empty")
+    return text
+
+
 _Place = Annotated[str, AfterValidator(_there)]
+_Text = Annotated[str, AfterValidator(_said)]
 _OF_BOTH: dict[str, Any] = {"name": str, "weight": Positive, "mask_groups": bool, **dict.fromkeys(READING_KEYS, Any)}
-SOURCE_KEYS: dict[str, Any] = {"path": _Place, **dict.fromkeys(TABLE_KEYS, _Place | None), **_OF_BOTH}
-"""The keys of an entry of `data` that is read whole, with their types; `READING_KEYS` are checked by `reading_of`."""
-STREAM_KEYS: dict[str, Any] = {
-    "parquet": str | list[str],
-    **dict.fromkeys(("hub", "config", "split", "revision"), str),
-    "columns": dict[str, Any],
-    "images": str,
-    **_OF_BOTH,
-}
-"""The keys of an entry of `data` with streaming, with their types."""
+_PLACES: dict[str, Any] = {"path": _Place, **dict.fromkeys(TABLE_KEYS, _Place | None)}
+_STREAMS: dict[str, Any] = {"parquet": str | list[str], "columns": dict[str, Any]}
+_STREAMS |= dict.fromkeys(("hub", "config", "split", "revision", "images"), str)
+SOURCE, STREAM = mapping_of(_PLACES | _OF_BOTH), mapping_of(_STREAMS | _OF_BOTH)
+"""An entry of `data`, read whole or streamed; `reading_of` checks its `READING_KEYS`."""
+_CATALOGUE = {key: int if kind is int else Any for key, kind in typing.get_type_hints(make_catalogue).items()}
+del _CATALOGUE["return"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -71,38 +74,20 @@ class DataArguments:
         max_image_tokens: largest number of image tokens per picture; None leaves the processor's own limit.
     """
 
-    data: list[str | dict[str, Any]] = Field(default_factory=lambda: ["catalogue"])
-    catalogue: dict[str, Any] | None = None
+    data: list[str | dict[str, Any]] = Field(default_factory=lambda: ["catalogue"])  # type: ignore[arg-type]
+    catalogue: mapping_of(_CATALOGUE) | None = None  # type: ignore[valid-type]
     split: str = "train"
     action_weights: dict[str, Any] = Field(default_factory=lambda: dict(ACTION_WEIGHTS))
     interaction_half_life_days: Positive | None = None
     mask_groups: bool = True
     core_crop: bool = True
-    instructions: Annotated[dict[str, str], parts_of(DEFAULT_INSTRUCTIONS)] | None = None
+    instructions: mapping_of(dict.fromkeys(DEFAULT_INSTRUCTIONS, _Text)) | None = None  # type: ignore[valid-type]
     bucket_batches: Annotated[int, Field(ge=0)] = 0
     streaming: bool = False
     shuffle_rows: Count = 1024
     allow_urls: bool = False
     max_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] | None = None
     max_image_tokens: Count | None = None
-
-    @field_validator("catalogue")
-    @classmethod
-    def _check_catalogue(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
-        hints = typing.get_type_hints(make_catalogue)
-        check_keys(options or {}, inspect.signature(make_catalogue).parameters, where="catalogue")
-        for key, value in (options or {}).items():
-            if hints[key] is int:
-                check_value(int, value, f"catalogue.{key}")
-        return options
-
-    @field_validator("instructions")
-    @classmethod
-    def _check_instructions(cls, instructions: dict[str, str] | None) -> dict[str, str] | None:
-        for task, text in (instructions or {}).items():
-            if not text.strip():
-                raise ValueError(f"instructions.{task}: found {text!r}; expected text that is not empty")
-        return instructions
 
     @field_validator("bucket_batches")
     @classmethod
@@ -146,32 +131,22 @@ def reading_of(entry: Mapping[str, Any], interactions: InteractionOptions | None
 def _check_source(entry: Any) -> None:
     """Refuse an entry of `data` that names nothing readable."""
     entry = {"path": entry} if isinstance(entry, str) else entry
-    check_keys(entry, SOURCE_KEYS, where="data")
     if ("path" in entry) == ("products" in entry):
         raise RecipeError(f"data: found {entry}; expected either a path or products (with queries and images)")
-    _check_values(entry, SOURCE_KEYS)
+    reading_of(entry)
+    check_value(SOURCE, entry, "data")
 
 
 def _check_stream(entry: Any) -> None:
     """Refuse an entry of `data` that cannot be streamed; whether a data set of the hub is there shows when it is opened."""
-    if isinstance(entry, str) and entry != "catalogue":
-        return
+    if entry == "catalogue":
+        raise RecipeError("data: found 'catalogue' with streaming; expected a path, owner/name, or a mapping")
     if isinstance(entry, str):
-        raise RecipeError(
-            f"data: found {entry!r} with streaming; expected a path, owner/name, or a mapping of "
-            f"{', '.join(STREAM_KEYS)}"
-        )
-    check_keys(entry, STREAM_KEYS, where="data")
-    _check_values(entry, STREAM_KEYS)
+        return
+    reading_of(entry)
+    check_value(STREAM, entry, "data")
     if ("parquet" in entry) == ("hub" in entry):
         raise RecipeError(f"data: found {entry}; expected either parquet or hub")
     unread = [key for key in ("config", "split", "revision") if key in entry and "parquet" in entry]
     if unread:
         raise RecipeError(f"data: {unread[0]}: found beside parquet; expected beside hub")
-
-
-def _check_values(entry: dict[str, Any], kinds: Mapping[str, Any]) -> None:
-    reading_of(entry)
-    for key, kind in kinds.items():
-        if key in entry:
-            check_value(kind, entry[key], f"data: {key}")

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from transformers.utils import is_flash_attn_2_available
-from typing_extensions import TypedDict
 
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from training.model.small_base import SmallBaseConfig
-from training.recipe.checking import CONFIG, Count, NotNegative, parts_of
+from training.recipe.checking import CONFIG, Count, NotNegative, mapping_of
 
 _OF_THE_BASE = ("_token_id", "_ids", "_end_id", "_config", "_configs")
 MOON_KEYS = (
@@ -20,17 +19,15 @@ MOON_KEYS = (
 )
 
 
-class Lora(TypedDict, total=False):
-    """Adapters, in peft's words."""
-
-    __pydantic_config__ = CONFIG  # type: ignore[misc]
-
-    r: Count
-    alpha: NotNegative
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: list[str] | str | None
-    target_parameters: list[str] | None
-    modules_to_save: list[str] | None
+_NAMES = list[str] | None
+LORA = {
+    "r": Count,
+    "alpha": NotNegative,
+    "dropout": Annotated[float, Field(ge=0, lt=1)],
+    "target_modules": _NAMES | str,
+}
+LORA |= {"target_parameters": _NAMES, "modules_to_save": _NAMES}
+_SIZES = [size.name for size in dataclasses.fields(SmallBaseConfig)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -56,12 +53,10 @@ class ModelArguments:
 
     architecture: Literal["moon", "dual_tower"] = "moon"
     base: str | None = None
-    small_base: (
-        Annotated[dict[str, Any], parts_of(size.name for size in dataclasses.fields(SmallBaseConfig))] | None
-    ) = None
+    small_base: mapping_of(dict.fromkeys(_SIZES, Any)) | None = None  # type: ignore[valid-type]
     preset: Literal[tuple(PRESETS)] = "moon1"  # type: ignore[valid-type]
-    moon: Annotated[dict[str, Any], parts_of(MOON_KEYS)] | None = None
-    lora: Annotated[Lora, parts_of(Lora.__annotations__)] | None = None
+    moon: mapping_of(dict.fromkeys(MOON_KEYS, Any)) | None = None  # type: ignore[valid-type]
+    lora: mapping_of(LORA) | None = None  # type: ignore[valid-type]
     freeze: list[str] = Field(default_factory=list)
     learning_rates: dict[str, NotNegative] | None = None
     quantization: Literal["none", "8bit", "4bit"] = "none"

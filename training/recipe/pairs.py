@@ -23,8 +23,8 @@ class PairArguments:
         augment_queries: probability that the picture of a real query is altered, against overfitting few photos.
     """
 
-    query_mix: Mix = Field(default_factory=lambda: {"i": 12, "t": 3, "mm": 2})
-    product_mix: Mix = Field(default_factory=lambda: {"mm": 1})
+    query_mix: Mix = Field(default_factory=lambda: {"i": 12.0, "t": 3.0, "mm": 2.0})
+    product_mix: Mix = Field(default_factory=lambda: {"mm": 1.0})
     hard_negatives: Annotated[int, Field(ge=0)] = 1
     positives_per_query: Count = 1
     derived_queries: bool = True

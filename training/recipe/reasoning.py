@@ -23,20 +23,13 @@ DEFAULT_REWARDS = {
 }
 # Weights of the InfoNCE beside the cross-entropy (cold start) and beside GRPO.
 _CONTRASTIVE_WEIGHT = {COLD_START: 1.0, GRPO: 0.1}
-_OF_BOTH = ("contrastive_weight", "unreasoned_share", "evaluate_reasoning")
-_OF_COLD_START = ("ce_weight",)
+_READ_BY_COLD_START = ("stage", "contrastive_weight", "unreasoned_share", "evaluate_reasoning", "ce_weight")
 # What a recipe says of its cold start itself.
 _NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
 # What the other groups hold that a stage does not read.
 _UNREAD_LOSS = ("dual_alignment", "sample_filter")
-_UNREAD_BY_ROLLOUTS = (
-    "queue_momentum",
-    "several_positives",
-    "spatial_negatives",
-    "router_loss_weight",
-    "sparsity_weight",
-    "encode_chunk_size",
-)
+_UNREAD_BY_ROLLOUTS: tuple[str, ...] = ("queue_momentum", "several_positives", "spatial_negatives", "encode_chunk_size")
+_UNREAD_BY_ROLLOUTS += ("router_loss_weight", "sparsity_weight")
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -78,7 +71,7 @@ class ReasoningArguments:
     kl_weight: NotNegative = 0.04
     vllm: bool = False
     completions_steps: Annotated[int, Field(ge=0)] = 10
-    evaluate_reasoning: list[Literal["none", "generate"]] = Field(default_factory=lambda: ["none", "generate"])
+    evaluate_reasoning: list[Literal["none", "generate"]] = Field(default_factory=lambda: ["none", "generate"])  # type: ignore[arg-type]
 
     @property
     def infonce_weight(self) -> float:
@@ -108,15 +101,8 @@ def cold_start_values(resolved: Mapping[str, Any], output_dir: str) -> dict[str,
 
     Relations: as with `extends`, mappings are merged key by key.
     """
-    own = {
-        *_unread_keys(COLD_START),
-        "contrastive_weight",
-        "max_steps",
-        "train_minutes",
-        "evaluate_before",
-        "evaluate_after",
-    }
-    values = {key: value for key, value in resolved.items() if key not in own}
+    own = ("contrastive_weight", "max_steps", "train_minutes", "evaluate_before", "evaluate_after")
+    values = {key: value for key, value in resolved.items() if key not in (*own, *_unread_keys(COLD_START))}
     for key, value in resolved["cold_start"].items():
         both_mappings = isinstance(value, dict) and isinstance(values.get(key), dict)
         values[key] = {**values[key], **value} if both_mappings else value
@@ -164,13 +150,9 @@ def _check_data(stage: str, data: Any) -> None:
 
 
 def _unread_keys(stage: str) -> list[str]:
-    names = [entry.name for entry in dataclasses.fields(ReasoningArguments)]
-    read = {
-        "contrastive": (),
-        COLD_START: (*_OF_BOTH, *_OF_COLD_START),
-        GRPO: [name for name in names if name not in _OF_COLD_START],
-    }[stage]
-    return [name for name in names if name not in ("stage", *read)]
+    names = [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name != "stage"]
+    read = {"contrastive": (), COLD_START: _READ_BY_COLD_START, GRPO: {*names} - {"ce_weight"}}[stage]
+    return [name for name in names if name not in read]
 
 
 def _refuse_changed(group: Any, names: Any, where: str, only: bool = False) -> None:

@@ -17,15 +17,10 @@ from training.recipe.checking import CONFIG, NOT_FOR_RECIPES, Count, NotNegative
 
 # Optimizers that are made with the model: before it is loaded, only whether their library is there can be said.
 _OPTIMIZERS_OF_A_MODEL = ("galore", "apollo", "lomo")
-_RANGES: dict[str, Any] = {
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), NotNegative),
-    **dict.fromkeys(
-        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), Count
-    ),
-    "seed": Annotated[int, Field(ge=0, lt=2**32)],
-    "train_minutes": Positive | None,
-    "evaluate_products": Count | None,
-}
+_RANGES: dict[str, Any] = dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), NotNegative)
+_RANGES |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Count)
+_RANGES |= {"gradient_accumulation_steps": Count, "seed": Annotated[int, Field(ge=0, lt=2**32)]}
+_RANGES |= {"train_minutes": Positive | None, "evaluate_products": Count | None}
 
 
 @dataclass
@@ -72,8 +67,8 @@ def training_defaults(arguments: type[TrainingArguments]) -> dict[str, Any]:
     """Return every key of TrainingArguments, or of our own, with its default."""
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(arguments):
-        made = entry.default_factory is not dataclasses.MISSING
-        default = entry.default_factory() if made else entry.default  # type: ignore[misc]
+        factory = entry.default_factory
+        default = entry.default if factory is dataclasses.MISSING else factory()
         found[entry.name] = default.value if isinstance(default, enum.Enum) else default
     return found
 

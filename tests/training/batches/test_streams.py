@@ -419,11 +419,11 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
     [
         ({"data": ["catalogue"]}, "found 'catalogue' with streaming"),
         ({"data": [{"parquet": "x", "hub": "a/b"}]}, "either parquet or hub"),
-        ({"data": [{"parquet": 3}]}, r"data: parquet: found 3 \(an integer\); expected text or a list"),
+        ({"data": [{"parquet": 3}]}, r"data.parquet: found 3 \(an integer\); expected text or a list"),
         ({"data": [{"parquet": "x", "split": "train"}]}, "split: found beside parquet"),
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
         ({"data": [{"hub": "a/b", "columns": "x"}]}, r"columns: found 'x' \(text\); expected a mapping"),
-        ({"data": [{"hub": "a/b", "weight": 0}]}, "data: weight: found 0"),
+        ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
         ({"evaluate_after": True}, "found with streaming, whose tables have no gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
         ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; expected up to 1, which is what a row holds"),

@@ -65,7 +65,7 @@ def test_the_spatial_half_is_refused_where_the_joint_stage_would_not_read_it(rec
     assert parse_recipe([recipe(**joint | {"stage": "cold_start"})]).loss.spatial_negatives is False
 
 
-@pytest.mark.parametrize(("written", "value"), [("yes", True), ("1", True), ("off", False), ("False", False)])
+@pytest.mark.parametrize(("written", "value"), [("yes", True), ("true", True), ("off", False), ("False", False)])
 def test_a_switch_takes_the_words_for_true_and_false(recipe, written, value):
     assert parse_recipe([recipe(), "--core_crop", written]).data.core_crop is value
 
