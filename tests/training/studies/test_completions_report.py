@@ -250,7 +250,7 @@ def test_what_the_trainer_writes_can_be_read(tmp_path):
     trainer = SimpleNamespace(
         _metric=lambda name, value: metrics[name].append(float(value)),
         state=SimpleNamespace(global_step=4),
-        options=SimpleNamespace(completions_steps=5),
+        reasoning=SimpleNamespace(completions_steps=5),
         accelerator=SimpleNamespace(is_main_process=True),
         args=SimpleNamespace(output_dir=str(tmp_path)),
         disk=SimpleNamespace(keeping=nullcontext),
