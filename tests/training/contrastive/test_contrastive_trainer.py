@@ -86,7 +86,9 @@ def collate(products):
     return to_batch
 
 
-def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None, options=None, **arguments):
+def trainer(
+    tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None, options=None, sample_filter=None, **arguments
+):
     values = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1}
     values |= {"save_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True, "report_to": "none"}
     values |= {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "use_cpu": True}
@@ -98,6 +100,7 @@ def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None
         loss=InfoNCELoss(0.2),
         queue=NegativeQueue(queue_steps),
         options=options,
+        sample_filter=sample_filter,
     )
 
 
