@@ -73,16 +73,16 @@ def _meant(key: str, recipe: Mapping[str, Any]) -> Any:
     if key == "base":
         return _path(value)
     if key == "cold_start" and isinstance(value, dict):
-        return {name: _meant(name, value) for name in value}
-    return value if not isinstance(value, str) or key in ("run_name", "output_dir") else _number(value)
+        return {name: _number(_meant(name, value)) for name in value}
+    return value
 
 
-def _number(text: str) -> Any:
-    """A number that an older version stored as text, as PyYAML reads `1e-4`; any other text as it is."""
+def _number(value: Any) -> Any:
+    """A number that the version before stored as text, as PyYAML reads `1e-4`; anything else as it is."""
     try:
-        return float(text)
+        return float(value) if isinstance(value, str) else value
     except ValueError:
-        return text
+        return value
 
 
 def _entry(entry: Any) -> Any:

@@ -111,9 +111,8 @@ class Run:
         if not path.is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(
-            key for key in found["keys"].keys() | self.wanted.keys() if found["keys"].get(key) != self.wanted.get(key)
-        )
+        keys = with_new_names(found["keys"])
+        differing = sorted(key for key in keys.keys() | self.wanted.keys() if keys.get(key) != self.wanted.get(key))
         if differing:
             raise RecipeError(
                 f"{path}: found the result of another recipe ({', '.join(differing)} differ); "
