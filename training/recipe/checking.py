@@ -136,7 +136,8 @@ def _path(loc: Iterable[int | str], values: Any, key: str) -> str:
 def _expected(found: Any) -> str:
     context = found.get("ctx", {})
     if found["type"] in _OF_RANGE:
-        return _OF_RANGE[found["type"]].format(**context)
+        whole = {name: int(end) if end == int(end) else end for name, end in context.items()}
+        return _OF_RANGE[found["type"]].format(**whole)
     if found["type"] == "literal_error":
         return context["expected"].replace("'", "")
     return _OF_TYPE.get(found["type"]) or found["msg"]
