@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from processing_moon import MoonProcessor
 from product_data.columns import find_columns
 from training.batches.collate import PairCollator
-from training.batches.pairs import PairDataset, PairSource
+from training.batches.pairs import FORM_OF_TYPE, PairDataset, PairSource
 from training.batches.streams import BadRow, RowPairs, StreamCollator, StreamRow, StreamSource
 from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets
 from training.recipe.pairs import PairArguments
@@ -82,7 +82,7 @@ def test_a_row_s_records_get_what_the_rule_of_tables_says_of_the_row(source, pro
         one = StreamRow(0, (0, 0, number), row(number))
         pair, colour = found.pair(one), COLOURS[number % 5]
         tables = found.tables(one)
-        options = PairArguments(query_mix={tables.queries[0].type: 1.0})
+        options = PairArguments(query_mix={FORM_OF_TYPE[tables.queries[0].type]: 1.0})
         wanted = ReasonedPairs(
             PairDataset([PairSource(tables, 1.0)], options, 0, 1), ReasoningTargets([tables], processor), 0.0, 0
         )[0]
