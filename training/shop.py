@@ -34,7 +34,8 @@ from training.assembly.starting_model import load_start, prepare_base
 from training.mining.hard_negatives import MiningOptions
 from training.mining.mine import QUERIES_FILE, MiningJob, mine, report_text, write_queries
 from training.places import RECIPES
-from training.recipe.arguments import Recipe, RecipeError, interaction_options, parse_recipe
+from training.recipe.arguments import Recipe, RecipeError, parse_recipe
+from training.recipe.data import interaction_options
 from training.runs.exact_resumption import ResumeError
 from training.runs.folder import RunFolder
 from training.runs.lock import alone_in

@@ -26,7 +26,8 @@ from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 from training.parallel.launching import zero_stage
 from training.parallel.sharding import is_sharded
-from training.recipe.arguments import ModelArguments, RecipeError, attention_of, check_reasons
+from training.recipe.arguments import RecipeError, check_reasons
+from training.recipe.model import ModelArguments, attention_of
 from training.runs.folder import RunFolder
 from training.runs.run import Run
 

@@ -13,7 +13,6 @@ from product_data.checking import Found, check_html
 from product_data.columns import ColumnError, find_columns
 from product_data.table_files import TableError, refuse_undecodable
 from product_data.tables import EVERY_SPLIT, ProductTables
-from training.batches.pairs import PairOptions
 from training.batches.streams import (
     SPLIT_COLUMN,
     RowPairs,
@@ -24,7 +23,9 @@ from training.batches.streams import (
     has_addresses,
     sample_of,
 )
-from training.recipe.arguments import Recipe, RecipeError, reading_of
+from training.recipe.arguments import Recipe, RecipeError
+from training.recipe.data import reading_of
+from training.recipe.pairs import PairArguments
 
 _LOOKED_AT = 100  # rows
 
@@ -190,7 +191,7 @@ def stream_batches(
     recipe: Recipe,
     args: Any,
     sources: Sequence[StreamSource],
-    options: PairOptions,
+    options: PairArguments,
     steps: int,
     make_pairs: Callable[..., RowPairs] = RowPairs,
 ) -> StreamBatches:

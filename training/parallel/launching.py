@@ -113,13 +113,13 @@ def _check_deepspeed(recipe: Any) -> None:
 
 def _check_zero3(recipe: Any) -> None:
     """ZeRO-3 gathers each module's weights where it runs, the vision tower's included: all processes need like batches."""
-    for key in ("query_mix", "target_mix"):
-        mix = getattr(recipe.data, key)
-        seen = [form for form, share in mix.items() if share > 0 and form != "text"]
+    for key in ("query_mix", "product_mix"):
+        mix = getattr(recipe.pairs, key)
+        seen = [form for form, share in mix.items() if share > 0 and form != "t"]
         if seen:
             raise ValueError(
                 f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes have to run the vision tower together; "
-                "expected text alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
+                "expected t (text) alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
             )
     for key in ("dual_alignment", "sparsity_weight"):
         if getattr(recipe.loss, key):

@@ -38,37 +38,14 @@ from training.reasoning.rollouts import (
     sequences,
     with_ending,
 )
+from training.recipe.loss import LossArguments
+from training.recipe.reasoning import ReasoningArguments
 from training.rewards import reward_function
 from training.rewards.retrieval import ranks
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
 
 _ENDING_TOKENS = 2
-
-
-@dataclass(frozen=True)
-class RolloutOptions:
-    """How a step of the joint stage is made; see the recipe keys of the same names.
-
-    Args:
-        contrastive_weight: λ of the InfoNCE; 0: it is only measured.
-        grpo_weight: weight of TRL's loss.
-        unreasoned_share: see `training.reasoning.rollout_terms.rollout_loss`.
-        negative_margin: see `training.batches.negatives.FalseNegatives`.
-        queue_warmup_steps: steps during which the queue is filled and not compared with; below 1 a share of all steps.
-        kl_weight: β of the divergence from the starting policy.
-        completions_steps: write the rollouts every so many steps; 0: never.
-        allow_urls: fetch pictures from public addresses.
-    """
-
-    contrastive_weight: float = 0.1
-    grpo_weight: float = 1.0
-    unreasoned_share: float = 0.5
-    negative_margin: float | None = None
-    queue_warmup_steps: float = 0.0
-    kl_weight: float = 0.04
-    completions_steps: int = 10
-    allow_urls: bool = False
 
 
 @dataclass
@@ -100,7 +77,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         loss: `InfoNCELoss` or `MatryoshkaLoss`.
         queue: the products of past steps.
         rewards: names of rewards → weight; see `training.rewards`.
-        options: how a step is made.
+        reasoning, options: the recipe's keys of the stage, and those of the loss, of which negative_margin and
+            queue_warmup_steps are read.
+        allow_urls: fetch pictures from public addresses. Default False.
         known_values: attribute key → values in the training data, for the rewards.
         save_records: called with each checkpoint folder, to put recipe and provenance beside the weights.
 
@@ -126,7 +105,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         rewards: Mapping[str, float],
         **settings: Any,
     ) -> None:
-        self.options: RolloutOptions = settings.pop("options", None) or RolloutOptions()
+        self.reasoning: ReasoningArguments = settings.pop("reasoning")
+        self.options: LossArguments = settings.pop("options", None) or LossArguments()
+        allow_urls: bool = settings.pop("allow_urls", False)
         self.known_values: Mapping[str, frozenset[str]] = settings.pop("known_values", None) or {}
         self.save_records: Callable[[Path], None] | None = settings.pop("save_records", None)
         self.save_processor = processor.save_pretrained
@@ -147,16 +128,16 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
             **settings,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("stage: reasoning: found FSDP or DeepSpeed; expected one process, or several with DDP")
+            raise ValueError("stage: grpo: found FSDP or DeepSpeed; expected one process, or several with DDP")
         self._restore_settings()
         self.eos_token_ids = [policy.config.think_end_token_id]
-        self.beta = self.options.kl_weight
+        self.beta = self.reasoning.kl_weight
         self.ref_model = reference
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.processor, self.contrastive, self.queue = processor, loss, queue
-        collator = PromptCollator(processor, pairs, args.num_generations, self.options.allow_urls)
+        collator = PromptCollator(processor, pairs, args.num_generations, allow_urls)
         self.ahead = PromptsAhead(collator, args.generation_batch_size // (2 * args.num_generations), **ahead)
         self._prompts: Prompts | None = None
         self._gradient: RolloutVectors | None = None
@@ -168,7 +149,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     def _reference(self, model: nn.Module) -> nn.Module | None:
         """A frozen copy of the policy; with adapters the policy without them."""
-        if not self.options.kl_weight or isinstance(model, PeftModel):
+        if not self.reasoning.kl_weight or isinstance(model, PeftModel):
             return None
         return copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -292,19 +273,19 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
     def _take_gradient(self, vectors: RolloutVectors, queued: Any) -> None:
         """Keep the InfoNCE's gradient with respect to every vector, for the passes that learn."""
         assert self._prompts is not None
-        options, batch = self.options, self._prompts.batch
+        reasoning, batch = self.reasoning, self._prompts.batch
         leaves = vectors.leaves()
         with torch.enable_grad():
             parts = rollout_loss(
-                leaves, batch, queued, self.contrastive, options.unreasoned_share, options.negative_margin
+                leaves, batch, queued, self.contrastive, reasoning.unreasoned_share, self.options.negative_margin
             )
             self._check_finite(parts["loss"])
-            if options.contrastive_weight:
+            if reasoning.infonce_weight:
                 parts["loss"].backward()
         for name, value in parts.items():
             self._metric(f"infonce{name.removeprefix('loss')}", value.detach())
         self._infonce, self._plain = parts["loss"].item(), []
-        if not options.contrastive_weight:
+        if not reasoning.infonce_weight:
             return
         gradients = {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in vars(leaves).items()
@@ -346,12 +327,12 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of a chunk, and the chunk's part of the InfoNCE."""
-        options = self.options
+        reasoning = self.reasoning
         encoder = _writer(self._bare()).model
         seen: list[Tensor] = []
         watch = encoder.register_forward_hook(lambda module, given, output: seen.append(output.embeddings))
         try:
-            loss = options.grpo_weight * super()._compute_loss(model, inputs)
+            loss = reasoning.grpo_weight * super()._compute_loss(model, inputs)
         finally:
             watch.remove()
         self._metric("grpo", loss.detach() * self.current_gradient_accumulation_steps)
@@ -361,7 +342,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
                 for part in self._plain[self._step % self.args.steps_per_generation]:
                     pull = pull + (encoder(**part.inputs).embeddings * part.gradient_RD).sum()
             share = self._infonce / self.args.steps_per_generation
-            loss = loss + options.contrastive_weight * (pull - pull.detach() + share)
+            loss = loss + reasoning.infonce_weight * (pull - pull.detach() + share)
         if world_size() > 1:
             loss = loss + touch_every_parameter(model)
         self._check_finite(loss)
@@ -410,7 +391,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
     def _log_completions(self) -> None:
         """Write the step's rollouts with their rewards and ranks as a parquet table."""
         step = self.state.global_step + 1
-        if not self.options.completions_steps or step % self.options.completions_steps:
+        if not self.reasoning.completions_steps or step % self.reasoning.completions_steps:
             return
         facts = gather_object(self._facts)
         if not self.accelerator.is_main_process:
@@ -475,7 +456,6 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "num_generations": reasoning.rollouts,
         "max_completion_length": config.max_reasoning_tokens,
         "temperature": reasoning.rollout_temperature,
-        "top_p": reasoning.rollout_top_p,
         "top_k": 0,
         "loss_type": "grpo",
         # The vectors that rewards and the InfoNCE's gradient see are those of the passes that learn.

@@ -25,7 +25,7 @@ class ResumeError(RuntimeError):
 class ExactResumption:
     """Mixin before a Trainer: whole checkpoints, each process's own state in them, and logs without gap or repetition.
 
-    A checkpoint counts only with its marker, which is written last; see `training.runs.resume`. What the trainer keeps beside
+    A checkpoint counts only with its marker, which is written last; see `training.runs.folder`. What the trainer keeps beside
     Trainer's own state goes through `own_state` and `load_own_state`, into `<state_name>_<rank>.pt`. A full disk stops all
     processes together. Writes `metrics.jsonl` (each logged step), `skipped.jsonl` (each unreadable item, once) and
     `shortened.jsonl` (each text that was cut and item whose pictures were made smaller, once) in output_dir.

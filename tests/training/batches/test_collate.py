@@ -11,7 +11,8 @@ from processing_moon import MoonProcessor, images_moon
 from product_data.tables import ProductRow, ProductTables, ValidationReport, load_tables
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.negatives import NO_ID
-from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
+from training.batches.pairs import Pair, PairDataset, PairSource
+from training.recipe.pairs import PairArguments
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def shop_with_broken_pictures(share):
         for n in range(20)
     ]
     tables = ProductTables("shop", products, [], ValidationReport("shop", 20, 0, {}))
-    return PairDataset([PairSource(tables)], PairOptions(query_mix={"image": 1}, hard_negatives=0), seed=3, length=30)
+    return PairDataset([PairSource(tables)], PairArguments(query_mix={"i": 1}, hard_negatives=0), seed=3, length=30)
 
 
 def test_a_readable_pair_takes_the_place_of_an_unreadable_one_whatever_the_batch(processor):
@@ -142,7 +143,7 @@ def test_where_no_substitute_can_be_read_either_the_batch_is_refused(processor):
 
 def test_batches_do_not_depend_on_the_number_of_workers(processor):
     tables = load_tables("catalogue", products=40, image_size=64, progress=False).select("train")
-    dataset = PairDataset([PairSource(tables)], PairOptions(), seed=1, length=12)
+    dataset = PairDataset([PairSource(tables)], PairArguments(), seed=1, length=12)
     batches = [
         list(DataLoader(dataset, batch_size=4, collate_fn=PairCollator(processor), num_workers=workers))
         for workers in (0, 2)
