@@ -616,7 +616,7 @@ def test_a_folder_that_is_not_there_or_has_no_completions_is_refused(tmp_path, c
     assert main(["completions", str(tmp_path / "none")]) == 2
     assert "found no folder" in capsys.readouterr().err
     assert main(["completions", str(tmp_path)]) == 2
-    assert "found no completions/step-NUMBER.parquet" in capsys.readouterr().err
+    assert "found no completions in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
