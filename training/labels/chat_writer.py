@@ -30,6 +30,7 @@ from product_data.attribute_keys import as_attributes, facts_of
 from product_data.errors import OptionError
 from product_data.tables import ProductRow
 from training.labels.reasoning import control_tokens_of
+from training.libraries.pretrained_model import commit_of
 
 FORMS = ("image", "text")
 _ASKED = f"""Answer with one line of the form
@@ -190,9 +191,9 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
 
 def _revision(path: str, model: Any) -> str:
     """The commit of a model of the hub; of a folder a digest of its configuration and of where each file of weights begins."""
-    commit = getattr(model.config, "_commit_hash", None)
+    commit = commit_of(model)
     if commit or not Path(path).is_dir():
-        return commit or ""
+        return commit
     found = hashlib.sha256()
     for file in sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]):
         with file.open("rb") as stream:

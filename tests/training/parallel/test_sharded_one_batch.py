@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions
 from training.encoding.batch_encoding import encoded_rows
+from training.libraries.fsdp import whole_parameters
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.parallel.sharding import (
@@ -33,7 +34,6 @@ from training.parallel.sharding import (
     decoder_layers,
     is_sharded,
     reach_all,
-    whole_parameters,
 )
 from training.runs.resume import read_lines
 
