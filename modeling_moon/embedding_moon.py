@@ -7,6 +7,7 @@ N vectors of a gallery.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,7 @@ REASONING = ("none", "generate", "given", "auto")
 THRESHOLD = 0.05
 _ROWS_PER_BLOCK = 1024
 _BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+_COMMIT = re.compile(r"\.([0-9a-f]{40})\.")
 
 
 @dataclass
@@ -578,7 +580,8 @@ def _origin(model: Any, otherwise: str) -> str:
 
 def _revision(model: Any) -> dict[str, Any]:
     """The very commit that the model came from, whose code was trusted when the model was loaded by it."""
-    commit = getattr(model.config, "_commit_hash", None)
+    code = _COMMIT.search(type(model).__module__)  # since 5.23 the configuration does not name it
+    commit = getattr(model.config, "_commit_hash", None) or (None if code is None else code[1])
     pinned = {} if commit is None else {"revision": commit, "code_revision": commit}
     remote = type(model).__module__.startswith("transformers_modules")
     return pinned | {"trust_remote_code": True} if remote else {k: v for k, v in pinned.items() if k == "revision"}
