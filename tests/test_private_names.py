@@ -68,6 +68,8 @@ BELOW = [
     Relied("transformers.utils.hub", "_raise_exceptions_for_missing_entries", SENTENCES, mentioned=True),
     Relied("sentence_transformers.SentenceTransformer", "_module_classes", "modeling_moon/__init__.py"),
     Relied("sentence_transformers.base.model.BaseModel", "_module_classes", "modeling_moon/__init__.py"),
+    Relied("peft.tuners.tuners_utils", "base_layer", "modeling_moon/saving_moon.py", mentioned=True),
+    Relied("peft.utils.other", "original_module", "modeling_moon/saving_moon.py", mentioned=True),
     Relied("transformers.utils.output_capturing", "_output_capturing_hooks_installed", COPYING, mentioned=True),
     *(
         Relied("torch.nn.Module", name, COPYING)
