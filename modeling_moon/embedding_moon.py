@@ -580,7 +580,7 @@ def _origin(model: Any, otherwise: str) -> str:
 
 def _revision(model: Any) -> dict[str, Any]:
     """The very commit that the model came from, whose code was trusted when the model was loaded by it."""
-    code = _COMMIT.search(type(model).__module__)  # the configuration of 5.23 does not name it
+    code = _COMMIT.search(type(model).__module__)  # the configuration of transformers 5.18 does not name it
     commit = getattr(model.config, "_commit_hash", None) or (None if code is None else code[1])
     pinned = {} if commit is None else {"revision": commit, "code_revision": commit}
     remote = type(model).__module__.startswith("transformers_modules")

@@ -8,6 +8,8 @@ import pytest
 from library_names import ROOT, Relied, difference
 from private_names import FILES, uses_of
 
+pytestmark = pytest.mark.lowest
+
 MODEL, CONFIG = "transformers.PreTrainedModel", "transformers.PreTrainedConfig"
 GENERATION, PROCESSOR = "transformers.GenerationMixin", "transformers.ProcessorMixin"
 MODELING, GENERATING = "modeling_moon/modeling_moon.py", "modeling_moon/generation_moon.py"
@@ -23,7 +25,6 @@ CLASS_SETTINGS = (
     "_keys_to_ignore_on_load_unexpected",
     "_tied_weights_keys",
 )
-EXPAND = "expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs)"
 BELOW = [
     *(Relied(MODEL, name, MODELING) for name in CLASS_SETTINGS),
     *(Relied(MODEL, name, TOWER) for name in CLASS_SETTINGS[:3]),
@@ -54,7 +55,7 @@ BELOW = [
         GENERATION,
         "_expand_inputs_for_generation",
         GENERATING,
-        (f"(self, {EXPAND}", f"({EXPAND}"),  # static before 5.23
+        "(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs)",
         called=True,
     ),
     Relied(

@@ -1,6 +1,6 @@
 """Read and call what transformers' PreTrainedModel keeps to itself.
 
-The names are those of transformers 5.17 to 5.23; `tests/training/libraries/test_pretrained_model.py` compares them with the
+The names are those of transformers 5.18 to 5.23; `tests/training/libraries/test_pretrained_model.py` compares them with the
 installed version.
 """
 

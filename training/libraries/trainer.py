@@ -1,7 +1,7 @@
 """Give what transformers' Trainer keeps to itself public names: steps of its work to override, and state to read.
 
 Nothing else in `training/` overrides or reads a private name of Trainer or TrainingArguments. The names and signatures are those
-of transformers 5.17 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed version.
+of transformers 5.18 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed version.
 """
 
 import functools

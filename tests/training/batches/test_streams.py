@@ -30,6 +30,8 @@ from training.batches.streams import (
 )
 from training.recipe.arguments import RecipeError, parse_recipe
 
+pytestmark = pytest.mark.lowest
+
 
 def picture(seed):
     stream = io.BytesIO()

@@ -29,6 +29,8 @@ from training.runs.resume import (
     remove_incomplete,
 )
 
+pytestmark = pytest.mark.lowest
+
 WIDTH, DIM = 6, 4
 
 

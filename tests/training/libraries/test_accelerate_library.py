@@ -14,6 +14,8 @@ from training.libraries.accelerate_library import (
 )
 from training.parallel import launching
 
+pytestmark = pytest.mark.lowest
+
 FILE = "training/libraries/accelerate_library.py"
 LAUNCHING = "training/parallel/launching.py"
 VARIABLES = (USE_FSDP, USE_DEEPSPEED, USE_PARALLELISM_CONFIG, DEEPSPEED_CONFIG_FILE, "ACCELERATE_DEEPSPEED_ZERO_STAGE")

@@ -7,6 +7,8 @@ from private_names import uses_of
 
 from training.libraries.datasets_library import with_features
 
+pytestmark = pytest.mark.lowest
+
 FILE = "training/libraries/datasets_library.py"
 RELIED = [Relied("datasets.IterableDataset", "_resolve_features", FILE, "(self)")]
 

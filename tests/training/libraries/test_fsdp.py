@@ -12,6 +12,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from training.libraries.fsdp import keep_in_step, under_its_own_class, whole_parameters
 
+pytestmark = pytest.mark.lowest
+
 FILE = "training/libraries/fsdp.py"
 STATE = "torch.distributed.fsdp._fully_shard._fsdp_state"
 RELIED = [

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from training.libraries.pretrained_model import initialize, layers_in_one_piece
 
+pytestmark = pytest.mark.lowest
+
 FILE = "training/libraries/pretrained_model.py"
 RELIED = [
     Relied("transformers.PreTrainedModel", "_init_weights", FILE, "(self, module)", called=True),

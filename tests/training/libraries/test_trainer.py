@@ -10,6 +10,8 @@ from trl import GRPOTrainer
 
 from training.libraries.trainer import TrainerSteps, call_the_cpu_cpu
 
+pytestmark = pytest.mark.lowest
+
 FILE = "training/libraries/trainer.py"
 CONTRASTIVE = "training/contrastive/trainer.py"
 TRAINER = "transformers.Trainer"

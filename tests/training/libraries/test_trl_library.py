@@ -9,6 +9,8 @@ from trl import GRPOTrainer
 
 from training.libraries.trl_library import RolloutSteps
 
+pytestmark = pytest.mark.lowest
+
 FILE = "training/libraries/trl_library.py"
 JOINT = "training/reasoning/grpo_trainer.py"
 TRAINER = "trl.GRPOTrainer"
