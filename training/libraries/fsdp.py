@@ -51,7 +51,7 @@ class _Whole(torch.autograd.Function):
     """A sharded parameter as a whole tensor; its gradient is the mean of all processes', as FSDP2's is."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+    def forward(ctx: Any, parameter: Any) -> Tensor:
         ctx.mesh, ctx.placements = parameter.device_mesh, parameter.placements
         return parameter.full_tensor()
 
@@ -72,7 +72,7 @@ def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
         model: sharded or not; of one that is not, nothing changes.
         name: the attribute ("preference").
     """
-    shown = []
+    shown: list[nn.Module] = []
     for module in model.modules():
         parameter = module._parameters.get(name)
         if isinstance(parameter, DTensor):
