@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+_COMMIT = re.compile(r"\.([0-9a-f]{40})\.")
 
 
 def own_processor(model: Any) -> Any:
@@ -40,9 +43,10 @@ def _origin(model: Any, alternative: str) -> str:
 
 def _revision(model: Any) -> dict[str, Any]:
     """Return the commit that the model came from; its code was trusted when the model was loaded."""
-    commit = getattr(model.config, "_commit_hash", None)
+    code = _COMMIT.search(type(model).__module__)  # the configuration of transformers 5.18 does not name it
+    commit = getattr(model.config, "_commit_hash", None) or (None if code is None else code[1])
     revision = {} if commit is None else {"revision": commit}
     if not type(model).__module__.startswith("transformers_modules"):
         return revision
-    code = {} if commit is None else {"code_revision": commit}
-    return revision | code | {"trust_remote_code": True}
+    code_revision = {} if commit is None else {"code_revision": commit}
+    return revision | code_revision | {"trust_remote_code": True}

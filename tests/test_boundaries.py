@@ -22,7 +22,8 @@ PACKAGES = (
 )
 ALONE = ("modeling_moon", "processing_moon", "model_cards")
 # The folders and files of `training/`, from the ground up in the same way.
-ROOMS = ("places", "errors", "losses", "rewards", "encoding", "parallel", "model", "recipe", "batches", "labels") + (
+ROOMS = ("places", "errors", "losses", "rewards", "encoding", "libraries", "parallel", "model", "recipe", "batches") + (
+    "labels",
     "runs",
     "contrastive",
     "reasoning",

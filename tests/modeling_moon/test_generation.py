@@ -9,6 +9,8 @@ from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.positions_moon import pictures_of_rows
 from processing_moon import MoonProcessor
 
+pytestmark = pytest.mark.lowest
+
 PRESETS = [(backbone, preset) for backbone in ("qwen3_vl", "qwen2_5_vl") for preset in ("moon1", "moon2", "moon3")]
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 SETTINGS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

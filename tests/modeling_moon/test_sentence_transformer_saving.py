@@ -18,6 +18,8 @@ import processing_moon  # noqa: F401 - registers the processor
 from modeling_moon import MoonForConditionalGeneration
 from training.model.checkpoint import save_moon
 
+pytestmark = pytest.mark.lowest
+
 WORDS = ["red running shoes", "a blue mug"]
 MODELS = [("qwen3_vl", True, "moon1"), ("qwen2_5_vl", False, "moon3")]
 

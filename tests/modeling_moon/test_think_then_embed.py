@@ -295,6 +295,20 @@ def test_the_processor_of_a_pinned_commit_comes_from_that_commit(moon3, monkeypa
     assert asked == {"revision": "abc123"}
 
 
+def test_the_processor_of_code_from_the_hub_comes_from_the_commit_of_the_code(moon3, monkeypatch):
+    from modeling_moon import embedding_moon
+
+    folder, _, processor = moon3
+    asked, commit = {}, "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr(
+        embedding_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
+    )
+    model = MoonModel.from_pretrained(folder).eval()
+    monkeypatch.setattr(MoonModel, "__module__", f"transformers_modules.shop.moon.{commit}.modeling_moon")
+    model.embed(RECORDS[3:4])
+    assert asked == {"revision": commit, "code_revision": commit, "trust_remote_code": True}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

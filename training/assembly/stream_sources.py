@@ -23,6 +23,7 @@ from training.batches.streams import (
     has_addresses,
     sample_of,
 )
+from training.libraries.datasets_library import with_features
 from training.recipe.arguments import Recipe, RecipeError
 from training.recipe.data import reading_of
 from training.recipe.pairs import PairArguments
@@ -123,8 +124,7 @@ def _open(entry: dict[str, Any], split: str) -> datasets.IterableDataset:
 
 def _encoded_pictures(rows: datasets.IterableDataset) -> datasets.IterableDataset:
     """Leave pictures as the files hold them: workers decode."""
-    if rows.features is None:
-        rows = rows._resolve_features()
+    rows = with_features(rows)
     for name, feature in (rows.features or {}).items():
         inner = getattr(feature, "feature", None)
         if isinstance(feature, datasets.Image):

@@ -22,20 +22,14 @@ from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_ro
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.encoding.momentum_encoder import MomentumEncoder
 from training.encoding.shared_pictures import vision_tower
+from training.libraries.accelerate_library import launched, zero_stage
+from training.libraries.fsdp import keep_in_step, under_its_own_class, whole_parameters
+from training.libraries.trainer import Step, prepare_inputs
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.losses.sample_filter import SampleFilter
 from training.model.parameter_groups import group_by_rate
 from training.parallel.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
-from training.parallel.launching import launched, zero_stage
-from training.parallel.sharding import (
-    EvenEncoder,
-    even_parts,
-    keep_in_step,
-    reach_all,
-    under_its_own_class,
-    use_fsdp,
-    whole_parameters,
-)
+from training.parallel.sharding import EvenEncoder, even_parts, reach_all, use_fsdp
 from training.recipe.loss import LossArguments
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
@@ -137,11 +131,10 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             use_fsdp(self.accelerator, self.model)
             self.is_fsdp_enabled = True
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def after_preparation(self) -> None:
+        """Finish a model in parts."""
         if self.sharded:
             keep_in_step(self.model)
-        return prepared
 
     # A step
 
@@ -154,7 +147,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepare_inputs(self, inputs)
         # Without an exchange after each chunk, a sharded model would keep whole gradients.
         without_sync = contextlib.nullcontext if self.sharded else functools.partial(self.accelerator.no_sync, model)
         encoding = ChunkedEncoding(self._encoder(model), self._even(self._parts(inputs)), without_sync)
@@ -345,9 +338,10 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         if self.momentum is not None and self.args.should_save:
             torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_weights(self, save: Step, folder: Path) -> None:
+        """As `ExactResumption`; also of a model in parts its own class is saved."""
         with under_its_own_class(self.model):
-            super()._save(output_dir, state_dict)
+            super().save_weights(save, folder)
 
     def continue_exactly(self) -> None:
         """As `ExactResumption`; the clock of items per second begins."""

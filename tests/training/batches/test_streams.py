@@ -31,6 +31,8 @@ from training.batches.streams import (
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.pairs import PairArguments
 
+pytestmark = pytest.mark.lowest
+
 
 def picture(seed):
     stream = io.BytesIO()

@@ -21,6 +21,8 @@ from training.runs.exact_resumption import ResumeError
 from training.runs.finite_steps import NonFiniteLossError
 from training.runs.folder import RunFolder, is_complete, mark_complete
 
+pytestmark = pytest.mark.lowest
+
 WIDTH, DIM = 6, 4
 
 

@@ -18,6 +18,8 @@ from training.parallel.launching import check_launch, launched, zero_stage
 from training.parallel.sharding import use_fsdp
 from training.recipe.arguments import RecipeError, parse_recipe
 
+pytestmark = pytest.mark.lowest
+
 LAUNCH = Path(__file__).resolve().parents[3] / "training" / "launch"
 FILES = sorted(LAUNCH.glob("*.yaml"))
 

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from product_data.atomic_files import read_lines
 from training.encoding.batch_encoding import encoded_rows
+from training.libraries.fsdp import whole_parameters
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.parallel.sharding import (
@@ -32,7 +33,6 @@ from training.parallel.sharding import (
     decoder_layers,
     is_sharded,
     reach_all,
-    whole_parameters,
 )
 from training.recipe.loss import LossArguments
 

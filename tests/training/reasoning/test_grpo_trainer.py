@@ -241,6 +241,7 @@ def losses(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.lowest
 @pytest.mark.parametrize(
     ("kinds", "kl_weight", "settings"),
     [
@@ -300,6 +301,7 @@ def rollouts_of(trainer, pairs):
         del writer.generate
 
 
+@pytest.mark.lowest
 @pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_drawn_and_recomputed_log_probabilities_agree(tiny_moon, tmp_path_factory, tmp_path, backbone, temperature):
@@ -405,6 +407,7 @@ def kept(trainer):
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
+@pytest.mark.lowest
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "adapters"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(joint, tmp_path, lora):
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "steps": 4, "chunk": 6, "lora": lora}

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from training.runs.folder import RunFolder, is_complete
 from training.train import main
 
+pytestmark = pytest.mark.lowest
+
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 9
 # Runs the training with every file of a checkpoint written slowly, so that a kill can fall into a save.
