@@ -44,7 +44,7 @@ BELOW = [
         Relied(CONFIG, "_name_or_path", file)
         for file in (
             "modeling_moon/configuration_moon.py",
-            "modeling_moon/embedding_moon.py",
+            "modeling_moon/origin_moon.py",
             "retrieval/encode.py",
             TOWER,
         )
