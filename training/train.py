@@ -51,6 +51,7 @@ from training.assembly.starting_model import (
 from training.assembly.stream_sources import open_streams, sample_tables
 from training.batches.collate import UnreadableBatchError
 from training.batches.streams import StreamError
+from training.model.card_facts import update_results
 from training.model.upcycle import UpcycleError
 from training.parallel.distributed import first_process_alone
 from training.recipe.arguments import AUTO, Recipe, RecipeError, make_recipe, parse_recipe, usage
@@ -438,6 +439,8 @@ def evaluate(
             found["warnings"] = [*recipe.facts.get("warnings", []), *found["warnings"]]
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             print(results_table([found]))
+        if when == "after":
+            update_results(Path(args.output_dir) / "final")
 
 
 def evaluation_files(

@@ -19,6 +19,7 @@ from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.tables import ProductTables
 from training.assembly.token_budget import settle_budget
+from training.model.card_facts import write_adapter_card, write_trained_card
 from training.model.checkpoint import mark_adapter, save_moon
 from training.model.patch_embedding import patches_by_matrix
 from training.model.quantization import quantization_config
@@ -242,7 +243,7 @@ def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None
 
 
 def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:
-    """Write the trained model so that it loads like any other checkpoint; adapters also by themselves.
+    """Write the trained model and its card so that it loads like any other checkpoint; adapters also by themselves.
 
     Args:
         model: the trained model; adapters are merged into it.
@@ -256,6 +257,7 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
             model.save_pretrained(adapter)
             if not isinstance(model.get_base_model(), DualTower):
                 mark_adapter(adapter)
+            write_adapter_card(adapter, start)
         dtype = next(parameter.dtype for parameter in model.parameters() if not parameter.requires_grad)
         model = model.merge_and_unload()
         for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too
@@ -265,3 +267,4 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
         processor.save_pretrained(folder)
     else:
         save_moon(model, processor, folder, lm_head_from=start)
+    write_trained_card(folder, start)

@@ -26,6 +26,8 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_flash_attn_2_available
 
+from model_cards.facts import CardError
+from model_cards.licences import check_data_licence
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.catalogue.making import make_catalogue
@@ -128,8 +130,8 @@ class DataArguments:
 
     Args:
         data: "catalogue" or paths of data sets; an entry may also be a mapping {path: …, or products:, queries:,
-            query_images:, interactions:, images:; name:, weight:, mask_groups:}, weight in draws relative to the other
-            data sets.
+            query_images:, interactions:, images:; name:, weight:, mask_groups:, licence:}, weight in draws relative to the
+            other data sets, licence for the card of what is trained (docs/model_cards.md).
         catalogue: options of the embedded catalogue, {products: 600, …}.
         split: the split that is trained on. A data set that names no splits is split by us: a fifth of its products,
             variants together, becomes "test", the rest "train"; "all" trains on everything.
@@ -798,7 +800,7 @@ def _looks_local(name: str) -> bool:
 
 
 TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
-SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups", *READING_KEYS)
+SOURCE_KEYS = ("path", *TABLE_KEYS, "name", "weight", "mask_groups", "licence", *READING_KEYS)
 
 
 def interaction_options(data: DataArguments) -> InteractionOptions:
@@ -833,6 +835,7 @@ def check_source(entry: Any) -> None:
         raise RecipeError(f"data: found {entry!r}; expected catalogue, a path, or a mapping of {SOURCE_KEYS}")
     check_keys(entry, SOURCE_KEYS, where="data")
     reading_of(entry)
+    _check_licence(entry)
     if ("path" in entry) == ("products" in entry):
         raise RecipeError(f"data: found {entry}; expected either a path or products (with queries and images)")
     for key in ("path", *TABLE_KEYS):
@@ -845,8 +848,17 @@ def check_source(entry: Any) -> None:
         raise RecipeError(f"data: mask_groups: found {entry['mask_groups']!r}; expected true or false")
 
 
+def _check_licence(entry: dict[str, Any]) -> None:
+    """Refuse a licence that neither the hub nor a card knows; it decides whether trained weights may be published."""
+    if "licence" in entry:
+        try:
+            check_data_licence(str(entry.get("name", "a data set")), entry["licence"])
+        except CardError as error:
+            raise RecipeError(f"data: {error}") from error
+
+
 _STREAM_PLACES = ("parquet", "hub", "config", "split", "revision")
-STREAM_KEYS = (*_STREAM_PLACES, "columns", "images", "name", "weight", "mask_groups", *READING_KEYS)
+STREAM_KEYS = (*_STREAM_PLACES, "columns", "images", "name", "weight", "mask_groups", "licence", *READING_KEYS)
 
 
 def check_stream(entry: Any) -> None:
@@ -859,6 +871,7 @@ def check_stream(entry: Any) -> None:
         )
     check_keys(entry, STREAM_KEYS, where="data")
     reading_of(entry)
+    _check_licence(entry)
     if ("parquet" in entry) == ("hub" in entry):
         raise RecipeError(f"data: found {entry}; expected either parquet or hub")
     for key, kinds, accepted in (
