@@ -170,9 +170,9 @@ def dimension_table(after: dict[str, Any], vector: int | None) -> list[list[str]
     by_width = sorted(((int(width), rows) for width, rows in after["dimensions"].items()), key=lambda one: one[0])
     if not by_width:
         return []
+    names = list(dict.fromkeys(direction(row) for _, rows in by_width for row in rows))
     if vector is not None and vector not in dict(by_width):
         by_width.append((vector, after["retrieval"]))
-    names = list(dict.fromkeys(direction(row) for _, rows in by_width for row in rows))
     found = [{direction(row): percent(row["R@10"], row.get("R@10_interval")) for row in rows} for _, rows in by_width]
     return [
         ["numbers of the vector", *names],

@@ -425,6 +425,7 @@ def evaluate(
             limit=args.evaluate_products,
             batch_size=args.per_device_eval_batch_size,
             progress=not args.disable_tqdm,
+            dimensions=tuple(recipe.loss.matryoshka_dims) or None,
         )
         encoder = encoder_of(model).to(args.device)
         for table, mode, path in evaluation_files(recipe, when, tables):

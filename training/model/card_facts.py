@@ -22,11 +22,14 @@ from model_cards.licences import check_data_licence, check_licence
 from model_cards.metadata import HUB_ID, front_matter
 from model_cards.rendering import write_card
 from model_cards.results import SIDES, summary
+from training.runs.resume import PARTIAL
 
 OURS = "apache-2.0"
 """The licence of the code, of what it draws and of weights that it makes at random."""
 RANDOM_TAG = "random-weights"
+_RECIPE_FILE, _PROVENANCE_FILE = "resolved_recipe.yaml", "provenance.json"
 _CATALOGUE = "catalogue"
+_WIDTHS = "Matryoshka widths"
 _EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 _MOON_SETTINGS = ("expert_routing", "num_experts", "num_experts_per_token", "readout", "fusion", "fire_layers")
 _RECIPE_DETAILS = {
@@ -88,13 +91,15 @@ def training_step(run: Path) -> Step:
     Args:
         run: the folder that holds resolved_recipe.yaml, and maybe provenance.json.
     """
-    recipe, facts = _yaml(run / "resolved_recipe.yaml"), _json(run / "provenance.json")
+    recipe, facts = _yaml(run / _RECIPE_FILE), _json(run / _PROVENANCE_FILE)
     details = {"recipe": facts["recipe"]} if "recipe" in facts else {}
     details |= {words: recipe[key] for key, words in _RECIPE_DETAILS.items() if recipe.get(key) is not None}
     if facts.get("processes", 1) > 1:
         details["processes"] = facts["processes"]
     if recipe.get("lora") is not None:
         details |= {f"LoRA {name}": value for name, value in recipe["lora"].items() if name in ("r", "alpha")}
+    if recipe.get("matryoshka_dims"):
+        details[_WIDTHS] = recipe["matryoshka_dims"]
     details |= {name: facts[name] for name in ("commit", "time") if facts.get(name)}
     entries = recipe.get("data") or []
     return Step(
@@ -130,7 +135,7 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
     if not folder.is_dir():
         return (Step("unrecorded", Base(str(folder), str(folder)), details={"checkpoint": str(folder)}),)
     unrecorded = Step("unrecorded", details={"checkpoint": folder.resolve().name})
-    return (unrecorded, training_step(folder)) if (folder / "resolved_recipe.yaml").is_file() else (unrecorded,)
+    return (unrecorded, *_training_in(folder))
 
 
 def _hub_folder(name: str) -> Path:
@@ -141,11 +146,12 @@ def _hub_folder(name: str) -> Path:
     return Path(found).parent if found else Path(name)
 
 
-def sizes_of(folder: Path) -> Sizes:
+def sizes_of(folder: Path, steps: Iterable[Step]) -> Sizes:
     """Return how large a checkpoint is, from the heads of its weights files and its configuration.
 
     Args:
         folder: its folder.
+        steps: how it was made, for the narrower widths that it was trained at.
     """
     config, files = _json(folder / "config.json"), sorted(folder.glob("*.safetensors"))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -156,11 +162,13 @@ def sizes_of(folder: Path) -> Sizes:
     text = (config.get("vlm_config") or {}).get("text_config") or {}
     vector = config.get("embedding_dim") or text.get("hidden_size")
     of_experts = sum(math.prod(shape[1:]) for name, shape in shapes.items() if name.endswith(_EXPERTS))
+    trained = {width for step in steps for width in step.details.get(_WIDTHS, ())}
+    prefixes = tuple(sorted({*(config.get("matryoshka_dims") or ()), *trained}))
     sizes = Sizes(
         total,
         sum(file.stat().st_size for file in files),
         vector=vector,
-        prefixes=tuple(config.get("matryoshka_dims") or ()),
+        prefixes=prefixes,
     )
     if not of_experts:
         return sizes
@@ -234,24 +242,23 @@ def facts_of(folder: Path, name: str, steps: Sequence[Step], *, source: str | No
         name=name,
         source=source or folder.name,
         kind=kind,
-        sizes=sizes_of(folder),
+        sizes=sizes_of(folder, steps),
         steps=tuple(steps),
         settings=settings_of(folder, steps),
         licence=licence_of(steps),
     )
 
 
-def write_trained_card(folder: Path, start: Path, *, final: str = "final") -> None:
+def write_trained_card(folder: Path, start: Path) -> None:
     """Write the card of a model that a training has just written, with the results that lie in the run's folder.
 
     Args:
         folder: the model, in the run's folder under whatever name it is being written.
         start: the checkpoint that the training started from.
-        final: the name that the folder will have.
     """
     run = folder.parent
-    steps = (*steps_of(start), *([training_step(run)] if (run / "resolved_recipe.yaml").is_file() else []))
-    card = facts_of(folder, run.resolve().name, steps, source=final)
+    steps = (*steps_of(start), *_training_in(run))
+    card = facts_of(folder, run.resolve().name, steps, source=folder.name.removesuffix(PARTIAL))
     write_card(folder, dataclasses.replace(card, results=tuple(results_of_run(run))), overwrite=True)
 
 
@@ -263,11 +270,16 @@ def write_adapter_card(folder: Path, start: Path) -> None:
         start: the checkpoint that it was trained on.
     """
     run = folder.parent
-    steps = (*steps_of(start), *([training_step(run)] if (run / "resolved_recipe.yaml").is_file() else []))
-    card = facts_of(folder, f"{run.resolve().name} adapter", steps, source="adapter")
+    steps = (*steps_of(start), *_training_in(run))
+    card = facts_of(folder, f"{run.resolve().name} adapter", steps, source=folder.name.removesuffix(PARTIAL))
     settings = settings_of(start, steps) if start.is_dir() else card.settings
     shown = start.name if start.is_dir() else str(start)
     write_card(folder, dataclasses.replace(card, adapter_base=shown, settings=settings), overwrite=True)
+
+
+def _training_in(run: Path) -> list[Step]:
+    """The training of a run's folder; none where a model was saved without a recipe."""
+    return [training_step(run)] if (run / _RECIPE_FILE).is_file() else []
 
 
 def results_of_run(run: Path) -> list[dict[str, Any]]:
@@ -330,7 +342,7 @@ def collected(folder: Path) -> Card:
             folder, folder.resolve().parent.name if name == "final" else name, steps_of(folder), source=name
         )
     else:
-        sizes, settings = sizes_of(folder), settings_of(folder, known.steps)
+        sizes, settings = sizes_of(folder, known.steps), settings_of(folder, known.steps)
         settings = known.settings if known.kind == "adapter" else settings
         card = dataclasses.replace(known, sizes=sizes, settings=settings, source=name)
     of_run = results_of_run(folder.resolve().parent) if name == "final" else []
