@@ -107,7 +107,7 @@ def _at_a_glance(card: Card) -> list[tuple[str, str]]:
         active += f", {sizes.active_in_aspect:,} for a token of the category or the attributes"
     rows = {
         "Base": "not recorded" if card.base is None else _linked(card.base),
-        "Architecture": ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in settings.items()),
+        "Architecture": ", ".join(f"{_named(name)} {_shown(value)}" for name, value in settings.items()),
         "Vector": f"{sizes.vector} numbers" if sizes.vector else "",
         "Narrower vectors (Matryoshka)": ", ".join(map(str, sizes.prefixes)),
         "Parameters": f"{sizes.parameters:,}",
@@ -121,6 +121,11 @@ def _linked(base: Base) -> str:
     if base.hub_id:
         return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})"
     return f"{base.name}, made with random weights" if base.random else base.name
+
+
+def _named(setting: str) -> str:
+    """What a person calls a setting: `num_experts_per_token` is "experts per token"."""
+    return setting.removeprefix("num_").replace("_", " ")
 
 
 def _shown(value: Any) -> str:

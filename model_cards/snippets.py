@@ -7,7 +7,10 @@ import json
 from model_cards.facts import Card
 
 _RECORDS = """\
-products = [{"title": "Noru zip-up hoodie", "attributes": {"colour": "green"}}, {"title": "Fjell glass vase"}]
+products = [
+    {"title": "Noru zip-up hoodie", "attributes": {"colour": "green"}},
+    {"title": "Fjell glass vase"},
+]
 queries = [{"text": "green hoodie"}]"""
 _VECTORS = f"""\
 {_RECORDS}
@@ -82,7 +85,8 @@ from sentence_transformers import SentenceTransformer
 
 encoder = SentenceTransformer({json.dumps(card.source)}, trust_remote_code=True)
 {_RECORDS}
-print(encoder.similarity(encoder.encode_query(queries), encoder.encode_document(products)))"""
+query_vectors, product_vectors = encoder.encode_query(queries), encoder.encode_document(products)
+print(encoder.similarity(query_vectors, product_vectors))"""
 
 
 def _reasoning(card: Card) -> str:

@@ -34,7 +34,7 @@ _EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 _MOON_SETTINGS = ("expert_routing", "num_experts", "num_experts_per_token", "readout", "fusion", "fire_layers")
 _RECIPE_DETAILS = {
     "stage": "stage",
-    "per_device_train_batch_size": "pairs a step and process",
+    "per_device_train_batch_size": "pairs per step and process",
     "max_steps": "steps",
     "learning_rate": "learning rate",
     "seed": "seed",
@@ -101,6 +101,7 @@ def training_step(run: Path) -> Step:
     if recipe.get("matryoshka_dims"):
         details[_WIDTHS] = recipe["matryoshka_dims"]
     details |= {name: facts[name] for name in ("commit", "time") if facts.get(name)}
+    details = {name: value[:12] if name == "commit" else value for name, value in details.items()}
     entries = recipe.get("data") or []
     return Step(
         "training", data=tuple(_data_set(entry, bool(recipe.get("streaming"))) for entry in entries), details=details
