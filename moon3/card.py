@@ -45,7 +45,7 @@ def run(chosen: argparse.Namespace) -> int:
     from model_cards.licences import why_not_published
     from model_cards.metadata import problems_of
     from model_cards.rendering import write_card
-    from training.model.card_facts import rendered_again
+    from training.runs.cards import rendered_again
 
     licence = None
     if chosen.licence or chosen.licence_name or chosen.licence_link:

@@ -11,10 +11,11 @@ ORDER = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name what the command takes."""
-    from training.studies.completions_report import LAST, ORDERS, OUTPUT_FILE
+    from training.runs.folder import RunFolder
+    from training.studies.completions_report import LAST, ORDERS
 
     parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training with stage: reasoning")
-    parser.add_argument("--output", type=Path, help=f"the page (default: RUN/{OUTPUT_FILE})")
+    parser.add_argument("--output", type=Path, help=f"the page (default: {RunFolder(Path('RUN')).completions_page})")
     parser.add_argument("--step", default=LAST, help="which step's completions; default: last")
     parser.add_argument("--items", type=int, default=40, help="at most so many pairs of query and product; default: 40")
     parser.add_argument(

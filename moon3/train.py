@@ -12,9 +12,10 @@ def run(words: list[str]) -> None:
         words: `RECIPE.yaml --key value …`
     """
     from training.recipe.arguments import parse_recipe, usage
-    from training.train import run as train
+    from training.runs.run import Run
+    from training.train import train
 
     if {"-h", "--help"} & set(words):
         print(usage())
     else:
-        train(parse_recipe(words))
+        train(Run(parse_recipe(words)))

@@ -23,10 +23,10 @@ PACKAGES = (
 )
 ALONE = ("modeling_moon", "processing_moon", "model_cards")
 # The folders and files of `training/`, from the ground up in the same way.
-ROOMS = ("places", "errors", "losses", "rewards", "encoding", "parallel", "runs", "batches", "labels", "model") + (
+ROOMS = ("places", "errors", "losses", "rewards", "encoding", "parallel", "batches", "labels", "model", "recipe") + (
+    "runs",
     "contrastive",
     "reasoning",
-    "recipe",
     "assembly",
     "train",
     "mining",

@@ -12,7 +12,6 @@ searches (search_after.png) and results.json. Stopped at any moment, the same co
 
 from __future__ import annotations
 
-import functools
 import json
 import resource
 import shutil
@@ -29,21 +28,17 @@ from transformers import AutoModel, AutoProcessor
 from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.report import comparison_table, contact_sheet
 from evaluation.run import EvaluationOptions, evaluate_model
+from product_data.atomic_files import PARTIAL
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductTables, QueryRow, load_tables
 from retrieval.encode import load_for_evaluation
 from training.assembly.stages import trainer_factory
 from training.assembly.starting_model import choose_what_learns, load_start, prepare_base
-from training.recipe.arguments import Recipe, RecipeError, parse_recipe
+from training.assembly.step_rate import seconds_per_step
+from training.recipe.arguments import RecipeError, parse_recipe
+from training.runs.run import Run
 from training.shipped_checkpoint import SHIPPED, unpack
-from training.train import (
-    FINISHED_FILE,
-    forgotten_if_refused,
-    open_run,
-    seconds_per_step,
-    write_records,
-)
-from training.train import run as train
+from training.train import train
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 SEARCHES = ("text", "image", "both")
@@ -56,7 +51,7 @@ def draw_catalogue(folder: Path, options: dict[str, Any]) -> ProductTables:
     """The embedded catalogue as parquet tables in `folder`, drawn once for its options, and read like any shop's own."""
     stored = folder / OPTIONS_FILE
     if not stored.is_file() or json.loads(stored.read_text(encoding="utf-8")) != options:
-        partial = folder.with_name(folder.name + ".partial")
+        partial = folder.with_name(folder.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             write_catalogue(partial, **options)
@@ -120,30 +115,28 @@ def quickstart(folder: Path, overrides: Sequence[str]) -> None:
     shop.mkdir(parents=True, exist_ok=True)
     own = ["--output_dir", str(folder / "run"), "--data", str(shop), "--base", str(SHIPPED)]
     recipe = parse_recipe([str(RECIPE), *own, *overrides])
-    with forgotten_if_refused(recipe):
-        open_run(
-            recipe
-        )  # before anything is drawn or made: it refuses other values, and clears where that is asked for
-        recipe.training.overwrite = False
+    run = Run(recipe)
+    with run.forgotten_if_refused():
+        run.open()  # before anything is drawn or made: it refuses other values, and clears where that is asked for
         options = dict(recipe.data.catalogue or {})
         unseen = draw_catalogue(folder / "unseen", {**options, "only": UNSEEN})
         before = first_minute(folder, unseen)
         print(f"seconds until the first searches and their measure: {time.monotonic() - started:.0f}", flush=True)
         print(f"4/6  The shop's own products, drawn into {shop}", flush=True)
         own_products = draw_catalogue(shop, {**options, "only": recipe.data.split})
-        say_how_long(recipe, own_products)
-    train(recipe)
-    after = second_look(folder, unseen, before)
-    difference = check_both_libraries(folder / "run" / "final", [row.record() for row in unseen.products[:8]])
+        say_how_long(run, own_products)
+    train(run)
+    after = second_look(folder, run.folder.final, unseen, before)
+    difference = check_both_libraries(run.folder.final, [row.record() for row in unseen.products[:8]])
     print(f"     largest difference between the vectors of transformers and sentence-transformers: {difference:.1e}")
     provenance = after["provenance"] | {
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "largest_difference_between_libraries": difference,
-        "steps": recipe.training.max_steps,
+        "steps": run.max_steps,
     }
     results = {
-        "model": str(folder / "run" / "final"),
+        "model": str(run.folder.final),
         "benchmark": "catalogue",
         "before": before,
         "after": after,
@@ -175,29 +168,29 @@ def first_minute(folder: Path, unseen: ProductTables) -> dict[str, Any]:
     return before
 
 
-def say_how_long(recipe: Recipe, products: ProductTables) -> None:
+def say_how_long(run: Run, products: ProductTables) -> None:
     """Measure a few steps, put every weight back, and print how long the training will take on this machine.
 
     Args:
-        recipe: of the training; nothing is printed where it has finished.
+        run: the training; nothing is printed where it has finished.
         products: what it trains on.
     """
-    if (Path(recipe.training.output_dir) / FINISHED_FILE).is_file():
+    if run.folder.finished.is_file():
         return
+    recipe = run.recipe
     tables = [products.select(recipe.data.split)]
-    start = prepare_base(recipe, tables)
-    model, processor = load_start(recipe, start, on_gpu=recipe.training.device.type == "cuda", tables=tables)
+    start = prepare_base(run, tables)
+    model, processor = load_start(run, start, on_gpu=recipe.training.device.type == "cuda", tables=tables)
     learner = choose_what_learns(model, recipe.model)
-    make = trainer_factory(recipe, learner, processor, tables, functools.partial(write_records, recipe))
-    seconds, steps = seconds_per_step(recipe.training, make, learner), recipe.training.max_steps
+    make = trainer_factory(run, learner, processor, tables)
+    seconds, steps = seconds_per_step(run, make, learner), run.max_steps
     minutes = f"{seconds * steps / 60:.0f} minutes" if seconds * steps >= 90 else f"{seconds * steps:.0f} seconds"
     print(f"5/6  Training further: {steps} steps at {seconds:.2f} seconds a step here, about {minutes}", flush=True)
 
 
-def second_look(folder: Path, unseen: ProductTables, before: dict[str, Any]) -> dict[str, Any]:
+def second_look(folder: Path, checkpoint: Path, unseen: ProductTables, before: dict[str, Any]) -> dict[str, Any]:
     """Measure and search with the checkpoint that was trained further, beside what the shipped one found."""
     print("6/6  What it finds now, among the same products", flush=True)
-    checkpoint = folder / "run" / "final"
     after = measure(*load_for_evaluation(checkpoint), unseen, "trained further")
     print(comparison_table([before, after], names=["shipped", "trained further"]), flush=True)
     _draw_searches(checkpoint, unseen, folder / "search_after.png", "Trained further")

@@ -22,13 +22,14 @@ from evaluation.report import comparison_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from modeling_moon import MoonConfig
 from processing_moon import MoonProcessor
+from product_data.atomic_files import write_atomically, written_whole
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import load_tables
 from retrieval.encode import load_for_evaluation
 from training.model.checkpoint import write_code_and_settings
 from training.recipe.arguments import parse_recipe
-from training.runs.resume import write_atomically, written_whole
-from training.train import run as train
+from training.runs.run import Run
+from training.train import train
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "moon1-catalogue"
 RECIPES = {"run": "quickstart_checkpoint.yaml", "photos": "quickstart_checkpoint_photos.yaml"}
@@ -154,8 +155,8 @@ def card_table(results: dict[str, Any]) -> str:
     return comparison_table([results[name] for name in MEASURED_ON], names=["moon1-catalogue"] * len(MEASURED_ON))
 
 
-def train_twice(folder: Path) -> int:
-    """Run both trainings, or find them finished, and return their steps together.
+def train_twice(folder: Path) -> tuple[Path, int]:
+    """Run both trainings, or find them finished, and return the last model and the steps of both together.
 
     Args:
         folder: where the products lie, in "catalogue", and where the trainings are written.
@@ -164,10 +165,11 @@ def train_twice(folder: Path) -> int:
     for name, file in RECIPES.items():
         own = ["--output_dir", str(folder / name), "--data", str(folder / "catalogue")]
         recipe = parse_recipe([str(Path(__file__).resolve().parent / "recipes" / file), *own, *start])
-        train(recipe)
-        steps += recipe.training.max_steps
-        start = ["--base", str(folder / name / "final")]
-    return steps
+        run = Run(recipe)
+        train(run)
+        steps += run.max_steps
+        start = ["--base", str(run.folder.final)]
+    return run.folder.final, steps
 
 
 def make_shipped_checkpoint(folder: Path, target: Path = SHIPPED, results_file: Path = RESULTS) -> dict[str, Any]:
@@ -186,8 +188,7 @@ def make_shipped_checkpoint(folder: Path, target: Path = SHIPPED, results_file: 
         drawn.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(drawn) as partial:
             write_catalogue(partial, **TRAINED_ON)
-    steps = train_twice(folder)
-    final = folder / "photos" / "final"
+    final, steps = train_twice(folder)
     results = measure(final, folder) | {"benchmark": "catalogue", "steps": steps}
     results["provenance"] = provenance(0, dtype="float32", trained_on=TRAINED_ON, recipes=list(RECIPES.values()))
     ship(final, results, target)

@@ -23,6 +23,7 @@ from tabulate import tabulate
 from evaluation.benchmarks.retrieval import search_examples
 from evaluation.report import comparison_table, contact_sheet
 from processing_moon.product_moon import ProductError, open_image
+from product_data.atomic_files import read_lines, write_atomically
 from product_data.reading import ReadingOptions
 from product_data.table_files import SUFFIXES
 from product_data.tables import ProductRow, ProductTables, TableError, load_tables
@@ -34,12 +35,12 @@ from training.mining.hard_negatives import MiningOptions
 from training.mining.mine import QUERIES_FILE, MiningJob, mine, report_text, write_queries
 from training.places import RECIPES
 from training.recipe.arguments import Recipe, RecipeError, interaction_options, parse_recipe
-from training.runs.exact_resumption import SHORTENED_FILE, ResumeError
+from training.runs.exact_resumption import ResumeError
+from training.runs.folder import RunFolder
 from training.runs.lock import alone_in
 from training.runs.progress_bars import bars_shown
-from training.runs.resume import read_lines, write_atomically
-from training.train import forgotten_if_refused, open_run
-from training.train import run as train
+from training.runs.run import Run
+from training.train import train
 
 RECIPE = RECIPES / "shop.yaml"
 REPORT_FILE = "report.md"
@@ -100,12 +101,12 @@ def _from_tables_to_report(
         mined.mkdir(exist_ok=True)
         write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
     recipe = _recipe(source, {"name": tables.name, **reading.as_entry()}, output, overrides)
-    with forgotten_if_refused(recipe):
-        open_run(recipe)  # it refuses other values, and clears where that is asked for
-        recipe.training.overwrite = False
+    run = Run(recipe)
+    with run.forgotten_if_refused():
+        run.open()  # it refuses other values, and clears where that is asked for
         print("2/5  The model to start from", flush=True)
-        start = prepare_base(recipe, [tables.select(recipe.data.split)])
-        model, processor = load_start(recipe, start, on_gpu=torch.cuda.is_available())
+        start = prepare_base(run, [tables.select(recipe.data.split)])
+        model, processor = load_start(run, start, on_gpu=torch.cuda.is_available())
     model = model.to(recipe.training.device)
     print("3/5  Hard negatives, mined with it", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size
@@ -116,12 +117,11 @@ def _from_tables_to_report(
     pictures = {"before": _draw(model, processor, tables, recipe, output, "before")}
     del model
     print("4/5  Training, and recall before and after", flush=True)
-    train(recipe)
+    train(run)
     print("5/5  The report", flush=True)
-    final = Path(recipe.training.output_dir) / "final"
-    pictures["after"] = _draw(*load_for_evaluation(final), tables, recipe, output, "after")
+    pictures["after"] = _draw(*load_for_evaluation(run.folder.final), tables, recipe, output, "after")
     path = output / REPORT_FILE
-    write_atomically(path, write_report(tables, facts, _results(recipe), pictures, Models(final.parent, start)))
+    write_atomically(path, write_report(tables, facts, _results(run.folder), pictures, Models(run.folder, start)))
     return path
 
 
@@ -191,10 +191,9 @@ def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, out
     return contact_sheet(examples, output / f"searches_{when}.png", title=f"Held-out searches, {when} training")
 
 
-def _results(recipe: Recipe) -> list[dict[str, Any]]:
+def _results(run: RunFolder) -> list[dict[str, Any]]:
     """The results before and after, where the recipe asks for them."""
-    folder = Path(recipe.training.output_dir)
-    paths = [folder / f"results_{when}.json" for when in SIDES]
+    paths = [run.results(when) for when in SIDES]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
@@ -207,12 +206,12 @@ class Models:
         start: the model that it started from.
     """
 
-    run: Path
+    run: RunFolder
     start: Path
 
     def told(self) -> list[str]:
         """How to load the trained model, and its adapter where there is one."""
-        final, adapter = self._from_report(self.run / "final"), self.run / "adapter"
+        final, adapter = self._from_report(self.run.final), self.run.adapter
         lines = [
             f"- Fine-tuned model: `{final}`. Load it with `SentenceTransformer({final!r}, trust_remote_code=True)` "
             f"(sentence_transformers) or `AutoModel.from_pretrained({final!r}, trust_remote_code=True)` (transformers)."
@@ -227,7 +226,7 @@ class Models:
 
     def _from_report(self, path: Path) -> str:
         """A path from the report's folder, or as it is where it lies elsewhere."""
-        report, path = self.run.parent.resolve(), path if not path.exists() else path.resolve()
+        report, path = self.run.path.parent.resolve(), path if not path.exists() else path.resolve()
         return str(path.relative_to(report)) if path.is_relative_to(report) else str(path)
 
 
@@ -290,9 +289,9 @@ def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[
     return list(found.values())
 
 
-def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: Path) -> list[str]:
+def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: RunFolder) -> list[str]:
     """How much of what was mined with and trained on did not fit, and the first items that anything met."""
-    stages = {"mining": mined["shortened"], "training": shortened_summary(read_lines(run / SHORTENED_FILE))}
+    stages = {"mining": mined["shortened"], "training": shortened_summary(read_lines(run.shortened))}
     stages |= {f"evaluation {when}": found.get("shortened") for when, found in zip(SIDES, results, strict=False)}
     cut = {stage: summary for stage, summary in stages.items() if summary and summary["items"]}
     lines = [

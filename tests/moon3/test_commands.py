@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "mine", "annotate"]
 LATE = [
     "evaluate",
+    "card",
+    "push",
     "report",
     "heatmap",
     "gate",
@@ -108,10 +110,10 @@ def test_each_exit_status_on_real_data(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith(f"moon3 tables: {tmp_path / 'nowhere'}: no such file or folder")
     from training.runs.full_disk import DiskFullError
 
-    def full(recipe):
-        raise DiskFullError(f"{recipe.training.output_dir}: the disk is full")
+    def full(run):
+        raise DiskFullError(f"{run.folder.path}: the disk is full")
 
-    monkeypatch.setattr("training.train.run", full)
+    monkeypatch.setattr("training.train.train", full)
     recipe = str(ROOT / "training" / "recipes" / "smoke_moon1.yaml")
     assert main(["train", recipe, "--output_dir", str(tmp_path / "run")]) == 3
     assert capsys.readouterr().err == f"moon3 train: {tmp_path / 'run'}: the disk is full\n"

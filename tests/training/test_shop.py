@@ -173,7 +173,7 @@ def test_the_same_command_again_changes_nothing_and_an_interrupted_one_goes_on(
     for path in (again / "run").rglob("resolved_recipe.yaml"):
         path.write_text(path.read_text().replace(str(finished), str(again)))
     (again / "run" / "checkpoint-2" / "complete.json").unlink()
-    from training.runs.resume import mark_complete
+    from training.runs.folder import mark_complete
 
     mark_complete(again / "run" / "checkpoint-2")
     command = ["--data", str(shop_folder), "--output", str(again), *overrides]

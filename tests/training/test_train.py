@@ -18,9 +18,9 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_moon import MoonModel
+from product_data.atomic_files import read_lines
 from product_data.catalogue.making import write_catalogue
 from retrieval.encode import encode, load_for_evaluation
-from training.runs.resume import read_lines
 from training.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,7 +210,7 @@ def test_a_run_that_was_stopped_while_it_was_prepared_is_known_by_its_recipe(tra
     assert "holds a run of another recipe (small_base: " in capsys.readouterr().err
     (tmp_path / "run" / "resolved_recipe.yaml").unlink()
     assert train(**values) == 2
-    assert "holds small_base, base, provenance.json of a run whose recipe is not there" in capsys.readouterr().err
+    assert "holds small_base, base, provenance.json of a run whose recipe is missing" in capsys.readouterr().err
 
 
 def test_a_timed_run_that_was_stopped_before_its_steps_were_measured_goes_on(train, tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_timed_run_that_was_stopped_before_its_steps_were_measured_goes_on(tra
 
     values = {"max_steps": None, "train_minutes": 0.01}
     with monkeypatch.context() as patch:
-        patch.setattr("training.train.seconds_per_step", interrupted)
+        patch.setattr("training.assembly.step_rate.seconds_per_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(**values)
     stored = tmp_path / "run" / "resolved_recipe.yaml"
@@ -345,7 +345,7 @@ def test_nothing_is_cleared_that_was_there_before_the_refusal(train, tmp_path, c
     (tmp_path / "run" / "base").mkdir(parents=True)
     (tmp_path / "run" / "base" / "weights").write_text("mine")
     assert train(split="holidays") == 2
-    assert "holds base of a run whose recipe is not there" in capsys.readouterr().err
+    assert "holds base of a run whose recipe is missing" in capsys.readouterr().err
     assert (tmp_path / "run" / "base" / "weights").read_text() == "mine"
 
 

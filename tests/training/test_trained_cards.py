@@ -17,16 +17,22 @@ from closeness import VALUE
 from safetensors.torch import load_file
 
 from evaluation.baselines.dual_tower import DualTower
-from model_cards.facts import read_card
+from evaluation.benchmarks.dimensions import evaluate_dimensions
+from evaluation.benchmarks.retrieval import evaluate_retrieval
+from model_cards.facts import Licence, read_card
+from model_cards.licences import why_not_published
 from model_cards.metadata import front_matter, problems_of
 from model_cards.publishing import missing_files
 from model_cards.rendering import LEVEL, MARK
 from moon3.__main__ import main
 from processing_moon import MoonProcessor
 from product_data.catalogue.making import write_catalogue
-from retrieval.encode import encode, load_for_evaluation
+from product_data.tables import load_tables
+from retrieval.encode import VectorCache, encode, load_for_evaluation
 from training.assembly.starting_model import save_trained
 from training.model.upcycle import upcycle
+from training.recipe.same_recipe import differing_keys
+from training.runs.cards import training_step
 from training.train import main as train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -340,8 +346,6 @@ def test_what_came_before_cards_is_unrecorded_until_it_is_declared(final, tmp_pa
 
 
 def test_a_licence_in_the_recipe_stands_on_the_card_and_is_no_other_run(run, tmp_path):
-    from training.model.card_facts import training_step
-    from training.recipe.same_recipe import differing_keys
 
     recipe = yaml.safe_load((run / "resolved_recipe.yaml").read_text())
     with_licence = {**recipe, "data": [{"path": recipe["data"][0], "licence": "cc-by-4.0"}, recipe["data"][1]]}
@@ -365,8 +369,6 @@ def test_a_base_hands_its_licence_and_its_id_on(tiny_base, tmp_path, monkeypatch
     assert values["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct"
     assert (values["license"], values["license_name"]) == ("other", "qwen-research")
     card = read_card(folder)
-    from model_cards.facts import Licence
-    from model_cards.licences import why_not_published
 
     assert why_not_published(card) == []
     said = why_not_published(dataclasses.replace(card, licence=Licence("mit")))
@@ -394,10 +396,6 @@ def test_uploading_sends_every_file_in_one_commit(run, monkeypatch, capsys):
 
 def test_narrower_vectors_are_scored_as_if_they_were_encoded_so(run):
     """The slow reference: a model whose vectors are cut and normalised before they are searched."""
-    from evaluation.benchmarks.dimensions import evaluate_dimensions
-    from evaluation.benchmarks.retrieval import evaluate_retrieval
-    from product_data.tables import load_tables
-    from retrieval.encode import VectorCache
 
     model, processor = load_for_evaluation(run / "final")
     tables = load_tables(run.parent / "shop").select("test")

@@ -14,22 +14,24 @@ from product_data.duplicates import EqualProducts, classes
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from training.batches.negatives import stable_id
 from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, reading_of
+from training.runs.run import Run
 
 TRAIN, TEST = "train", "test"
 _HELD_OUT_OF = 5  # one product (with its variants) in five is held out
 
 
-def read_data(recipe: Recipe) -> list[ProductTables]:
+def read_data(run: Run) -> list[ProductTables]:
     """Load every data set whole, print its validation report, and stop where it cannot be used.
 
     Args:
-        recipe: `split` and `evaluate_split` must be there and have products. Its `facts` take up "warnings" and
+        run: the `split` and `evaluate_split` of its recipe must exist and have products. Takes note of "warnings" and
             "split_by_us" (the data sets that `with_splits` split).
 
     Raises:
         RecipeError: the recipe asks for what a data set does not have.
         TableError: a data set that cannot be used.
     """
+    recipe = run.recipe
     tables: list[ProductTables] = []
     for entry in recipe.data.data:
         source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}
@@ -41,10 +43,10 @@ def read_data(recipe: Recipe) -> list[ProductTables]:
         messages = [str(table.report)]
         if recipe.data.split != EVERY_SPLIT and set(table.splits) == {EVERY_SPLIT}:
             table = with_splits(table)
-            recipe.facts.setdefault("split_by_us", []).append(table.name)
+            run.facts.setdefault("split_by_us", []).append(table.name)
             messages.append(f"{table.name}: names no splits; split by group or product id: {_counts(table)}")
-        messages += _check_splits(recipe, table)
-        if recipe.training.process_index == 0:
+        messages += _check_splits(run, table)
+        if run.is_first:
             print("\n".join(messages), flush=True)
         tables.append(table)
     return tables
@@ -70,15 +72,16 @@ def _catalogue(options: str) -> ProductTables:
     return load_tables("catalogue", **json.loads(options))
 
 
-def _check_splits(recipe: Recipe, table: ProductTables) -> list[str]:
+def _check_splits(run: Run, table: ProductTables) -> list[str]:
     """Refuse a split without products; return what makes the evaluation say less than it seems to."""
+    recipe = run.recipe
     _require_products(table, "split", recipe.data.split)
     if not (recipe.training.evaluate_before or recipe.training.evaluate_after):
         return []
     _require_products(table, "evaluate_split", recipe.training.evaluate_split)
     warning = shared_with_evaluation(table, recipe.data.split, recipe.training.evaluate_split)
     if warning:
-        recipe.facts.setdefault("warnings", []).append(warning)
+        run.facts.setdefault("warnings", []).append(warning)
     return [f"WARNING: {warning}"] if warning else []
 
 

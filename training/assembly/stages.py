@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +23,7 @@ from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedCold
 from training.recipe.arguments import Recipe, RecipeError
 from training.recipe.candidates import check_candidates, check_products
 from training.recipe.reasoning import COLD_START, REASONING
+from training.runs.run import Run
 
 MakeTrainer = Callable[[Any, int], Any]
 """(training arguments, steps) → a trainer with a fresh queue, so that measuring leaves no trace."""
@@ -31,50 +31,39 @@ _REPORTED_ROWS = 200  # of each stream, by which a cold start says what there is
 
 
 def trainer_factory(
-    recipe: Recipe,
-    model: nn.Module,
-    processor: MoonProcessor,
-    data: Sequence[ProductTables | StreamSource],
-    save_records: Callable[[Path], None],
+    run: Run, model: nn.Module, processor: MoonProcessor, data: Sequence[ProductTables] | Sequence[StreamSource]
 ) -> MakeTrainer:
     """Return a function (arguments, steps) → trainer of the recipe's stage.
 
     Args:
-        recipe: what to train how.
+        run: its recipe says what to train and how.
         model: what learns.
         processor: its processor.
         data: the tables of the training split, or the streams.
-        save_records: called with each checkpoint folder.
 
     Raises:
         RecipeError: data without any negative.
     """
+    recipe = run.recipe
     try:
         _check_negatives(recipe, data)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    _note_queue(recipe)
+    _note_queue(run)
     stage = {COLD_START: _cold_start, REASONING: _joint}.get(recipe.reasoning.stage)
     if stage is not None:
-        return functools.partial(stage, recipe, model, processor, data, save_records)
+        return functools.partial(stage, run, model, processor, data)
     make = _streamed if recipe.data.streaming else _contrastive
-    return functools.partial(make, recipe, model, processor, data, save_records)
+    return functools.partial(make, run, model, processor, data)
 
 
-def _note_queue(recipe: Recipe) -> None:
+def _note_queue(run: Run) -> None:
     """Note, and say, how long the queue is where that follows from the number of processes."""
-    if recipe.loss.queue_steps != AUTO:
+    if run.recipe.loss.queue_steps != AUTO:
         return
-    processes = recipe.training.world_size
-    steps = recipe.facts["queue_steps"] = queue_length(AUTO, processes)
-    _say_once(recipe, f"queue_steps: {AUTO} is {steps} with {processes} process{'es' * (processes > 1)}")
-
-
-def _say_once(recipe: Recipe, text: str) -> None:
-    """Print what a trainer's data is like, in the first process, and not again for the trainer after the measurement."""
-    if recipe.training.process_index == 0 and text not in recipe.said:
-        recipe.said.add(text)
-        print(text)
+    processes = run.recipe.training.world_size
+    steps = run.facts["queue_steps"] = queue_length(AUTO, processes)
+    run.say(f"queue_steps: {AUTO} is {steps} with {processes} process{'es' * (processes > 1)}")
 
 
 def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
@@ -88,74 +77,76 @@ def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
         check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in given])
 
 
-def _shared(recipe: Recipe, model: nn.Module, processor: MoonProcessor, args: Any, save_records: Any) -> dict[str, Any]:
+def _shared(run: Run, model: nn.Module, processor: MoonProcessor, args: Any) -> dict[str, Any]:
+    recipe = run.recipe
     return {
         "model": model,
         "args": args,
         "loss": loss_of(recipe.loss),
         "queue": NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
         "options": options_of(recipe),
-        "save_records": save_records,
+        "save_records": run.write_records,
         "save_processor": processor.save_pretrained,
     }
 
 
 def _streamed(
-    recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
+    run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
 ) -> StreamedTrainer:
+    recipe = run.recipe
     batches = stream_batches(recipe, args, data, _pair_options(recipe), steps)
     collator = StreamCollator(
         processor, batches.pairs, allow_urls=recipe.data.allow_urls, forms=recipe.loss.dual_alignment
     )
-    shared = _shared(recipe, model, processor, args, save_records)
+    shared = _shared(run, model, processor, args)
     return StreamedTrainer(batches=batches, data_collator=collator, **shared)
 
 
 def _contrastive(
-    recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
+    run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
 ) -> ContrastiveTrainer:
-    dataset = pair_dataset(recipe, args, data, steps)
+    recipe = run.recipe
+    dataset = pair_dataset(run, args, data, steps)
     collator = PairCollator(
         processor, dataset.draw, allow_urls=recipe.data.allow_urls, forms=recipe.loss.dual_alignment
     )
-    shared = _shared(recipe, model, processor, args, save_records)
+    shared = _shared(run, model, processor, args)
     return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, **shared)
 
 
 def _cold_start(
-    recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
+    run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
 ) -> ColdStartTrainer:
-    settings = _shared(recipe, model, processor, args, save_records) | {
+    recipe = run.recipe
+    settings = _shared(run, model, processor, args) | {
         "ce_weight": recipe.reasoning.ce_weight,
         "contrastive_weight": recipe.reasoning.infonce_weight,
     }
     reading: dict[str, Any] = {"allow_urls": recipe.data.allow_urls, "reasoning": "mixed"}
     if recipe.data.streaming:
         targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
-        _say_once(recipe, f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
+        run.say(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
         make_pairs = functools.partial(
             ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
         )
         batches = stream_batches(recipe, args, data, _pair_options(recipe), steps, make_pairs)
         collator = StreamCollator(processor, batches.pairs, **reading)
         return StreamedColdStartTrainer(batches=batches, data_collator=collator, **settings)
-    pairs = _reasoned(recipe, pair_dataset(recipe, args, data, steps), processor, data, args)
+    pairs = _reasoned(run, pair_dataset(run, args, data, steps), processor, data, args)
     return ColdStartTrainer(
         train_dataset=pairs, data_collator=PairCollator(processor, pairs.draw, **reading), **settings
     )
 
 
-def _joint(
-    recipe: Recipe, model: nn.Module, processor: MoonProcessor, data: Any, save_records: Any, args: Any, steps: int
-) -> Any:
+def _joint(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int) -> Any:
     from training.reasoning.grpo_trainer import (  # TRL takes seconds to import
         MoonGRPOTrainer,
         RolloutOptions,
         grpo_arguments,
     )
 
-    reasoning = recipe.reasoning
-    pairs = _reasoned(recipe, pair_dataset(recipe, args, data, steps), processor, data, args)
+    recipe, reasoning = run.recipe, run.recipe.reasoning
+    pairs = _reasoned(run, pair_dataset(run, args, data, steps), processor, data, args)
     return MoonGRPOTrainer(
         model=model,
         args=grpo_arguments(args, reasoning, model.config, processor.tokenizer),
@@ -175,27 +166,27 @@ def _joint(
             completions_steps=reasoning.completions_steps,
             allow_urls=recipe.data.allow_urls,
         ),
-        save_records=save_records,
+        save_records=run.write_records,
     )
 
 
-def _reasoned(recipe: Recipe, pairs: Any, processor: MoonProcessor, data: Any, args: Any) -> ReasonedPairs:
+def _reasoned(run: Run, pairs: Any, processor: MoonProcessor, data: Any, args: Any) -> ReasonedPairs:
     """The pairs with what is known of their attributes."""
     targets = ReasoningTargets(data, processor)
     if targets.report:
-        _say_once(recipe, targets.report)
-    return ReasonedPairs(pairs, targets, recipe.reasoning.unreasoned_share, args.seed)
+        run.say(targets.report)
+    return ReasonedPairs(pairs, targets, run.recipe.reasoning.unreasoned_share, args.seed)
 
 
 def _pair_options(recipe: Recipe) -> PairOptions:
     return PairOptions(**{entry.name: getattr(recipe.data, entry.name) for entry in dataclasses.fields(PairOptions)})
 
 
-def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], steps: int) -> PairDataset | BucketedPairs:
+def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: int) -> PairDataset | BucketedPairs:
     """Return the pairs of a number of steps.
 
     Args:
-        recipe: its data sets, and whether to bucket.
+        run: of its recipe the data sets, and whether to bucket.
         args: batch size, seed and number of processes.
         tables: the training split of each data set.
         steps: optimizer steps.
@@ -203,7 +194,7 @@ def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], ste
     Raises:
         RecipeError: no pair can be drawn.
     """
-    data = recipe.data
+    recipe, data = run.recipe, run.recipe.data
     given = [entry if isinstance(entry, dict) else {} for entry in data.data]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     try:
@@ -215,7 +206,7 @@ def pair_dataset(recipe: Recipe, args: Any, tables: Sequence[ProductTables], ste
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():
-        _say_once(recipe, f"query_mix: no data set has queries of the form {form!r}; none are drawn")
+        run.say(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
     if not data.bucket_batches:
         return dataset
     return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)

@@ -1,6 +1,5 @@
 """The model that a run starts from: a base made or upcycled, loaded, and the parts that learn chosen."""
 
-import dataclasses
 import fnmatch
 import json
 import shutil
@@ -17,9 +16,9 @@ from evaluation.baselines.dual_tower import DualTower
 from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
+from product_data.atomic_files import PARTIAL, written_whole
 from product_data.tables import ProductTables
 from training.assembly.token_budget import settle_budget
-from training.model.card_facts import write_adapter_card, write_trained_card
 from training.model.checkpoint import mark_adapter, save_moon
 from training.model.patch_embedding import patches_by_matrix
 from training.model.quantization import quantization_config
@@ -27,23 +26,27 @@ from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 from training.parallel.launching import zero_stage
 from training.parallel.sharding import is_sharded
-from training.recipe.arguments import ModelArguments, Recipe, RecipeError, attention_of, check_reasons
-from training.runs.resume import written_whole
+from training.recipe.arguments import ModelArguments, RecipeError, attention_of, check_reasons
+from training.runs.cards import write_adapter_card, write_trained_card
+from training.runs.folder import RunFolder
+from training.runs.run import Run
 
-BASE_FOLDERS = ("small_base", "base")
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _ROLES = ("system", "user", "assistant")
 
 
-def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
+def prepare_base(run: Run, tables: list[ProductTables]) -> Path:
     """Return the folder of the Moon checkpoint to start from, made in output_dir where it has to be.
 
     Args:
-        recipe: `base` that is a Moon checkpoint is used as it is; one of Qwen, or the `small_base` made here, is
-            upcycled into output_dir/base.
+        run: the model of its cold start, or a `base` of the recipe that is a Moon checkpoint, is used as it is; a base of
+            Qwen, or the `small_base` made here, is upcycled into output_dir/base.
         tables: the training split, whose texts a small base's tokenizer is trained on.
     """
-    model, output_dir = recipe.model, Path(recipe.training.output_dir)
+    recipe, model = run.recipe, run.recipe.model
+    if run.cold_start_model is not None:
+        check_reasons(recipe, MoonConfig.get_config_dict(run.cold_start_model)[0])
+        return run.cold_start_model
     if model.base is not None and _is_moon(model.base):
         if model.moon:
             raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; expected a Qwen base")
@@ -52,10 +55,10 @@ def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
         check_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
         return Path(model.base)
     check_reasons(recipe, None)
-    out = output_dir / "base"
+    out = run.folder.base
     if not (out / "config.json").is_file():
         shutil.rmtree(out, ignore_errors=True)
-        base = _qwen_base(recipe, tables)
+        base = _qwen_base(run, tables)
         try:
             upcycle(base, out, preset=model.preset, seed=recipe.training.seed, **(model.moon or {}))
         except (ValueError, TypeError, OSError) as error:
@@ -63,12 +66,12 @@ def prepare_base(recipe: Recipe, tables: list[ProductTables]) -> Path:
     return out
 
 
-def _qwen_base(recipe: Recipe, tables: list[ProductTables]) -> str | Path:
+def _qwen_base(run: Run, tables: list[ProductTables]) -> str | Path:
+    recipe, folder = run.recipe, run.folder.small_base
     if recipe.model.base is not None:
         return recipe.model.base
-    folder = Path(recipe.training.output_dir) / "small_base"
     if not folder.is_dir():
-        partial = folder.with_name("small_base.partial")
+        partial = folder.with_name(folder.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         sizes = {"seed": recipe.training.seed, **dict(recipe.model.small_base)}  # type: ignore[arg-type]
         try:
@@ -108,12 +111,12 @@ def texts_of(tables: list[ProductTables], instructions: Mapping[str, str]) -> It
 
 
 def load_start(
-    recipe: Recipe, folder: Path, on_gpu: bool, tables: Sequence[ProductTables] = ()
+    run: Run, folder: Path, on_gpu: bool, tables: Sequence[ProductTables] = ()
 ) -> tuple[PreTrainedModel, MoonProcessor]:
     """Load model and processor, with the recipe's limits on tokens and pictures.
 
     Args:
-        recipe: what to load and how.
+        run: its recipe says what to load and how; takes note of the token budget.
         folder: what `prepare_base` returned.
         on_gpu: whether training will run on a GPU.
         tables: the training split, by which `max_tokens` is measured; see `training.assembly.token_budget.settle_budget`.
@@ -122,20 +125,21 @@ def load_start(
         RecipeError: what transformers cannot load, or not with this `attn_implementation` or `embedding_dim`.
     """
     try:
-        model, processor = _load_start(recipe, folder, on_gpu)
+        model, processor = _load_start(run, folder, on_gpu, run.recipe.model.quantization)
     except (ValueError, OSError, ImportError) as error:
         raise RecipeError(f"base: {error}") from error
     if not on_gpu:
         patches_by_matrix(model)
-    said = settle_budget(processor, recipe.data.max_tokens, tables, allow_urls=recipe.data.allow_urls)
-    recipe.facts["max_tokens"] = processor.max_tokens
-    if said is not None and recipe.training.process_index == 0:
-        print(said, flush=True)
+    data = run.recipe.data
+    note = settle_budget(processor, data.max_tokens, tables, allow_urls=data.allow_urls)
+    run.facts["max_tokens"] = processor.max_tokens
+    if note is not None:
+        run.say(note)
     return model, processor
 
 
-def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedModel, MoonProcessor]:
-    model, data = recipe.model, recipe.data
+def _load_start(run: Run, folder: Path, on_gpu: bool, quantization: str) -> tuple[PreTrainedModel, MoonProcessor]:
+    recipe, model, data = run.recipe, run.recipe.model, run.recipe.data
     processor = MoonProcessor.from_pretrained(folder)
     processor.core_crop = data.core_crop
     processor.instructions = {**processor.instructions, **(data.instructions or {})}
@@ -143,13 +147,13 @@ def _load_start(recipe: Recipe, folder: Path, on_gpu: bool) -> tuple[PreTrainedM
         processor.max_image_tokens = data.max_image_tokens
     attention = attention_of(model.attn_implementation, on_gpu)
     if model.architecture == "dual_tower":
-        base = model.base or Path(recipe.training.output_dir) / "small_base"
+        base = model.base or run.folder.small_base
         tower = DualTower.from_base(base, processor, embedding_dim=(model.moon or {}).get("embedding_dim", 256))
         tower.set_attn_implementation(attention)
         return tower.float(), processor
     dtype = torch.bfloat16 if model.lora and recipe.training.bf16 else torch.float32
     options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
-    quantized = quantization_config(model.quantization)
+    quantized = quantization_config(quantization)
     if quantized is not None:
         place = {"": recipe.training.device}
         options |= {"quantization_config": quantized, "device_map": place, "dtype": torch.bfloat16}
@@ -212,7 +216,7 @@ def encoder_of(model: nn.Module) -> nn.Module:
     return encoder
 
 
-def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None:
+def whole_trained(run: Run, trainer: Any, start: Path) -> nn.Module | None:
     """Return the trained model in one piece and unquantised, to be saved and evaluated.
 
     Of a sharded or quantised model in the first process alone: what was learned is put into the starting model, loaded anew.
@@ -220,10 +224,11 @@ def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None
     holds a part.
 
     Args:
-        recipe: how the model was loaded and what of it learns.
+        run: its recipe says how the model was loaded and what of it learns.
         trainer: the `training.contrastive.trainer.ContrastiveTrainer` after its training.
         start: the checkpoint that training started from.
     """
+    recipe = run.recipe
     if is_sharded(trainer.model) or zero_stage() == 3:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     else:
@@ -233,8 +238,9 @@ def whole_trained(recipe: Recipe, trainer: Any, start: Path) -> nn.Module | None
         state = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
     if recipe.training.process_index != 0:
         return None
-    whole = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, quantization="none"))
-    model = choose_what_learns(load_start(whole, start, on_gpu=False)[0], whole.model)
+    loaded, _ = _load_start(run, start, on_gpu=False, quantization="none")
+    patches_by_matrix(loaded)
+    model = choose_what_learns(loaded, recipe.model)
     if recipe.model.quantization == "none":
         model.load_state_dict(state)
     else:
@@ -253,7 +259,7 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
     """
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(model, PeftModel):
-        with written_whole(folder.with_name("adapter")) as adapter:
+        with written_whole(RunFolder(folder.parent).adapter) as adapter:
             model.save_pretrained(adapter)
             if not isinstance(model.get_base_model(), DualTower):
                 mark_adapter(adapter)

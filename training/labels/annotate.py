@@ -26,10 +26,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from processing_moon.product_moon import ImageLimits, ProductError, open_image
+from product_data.atomic_files import append_line, mend_lines, read_lines
 from product_data.table_files import ImageSource
 from product_data.tables import ProductRow
 from training.labels.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, read_answer
-from training.runs.resume import append_line, mend_lines, read_lines
 
 SUFFIX, JOURNAL_SUFFIX = ".parquet", ".answers.jsonl"
 _READ_BYTES = 2**20  # of a picture's file, for telling pictures apart

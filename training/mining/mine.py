@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import evaluation.baselines  # noqa: F401 - makes its models known
+from product_data.atomic_files import write_atomically
 from product_data.table_files import ImageSource
 from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow
 from retrieval.encode import Encoded, config_digest, encode
@@ -41,7 +42,6 @@ from training.mining.hard_negatives import (
     choose_negatives,
     similarity_limit,
 )
-from training.runs.resume import write_atomically
 
 QUERIES_FILE, REPORT_FILE, SETTINGS_FILE = "queries.parquet", "report.json", "mining.json"
 _VECTORS, _MINED = "vectors", "mined"

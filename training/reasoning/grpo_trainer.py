@@ -43,7 +43,6 @@ from training.rewards.retrieval import ranks
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
 
-COMPLETIONS_FOLDER = "completions"
 _ENDING_TOKENS = 2
 
 
@@ -420,11 +419,11 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         advantages = list(self._logs["advantages"])
         for row, fact in enumerate(facts):
             fact |= {name: values[row] for name, values in rewards.items()} | {"advantage": advantages[row]}
-        folder = Path(self.args.output_dir) / COMPLETIONS_FOLDER
+        path = self.run_folder.completions_of(step)
         with self.disk.keeping():
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             table = pyarrow.Table.from_pylist([{"step": step, **fact} for fact in facts])
-            pyarrow.parquet.write_table(table, folder / f"step-{step:06d}.parquet")
+            pyarrow.parquet.write_table(table, path)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL's, also into `metrics.jsonl`."""

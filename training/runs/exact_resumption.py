@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from product_data.atomic_files import append_line, cut_lines_after, read_lines
 from retrieval.shortened import part_of
 from training.parallel.distributed import rank, world_size
+from training.runs.folder import RunFolder, mark_complete
 from training.runs.full_disk import DiskWatch, check_space
-from training.runs.resume import append_line, cut_lines_after, mark_complete, prune, read_lines
-
-METRICS_FILE = "metrics.jsonl"
-SKIPPED_FILE = "skipped.jsonl"
-SHORTENED_FILE = "shortened.jsonl"
 
 
 class ResumeError(RuntimeError):
@@ -68,14 +65,19 @@ class ExactResumption:
     def _state_file(self) -> str:
         return f"{self.state_name}_{rank()}.pt"
 
+    @property
+    def run_folder(self: Any) -> RunFolder:
+        """The folder that the trainer writes to."""
+        return RunFolder(Path(self.args.output_dir))
+
     # Logs
 
     def log_step(self: Any, logs: Mapping[str, Any]) -> None:
         """Write a training step's log to `metrics.jsonl`."""
         with self.disk.keeping():
             if self.is_world_process_zero():
-                append_line(Path(self.args.output_dir) / METRICS_FILE, {"step": self.state.global_step, **logs})
-        self.disk.stop_together(f"step {self.state.global_step} in {METRICS_FILE}")
+                append_line(self.run_folder.metrics, {"step": self.state.global_step, **logs})
+        self.disk.stop_together(f"step {self.state.global_step} in {self.run_folder.metrics.name}")
 
     def mean_loss(self: Any) -> float:
         """Return the mean loss of all steps; after a resumption Trainer divides the sum by the steps since."""
@@ -87,7 +89,7 @@ class ExactResumption:
             if (skip["item"], skip["field"]) not in self._noted:
                 self._noted.add((skip["item"], skip["field"]))
                 with self.disk.keeping():
-                    append_line(Path(self.args.output_dir) / SKIPPED_FILE, skip)
+                    append_line(self.run_folder.skipped, skip)
 
     def note_shortened(self: Any, shortened: Sequence[Mapping[str, Any]]) -> None:
         """Write each part of an item that did not fit into the token budget to `shortened.jsonl`, once."""
@@ -96,13 +98,13 @@ class ExactResumption:
                 self._noted_short.add(part_of(one))
                 line = {name: value for name, value in one.items() if name != "row"}
                 with self.disk.keeping():
-                    append_line(Path(self.args.output_dir) / SHORTENED_FILE, line)
+                    append_line(self.run_folder.shortened, line)
 
     # Saving
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Save as Trainer does, then each process's own state, then the marker that makes it count."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self.run_folder.checkpoint(self.state.global_step)
         with self.disk.keeping():
             if self.args.should_save:
                 if folder.exists():
@@ -126,7 +128,7 @@ class ExactResumption:
                 if self.save_records is not None:
                     self.save_records(folder)
                 mark_complete(folder)
-                prune(folder.parent, self.args.save_total_limit)
+                self.run_folder.prune(self.args.save_total_limit)
         self.disk.stop_together(folder.name, folder)
 
     def save_more(self, folder: Path) -> None:
@@ -177,11 +179,10 @@ class ExactResumption:
 
     def continue_exactly(self: Any) -> None:
         """Called when training begins: put back what Trainer's loop has just set to its initial values."""
-        output_dir = Path(self.args.output_dir)
         if self.is_world_process_zero():
-            cut_lines_after(output_dir / METRICS_FILE, self.state.global_step)
-        self._noted = {(line["item"], line["field"]) for line in read_lines(output_dir / SKIPPED_FILE)}
-        self._noted_short = {part_of(line) for line in read_lines(output_dir / SHORTENED_FILE)}
+            cut_lines_after(self.run_folder.metrics, self.state.global_step)
+        self._noted = {(line["item"], line["field"]) for line in read_lines(self.run_folder.skipped)}
+        self._noted_short = {part_of(line) for line in read_lines(self.run_folder.shortened)}
         if self._resumed is None:
             return
         self.state.compute_steps(self.args, self.state.max_steps)

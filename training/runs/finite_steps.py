@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from training.parallel.distributed import rank
+from training.runs.folder import RunFolder
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -42,7 +43,7 @@ class FiniteSteps:
             value: what was found.
             items: names of queries and products.
         """
-        path = Path(self.args.output_dir) / f"nonfinite_batch_{rank()}.json"
+        path = RunFolder(Path(self.args.output_dir)).nonfinite_batch(rank())
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"step": self.state.global_step, what: str(value), "items": items}
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -1,19 +1,18 @@
-"""A disk that runs full: told from other errors, named with what is needed, and stopped at by all processes together."""
+"""Detect a full disk, say what is needed, and stop all processes together."""
 
 import contextlib
 import errno
-import functools
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from product_data.atomic_files import size_of
 from training.parallel.distributed import rank, world_size
-from training.runs.resume import last_good_checkpoint, size_of
+from training.runs.folder import RunFolder
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers raise errors of their own, without errno
@@ -62,7 +61,7 @@ def full_disk_sentence(output_dir: Path, unwritten: str, reason: str, written: i
     """
     usage = shutil.disk_usage(next(place for place in (output_dir, *output_dir.resolve().parents) if place.exists()))
     found = f"found {_size(usage.free)} free of {_size(usage.total)}"
-    good = last_good_checkpoint(output_dir)
+    good = RunFolder(output_dir).last_good_checkpoint()
     if good is not None:
         needed = f"about {_size(size_of(good))}, the size of a checkpoint"
         left = f"{good.name} is whole: make room and give the same command again, it resumes from {good.name}"
@@ -87,7 +86,7 @@ def check_space(output_dir: Path) -> None:
     Raises:
         DiskFullError: there is not enough room.
     """
-    good, usage = last_good_checkpoint(output_dir), shutil.disk_usage(output_dir)
+    good, usage = RunFolder(output_dir).last_good_checkpoint(), shutil.disk_usage(output_dir)
     if good is not None and usage.total and usage.free < size_of(good):
         raise DiskFullError("checked before anything of it was written")
 
@@ -143,24 +142,22 @@ class DiskWatch:
         raise DiskFullError(full_disk_sentence(self.output_dir, unwritten, reason, written)) from self._error
 
 
-def stops_on_a_full_disk(run: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Decorate a function of a recipe, so that a full disk is a DiskFullError wherever in the run it was met.
+@contextlib.contextmanager
+def full_disk_named(output_dir: Path) -> Iterator[None]:
+    """Turn a full disk into a DiskFullError, wherever in a run it was met.
 
     Args:
-        run: takes a `training.recipe.arguments.Recipe`.
+        output_dir: the run's folder.
+
+    Raises:
+        DiskFullError: names what was found, needed and left.
     """
-
-    @functools.wraps(run)
-    def named(recipe: Any) -> None:
-        try:
-            run(recipe)
-        except DiskFullError:
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            output_dir = Path(recipe.training.output_dir)
-            reason = str(error).splitlines()[0]
-            raise DiskFullError(full_disk_sentence(output_dir, "a file of the run", reason)) from error
-
-    return named
+        reason = str(error).splitlines()[0]
+        raise DiskFullError(full_disk_sentence(output_dir, "a file of the run", reason)) from error

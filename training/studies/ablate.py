@@ -30,6 +30,7 @@ from tqdm import tqdm
 from evaluation.provenance import provenance
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
 from processing_moon.product_moon import ProductError, open_image
+from product_data.atomic_files import read_lines, write_atomically
 from product_data.outputs import require_writable_folder
 from product_data.tables import ProductTables, load_tables
 from training.places import TRAIN
@@ -43,9 +44,7 @@ from training.recipe.arguments import (
     reading_of,
 )
 from training.recipe.files import merged
-from training.recipe.reasoning import COLD_START
-from training.runs.exact_resumption import METRICS_FILE
-from training.runs.resume import read_lines, write_atomically
+from training.runs.folder import RunFolder
 from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
 
 SUITE_KEYS = ("base", "seeds", "boxes", "keys", "cells")
@@ -362,7 +361,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
     Raises:
         RecipeError: no results of an evaluation are there.
     """
-    files = sorted(run.folder.glob("results_after*.json"))
+    files = RunFolder(run.folder).all_results("after")
     if not files:
         raise RecipeError(f"{run.folder}: found no results_after….json; expected evaluate_after: true")
     scores: dict[str, Any] = {}
@@ -375,8 +374,8 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
             "warnings": found["warnings"],
             **found["provenance"],
         }
-    steps = json.loads((run.folder / "finished.json").read_text(encoding="utf-8"))["steps"]
-    metrics = read_lines(run.folder / METRICS_FILE)
+    steps = RunFolder(run.folder).steps()
+    metrics = read_lines(RunFolder(run.folder).metrics)
     result = {
         "cell": run.cell,
         "seed": run.seed,
@@ -475,13 +474,13 @@ def _share_done(run: Run) -> float:
     """How much of a run's training is over, by its metrics; its evaluation counts for a tenth, a cold start for a third."""
     first = run.wanted.get("cold_start")
     if not first:
-        return 0.9 * _share_of_steps(run.folder, run.wanted["max_steps"])
-    cold = _share_of_steps(run.folder / COLD_START, first.get("max_steps"))
-    return cold / 3 + (0.9 - 1 / 3) * _share_of_steps(run.folder, run.wanted["max_steps"])
+        return 0.9 * _share_of_steps(RunFolder(run.folder), run.wanted["max_steps"])
+    cold = _share_of_steps(RunFolder(run.folder).cold_start, first.get("max_steps"))
+    return cold / 3 + (0.9 - 1 / 3) * _share_of_steps(RunFolder(run.folder), run.wanted["max_steps"])
 
 
-def _share_of_steps(folder: Path, steps: int | None) -> float:
-    metrics = read_lines(folder / METRICS_FILE)
+def _share_of_steps(folder: RunFolder, steps: int | None) -> float:
+    metrics = read_lines(folder.metrics)
     return metrics[-1]["step"] / steps if metrics and steps else 0.0
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-COMPLETIONS_FOLDER = "completions"
+from training.runs.folder import RunFolder
+
 ORDERS = ("change", "reward", "step")
 _REWARD = "_reward"
 _COLUMNS = ("item", "side", "text", "well_formed", "rank_without", "rank", "candidates", "advantage")
-_STEP_FILE = re.compile(r"step-(\d+)\.parquet")
 # TRL calls a group's spread 0 up to 1e-8, and adds 1e-4 to the spread by which it divides: see `Group.degenerate`.
 _SPREAD, _ADDED = 1e-8, 1e-4
 
@@ -179,16 +178,13 @@ def completion_steps(run: Path) -> dict[int, Path]:
     """
     if not run.is_dir():
         raise ReportError(f"RUN: found no folder {run}; expected the output_dir of a training")
-    found = {}
-    for path in (run / COMPLETIONS_FOLDER).glob("step-*.parquet"):
-        if match := _STEP_FILE.fullmatch(path.name):
-            found[int(match[1])] = path
+    found = RunFolder(run).completion_steps()
     if not found:
         raise ReportError(
-            f"RUN: found no {COMPLETIONS_FOLDER}/step-NUMBER.parquet in {run}; expected a run with stage: reasoning and "
+            f"RUN: found no completions in {RunFolder(run).completions}; expected a run with stage: reasoning and "
             "completions_steps above 0 that has made as many steps"
         )
-    return dict(sorted(found.items()))
+    return found
 
 
 def read_step(path: Path, weights: Mapping[str, float] | None) -> list[PairOfGroups]:

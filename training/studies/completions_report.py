@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from processing_moon.product_moon import ProductError, open_image
+from product_data.atomic_files import write_atomically
 from product_data.outputs import require_writable_file
 from product_data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError
 from training.assembly.sources import read_data
@@ -33,8 +34,8 @@ from training.recipe.arguments import (
     RecipeError,
 )
 from training.recipe.reasoning import ReasoningArguments
-from training.runs.exact_resumption import METRICS_FILE
-from training.runs.resume import write_atomically
+from training.runs.folder import RunFolder
+from training.runs.run import Run
 from training.studies.completions import (
     ORDERS,
     ItemFacts,
@@ -49,8 +50,6 @@ from training.studies.completions import (
 )
 from training.studies.completions_page import page
 
-RECIPE_FILE, PROVENANCE_FILE = "resolved_recipe.yaml", "provenance.json"
-FINISHED_FILE, OUTPUT_FILE = "finished.json", "completions.html"
 LAST = "last"
 _THUMBNAIL_PIXELS, _JPEG_QUALITY = 144, 82
 _NAMED_STEPS = 12
@@ -127,11 +126,11 @@ def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTa
     """The data sets of a run, or a sentence that says why there are none. What their reader prints goes to stderr."""
     without = "No titles and no pictures"
     if values is None:
-        return [], [f"{without}: without {RECIPE_FILE} the tables are not known."]
+        return [], [f"{without}: without {RunFolder(run).recipe.name} the tables are not known."]
     names = {entry.name for entry in dataclasses.fields(DataArguments)}
     try:
         recipe = Recipe(
-            run / RECIPE_FILE,
+            RunFolder(run).recipe,
             ModelArguments(),
             DataArguments(**{name: value for name, value in values.items() if name in names}),
             LossArguments(),
@@ -140,7 +139,7 @@ def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTa
             resolved=dict(values),
         )
         with contextlib.redirect_stdout(sys.stderr):
-            return read_data(recipe), []
+            return read_data(Run(recipe)), []
     except (RecipeError, TableError, OSError) as error:
         return [], [f"{without}: {error}"]
 
@@ -169,9 +168,9 @@ def make_report(
     values, notes = _recipe(run)
     weights = None if values is None else dict(values.get("rewards") or {})
     if order == "reward" and weights is None:
-        raise ReportError(f"--order: found 'reward' without {run / RECIPE_FILE}; expected change, step")
+        raise ReportError(f"--order: found 'reward' without {RunFolder(run).recipe}; expected change, step")
     chosen, pairs, unread = _chosen(steps, step, weights)
-    series, missing = read_series(run / METRICS_FILE)
+    series, missing = read_series(RunFolder(run).metrics)
     tables, untold = _tables(run, values)
     shown = ItemIndex(tables, pictures)
     facts_of: dict[tuple[int, str], ItemFacts] = {}
@@ -211,15 +210,15 @@ def _named(steps: Sequence[int]) -> str:
 
 
 def _recipe(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    path = run / RECIPE_FILE
+    path = RunFolder(run).recipe
     if not path.is_file():
-        return None, [f"No weights of the rewards: {RECIPE_FILE} is not there."]
+        return None, [f"No weights of the rewards: {path.name} is not there."]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return None, [f"No weights of the rewards: {RECIPE_FILE} cannot be read: {error}"]
+        return None, [f"No weights of the rewards: {path.name} cannot be read: {error}"]
     if not isinstance(values, dict):
-        return None, [f"No weights of the rewards: {RECIPE_FILE} holds no keys."]
+        return None, [f"No weights of the rewards: {path.name} holds no keys."]
     return values, []
 
 
@@ -234,14 +233,14 @@ def _run_facts(
             for entry in values["data"]
         )
     logged = max((step for steps in series.values() for step in steps), default=None)
-    state = "finished" if (run / FINISHED_FILE).is_file() else "not finished"
+    state = "finished" if RunFolder(run).finished.is_file() else "not finished"
     if logged is not None:
         state += f", logged up to step {logged}"
     if values.get("max_steps"):
         state += f" of {values['max_steps']}"
     facts["state"] = state
     try:
-        known = json.loads((run / PROVENANCE_FILE).read_text(encoding="utf-8"))
+        known = json.loads(RunFolder(run).provenance.read_text(encoding="utf-8"))
         facts["commit"] = known["commit"][:12] + (" with changes" if known.get("uncommitted_changes") else "")
     except (OSError, ValueError, KeyError, TypeError):  # no file, not JSON, or trained outside a checkout
         facts["commit"] = "not known"
@@ -278,7 +277,7 @@ def write_page(
         raise ReportError(f"--items: found {items}; expected 1 or more")
     if step != LAST and not re.fullmatch(r"\d+", step):
         raise ReportError(f"--step: found {step!r}; expected {LAST}, or the number of a step")
-    path = output or run / OUTPUT_FILE
+    path = output or RunFolder(run).completions_page
     if output is not None or run.is_dir():
         require_writable_file("--output", path)
     number = None if step == LAST else int(step)

@@ -20,17 +20,17 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.provenance import provenance
+from product_data.atomic_files import append_line, mend_lines, read_lines, write_atomically
 from product_data.outputs import require_writable_file
 from training.places import RECIPES
 from training.recipe.arguments import RecipeError, parse_recipe
-from training.recipe.reasoning import COLD_START, REASONING
-from training.runs.exact_resumption import METRICS_FILE
-from training.runs.resume import append_line, mend_lines, read_lines, write_atomically
+from training.recipe.reasoning import REASONING
+from training.runs.folder import RunFolder
 from training.studies.ablate import Run, row_scores, run_all
 
 RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
-MODES = {"none": "", "generate": "_generate"}
+MODES = ("none", "generate")
 STARTS_FILE = "starts.jsonl"
 _TENTH = 10
 _REWARD = "rewards/retrieval_reward/mean"
@@ -61,7 +61,7 @@ def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
         place = folder.resolve() / f"seed-{seed}"
         keys = {**resolved, "seed": seed, "boxes": None}
         control = {**keys, "cold_start": None, "small_base": None, "moon": None, "grpo_weight": 0.0}
-        control |= {"base": str(place / JOINT / COLD_START / "final"), "evaluate_before": False}
+        control |= {"base": str(RunFolder(place / JOINT).cold_start.final), "evaluate_before": False}
         runs += [Run(JOINT, seed, place / JOINT, keys), Run(CONTROL, seed, place / CONTROL, control)]
     return runs
 
@@ -78,15 +78,15 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
-        files = {mode: run.folder / f"results_{when}{ending}.json" for mode, ending in MODES.items()}
+        files = {mode: RunFolder(run.folder).results(when, mode) for mode in MODES}
         there = {mode: file for mode, file in files.items() if file.is_file()}
         if there:
             found[name] = {mode: _scores(file) for mode, file in there.items()}
     found["seconds"] = {run.cell: (run.result() or {}).get("seconds") for run in (joint, control)}
-    facts = joint.folder / "provenance.json"
+    facts = RunFolder(joint.folder).provenance
     if facts.is_file():
         found["trained_at_commit"] = json.loads(facts.read_text(encoding="utf-8"))["commit"]
-    metrics = [line for line in read_lines(joint.folder / METRICS_FILE) if _REWARD in line]
+    metrics = [line for line in read_lines(RunFolder(joint.folder).metrics) if _REWARD in line]
     if joint.result() is not None and metrics:
         tenth = max(1, len(metrics) // _TENTH)
         first, last = ([line[_REWARD] for line in part] for part in (metrics[:tenth], metrics[-tenth:]))
@@ -154,7 +154,7 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _evaluated(seed: Mapping[str, Any], name: str) -> bool:
     """Whether a model is evaluated in every way; one that is being evaluated now is not yet."""
-    return MODES.keys() <= seed.get(name, {}).keys()
+    return set(MODES) <= seed.get(name, {}).keys()
 
 
 def _mean(seed: Mapping[str, Any], name: str, mode: str, key: str) -> float:

@@ -28,21 +28,13 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from evaluation.provenance import provenance
+from product_data.atomic_files import read_lines, write_atomically
 from product_data.catalogue.making import make_catalogue
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_file, require_writable_folder
 from training.places import PROJECT
 from training.recipe.arguments import parse_recipe
-from training.runs.exact_resumption import METRICS_FILE
-from training.runs.resume import (
-    MARKER,
-    PARTIAL,
-    checkpoints,
-    is_complete,
-    last_good_checkpoint,
-    read_lines,
-    write_atomically,
-)
+from training.runs.folder import MARKER, RunFolder
 
 # The training itself, which waits at every file that Python opens in a checkpoint or in what is written before it is whole.
 TRAIN = """
@@ -89,8 +81,8 @@ class Moment:
             return logged_step(run) >= self.step
         if self.kind == "start":
             return True
-        name = f"checkpoint-{self.step}" if self.kind == "save" else f"final{PARTIAL}"
-        return (run / name / self.file).exists()
+        folder = RunFolder(run).checkpoint(self.step) if self.kind == "save" else RunFolder(run).final_partial
+        return (folder / self.file).exists()
 
 
 @dataclass(frozen=True)
@@ -205,7 +197,7 @@ class Processes:
 
 def logged_step(run: Path) -> int:
     """Return the last step in a run's metrics, 0 where there is none."""
-    lines = read_lines(run / METRICS_FILE)
+    lines = read_lines(RunFolder(run).metrics)
     return lines[-1]["step"] if lines else 0
 
 
@@ -221,8 +213,8 @@ def run_alone(command: Sequence[str], processes: int, run: Path, log: Path) -> P
         start_seconds = time.monotonic() - begin
         if any(training.finish()):
             raise SoakError(f"the training that is left alone did not end well:\n{training.last_words()}")
-    seconds, first = time.monotonic() - begin - start_seconds, checkpoints(run)[0]
-    return Pace(start_seconds, seconds / logged_step(run), _names(first), _names(run / "final"))
+    seconds, first = time.monotonic() - begin - start_seconds, RunFolder(run).checkpoints()[0]
+    return Pace(start_seconds, seconds / logged_step(run), _names(first), _names(RunFolder(run).final))
 
 
 def _names(folder: Path) -> tuple[str, ...]:
@@ -244,7 +236,7 @@ def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path,
         if all(process.poll() is not None for process in training.started):
             raise SoakError(f"the training ended before it could be killed:\n{training.last_words()}")
         training.kill()
-    good, half = last_good_checkpoint(run), _half_written(run)
+    good, half = RunFolder(run).last_good_checkpoint(), _half_written(run)
     return {
         "moment": {key: value for key, value in asdict(moment).items() if value},
         "logged_step": logged_step(run),
@@ -256,15 +248,15 @@ def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path,
 
 def _half_written(run: Path) -> dict[str, tuple[int, int]]:
     """What a run has begun to save and not finished, each with what tells it from an earlier attempt of the same name."""
-    half = [path for path in checkpoints(run) if not is_complete(path)] + list(run.glob(f"final{PARTIAL}"))
+    half = RunFolder(run).half_written()
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in half}
 
 
 def differing_losses(whole: Path, run: Path) -> list[str]:
     """Compare every logged value but the speed with the same step's of the run that was left alone."""
-    expected = {line["step"]: line for line in read_lines(whole / METRICS_FILE)}
+    expected = {line["step"]: line for line in read_lines(RunFolder(whole).metrics)}
     differences = []
-    for line in read_lines(run / METRICS_FILE):
+    for line in read_lines(RunFolder(run).metrics):
         other = expected.get(line["step"], {})
         keys = sorted((set(line) | set(other)) - set(_UNCOMPARED))
         changes = [f"{key} {line.get(key)} ≠ {other.get(key)}" for key in keys if line.get(key) != other.get(key)]
@@ -420,9 +412,9 @@ def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
             if any(training.finish()):
                 raise SoakError(f"the last resumption did not end well:\n{training.last_words()}")
         bar.update()
-    compared, others = differing_weights(whole / "final", run / "final")
+    compared, others = differing_weights(RunFolder(whole).final, RunFolder(run).final)
     differences += differing_losses(whole, run) + others
-    lines = [{line["step"] for line in read_lines(one / METRICS_FILE)} for one in (whole, run)]
+    lines = [{line["step"] for line in read_lines(RunFolder(one).metrics)} for one in (whole, run)]
     if lines[0] != lines[1]:
         differences.append(f"logged steps: {sorted(lines[0] ^ lines[1])} in one of the runs alone")
     in_saves = sum(one["in_a_save"] for one in found)

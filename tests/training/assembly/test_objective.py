@@ -6,6 +6,7 @@ import yaml
 from safetensors.torch import load_file
 
 from modeling_moon import MoonModel
+from product_data.atomic_files import read_lines
 from training.assembly.objective import check_fits, loss_of, options_of
 from training.assembly.starting_model import choose_what_learns
 from training.contrastive.trainer import ContrastiveOptions
@@ -13,7 +14,6 @@ from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
 from training.recipe.arguments import LossArguments, ModelArguments, RecipeError, parse_recipe
-from training.runs.resume import read_lines
 from training.train import main
 
 

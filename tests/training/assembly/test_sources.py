@@ -9,6 +9,7 @@ import yaml
 from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport
 from training.assembly.sources import read_data, shared_with_evaluation, unanswered_queries, with_splits
 from training.recipe.arguments import RecipeError, parse_recipe
+from training.runs.run import Run
 
 
 def tables(products, queries=()):
@@ -41,8 +42,8 @@ def shop(tmp_path):
 
 
 def test_a_table_without_splits_is_split_by_group_and_says_so(shop, capsys):
-    recipe = shop(evaluate_after=True)
-    (table,) = read_data(recipe)
+    run = Run(shop(evaluate_after=True))
+    (table,) = read_data(run)
     train, test = table.select("train"), table.select("test")
     assert 0 < len(test.products) < len(train.products)
     assert len(train.products) + len(test.products) == 40
@@ -51,7 +52,7 @@ def test_a_table_without_splits_is_split_by_group_and_says_so(shop, capsys):
         there = {row.product_id for row in part.products}
         assert len(part.queries) == len(there)
         assert all(there.issuperset(query.positives) for query in part.queries)
-    assert recipe.facts == {"split_by_us": ["shop"]}
+    assert run.facts == {"split_by_us": ["shop"]}
     assert "shop: names no splits; split by group or product id: test " in capsys.readouterr().out
 
 
@@ -74,22 +75,22 @@ def test_one_product_cannot_be_split():
 
 def test_splits_that_are_there_stay_and_all_asks_for_everything(shop):
     rows = [{"product_id": f"p{n}", "title": "x", "split": "train" if n else "test"} for n in range(4)]
-    (table,) = read_data(shop(rows=rows))
+    (table,) = read_data(Run(shop(rows=rows)))
     assert {row.product_id: row.split for row in table.products} == {row["product_id"]: row["split"] for row in rows}
-    (table,) = read_data(shop(split="all"))
+    (table,) = read_data(Run(shop(split="all")))
     assert len(table.select("all").products) == 40
     assert {row.split for row in table.products} == {"all"}
 
 
 def test_what_is_trained_on_and_evaluated_on_is_counted_and_warned_of(shop, capsys):
-    recipe = shop(split="all", evaluate_after=True)
-    read_data(recipe)
-    (warning,) = recipe.facts["warnings"]
+    run = Run(shop(split="all", evaluate_after=True))
+    read_data(run)
+    (warning,) = run.facts["warnings"]
     assert "40 of 40 queries and 0 of 40 products of evaluate_split 'test' are also trained on" in warning
     assert f"WARNING: {warning}" in capsys.readouterr().out
-    recipe = shop(split="all")
-    read_data(recipe)
-    assert recipe.facts == {}
+    run = Run(shop(split="all"))
+    read_data(run)
+    assert run.facts == {}
 
 
 def test_a_gallery_of_every_split_is_by_design_where_the_queries_are_apart():
@@ -117,7 +118,7 @@ def test_queries_without_an_answer_in_the_split_are_counted_by_type():
 )
 def test_a_split_that_is_not_there_is_refused(shop, values, message):
     with pytest.raises(TableError, match=message):
-        read_data(shop(**values))
+        read_data(Run(shop(**values)))
 
 
 def test_an_empty_gallery_is_refused_before_training(shop, tmp_path):
@@ -125,12 +126,12 @@ def test_an_empty_gallery_is_refused_before_training(shop, tmp_path):
     queries = tmp_path / "shop" / "queries.jsonl"
     queries.write_text(json.dumps({"query_id": "q", "text": "x", "positives": ["p0"], "split": "test"}) + "\n")
     with pytest.raises(TableError, match="evaluate_split: found no products in split 'test'"):
-        read_data(recipe)
+        read_data(Run(recipe))
 
 
 def test_options_that_the_catalogue_refuses_are_named(shop):
     with pytest.raises(RecipeError, match="catalogue: "):
-        read_data(shop(data=["catalogue"], catalogue={"products": -1}))
+        read_data(Run(shop(data=["catalogue"], catalogue={"products": -1})))
 
 
 def test_an_interactions_table_is_read_with_the_recipes_weights(tmp_path):
@@ -139,7 +140,7 @@ def test_an_interactions_table_is_read_with_the_recipes_weights(tmp_path):
     source = {"products": str(tmp_path / "products.csv"), "interactions": str(tmp_path / "log.csv")}
     values = {"small_base": {}, "max_steps": 1, "data": [source], "action_weights": {"wish": 0.5}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    (table,) = read_data(parse_recipe([str(tmp_path / "recipe.yaml"), "--action_weights.purchase", "0.9"]))
+    (table,) = read_data(Run(parse_recipe([str(tmp_path / "recipe.yaml"), "--action_weights.purchase", "0.9"])))
     assert [query.answers for query in table.queries] == [{"b": 0.9, "a": 0.5}]
 
 
@@ -148,7 +149,7 @@ def test_a_data_set_of_a_recipe_says_how_its_cells_are_read(tmp_path, shop):
     entry = {"path": str(tmp_path / "shop"), "strip_html": True, "category_separator": ">"}
     shop(rows=rows)
     recipe = shop(rows=rows, data=[entry])
-    (table,) = read_data(recipe)
+    (table,) = read_data(Run(recipe))
     assert {row.title for row in table.products} == {"a & b"}
     assert table.products[0].category == ("Home/Part 0",)
     for key, wrong in (("strip_html", "yes"), ("category_separator", "")):
@@ -158,5 +159,5 @@ def test_a_data_set_of_a_recipe_says_how_its_cells_are_read(tmp_path, shop):
 
 def test_half_of_an_emoji_is_named_before_training(shop, capsys):
     with pytest.raises(TableError, match=r"row 1, column 'title': 'hat \\ud83d'"):
-        read_data(shop(rows=[{"product_id": "a", "title": "x"}, {"product_id": "b", "title": "hat \ud83d"}]))
+        read_data(Run(shop(rows=[{"product_id": "a", "title": "x"}, {"product_id": "b", "title": "hat \ud83d"}])))
     assert "invalid_unicode" not in capsys.readouterr().out  # said once, by the error

@@ -10,6 +10,7 @@ from product_data.tables import load_tables
 from training.assembly.starting_model import load_start
 from training.assembly.token_budget import token_budget
 from training.recipe.arguments import RecipeError, make_recipe, parse_recipe
+from training.runs.run import Run
 
 WORDS = "colour and cloth of a shirt, washed and worn "
 
@@ -50,8 +51,9 @@ def test_a_recipe_with_auto_measures_the_training_split_once_and_trains_with_it(
     }
     recipe = make_recipe(Path("auto.yaml"), values | {"data": [str(shop)]}, [])
     tables = load_tables({"products": str(shop)})
-    _, processor = load_start(recipe, Path(recipe.model.base), on_gpu=False, tables=[tables])
-    assert processor.max_tokens == recipe.facts["max_tokens"] < 128
+    run = Run(recipe)
+    _, processor = load_start(run, Path(recipe.model.base), on_gpu=False, tables=[tables])
+    assert processor.max_tokens == run.facts["max_tokens"] < 128
     assert capsys.readouterr().out.count("max_tokens: auto is ") == 1
 
 
@@ -70,7 +72,7 @@ def test_a_budget_that_is_too_small_for_most_items_is_named_with_its_share_befor
         (2000, ""),
     ):
         recipe = make_recipe(Path("fixed.yaml"), {**values, "max_tokens": tokens}, [])
-        _, processor = load_start(recipe, Path(recipe.model.base), on_gpu=False, tables=[tables])
+        _, processor = load_start(Run(recipe), Path(recipe.model.base), on_gpu=False, tables=[tables])
         assert processor.max_tokens == tokens
         printed = capsys.readouterr().out
         assert said in printed

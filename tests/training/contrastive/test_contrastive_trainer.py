@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import TrainerCallback, TrainingArguments
 
+from product_data.atomic_files import append_line, cut_lines_after, read_lines
 from training.batches.negatives import NO_ID, NegativeQueue
 from training.contrastive import trainer as contrastive_trainer
 from training.contrastive.terms import TermOptions
@@ -18,16 +19,7 @@ from training.losses.info_nce import InfoNCELoss, info_nce
 from training.losses.sample_filter import SampleFilter
 from training.runs.exact_resumption import ResumeError
 from training.runs.finite_steps import NonFiniteLossError
-from training.runs.resume import (
-    append_line,
-    cut_lines_after,
-    is_complete,
-    last_good_checkpoint,
-    mark_complete,
-    prune,
-    read_lines,
-    remove_incomplete,
-)
+from training.runs.folder import RunFolder, is_complete, mark_complete
 
 WIDTH, DIM = 6, 4
 
@@ -329,10 +321,10 @@ def test_only_a_checkpoint_with_its_marker_and_all_its_bytes_is_good(tmp_path):
     (cut / "weights").write_text("w")
     (lacking / "part" / "more").unlink()
     assert [is_complete(path) for path in (good, cut, lacking, unmarked)] == [True, False, False, False]
-    assert last_good_checkpoint(tmp_path) == good
-    assert set(remove_incomplete(tmp_path)) == {cut, lacking, unmarked}
+    assert RunFolder(tmp_path).last_good_checkpoint() == good
+    assert set(RunFolder(tmp_path).mend()) == {cut, lacking, unmarked}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-9"]
-    assert last_good_checkpoint(tmp_path / "nowhere") is None
+    assert RunFolder(tmp_path / "nowhere").last_good_checkpoint() is None
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, 3), (0, 3), (1, 1), (2, 2), (5, 3)])
@@ -341,7 +333,7 @@ def test_pruning_leaves_the_newest_good_checkpoints(tmp_path, limit, left):
     for step in steps:
         make_checkpoint(tmp_path, step)
     make_checkpoint(tmp_path, 101, complete=False)
-    prune(tmp_path, limit)
+    RunFolder(tmp_path).prune(limit)
     kept = sorted(int(path.name.split("-")[1]) for path in tmp_path.iterdir())
     assert kept == [*steps[3 - left :], 101]
 

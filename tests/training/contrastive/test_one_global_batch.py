@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
+from product_data.atomic_files import read_lines
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
@@ -27,7 +28,6 @@ from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
-from training.runs.resume import read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]

@@ -5,8 +5,8 @@ import torch
 import yaml
 from launched import ROOT, run_twice
 
+from product_data.atomic_files import read_lines
 from product_data.catalogue.making import write_catalogue
-from training.runs.resume import read_lines
 
 # Two processes with unlike batches; only the first has products with text and picture. Writes its loss, the gradient averaged
 # over the processes, what a slow reference without any exchange gives, and the batch that a queue would keep.

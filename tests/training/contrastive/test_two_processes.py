@@ -8,8 +8,8 @@ import yaml
 from launched import run_twice
 from safetensors.torch import load_file
 
+from product_data.atomic_files import read_lines
 from product_data.catalogue.making import write_catalogue
-from training.runs.resume import read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[3]
 CLOCKS = """
 import pathlib, sys, types
 import torch.distributed as dist
-from training.train import _StepClock
+from training.assembly.step_rate import StepClock
 
 dist.init_process_group("gloo")
-clock = _StepClock(budget_seconds=0.0 if dist.get_rank() else 0.05)
+clock = StepClock(budget_seconds=0.0 if dist.get_rank() else 0.05)
 args = types.SimpleNamespace(device="cpu", world_size=2)
 control = types.SimpleNamespace(should_training_stop=False)
 while not control.should_training_stop:

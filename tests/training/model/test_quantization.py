@@ -16,6 +16,7 @@ from training.assembly.starting_model import choose_what_learns, load_start, sav
 from training.model import quantization
 from training.model.quantization import WHOLE_MODULES, check_quantization, quantization_config
 from training.recipe.arguments import RecipeError, parse_recipe
+from training.runs.run import Run
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_the_base_is_loaded_quantised_and_what_was_learned_is_saved_over_the_who
         return load(path, attn_implementation=options["attn_implementation"], dtype=torch.float32)
 
     monkeypatch.setattr(starting_model.MoonModel, "from_pretrained", without_bitsandbytes)
-    model, _ = load_start(recipe, Path(folder), on_gpu=False)
+    model, _ = load_start(Run(recipe), Path(folder), on_gpu=False)
     assert loaded[0]["quantization_config"].load_in_4bit
     assert loaded[0]["device_map"] == {"": recipe.training.device}
     assert loaded[0]["dtype"] == torch.bfloat16
@@ -103,7 +104,7 @@ def test_the_base_is_loaded_quantised_and_what_was_learned_is_saved_over_the_who
         if "lora_B" in name:
             torch.nn.init.ones_(parameter)
     accelerator = SimpleNamespace(unwrap_model=lambda model, keep_fp32_wrapper: model)
-    whole = whole_trained(recipe, SimpleNamespace(model=learner, accelerator=accelerator), Path(folder))
+    whole = whole_trained(Run(recipe), SimpleNamespace(model=learner, accelerator=accelerator), Path(folder))
     assert isinstance(whole, PeftModel)
     assert whole is not learner
     assert "quantization_config" not in loaded[1]

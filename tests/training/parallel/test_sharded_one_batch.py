@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from product_data.atomic_files import read_lines
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions
 from training.encoding.batch_encoding import encoded_rows
@@ -35,7 +36,6 @@ from training.parallel.sharding import (
     reach_all,
     whole_parameters,
 )
-from training.runs.resume import read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 NEEDS_FSDP = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from product_data.catalogue.making import write_catalogue
-from training.runs.resume import last_good_checkpoint
+from training.runs.folder import RunFolder
 from training.studies.soak import Processes, differing_losses, differing_weights, logged_step
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -67,7 +67,7 @@ def test_a_killed_training_goes_on_exactly_and_its_model_is_saved_whole(tiny_moo
         training.wait_for(lambda: logged_step(killed) >= 3)
         training.kill()
     shutil.rmtree(killed / "checkpoint-4", ignore_errors=True)  # where the kill came late
-    assert last_good_checkpoint(killed) == killed / "checkpoint-2"
+    assert RunFolder(killed).last_good_checkpoint() == killed / "checkpoint-2"
     (killed / "finished.json").unlink(missing_ok=True)
     finish(words, log)
     assert f"resuming from {killed / 'checkpoint-2'}" in log.read_text()

@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
+from product_data.atomic_files import read_lines
 from training.assembly.starting_model import save_trained
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
@@ -34,7 +35,6 @@ from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.model.checkpoint import save_moon
 from training.reasoning.cold_start_trainer import ColdStartTrainer
-from training.runs.resume import read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]

@@ -21,6 +21,7 @@ from trl.trainer.utils import add_fused_lm_head
 from modeling_moon import MoonForConditionalGeneration
 from modeling_moon.embedding_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
+from product_data.atomic_files import read_lines
 from training.assembly.starting_model import choose_what_learns
 from training.batches.collate import UnreadableBatchError
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
@@ -31,7 +32,6 @@ from training.reasoning.rollouts import PromptCollator, rollout_dataset
 from training.recipe.arguments import ModelArguments, MoonTrainingArguments
 from training.recipe.reasoning import ReasoningArguments
 from training.runs.finite_steps import NonFiniteLossError
-from training.runs.resume import read_lines
 
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 MAX_TOKENS, ROLLOUTS = 6, 3

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training.runs.resume import read_lines
+from product_data.atomic_files import read_lines
 
 RECIPE = {
     "small_base": {"hidden_size": 64, "num_layers": 1, "vision_depth": 2, "vocab_size": 600},

@@ -19,6 +19,7 @@ from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration
 from processing_moon import MoonProcessor
+from product_data.atomic_files import read_lines
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair
@@ -28,7 +29,6 @@ from training.reasoning.grpo_trainer import MoonGRPOTrainer, RolloutOptions, grp
 from training.reasoning.rollout_terms import RolloutVectors, rollout_loss
 from training.recipe.arguments import MoonTrainingArguments
 from training.recipe.reasoning import ReasoningArguments
-from training.runs.resume import read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]

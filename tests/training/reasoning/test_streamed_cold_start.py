@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from processing_moon import MoonProcessor
+from product_data.atomic_files import read_lines
 from product_data.columns import find_columns
 from training.batches.collate import PairCollator
 from training.batches.pairs import PairDataset, PairOptions, PairSource
 from training.batches.streams import BadRow, RowPairs, StreamCollator, StreamRow, StreamSource
 from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets
-from training.runs.resume import read_lines
 from training.train import main
 
 COLOURS = ("red", "blue", "green", "white", "black")

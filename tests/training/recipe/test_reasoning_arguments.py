@@ -9,7 +9,8 @@ from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.reasoning import DEFAULT_REWARDS, ReasoningArguments, cold_start_values
 from training.recipe.same_recipe import differing_keys
 from training.rewards import reward_names
-from training.train import run
+from training.runs.run import Run
+from training.train import train
 
 JOINT = {"small_base": {}, "preset": "moon3", "stage": "reasoning", "max_steps": 10, "per_device_train_batch_size": 4}
 COLD = {"small_base": {}, "preset": "moon3", "stage": "cold_start", "max_steps": 10}
@@ -119,7 +120,7 @@ def test_a_cold_start_changes_single_keys_of_mappings(recipe, tmp_path):
 )
 def test_a_cold_start_that_cannot_run_is_refused_before_anything_is_written(recipe, tmp_path, cold_start, reason):
     with pytest.raises(RecipeError, match=reason):
-        run(recipe({**JOINT, "cold_start": cold_start}))
+        train(Run(recipe({**JOINT, "cold_start": cold_start})))
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training.runs.resume import checkpoints, is_complete, last_good_checkpoint
+from training.runs.folder import RunFolder, is_complete
 from training.train import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,7 +122,7 @@ def test_killed_between_saves_and_resumed_equals_uninterrupted(recipe, uninterru
     output_dir = tmp_path / "run"
     metrics = output_dir / "metrics.jsonl"
     killed(recipe, output_dir, lambda: metrics.is_file() and '"step": 4' in metrics.read_text())
-    assert last_good_checkpoint(output_dir) == output_dir / "checkpoint-3"
+    assert RunFolder(output_dir).last_good_checkpoint() == output_dir / "checkpoint-3"
     assert run_here(recipe, output_dir) == 0
     assert "resuming from" in capsys.readouterr().out
     assert_same_run(uninterrupted, output_dir)
@@ -152,8 +152,8 @@ def test_killed_during_a_save_and_resumed_equals_uninterrupted(recipe, uninterru
 
 
 def test_old_checkpoints_leave_and_the_last_good_one_stays(uninterrupted):
-    assert [path.name for path in checkpoints(uninterrupted)] == ["checkpoint-6", "checkpoint-9"]
-    assert all(is_complete(path) for path in checkpoints(uninterrupted))
+    assert [path.name for path in RunFolder(uninterrupted).checkpoints()] == ["checkpoint-6", "checkpoint-9"]
+    assert all(is_complete(path) for path in RunFolder(uninterrupted).checkpoints())
 
 
 def test_recipe_and_provenance_lie_beside_the_weights(uninterrupted):

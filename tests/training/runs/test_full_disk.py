@@ -13,16 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from product_data.atomic_files import append_line, mend_lines, read_lines, written_whole
+from training.runs.folder import RunFolder, is_complete, mark_complete
 from training.runs.full_disk import DiskFullError, DiskWatch, check_space, is_disk_full
-from training.runs.resume import (
-    append_line,
-    checkpoints,
-    is_complete,
-    mark_complete,
-    mend_lines,
-    read_lines,
-    written_whole,
-)
 from training.studies.soak import Processes
 from training.train import main
 
@@ -36,10 +29,10 @@ MOMENTS = {
     "the state of random numbers": ("torch.save", "rng_state.pth"),
     "the trainer's state": ("transformers.trainer_callback.TrainerState.save_to_json", ""),
     "the queue": ("torch.save", "contrastive_state_0.pt"),
-    "the recipe": ("training.train.write_records", "checkpoint-4"),
+    "the recipe": ("training.runs.run.Run.write_records", "checkpoint-4"),
     "the marker": ("training.runs.exact_resumption.mark_complete", ""),
     "a line of metrics": ("training.runs.exact_resumption.append_line", "metrics.jsonl"),
-    "the trained model": ("training.train.save_trained", ""),
+    "the trained model": ("training.assembly.finishing.save_trained", ""),
 }
 # Fills a disk of its own before a resumed run, leaves some room on it, frees it after the run has stopped, and runs again.
 REAL_DISK = """
@@ -48,7 +41,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from training.runs import exact_resumption
-from training.runs.resume import checkpoints, is_complete, size_of
+from product_data.atomic_files import size_of
+from training.runs.folder import RunFolder, is_complete
 from training.train import main
 
 torch.set_num_threads(1)
@@ -69,8 +63,8 @@ def stopped_and_gone_on(room, last):
         assert main([recipe, "--output_dir", str(run)]) == 3, room
     said = said.getvalue()
     assert f"checkpoint-{last} is whole" in said and "could not be written" in said, said
-    assert [path.name for path in checkpoints(run)] == ["checkpoint-2", "checkpoint-4"][: last // 2], room
-    assert all(is_complete(path) for path in checkpoints(run)) and not list(run.glob("final*")), room
+    assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-2", "checkpoint-4"][: last // 2], room
+    assert all(is_complete(path) for path in RunFolder(run).checkpoints()) and not list(run.glob("final*")), room
     ballast.unlink()
     assert main([recipe, "--output_dir", str(run)]) == 0
     again = load_file(run / "final" / "model.safetensors")
@@ -202,8 +196,10 @@ def test_a_file_that_cannot_be_written_stops_the_run_which_then_goes_on_exactly(
     last = f"checkpoint-{4 if moment == 'the trained model' else 2}"
     for part in ("could not be written", " free of ", "needed: about ", f"{last} is whole", f"resumes from {last}"):
         assert part in message
-    assert [path.name for path in checkpoints(run)] == ["checkpoint-2", "checkpoint-4"][: int(last[-1]) // 2]
-    assert all(is_complete(path) for path in checkpoints(run))
+    assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-2", "checkpoint-4"][
+        : int(last[-1]) // 2
+    ]
+    assert all(is_complete(path) for path in RunFolder(run).checkpoints())
     assert not list(run.glob("final*"))
     assert not list(run.glob("*.partial"))
     assert main([str(recipe), "--output_dir", str(run)]) == 0
@@ -243,7 +239,7 @@ def test_two_processes_stop_together_whichever_of_them_finds_the_disk_full(recip
         assert ended == [3, 3], said[-3000:]
         assert f"train: {run}: checkpoint-4 could not be written" in said
         assert "train: process 1 stops with the first: the disk is full" in said
-        assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
+        assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-2"]
         assert is_complete(run / "checkpoint-2")
         logged.append(losses(run))
     ended, said = statuses("no process", "")

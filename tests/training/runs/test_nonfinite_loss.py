@@ -8,8 +8,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from product_data.atomic_files import read_lines
 from training.losses.dual_alignment import DualAlignmentLoss
-from training.runs.resume import checkpoints, is_complete, read_lines
+from training.runs.folder import RunFolder, is_complete
 from training.train import main
 
 FAULTS = {
@@ -88,7 +89,7 @@ def test_training_stops_names_the_batch_and_leaves_the_last_good_checkpoint(
     assert (found["step"], found[what]) == (2, value)
     assert len(found["items"]) == (2 if what == "loss" else 4)
     assert all(len(names) == 2 and all(names) for names in found["items"])
-    assert [path.name for path in checkpoints(run)] == ["checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-1", "checkpoint-2"]
     assert is_complete(run / "checkpoint-2")
     assert files_of(run / "checkpoint-2") == kept
     assert all(tensor.isfinite().all() for tensor in load_file(run / "checkpoint-2" / "model.safetensors").values())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from moon3.__main__ import main as moon3
 from processing_moon import product_moon
-from training.runs.resume import read_lines
+from product_data.atomic_files import read_lines
 from training.train import main
 
 

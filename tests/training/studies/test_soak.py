@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from moon3.__main__ import main
-from training.runs.resume import read_lines
+from product_data.atomic_files import read_lines
 from training.studies.soak import (
     Moment,
     Pace,

@@ -1,0 +1,87 @@
+"""Write files and folders so that a reader, or the next attempt, never takes a part for the whole."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+"""The ending of a name under which something is written that is not whole yet."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old contents or the new, never a part."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Give the name under which a folder is to be written, and give it its own name once all of it is there.
+
+    An error leaves nothing; a killed process leaves the other name, which the next attempt clears away.
+
+    Args:
+        folder: what shall appear whole; what is there under its name is replaced.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON object as a line; where that fails, as on a full disk, no part of the line stays."""
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    with path.open("ab", buffering=0) as stream:
+        before = os.fstat(stream.fileno()).st_size
+        try:
+            while line:
+                line = line[stream.write(line) :]
+        except OSError:
+            stream.truncate(before)
+            raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file of lines; a last line that was cut off in writing is left out."""
+    if not path.is_file():
+        return []
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.split(b"\n") if line.strip()]
+
+
+def cut_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps, which a resumed run writes again."""
+    if path.is_file():
+        kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
+        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+def mend_lines(path: Path) -> None:
+    """Drop a last line that was cut off in writing, so that lines can be appended again."""
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def size_of(folder: Path) -> int:
+    """Return how many bytes the files of a folder hold together."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,60 @@
+"""Open the data of a run: tables read whole, or streams."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from product_data.tables import ProductTables
+from training.assembly.sources import digest_of, read_data, unanswered_queries
+from training.assembly.stream_sources import open_streams, sample_tables
+from training.batches.negatives import AUTO
+from training.batches.streams import StreamSource
+from training.runs.run import Run
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on and is evaluated on.
+
+    Args:
+        tables: the data sets whole; none where they are streamed.
+        training: the training split of each data set, or the streams.
+        is_sampled: of streams, whether rows are read for a tokenizer or a token budget.
+    """
+
+    tables: list[ProductTables]
+    training: list[ProductTables] | list[StreamSource]
+    is_sampled: bool = False
+
+    @functools.cached_property
+    def sample(self) -> list[ProductTables]:
+        """What a tokenizer and a token budget are measured on: the training split, or the first rows of each stream.
+
+        Raises:
+            RecipeError: a stream without rows.
+        """
+        streams: Any = self.training
+        if self.tables:
+            return streams
+        return sample_tables(streams) if self.is_sampled else []
+
+
+def open_data(run: Run) -> RunData:
+    """Read or open every data set, and note what of it decides which pairs are drawn.
+
+    Raises:
+        RecipeError: the recipe asks for what a data set does not have.
+        TableError: a data set that cannot be used.
+    """
+    recipe = run.recipe
+    if recipe.data.streaming:
+        run.facts["data_digests"] = {}
+        is_sampled = recipe.model.small_base is not None or recipe.data.max_tokens == AUTO
+        return RunData([], open_streams(recipe), is_sampled)
+    tables = read_data(run)
+    training = [table.select(recipe.data.split) for table in tables]
+    run.facts["data_digests"] = {table.name: digest_of(table) for table in training}
+    if unanswered := unanswered_queries(training):
+        run.facts["queries_without_an_answer_in_the_split"] = unanswered
+        run.say(f"queries of the split without an answer in it, which are not drawn, by type: {unanswered}")
+    return RunData(tables, training)

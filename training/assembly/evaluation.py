@@ -1,0 +1,107 @@
+"""Evaluate a run's model before and after its training, into the run's results files."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from evaluation.report import results_table
+from evaluation.run import EvaluationOptions, evaluate_model
+from processing_moon import MoonProcessor
+from product_data.atomic_files import write_atomically
+from product_data.tables import ProductTables
+from retrieval.encode import load_for_evaluation
+from training.assembly.sources import read_data
+from training.assembly.starting_model import encoder_of
+from training.parallel.distributed import first_process_alone
+from training.runs.cards import update_results
+from training.runs.run import Run
+
+
+def evaluate(
+    run: Run, model: PreTrainedModel, processor: MoonProcessor, tables: list[ProductTables], when: str, steps: int
+) -> None:
+    """Evaluate on every data set's evaluation split, in the main process; results that exist already are kept.
+
+    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json; with
+    reasoning results_before_generate…. Before and after are computed in the same precision, that of the training.
+
+    Args:
+        run: its recipe says which split and how many products.
+        model, processor: what is evaluated.
+        tables: the data sets, whole.
+        when: "before" or "after".
+        steps: how many steps the model was trained for.
+    """
+    args = run.recipe.training
+    with first_process_alone() as first:
+        if not first:
+            return
+        options = EvaluationOptions(
+            split=args.evaluate_split,
+            limit=args.evaluate_products,
+            batch_size=args.per_device_eval_batch_size,
+            progress=not args.disable_tqdm,
+            dimensions=tuple(run.recipe.loss.matryoshka_dims) or None,
+        )
+        encoder = encoder_of(model).to(args.device)
+        for table, mode, path in evaluation_files(run, when, tables):
+            if _is_asked_for(path, args):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own = dataclasses.replace(options, query_reasoning=mode, product_reasoning=mode)
+            with _precision_of(args):
+                found = evaluate_model(
+                    encoder, processor, table, model_name=f"{args.output_dir} {when} training", options=own
+                )
+            found["provenance"] |= {"training_seed": args.seed, "steps": steps, "autocast": _autocast_name(args)}
+            found["warnings"] = [*run.facts.get("warnings", []), *found["warnings"]]
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            print(results_table([found]))
+        if when == "after":
+            update_results(run.folder.final)
+
+
+def evaluation_files(run: Run, when: str, tables: list[ProductTables]) -> Iterator[tuple[ProductTables, str, Path]]:
+    """Yield each evaluation of a run: the data set, how both sides are embedded, and its results file.
+
+    Args:
+        run: a stage that reasons is evaluated in several ways.
+        when: "before" or "after".
+        tables: the data sets.
+    """
+    reasoning = run.recipe.reasoning
+    modes = ["none"] if reasoning.stage == "contrastive" else reasoning.evaluate_reasoning
+    for mode in modes:
+        for table in tables:
+            yield table, mode, run.folder.results(when, mode, table.name if len(tables) > 1 else None)
+
+
+def finish_evaluation(run: Run) -> None:
+    """Evaluate the model of a finished run where a results file is asked for and does not exist."""
+    args = run.recipe.training
+    tables = read_data(run) if args.evaluate_after else []
+    if not all(_is_asked_for(path, args) for _, _, path in evaluation_files(run, "after", tables)):
+        model, processor = load_for_evaluation(run.folder.final, device=str(args.device))
+        evaluate(run, model, processor, tables, "after", steps=run.folder.steps())
+
+
+def _is_asked_for(path: Path, args: Any) -> bool:
+    """Whether a results file exists and is of the split and the number of products that the recipe names."""
+    if not path.is_file():
+        return False
+    facts = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+    return (facts["split"], facts["limit"]) == (args.evaluate_split, args.evaluate_products)
+
+
+def _autocast_name(args: Any) -> str | None:
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+
+
+def _precision_of(args: Any) -> torch.autocast:
+    name = _autocast_name(args)
+    return torch.autocast(args.device.type, getattr(torch, name or "bfloat16"), enabled=name is not None)

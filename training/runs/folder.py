@@ -1,0 +1,259 @@
+"""Name every file of a run's folder, and say which of its checkpoints are whole.
+
+A checkpoint counts only when its completion marker is there, which is written last and in one move, and when every file that
+the marker lists has its size. Everything else is left over from a save that was interrupted.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from product_data.atomic_files import PARTIAL, mend_lines, write_atomically
+
+MARKER = "complete.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_COMPLETIONS = re.compile(r"step-(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output_dir of a training: the one place that knows what its files are called.
+
+    Nothing is read or written by making one. The lock that keeps two runs apart is `training.runs.lock`'s, and belongs to
+    any folder.
+
+    Args:
+        path: output_dir; it need not exist.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    # Records
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, written before anything else."""
+        return self.path / "resolved_recipe.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Commit, versions, seed, and what the run found out about its data."""
+        return self.path / "provenance.json"
+
+    @property
+    def finished(self) -> Path:
+        """Written last: the number of steps."""
+        return self.path / "finished.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A line for each logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """A line for each query or product that could not be read."""
+        return self.path / "skipped.jsonl"
+
+    @property
+    def shortened(self) -> Path:
+        """A line for each part of a query or product that did not fit into the token budget."""
+        return self.path / "shortened.jsonl"
+
+    def nonfinite_batch(self, rank: int) -> Path:
+        """Return the file in which a process lists the batch whose loss or gradient was not finite."""
+        return self.path / f"nonfinite_batch_{rank}.json"
+
+    def results(self, when: str, reasoning: str = "none", table: str | None = None) -> Path:
+        """Return the results file of an evaluation.
+
+        Args:
+            when: "before" or "after" training.
+            reasoning: how both sides were embedded.
+            table: the data set's name, where there are several.
+        """
+        name = "_".join(["results", when] + [reasoning] * (reasoning != "none"))
+        return self.path / (name + (f"-{table}" if table else "") + ".json")
+
+    def all_results(self, when: str = "") -> list[Path]:
+        """Return the results files that exist, of one moment or of both."""
+        return sorted(self.path.glob(f"results_{when}*.json"))
+
+    # Models
+
+    @property
+    def final(self) -> Path:
+        """The trained model."""
+        return self.path / "final"
+
+    @property
+    def final_partial(self) -> Path:
+        """The trained model while it is being written."""
+        return self.path / (self.final.name + PARTIAL)
+
+    @property
+    def adapter(self) -> Path:
+        """The adapters alone, where the recipe trains adapters."""
+        return self.path / "adapter"
+
+    @property
+    def base(self) -> Path:
+        """The Moon checkpoint upcycled for this run."""
+        return self.path / "base"
+
+    @property
+    def small_base(self) -> Path:
+        """The small base with random weights that `base` was upcycled from."""
+        return self.path / "small_base"
+
+    @property
+    def cold_start(self) -> "RunFolder":
+        """The run of the cold start before a stage of GRPO."""
+        return RunFolder(self.path / "cold_start")
+
+    @property
+    def cold_start_recipe(self) -> Path:
+        """The recipe of that run."""
+        return self.path / "cold_start_recipe.yaml"
+
+    # Completions
+
+    @property
+    def completions(self) -> Path:
+        """The folder of what the model wrote in a stage of GRPO."""
+        return self.path / "completions"
+
+    @property
+    def completions_page(self) -> Path:
+        """The report on them, for a browser."""
+        return self.path / "completions.html"
+
+    def completions_of(self, step: int) -> Path:
+        """Return the table of a step's completions."""
+        return self.completions / f"step-{step:06d}.parquet"
+
+    def completion_steps(self) -> dict[int, Path]:
+        """Return step → table of completions, in the order of steps."""
+        found = {}
+        for path in self.completions.glob("step-*.parquet"):
+            if match := _COMPLETIONS.fullmatch(path.name):
+                found[int(match[1])] = path
+        return dict(sorted(found.items()))
+
+    # Checkpoints
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return self.path / f"checkpoint-{step}"
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoint folders, whole or not, by step."""
+        if not self.path.is_dir():
+            return []
+        found = [(int(match[1]), path) for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
+        return [path for _, path in sorted(found) if path.is_dir()]
+
+    def last_good_checkpoint(self) -> Path | None:
+        """Return the whole checkpoint with the highest step, or None."""
+        return next((path for path in reversed(self.checkpoints()) if is_complete(path)), None)
+
+    def half_written(self) -> list[Path]:
+        """Return what was begun to be saved and is not whole."""
+        broken = [path for path in self.checkpoints() if not is_complete(path)]
+        return broken + [self.final_partial] * self.final_partial.exists()
+
+    def mend(self) -> list[Path]:
+        """Clear away what interrupted saves and half-written lines have left; return the checkpoints that were removed."""
+        broken = [path for path in self.checkpoints() if not is_complete(path)]
+        for path in broken:
+            shutil.rmtree(path)
+        mend_lines(self.skipped)
+        mend_lines(self.shortened)
+        return broken
+
+    def prune(self, limit: int | None) -> None:
+        """Delete the oldest checkpoints beyond a limit; the last good one always stays.
+
+        Args:
+            limit: number of checkpoints to keep, at least one; None or less than 1 keeps all.
+        """
+        if limit is None or limit < 1:
+            return
+        good = [path for path in self.checkpoints() if is_complete(path)]
+        for path in good[:-limit]:
+            (path / MARKER).unlink()  # so that an interrupted deletion does not leave a folder that looks whole
+            shutil.rmtree(path)
+
+    # The whole
+
+    def stored_recipe(self) -> dict[str, Any] | None:
+        """Return the keys of the recipe that was run here, or None where no run was begun."""
+        if not self.recipe.is_file():
+            return None
+        return yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+
+    def steps(self) -> int:
+        """Return the number of steps of a finished run."""
+        return json.loads(self.finished.read_text(encoding="utf-8"))["steps"]
+
+    def left_behind(self) -> list[str]:
+        """Return the names of what a run writes beside its checkpoints and results, as far as it exists."""
+        return [path.name for path in (*self._folders(), *self._files()) if path.exists()]
+
+    def has_trained(self) -> bool:
+        """Return whether there is more of a run than its records and its starting model."""
+        if self.checkpoints() or self.all_results():
+            return True
+        lines = (self.metrics, self.skipped, self.shortened, self.finished)
+        done = (*lines, self.completions, self.final, self.adapter)
+        if any(path.exists() for path in done):
+            return True
+        return self.cold_start.path.is_dir() and self.cold_start.has_trained()
+
+    def clear(self) -> None:
+        """Delete what a run writes and nothing else, its recipe last, so that an interrupted deletion can be repeated."""
+        for path in (*self.checkpoints(), *self._folders()):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (*self.all_results(), *self._files()):
+            path.unlink(missing_ok=True)
+
+    def _folders(self) -> list[Path]:
+        own = [self.small_base, self.base, self.cold_start.path, self.completions, self.final, self.adapter]
+        return [*own, self.final_partial, self.path / (self.adapter.name + PARTIAL)]
+
+    def _files(self) -> list[Path]:
+        logs = [self.metrics, self.skipped, self.shortened]
+        return [self.completions_page, *logs, self.finished, self.provenance, self.cold_start_recipe, self.recipe]
+
+
+def mark_complete(folder: Path) -> None:
+    """Declare a folder whole: list its files with their sizes, once all of them are on the disk.
+
+    Args:
+        folder: a checkpoint or a finished model.
+    """
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MARKER:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+    write_atomically(folder / MARKER, json.dumps({"files": sizes}, indent=1))
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether the marker exists and every file that it lists has the listed size."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
