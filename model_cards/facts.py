@@ -115,7 +115,7 @@ class Card:
         steps: how the weights were made, from the first on.
         settings: of the architecture and the processor, by name.
         licence: of the weights.
-        results: of results files, as `model_cards.results.summary` shortens them.
+        results: of results files, as `model_cards.scores.summary` shortens them.
         adapter_base: of an adapter, what the code on the card loads under it.
     """
 

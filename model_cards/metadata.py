@@ -148,7 +148,7 @@ def _result(where: str, result: Any) -> Iterator[str]:
     if not isinstance(result, dict):
         yield f"{where}: found {_short(result)}; expected a mapping with task, dataset and metrics"
         return
-    task, data = (result.get(name) if isinstance(result.get(name), dict) else {} for name in ("task", "dataset"))
+    task, data = _mapping(result.get("task")), _mapping(result.get("dataset"))
     known = [*hub_lists()["tasks"], *hub_lists()["further_tasks"]]
     yield from _one_of(f"{where}.task.type", task.get("type"), known, "a task such as information-retrieval")
     for name in ("type", "name"):
@@ -159,7 +159,7 @@ def _result(where: str, result: Any) -> Iterator[str]:
         return
     for number, metric in enumerate(metrics):
         place = f"{where}.metrics[{number}]"
-        metric = metric if isinstance(metric, dict) else {}
+        metric = _mapping(metric)
         yield from _text_at(f"{place}.type", metric.get("type"))
         yield from _value(f"{place}.value", metric.get("value"))
         if not isinstance(metric.get("args", {}), dict):
@@ -203,8 +203,8 @@ def community_problems(folder: Path) -> list[str]:
 
 
 def _entry(where: str, entry: Any) -> Iterator[str]:
-    entry = entry if isinstance(entry, dict) else {}
-    data = entry.get("dataset") if isinstance(entry.get("dataset"), dict) else {}
+    entry = _mapping(entry)
+    data = _mapping(entry.get("dataset"))
     if not isinstance(data.get("id"), str) or not HUB_ID.fullmatch(data["id"]):
         yield f"{where}.dataset.id: found {data.get('id')!r}; expected the id of a benchmark of the hub, owner/name"
     yield from _text_at(f"{where}.dataset.task_id", data.get("task_id"))
@@ -217,6 +217,10 @@ def _entry(where: str, entry: Any) -> Iterator[str]:
     source = entry.get("source", {"url": "https://"})
     if not isinstance(source, dict) or not str(source.get("url", "")).startswith("https://"):
         yield f"{where}.source.url: found {_short(source)}; expected an address that begins with https://"
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def _short(found: Any) -> str:

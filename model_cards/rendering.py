@@ -14,7 +14,7 @@ from huggingface_hub.utils import yaml_dump
 from model_cards.facts import FACTS_FILE, README_FILE, Base, Card, Licence
 from model_cards.licences import DECLARED
 from model_cards.metadata import EVAL_FOLDER
-from model_cards.results import community_results, dimension_table, index_of, label_table, paired, retrieval_table
+from model_cards.scores import community_results, dimension_table, index_of, label_table, paired, retrieval_table
 from model_cards.snippets import snippets
 from model_cards.words import limits, making, unmeasured, what_it_is
 

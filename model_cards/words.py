@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from model_cards.facts import Card, Step
-from model_cards.results import DIRECTIONS, direction
+from model_cards.scores import DIRECTIONS, direction
 
 _PAPERS = {"moon1": "2508.11999", "moon2": "2511.12449", "moon3": "2604.00513"}
 _BACKBONES = {"qwen3_vl": "Qwen3-VL", "qwen2_5_vl": "Qwen2.5-VL"}

@@ -12,7 +12,7 @@ from evaluation.metrics import LEVEL as SHARE_INSIDE
 from model_cards.facts import Base, Card, CardError, DataSet, Licence, Sizes, Step, card_of, read_card
 from model_cards.metadata import front_matter, problems_of
 from model_cards.rendering import LEVEL, MARK, render, write_card
-from model_cards.results import summary
+from model_cards.scores import check_apart, summary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 QWEN = Base("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-2B-Instruct", Licence("apache-2.0"))
@@ -152,6 +152,14 @@ def test_what_is_no_result_is_refused(result):
         summary(result, "x.json")
 
 
+def test_two_results_of_one_search_are_refused():
+    result = results_of("shared_moon1_after-fashion.json")
+    one, other = (summary(result, name) for name in ("a.json", "b.json"))
+    assert check_apart([one, summary(result, "a.json", "before")])
+    with pytest.raises(CardError, match=r"a.json and b.json: found two results of 'fashion'; expected one"):
+        check_apart([one, other])
+
+
 def test_community_results_are_written_for_data_sets_of_the_hub_alone(tmp_path):
     results = make_card().results
     assert write_card(tmp_path, make_card())
@@ -165,6 +173,9 @@ def test_community_results_are_written_for_data_sets_of_the_hub_alone(tmp_path):
         "date": "2026-11-21T08:11:50Z",
         "notes": "R@10 in per cent, interval 90.7–94.8, 600 queries among 891 products",
     }
+    elsewhere = tuple({**result, "benchmark": "../fashion"} for result in named)
+    write_card(tmp_path, make_card(results=elsewhere))
+    assert [path.name for path in (tmp_path / ".eval_results").iterdir()] == [".._fashion.yaml"]
     write_card(tmp_path, make_card())
     assert not list((tmp_path / ".eval_results").iterdir())
 

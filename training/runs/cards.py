@@ -14,7 +14,7 @@ from model_cards.facts import FACTS_FILE, Base, Card, CardError, DataSet, Licenc
 from model_cards.licences import check_data_licence, check_licence
 from model_cards.metadata import HUB_ID
 from model_cards.rendering import write_card
-from model_cards.results import SIDES, summary
+from model_cards.scores import SIDES, check_apart, summary
 from product_data.atomic_files import PARTIAL
 from training.model.card_facts import (
     OURS,
@@ -223,7 +223,7 @@ def rendered_again(
     """
     card = declared(collected(folder), data_licences or {})
     if results is not None:
-        card = dataclasses.replace(card, results=tuple(one for path in results for one in read_results(path)))
+        card = dataclasses.replace(card, results=check_apart([one for path in results for one in read_results(path)]))
     card = dataclasses.replace(card, results=with_hub_datasets(card.results, hub_datasets or {}))
     known = card.licence if card.licence.id else licence_of(card.steps)
     return dataclasses.replace(

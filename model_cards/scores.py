@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,6 +114,36 @@ def direction(row: dict[str, Any]) -> str:
     return name + (", image only" if row["image_only"] else "") + own
 
 
+def search_of(result: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what two results of one search have in common: benchmark, split, limit, and how both sides were embedded.
+
+    Args:
+        result: as `summary` returns it.
+    """
+    facts, reasoning = result["facts"], result["reasoning"]
+    sides = (reasoning.get("query", "none"), reasoning.get("product", "none"))
+    return result["benchmark"], facts.get("split"), facts.get("limit"), *sides
+
+
+def check_apart(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return results of which no two are of one search, before or after a training.
+
+    Args:
+        results: as `summary` returns them.
+
+    Raises:
+        CardError: names the two files.
+    """
+    seen: dict[tuple[Any, ...], str] = {}
+    for result in results:
+        key = (result["side"], *search_of(result))
+        if key in seen:
+            files = f"{seen[key]} and {result['file']}"
+            raise CardError(f"{files}: found two results of {result['benchmark']!r}; expected one of each search")
+        seen[key] = result["file"]
+    return tuple(results)
+
+
 def paired(results: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
     """Return each result of these weights, with the one before the training on the same benchmark, or `None`.
 
@@ -120,13 +151,8 @@ def paired(results: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any] | Non
         results: as `summary` returns them.
     """
 
-    def key(result: dict[str, Any]) -> tuple[Any, ...]:
-        facts, reasoning = result["facts"], result["reasoning"]
-        sides = (reasoning.get("query", "none"), reasoning.get("product", "none"))
-        return result["benchmark"], facts.get("split"), facts.get("limit"), *sides
-
-    before = {key(result): result for result in results if result["side"] == "before"}
-    return [(before.get(key(result)), result) for result in results if result["side"] == "after"]
+    before = {search_of(result): result for result in results if result["side"] == "before"}
+    return [(before.get(search_of(result)), result) for result in results if result["side"] == "after"]
 
 
 def retrieval_table(before: dict[str, Any] | None, after: dict[str, Any]) -> list[list[str]]:
@@ -201,7 +227,11 @@ def index_of(results: Sequence[dict[str, Any]]) -> list[EvalResult]:
         }
         for row in result["retrieval"]:
             args = _args(row, "R@10_interval", ("queries", "gallery"))
-            metric = {"metric_type": "recall_at_10", "metric_name": f"R@10, {direction(row)}", "metric_args": args}
+            metric: dict[str, Any] = {
+                "metric_type": "recall_at_10",
+                "metric_name": f"R@10, {direction(row)}",
+                "metric_args": args,
+            }
             value = round(100 * row["R@10"], 1)
             found.append(EvalResult(RETRIEVAL_TASK, metric_value=value, task_name="Retrieval", **place, **metric))
         for row in result["labels"]:
@@ -250,7 +280,7 @@ def community_results(results: Sequence[dict[str, Any]]) -> dict[str, list[EvalR
                 date=_utc(result["facts"].get("time")),
                 notes=notes,
             )
-            files.setdefault(f"{_config(result)}.yaml", []).append(entry)
+            files.setdefault(re.sub(r"[^\w.-]", "_", _config(result)) + ".yaml", []).append(entry)
     return files
 
 
