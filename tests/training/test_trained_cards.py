@@ -32,7 +32,7 @@ from retrieval.encode import VectorCache, encode, load_for_evaluation
 from training.assembly.starting_model import save_trained
 from training.model.upcycle import upcycle
 from training.recipe.same_recipe import differing_keys
-from training.runs.cards import training_step
+from training.runs.cards import steps_of, training_step
 from training.train import main as train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -343,6 +343,12 @@ def test_what_came_before_cards_is_unrecorded_until_it_is_declared(final, tmp_pa
     assert main(["card", str(final), "--data-licence", "old-shop=own", "--licence", "mit"]) == 0
     assert main(["push", str(final), "--to", str(tmp_path / "pushed")]) == 0
     assert "Declared afterwards: trained on old-shop." in text_of(tmp_path / "pushed")
+
+
+def test_a_broken_record_of_the_start_counts_as_none(final):
+    (final / "model_card.json").write_text("not json")
+    assert [step.kind for step in steps_of(final)] == ["unrecorded", "training"]
+    assert [step.kind for step in steps_of(final.parent / "nowhere")] == ["unrecorded"]
 
 
 def test_a_licence_in_the_recipe_stands_on_the_card_and_is_no_other_run(run, tmp_path):

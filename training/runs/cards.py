@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -82,11 +83,13 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
 
     Args:
         folder: its folder. One without `model_card.json` was made before cards were, or by another tool: its training is
-            read from its recipe where that lies there, and what was before it is unrecorded.
+            read from its recipe where that lies there, and what was before it is unrecorded. A record that cannot be read
+            counts as none.
     """
-    card = read_card(folder if folder.is_dir() else _hub_folder(str(folder)))
-    if card is not None:
-        return card.steps
+    with contextlib.suppress(CardError):  # met when a training is saved, which a record that is broken must not prevent
+        card = read_card(folder if folder.is_dir() else _hub_folder(str(folder)))
+        if card is not None:
+            return card.steps
     if not folder.is_dir():
         return (Step("unrecorded", Base(str(folder), str(folder)), details={"checkpoint": str(folder)}),)
     unrecorded = Step("unrecorded", details={"checkpoint": folder.resolve().name})
@@ -95,9 +98,12 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
 
 def _hub_folder(name: str) -> Path:
     """Where the facts of a checkpoint of the hub lie once they are fetched; a folder without them where it has none."""
-    found = cached_file(
-        name, FACTS_FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    try:
+        found = cached_file(
+            name, FACTS_FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except (OSError, ValueError):  # gone from the hub since, or a folder that is
+        found = None
     return Path(found).parent if found else Path(name)
 
 
