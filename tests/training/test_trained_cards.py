@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from evaluation.baselines.dual_tower import DualTower
 from evaluation.benchmarks.dimensions import evaluate_dimensions
 from evaluation.benchmarks.retrieval import evaluate_retrieval
+from evaluation.report import results_table
 from model_cards.facts import Licence, read_card
 from model_cards.licences import why_not_published
 from model_cards.metadata import front_matter, problems_of
@@ -424,3 +425,6 @@ def test_narrower_vectors_are_scored_as_if_they_were_encoded_so(run):
     assert found["8"]["scores"] == {name: scores for name, scores in slow.items() if scores}
     assert found["32"]["scores"] == {name: scores for name, scores in whole.items() if scores}
     assert found["8"]["scores"] != found["32"]["scores"]
+    table = results_table([json.loads((run / "results_after-shop.json").read_text())])
+    shown = f"| t→mm, first 8 numbers | {100 * found['8']['scores']['t2mm']['R@1']:.1f} |"
+    assert shown in re.sub(" +", " ", table)
