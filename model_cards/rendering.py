@@ -16,7 +16,7 @@ from model_cards.licences import DECLARED
 from model_cards.metadata import EVAL_FOLDER
 from model_cards.scores import community_results, dimension_table, index_of, label_table, paired, retrieval_table
 from model_cards.snippets import snippets
-from model_cards.words import limits, making, unmeasured, what_it_is
+from model_cards.words import escaped, limits, making, unmeasured, what_it_is
 
 MARK = "<!-- Rendered by `moon3 card` from model_card.json. Without this line the file is yours and is not overwritten. -->"
 LEVEL = 95
@@ -47,7 +47,7 @@ def render(card: Card) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown: names go through the filters
     )
-    pages.filters |= {"words": _words, "cell": _cell, "of_data": _of_data}
+    pages.filters |= {"words": escaped, "cell": _cell, "of_data": _of_data}
     return pages.get_template("card.md.jinja").render(
         card=card,
         mark=MARK,
@@ -161,12 +161,6 @@ def _table(rows: list[list[str]]) -> str:
     head, *body = [[_cell(cell) for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-
-
-def _words(text: str) -> str:
-    """Text on one line, without what Markdown or HTML would take for its own."""
-    line = " ".join(str(text).split())
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#" else sign for sign in line)
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from model_cards.facts import Card, Step
@@ -9,9 +10,19 @@ from model_cards.scores import DIRECTIONS, direction
 
 _PAPERS = {"moon1": "2508.11999", "moon2": "2511.12449", "moon3": "2604.00513"}
 _BACKBONES = {"qwen3_vl": "Qwen3-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+_SIGNS = re.compile(r"[\\`*\[\]<>|#]|(?<!\w)_|_(?!\w)")
 _NEVER = (
     "Other languages, fairness between brands or groups of people, and robustness against misleading text or pictures."
 )
+
+
+def escaped(text: str) -> str:
+    """Return text on one line, with a backslash before what Markdown or HTML would take for its own.
+
+    Args:
+        text: such as a name that a person gave.
+    """
+    return _SIGNS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def what_it_is(card: Card) -> str:
@@ -39,15 +50,15 @@ def making(card: Card) -> list[str]:
 
 
 def _step(step: Step, kind: str) -> str:
-    details = ", ".join(f"{name} {value}" for name, value in step.details.items())
+    details = ", ".join(escaped(f"{name} {value}") for name, value in step.details.items())
     details = f" ({details})" if details else ""
-    data = ", ".join(one.hub_id or one.name for one in step.data)
+    data = ", ".join(escaped(one.hub_id or one.name) for one in step.data)
     if step.kind == "unrecorded":
         return f"Not recorded{details}." + (f" Declared afterwards: trained on {data}." if data else "")
     if step.kind == "training":
         merged = " The adapter is merged into the weights." if "LoRA r" in step.details and kind != "adapter" else ""
         return f"Training on {data or 'data that is not recorded'}{details}.{merged}"
-    name = "a base" if step.base is None else step.base.name
+    name = "a base" if step.base is None else escaped(step.base.name)
     start = f"{name}, made with random weights," if step.base and step.base.random else name
     if kind == "dual_tower":
         return f"Its two towers began as layers of {start}{details}."
@@ -78,7 +89,7 @@ def limits(card: Card) -> list[str]:
             f"An item takes at most {card.settings['max_tokens']} tokens, pictures included: longer texts are cut to fit."
         )
     warnings = [(result["benchmark"], warning) for result in card.results for warning in result["warnings"]]
-    said += [f"{name}: {warning.partition('; first:')[0].rstrip('.')}." for name, warning in warnings]
+    said += [f"{escaped(name)}: {warning.partition('; first:')[0].rstrip('.')}." for name, warning in warnings]
     said.append(
         "It is made for search and comparison of products; a similarity is no statement of fact about a product."
     )
@@ -101,7 +112,7 @@ def unmeasured(card: Card) -> list[str]:
 
 
 def _missing(result: dict[str, Any]) -> list[str]:
-    name = result["benchmark"]
+    name = escaped(result["benchmark"])
     said = [
         f"{name}, {DIRECTIONS.get(what, what)}: {why}."
         for what, why in result["absent"].items()

@@ -115,6 +115,7 @@ def test_names_that_markdown_or_yaml_would_read_stay_names():
     text = render(card)
     assert r"# a\|b \<i\>\*x\* \# y: \[z\]" in text
     assert r"| p\|q r | the publisher's own |" in text
+    assert r"1. Training on p\|q r." in text
     assert front_matter(text)["model-index"][0]["name"] == name
     assert problems_of(text) == []
 
