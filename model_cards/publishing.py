@@ -104,7 +104,8 @@ def prepared(folder: Path, source: str) -> dict[str, Path | bytes]:
         source: an id of the hub, or a folder's name: what the code on the card loads, and its heading.
 
     Raises:
-        CardError: no checkpoint, files that are missing, licences that forbid it, metadata that the hub would refuse.
+        CardError: no checkpoint, files that are missing, an adapter over a base that only this machine has, licences that
+            forbid it, metadata that the hub would refuse.
     """
     if not folder.is_dir():
         raise CardError(f"{folder}: found no folder; expected a checkpoint")
@@ -116,6 +117,11 @@ def prepared(folder: Path, source: str) -> dict[str, Path | bytes]:
     if missing:
         raise CardError(
             f"{folder}: found no {', '.join(missing)}; expected a checkpoint that loads without anything else"
+        )
+    if card.kind == "adapter" and not HUB_ID.fullmatch(card.adapter_base or ""):
+        raise CardError(
+            f"{folder}: found an adapter over {card.adapter_base!r}, which is not on the hub; expected the model that it is "
+            "merged into, which the same training wrote"
         )
     refused = why_not_published(card)
     if refused:

@@ -333,6 +333,15 @@ def test_an_incomplete_checkpoint_is_not_pushed(final, tmp_path, capsys):
     assert "expected an id of the hub" in capsys.readouterr().err
 
 
+def test_an_adapter_is_pushed_only_over_a_base_that_others_have(run, tmp_path, capsys):
+    folder = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    assert main(["push", str(folder), "our/adapter", "--dry-run"]) == 2
+    assert "found an adapter over 'base', which is not on the hub; expected the model" in capsys.readouterr().err
+    facts = json.loads((folder / "model_card.json").read_text())
+    (folder / "model_card.json").write_text(json.dumps({**facts, "adapter_base": "our/moon"}))
+    assert main(["push", str(folder), "our/adapter", "--dry-run"]) == 0
+
+
 def test_what_came_before_cards_is_unrecorded_until_it_is_declared(final, tmp_path, capsys):
     for name in ("model_card.json", "README.md", "resolved_recipe.yaml"):
         (final / name).unlink()
