@@ -4,13 +4,16 @@ TORCH_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
+LOWEST_INSTALLED := $(LOWEST)/.installed
 
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test test-lowest lint format clean
 
 help:
 	@echo "make setup       the virtual environment .venv with everything in it"
 	@echo "make quickstart  search with a small trained Moon, train it a few steps further, search again; pictures in runs/quickstart"
 	@echo "make test        the tests"
+	@echo "make test-lowest a part of the tests with the lowest versions that pyproject.toml allows, in .venv-lowest"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff format the code"
 
@@ -31,6 +34,17 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile --no-loadscope-reorder
 
+# The same for the lowest versions. `make test-lowest` needs no .venv.
+$(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt $(TORCH_FLAGS) "$$(grep '^torch==' constraints-lowest.txt)"
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[train,eval,dev]"
+	touch $(LOWEST_INSTALLED)
+
+test-lowest: $(LOWEST_INSTALLED)
+	$(LOWEST)/bin/python -m pytest tests -m lowest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +55,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build *.egg-info

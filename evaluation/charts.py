@@ -108,7 +108,7 @@ def panels(
 def _fonts(text: str) -> tuple[list[str], frozenset[str]]:
     """The families that are tried for each character, matplotlib's own first, and the characters that none of them has."""
     own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    known = FT2Font(own).get_charmap()
+    known = FT2Font(str(own)).get_charmap()
     others = "".join(character for character in text if ord(character) not in known)
     font, lacking = font_for(others)
     file = getattr(font(12), "path", None)

@@ -26,7 +26,7 @@ from evaluation.gate_report import ALL, draw_curves, in_words, markdown
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
 from evaluation.provenance import provenance
 from evaluation.run import limited_tables
-from modeling_moon.embedding_moon import MarginGate
+from modeling_moon.gate_moon import MarginGate
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_file
 from product_data.tables import ProductTables, TableError

@@ -34,7 +34,9 @@ import evaluation.baselines  # noqa: F401 - makes its models known
 from evaluation.explanation import Explanation, PictureHeat
 from evaluation.heatmap_drawing import draw_explanation, save_explanation
 from modeling_moon.tokens_moon import readable_tokens
-from processing_moon.product_moon import ProductError, image_list, is_product, read_product
+from processing_moon import ProductError
+from processing_moon.images_moon import image_list
+from processing_moon.product_moon import is_product, read_product
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_folder
 from product_data.tables import ProductTables

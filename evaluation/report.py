@@ -18,7 +18,7 @@ from tabulate import tabulate
 from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.fonts import Font, font_for, readable
 from evaluation.reasonings import MARKS, reasoning_note
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.errors import OptionError
 from product_data.tables import ProductRow, QueryRow
 

@@ -29,9 +29,10 @@ from transformers import AutoConfig, AutoModel
 import evaluation.baselines  # noqa: F401 - makes its models known
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
-from modeling_moon.embedding_moon import MarginGate, Thinking, generation_config, think_then_embed
+from modeling_moon.gate_moon import MarginGate
 from modeling_moon.modeling_moon import MoonGuidedMoE, MoonModalityMoE
 from modeling_moon.routing_moon import find_guided
+from modeling_moon.thinking_moon import Thinking, generation_config, think_then_embed
 from product_data.catalogue.making import make_catalogue
 from product_data.errors import OptionError
 from retrieval.encode import encode, load_for_evaluation

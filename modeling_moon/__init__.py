@@ -1,14 +1,17 @@
-"""Moon's architecture. Importing this package registers it with the Auto classes and with sentence-transformers."""
+"""Moon's architecture. Importing this package registers it with the Auto classes and with sentence-transformers.
 
-import warnings
+The Auto classes then take the code from this package, whether a checkpoint contains code or not; nothing is copied into the
+cache of remote code. `register_for_auto_class` makes `save_pretrained` write the code into the checkpoint.
+"""
+
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sentence_transformers.base.model import BaseModel
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from . import sentence_transformer_moon
 from .configuration_moon import MoonConfig
 from .modeling_moon import MoonCausalLMOutput, MoonForConditionalGeneration, MoonModel, MoonOutput
 
@@ -24,8 +27,11 @@ MoonForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToTex
 
 
 class _KnownModules:
-    """The classes that sentence-transformers takes without importing them: ours always, and those that its trainer hands
-    over to load a checkpoint of the model that it trains, whose names are not the ones in the checkpoint."""
+    """The classes that sentence-transformers uses without importing them from a checkpoint.
+
+    Our class is always among them. The library's trainer sets further ones on the instance that loads its checkpoints, under
+    names that the checkpoint does not have.
+    """
 
     def __init__(self, known: Mapping[str, type]) -> None:
         self.known = known
@@ -33,23 +39,22 @@ class _KnownModules:
     def __get__(self, model: Any, owner: type) -> dict[str, type]:
         return {**self.known, **({} if model is None else vars(model).get("_module_classes", {}))}
 
-    def __set__(self, model: Any, handed_over: Mapping[str, type]) -> None:
-        vars(model)["_module_classes"] = handed_over
+    def __set__(self, model: Any, classes: Mapping[str, type]) -> None:
+        vars(model)["_module_classes"] = classes
 
 
 def _register_with_sentence_transformers() -> None:
-    """Let `SentenceTransformer(DIR)` take its module class from this package, without `trust_remote_code=True`.
+    """Let `SentenceTransformer(folder)` load our module class from this package, without `trust_remote_code=True`.
 
-    Whoever imported the package has trusted this very code. The class is loaded the way the library loads a repository's
-    code, so that saving the model again writes the file and its name as a repository needs them. Where the cache folder of
-    such code cannot be written, nothing is registered and the flag stays necessary.
+    Whoever imports the package trusts its code. When the library saves a module, it writes the file of its class only if the
+    class's module name begins with "transformers_modules.", as that of a checkpoint's code does. The class gets such a name, an
+    alias of its file in this package, so that a checkpoint that the library saves still contains the file.
     """
-    try:
-        module = get_class_from_dynamic_module(SENTENCE_TRANSFORMER_MODULE, str(Path(__file__).parent))
-    except OSError as error:
-        warnings.warn(f"SentenceTransformer(DIR) will need trust_remote_code=True here: {error}", stacklevel=2)
-        return
-    known: Any = _KnownModules({**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module})
+    alias = f"transformers_modules.{sentence_transformer_moon.__name__}"
+    sys.modules[alias] = sentence_transformer_moon
+    module_class = sentence_transformer_moon.MoonTransformer
+    module_class.__module__ = alias
+    known: Any = _KnownModules({**BaseModel._module_classes, SENTENCE_TRANSFORMER_MODULE: module_class})
     BaseModel._module_classes = known
 
 

@@ -1,4 +1,4 @@
-"""MoonConfig: what makes a Moon out of a vision-language base. No torch here."""
+"""Configure a Moon model: a vision-language base and the parts that Moon adds to it. This file does not need torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXPERT_ROUTINGS = ("none", "guided", "modality")
 READOUTS = ("mean", "emb", "last")
 # The two aspects that have an expert of their own under guided routing (MOON §3.1), in the order of those experts.
 ASPECTS = ("category", "attribute")
-# Where the Auto classes find a checkpoint's code.
+# The file and class that each Auto class loads from a checkpoint.
 AUTO_MAP = {
     "AutoConfig": "configuration_moon.MoonConfig",
     "AutoModel": "modeling_moon.MoonModel",
@@ -45,63 +45,64 @@ _LIBRARY_ARGUMENTS = frozenset(
         "use_cache",
     }
 )
-# What a file holds that no tool of ours wrote, on its way from `from_dict` to the configuration.
+# Passes keys of other tools from `from_dict` to the configuration.
 _FOREIGN = "_foreign"
 
 
 class MoonConfig(PreTrainedConfig):
-    r"""Configuration of a Moon model: the base's own configuration and the parts that Moon adds to it.
+    r"""Configuration of a Moon model: the base's configuration and the parts that Moon adds to it.
 
     Args:
         vlm_config (`PreTrainedConfig` or `dict`): configuration of the vision-language base, of model type `qwen3_vl` or
-            `qwen2_5_vl`. It is copied, never shared. Default: Qwen3-VL's.
-        expert_routing (`str`): what the feed-forward layers of `moe_layers` become: "guided" mixtures of experts (MOON §3.1),
+            `qwen2_5_vl`. It is copied. Default: Qwen3-VL's.
+        expert_routing (`str`): the feed-forward layers of `moe_layers`: "guided" for guided mixtures of experts (MOON §3.1),
             "modality" for modality-driven ones (MOON2.0, arXiv 2511.12449), "none" for the base's dense layers.
             Default "guided".
-        num_experts (`int`): N, all experts of a layer; under guided routing the last two are the category and the
+        num_experts (`int`): N, the number of experts of a layer; under guided routing the last two are the category and the
             attribute expert. Default 4.
-        num_experts_per_token (`int`): k, how many experts a token uses (under guided routing: of the N - 2 free ones).
-            With k = 1 the weight of a lone expert is 1 and the router learns through a straight-through estimate (our
-            design; see `MoonMixture`). Default 2.
-        moe_layers (`list[int]` or `None`): decoder layers that become mixtures; `None` is every layer, as in the paper.
+        num_experts_per_token (`int`): k, the number of experts that a token uses (under guided routing: of the N - 2 free
+            ones). With k = 1 the weight of the single expert is 1, and the router learns through a straight-through
+            estimate (our design; see `MoonMixture`). Default 2.
+        moe_layers (`list[int]` or `None`): decoder layers that are mixtures; `None` for every layer, as in the paper.
         objectives (`list[str]`): names of the M alignment objectives whose preferences modality-driven experts learn
             (MOON2.0: one for each form of the query). Default ["t", "i", "mm"].
-        readout (`str`): what the vector is read from: the "mean" of the last hidden states of the item's tokens (MOON
-            §3.1), the state of the "emb" token (MOON3.0), or the "last" attended token (bases that are embedders already).
+        readout (`str`): what the vector is read from: the "mean" of the last hidden states of the tokens of the product or
+            query (MOON §3.1), the state of the "emb" token (MOON3.0), or of the "last" attended token (for bases that are
+            embedders already).
             Default "mean".
-        fusion (`bool`): whether the state that is read is fused with the raw image and title tokens by gated attention
+        fusion (`bool`): whether gated attention fuses the state that is read with the raw image and title tokens
             (MOON3.0, arXiv 2604.00513). Default False.
         fusion_heads (`int` or `None`): heads of that attention, a divisor of the base's width. Default None: heads of 128
-            dimensions, which every attention kernel takes, but at least 8.
+            dimensions, which every attention kernel supports, but at least 8 heads.
         fire_layers (`list[int]` or `None`): decoder layers with fine-grained residual enhancement (MOON3.0). Default None.
         fire_rank (`int`): width of its low-rank networks. Default 64.
         fire_vision_blocks (`list[int]` or `None`): blocks of the vision tower whose outputs are the details of image
             tokens. `None`: the deep-stack features of a Qwen3-VL base; the blocks with full attention of a Qwen2.5-VL
-            base; the last block of a base that has neither.
+            base; the last block of any other base.
         embedding_dim (`int` or `None`): size of the vector, at most the base's width. `None` keeps the base's width
             without a projection. Default 256.
-        matryoshka_dims (`list[int]` or `None`): prefixes of the vector that are given out too, each normalised
-            (arXiv 2205.13147), ascending and at most the vector's size. Default None.
-        max_reasoning_tokens (`int` or `None`): longest reasoning that is written before the vector is read; `None` for a
-            model that does not reason. Asks for readout "emb". Default None.
+        matryoshka_dims (`list[int]` or `None`): sizes of prefixes of the vector that are returned as well, each normalised
+            (arXiv 2205.13147), at most the vector's size. Default None.
+        max_reasoning_tokens (`int` or `None`): maximum length of the reasoning before the vector is read; `None` for a
+            model that does not reason. Requires readout "emb". Default None.
         category_start_token_id, category_end_token_id, attribute_start_token_id, attribute_end_token_id (`int` or
-            `None`): ids of the marker tokens around the category and the attributes; `None` where the vocabulary has
-            no such marker, and then no token is routed to that aspect's expert.
-        title_start_token_id, title_end_token_id (`int` or `None`): those around the title, required by `fusion`.
+            `None`): ids of the marker tokens around the category and the attributes; `None` if the vocabulary does not
+            have them; that aspect's expert then receives no tokens.
+        title_start_token_id, title_end_token_id (`int` or `None`): ids of those around the title, required by `fusion`.
         think_start_token_id, think_end_token_id (`int` or `None`): ids of `<think>` and `</think>`, required by
             `max_reasoning_tokens`.
         emb_token_id (`int` or `None`): id of the `<emb>` token, required by readout "emb".
         user_prefix_ids (`list[int]` or `None`): ids of the tokens that open the user's turn in the chat template, which
-            holds the item. The mean read-out leaves out what stands outside the turn. `None`: it takes every token, as
-            checkpoints from before this argument do.
-        turn_end_id (`int` or `None`): id of the token that ends a turn; goes with `user_prefix_ids`.
-        initializer_range (`float`): standard deviation of freshly made weights. Default 0.02.
+            contains the product or query. The mean read-out leaves out the tokens outside that turn. `None`: it takes every
+            token, as in checkpoints that are older than this argument.
+        turn_end_id (`int` or `None`): id of the token that ends a turn; required by `user_prefix_ids`.
+        initializer_range (`float`): standard deviation of freshly initialised weights. Default 0.02.
 
     Raises:
-        ValueError: an unknown argument (with the nearest known one), another backbone, a value out of range, a value of a
-            read-only property that contradicts `vlm_config`.
+        ValueError: an unknown argument (with the nearest known one), an unsupported backbone, a value out of range, a value
+            of a read-only property that contradicts `vlm_config`.
 
-    Unknown keys of a file, which other tools wrote there, are kept as attributes, named once in a warning, and saved again.
+    Unknown keys of a file, which other tools wrote, are kept as attributes, named in a warning, and saved again.
 
     Relations: `MoonConfig.moon1(...)`, `.moon2(...)` and `.moon3(...)` are the presets of the three papers.
     """
@@ -147,7 +148,7 @@ class MoonConfig(PreTrainedConfig):
         given = kwargs | foreign
         for name in [name for name in given if self._is_read_only(name)]:
             self._check_derived(name, given.pop(name))
-        use_cache = given.pop("use_cache", None)  # the library drops it as a setting of generation
+        use_cache = given.pop("use_cache", None)  # transformers drops it as a setting of generation
         super().__post_init__(**given)
         if use_cache is not None:
             self.use_cache = use_cache
@@ -167,46 +168,48 @@ class MoonConfig(PreTrainedConfig):
 
     @classmethod
     def _is_read_only(cls, name: str) -> bool:
-        """Whether a name is the base's or computed: nobody can set it, not even to the value it has."""
+        """Return whether a name belongs to the base or is computed, so that it cannot be set."""
         value = getattr(cls, name, None)
         return name in ("text_config", "vision_config") or (isinstance(value, property) and value.fset is None)
 
     def _check_derived(self, name: str, given: Any) -> None:
-        """Accept a value that says what the configuration says already, as `to_dict` and other tools write it."""
+        """Accept a value that equals the one the configuration has, as `to_dict` and other tools write it."""
         own = getattr(self, name)
         if isinstance(own, PreTrainedConfig):
             given = given if isinstance(given, PreTrainedConfig) else type(own)(**copy.deepcopy(given))
             same = {**given.to_dict(), "dtype": None} == {**own.to_dict(), "dtype": None}
             if not same:
                 raise ValueError(
-                    f"MoonConfig: {name} differs from that of vlm_config; expected to set it in vlm_config"
+                    f"MoonConfig: {name} differs from that of vlm_config; expected the same; change it in vlm_config"
                 )
         elif given != (list(own) if isinstance(own, tuple) else own):
             raise ValueError(f"MoonConfig: {name}={given!r}; expected {own!r}, which follows from the other arguments")
 
     def _warn_of_foreign(self, foreign: dict[str, Any]) -> None:
-        """Name once the keys of a file that no version of Moon reads."""
+        """Warn once of the keys of a file that no version of Moon reads."""
         names: dict[bool, list[str]] = {True: [], False: []}
         for name in foreign:
             names[name in vars(self)].append(f"{name!r}{self._did_you_mean(name)}")
         if names[True]:
             logger.warning_once(
-                f"The configuration's file holds keys that Moon does not read: {', '.join(names[True])}. They are kept as "
+                f"The configuration's file has keys that Moon does not read: {', '.join(names[True])}. They are kept as "
                 "attributes and saved again."
             )
         if names[False]:
             logger.warning_once(
-                f"The configuration's file holds settings of generation: {', '.join(names[False])}. They are left out: their "
-                "place is generation_config.json."
+                f"The configuration's file has settings of generation: {', '.join(names[False])}. They are left out: they "
+                "belong in generation_config.json."
             )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the library's, for what a file holds: keys that other tools wrote are kept, with a warning.
+        """Make a configuration from the content of a file, as in transformers; keys that other tools wrote are kept, with a
+        warning.
 
         Args:
             config_dict: the file's content.
-            **kwargs: values in place of the file's; those that name no attribute are returned, or left out, as in the library.
+            **kwargs: values that replace those of the file; names that are not attributes are returned or left out, as in
+                transformers.
 
         Raises:
             ValueError: a known key with a value that is not accepted.
@@ -218,13 +221,14 @@ class MoonConfig(PreTrainedConfig):
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:
-        """As `from_dict`, from a file."""
+        """Make a configuration from a file; see `from_dict`."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
-        """As the library's, with `text_config` and `tie_word_embeddings` of the base, which peft looks for there.
+        """Return the configuration as in transformers, with `text_config` and `tie_word_embeddings` of the base, which peft
+        reads there.
 
-        Relations: config.json holds them once, in `vlm_config`.
+        Relations: config.json has them once, in `vlm_config`.
         """
         output = super().to_dict()
         if isinstance(self.vlm_config, PreTrainedConfig):
@@ -233,7 +237,7 @@ class MoonConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As the library's: what config.json holds."""
+        """Return the content of config.json, as in transformers."""
         output = super().to_diff_dict()
         for name in ("text_config", "tie_word_embeddings"):
             output.pop(name, None)
@@ -308,7 +312,9 @@ class MoonConfig(PreTrainedConfig):
         self.fire_layers = self._ascending("fire_layers", range(self.text_config.num_hidden_layers))
         self.fire_vision_blocks = self._ascending("fire_vision_blocks", range(self.vision_config.depth))
         if self.fire_vision_blocks and not self.fire_layers:
-            raise ValueError("MoonConfig: fire_vision_blocks are details for fire_layers, and there are none")
+            raise ValueError(
+                "MoonConfig: fire_vision_blocks without fire_layers; expected at least one layer in fire_layers"
+            )
         if self.fire_rank < 1:
             raise ValueError(f"MoonConfig: fire_rank={self.fire_rank}; expected 1 or more")
 
@@ -320,7 +326,7 @@ class MoonConfig(PreTrainedConfig):
                 f"MoonConfig: fusion_heads={self.fusion_heads}; expected a divisor of the base's width {self.hidden_size}"
             )
         if self.title_start_token_id is None:
-            raise ValueError("MoonConfig: fusion needs title_start_token_id and title_end_token_id, around the title")
+            raise ValueError("MoonConfig: fusion needs title_start_token_id and title_end_token_id; found None")
 
     def _validate_reasoning(self) -> None:
         if self.max_reasoning_tokens is not None and self.max_reasoning_tokens < 1:
@@ -330,10 +336,10 @@ class MoonConfig(PreTrainedConfig):
         if self.readout != "emb":
             raise ValueError(f"MoonConfig: reasoning is read at <emb>; found readout={self.readout!r}; expected 'emb'")
         if self.think_start_token_id is None:
-            raise ValueError("MoonConfig: reasoning needs think_start_token_id and think_end_token_id")
+            raise ValueError("MoonConfig: reasoning needs think_start_token_id and think_end_token_id; found None")
 
     def _ascending(self, name: str, accepted: range) -> list[int] | None:
-        """The whole numbers of a field, sorted, each once; None stays None."""
+        """Return the whole numbers of a field, sorted, each once; None stays None."""
         values = getattr(self, name)
         if values is None:
             return None
@@ -364,17 +370,17 @@ class MoonConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the text model's hidden states. Relations: the vector's size is `vector_size`."""
+        """Width of the text model's hidden states. Relations: `vector_size` is the size of the vector."""
         return self.vlm_config.text_config.hidden_size
 
     @property
     def vector_size(self) -> int:
-        """Size of `embeddings`: `embedding_dim`, or the base's width where that is `None`."""
+        """Size of `embeddings`: `embedding_dim`, or the base's width if that is `None`."""
         return self.embedding_dim or self.hidden_size
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding matrix."""
+        """Number of rows of the embedding matrix."""
         return self.vlm_config.text_config.vocab_size
 
     @vocab_size.setter
@@ -383,12 +389,12 @@ class MoonConfig(PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Decoder layers of the text model."""
+        """Number of decoder layers of the text model."""
         return self.vlm_config.text_config.num_hidden_layers
 
     @property
     def image_token_id(self) -> int:
-        """Id of the placeholder of one image token."""
+        """Id of the placeholder of an image token."""
         return self.vlm_config.image_token_id
 
     @image_token_id.setter
@@ -403,7 +409,7 @@ class MoonConfig(PreTrainedConfig):
     @tie_word_embeddings.setter
     def tie_word_embeddings(self, value: bool) -> None:
         self.vlm_config.tie_word_embeddings = value
-        if hasattr(self.text_config, "tie_word_embeddings"):  # Qwen2.5-VL reads it there too
+        if hasattr(self.text_config, "tie_word_embeddings"):  # Qwen2.5-VL reads it there as well
             self.text_config.tie_word_embeddings = value
 
     @property
@@ -415,22 +421,22 @@ class MoonConfig(PreTrainedConfig):
 
     @property
     def num_free_experts(self) -> int:
-        """Experts of a mixture that are not reserved for an aspect."""
+        """Number of experts of a mixture that are not reserved for an aspect."""
         return self.num_experts - (len(ASPECTS) if self.expert_routing == "guided" else 0)
 
     @property
     def keeps_cache(self) -> bool | None:
-        """What `use_cache` says, which trainers set; None where nobody has, and the base decides."""
+        """The value of `use_cache`, which trainers set; None if it is not set, and the base decides."""
         return getattr(self, "use_cache", None)
 
     @property
     def reads_aspects(self) -> bool:
-        """Whether the experts of some layer are chosen by the aspect markers in the text."""
+        """Whether aspect markers in the text choose the experts of any layer."""
         return self.expert_routing == "guided" and bool(self.mixture_layers)
 
     @property
     def detail_blocks(self) -> tuple[int, ...]:
-        """Blocks of the vision tower whose outputs FIRE reads; empty where it reads deep-stack features, or nothing."""
+        """Blocks of the vision tower whose outputs FIRE reads; empty if it reads deep-stack features, or nothing."""
         if not self.fire_layers:
             return ()
         if self.fire_vision_blocks is not None:
@@ -441,18 +447,18 @@ class MoonConfig(PreTrainedConfig):
         return tuple(block for block in full if block < self.vision_config.depth) or (self.vision_config.depth - 1,)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The text model's configuration (which TRL and generation ask for)."""
+        """Return the text model's configuration, which TRL and generation read."""
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
 
     @classmethod
     def moon1(cls, vlm_config: Any = None, **overrides: Any) -> MoonConfig:
-        """The preset of MOON (WSDM 2026, arXiv 2508.11999 §3.1): guided experts in every layer, mean pooling.
+        """Return the preset of MOON (WSDM 2026, arXiv 2508.11999 §3.1): guided experts in every layer, mean pooling.
 
-        N = 4 with both free experts on, and 256 dimensions, are our design: the paper leaves them open.
+        N = 4 with both free experts active, and 256 dimensions, are our design: the paper does not state them.
 
         Args:
             vlm_config: the base's configuration.
-            **overrides: any argument of `MoonConfig`, so that an ablation is one changed argument.
+            **overrides: any argument of `MoonConfig`, so that an ablation changes one argument.
         """
         preset: dict[str, Any] = {
             "expert_routing": "guided",
@@ -464,9 +470,9 @@ class MoonConfig(PreTrainedConfig):
 
     @classmethod
     def moon2(cls, vlm_config: Any = None, **overrides: Any) -> MoonConfig:
-        """The preset of MOON2.0 (CVPR 2026, arXiv 2511.12449): modality-driven experts in every layer, mean pooling.
+        """Return the preset of MOON2.0 (CVPR 2026, arXiv 2511.12449): modality-driven experts in every layer, mean pooling.
 
-        Z = 4 experts with two on, and the three objectives t, i, mm as names, are our design. Dual alignment and sample
+        Z = 4 experts, two of them active, and the objectives' names t, i, mm are our design. Dual alignment and sample
         filtering belong to training.
 
         Args:
@@ -484,14 +490,14 @@ class MoonConfig(PreTrainedConfig):
 
     @classmethod
     def moon3(cls, vlm_config: Any = None, **overrides: Any) -> MoonConfig:
-        """The preset of MOON3.0 (arXiv 2604.00513): guided experts, `<emb>`, fusion, FIRE in four layers, reasoning.
+        """Return the preset of MOON3.0 (arXiv 2604.00513): guided experts, `<emb>`, fusion, FIRE in four layers, reasoning.
 
-        The 256 dimensions are the paper's; four FIRE layers, spread evenly, and at most 32 reasoning tokens (as
-        LREM, arXiv 2510.14321, found best) are our design.
+        The 256 dimensions are the paper's; four FIRE layers, spread evenly, and at most 32 reasoning tokens (the best value
+        in LREM, arXiv 2510.14321) are our design.
 
         Args:
             vlm_config: the base's configuration.
-            **overrides: any argument of `MoonConfig`; the ids of the title, think and `<emb>` tokens are needed.
+            **overrides: any argument of `MoonConfig`; the ids of the title, think and `<emb>` tokens are required.
         """
         vlm_config = _read_vlm_config(vlm_config)
         depth = vlm_config.text_config.num_hidden_layers
@@ -527,6 +533,6 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
         model_type = getattr(vlm_config, "model_type", type(vlm_config).__name__)
         if model_type in BACKBONES:
             vlm_config = copy.deepcopy(vlm_config)
-            vlm_config._name_or_path = ""  # a folder of the machine that converted the base
+            vlm_config._name_or_path = ""  # may be a folder of another machine
             return vlm_config
     raise ValueError(f"MoonConfig: vlm_config has model type {model_type!r}; expected {', '.join(BACKBONES)}")

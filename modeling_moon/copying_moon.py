@@ -1,7 +1,7 @@
-"""Let a model be pickled, deep-copied and sent to another process, whatever was asked of it before.
+"""Pickle and deep-copy a model, and send it to another process, even after it has recorded outputs of its layers.
 
-transformers records outputs of layers by hooks that are closures, which cannot be pickled, and knows what a class records only
-in a process that has built a model of that class.
+transformers records these outputs with hooks that are closures, which cannot be pickled. It knows what a class records only in
+a process that has built a model of that class.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers.utils import output_capturing
 
 
 class MoonCopyingMixin(nn.Module):
-    """What pickle and `copy.deepcopy` read and write of a Moon model: all but the recording hooks, which the library installs
-    again when an output is asked for."""
+    """Leave the recording hooks out of what `pickle` and `copy.deepcopy` copy; transformers installs them again when an output
+    is requested."""
 
     def __getstate__(self) -> dict[str, Any]:
         return _state_without_recorders(self, super().__getstate__(), {id(self): self})
@@ -26,11 +26,14 @@ class MoonCopyingMixin(nn.Module):
         for module in self.modules():
             if isinstance(module, PreTrainedModel) and "config" in vars(module):
                 kind = type(module)
-                PreTrainedModel.__init__(kind.__new__(kind), module.config)  # now this process knows what it records
+                PreTrainedModel.__init__(
+                    kind.__new__(kind), module.config
+                )  # lets this process know what the class records
 
 
 def _state_without_recorders(module: nn.Module, state: dict[str, Any], copied: dict[int, nn.Module]) -> dict[str, Any]:
-    """The state of a module whose sub-modules are such copies: parameters and buffers are shared, nothing is changed."""
+    """Return the state of a module with its sub-modules copied in the same way: parameters and buffers are shared, and the
+    module itself is not changed."""
     state.pop("_output_capturing_hooks_installed", None)
     is_recorder = {number: _is_recorder(hook) for number, hook in module._forward_hooks.items()}
     if any(is_recorder.values()):
@@ -42,7 +45,7 @@ def _state_without_recorders(module: nn.Module, state: dict[str, Any], copied: d
 
 
 def _without_recorders(module: nn.Module | None, copied: dict[int, nn.Module]) -> nn.Module | None:
-    if module is None or isinstance(module, MoonCopyingMixin):  # which drops its own
+    if module is None or isinstance(module, MoonCopyingMixin):  # it leaves its own hooks out
         return module
     if id(module) not in copied:
         kind = type(module)

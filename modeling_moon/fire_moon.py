@@ -1,4 +1,4 @@
-"""Fine-grained residual enhancement (MOON3.0): local detail, injected into the hidden states at chosen decoder layers.
+"""Fine-grained residual enhancement (MOON3.0): add local detail to the hidden states at chosen decoder layers.
 
 Shape suffixes: B batch rows, T tokens of a row, H hidden width, P image tokens of the whole batch, V levels of visual detail.
 """
@@ -16,8 +16,8 @@ from .configuration_moon import MoonConfig
 
 
 class Details(NamedTuple):
-    """The local detail of each token: input embeddings (B, T, H); where image tokens stand (B, T) bool, in the order of
-    the levels (V, P, H) of what the vision tower saw there. Without levels the input embedding is all the detail."""
+    """The local detail of each token: input embeddings (B, T, H); a mask (B, T) bool of the image tokens; and levels
+    (V, P, H) of visual detail, in the order of the image tokens. Without levels, the detail is the input embedding."""
 
     embeds_BTH: torch.Tensor
     is_image_BT: torch.Tensor | None = None
@@ -29,12 +29,12 @@ class MoonFire(nn.Module):
 
     `h' = h + λ · σ(wᵀ GELU(W[LN h; LN s])) ⊙ F(LN s)`, F a low-rank network. s is the token's local detail: of a text
     token its input embedding, of an image token the levels of the vision tower, mixed by learned weights of this layer
-    (softmax, equal at first). λ starts at 0, so that a fresh model computes what its base computes. MOON3.0
-    (arXiv 2604.00513) names the part and its aim; the form is our design (precedents: DeepStack, arXiv 2406.04334).
+    (softmax, equal at first). λ starts at 0, so that a fresh model computes the same as its base. MOON3.0
+    (arXiv 2604.00513) names the part and its aim; the form is our design (precedent: DeepStack, arXiv 2406.04334).
 
     Args:
         config: MoonConfig.
-        num_levels: V, the levels of visual detail; 0 where image tokens have none.
+        num_levels: V, the levels of visual detail; 0 if image tokens have no such levels.
 
     Shapes: hidden (B, T, H), details -> (B, T, H).
     """
@@ -51,7 +51,7 @@ class MoonFire(nn.Module):
         self.level_scores = nn.Parameter(torch.empty(num_levels)) if num_levels > 1 else None
 
     def detail(self, details: Details) -> torch.Tensor:
-        """s (B, T, H)."""
+        """Return s (B, T, H), the detail of each token."""
         if details.levels_VPH is None:
             return details.embeds_BTH
         if self.level_scores is None:
@@ -59,7 +59,7 @@ class MoonFire(nn.Module):
         else:
             share_V = self.level_scores.softmax(dim=0).to(details.levels_VPH.dtype)
             mixed_PH = torch.einsum("v,vph->ph", share_V, details.levels_VPH)
-        # Under autocast the mixture is of the narrower dtype.
+        # Under autocast the mixture has the narrower dtype.
         return details.embeds_BTH.masked_scatter(details.is_image_BT[..., None], mixed_PH.to(details.embeds_BTH))
 
     def forward(self, hidden_BTH: torch.Tensor, details: Details) -> torch.Tensor:
@@ -71,7 +71,7 @@ class MoonFire(nn.Module):
 
 
 class KeptBlock:
-    """A block of the vision tower that appends its output to the list of the call that wants it."""
+    """A block of the vision tower that appends its output to the list that a call passes."""
 
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, kept_blocks: list[torch.Tensor] | None = None, **kwargs: Any
@@ -83,8 +83,8 @@ class KeptBlock:
 
 
 class MoonDetailMerger(nn.Module):
-    """One block's output in the vision tower, from patches to image tokens of the text model's width: layer norm, the
-    patches of a token side by side, a linear map. As the base's own patch merger, less its hidden layer. Our design."""
+    """Merge the patches of one block of the vision tower into image tokens of the text model's width: layer norm, the patches
+    of a token side by side, a linear map. Like the base's own patch merger, without its hidden layer. Our design."""
 
     def __init__(self, config: MoonConfig) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class MoonDetailMerger(nn.Module):
 def block_levels(
     mergers: nn.ModuleList, blocks: list[torch.Tensor], image_grid_thw: torch.Tensor, vision: Any
 ) -> list[torch.Tensor]:
-    """Outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens.
+    """Return the outputs of the chosen blocks of the vision tower, (P, H) each, in the order of the image tokens.
 
     Args:
         mergers: a `MoonDetailMerger` for each block.
-        blocks: their outputs, in the order of the tower, which for Qwen2.5-VL goes by windows.
+        blocks: their outputs, in the order of the tower; Qwen2.5-VL orders patches by window.
         image_grid_thw: (images, 3) patches of each picture.
         vision: configuration of the vision tower.
     """

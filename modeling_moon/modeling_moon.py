@@ -1,7 +1,7 @@
 """The architecture of Moon, top to bottom: experts, mixtures, FIRE, decoder layers, text models, fusion, MoonModel, generation.
 
-A Moon model *holds* a vision-language base (Qwen3-VL or Qwen2.5-VL) and swaps its text model for one whose decoder layers
-call our mixtures of experts. The vision tower, the attention layers and the position encoding are the base's own code.
+A Moon model *contains* a vision-language base (Qwen3-VL or Qwen2.5-VL) and replaces its text model with one whose decoder
+layers call our mixtures of experts. The vision tower, the attention layers and the position encoding are the base's own code.
 
 Shape suffixes: B batch rows, T tokens of a row, N tokens of the whole batch (B·T), H hidden width, I width of one expert,
 D size of the vector, E experts, F free experts, K active slots of a token, L layers that are mixtures, M objectives,
@@ -38,12 +38,13 @@ from transformers.utils import can_return_tuple
 
 from .configuration_moon import MoonConfig
 from .copying_moon import MoonCopyingMixin
-from .embedding_moon import MoonEmbedding, embed_records, load_output_layer
+from .embedding_moon import embed_records
 from .fire_moon import Details, KeptBlock, MoonDetailMerger, MoonFire, block_levels
 from .generation_moon import MoonGenerationMixin
-from .outputs_moon import BY_LAYER, MoonCausalLMOutput, MoonOutput, ask_for_layers
+from .origin_moon import load_output_layer
+from .outputs_moon import BY_LAYER, MoonCausalLMOutput, MoonEmbedding, MoonOutput, ask_for_layers
 from .packing_moon import Inputs, in_rows, pack, packed_positions
-from .positions_moon import find_positions, note_offset
+from .positions_moon import find_positions, store_offset
 from .routing_moon import Guided, Routing, find_guided, objective_weights, routing_statistics
 from .saving_moon import MoonSaving
 from .tokens_moon import (
@@ -53,9 +54,9 @@ from .tokens_moon import (
     input_dtype,
     mean_of,
     readable_tokens,
-    refuse_no_raw_tokens,
     refuse_unread_arguments,
     refuse_unseen_images,
+    require_raw_tokens,
     token_mask,
 )
 
@@ -98,17 +99,17 @@ class _RoutedExperts(nn.Module):
 
 
 class MoonExperts(_RoutedExperts):
-    """Experts of which some serve every token, and some the tokens of an aspect.
+    """Experts that serve every token, the tokens that choose them, or the tokens of an aspect.
 
-    Both are plain matrix products, at the speed of a dense layer (but under "eager", the loop for comparison): an expert
-    that serves every token needs no gathering, and the tokens of an aspect are found once a pass for all layers. Only free
-    experts that tokens choose among are dispatched. Our design.
+    The first and the last are plain matrix products, as fast as a dense layer ("eager" loops over all experts, for
+    comparison): an expert that serves every token needs no gathering, and the tokens of an aspect are found once a pass
+    for all layers. Only experts that tokens choose among are dispatched. Our design.
 
     Args:
-        config, num_experts: as above.
+        config, num_experts: see `_RoutedExperts`.
 
-    Shapes: as above; the first `num_shared` slots of every token are the experts 0 … num_shared - 1, in this order;
-        guided: for each aspect its expert, tokens (G,) and weights (G,).
+    Shapes: see `_RoutedExperts`; the first `num_shared` slots of every token are the experts 0 … num_shared - 1, in this
+        order; guided: for each aspect its expert, tokens (G,) and weights (G,).
     """
 
     def forward(
@@ -143,11 +144,11 @@ class MoonRouter(nn.Linear):
 class MoonMixture(nn.Module):
     r"""A feed-forward layer as a mixture of experts: `y = Σ_n G̃_n(x)·f_n(x)`, G̃ the kept part of `G = softmax(W_g x)`.
 
-    Kept weights are renormalised over the experts that are active (our design; precedent: sparse upcycling,
-    arXiv 2212.05055): with experts that are copies of the base's layer the output is then the base's. The weight of a lone
-    expert is then the constant 1, which would teach the router nothing: where one was chosen of several, the sum is taken
-    as a constant in the gradient, a straight-through estimate with which the router learns as in Switch Transformers
-    (arXiv 2101.03961), whose weight is the gate itself.
+    Kept weights are renormalised over the active experts (our design; precedent: sparse upcycling, arXiv 2212.05055), so
+    that experts that are copies of the base's layer compute the base's output. The weight of a single expert is then the
+    constant 1, from which the router would not learn. If one expert of several is chosen, the gradient therefore treats the
+    sum as a constant: with this straight-through estimate the router learns as in Switch Transformers (arXiv 2101.03961),
+    whose weight is the gate itself.
 
     Args:
         config: MoonConfig.
@@ -166,7 +167,7 @@ class MoonMixture(nn.Module):
         self.experts = MoonExperts(config.text_config, config.num_experts)
 
     def keep(self, gate_NE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best free experts (N, K) of each token and their part (N, K) of the gate."""
+        """Return the k best free experts (N, K) of each token and their part (N, K) of the gate."""
         free_NF = gate_NE[:, : self.num_free]
         if self.top_k == self.num_free:
             return torch.arange(self.num_free, device=gate_NE.device).expand_as(free_NF), free_NF
@@ -184,7 +185,7 @@ class MoonMixture(nn.Module):
         index_NK, kept_NK = self.keep(gate_NE)
         total_N = kept_NK.sum(dim=-1)
         if self.top_k == 1 < self.num_free:
-            total_N = total_N.detach()  # the straight-through estimate; exact again where a guided expert joins
+            total_N = total_N.detach()  # the straight-through estimate; exact if a guided expert joins
         of_aspects = []
         for expert, (token_G, share_G) in enumerate(guided or (), start=self.num_free):
             kept_G = gate_NE[token_G, expert] if share_G is None else gate_NE[token_G, expert] * share_G
@@ -209,16 +210,16 @@ class MoonGuidedMoE(MoonMixture):
     Args:
         config: MoonConfig.
 
-    Relations: `find_guided` says which tokens are guided, once for all layers.
+    Relations: `find_guided` finds the guided tokens, once for all layers.
     """
 
 
 class MoonModalityMoE(MoonMixture):
     r"""A modality-driven mixture of experts (MOON2.0, arXiv 2511.12449).
 
-    Tokens keep their k best experts. A learnable matrix W* (Z experts × M objectives) says what an expert is for:
-    `p_{z,m} = softmax_m(W*_z)`; `MoonModel.objective_weights` and `MoonModel.preference_entropy` are made of it. One
-    matrix for each mixture layer, starting at zero (no preference), is our design.
+    Tokens keep their k best experts. A learnable matrix W* (Z experts × M objectives) holds the preferences of the experts:
+    `p_{z,m} = softmax_m(W*_z)`; `MoonModel.objective_weights` and `MoonModel.preference_entropy` are computed from it. A
+    matrix for each mixture layer that starts at zero (equal preferences) is our design.
 
     Args:
         config: MoonConfig; `objectives` names the M columns of `preference` (E, M).
@@ -233,10 +234,10 @@ MIXTURES = {"guided": MoonGuidedMoE, "modality": MoonModalityMoE}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Decoder layers and text models: the base's, with the feed-forward layer swapped and FIRE behind it
+# Decoder layers and text models: the base's, with another feed-forward layer and FIRE after it
 # ---------------------------------------------------------------------------------------------------------------------
 class _MoonLayer:
-    """What both backbones' layers share: attention as in the base, then the mixture, then FIRE, each where it is."""
+    """The layer of both backbones: attention as in the base, then the mixture, then FIRE, if the layer has them."""
 
     def _equip(self, config: MoonConfig, layer: int) -> None:
         self.is_mixture = layer in config.mixture_layers
@@ -279,12 +280,12 @@ class MoonQwen2_5_VLDecoderLayer(_MoonLayer, Qwen2_5_VLDecoderLayer):  # noqa: N
 
 
 def _num_levels(config: MoonConfig) -> int:
-    """V: deep-stack features of the base, or the chosen blocks of its vision tower."""
+    """Return V, the number of deep-stack features of the base, or of chosen blocks of its vision tower."""
     return len(config.detail_blocks) or len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
 
 
 def _init_moon_weights(module: nn.Module, std: float) -> bool:
-    """Fresh weights of Moon's own modules; False for every other module, which is left to the library's rules."""
+    """Initialise a module of Moon; return False for any other module, which transformers initialises."""
     if isinstance(module, MoonExperts):
         init.normal_(module.gate_up_proj, mean=0.0, std=std)
         init.normal_(module.down_proj, mean=0.0, std=std)
@@ -306,10 +307,10 @@ def _init_moon_weights(module: nn.Module, std: float) -> bool:
 
 
 class _MoonTextModel:
-    """What both text models share: our layers, fresh weights of them, and experts whose implementation can be chosen.
+    """The text model of both backbones: our layers, their initialisation, and a choice of the experts' implementation.
 
-    transformers finds out whether a class has experts by searching its source file and remembers the answer on the class;
-    a subclass would inherit the answer for the base's file, which is no.
+    transformers searches a class's source file for experts and stores the answer on the class; a subclass would inherit the
+    answer for the base's file, which has none.
     """
 
     def _swap_layers(self, layer_class: type, config: Any, moon_config: MoonConfig) -> None:
@@ -361,12 +362,12 @@ VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_V
 # From hidden states to a vector: read-out, fusion (MOON3.0), projection
 # ---------------------------------------------------------------------------------------------------------------------
 class MoonZeroLinear(nn.Linear):
-    """Linear map that starts at zero, so that what it adds starts at nothing."""
+    """A linear map that starts at zero, so that it adds nothing at first."""
 
 
 class MoonProjection(nn.Linear):
-    """Linear map to the vector's size that starts as the identity on the first dimensions, so that a base whose vectors
-    were trained as Matryoshka prefixes (arXiv 2205.13147) keeps them."""
+    """A linear map to the vector's size that starts as the identity on the first dimensions, so that a base with Matryoshka
+    vectors (arXiv 2205.13147) keeps its prefixes."""
 
 
 class MoonFusion(nn.Module):
@@ -374,7 +375,7 @@ class MoonFusion(nn.Module):
 
     `c_{h,m} = Attn(q_h, K_m, V_m)` for the sets m of image and of title tokens, `c_{h,self}` = the value projection of the
     state; `g_{h,·} = softmax_m(MLP([state; mean image; mean title]))` with a missing modality masked out;
-    `z = state + W_o · concat_h Σ_m g_{h,m} c_{h,m}`. W_o starts at zero, so that z is the state at first. MOON3.0
+    `z = state + W_o · concat_h Σ_m g_{h,m} c_{h,m}`. W_o starts at zero, so that z equals the state at first. MOON3.0
     (arXiv 2604.00513) names the part; the form is our design (precedents: the gates of TGQ-Former, arXiv 2605.17366, and
     Q-Former). Keys and values are shared by the two sets.
 
@@ -390,7 +391,7 @@ class MoonFusion(nn.Module):
         self.config = config.text_config
         self.num_heads, self.head_dim = config.fusion_heads, width // config.fusion_heads
         self.scaling = self.head_dim**-0.5
-        # What the attention kernels of transformers ask a module for.
+        # The attention kernels of transformers read these from a module.
         self.num_key_value_groups, self.is_causal = 1, False
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
@@ -410,10 +411,11 @@ class MoonFusion(nn.Module):
         raw: RawTokens,
         set_BT: torch.Tensor,
     ) -> torch.Tensor:
-        """c (B, A, width of a head) over one set; a row without any token of it attends to its first one, for nothing."""
-        nothing_B1 = ~set_BT.any(dim=1, keepdim=True)
+        """Return c (B, A, width of a head) over one set. A row without tokens of the set attends to its first token, to which
+        the gate gives no weight."""
+        empty_B1 = ~set_BT.any(dim=1, keepdim=True)
         first_T = torch.arange(set_BT.shape[1], device=set_BT.device) == 0
-        set_BT = set_BT | (nothing_B1 & first_T)
+        set_BT = set_BT | (empty_B1 & first_T)
         mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=raw.states_BTH[:, :1],
@@ -430,21 +432,21 @@ class MoonFusion(nn.Module):
         tokens_BTH = raw.states_BTH.to(state_B1H.dtype)
         query_BA1, own_BA = self._heads(self.q_proj(state_B1H)), self._heads(self.v_proj(state_B1H))[:, :, 0]
         key_BAT, value_BAT = self._heads(self.k_proj(tokens_BTH)), self._heads(self.v_proj(tokens_BTH))
-        found, means, present = [own_BA], [state_B1H[:, 0]], [torch.ones_like(raw.is_image_BT[:, 0])]
+        contexts, means, present = [own_BA], [state_B1H[:, 0]], [torch.ones_like(raw.is_image_BT[:, 0])]
         for set_BT in (raw.is_image_BT, raw.is_title_BT):
-            found.append(self._attend(query_BA1, key_BAT, value_BAT, raw, set_BT))
+            contexts.append(self._attend(query_BA1, key_BAT, value_BAT, raw, set_BT))
             means.append(mean_of(raw.states_BTH, set_BT).to(state_B1H.dtype))
             present.append(set_BT.any(dim=1))
         scores = self.gate_out(functional.gelu(self.gate_in(torch.cat(means, dim=-1))))
         scores_BA3 = scores.unflatten(-1, (self.num_heads, 3)).float()
         absent_B13 = ~torch.stack(present, dim=-1)[:, None]
         gates_BA3 = scores_BA3.masked_fill(absent_B13, -torch.inf).softmax(dim=-1)
-        mixed_BH = torch.einsum("bam,mbad->bad", gates_BA3.to(state_B1H.dtype), torch.stack(found)).flatten(1)
+        mixed_BH = torch.einsum("bam,mbad->bad", gates_BA3.to(state_B1H.dtype), torch.stack(contexts)).flatten(1)
         return state_BH + self.o_proj(mixed_BH).to(state_BH.dtype), gates_BA3
 
 
 class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
-    """What every Moon model tells the library about itself."""
+    """The properties of every Moon model that transformers reads."""
 
     config: MoonConfig
     config_class = MoonConfig
@@ -479,7 +481,8 @@ class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
-        """As the library's, any number of times: 5.17's passes a nested configuration over once it has changed it."""
+        """Set the attention as transformers does, any number of times: 5.17 skips a nested configuration that it has already
+        changed."""
         super().set_attn_implementation(attn_implementation, allow_all_kernels)
         for module in self.modules():
             vars(getattr(module, "config", self)).pop("_attn_was_changed", None)
@@ -488,20 +491,21 @@ class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
 class MoonModel(MoonPreTrainedModel):
     """The Moon encoder: token ids and pixels in, hidden states and one L2-normalised vector per row out.
 
-    The base's hidden states under experts and FIRE, read out, fused, projected: `r = z W / |z W|` (MOON §3.1 for guided
-    experts and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka prefixes).
+    The hidden states of the base with experts and FIRE are read out, fused and projected: `r = z W / |z W|` (MOON §3.1 for
+    guided experts and the mean; MOON2.0, MOON3.0 for the other parts). The projection W is our design (precedent: Matryoshka
+    prefixes).
 
     Args:
         config: MoonConfig.
 
-    Relations: `embed` takes product and query records; `MoonForConditionalGeneration` writes text from the same weights.
+    Relations: `embed` takes product and query records; `MoonForConditionalGeneration` generates text from the same weights.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: MoonConfig) -> None:
         super().__init__(config)
-        # The base's own classes have no experts and refuse a choice; what was chosen for Moon holds for its text model.
+        # The base's classes do not have experts and refuse a choice; Moon's choice applies to its text model.
         config.vlm_config._experts_implementation = None
         self.vlm = AutoModel.from_config(config.vlm_config, dtype=torch.get_default_dtype())
         config.text_config._experts_implementation = config._experts_implementation
@@ -546,27 +550,28 @@ class MoonModel(MoonPreTrainedModel):
 
         Args:
             input_ids: (B, T) int64 with `<|image_pad|>` once per image token.
-            attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended. One of pairs
-                of tokens (B, 1, T, keys), as in the base, gives no vectors.
-            pixel_values: patches of all images of the batch, (patches, channels·patch·patch·2), as the processor gives.
+            attention_mask: (B, T), 1 for attended tokens; padding may be on either side. None: all tokens are attended. With
+                a mask of token pairs (B, 1, T, keys), as in the base, no vectors are computed.
+            pixel_values: patches of all images of the batch, (patches, channels·patch·patch·2), from the processor.
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
-            mm_token_type_ids: (B, T), 1 at image tokens, 0 at text whatever its id; derived from `input_ids` when not given.
-            aspect_ids: (B, T) of 0, 1, 2; derived from the markers in `input_ids` when not given.
-            raw_tokens: for a decoding step: what fusion shall read, kept from the pass over the input.
-            packed: whether the text model sees the rows one behind the other, without their padding and none attending to
-                another. None: where the kernel does that at no cost (flash attention) and there is padding.
-            use_cache: keep keys and values. None: as the configuration says where no vector is wanted, else off.
-            output_embeddings: whether to compute `embeddings`. None: where every row has what they are read from (an `<emb>`
-                token, an attended token); text without it gives hidden states and `embeddings=None`.
+            mm_token_type_ids: (B, T), 1 at image tokens, 0 at text regardless of its id; derived from `input_ids` by default.
+            aspect_ids: (B, T) of 0, 1, 2; derived from the markers in `input_ids` by default.
+            raw_tokens: for a decoding step: the inputs of the fusion, kept from the pass over the input.
+            packed: whether to pack the rows into one, without padding and without attention between them. None: if there is
+                padding and the kernel supports packing without a mask (flash attention).
+            use_cache: whether to keep keys and values. None: as configured if `output_embeddings=False`, else only with
+                `past_key_values`.
+            output_embeddings: whether to compute `embeddings`. None: if every row has a token to read them from (`<emb>`, or
+                an attended token); otherwise `embeddings` is None.
             output_router_stats: whether to return `expert_load`, `expert_gates` and `router_loss`.
             **kwargs: as in the base (`output_hidden_states`, `output_attentions`, `return_dict`, …).
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without the ids that they read;
-                `packed=True` with a cache, positions, no mask (B, T), or outputs of single layers; an argument of other
-                models that Moon does not read; a row of padding alone, unless `output_embeddings=False`. With
-                `output_embeddings=True` also: a row without a token to read from, a mean from a decoding step, a mask that is
-                not (B, T), fusion without the ids that it reads.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without `input_ids`; `packed=True`
+                with a cache, positions or outputs of single layers, or without a mask (B, T); an argument of other models
+                that Moon does not read; a row of padding alone, unless `output_embeddings=False`. With
+                `output_embeddings=True` also: a row without a token to read from, a mean from a decoding step, a mask that
+                is not (B, T), fusion without `input_ids`.
         """
         refuse_unread_arguments(input_ids, inputs_embeds, kwargs)
         ask_for_layers(self.config, kwargs)
@@ -575,17 +580,17 @@ class MoonModel(MoonPreTrainedModel):
         mask_BK = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
         mask_BT = token_mask(input_ids if input_ids is not None else inputs_embeds, mask_BK)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        where = (input_ids, mask_BT, past)
-        readable_BT = self._to_read(output_embeddings, where, attention_mask is mask_BK, raw_tokens)
+        by_token = attention_mask is mask_BK
+        readable_BT = self._find_readable(output_embeddings, (input_ids, mask_BT, past), by_token, raw_tokens)
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in BY_LAYER)]
-        packed = self._packs(packed, mask_BK, by_row)
-        inputs = self._see(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
+        packed = self._use_packing(packed, mask_BK, by_row)
+        inputs = self._embed_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
-            aspect_ids = self._aspect_ids(input_ids, past) if aspect_ids is None else aspect_ids
+            aspect_ids = self.find_aspect_ids(input_ids, past) if aspect_ids is None else aspect_ids
             guided = find_guided(aspect_ids, mask_BT if packed else None)
             inputs.for_layers.update(guided=guided, routing_trace=routing_trace)
-        if position_ids is None and (past or image_grid_thw is not None):  # else the base counts the tokens
+        if position_ids is None and (past or image_grid_thw is not None):  # else the base numbers the tokens
             position_ids = find_positions(
                 self.vlm, inputs.is_image_BT, mask_BK, image_grid_thw, past_key_values
             ).all_4BT[1:]
@@ -602,9 +607,9 @@ class MoonModel(MoonPreTrainedModel):
             **inputs.for_layers,
             **kwargs,
         )
-        if attention_mask is mask_BK:  # another mask does not tell of padding; `generate` has noted it then
-            where_they_stand = position_ids, mask_BK, past, len(mask_BT)
-            note_offset(outputs.past_key_values, *where_they_stand, has_pictures=pixel_values is not None)
+        if attention_mask is mask_BK:  # any other mask hides the padding; `generate` has then stored the offset
+            new_tokens = position_ids, mask_BK, past, len(mask_BT)
+            store_offset(outputs.past_key_values, *new_tokens, has_pictures=pixel_values is not None)
         hidden_BTH = in_rows(outputs.last_hidden_state, mask_BT) if packed else outputs.last_hidden_state
         result = MoonOutput(
             last_hidden_state=hidden_BTH,
@@ -622,17 +627,17 @@ class MoonModel(MoonPreTrainedModel):
             )
         return result
 
-    def _packs(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
+    def _use_packing(self, packed: bool | None, attention_mask: torch.Tensor | None, by_row: list[Any]) -> bool:
         possible = attention_mask is not None and all(value is None or value is False for value in by_row)
         if packed and not possible:
             raise ValueError(
-                "packed=True: accepted with a mask (B, T) and without a cache, position_ids or outputs of single layers"
+                "packed=True: expected a mask (B, T), and neither a cache, position_ids nor outputs of single layers"
             )
         if packed is not None or not possible:
             return bool(packed)
         return "flash" in self.config.text_config._attn_implementation and not bool(attention_mask.all())
 
-    def _see(
+    def _embed_inputs(
         self,
         input_ids: torch.Tensor | None,
         embeds_BTH: torch.Tensor | None,
@@ -640,7 +645,7 @@ class MoonModel(MoonPreTrainedModel):
         image_grid_thw: torch.Tensor | None,
         token_types: torch.Tensor | None,
     ) -> Inputs:
-        """Token embeddings with what the vision tower sees in place of the image tokens, as in the base, and the details."""
+        """Embed tokens and pictures: image tokens get the output of the vision tower, as in the base; FIRE gets the details."""
         if embeds_BTH is None:
             embeds_BTH = self.get_input_embeddings()(input_ids)
         details = Details(embeds_BTH, torch.zeros_like(embeds_BTH[..., 0], dtype=torch.bool))
@@ -650,11 +655,11 @@ class MoonModel(MoonPreTrainedModel):
         else:
             blocks: list[torch.Tensor] = []
             keep: dict[str, Any] = {"kept_blocks": blocks} if self.config.detail_blocks else {}
-            seen = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **keep)
-            image_PH = torch.cat(tuple(seen.pooler_output)).to(embeds_BTH)
+            features = self.vlm.get_image_features(pixel_values, image_grid_thw, return_dict=True, **keep)
+            image_PH = torch.cat(tuple(features.pooler_output)).to(embeds_BTH)
             ids = input_ids if token_types is None or input_ids is None else input_ids.masked_fill(token_types == 0, -1)
             is_image = self.vlm.get_placeholder_mask(ids, inputs_embeds=embeds_BTH, image_features=image_PH)[0]
-            deepstack = getattr(seen, "deepstack_features", None) or ()
+            deepstack = getattr(features, "deepstack_features", None) or ()
             levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in deepstack]
             if levels:
                 for_layers = {"visual_pos_masks": is_image[..., 0], "deepstack_visual_embeds": levels}
@@ -667,40 +672,44 @@ class MoonModel(MoonPreTrainedModel):
             for_layers["details"] = details
         return Inputs(embeds_BTH, details.is_image_BT, for_layers)
 
-    def _aspect_ids(self, input_ids: torch.Tensor | None, past: int = 0) -> torch.Tensor | None:
-        if not self.config.reads_aspects:
-            return None
-        if self.config.category_start_token_id is None and self.config.attribute_start_token_id is None:
+    def find_aspect_ids(self, input_ids: torch.Tensor | None, past: int = 0) -> torch.Tensor | None:
+        """Return the aspect (B, T) of each token, see `aspect_ids_from_markers`; None if the experts do not read aspects.
+
+        Raises:
+            ValueError: missing `input_ids`; `past` tokens in the cache, among which a marker may be.
+        """
+        markers = (self.config.category_start_token_id, self.config.attribute_start_token_id)
+        if not self.config.reads_aspects or markers == (None, None):
             return None
         if input_ids is None:
             raise ValueError(
-                "guided experts need input_ids (the markers are in them) or aspect_ids beside inputs_embeds"
+                "guided experts need input_ids, which contain the markers; expected aspect_ids with inputs_embeds"
             )
         if past:
-            raise ValueError("guided experts in a decoding step need aspect_ids: a marker may stand in the cache")
+            raise ValueError("guided experts in a decoding step need aspect_ids: a marker may be in the cache")
         return aspect_ids_from_markers(input_ids, self.config)
 
-    def _to_read(self, wanted: bool | None, where: tuple, by_token: bool, raw: RawTokens | None) -> torch.Tensor | None:
-        """The tokens (B, T) bool that vectors are read from; None where none is wanted, or, if it is open, none is found."""
+    def _find_readable(
+        self, wanted: bool | None, new_tokens: tuple, by_token: bool, raw: RawTokens | None
+    ) -> torch.Tensor | None:
+        """Find the tokens (B, T) bool to read vectors from; None if `wanted` is False, or is None and they are not found."""
         if wanted is False:
             return None
+        input_ids, mask_BT, past = new_tokens
         try:
             if not by_token:
                 raise ValueError(
-                    "vectors are read from attended tokens; expected a mask (B, T), not one of pairs of tokens"
+                    "vectors are read from attended tokens: found a mask of token pairs; expected a mask (B, T)"
                 )
             if self.fusion is not None and raw is None:
-                refuse_no_raw_tokens(where[0], where[2])
-            return self._readable(*where)
+                require_raw_tokens(input_ids, past)
+            if self.config.readout == "mean" and past:
+                raise ValueError("a mean read-out needs the whole text: found a decoding step with a cache")
+            return readable_tokens(mask_BT, self.config, input_ids)
         except ValueError:
-            if wanted or not bool(where[1].any(dim=1).all()):  # a row of padding alone has no states either
+            if wanted or not bool(mask_BT.any(dim=1).all()):  # a row of padding alone does not have states either
                 raise
             return None
-
-    def _readable(self, input_ids: torch.Tensor | None, mask_BT: torch.Tensor, past: int) -> torch.Tensor:
-        if self.config.readout == "mean" and past:
-            raise ValueError("a mean read-out needs the whole text, not a decoding step with a cache")
-        return readable_tokens(mask_BT, self.config, input_ids)
 
     def _read_vectors(self, result: MoonOutput, readable_BT: torch.Tensor, raw: RawTokens | None) -> None:
         state_BH = mean_of(result.last_hidden_state, readable_BT)
@@ -715,7 +724,7 @@ class MoonModel(MoonPreTrainedModel):
             )
 
     def _preferences(self) -> torch.Tensor:
-        """p (L, E, M) float32 of the mixture layers."""
+        """Return p (L, E, M) float32 of the mixture layers."""
         if self.config.expert_routing != "modality" or not self.config.mixture_layers:
             raise ValueError(
                 f"expert_routing={self.config.expert_routing!r} in layers {list(self.config.mixture_layers)} has no "
@@ -725,26 +734,26 @@ class MoonModel(MoonPreTrainedModel):
         return torch.stack([layer.preference for layer in layers]).float().softmax(dim=-1)
 
     def objective_weights(self, expert_gates_BLE: torch.Tensor, objective_B: torch.Tensor) -> torch.Tensor:
-        """ω (M,) float32 of MOON2.0 for a batch, from `MoonOutput.expert_gates` and each row's place in
+        """Return ω (M,) float32 of MOON2.0 for a batch, from `MoonOutput.expert_gates` and the index of each row's objective in
         `config.objectives` (int64); see `routing_moon.objective_weights`.
 
         Raises:
-            ValueError: no modality-driven experts.
+            ValueError: a model without modality-driven experts.
         """
         return objective_weights(self._preferences(), expert_gates_BLE, objective_B)
 
     def preference_entropy(self) -> torch.Tensor:
-        """`L_sparsity = mean_z H(p_z)` in nats, over the experts of all mixture layers (MOON2.0, arXiv 2511.12449): small
-        when each expert serves one objective.
+        """Return `L_sparsity = mean_z H(p_z)` in nats, over the experts of all mixture layers (MOON2.0, arXiv 2511.12449):
+        small if each expert serves one objective.
 
         Raises:
-            ValueError: no modality-driven experts.
+            ValueError: a model without modality-driven experts.
         """
         preference_LEM = self._preferences()
         return -torch.xlogy(preference_LEM, preference_LEM).sum(dim=-1).mean()
 
     def embed(self, products: Any, **options: Any) -> MoonEmbedding:
-        """Vectors of product and query records, with or without reasoning; see `embed_records` for what it takes.
+        """Embed product and query records, with or without reasoning; see `embed_records` for the arguments.
 
         Raises:
             ValueError: see `embed_records`.
@@ -752,11 +761,11 @@ class MoonModel(MoonPreTrainedModel):
         return embed_records(self, self.writer, products, **options)
 
     def writer(self) -> MoonForConditionalGeneration:
-        """This very encoder with the output layer, to write text. An untied output layer is read from the checkpoint that
+        """Return this encoder with the output layer, for generation. An untied output layer is read from the checkpoint that
         the encoder came from.
 
         Raises:
-            ValueError: an untied output layer and no checkpoint to read it from.
+            ValueError: an untied output layer in a model that was not loaded from a checkpoint.
         """
         if self.config.tie_word_embeddings:
             return MoonForConditionalGeneration.around(self, self.get_input_embeddings().weight)
@@ -769,12 +778,12 @@ class MoonModel(MoonPreTrainedModel):
 # Generation from the same weights
 # ---------------------------------------------------------------------------------------------------------------------
 class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
-    """`MoonModel` with the base's output layer: writes text after images and text.
+    """`MoonModel` with the base's output layer: generates text after images and text.
 
     Args:
         config: MoonConfig.
 
-    Relations: `.model` is the `MoonModel`; both read one weights file.
+    Relations: `.model` is the `MoonModel`; both classes load the same weights file.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.vlm.language_model.embed_tokens.weight"}
@@ -787,10 +796,10 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
 
     @classmethod
     def around(cls, encoder: MoonModel, lm_head: nn.Module | torch.Tensor) -> MoonForConditionalGeneration:
-        """A writer that shares an encoder, with its own neutral generation settings.
+        """Return a model that shares an encoder and has neutral generation settings of its own.
 
         Args:
-            encoder: becomes `.model`, as it is.
+            encoder: becomes `.model`, unchanged.
             lm_head: the output layer, or its weight (vocabulary, H).
         """
         writer = cls.__new__(cls)
@@ -803,7 +812,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         return writer
 
     def embed(self, products: Any, **options: Any) -> MoonEmbedding:
-        """As `MoonModel.embed`.
+        """Embed product and query records; see `MoonModel.embed`.
 
         Raises:
             ValueError: see `embed_records`.
@@ -811,10 +820,10 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         return embed_records(self.model, lambda: self.around(self.model, self.lm_head), products, **options)
 
     def preference_entropy(self) -> torch.Tensor:
-        """As `MoonModel.preference_entropy`.
+        """Return L_sparsity; see `MoonModel.preference_entropy`.
 
         Raises:
-            ValueError: no modality-driven experts.
+            ValueError: a model without modality-driven experts.
         """
         return self.model.preference_entropy()
 
@@ -842,16 +851,16 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         output_embeddings: bool = False,
         **kwargs: Any,
     ) -> MoonCausalLMOutput:
-        """Logits of the next token; arguments as in `MoonModel.forward`.
+        """Compute the logits of the next tokens; see `MoonModel.forward` for the other arguments.
 
         Args:
-            labels: (B, T) int64, -100 where no loss is taken: the mean next-token cross-entropy is returned as `loss`.
-            logits_to_keep: only the last so many positions (0: all), or the positions themselves: (positions,), the same
-                of every row, or (B, T) bool, which gives logits (tokens, vocabulary) in the order of rows. None: no logits.
+            labels: (B, T) int64, -100 at tokens without a loss: `loss` is the mean next-token cross-entropy.
+            logits_to_keep: the number of last positions to compute (0: all), or the positions: (positions,), the same for
+                every row, or (B, T) bool, which returns logits (tokens, vocabulary) in the order of rows. None: no logits.
             output_embeddings: whether to return `embeddings` and `matryoshka_embeddings` of the same pass.
 
         Raises:
-            ValueError: `labels` without the logits of all rows' positions; see `MoonModel.forward`.
+            ValueError: `labels` with `logits_to_keep=None` or a bool mask; see `MoonModel.forward`.
         """
         by_token = isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool
         if labels is not None and (by_token or logits_to_keep is None):

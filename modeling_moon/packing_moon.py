@@ -1,4 +1,4 @@
-"""Rows packed one behind the other: what the text model is given, as one row without padding, and its states in rows again.
+"""Pack rows into one row without padding, and unpack the states of the text model.
 
 Shape suffixes: B batch rows, T tokens of a row, N attended tokens of the whole batch, H hidden width.
 """
@@ -13,8 +13,8 @@ from .fire_moon import Details
 
 
 class Inputs(NamedTuple):
-    """What the text model is given: embeddings (B, T, H) with the pictures in place (B, T) bool, and what its layers read
-    besides."""
+    """Inputs of the text model: embeddings (B, T, H) that contain the pictures, a mask (B, T) bool of the image tokens, and the
+    further arguments of its layers."""
 
     embeds_BTH: torch.Tensor
     is_image_BT: torch.Tensor
@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
 
 
 def pack(inputs: Inputs, mask_BT: torch.Tensor) -> Inputs:
-    """The attended tokens of all rows as one row (1, N)."""
+    """Pack the attended tokens of all rows into one row (1, N)."""
 
     def one_row(value: Any) -> Any:
         if isinstance(value, Details):
@@ -35,14 +35,14 @@ def pack(inputs: Inputs, mask_BT: torch.Tensor) -> Inputs:
 
 
 def packed_positions(position_3BT: torch.Tensor | None, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Positions (4, 1, N): in the text, which start again with every row and so tell the kernel where one begins, then
-    those of the multimodal rotary encoding."""
+    """Return positions (4, 1, N): first the position in the text, which restarts at every row and so shows the kernel where a
+    row begins, then the three of the multimodal rotary encoding."""
     text_BT = mask_BT.long().cumsum(dim=1) - 1
     all_4BT = torch.cat([text_BT[None], text_BT.expand(3, -1, -1) if position_3BT is None else position_3BT])
     return all_4BT[:, mask_BT.bool()][:, None]
 
 
 def in_rows(packed_1NH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """States (B, T, H) from those of packed rows, zero where nothing is attended."""
+    """Unpack the states of packed rows into (B, T, H), with zeros at padding."""
     rows_BTH = packed_1NH.new_zeros(*mask_BT.shape, packed_1NH.shape[-1])
     return rows_BTH.masked_scatter(mask_BT.bool()[..., None], packed_1NH)

@@ -1,8 +1,8 @@
-"""Work out where tokens stand, for Qwen's multimodal rotary encoding, from nothing but the inputs of a call.
+"""Compute token positions for Qwen's multimodal rotary encoding, from the inputs of a call alone.
 
-The base notes on its own module how far pictures move the text that follows them (`rope_deltas`); two calls at the same time
-then read each other's note. Here a call keeps nothing on a module: what a later call needs is noted on the cache of keys and
-values, which belongs to one conversation.
+The base stores on its module how far pictures shift the text after them (`rope_deltas`), so that two concurrent calls read
+each other's value. Here nothing is stored on a module: what a later call needs is stored on the cache of keys and values, which
+belongs to one conversation.
 
 Shape suffixes: B batch rows, T tokens of a row, H hidden width, I pictures of the whole batch.
 """
@@ -15,10 +15,10 @@ import torch
 
 
 class Positions(NamedTuple):
-    """Where the tokens of a pass stand.
+    """Positions of the tokens of a pass.
 
-    Shapes: all_4BT int64 (4, B, T), the place among the attended tokens of the row, then time, height and width;
-        offset_B1 int64 (B, 1), how far the pictures so far move the text that follows.
+    Shapes: all_4BT int64 (4, B, T), the index among the attended tokens of the row, then time, height and width;
+        offset_B1 int64 (B, 1), how far the pictures so far shift the text after them.
     """
 
     all_4BT: torch.Tensor
@@ -32,24 +32,24 @@ def find_positions(
     image_grid_thw: torch.Tensor | None,
     cache: Any = None,
 ) -> Positions:
-    """The positions of the tokens given now, which follow those in the cache.
+    """Return the positions of the new tokens, which follow those in the cache.
 
-    A cache without a note (see `note_offset`) was filled without pictures and without regard to padding, as the base does for
-    text; the new tokens then go on in the same way.
+    A cache without a stored offset (see `store_offset`) was filled without pictures and without regard to padding, as the base
+    does for text; the new tokens continue in the same way.
 
     Args:
         vlm: the base's model, asked for the positions inside pictures (a pure function of it).
-        is_image_BT: 1 or True where image tokens stand, of the tokens given now.
+        is_image_BT: 1 or True at image tokens, for the new tokens.
         attention_mask: (B, past + T), 1 for attended tokens; None or another shape: all are attended.
-        image_grid_thw: of the pictures given now; None: there are none.
+        image_grid_thw: of the new pictures; None: there are no new pictures.
         cache: keys and values of earlier tokens.
 
     Raises:
-        ValueError: a cache of another number of rows.
+        ValueError: a cache with another number of rows.
     """
     rows, length = is_image_BT.shape
     past = 0 if cache is None else cache.get_seq_length()
-    known_B1 = _noted_offset(cache, rows) if past else None
+    known_B1 = _stored_offset(cache, rows) if past else None
     is_of_tokens = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
     if attention_mask is None or not is_of_tokens or (past and known_B1 is None):
         mask_BT = None
@@ -67,7 +67,7 @@ def find_positions(
     return Positions(torch.cat([text_BT[None], inside_3BT + before_B1 + offset_B1]), offset_B1 + moved_B1)
 
 
-def note_offset(
+def store_offset(
     cache: Any,
     position_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
@@ -75,15 +75,15 @@ def note_offset(
     rows: int,
     has_pictures: bool,
 ) -> None:
-    """Note on a cache how far pictures moved the text, seen from the positions of the tokens that were just added.
+    """Store on a cache how far pictures shift the text, computed from the positions of the tokens that were just added.
 
-    A step of text alone changes nothing, so that a note is made at the beginning and with new pictures.
+    A step of text alone changes nothing, so that the offset is stored at the beginning and with new pictures.
 
     Args:
-        cache: the cache; None: nothing is noted.
-        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) of text alone; None: nothing is noted.
+        cache: the cache; None: nothing is stored.
+        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) of text alone; None: nothing is stored.
         attention_mask: (B, past + T), 1 for attended tokens; None or another shape: all are attended.
-        past: tokens in the cache before.
+        past: number of tokens in the cache before.
         rows: B.
         has_pictures: whether pictures were added.
     """
@@ -102,33 +102,35 @@ def note_offset(
     cache.picture_offset_B1 = (next_B1 - counted_B1).expand(rows, 1)
 
 
-def _noted_offset(cache: Any, rows: int) -> torch.Tensor | None:
-    """The note of a cache (B, 1), each row's repeated where the rows were multiplied since (beams, samples); None without."""
+def _stored_offset(cache: Any, rows: int) -> torch.Tensor | None:
+    """Return the stored offset (B, 1), repeated for rows that were expanded since (beams, samples); None if there is none."""
     offset_B1 = getattr(cache, "picture_offset_B1", None)
     if offset_B1 is None:
         return None
     times, rest = divmod(rows, len(offset_B1))
     if rest or not times:
         raise ValueError(
-            f"past_key_values: made for {len(offset_B1)} rows; found {rows}; expected a multiple, or position_ids"
+            f"past_key_values: found {rows} rows; expected a multiple of {len(offset_B1)}, the rows of the cache, or position_ids"
         )
     return offset_B1.repeat_interleave(times, dim=0)
 
 
 def pictures_of_rows(is_image_BT: torch.Tensor, image_grid_thw: torch.Tensor, merge_size: int) -> list[int]:
-    """How many of the pictures each row holds, from the number of image tokens.
+    """Return the number of pictures in each row, from the number of image tokens.
 
     Args:
-        is_image_BT: bool, where image tokens stand.
+        is_image_BT: bool, True at image tokens.
         image_grid_thw: (I, 3) patches of each picture, in the order of rows.
         merge_size: patches of a token along each side.
 
     Raises:
-        ValueError: another number of image tokens than the pictures have.
+        ValueError: the rows have another number of image tokens than the pictures.
     """
     end_I = (image_grid_thw.prod(dim=-1) // merge_size**2).cumsum(dim=0)
     end_B = is_image_BT.sum(dim=1).cumsum(dim=0)
     if not len(end_I) or end_I[-1] != end_B[-1]:
-        found = int(end_I[-1]) if len(end_I) else 0
-        raise ValueError(f"image_grid_thw: pictures of {found} image tokens, and the rows hold {int(end_B[-1])}")
+        expected = int(end_I[-1]) if len(end_I) else 0
+        raise ValueError(
+            f"found {int(end_B[-1])} image tokens in the rows; expected {expected}, those of image_grid_thw"
+        )
     return torch.bincount(torch.searchsorted(end_B, end_I), minlength=len(is_image_BT)).tolist()

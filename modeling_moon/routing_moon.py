@@ -1,4 +1,4 @@
-"""What the router decided, and what is made of it: loads, gates, the load-balancing loss, weights of objectives.
+"""Routing of tokens, and its statistics: loads, gates, the load-balancing loss, weights of objectives.
 
 Shape suffixes: B batch rows, T tokens of a row, N tokens of the whole batch, E experts, F free experts, K free experts of a
 token, G guided tokens, L layers that are mixtures, M objectives.
@@ -12,20 +12,20 @@ import torch
 
 from .configuration_moon import ASPECTS
 
-# Of each aspect the places (G,) of its tokens among the N, and None. In a compiled decoding step, whose graph cannot depend on
-# how many there are, the places of all tokens, and 1 for a token of the aspect and 0 for another.
+# For each aspect the indices (G,) of its tokens among the N, and None. In a compiled decoding step, whose graph cannot depend on
+# their number: the indices of all tokens, and 1 for a token of the aspect, 0 for any other.
 Guided = tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
 
 
 def find_guided(aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | None = None) -> Guided | None:
-    """The tokens of a pass that have an aspect.
+    """Return the tokens of a pass that have an aspect.
 
     Args:
-        aspect_ids: (B, T) int64: 0 none, then the number of the aspect.
-        packed_mask_BT: where the tokens are packed, those that remain.
+        aspect_ids: (B, T) int64: 0 without an aspect, else the number of the aspect.
+        packed_mask_BT: if the tokens are packed, the mask of the attended ones.
 
     Returns:
-        For each aspect its tokens; None where no token has any.
+        For each aspect its tokens; None if no token has an aspect.
     """
     if aspect_ids is None:
         return None
@@ -39,8 +39,8 @@ def find_guided(aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | 
 
 
 class Routing(NamedTuple):
-    """Where the tokens of one mixture went: chosen free experts (N, K) int64 and their weights (N, K) float32, the gate
-    (N, E) float32 before anything was chosen, and of each aspect its expert, tokens (G,) and weights (G,)."""
+    """Routing of the tokens in one mixture: chosen free experts (N, K) int64 and their weights (N, K) float32, the gate
+    (N, E) float32 before the choice, and for each aspect its expert, tokens (G,) and weights (G,)."""
 
     index_NK: torch.Tensor
     weight_NK: torch.Tensor
@@ -51,13 +51,13 @@ class Routing(NamedTuple):
 def routing_statistics(
     trace: list[Routing], attended_BT: torch.Tensor, packed: bool, num_free: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loads, gates and loss of a forward pass.
+    """Return loads, gates and the load-balancing loss of a forward pass.
 
     Args:
-        trace: where the tokens went in each mixture layer.
+        trace: the routing of each mixture layer.
         attended_BT: bool, the tokens that count.
-        packed: whether the trace holds the attended tokens only.
-        num_free: F, the first experts, which are not guided.
+        packed: whether the trace contains the attended tokens only.
+        num_free: F, the number of free experts, which come first.
 
     Returns:
         expert_load (L, E), expert_gates (B, L, E) and router_loss, as in `MoonOutput`.
@@ -81,14 +81,14 @@ def routing_statistics(
 
 
 def load_balancing_loss(gate_NE: torch.Tensor, used_NE: torch.Tensor, num_free: int) -> torch.Tensor:
-    r"""L_aux of one mixture, as in Switch Transformers (arXiv 2101.03961, equation 4): `F Σ_e f_e P_e`, f_e the share of
-    the chosen slots that fell to expert e, P_e its mean gate. Guided experts are left out, and the gate is renormalised
-    over the F free ones. 1 when all are used alike, F when one takes everything.
+    r"""Return L_aux of one mixture, as in Switch Transformers (arXiv 2101.03961, equation 4): `F Σ_e f_e P_e`, where f_e is the
+    share of the chosen slots that went to expert e, and P_e its mean gate. Guided experts are left out, and the gate is
+    renormalised over the F free ones. The loss is 1 when all experts are used equally, F when one takes every token.
 
     Args:
         gate_NE: the gate of each attended token.
         used_NE: 1 where a token uses an expert.
-        num_free: F, the first columns.
+        num_free: F, the number of free experts, in the first columns.
     """
     free_NF = gate_NE[:, :num_free]
     share_F = used_NE[:, :num_free].sum(dim=0) / used_NE[:, :num_free].sum()
@@ -99,7 +99,7 @@ def load_balancing_loss(gate_NE: torch.Tensor, used_NE: torch.Tensor, num_free: 
 def objective_weights(
     preference_LEM: torch.Tensor, expert_gates_BLE: torch.Tensor, objective_B: torch.Tensor
 ) -> torch.Tensor:
-    r"""ω_m: how much of the experts that the samples of objective m used is meant for m.
+    r"""Return ω_m: how strongly the experts that the samples of objective m use prefer m.
 
     `ω_m = mean over samples b of objective m of Σ_z p_{z,m}·G̃_{z,b}`, `p_{z,m} = softmax_m(W*_z)` (MOON2.0,
     arXiv 2511.12449). G̃ of a sample is the mean over its tokens, and ω the mean over the mixture layers (our design).
@@ -110,7 +110,7 @@ def objective_weights(
         objective_B: int64, each sample's objective.
 
     Returns:
-        (M,) float32; 0 for an objective without a sample. Fresh preferences give 1/M.
+        (M,) float32; 0 for an objective without samples. Fresh preferences give 1/M.
     """
     share_BM = torch.einsum("ble,lem->bm", expert_gates_BLE, preference_LEM) / len(preference_LEM)
     own_B = share_BM.gather(1, objective_B[:, None])[:, 0]

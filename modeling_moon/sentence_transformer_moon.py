@@ -1,4 +1,4 @@
-"""Moon as a module of sentence-transformers: text, pictures, {"image", "text"} queries and products, mixed in one call."""
+"""Use Moon as a module of sentence-transformers: encode text, pictures, queries and products, mixed in one call."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sentence_transformers.base.modules import InputModule
 from transformers import AutoModel, AutoProcessor, GenerationConfig
 from transformers.utils import cached_file, is_peft_available
 
-# In the format of sentence-transformers' own module: tools that read a repository without loading it (mteb) find here that
-# the model takes pictures.
+# In the format of sentence-transformers' own module: tools that read a repository without loading it (mteb) see here that the
+# model accepts pictures.
 MODALITIES: dict[str, Any] = {
     "modality_config": {
         kind: {"method": "forward", "method_output_name": "embeddings"}
@@ -30,7 +30,7 @@ MODALITIES: dict[str, Any] = {
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _OUTPUT_LAYER = "lm_head.weight"
 _UNDECODED = {"bytes", "path"}  # a picture as `datasets` stores it inside a record
-# What `processor_kwargs` may hold besides the processor's own settings: where it is loaded from, padding, sizes of pictures.
+# Keys of `processor_kwargs` besides the processor's own settings: where it is loaded from, padding, sizes of pictures.
 _HUB = (
     "cache_dir",
     "force_download",
@@ -45,36 +45,36 @@ _ALSO_ACCEPTED = {*_HUB, "code_revision", "padding_side", "min_pixels", "max_pix
 
 
 class _Features(dict):
-    """The features of a batch after the model; a name that Moon does not compute is refused in a sentence."""
+    """The features of a batch after the model; a name that Moon does not compute raises an explanation."""
 
     def __missing__(self, name: str) -> Any:
         raise ValueError(
-            f"Moon gives one vector for each input and no {name!r}; expected output_value='sentence_embedding' or None. "
+            f"Moon computes one vector for each input, not {name!r}; expected output_value='sentence_embedding' or None. "
             "Hidden states are in encoder[0].model(**batch).last_hidden_state, for a batch of encoder[0].processor"
         )
 
 
 class MoonTransformer(InputModule):
-    """Reads records with Moon's processor and writes Moon's vectors to `sentence_embedding`.
+    """Read inputs with Moon's processor and write Moon's vectors to `sentence_embedding`.
 
-    An input is a string (words; one that as a whole, without a space, is a picture's path or address is refused, see
-    `refuse_picture_path`), a picture (PIL image or array of 3 dimensions), a query {"text", "image", "core_box", "id"} or a
-    product {"title", "description", "images", "category", "attributes", "core_box", "id"}; a chat message of a user is read
-    as a query. A prompt of sentence-transformers is the instruction of the system message; without one, a product gets the
-    product instruction and everything else the query instruction.
-    `encode(…, reasoning="generate")` lets a model that reasons (moon3) write attributes before the vector is read, in the same
-    pass; `thinking={"max_tokens": 16, "do_sample": True, …}` says how. `reasoning="given"` takes each record's "reasoning".
-    `reasoning="auto", gallery=vectors, threshold=0.05` lets only those reason whose vector is else unsure what in the gallery it
-    is nearest to (`MarginGate`); `output_value=None` then tells of each, besides its vector, whether it `reasoned`.
+    An input is a string (words; the path or address of a picture is refused, see `refuse_picture_path`), a picture (PIL image or
+    array of 3 dimensions), a query {"text", "image", "core_box", "id"} or a product {"title", "description", "images",
+    "category", "attributes", "core_box", "id"}; a user's chat message is read as a query. A prompt of sentence-transformers is
+    the instruction in the system message; without a prompt, a product gets the product instruction and any other input the
+    query instruction.
+    With `encode(…, reasoning="generate")`, a model that reasons (moon3) writes attributes before the vector is read, in the same
+    pass; `thinking={"max_tokens": 16, "do_sample": True, …}` sets how. `reasoning="given"` uses each record's "reasoning".
+    With `reasoning="auto", gallery=vectors, threshold=0.05`, only those inputs reason whose nearest gallery vector is uncertain
+    (`MarginGate`); `output_value=None` then returns `reasoned` with each vector.
 
     Args:
         model: a `MoonModel`, or one inside a `PeftModel`.
         processor: its `MoonProcessor`.
-        generation_config: the checkpoint's settings for writing text, which saving writes beside the weights. Default: neutral.
+        generation_config: the checkpoint's settings for text generation, which are saved with the weights. Default: neutral.
         output_layer: (vocabulary, H), for a model whose output layer is not its embedding matrix. It is kept for saving and
-            for reasoning, outside the parameters. None: such a model is saved as an encoder, which cannot write text.
+            for reasoning, outside the parameters. None: such a model is saved as an encoder, which cannot generate text.
 
-    Relations: `AutoModel` and `AutoProcessor` give the same vectors without sentence-transformers.
+    Relations: `AutoModel` and `AutoProcessor` compute the same vectors without sentence-transformers.
     """
 
     save_in_root = True
@@ -95,8 +95,12 @@ class MoonTransformer(InputModule):
         if output_layer is not None:
             self.model._output_layer = [output_layer]  # where `MoonModel.writer` looks
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through a function, whose module another process can import: the class may have an alias, see modeling_moon/__init__.
+        return _new_transformer, (), self.__getstate__()
+
     def __setattr__(self, name: str, value: Any) -> None:
-        """`auto_model` is `model`: torch would register a module that is set under the name of a property beside it."""
+        """Set `model` for `auto_model`: torch would register a second module under the name of the property."""
         super().__setattr__("model" if name == "auto_model" else name, value)
 
     @property
@@ -104,7 +108,7 @@ class MoonTransformer(InputModule):
         """The processor's tokenizer.
 
         Raises:
-            ValueError: (set) another one: the processor writes with the ids of this one.
+            ValueError: (set) another tokenizer: the processor uses the ids of this one.
         """
         return self.processor.tokenizer
 
@@ -113,12 +117,12 @@ class MoonTransformer(InputModule):
         if value is not self.processor.tokenizer:
             raise ValueError(
                 f"tokenizer: found another {type(value).__name__}; expected the processor's own, whose ids the model was "
-                "trained with. For another processor make the module anew: MoonTransformer(model, processor)"
+                "trained with. For another processor, create a new module: MoonTransformer(model, processor)"
             )
 
     @property
     def auto_model(self) -> torch.nn.Module:
-        """The `MoonModel`, under the name that sentence-transformers' own module has for it."""
+        """The `MoonModel`, under the name that it has in sentence-transformers' own module."""
         return self.model
 
     @property
@@ -131,7 +135,7 @@ class MoonTransformer(InputModule):
         """Token budget of one input; pictures are reduced and text is shortened to it.
 
         Raises:
-            ValueError: (set) no whole number, or one that leaves no token for text beside the shortest instruction.
+            ValueError: (set) not a whole number, or too few tokens for the shortest instruction and a token of text.
         """
         return self.processor.max_tokens
 
@@ -143,8 +147,8 @@ class MoonTransformer(InputModule):
         least = min(len(ids) for ids in shortest["input_ids"])
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(
-                f"max_seq_length: found {value!r}; expected a whole number of at least {least}, the tokens of instruction and "
-                "template and one of text"
+                f"max_seq_length: found {value!r}; expected a whole number of at least {least}: the tokens of instruction and "
+                "template, and one of text"
             )
         self.processor.max_tokens = value
 
@@ -162,23 +166,23 @@ class MoonTransformer(InputModule):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs to tensors, with `num_images_per_sample` (B,) int64 where there are pictures, by which the library's losses
-        split a batch.
+        """Convert inputs to tensors. If there are pictures, `num_images_per_sample` (B,) int64 is among them, by which the
+        library's losses split a batch.
 
         Args:
-            inputs: of the kinds above.
+            inputs: see the class.
             prompt: the instruction.
             reasoning: as in `forward`.
-            task: where "document", a record without a query's fields is read as a product.
-            processing_kwargs: options of Moon's processor for this call, in the library's groups: those of "common", "text"
-                and "image" are taken alike, {"text": {"max_length": 128}, "image": {"max_image_tokens": 64}}.
+            task: with "document", a record without a query's fields is read as a product.
+            processing_kwargs: options of Moon's processor for this call, in the library's groups "common", "text" and
+                "image", between which Moon makes no difference: {"text": {"max_length": 128}, "image": {"max_image_tokens": 64}}.
             max_length: token budget of an input; the trainer passes that of its arguments.
-            **kwargs: those of `forward`, which `encode` passes here too.
+            **kwargs: arguments of `forward`, which `encode` passes here as well.
 
         Raises:
-            ValueError: another reasoning than "none" for a model that does not reason; an unknown argument or option.
-            ProductError: an input that is not of the kinds above, or cannot be read, named by its place in the batch.
-                sentence-transformers sorts by length before it batches: give records an "id" to find them again.
+            ValueError: a reasoning other than "none" for a model that does not reason; an unknown argument or option.
+            ProductError: an unsupported or unreadable input; the message has its index in the batch. sentence-transformers
+                sorts inputs by length before it batches them: give records an "id" to identify them.
         """
         unknown = sorted(set(kwargs) - self.forward_kwargs)
         if unknown:
@@ -188,14 +192,14 @@ class MoonTransformer(InputModule):
             )
         if not inputs:
             return {}
-        records = [self._record(item, place, task == "document") for place, item in enumerate(inputs)]
+        records = [self._record(source, place, task == "document") for place, source in enumerate(inputs)]
         options = {} if max_length is None else {"max_length": max_length}
         options |= _processor_options(processing_kwargs)
         if reasoning != "none":
             options["reasoning"] = "generate" if reasoning == "auto" else reasoning
         try:
             batch = dict(self.processor(records=records, instruction=prompt or None, return_tensors="pt", **options))
-        except TypeError as error:  # at which the library would try once more, without the prompt
+        except TypeError as error:  # the library would retry without the prompt
             raise ValueError(f"processing_kwargs: {error}") from error
         except ValueError as error:
             if getattr(error, "field", None) != "max_tokens":
@@ -208,27 +212,30 @@ class MoonTransformer(InputModule):
         return batch
 
     def _images_of_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Pictures (B,) of each row, core crops among them."""
+        """Return the number of pictures (B,) in each row, including core crops."""
         start = self.tokenizer.convert_tokens_to_ids(self.processor.vision_start_token)
         opens_BT = (input_ids[:, :-1] == start) & (input_ids[:, 1:] == self.processor.image_token_id)
         return opens_BT.sum(dim=1)
 
-    def _record(self, item: Any, place: int, is_document: bool) -> Any:
-        if isinstance(item, str):
-            return self.processor.bare_query(item, place)
-        if isinstance(item, dict) and set(item) == _UNDECODED:
-            return {"image": _undecoded(item)}
-        if isinstance(item, tuple) or (isinstance(item, list) and item and not isinstance(item[0], dict)):
+    def _record(self, source: Any, place: int, is_document: bool) -> Any:
+        """Return the product or query record of an input."""
+        if isinstance(source, str):
+            return self.processor.bare_query(source, place)
+        if isinstance(source, dict) and set(source) == _UNDECODED:
+            return {"image": _undecoded(source)}
+        if isinstance(source, tuple) or (isinstance(source, list) and source and not isinstance(source[0], dict)):
             raise ValueError(
-                f"item {place}: found a {type(item).__name__} of {len(item)}; expected one input at a time. Words with a "
-                'picture are {"text": …, "image": …}; the two sides of a pair are encoded each by itself and compared'
+                f"input {place}: found a {type(source).__name__} of {len(source)}; expected one input at a time. Words with a "
+                'picture are {"text": …, "image": …}; encode the two sides of a pair separately'
             )
-        if isinstance(item, dict) and not {"role", "content"} <= set(item):
-            item = {name: _undecoded(value) if name in ("image", "images") else value for name, value in item.items()}
-            return item if not is_document or {"text", "image"} & set(item) else {"title": None, **item}
-        if isinstance(item, dict | list):
-            return _record_of_messages(item if isinstance(item, list) else [item])
-        return {"image": item}
+        if isinstance(source, dict) and not {"role", "content"} <= set(source):
+            source = {
+                name: _undecoded(value) if name in ("image", "images") else value for name, value in source.items()
+            }
+            return source if not is_document or {"text", "image"} & set(source) else {"title": None, **source}
+        if isinstance(source, dict | list):
+            return _record_of_messages(source if isinstance(source, list) else [source])
+        return {"image": source}
 
     def forward(
         self,
@@ -239,17 +246,17 @@ class MoonTransformer(InputModule):
         threshold: float | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Adds `sentence_embedding` (B, D) float32, each row of length 1, and `reasoned` (B,) bool to the features.
+        """Add `sentence_embedding` (B, D) float32, each row of length 1, and `reasoned` (B,) bool to the features.
 
         Raises:
-            ValueError: another kind of reasoning, of thinking, of gallery or of threshold than `MoonModel.embed` takes.
+            ValueError: a reasoning, thinking, gallery or threshold that `MoonModel.embed` does not accept.
         """
         tensors = {name: features[name] for name in self.processor.model_input_names if name in features}
         gate = {"gallery": gallery, "threshold": threshold}
         if reasoning in ("generate", "auto"):
             options = {"reasoning": reasoning, "processor": self.processor, "thinking": thinking}
-            found = self.model.embed(tensors, **options, **gate)
-            features |= {"sentence_embedding": found.embeddings, "reasoned": found.reasoned}
+            output = self.model.embed(tensors, **options, **gate)
+            features |= {"sentence_embedding": output.embeddings, "reasoned": output.reasoned}
             return _Features(features)
         for name, value in gate.items():
             if value is not None:
@@ -259,12 +266,12 @@ class MoonTransformer(InputModule):
         return _Features(features)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the file `sentence_bert_config.json` holds: the kinds of input, and an adapter's name."""
+        """Return the content of `sentence_bert_config.json`: the kinds of input, and an adapter's name."""
         adapters = getattr(self.model, "peft_config", None)
         return MODALITIES if not adapters else {**MODALITIES, "adapter_name": next(iter(adapters))}
 
     def _with_output_layer(self, encoder: Any) -> Any:
-        """The encoder as a writer of text; by itself where its output layer is not known."""
+        """Return the encoder with its output layer; the encoder alone if the output layer is unknown."""
         if encoder.config.tie_word_embeddings:
             weight = encoder.get_input_embeddings().weight
         elif getattr(encoder, "_output_layer", None):
@@ -276,22 +283,22 @@ class MoonTransformer(InputModule):
         return whole
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write model and processor with the code that loads them. Nothing is read from where the model came from.
+        """Write model and processor with the code that loads them. Nothing is read from the folder that the model came from.
 
-        An adapter (of `add_adapter`, or a `PeftModel` as the model) is written beside the weights that it was trained on,
-        which stay as they were: `SentenceTransformer`, `AutoModel` and `AutoModelForImageTextToText` load both from the folder,
-        and peft the adapter alone (`PeftModel.from_pretrained(model, folder)`).
+        An adapter (of `add_adapter`, or a `PeftModel` as the model) is written beside the unchanged weights that it was trained
+        on: `SentenceTransformer`, `AutoModel` and `AutoModelForImageTextToText` load both from the folder, and peft loads the
+        adapter alone (`PeftModel.from_pretrained(model, folder)`).
 
         Raises:
-            ValueError: several adapters; one that is merged, or works outside the layers (prompt tuning); quantised weights
-                under one.
+            ValueError: several adapters; a merged adapter; an adapter outside the layers (prompt tuning); quantised weights
+                under an adapter.
         """
         encoder, adapters = _inner(self.model), getattr(self.model, "peft_config", None) or {}
         if adapters:
             _refuse_adapters(encoder, adapters)
         whole = self._with_output_layer(encoder)
         weights = _weights_without_adapter(whole)
-        for name in _ADAPTER_FILES:  # of what was saved there before
+        for name in _ADAPTER_FILES:  # of an earlier save
             Path(output_path, name).unlink(missing_ok=True)
         with _writing_adapter(encoder, False):
             whole.save_pretrained(output_path, state_dict=weights)
@@ -312,12 +319,12 @@ class MoonTransformer(InputModule):
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> MoonTransformer:
-        """Loads model and processor; `subfolder`, `token`, `revision`, `local_files_only` as in the library.
+        """Load model and processor; `subfolder`, `token`, `revision`, `local_files_only` as in the library.
 
-        A setting of `model_kwargs`, `config_kwargs` or `processor_kwargs` stands before the one of the call.
+        Settings of `model_kwargs`, `config_kwargs` and `processor_kwargs` take precedence over those of the call.
 
         Raises:
-            ValueError: a folder that holds an adapter alone, or an adapter without peft installed; another backend than
+            ValueError: a folder with an adapter but without a model; an adapter without peft installed; a backend other than
                 "torch"; `processor_kwargs` that the processor does not have.
         """
         folder = Path(model_name_or_path, kwargs.get("subfolder") or "")
@@ -328,14 +335,14 @@ class MoonTransformer(InputModule):
                     f"writes to {folder.absolute().parent / 'final'} with the adapter merged"
                 )
             if not is_peft_available():
-                raise ValueError(f"{folder} holds an adapter, which would be left out; expected with peft installed")
+                raise ValueError(f"{folder} holds an adapter, which needs peft; expected peft to be installed")
         hub = {
             name: kwargs[name] for name in ("subfolder", "token", "revision", "local_files_only") if kwargs.get(name)
         }
         if kwargs.get("cache_folder"):
             hub["cache_dir"] = kwargs["cache_folder"]
         if kwargs.get("backend", "torch") != "torch":
-            raise ValueError(f"Moon has no backend {kwargs['backend']!r}; expected 'torch'")
+            raise ValueError(f"backend: found {kwargs['backend']!r}; expected 'torch'")
         adapter = cls.load_config(
             model_name_or_path, **{"cache_folder" if k == "cache_dir" else k: v for k, v in hub.items()}
         ).get("adapter_name")
@@ -351,6 +358,10 @@ class MoonTransformer(InputModule):
         return cls(model, processor, _stored_generation_config(model_name_or_path, where), output_layer)
 
 
+def _new_transformer() -> MoonTransformer:
+    return MoonTransformer.__new__(MoonTransformer)
+
+
 def _stored_generation_config(checkpoint: str, where: dict[str, Any]) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(checkpoint, **where)
@@ -359,7 +370,7 @@ def _stored_generation_config(checkpoint: str, where: dict[str, Any]) -> Generat
 
 
 def _stored_output_layer(checkpoint: str, where: dict[str, Any]) -> torch.Tensor | None:
-    """The untied output layer (vocabulary, H) of a checkpoint, without its other weights; None if it has none."""
+    """Load the untied output layer (vocabulary, H) of a checkpoint, without its other weights; return None if it has none."""
     where = {**where, "_raise_exceptions_for_missing_entries": False}
     name: str | None = "model.safetensors"
     index = cached_file(checkpoint, f"{name}.index.json", **where)
@@ -368,7 +379,7 @@ def _stored_output_layer(checkpoint: str, where: dict[str, Any]) -> torch.Tensor
     file = None if name is None else cached_file(checkpoint, name, **where)
     if file is None:
         return None
-    stored = load_state_dict_from_file(file).get(_OUTPUT_LAYER)  # mapped, not read: only what is copied takes memory
+    stored = load_state_dict_from_file(file).get(_OUTPUT_LAYER)  # memory-mapped: only the copy takes memory
     return None if stored is None else stored.clone()
 
 
@@ -377,13 +388,13 @@ def _refuse_unknown_settings(processor: Any, given: dict[str, Any]) -> None:
     for name in sorted(set(given) - _ALSO_ACCEPTED - set(settings)):
         hint = " (the token budget is max_tokens)" if name in ("model_max_length", "max_length") else ""
         raise ValueError(
-            f"processor_kwargs (tokenizer_kwargs): {name}={given[name]!r} is nothing that Moon's processor has{hint}; expected "
+            f"processor_kwargs (tokenizer_kwargs): {name}={given[name]!r} is not a setting of Moon's processor{hint}; expected "
             f"{', '.join([*settings, *sorted(_ALSO_ACCEPTED)])}"
         )
 
 
 def _processor_options(groups: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
-    """The library's `processing_kwargs` as options of Moon's processor."""
+    """Convert the library's `processing_kwargs` to options of Moon's processor."""
     options: dict[str, Any] = {}
     for group, values in (groups or {}).items():
         if group not in ("common", "text", "image"):
@@ -399,15 +410,15 @@ def _processor_options(groups: dict[str, dict[str, Any]] | None) -> dict[str, An
 
 
 def _inner(model: Any) -> Any:
-    """The `MoonModel` inside a `PeftModel`; any other model as it is."""
+    """Return the `MoonModel` inside a `PeftModel`; any other model unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _refuse_adapters(encoder: torch.nn.Module, adapters: dict[str, Any]) -> None:
     if len(adapters) > 1:
         raise ValueError(
-            f"the model has {len(adapters)} adapters ({', '.join(adapters)}), of which a checkpoint holds one; expected one, "
-            "after delete_adapter of the others"
+            f"found {len(adapters)} adapters ({', '.join(adapters)}); expected one, which is all that a checkpoint can hold: "
+            "call delete_adapter for the others"
         )
     name, config = next(iter(adapters.items()))
     if getattr(config, "is_prompt_learning", False):
@@ -417,14 +428,14 @@ def _refuse_adapters(encoder: torch.nn.Module, adapters: dict[str, Any]) -> None
         )
     if any(getattr(module, "merged", False) is True for module in encoder.modules()):
         raise ValueError(
-            f"adapter {name!r} is merged into the weights and would be added again on loading; expected after "
-            "unmerge_adapter, or the model that merge_and_unload gives"
+            f"adapter {name!r} is merged into the weights and would be added again on loading; call unmerge_adapter first, or "
+            "save the model that merge_and_unload returns"
         )
 
 
 @contextmanager
 def _writing_adapter(encoder: Any, wanted: bool) -> Iterator[None]:
-    """Make `save_pretrained` of transformers write the adapter alone, or everything but it."""
+    """Make `save_pretrained` of transformers write the adapter alone, or everything except the adapter."""
     before = encoder._hf_peft_config_loaded
     encoder._hf_peft_config_loaded = wanted
     try:
@@ -434,37 +445,37 @@ def _writing_adapter(encoder: Any, wanted: bool) -> Iterator[None]:
 
 
 def _weights_without_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """The weights under an adapter by the names that they have without it; None where no layer is wrapped."""
+    """Return the weights under an adapter with their names without it; None if no layer is wrapped."""
     wrapped = re.compile(r"\.(base_layer|original_module)(?=\.)")
     state = model.state_dict()
     if not any(wrapped.search(name) for name in state):
         return None
     with torch.device("meta"):
         plain = type(model)(copy.deepcopy(model.config)).state_dict()
-    found = {wrapped.sub("", name): value for name, value in state.items()}
-    odd = [name for name, value in plain.items() if name not in found or found[name].shape != value.shape]
+    unwrapped = {wrapped.sub("", name): value for name, value in state.items()}
+    odd = [name for name, value in plain.items() if name not in unwrapped or unwrapped[name].shape != value.shape]
     if odd:
         raise ValueError(
             f"weights under the adapter cannot be written, among them {odd[0]} (quantised, or wrapped by another tool); "
-            "expected an adapter over unquantised weights, or encoder[0].model.save_pretrained, which writes the adapter alone"
+            "expected an adapter on unquantised weights, or encoder[0].model.save_pretrained, which writes the adapter alone"
         )
-    return {name: found[name] for name in plain}
+    return {name: unwrapped[name] for name in plain}
 
 
 def _undecoded(picture: Any) -> Any:
-    """A picture, or each of a list, that `datasets` has not decoded: as its bytes, or its path."""
+    """Return the bytes or the path of a picture that `datasets` has not decoded, or of each picture of a list."""
     if isinstance(picture, list):
-        return [_undecoded(one) for one in picture]
+        return [_undecoded(entry) for entry in picture]
     if isinstance(picture, dict) and set(picture) == _UNDECODED:
         return picture["path"] if picture["bytes"] is None else picture["bytes"]
     return picture
 
 
 def _record_of_messages(messages: list[Any]) -> dict[str, Any]:
-    """The query that one user message holds."""
+    """Return the query that a user message contains."""
     if len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
         raise ValueError(
-            "a chat is read as a query: accepted is one message of role 'user'; pass an instruction as prompt="
+            "a chat is read as a query: expected one message of role 'user'; pass an instruction as prompt="
         )
     content = messages[0].get("content")
     record: dict[str, Any] = {}

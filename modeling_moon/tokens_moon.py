@@ -1,4 +1,4 @@
-"""Which tokens: spans between markers, and those that a vector is read from.
+"""Find tokens: the spans between markers, the tokens that a vector is read from, and those that fusion reads.
 
 Shape suffixes: B batch rows, T tokens of a row, H hidden width.
 """
@@ -13,15 +13,14 @@ from .configuration_moon import ASPECTS, MoonConfig
 
 
 def span_ids_from_markers(input_ids_BT: torch.Tensor, markers: list[tuple[int | None, int | None]]) -> torch.Tensor:
-    """The span that each token stands in: 0 none, 1 the first pair of markers, 2 the second …
+    """Return the span of each token: 0 outside of all spans, 1 for the first pair of markers, 2 for the second …
 
-    A token belongs to a span when the last marker at or before it opens that span; the markers themselves belong to none.
-    Only what stands before a token decides, so that a decoding step with a cache and a pass over the whole text agree.
-    Our design.
+    A token belongs to a span if the last marker before it opens that span; the markers themselves belong to no span. Only
+    the text before a token decides, so that a decoding step with a cache and a pass over the whole text agree. Our design.
 
     Args:
         input_ids_BT: int64 (B, T).
-        markers: ids of the token that opens and of the one that closes each span; a pair of None is never found.
+        markers: for each span, the ids of the tokens that open and close it; a pair of None is never found.
 
     Returns:
         int64 (B, T) of 0 … number of pairs.
@@ -40,8 +39,8 @@ def span_ids_from_markers(input_ids_BT: torch.Tensor, markers: list[tuple[int | 
 
 
 def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
-    """The aspect (B, T) of each token: 0 none, 1 category, 2 attribute. MOON §3.1 speaks of the category and attribute
-    substrings of the title; see `span_ids_from_markers`."""
+    """Return the aspect (B, T) of each token: 0 without an aspect, 1 category, 2 attribute. MOON §3.1 speaks of the category
+    and attribute substrings of the title; see `span_ids_from_markers`."""
     names = [(f"{aspect}_start_token_id", f"{aspect}_end_token_id") for aspect in ASPECTS]
     return span_ids_from_markers(input_ids_BT, [(getattr(config, start), getattr(config, end)) for start, end in names])
 
@@ -49,23 +48,23 @@ def aspect_ids_from_markers(input_ids_BT: torch.Tensor, config: MoonConfig) -> t
 def user_tokens(input_ids_BT: torch.Tensor, prefix: list[int] | None, turn_end: int | None) -> torch.Tensor:
     """Find the tokens of user turns: after the tokens that open a user's turn, before the token that ends it.
 
-    In a prompt of the processor the user's turn holds the item, and everything else (instruction, roles, the opening of the
-    answer) is the chat template's. Our design.
+    In a prompt of the processor, the user's turn contains the product or query; everything else (instruction, roles, the
+    opening of the answer) belongs to the chat template. Our design.
 
     Args:
         input_ids_BT: int64 (B, T).
-        prefix: ids that open a user's turn, `<|im_start|>user` and a line end in Qwen's template; None: none is known.
+        prefix: ids that open a user's turn, `<|im_start|>user` and a line end in Qwen's template; None if unknown.
         turn_end: id that ends any turn.
 
     Returns:
-        (B, T) bool; every token of a row that has no user turn (a plain text without the chat template), and of every row
-        where `prefix` is None.
+        (B, T) bool; True at every token of a row without a user turn (plain text without the chat template), and everywhere
+        if `prefix` is None.
     """
     every_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
     if prefix is None or input_ids_BT.shape[1] < len(prefix):
         return every_BT
     windows_BTP = input_ids_BT.unfold(1, len(prefix), 1)
-    opens_BT = torch.zeros_like(every_BT)  # at the last token of an opening
+    opens_BT = torch.zeros_like(every_BT)  # True at the last token of an opening
     opens_BT[:, len(prefix) - 1 :] = (windows_BTP == torch.tensor(prefix, device=input_ids_BT.device)).all(dim=-1)
     place_T = torch.arange(1, input_ids_BT.shape[1] + 1, device=input_ids_BT.device)
     opened_BT = (opens_BT * place_T).cummax(dim=1).values
@@ -74,22 +73,22 @@ def user_tokens(input_ids_BT: torch.Tensor, prefix: list[int] | None, turn_end: 
     return torch.where(opens_BT.any(dim=1, keepdim=True), inside_BT, every_BT)
 
 
-def item_tokens(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
-    """Find the tokens (B, T) bool that the mean read-out averages: image tokens and words of the item.
+def content_tokens(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
+    """Find the tokens (B, T) bool that the mean read-out averages: image tokens and words of the product or query.
 
-    MOON §3.1 averages the visual and text tokens of the item. The instruction, the chat template and the markers around
-    pictures and spans of text are ours, and are left out (our design).
+    MOON §3.1 averages the visual and text tokens of the product. The instruction, the chat template and the markers around
+    pictures and spans of text are not in the paper, and are left out (our design).
     """
     vlm = config.vlm_config
-    ours = [vlm.vision_start_token_id, vlm.vision_end_token_id]
-    ours += [getattr(config, f"{span}_{side}_token_id") for span in (*ASPECTS, "title") for side in ("start", "end")]
-    ours_M = torch.tensor([token for token in ours if token is not None], device=input_ids_BT.device)
+    markers = [vlm.vision_start_token_id, vlm.vision_end_token_id]
+    markers += [getattr(config, f"{span}_{side}_token_id") for span in (*ASPECTS, "title") for side in ("start", "end")]
+    marker_M = torch.tensor([token for token in markers if token is not None], device=input_ids_BT.device)
     in_turn_BT = user_tokens(input_ids_BT, config.user_prefix_ids, config.turn_end_id)
-    return in_turn_BT & ~torch.isin(input_ids_BT, ours_M)
+    return in_turn_BT & ~torch.isin(input_ids_BT, marker_M)
 
 
 def token_mask(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The part (B, T) of the attention mask that belongs to the tokens given now, ids (B, T) or embeddings (B, T, H)."""
+    """Return the part (B, T) of the attention mask that belongs to the new tokens, ids (B, T) or embeddings (B, T, H)."""
     if attention_mask is None or attention_mask.ndim != 2:
         return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
     return attention_mask[:, -inputs.shape[1] :]
@@ -98,7 +97,7 @@ def token_mask(inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tor
 def readable_tokens(
     attention_mask_BT: torch.Tensor, config: MoonConfig, input_ids_BT: torch.Tensor | None
 ) -> torch.Tensor:
-    """Find the tokens that a vector is read from: the item's, the last `<emb>`, or the last attended one.
+    """Find the tokens that a vector is read from: those of the product or query, the last `<emb>`, or the last attended one.
 
     Args:
         attention_mask_BT: 1 where a token is attended.
@@ -109,11 +108,11 @@ def readable_tokens(
         (B, T) bool, at least one per row.
 
     Raises:
-        ValueError: a row without any token to read from, by its index; no `input_ids` where they are needed.
+        ValueError: a row without a token to read from (the message has its index); missing `input_ids`.
     """
     chosen_BT, wanted = attention_mask_BT.bool(), "attended token"
     if input_ids_BT is None and (config.readout == "emb" or (config.readout == "mean" and config.user_prefix_ids)):
-        where = "the <emb> token is" if config.readout == "emb" else "the item's tokens are"
+        where = "the <emb> token is" if config.readout == "emb" else "the tokens of the product or query are"
         raise ValueError(
             f"readout {config.readout!r} needs input_ids: {where} found by the ids; expected input_ids, or "
             "output_embeddings=False with inputs_embeds"
@@ -121,7 +120,7 @@ def readable_tokens(
     if config.readout == "emb":
         chosen_BT, wanted = chosen_BT & (input_ids_BT == config.emb_token_id), "<emb> token"
     elif config.readout == "mean" and config.user_prefix_ids and input_ids_BT is not None:
-        chosen_BT, wanted = chosen_BT & item_tokens(input_ids_BT, config), "token of an item"
+        chosen_BT, wanted = chosen_BT & content_tokens(input_ids_BT, config), "token of a product or query"
     if not torch.compiler.is_compiling() and not bool(chosen_BT.any(dim=1).all()):
         rows = (~chosen_BT.any(dim=1)).nonzero()[:, 0].tolist()
         raise ValueError(f"rows {rows} of the batch have no {wanted} to read a vector from")
@@ -133,14 +132,14 @@ def readable_tokens(
 
 
 def mean_of(states_BTH: torch.Tensor, set_BT: torch.Tensor) -> torch.Tensor:
-    """Mean (B, H) float32 over the tokens of a set; zero for a row that has none."""
+    """Return the mean (B, H) float32 over the tokens of a set; zero for a row without such tokens."""
     weight_BT1 = set_BT[:, :, None].float()
     return (states_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1.0)
 
 
 class RawTokens(NamedTuple):
-    """What fusion reads: last hidden states (B, T, H) of the input, and which of them are image tokens and which title
-    tokens (B, T) bool. They stand before any reasoning, and attention is causal: reasoning cannot change them."""
+    """Inputs of the fusion: last hidden states (B, T, H) of the input, and masks (B, T) bool of its image and title tokens.
+    They precede the reasoning, and attention is causal: reasoning cannot change them."""
 
     states_BTH: torch.Tensor
     is_image_BT: torch.Tensor
@@ -154,19 +153,19 @@ def find_raw_tokens(
     hidden_BTH: torch.Tensor,
     past_tokens: int = 0,
 ) -> RawTokens:
-    """What fusion reads, from a pass over the input.
+    """Return the inputs of the fusion, from a pass over the input.
 
     Args:
-        config: holds the ids of image tokens and title markers.
-        input_ids: (B, T), in which image tokens and title markers are found.
+        config: MoonConfig, for the ids of image tokens and title markers.
+        input_ids: (B, T), with image tokens and title markers.
         mask_BT: 1 for attended tokens.
         hidden_BTH: last hidden states.
-        past_tokens: tokens in the cache before this pass: in a decoding step, which does not hold the input, more than 0.
+        past_tokens: tokens in the cache before this pass; more than 0 in a decoding step, which does not contain the input.
 
     Raises:
-        ValueError: no `input_ids`, or a decoding step.
+        ValueError: missing `input_ids`, or a decoding step.
     """
-    refuse_no_raw_tokens(input_ids, past_tokens)
+    require_raw_tokens(input_ids, past_tokens)
     assert input_ids is not None
     title = [(config.title_start_token_id, config.title_end_token_id)]
     attended_BT = mask_BT.bool()
@@ -176,8 +175,8 @@ def find_raw_tokens(
 
 
 def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:
-    """What to give to a linear layer: its own dtype, or that of the states where its weights are quantised (numbers without a
-    point, or packed behind a method)."""
+    """Return the dtype of a linear layer's input: its own, or that of the states if its weights are quantised (integers, or
+    packed)."""
     weight = layer.weight
     return weight.dtype if isinstance(weight, torch.Tensor) and weight.is_floating_point() else states.dtype
 
@@ -185,15 +184,15 @@ def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:
 def refuse_unseen_images(
     input_ids: torch.Tensor | None, image_token_id: int, token_types: torch.Tensor | None = None
 ) -> None:
-    """Refuse image tokens without pictures: their placeholder would be embedded as if it were a word.
+    """Refuse image tokens without pictures, whose placeholder would be embedded like a word.
 
     Args:
         input_ids: (B, T).
         image_token_id: of the placeholder.
-        token_types: (B, T), 0 where a token is text whatever its id, as one that was written; None: the ids decide.
+        token_types: (B, T), 0 where a token is text regardless of its id, such as a generated one; None: the ids decide.
 
     Raises:
-        ValueError: with the rows.
+        ValueError: rows with image tokens.
     """
     if input_ids is None or torch.compiler.is_compiling():
         return
@@ -201,14 +200,14 @@ def refuse_unseen_images(
     has_image_B = (is_image_BT if token_types is None else is_image_BT & (token_types != 0)).any(dim=1)
     if bool(has_image_B.any()):
         rows = has_image_B.nonzero()[:, 0].tolist()
-        raise ValueError(f"rows {rows} of the batch have image tokens but there are no pixel_values to see")
+        raise ValueError(f"rows {rows} of the batch have image tokens but there are no pixel_values")
 
 
-def refuse_no_raw_tokens(input_ids: torch.Tensor | None, past_tokens: int) -> None:
-    """Refuse a pass in which what fusion reads cannot be found; see `find_raw_tokens`.
+def require_raw_tokens(input_ids: torch.Tensor | None, past_tokens: int) -> None:
+    """Refuse a pass without the inputs of the fusion; see `find_raw_tokens`.
 
     Raises:
-        ValueError: no `input_ids`, or a decoding step.
+        ValueError: missing `input_ids`, or a decoding step.
     """
     if input_ids is None:
         raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
@@ -216,7 +215,7 @@ def refuse_no_raw_tokens(input_ids: torch.Tensor | None, past_tokens: int) -> No
         raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
 
 
-# Arguments of other models that would else be passed on to the layers, which do not read them.
+# Arguments of other models that would otherwise be passed on to the layers, which ignore them.
 _UNREAD = {
     "output_router_logits": "output_router_stats=True, which gives expert_load, expert_gates and router_loss",
     "pixel_values_videos": "pixel_values, of pictures",
@@ -227,13 +226,14 @@ _UNREAD = {
 def refuse_unread_arguments(
     input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, others: dict[str, Any]
 ) -> None:
-    """Refuse to ignore an argument: one of two inputs, or what other models read; one that asks for nothing is taken out.
+    """Refuse arguments that would be ignored: the second of two inputs, and arguments of other models; remove the latter if
+    they are None or False.
 
     Raises:
-        ValueError: with what is expected in place.
+        ValueError: such an argument; the message names the one to use instead.
     """
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("exactly one of input_ids and inputs_embeds is needed")
+        raise ValueError("expected exactly one of input_ids and inputs_embeds")
     for name, accepted in _UNREAD.items():
         value = others.pop(name, None)
         if value is not None and value is not False:

@@ -1,4 +1,4 @@
-"""Show what a joint stage writes, finished or not, as one HTML page."""
+"""Show what a GRPO stage writes, finished or not, as one HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from training.runs.folder import RunFolder
     from training.studies.completions_report import LAST, ORDERS
 
-    parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training with stage: reasoning")
+    parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training with stage: grpo")
     parser.add_argument("--output", type=Path, help=f"the page (default: {RunFolder(Path('RUN')).completions_page})")
     parser.add_argument("--step", default=LAST, help="which step's completions; default: last")
     parser.add_argument("--items", type=int, default=40, help="at most so many pairs of query and product; default: 40")

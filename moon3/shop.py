@@ -14,7 +14,7 @@ TAKES_RECIPE_KEYS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name what the command takes."""
     from training.mining.hard_negatives import MiningOptions
-    from training.recipe.arguments import TABLE_KEYS
+    from training.recipe.data import TABLE_KEYS
 
     defaults = MiningOptions()
     parser.epilog = "Every key of the recipe can be replaced by --key value: see moon3 train --help."
@@ -34,7 +34,7 @@ def run(chosen: argparse.Namespace) -> None:
     from product_data.errors import OptionError
     from product_data.outputs import require_writable_folder
     from training.mining.hard_negatives import MiningOptions
-    from training.recipe.arguments import TABLE_KEYS
+    from training.recipe.data import TABLE_KEYS
     from training.shop import shop, tables_of
 
     require_writable_folder("--output", chosen.output)

@@ -12,10 +12,11 @@ def run(words: list[str]) -> None:
         words: `RECIPE.yaml --key value …`
     """
     from training.recipe.arguments import parse_recipe, usage
-    from training.runs.run import Run
-    from training.train import train
 
     if {"-h", "--help"} & set(words):
         print(usage())
-    else:
-        train(Run(parse_recipe(words)))
+        return
+    from training.runs.run import Run
+    from training.train import train
+
+    train(Run(parse_recipe(words)))

@@ -1,4 +1,4 @@
-"""What a call of the processor gives back: the tensors, and what became of each item."""
+"""The output of the processor: tensors, and the records that were skipped or shortened."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from transformers import BatchFeature
 
 @dataclass(frozen=True)
 class Skipped:
-    """An item that was left out of the batch.
+    """A product or query that was left out of the batch.
 
     Args:
-        index: its place in the call.
+        index: its index in the call.
         item: its name, as in the error.
-        field: which part of it could not be used.
-        reason: why.
+        field: the part of it that cannot be used.
+        reason: what was found and what is expected.
     """
 
     index: int
@@ -28,14 +28,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Shortened:
-    """A part of an item that was made smaller to keep the token budget: a text that was cut, images that were resized.
+    """A part of a product or query that was reduced to keep the token budget: a text that was cut, images that were resized.
 
     Args:
-        index: the item's place in the call.
-        field: "images" (all of them, the core crop too), "description", "attributes", "title", "category", "reasoning" or,
-            of a query, "text".
-        tokens_before: tokens of that part before; of images: within `max_image_tokens`.
-        tokens_after: tokens of that part after; 0 where it was left out, which images never are.
+        index: index of the product or query in the call.
+        field: "images" (all of them, including the core crop), "description", "attributes", "title", "category",
+            "reasoning" or, for a query, "text".
+        tokens_before: number of tokens of that part before; for images, within `max_image_tokens`.
+        tokens_after: number of tokens of that part after; 0 if it was left out, which images never are.
     """
 
     index: int
@@ -45,13 +45,13 @@ class Shortened:
 
 
 class MoonBatch(BatchFeature):
-    """The tensors of a batch, and beside them (not among its keys) what became of each item.
+    """The tensors of a batch, with attributes (not keys) that list which records were kept, skipped and shortened.
 
     Args:
         data: the tensors by name.
         tensor_type: "pt", "np" or None, as in `BatchFeature`.
-        kept: places in the call of the items in the batch, in order.
-        skipped: the items that were left out.
+        kept: indices in the call of the records in the batch, in order.
+        skipped: the records that were left out.
         shortened: the texts that were cut and the images that were resized to keep the token budget.
     """
 

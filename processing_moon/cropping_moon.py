@@ -1,4 +1,4 @@
-"""Where the core product stands in a picture (MOON, arXiv 2508.11999 §3.1); `crop_core` cuts it out."""
+"""Detect the core product in a picture (MOON, arXiv 2508.11999 §3.1); `crop_core` crops the picture to it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,43 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from .processing_moon import MoonProcessor
-from .product_moon import Box, clamp_box, control_token_pattern, open_image, plain_text
+from .images_moon import open_image
+from .product_moon import Box, clamp_box
+from .prompts_moon import PromptProcessor
+from .text_moon import control_token_pattern, plain_text
 
 
 class CoreDetector(Protocol):
-    """Finds the core product in pictures. Anything with this method can be given as `detector=`."""
+    """Detects the core product in pictures. Any object with this method can be passed as `detector=`."""
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:
-        """One box (x0, y0, x1, y1) in pixels for each image, or None where unsure.
+        """Return a box (x0, y0, x1, y1) in pixels for each image; None where unsure.
 
         Args:
             images: upright RGB images.
-            titles: of the products, as many; None where unknown.
+            titles: titles of the products, one for each image; None where unknown.
         """
 
 
 class LargestRegionDetector:
-    """The largest connected region that does not look like the background; nothing is learned. Our design.
+    """Detect the largest connected region that differs from the background, without a model. Our design.
 
-    The background's colour is modelled as a plane over the picture, fitted to its border pixels; pixels far from it are
-    foreground, and the largest connected region of them is the core. It suits product shots on plain or shaded ground.
-    Unsure, hence None: a border that no plane describes, nothing found, a region that is tiny, fills the picture, or is
+    The background's colour is modelled as a plane over the picture, fitted to its border pixels. Pixels far from the plane are
+    foreground, and their largest connected region is the core. This suits product shots on plain or shaded ground. The box is
+    None if a plane does not describe the border, if there is no region, or if the region is tiny, fills the picture, or is
     hardly larger than the next one.
 
     Args:
-        grid (`int`): pixels of the longer side of the reduced picture that is searched. Default 128.
-        contrast (`float`): least distance from the background, in grey levels of 255, at which a pixel is foreground; where
-            the border is noisy, six times its spread if that is more. Default 24.
+        grid (`int`): longer side, in pixels, of the reduced picture that is searched. Default 128.
+        contrast (`float`): minimum distance of the foreground from the background, in grey levels of 255; with a noisy
+            border, six times its spread if that is more. Default 24.
         least_share (`float`): smallest region, as a share of the picture. Default 0.01.
-        margin (`float`): added to each side, as a share of the box. Default 0.02.
+        margin (`float`): margin on each side, as a share of the box. Default 0.02.
 
-    Relations: `GroundingDetector` finds the product that the title names, in cluttered pictures too.
+    Raises:
+        ValueError: a value out of range.
+
+    Relations: `GroundingDetector` finds the product that the title names, in cluttered pictures as well.
     """
 
     def __init__(
@@ -60,10 +65,10 @@ class LargestRegionDetector:
         self.grid, self.contrast, self.least_share, self.margin = grid, contrast, least_share, margin
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:
-        """See `CoreDetector`; the titles do not matter here."""
-        return [self._detect_one(image) for image in images]
+        """Return a box for each image, see `CoreDetector`; the titles are not used."""
+        return [self._largest_region(image) for image in images]
 
-    def _detect_one(self, image: Image.Image) -> Box | None:
+    def _largest_region(self, image: Image.Image) -> Box | None:
         shrink = max(1.0, max(image.size) / self.grid)
         size = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
         if min(size) < 4:
@@ -91,7 +96,7 @@ class LargestRegionDetector:
 
 
 def _foreground(pixels: np.ndarray, contrast: float) -> np.ndarray | None:
-    """Which pixels differ from the plane through the border's colours, or None where the border is no such plane."""
+    """Return a mask of the pixels that differ from the plane through the border's colours; None if it does not fit."""
     height, width, _ = pixels.shape
     rows, columns = np.mgrid[0:height, 0:width]
     border = (rows < 2) | (rows >= height - 2) | (columns < 2) | (columns >= width - 2)
@@ -100,7 +105,7 @@ def _foreground(pixels: np.ndarray, contrast: float) -> np.ndarray | None:
     )
     keep = border
     distance = np.zeros(pixels.shape[:2], dtype=np.float32)
-    for _ in range(3):  # robust: what the product covers of the border is left out of the next fit
+    for _ in range(3):  # robust: border pixels that the product covers are left out of the next fit
         plane, *_ = np.linalg.lstsq(design[keep], pixels[keep], rcond=None)
         distance = np.abs(pixels - design @ plane).max(axis=-1)
         keep = border & (distance <= max(contrast, 2.0 * float(np.median(distance[border]))))
@@ -115,7 +120,7 @@ def _foreground(pixels: np.ndarray, contrast: float) -> np.ndarray | None:
 def _connected_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Label the 4-connected regions of a mask.
 
-    Runs of a row are joined with the runs they touch in the row above, by union-find.
+    Union-find joins the runs of a row with the runs that they touch in the row above.
 
     Returns:
         labels (height, width) int64, 0 outside, 1… inside; areas (regions,) int64, of label index + 1.
@@ -156,27 +161,27 @@ def _connected_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _NUMBER = r"\s*([-+]?\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _NAMED_BOX = re.compile(r"bbox(?:_2d)?[\"']?\s*:\s*" + _BOX.pattern)
-# How each backbone writes boxes: pixels of the picture as the model saw it, or thousandths of its sides.
+# How each backbone writes boxes: in pixels of the resized picture, or in thousandths of its sides.
 CONVENTIONS = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
 
 
-def parse_box(answer: str, convention: str, seen: tuple[int, int], size: tuple[int, int]) -> Box | None:
-    """Read the first box in a grounding model's answer. Never raises on any text.
+def parse_box(answer: str, convention: str, resized: tuple[int, int], size: tuple[int, int]) -> Box | None:
+    """Read the first box in a grounding model's answer; any text is accepted.
 
     Args:
-        answer: what the model wrote, such as '[{"bbox_2d": [10, 20, 110, 220], "label": "shoe"}]'.
+        answer: the model's text, such as '[{"bbox_2d": [10, 20, 110, 220], "label": "shoe"}]'.
         convention: "pixels" of the resized picture (Qwen2.5-VL), or "thousandths" of its sides (Qwen3-VL).
-        seen: width and height of the picture after the model's own resizing.
-        size: width and height of the original picture, in whose pixels the box is given back.
+        resized: width and height of the picture after the model's own resizing.
+        size: width and height of the original picture, in whose pixels the box is returned.
 
     Returns:
-        The box inside the picture, or None where there is none, or one that is inverted, empty or outside.
+        The box inside the picture; None if there is none, or one that is inverted, empty or outside.
     """
-    found = _NAMED_BOX.search(answer) or _BOX.search(answer)
-    if found is None:
+    match = _NAMED_BOX.search(answer) or _BOX.search(answer)
+    if match is None:
         return None
-    numbers = [float(number) for number in found.groups()]
-    width, height = seen if convention == "pixels" else (1000, 1000)
+    numbers = [float(number) for number in match.groups()]
+    width, height = resized if convention == "pixels" else (1000, 1000)
     across, down = size[0] / width, size[1] / height
     box = (numbers[0] * across, numbers[1] * down, numbers[2] * across, numbers[3] * down)
     if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
@@ -186,22 +191,22 @@ def parse_box(answer: str, convention: str, seen: tuple[int, int], size: tuple[i
 
 
 class GroundingDetector:
-    """Asks a grounding vision-language model where the product that the title names stands.
+    """Detect the product that the title names with a grounding vision-language model.
 
     Source: MOON (arXiv 2508.11999 §3.1): Qwen2.5-VL, prompted with the title, answers with a box. The prompt's words and the
-    cache are ours.
+    cache are our design.
 
     Args:
         model: a Qwen2.5-VL or Qwen3-VL model with a language head.
-        processor: a `MoonProcessor` of the same base.
-        name: of the model, for the cache.
-        cache: a JSONL file of boxes already found, keyed by picture, title and model; None keeps none. It is only ever
-            appended to, so that an interrupted run goes on where it stopped.
-        batch_size: pictures a generation. Default 8.
-        max_new_tokens: of an answer. Default 96.
+        processor: a `PromptProcessor` or `MoonProcessor` of the same base.
+        name: name of the model, for the cache.
+        cache: a JSONL file of detected boxes, keyed by picture, title and model; None for no cache. New boxes are only
+            appended, so that an interrupted run continues.
+        batch_size: number of pictures in a generation. Default 8.
+        max_new_tokens: maximum number of tokens of an answer. Default 96.
 
     Raises:
-        ValueError: a model of another architecture.
+        ValueError: a model of another architecture; a `batch_size` or `max_new_tokens` below 1.
 
     Relations: `LargestRegionDetector` needs no model.
     """
@@ -220,7 +225,9 @@ class GroundingDetector:
         if kind not in CONVENTIONS:
             raise ValueError(f"GroundingDetector: model type {kind!r}; expected {', '.join(CONVENTIONS)}")
         if batch_size < 1 or max_new_tokens < 1:
-            raise ValueError("GroundingDetector: batch_size and max_new_tokens must be at least 1")
+            raise ValueError(
+                f"GroundingDetector: found batch_size={batch_size}, max_new_tokens={max_new_tokens}; expected 1 or more"
+            )
         self.model, self.processor, self.name = model.eval(), processor, name
         self.convention = CONVENTIONS[kind]
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
@@ -239,24 +246,24 @@ class GroundingDetector:
             **settings: `cache`, `batch_size`, `max_new_tokens` of the class.
         """
         model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
-        # As sharp as the base allows: small products must be found too.
-        return cls(model, MoonProcessor.from_base(base, max_image_tokens=None), name=str(base), **settings)
+        # At the base's own resolution, so that small products are found.
+        return cls(model, PromptProcessor.from_base(base), name=str(base), **settings)
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:
-        """See `CoreDetector`. An answer that cannot be read is None, in the cache too."""
+        """Return a box for each image, see `CoreDetector`; None for an answer that cannot be read, in the cache as well."""
         keys = [(_digest(image), title or "", self.name) for image, title in zip(images, titles, strict=True)]
         todo = {key: place for place, key in enumerate(keys) if key not in self._boxes}
         places = list(todo.values())
         for start in range(0, len(places), self.batch_size):
             part = places[start : start + self.batch_size]
-            boxes = self._ask([images[place] for place in part], [titles[place] for place in part])
+            boxes = self._detect_batch([images[place] for place in part], [titles[place] for place in part])
             for place, box in zip(part, boxes, strict=True):
                 self._boxes[keys[place]] = box
-            self._remember([keys[place] for place in part])
+            self._append_to_cache([keys[place] for place in part])
         return [self._boxes[key] for key in keys]
 
     @torch.inference_mode()
-    def _ask(self, images: Sequence[Image.Image], titles: Sequence[str | None]) -> list[Box | None]:
+    def _detect_batch(self, images: Sequence[Image.Image], titles: Sequence[str | None]) -> list[Box | None]:
         controls = control_token_pattern(self.processor.tokenizer.get_added_vocab())
         prompts = []
         for title in titles:
@@ -276,7 +283,7 @@ class GroundingDetector:
             for answer, (_, rows, columns), image in zip(answers, grids, opened, strict=True)
         ]
 
-    def _remember(self, keys: list[tuple[str, str, str]]) -> None:
+    def _append_to_cache(self, keys: list[tuple[str, str, str]]) -> None:
         if self.cache is None:
             return
         self.cache.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +291,7 @@ class GroundingDetector:
             json.dumps({"image": image, "title": title, "model": model, "box": self._boxes[image, title, model]})
             for image, title, model in keys
         ]
-        # A leading line end: a line that a killed run left unfinished must not swallow the next one.
+        # Begins with a line end if a killed run left its last line unfinished.
         with self.cache.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
@@ -305,6 +312,6 @@ def _read_cache(path: Path) -> dict[tuple[str, str, str], Box | None]:
             entry = json.loads(line)
             box = entry["box"]
             boxes[entry["image"], entry["title"], entry["model"]] = None if box is None else tuple(map(float, box))  # type: ignore[assignment]
-        except (ValueError, KeyError, TypeError):  # the unfinished line of a killed run; its picture is asked again
+        except (ValueError, KeyError, TypeError):  # the unfinished line of a killed run; its picture is detected again
             continue
     return boxes

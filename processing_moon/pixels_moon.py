@@ -1,7 +1,7 @@
-"""Sizes of pictures in tokens, their shares of an item's budget, the crop of a box, and patches.
+"""Resize pictures to their token budgets, crop boxes, and convert pixels to patches.
 
-Nothing here knows a tokenizer or a prompt. `image_processor` is always the base's own, of the kind of
-`Qwen2VLImageProcessorPil`: its settings are read, its code is not run.
+Nothing here needs a tokenizer or a prompt. `image_processor` is always the base's own, like `Qwen2VLImageProcessorPil`: its
+settings are read, its code does not run.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .product_moon import Box, ImageLimits, ProductError, clamp_box, image_list, open_image
+from .errors_moon import ProductError
+from .product_moon import Box, clamp_box
 
-# Qwen's image processors refuse a picture that is longer than this many times its width.
+# Qwen's image processors refuse pictures with a larger ratio of the longer to the shorter side.
 MAX_ASPECT_RATIO = 200
 
 
 def pixel_limits(image_processor: Any) -> tuple[int, int]:
-    """Fewest and most pixels of a picture after resizing, as the base has them."""
+    """Return the base's minimum and maximum number of pixels of a resized picture."""
     return image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
 
 
 def token_side(image_processor: Any) -> int:
-    """Pixels of one side of the square that an image token covers: patch × merge."""
+    """Return the side, in pixels, of the square that an image token covers: patch × merge."""
     return image_processor.patch_size * image_processor.merge_size
 
 
 def resample_filter(image_processor: Any) -> Image.Resampling:
-    """Pillow's filter for resizing, as the base has it."""
+    """Return the base's filter for resizing."""
     return Image.Resampling(int(image_processor.resample))
 
 
 def count_tokens(size: tuple[int, int], image_processor: Any) -> int:
-    """Image tokens of a picture that was resized already.
+    """Return the number of image tokens of a resized picture.
 
     Args:
         size: width and height in pixels, multiples of `token_side`.
@@ -45,9 +46,9 @@ def count_tokens(size: tuple[int, int], image_processor: Any) -> int:
 
 
 def target_size(size: tuple[int, int], image_processor: Any, max_image_tokens: int | None = None) -> tuple[int, int]:
-    """Width and height after resizing: multiples of patch × merge, within the base's limits and the image's budget.
+    """Return width and height after resizing: multiples of patch × merge, within the base's limits and the image's budget.
 
-    Source: `smart_resize` of Qwen2-VL's image processor; that the budget also holds for thin images is ours.
+    Source: `smart_resize` of Qwen2-VL's image processor; keeping the budget for thin images as well is our design.
 
     Args:
         size: width and height of the picture in pixels.
@@ -74,33 +75,33 @@ def target_size(size: tuple[int, int], image_processor: Any, max_image_tokens: i
 
 
 def equal_share(counts: Sequence[int], room: int) -> int:
-    """Most tokens that one picture may take, so that all together take no more than there is room for. Our design.
+    """Return the maximum number of tokens of a picture for which all pictures together fit into the room. Our design.
 
-    Pictures get equal shares; what a small one leaves of its share is for the others. None gets less than one token.
+    Pictures get equal shares; a small picture leaves the rest of its share to the others. Each gets at least one token.
 
     Args:
-        counts: tokens that each picture would take; together more than `room`.
-        room: tokens for all of them.
+        counts: number of tokens that each picture would take; together more than `room`.
+        room: number of tokens for all of them.
     """
     limit, left = 1, room
     for done, count in enumerate(sorted(counts)):
         limit = max(1, left // (len(counts) - done))
-        if count > limit:  # as all that follow
+        if count > limit:  # like all that follow
             break
         left -= count
     return limit
 
 
 def crop_core(image: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
-    """Cut a box out of an image.
+    """Crop an image to a box.
 
     Args:
         image: any PIL image.
         box: (x0, y0, x1, y1) in pixels; clamped to the image.
-        margin: how much to add on each side, as a share of the box's width and height. Default 0.
+        margin: margin on each side, as a share of the box's width and height. Default 0.
 
     Raises:
-        ValueError: a box that is not finite, is inverted, or covers nothing of the image; a negative margin.
+        ValueError: a box that is not finite, is inverted, or is outside the image; a negative margin.
     """
     if not all(math.isfinite(side) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(f"box {list(box)}; expected finite x0 < x1, y0 < y1")
@@ -109,19 +110,21 @@ def crop_core(image: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
     wide, high = margin * (box[2] - box[0]), margin * (box[3] - box[1])
     pixels = clamp_box((box[0] - wide, box[1] - high, box[2] + wide, box[3] + high), *image.size)
     if pixels is None:
-        raise ValueError(f"box {list(box)} lies outside the image of {image.width}×{image.height} pixels")
+        raise ValueError(
+            f"box {list(box)} lies outside the image of {image.width}×{image.height} pixels; expected a box inside it"
+        )
     return image.crop(pixels)
 
 
 def resize(image: Image.Image, size: tuple[int, int], image_processor: Any) -> Image.Image:
-    """Resize a picture with the base's own filter."""
+    """Resize a picture with the base's filter."""
     return image.resize(size, resample_filter(image_processor))
 
 
 def patches(images: Sequence[Image.Image], image_processor: Any) -> dict[str, np.ndarray]:
-    """Resized images as patches, value for value what the base's image processor makes of them.
+    """Convert resized images to patches, with the same values as the base's image processor.
 
-    Rescaling and normalisation work on single bytes, so that a table of 256 values per channel replaces them.
+    Rescaling and normalisation act on single bytes, so that a table of 256 values per channel replaces them.
 
     Args:
         images: RGB, with sides that are multiples of `token_side`.
@@ -135,7 +138,9 @@ def patches(images: Sequence[Image.Image], image_processor: Any) -> dict[str, np
     values_of_bytes = np.arange(256, dtype=np.float64) * (settings.rescale_factor if settings.do_rescale else 1.0)
     table = np.repeat(values_of_bytes.astype(np.float32)[None], 3, axis=0)
     if settings.do_normalize:
-        mean, std = (np.asarray(one, dtype=np.float32)[:, None] for one in (settings.image_mean, settings.image_std))
+        mean, std = (
+            np.asarray(values, dtype=np.float32)[:, None] for values in (settings.image_mean, settings.image_std)
+        )
         table = (table - mean) / std
     grids = [(1, image.height // patch, image.width // patch) for image in images]
     pixels = np.empty((sum(rows * columns for _, rows, columns in grids), 3, frames, patch, patch), dtype=np.float32)
@@ -150,7 +155,7 @@ def patches(images: Sequence[Image.Image], image_processor: Any) -> dict[str, np
 
 
 def aspect_ratio(width: int, height: int) -> float:
-    """The longer side over the shorter one."""
+    """Return the ratio of the longer side to the shorter one."""
     return max(width, height) / min(width, height)
 
 
@@ -168,7 +173,7 @@ def check_ratio(image: Image.Image, item: str, field_name: str) -> None:
 
 
 def box_in_image(box: Box, image: Image.Image, item: str) -> tuple[int, int, int, int]:
-    """The whole pixels that a core box covers in its image.
+    """Return the pixels (x0, y0, x1, y1) that a core box covers in its image.
 
     Raises:
         ProductError: a box that lies outside the image.
@@ -178,26 +183,3 @@ def box_in_image(box: Box, image: Image.Image, item: str) -> tuple[int, int, int
         reason = f"{list(box)} lies outside the image of {image.width}×{image.height} pixels; expected a box inside it"
         raise ProductError(item, "core_box", reason)
     return pixels
-
-
-def open_nested(images: Any, limits: ImageLimits) -> list[list[Image.Image]] | None:
-    """Open one image, a list, or a list of lists; the result is a list of lists, or None where there was None.
-
-    Raises:
-        ProductError: see `open_image` and `check_ratio`; the field is named by its place.
-    """
-    if images is None:
-        return None
-    entries = image_list(images)
-    outer = [images] if entries is None else entries
-    opened: list[list[Image.Image]] = []
-    for index, entry in enumerate(outer):
-        listed = image_list(entry)
-        group = listed if listed is not None else [] if entry is None else [entry]
-        opened.append([])
-        for place, source in enumerate(group):
-            name = f"images[{index}]" if listed is None else f"images[{index}][{place}]"
-            image = open_image(source, item="input", field=name, limits=limits)
-            check_ratio(image, "input", name)
-            opened[-1].append(image)
-    return opened

@@ -1,31 +1,26 @@
-"""MoonProcessor: products, queries, or plain text and images → the tensors of a Moon model.
+"""Process products, queries, and plain text and images into the tensors of a Moon model.
 
-One prompt for all: the base's chat template on [system: instruction, user: images then text] with the generation prompt,
-followed by `<emb>` where the model reads its vector there. Nothing here imports the model.
+All records share one prompt: the base's chat template on [system: instruction, user: images then text] with the generation
+prompt, followed by `<emb>` if the model reads its vector there. Nothing here imports the model.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from transformers import (
-    AddedToken,
-    AutoTokenizer,
-    PreTrainedConfig,
-    ProcessorMixin,
-    Qwen2VLImageProcessorPil,
-)
+from transformers import AddedToken
 
 from .batch_moon import MoonBatch, Shortened, Skipped
-from .budget_moon import LEAST_OF_A_DESCRIPTION, SHORTENED_FIRST_TO_LAST, attributes_to_keep
+from .budget_moon import image_sizes, shorten_text
+from .cropping_moon import CoreDetector
+from .errors_moon import ProductError, check_budget, check_choice
+from .images_moon import ImageLimits, open_image
 from .pixels_moon import (
     MAX_ASPECT_RATIO,
     aspect_ratio,
@@ -33,158 +28,84 @@ from .pixels_moon import (
     check_ratio,
     count_tokens,
     crop_core,
-    equal_share,
-    open_nested,
-    patches,
     pixel_limits,
     resize,
-    target_size,
     token_side,
 )
 from .product_moon import (
-    ATTRIBUTE_END,
-    ATTRIBUTE_START,
-    CATEGORY_END,
-    CATEGORY_START,
-    FORMS,
-    TITLE_END,
-    TITLE_START,
     Box,
-    ImageLimits,
-    Item,
-    ProductError,
-    ProductText,
     clamp_box,
-    control_token_pattern,
     given_reasoning,
     is_product,
-    open_image,
-    plain_text,
-    product_text,
     read_product,
     read_query,
     refuse_picture_path,
     refuse_unclear,
 )
+from .prompts_moon import PromptProcessor
 from .reasoning_moon import EMB_TOKEN, THINK_END, THINK_START, Reasoning, read_ids
-
-if TYPE_CHECKING:
-    # The detectors import this file. That this line names theirs makes transformers save it with the processor.
-    from .cropping_moon import CoreDetector
+from .rows_moon import RecordOptions, Row, stack_rows
+from .text_moon import (
+    ATTRIBUTE_END,
+    ATTRIBUTE_START,
+    CATEGORY_END,
+    CATEGORY_START,
+    TITLE_END,
+    TITLE_START,
+    control_token_pattern,
+    plain_text,
+    product_text,
+)
 
 MOON_TOKENS = (CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END, EMB_TOKEN)
 READOUTS = ("mean", "emb", "last")
-REASONINGS = ("none", "generate", "given", "mixed")
 DEFAULT_INSTRUCTIONS = {
     "product": "Represent this product, from its pictures and its text, so that shoppers can find it.",
     "query": "Represent what this shopper is looking for, so that the right product is found.",
     "category": "Represent this product category, so that the products in it are found.",
     "attribute": "Represent this value of a product attribute, so that the products that have it are found.",
 }
-# What Qwen3-VL-Embedding (arXiv 2601.04720) takes where the caller gives no instruction.
+# The default instruction of Qwen3-VL-Embedding (arXiv 2601.04720).
 EMBEDDER_INSTRUCTION = "Represent the user's input."
-# Tokens of an item and of an image.
+# Tokens of a product or query, and of an image.
 DEFAULT_BUDGETS, EMBEDDER_BUDGETS = (1024, 256), (8192, 1800)
 _TEXT_SLOT = "\ue000text\ue001"
+_RECORD_OPTIONS = ("form", "task", "instruction", "on_error", "core_crop", "detector", "max_tokens", "reasoning")
 
 
-@dataclass(frozen=True)
-class _Options:
-    """One call's options for products and queries; see `MoonProcessor.__call__`."""
-
-    form: str = "mm"
-    task: str | None = None
-    instruction: str | None = None
-    on_error: str = "raise"
-    core_crop: bool = True
-    detector: CoreDetector | None = None
-    max_tokens: int = 1024
-    max_image_tokens: int | None = None
-    reasoning: str = "none"
-    padding: bool | str = True
-    padding_side: str | None = None
-    pad_to_multiple_of: int | None = None
-    return_tensors: str | None = "pt"
-    limits: ImageLimits = field(default_factory=ImageLimits)
-
-    def __post_init__(self) -> None:
-        _one_of("form", self.form, FORMS)
-        _one_of("on_error", self.on_error, ("raise", "skip"))
-        _one_of("core_crop", self.core_crop, (True, False))
-        _one_of("reasoning", self.reasoning, REASONINGS)
-        _one_of("padding", self.padding, (True, False, "longest", "max_length", "do_not_pad"))
-        _one_of("padding_side", self.padding_side, (None, "left", "right"))
-        _one_of("return_tensors", self.return_tensors, (None, "pt", "np"))
-        _budget("max_tokens", self.max_tokens)
-        _budget("max_image_tokens", self.max_image_tokens, optional=True)
-        _budget("pad_to_multiple_of", self.pad_to_multiple_of, optional=True)
-
-
-def _one_of(name: str, value: Any, accepted: Sequence[Any]) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name}={value!r} is not known; expected {', '.join(repr(one) for one in accepted)}")
-
-
-def _budget(name: str, value: Any, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}; expected a positive whole number{' or None' if optional else ''}")
-
-
-@dataclass
-class _Row:
-    """One item on its way through the processor."""
-
-    index: int
-    record: Any
-    is_product: bool
-    instruction: str
-    item: Item = field(default_factory=lambda: Item("", ProductText(), []))
-    images: list[Image.Image] = field(default_factory=list)
-    ending: str = ""
-    prompt: tuple[str, str] = ("", "")
-    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    shortened: list[Shortened] = field(default_factory=list)
-
-
-class MoonProcessor(ProcessorMixin):
-    """Turns products, queries, or plain text and images into a Moon model's input.
+class MoonProcessor(PromptProcessor):
+    """Convert products, queries, or plain text and images to a Moon model's input.
 
     Args:
-        image_processor: the base's image processor, of the kind of `Qwen2VLImageProcessorPil`.
+        image_processor: the base's image processor, like `Qwen2VLImageProcessorPil`.
         tokenizer: the base's tokenizer with Moon's tokens, see `from_base`.
-        chat_template (`str`): default the tokenizer's.
-        instructions (`dict[str, str]`): task → instruction. Tasks left out keep their default: product, query, category and
-            attribute each have one, "Represent the user's input." for all in a base that is an embedder already
-            (readout "last" without markers). Further tasks may be added.
-        readout (`str`): "mean", "emb" or "last", as in the model; "emb" ends every prompt with `<emb>`, but those
-            for "generate" (see the call's `reasoning`). Default "mean".
+        chat_template (`str`): default: the tokenizer's.
+        instructions (`dict[str, str]`): task → instruction. The tasks product, query, category and attribute have a default;
+            in a base that is an embedder already (readout "last" without markers) it is "Represent the user's input." for all
+            of them. More tasks can be added.
+        readout (`str`): "mean", "emb" or "last", as in the model; with "emb", every prompt ends with `<emb>`, except those
+            for "generate" (see `reasoning` of the call). Default "mean".
         markers (`bool`): whether marker tokens surround a product's category and attributes. Default True.
-        max_tokens (`int`): budget of one item, all that the processor emits for it: text, image tokens, a given reasoning
-            and the closing tokens; what a model goes on to write is not in it. Images that leave less room than the text
-            needs, or than a quarter of the budget if that is less, are made smaller, to equal shares of what they may
-            take; then the text is made shorter: first the description is cut at its end, or left out where fewer than 16 of
-            its tokens would stay; then whole attributes are left out, the longest first; then title and category are cut.
-            Default 1024.
-        max_image_tokens (`int` or `None`): budget of one image, kept by resizing. Default None: the base's own; `from_base`
-            has others.
-        core_crop (`bool`): whether the core of the first image is appended as a second image where its box is known
-            (MOON, arXiv 2508.11999 §3.1). A box outside the image is refused either way. Default True.
+        max_tokens (`int`): budget of a product or query, for everything that the processor returns for it: text, image
+            tokens, a given reasoning and the closing tokens; it does not include tokens that a model generates. If the images
+            leave less room than the text needs, or than a quarter of the budget if that is less, they are resized to equal
+            shares of the rest; then the text is shortened: the description is cut at its end, or left out if fewer than 16
+            of its tokens would remain; then whole attributes are left out, the longest first; then title and category are
+            cut. Default 1024.
+        max_image_tokens (`int` or `None`): budget of an image, kept by resizing. Default None: the base's own; `from_base`
+            has other defaults.
+        core_crop (`bool`): whether the core of the first image is inserted as a second image if its box is known (MOON,
+            arXiv 2508.11999 §3.1). A box outside the image is refused in either case. Default True.
         title_markers (`bool`): whether marker tokens surround a product's title and a query's text. Default False.
-        max_reasoning_tokens (`int` or `None`): budget of a reasoning, between its tags; asks for readout "emb". Default
-            None: the call option `reasoning` is refused.
+        max_reasoning_tokens (`int` or `None`): budget of a reasoning, between its tags; requires readout "emb". Default
+            None: the call's option `reasoning` is refused.
 
     Raises:
         ValueError: an unknown read-out, a budget that is not positive, an instruction without text, a token that the
-            tokenizer lacks, `max_reasoning_tokens` beside another read-out than "emb".
+            tokenizer lacks, `max_reasoning_tokens` with a read-out other than "emb".
 
-    Relations: `from_base` makes one of a base checkpoint; `from_pretrained` and `save_pretrained` keep all settings.
+    Relations: `from_base` makes a processor from a base checkpoint; `from_pretrained` and `save_pretrained` keep all settings.
     """
-
-    # As in Qwen's processors.
-    return_mm_token_type_ids = True
-    text_kwargs = {"return_token_type_ids": False}
 
     def __init__(  # noqa: PLR0913 - transformers reads this signature to save and to restore each setting
         self,
@@ -200,31 +121,26 @@ class MoonProcessor(ProcessorMixin):
         title_markers: bool = False,
         max_reasoning_tokens: int | None = None,
     ) -> None:
-        _one_of("readout", readout, READOUTS)
-        _budget("max_tokens", max_tokens)
-        _budget("max_image_tokens", max_image_tokens, optional=True)
-        _budget("max_reasoning_tokens", max_reasoning_tokens, optional=True)
+        check_choice("readout", readout, READOUTS)
+        check_budget("max_tokens", max_tokens)
+        check_budget("max_reasoning_tokens", max_reasoning_tokens, optional=True)
         if max_reasoning_tokens is not None and readout != "emb":
-            raise ValueError(f"max_reasoning_tokens={max_reasoning_tokens} asks for readout='emb'; found {readout!r}")
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
-        if self.chat_template is None:
-            raise ValueError("MoonProcessor: neither the processor nor the tokenizer has a chat template")
+            raise ValueError(
+                f"max_reasoning_tokens={max_reasoning_tokens} requires readout='emb'; found readout={readout!r}"
+            )
+        super().__init__(image_processor, tokenizer, chat_template, max_image_tokens)
         embedder = readout == "last" and not markers
         defaults = dict.fromkeys(DEFAULT_INSTRUCTIONS, EMBEDDER_INSTRUCTION) if embedder else DEFAULT_INSTRUCTIONS
         self.instructions = {**defaults, **(instructions or {})}
         for task, instruction in self.instructions.items():
-            _finished(instruction, f"instructions[{task!r}]")
+            _with_full_stop(instruction, f"instructions[{task!r}]")
         self.readout, self.markers, self.title_markers = readout, bool(markers), bool(title_markers)
         self.max_reasoning_tokens = max_reasoning_tokens
-        self.max_tokens, self.max_image_tokens, self.core_crop = max_tokens, max_image_tokens, bool(core_crop)
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+        self.max_tokens, self.core_crop = max_tokens, bool(core_crop)
         needed = [self.image_token, self.vision_start_token, self.vision_end_token]
         needed += [CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END] if markers else []
         needed += [EMB_TOKEN] if readout == "emb" else []
         _check_tokens(tokenizer, [*needed, *_optional_tokens(title_markers, max_reasoning_tokens)])
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         self._scaffolds: dict[Any, tuple[str, str]] = {}
         self._controls: tuple[int, re.Pattern[str]] = (-1, control_token_pattern(()))
 
@@ -232,28 +148,25 @@ class MoonProcessor(ProcessorMixin):
     def from_base(cls, base_path: Any, *, revision: str | None = None, **settings: Any) -> MoonProcessor:
         """Make the processor of a Moon model from the folder or hub id of its base.
 
-        Moon's five tokens, and with `title_markers` the two around titles, are added to the tokenizer as single special
-        tokens. `max_reasoning_tokens` adds `<think>` and `</think>` where they lack, not special, as Qwen3's tokenizer has
-        them. Every other id stays as it is.
+        Moon's five tokens, and with `title_markers` the two around titles, are added to the tokenizer as special tokens.
+        `max_reasoning_tokens` adds `<think>` and `</think>` if they are missing, as tokens that are not special, like those of
+        Qwen3's tokenizer. All other ids stay unchanged.
 
         Args:
             base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint (embedders included).
             revision: of the hub repository.
             **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop`,
-                `title_markers`, `max_reasoning_tokens` of the class. The two budgets of items and images default to 1024
-                and 256, in an embedder (readout "last", markers False) to 8192 and 1800, as in Qwen3-VL-Embedding
-                (arXiv 2601.04720). A base whose own limit of an image is no higher keeps it; so does
+                `title_markers`, `max_reasoning_tokens` of the class. The budgets of records and of images default to 1024 and
+                256; in an embedder (readout "last", markers False) to 8192 and 1800, as in Qwen3-VL-Embedding
+                (arXiv 2601.04720). A base whose own limit of an image is not higher keeps it, as with
                 `max_image_tokens=None`.
 
         Raises:
             ValueError: see the class.
-            OSError: no tokenizer or image processor there.
+            OSError: a folder or repository without a tokenizer or an image processor.
             TypeError: a setting that the class does not have.
         """
-        tokenizer = AutoTokenizer.from_pretrained(base_path, revision=revision)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(base_path, revision=revision or "main")
-        if tokenizer.chat_template is None:  # older repositories keep it beside the processor only
-            tokenizer.chat_template = cls.get_processor_dict(base_path, revision=revision)[0].get("chat_template")
+        image_processor, tokenizer = cls._load_base(base_path, revision)
         known = tokenizer.get_added_vocab()
         optional = _optional_tokens(settings.get("title_markers", False), settings.get("max_reasoning_tokens"))
         for token in (*MOON_TOKENS, *optional):
@@ -265,22 +178,6 @@ class MoonProcessor(ProcessorMixin):
         own_most = pixel_limits(image_processor)[1] // token_side(image_processor) ** 2
         defaults = {"max_tokens": max_tokens, "max_image_tokens": None if own_most <= most else most}
         return cls(image_processor, tokenizer, **{**defaults, **settings})
-
-    @classmethod
-    def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
-    ) -> list[Any]:
-        # The PIL backend always: pixels must not depend on whether torchvision is installed.
-        subfolder = kwargs.pop("subfolder", "")
-        where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder, **kwargs}
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(**where)
-        # A neutral configuration: the model's own asks to run the checkpoint's code where the model is not imported.
-        return [image_processor, AutoTokenizer.from_pretrained(**{**where, "config": PreTrainedConfig()})]
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names of the tensors that the model takes."""
-        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scaffolds": {}}
@@ -298,43 +195,39 @@ class MoonProcessor(ProcessorMixin):
         """Process products, or queries, or a mixture of both, or plain text and images.
 
         Args:
-            images: with `text`: pictures as `open_image` takes them; one, a list, or a list of lists per text.
-            text: prompts, taken as they are, as by Qwen's own processor: image placeholders are expanded, no instruction
-                is added, control tokens are control tokens. Where no placeholder stands, an image is put before the text
-                of the same index. A picture's path is refused, see `refuse_picture_path`.
-            products: product records (or one), see `read_product`.
-            queries: query records (or one), see `read_query`.
-            records: products and queries mixed: a record with a field that only products have is a product; an
-                unknown field in one without a field of either kind is refused with the fields of both.
+            images, text: plain prompts and their pictures, without an instruction; see `PromptProcessor.__call__`.
+            products: product records, or a single one; see `read_product`.
+            queries: query records, or a single one; see `read_query`.
+            records: products and queries mixed. A record with a field that only products have is a product; a record with an
+                unknown field and no field of either kind is refused.
             **options: for products and queries
-                form ("mm", "t" or "i"; of products only): text and images, or one of them. Default "mm".
-                task: which instruction. Default "product" or "query".
-                instruction: another one, for this call.
-                on_error ("raise" or "skip"): "skip" leaves bad items out and lists them in `.skipped`.
+                form ("mm", "t" or "i"; products only): text and images, or one of them. Default "mm".
+                task: selects the instruction. Default "product" or "query".
+                instruction: replaces the instruction for this call.
+                on_error ("raise" or "skip"): "skip" leaves out records that cannot be used and lists them in `.skipped`.
                 core_crop, max_tokens, max_image_tokens: as in the class, for this call.
-                reasoning ("none", "generate", "given" or "mixed"; all but the first need `max_reasoning_tokens`): how the
-                    prompt ends.
-                    "generate": with `<think>`, without `<emb>`, padded on the left, for the model to go on from there.
+                reasoning ("none", "generate", "given" or "mixed"; all but the first need `max_reasoning_tokens`): the end of
+                    the prompt.
+                    "generate": with `<think>`, without `<emb>`, padded on the left, for the model to continue.
                     "given": with `<think>`, the record's "reasoning" (see `given_reasoning`) cut to `max_reasoning_tokens`,
-                    `</think>` and `<emb>`. "mixed": as "given" where the record's "reasoning" is not empty, else as
-                    "none", in one batch. Default "none": the record's "reasoning" is not read.
-                detector (`CoreDetector`): finds the core box where none is given.
+                    `</think>` and `<emb>`. "mixed": as "given" for records with a "reasoning" that is not empty, as "none"
+                    for the others, in one batch. Default "none": the record's "reasoning" is not read.
+                detector (`CoreDetector`): finds the missing core boxes.
                 allow_urls, timeout_seconds, max_bytes, max_pixels: see `ImageLimits`.
                 padding (True, False or "max_length", i.e. to max_tokens; default True), padding_side, pad_to_multiple_of.
-                return_tensors ("pt", "np" or None, which gives lists of ids). Default "pt".
-                For text and images: `max_image_tokens`, the four of `ImageLimits`, and what Qwen's processor takes.
+                return_tensors ("pt", "np" or None, which returns lists of ids). Default "pt".
 
         Returns:
             `MoonBatch`.
 
         Shapes:
-            input_ids, attention_mask, mm_token_type_ids (1 on image tokens): (B, T) int64; pixel_values: (patches,
+            input_ids, attention_mask, mm_token_type_ids (1 at image tokens): (B, T) int64; pixel_values: (patches,
             channels × frames × patch²) float32; image_grid_thw: (images, 3) int64; the last two only if there is an image.
 
         Raises:
-            ProductError: an item that cannot be used (with on_error="raise").
+            ProductError: a record that cannot be used (with on_error="raise").
             ValueError: an option out of range; an unknown task.
-            TypeError: none or several kinds of input, or an unknown option (with the nearest known one).
+            TypeError: no kind of input or several, or an unknown option (with the nearest known one).
         """
         kinds = {"products": products, "queries": queries, "records": records}
         given = [name for name, value in kinds.items() if value is not None]
@@ -342,7 +235,12 @@ class MoonProcessor(ProcessorMixin):
         if len(given) + plain != 1:
             raise TypeError("MoonProcessor takes one of: products=, queries=, records=, or text= and images=")
         if plain:
-            return self._process_plain(images, text, options)
+            for name in _RECORD_OPTIONS:
+                if name in options:
+                    raise TypeError(
+                        f"MoonProcessor: {name}= belongs to products= and queries=; found it with text= and images="
+                    )
+            return super().__call__(images, text, **options)
         records = kinds[given[0]]
         if isinstance(records, str) or not isinstance(records, Iterable):
             raise TypeError(
@@ -352,7 +250,7 @@ class MoonProcessor(ProcessorMixin):
         if not records:
             raise ValueError(f"{given[0]} is empty; expected at least one record")
         if queries is not None and "form" in options:
-            raise TypeError("MoonProcessor: form= belongs to products=")
+            raise TypeError("MoonProcessor: form= belongs to products=; found it with queries=")
         are_products = [is_product(record) if given[0] == "records" else given[0] == "products" for record in records]
         return self._process_records(records, are_products, self._read_options(options), mixed=given[0] == "records")
 
@@ -362,185 +260,144 @@ class MoonProcessor(ProcessorMixin):
 
         Args:
             text: the words.
-            index: its place in the call, for error messages.
+            index: its index in the call, for error messages.
 
         Raises:
-            ProductError: a picture's path or address, see `refuse_picture_path`.
+            ProductError: the path or address of a picture, see `refuse_picture_path`.
         """
         instead = '{"image": path} or Image.open(path) for the picture, {"text": path} for the words'
-        refuse_picture_path(text, f"item {index}", "text", instead)
+        refuse_picture_path(text, f"input {index}", "text", instead)
         return {"text": text}
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Products and queries
-
-    def _read_options(self, given: dict[str, Any]) -> _Options:
-        options = dict(given)
+    def _read_options(self, arguments: dict[str, Any]) -> RecordOptions:
+        options = dict(arguments)
         for group in ("common_kwargs", "text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs"):
             nested = options.pop(group, None) or {}
             if group in ("common_kwargs", "text_kwargs"):
-                nested = {key: value for key, value in nested.items() if key != "truncation"}  # the budget does that
+                nested = {key: value for key, value in nested.items() if key != "truncation"}  # the budget truncates
                 options = {**nested, **options}
         if options.get("max_length") is not None:
             options.setdefault("max_tokens", options["max_length"])
         options.pop("max_length", None)
-        limits = {one.name: options.pop(one.name) for one in fields(ImageLimits) if one.name in options}
-        known = [one.name for one in fields(_Options) if one.name != "limits"] + [
-            one.name for one in fields(ImageLimits)
-        ]
+        limit_names = [field.name for field in fields(ImageLimits)]
+        known = [field.name for field in fields(RecordOptions) if field.name != "limits"] + limit_names
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                raise TypeError(
-                    f"MoonProcessor: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"MoonProcessor: unknown option {name!r}{hint}")
+        limits = ImageLimits(**{name: options.pop(name) for name in limit_names if name in options})
         settings = {name: getattr(self, name) for name in ("core_crop", "max_tokens", "max_image_tokens")}
-        read = _Options(**{**settings, **options}, limits=ImageLimits(**limits))
+        read = RecordOptions(**{**settings, **options}, limits=limits)
         if read.reasoning != "none":
-            self._check_reasons(f"reasoning={read.reasoning!r}")
+            self._require_reasoning(f"reasoning={read.reasoning!r}")
         return read
 
-    def _check_reasons(self, what: str) -> None:
+    def _require_reasoning(self, request: str) -> None:
         if self.max_reasoning_tokens is None:
             raise ValueError(
-                f"MoonProcessor: {what} needs a processor that was made with max_reasoning_tokens and readout='emb'; "
+                f"MoonProcessor: {request} needs a processor that was made with max_reasoning_tokens and readout='emb'; "
                 "found max_reasoning_tokens=None"
             )
 
     def _process_records(
-        self, records: Sequence[Any], are_products: list[bool], options: _Options, mixed: bool
+        self, records: Sequence[Any], are_products: list[bool], options: RecordOptions, mixed: bool
     ) -> MoonBatch:
         instructions = {
             kind: self._instruction("product" if kind else "query", options) for kind in sorted(set(are_products))
         }
         skipped: list[Skipped] = []
         rows = [
-            _Row(index, record, kind, instructions[kind])
-            for index, (record, kind) in enumerate(zip(records, are_products, strict=True))
+            Row(index, source, kind, instructions[kind])
+            for index, (source, kind) in enumerate(zip(records, are_products, strict=True))
         ]
 
-        def read(row: _Row) -> None:
+        def read(row: Row) -> None:
             if mixed:
-                refuse_unclear(row.record, row.index)
+                refuse_unclear(row.source, row.index)
             if row.is_product:
-                row.item = read_product(row.record, row.index, options.form)
+                row.record = read_product(row.source, row.index, options.form)
             else:
-                row.item = read_query(row.record, row.index)
+                row.record = read_query(row.source, row.index)
             row.ending = self._ending(row, options.reasoning)
             self._open_images(row, options.limits, slice(0, 1))
             if options.detector is None:
                 self._prepare_images(row, options)
 
-        rows = _survivors(rows, read, options, skipped)
+        rows = _apply(read, rows, options, skipped)
         if options.detector is not None:
             if options.core_crop:
                 _detect_boxes(rows, options.detector)
-            rows = _survivors(rows, lambda row: self._prepare_images(row, options), options, skipped)
-        self._tokenize_rows(rows)
-        rows = _survivors(rows, lambda row: self._keep_budget(row, options), options, skipped)
-        skipped.sort(key=lambda one: one.index)
-        shortened = [one for row in rows for one in row.shortened]
+            rows = _apply(lambda row: self._prepare_images(row, options), rows, options, skipped)
+        self.tokenize(rows)
+        rows = _apply(lambda row: shorten_text(self, row, options), rows, options, skipped)
         return MoonBatch(
-            self._tensors(rows, options) if rows else {},
+            stack_rows(rows, options, self) if rows else {},
             tensor_type=options.return_tensors,
             kept=[row.index for row in rows],
-            skipped=skipped,
-            shortened=shortened,
+            skipped=sorted(skipped, key=lambda record: record.index),
+            shortened=[part for row in rows for part in row.shortened],
         )
 
-    def _ending(self, row: _Row, reasoning: str) -> str:
-        """What stands after the template: nothing, `<emb>`, or the reasoning as far as it goes."""
+    def _instruction(self, default_task: str, options: RecordOptions) -> str:
+        if options.instruction is not None:
+            return _with_full_stop(options.instruction, "instruction")
+        task = default_task if options.task is None else options.task
+        if task not in self.instructions:
+            raise ValueError(f"task {task!r} is not known; expected {', '.join(self.instructions)}")
+        return _with_full_stop(self.instructions[task], task)
+
+    def _ending(self, row: Row, reasoning: str) -> str:
+        """Return the text after the template: nothing, `<emb>`, or the reasoning up to where the model continues."""
         if reasoning == "generate":
             return THINK_START
         emb = EMB_TOKEN if self.readout == "emb" else ""
         if reasoning == "none":
             return emb
         most = self.max_reasoning_tokens or 0
-        given = given_reasoning(row.record, row.item.name, optional=reasoning == "mixed")
+        given = given_reasoning(row.source, row.record.name, optional=reasoning == "mixed")
         if not given:
             return emb
-        whole = plain_text(given, self._control_tokens)
-        before = after = len(self._encode([whole])[0])
+        text = plain_text(given, self.control_tokens)
+        before = after = len(self.encode([text])[0])
         while after > most:
-            whole = self._without_end(whole, after - most)
-            after = len(self._encode([whole])[0])
+            text = self.without_end(text, after - most)
+            after = len(self.encode([text])[0])
         if after < before:
             row.shortened.append(Shortened(row.index, "reasoning", before, after))
-        return f"{THINK_START}{whole}{THINK_END}{emb}"
+        return f"{THINK_START}{text}{THINK_END}{emb}"
 
-    def _without_end(self, text: str, excess: int) -> str:
-        """A text without its last `excess` tokens, ended at a whole character."""
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        keep = max(0, len(offsets["input_ids"]) - excess)
-        return text[: offsets["offset_mapping"][keep][0]].rstrip() if keep else ""
-
-    def _instruction(self, default_task: str, options: _Options) -> str:
-        if options.instruction is not None:
-            return _finished(options.instruction, "instruction")
-        task = default_task if options.task is None else options.task
-        if task not in self.instructions:
-            raise ValueError(f"task {task!r} is not known; expected {', '.join(self.instructions)}")
-        return _finished(self.instructions[task], task)
-
-    def _open_images(self, row: _Row, limits: ImageLimits, which: slice) -> None:
-        for field_name, source in row.item.images[which]:
-            image = open_image(source, item=row.item.name, field=field_name, limits=limits)
-            check_ratio(image, row.item.name, field_name)
+    def _open_images(self, row: Row, limits: ImageLimits, which: slice) -> None:
+        for field_name, source in row.record.images[which]:
+            image = open_image(source, item=row.record.name, field=field_name, limits=limits)
+            check_ratio(image, row.record.name, field_name)
             row.images.append(image)
 
-    def _prepare_images(self, row: _Row, options: _Options) -> None:
-        """Open the images after the first, put the core crop after the first, and resize them all to the budgets."""
+    def _prepare_images(self, row: Row, options: RecordOptions) -> None:
+        """Open the images after the first, insert the core crop after the first, and resize all of them to the budgets."""
         self._open_images(row, options.limits, slice(1, None))
-        if row.images and row.item.box is not None:
-            pixels = box_in_image(row.item.box, row.images[0], row.item.name)
+        if row.images and row.record.box is not None:
+            pixels = box_in_image(row.record.box, row.images[0], row.record.name)
             if options.core_crop:
                 crop = crop_core(row.images[0], pixels)
-                check_ratio(crop, row.item.name, "core_box")
+                check_ratio(crop, row.record.name, "core_box")
                 row.images.insert(1, crop)
-        before, after = self._scaffold(len(row.images), bool(row.item.text), row.instruction)
+        before, after = self._scaffold(len(row.images), bool(row.record.text), row.instruction)
         row.prompt = (before, after + row.ending)
         if row.images:
-            sizes = self._sizes_in_budget(row, options)
+            sizes = image_sizes(self, row, options)
             row.images = [
                 resize(image, size, self.image_processor) for image, size in zip(row.images, sizes, strict=True)
             ]
 
-    def _sizes_in_budget(self, row: _Row, options: _Options) -> list[tuple[int, int]]:
-        """Widths and heights of an item's images, after `max_image_tokens` and then `max_tokens`. Our design.
-
-        Images leave the text min(its tokens, max_tokens / 4) tokens, and get equal shares of what then remains. None gets
-        less than one token, even if the text must yield.
-        """
-        own = self.image_processor
-        sizes = [target_size(image.size, own, options.max_image_tokens) for image in row.images]
-        counts = [count_tokens(size, own) for size in sizes]
-        fixed = self._fixed_tokens(row)
-        room = options.max_tokens - fixed - options.max_tokens // 4
-        if sum(counts) > room:  # only now the text must be counted
-            text_tokens = len(self._encode([self._write(row)])[0]) - len(counts) - fixed
-            room += max(0, options.max_tokens // 4 - text_tokens)
-        if sum(counts) <= room:
-            return sizes
-        limit = equal_share(counts, room)
-        for place, count in enumerate(counts):
-            if count > limit:
-                sizes[place] = target_size(row.images[place].size, own, limit)
-        if (after := sum(count_tokens(size, own) for size in sizes)) < sum(counts):
-            row.shortened.append(Shortened(row.index, "images", sum(counts), after))
-        return sizes
-
-    def _fixed_tokens(self, row: _Row) -> int:
-        """Tokens of instruction and template, without the images' own."""
-        return len(self._encode(["".join(row.prompt)])[0]) - len(row.images)
-
     def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
-        """The prompt before and after the text, by structure: one template rendering serves all items alike."""
+        """Return the prompt before and after the text; records with the same structure share one rendered template."""
         templates: Any = self.chat_template
         template = templates if isinstance(templates, str) else templates["default"]
         key = (images, has_text, instruction, template)
         if key not in self._scaffolds:
             content = [{"type": "image"}] * images + ([{"type": "text", "text": _TEXT_SLOT}] if has_text else [])
-            system = [{"type": "text", "text": plain_text(instruction, self._control_tokens)}]
+            system = [{"type": "text", "text": plain_text(instruction, self.control_tokens)}]
             prompt = self.tokenizer.apply_chat_template(
                 [{"role": "system", "content": system}, {"role": "user", "content": content}],
                 chat_template=template,
@@ -560,30 +417,35 @@ class MoonProcessor(ProcessorMixin):
     @property
     def user_turn(self) -> tuple[list[int] | None, int | None]:
         """Ids of the tokens that open the user's turn in the chat template, and the id that ends it; (None, None) for a
-        template whose turns no control token opens."""
+        template without a control token at the beginning of a turn."""
         before, after = self._scaffold(0, True, EMBEDDER_INSTRUCTION)
-        opening, closing = self._encode([before, after])
+        opening, closing = self.encode([before, after])
         controls = [place for place, token in enumerate(opening) if token in self.tokenizer.added_tokens_decoder]
         if not controls or not closing or closing[0] not in self.tokenizer.added_tokens_decoder:
             return None, None
         return opening[controls[-1] :], closing[0]
 
     @property
-    def _control_tokens(self) -> re.Pattern[str]:
+    def control_tokens(self) -> re.Pattern[str]:
+        """The pattern of the tokenizer's control tokens, see `control_token_pattern`."""
         if self._controls[0] != len(self.tokenizer):
             added = self.tokenizer.added_tokens_decoder.values()
             tokens = {token.content for token in added if token.special or not token.content.isalnum()}
             self._controls = (len(self.tokenizer), control_token_pattern(tokens))
         return self._controls[1]
 
-    def _write(self, row: _Row) -> str:
-        controls = self._control_tokens
+    def write(self, row: Row) -> str:
+        """Return the whole prompt of a row, with one placeholder for each image."""
         text = product_text(
-            row.item.text, markers=self.markers, control_tokens=controls, title_markers=self.title_markers
+            row.record.text,
+            markers=self.markers,
+            control_tokens=self.control_tokens,
+            title_markers=self.title_markers,
         )
         return text.join(row.prompt)
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of texts, without special tokens, padding or truncation."""
         if not texts:
             return []
         return self.tokenizer(
@@ -596,178 +458,42 @@ class MoonProcessor(ProcessorMixin):
             verbose=False,
         )["input_ids"]
 
-    def _tokenize_rows(self, rows: list[_Row]) -> None:
-        for row, ids in zip(rows, self._encode([self._write(row) for row in rows]), strict=True):
-            row.ids = self._expand(ids, row.images)
+    def tokenize(self, rows: list[Row]) -> None:
+        """Set the ids of rows, with each image placeholder repeated for the tokens of its image."""
+        for row, ids in zip(rows, self.encode([self.write(row) for row in rows]), strict=True):
+            prompt = np.asarray(ids, dtype=np.int64)
+            counts = np.ones(len(prompt), dtype=np.int64)
+            counts[prompt == self.image_token_id] = [
+                count_tokens(image.size, self.image_processor) for image in row.images
+            ]
+            row.ids = np.repeat(prompt, counts)
 
-    def _expand(self, ids: list[int], images: list[Image.Image]) -> np.ndarray:
-        row = np.asarray(ids, dtype=np.int64)
-        counts = np.ones(len(row), dtype=np.int64)
-        counts[row == self.image_token_id] = [count_tokens(image.size, self.image_processor) for image in images]
-        return np.repeat(row, counts)
-
-    def _keep_budget(self, row: _Row, options: _Options) -> None:
-        """Shorten the text of an item that is over the budget: description, attributes, title, category, in this order."""
-        if len(row.ids) <= options.max_tokens:
-            return
-        fixed = self._fixed_tokens(row)
-        image_tokens = sum(count_tokens(image.size, self.image_processor) for image in row.images)
-        parts = "instruction, template and reasoning" if THINK_END in row.ending else "the instruction and template"
-        if fixed + image_tokens > options.max_tokens:
-            reason = (
-                f"{image_tokens} image tokens (an image takes at least one) and {fixed} of {parts} are "
-                f"more than max_tokens={options.max_tokens}; expected a larger max_tokens or fewer images"
-            )
-            raise ProductError(row.item.name, "max_tokens", reason)
-        for part in SHORTENED_FIRST_TO_LAST:
-            if len(row.ids) <= options.max_tokens:
-                break
-            before = self._count(row, part)
-            while len(row.ids) > options.max_tokens and getattr(row.item.text, part):
-                self._cut(row, part, len(row.ids) - options.max_tokens)
-            if (after := self._count(row, part)) < before:
-                name = part if row.is_product else "text"
-                row.shortened.append(Shortened(row.index, name, before, after))
-        if not row.item.text and not row.images:
-            reason = f"max_tokens={options.max_tokens} leaves no room for text beside the {fixed} of {parts}"
-            raise ProductError(row.item.name, "max_tokens", reason)
-
-    def _count(self, row: _Row, part: str) -> int:
-        value = getattr(row.item.text, part)
-        text = "; ".join(value) if isinstance(value, list) else value
-        return len(self._encode([plain_text(text, self._control_tokens)])[0]) if text else 0
-
-    def _cut(self, row: _Row, part: str, excess: int) -> None:
-        """Take about `excess` tokens, at least one, out of one part, and tokenize the item again."""
-        text = row.item.text
-        if part == "attributes":
-            sizes = [len(ids) for ids in self._encode([f"; {pair}" for pair in text.attributes])]
-            text.attributes = [text.attributes[place] for place in attributes_to_keep(sizes, excess)]
-        else:
-            setattr(text, part, self._without_end(plain_text(getattr(text, part), self._control_tokens), excess))
-            if part == "description" and self._count(row, part) < LEAST_OF_A_DESCRIPTION:
-                text.description = ""
-        row.ids = self._expand(self._encode([self._write(row)])[0], row.images)
-
-    def _tensors(self, rows: list[_Row], options: _Options) -> dict[str, Any]:
-        lengths = [len(row.ids) for row in rows]
-        own_side = "left" if options.reasoning == "generate" else self.tokenizer.padding_side
-        side = options.padding_side or own_side
-        if options.padding in (False, "do_not_pad"):
-            if options.return_tensors is not None and len(set(lengths)) > 1:
-                raise ValueError(
-                    "padding=False gives rows of different lengths; expected padding=True or return_tensors=None"
-                )
-            widths = lengths
-        else:
-            step = options.pad_to_multiple_of or 1
-            width = options.max_tokens if options.padding == "max_length" else max(lengths)
-            widths = [math.ceil(width / step) * step] * len(rows)
-        places = [_places(length, width, side) for length, width in zip(lengths, widths, strict=True)]
-        ids = [np.full(width, self.tokenizer.pad_token_id, dtype=np.int64) for width in widths]
-        mask = [np.zeros(width, dtype=np.int64) for width in widths]
-        for row, place, row_ids, row_mask in zip(rows, places, ids, mask, strict=True):
-            row_ids[place], row_mask[place] = row.ids, 1
-        kinds = [(one == self.image_token_id).astype(np.int64) for one in ids]
-        data: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
-        as_lists = options.return_tensors is None
-        data = {name: [one.tolist() for one in part] if as_lists else np.stack(part) for name, part in data.items()}
-        images = [image for row in rows for image in row.images]
-        return {**data, **patches(images, self.image_processor)} if images else data
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Reasoning
+    def without_end(self, text: str, excess: int) -> str:
+        """Return a text without its last `excess` tokens, cut at a whole character."""
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        keep = max(0, len(offsets["input_ids"]) - excess)
+        return text[: offsets["offset_mapping"][keep][0]].rstrip() if keep else ""
 
     def read_reasoning(self, ids: Any) -> list[Reasoning]:
-        """Decode and read what a model wrote after `<think>`.
+        """Decode and read what a model generated after `<think>`.
 
         Args:
             ids: (B, R) int64 tensor or array, or a list of rows that may differ in length; see `read_ids`.
 
         Returns:
-            B readings.
+            A `Reasoning` for each of the B rows.
 
         Raises:
             ValueError: a processor without `max_reasoning_tokens`; see `read_ids`.
 
         Relations: the function `read_reasoning` reads a string.
         """
-        self._check_reasons("read_reasoning")
+        self._require_reasoning("read_reasoning")
         return read_ids(ids, self.tokenizer)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Plain text and images
 
-    def _process_plain(self, images: Any, text: Any, options: dict[str, Any]) -> MoonBatch:
-        if options.get("videos") is not None or options.get("audio") is not None:
-            raise TypeError("MoonProcessor takes text and images; videos and audio are not supported")
-        options = {key: value for key, value in options.items() if key not in ("videos", "audio")}
-        for name in ("form", "task", "instruction", "on_error", "core_crop", "detector", "max_tokens", "reasoning"):
-            if name in options:
-                raise TypeError(f"MoonProcessor: {name}= belongs to products= and queries=, not to text= and images=")
-        limits = ImageLimits(**{one.name: options.pop(one.name) for one in fields(ImageLimits) if one.name in options})
-        budget = options.pop("max_image_tokens", self.max_image_tokens)
-        _budget("max_image_tokens", budget, optional=True)
-        opened = open_nested(images, limits)
-        prompts = self._place_images(opened, text)
-        flat = [image for group in opened for image in group] if opened is not None else None
-        if flat and budget is not None:
-            own = self.image_processor
-            flat = [resize(image, target_size(image.size, own, budget), own) for image in flat]
-            size = {"shortest_edge": token_side(own) ** 2, "longest_edge": pixel_limits(own)[1]}
-            options["images_kwargs"] = {"size": size, **(options.get("images_kwargs") or {})}
-        data = dict(super().__call__(images=flat or None, text=prompts, **options))
-        if "mm_token_type_ids" not in data:  # transformers 5.17 leaves it to each processor
-            data["mm_token_type_ids"] = self._image_tokens_of(data["input_ids"])
-        return MoonBatch(data, kept=range(len(prompts)))
-
-    def _image_tokens_of(self, input_ids: Any) -> Any:
-        """1 where an image token stands, 0 elsewhere, in the kind that the ids are of."""
-        if isinstance(input_ids, list):
-            return [[int(token == self.image_token_id) for token in row] for row in input_ids]
-        return (
-            (input_ids == self.image_token_id).astype(np.int64)
-            if isinstance(input_ids, np.ndarray)
-            else (input_ids == self.image_token_id).long()
-        )
-
-    def _place_images(self, opened: list[list[Image.Image]] | None, text: Any) -> list[str]:
-        """The prompts, with a vision block before each text whose images have no placeholder in it."""
-        groups = opened or []
-        if text is None:
-            text = [""] * len(groups)
-        prompts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise TypeError("text: expected a string or a list of strings")
-        for place, prompt in enumerate(prompts):
-            refuse_picture_path(prompt, f"text {place}", "text", 'images= or a query {"image": path} for the picture')
-        holes = [prompt.count(self.image_token) for prompt in prompts]
-        total = sum(len(group) for group in groups)
-        if sum(holes) == total:
-            return prompts
-        if len(prompts) == 1:
-            groups = [[image for group in groups for image in group]]
-        if len(groups) != len(prompts) or any(
-            hole not in (0, len(group)) for hole, group in zip(holes, groups, strict=True)
-        ):
-            raise ValueError(
-                f"{sum(holes)} image placeholders in {len(prompts)} texts, but {total} images in {len(groups)} groups; expected "
-                "a placeholder for each image, or one entry of images for each text"
-            )
-        block = self.vision_start_token + self.image_token + self.vision_end_token
-        return [
-            prompt if hole else block * len(group) + prompt
-            for prompt, hole, group in zip(prompts, holes, groups, strict=True)
-        ]
-
-    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
-        """The placeholder of one image, once for each of its tokens; `ProcessorMixin` calls it."""
-        patches = int(np.prod([int(side) for side in image_inputs["image_grid_thw"][image_idx]]))
-        return self.image_token * (patches // self.image_processor.merge_size**2)
-
-
-def _finished(instruction: Any, name: str) -> str:
-    """An instruction, stripped, with a full stop if it does not end in punctuation.
+def _with_full_stop(instruction: Any, name: str) -> str:
+    """Strip an instruction and add a full stop if it does not end in punctuation.
 
     Source: the reference code of Qwen3-VL-Embedding (arXiv 2601.04720).
     """
@@ -778,7 +504,7 @@ def _finished(instruction: Any, name: str) -> str:
 
 
 def _optional_tokens(title_markers: bool, max_reasoning_tokens: int | None) -> tuple[str, ...]:
-    """The tokens that these two settings need."""
+    """Return the tokens that these two settings require."""
     titles = (TITLE_START, TITLE_END) if title_markers else ()
     return (*titles, THINK_START, THINK_END) if max_reasoning_tokens is not None else titles
 
@@ -789,12 +515,12 @@ def _check_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
     if missing:
         raise ValueError(f"the tokenizer lacks {', '.join(missing)}; MoonProcessor.from_base adds Moon's own tokens")
     if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no pad token")
+        raise ValueError("the tokenizer has no pad token; expected one, which fills the rows of a batch")
 
 
-def _survivors(rows: list[_Row], step: Callable[[_Row], None], options: _Options, skipped: list[Skipped]) -> list[_Row]:
-    """Take one step with every row; a row that fails it is listed in `skipped`, or raises."""
-    kept = []
+def _apply(step: Callable[[Row], None], rows: list[Row], options: RecordOptions, skipped: list[Skipped]) -> list[Row]:
+    """Apply a step to every row and return those that pass; add a row that fails to `skipped`, or raise its error."""
+    passed = []
     for row in rows:
         try:
             step(row)
@@ -803,29 +529,23 @@ def _survivors(rows: list[_Row], step: Callable[[_Row], None], options: _Options
                 raise
             skipped.append(Skipped(row.index, error.item, error.field, error.reason))
         else:
-            kept.append(row)
-    return kept
+            passed.append(row)
+    return passed
 
 
-def _detect_boxes(rows: list[_Row], detector: CoreDetector) -> None:
-    """Fill in the boxes that are missing; a box that leaves no usable crop is as good as none."""
-    rows = [row for row in rows if row.images and row.item.box is None]
+def _detect_boxes(rows: list[Row], detector: CoreDetector) -> None:
+    """Detect the missing core boxes; ignore a box that does not leave a usable crop."""
+    rows = [row for row in rows if row.images and row.record.box is None]
     if not rows:
         return
     boxes: list[Box | None] = detector.detect(
-        [row.images[0] for row in rows], [row.item.text.title or None for row in rows]
+        [row.images[0] for row in rows], [row.record.text.title or None for row in rows]
     )
     if len(boxes) != len(rows):
         raise ValueError(f"{type(detector).__name__}.detect gave {len(boxes)} boxes for {len(rows)} images")
     for row, box in zip(rows, boxes, strict=True):
         pixels = clamp_box(box, *row.images[0].size) if box is not None else None
-        if (
-            box is not None
-            and pixels is not None
-            and aspect_ratio(pixels[2] - pixels[0], pixels[3] - pixels[1]) <= MAX_ASPECT_RATIO
-        ):
-            row.item.box = box
-
-
-def _places(length: int, width: int, side: str) -> slice:
-    return slice(width - length, width) if side == "left" else slice(0, length)
+        if pixels is None:
+            continue
+        if aspect_ratio(pixels[2] - pixels[0], pixels[3] - pixels[1]) <= MAX_ASPECT_RATIO:
+            row.record.box = box

@@ -1,8 +1,8 @@
-"""What a model writes before it embeds: `<think>key: value; key: v1, v2</think>`, read and written.
+"""Read and write the reasoning before a vector: `<think>key: value; key: v1, v2</think>`.
 
 The form is our design after LREM (arXiv 2510.14321); the keys are MBE's (MOON, arXiv 2508.11999 App. A). A
 backslash before one of `\\ ; , :` makes it part of a key or a value (our design, as in CSV dialects with an escape
-character), so that every attribute can be written and is read back as it was. Nothing here knows a tokenizer.
+character), so that every attribute can be written and read back unchanged. Nothing here needs a tokenizer of its own.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _QUOTED = 60
 
 @dataclass(frozen=True)
 class Reasoning:
-    """Attributes that a model wrote, and what of its writing could not be read.
+    """The attributes that a model generated, and the parts of its text that cannot be read.
 
     Args:
-        text (`str`): what stands between the tags, as it was written.
-        attributes (`dict[str, tuple[str, ...]]`): key → values, in the order of writing.
-        unparsed (`tuple[str, ...]`): one sentence for each part that was not read, with its words.
-        closed (`bool`): whether `</think>` was written.
+        text (`str`): the text between the tags, unchanged.
+        attributes (`dict[str, tuple[str, ...]]`): key → values, in their order.
+        unparsed (`tuple[str, ...]`): a sentence for each part that cannot be read, with its words.
+        closed (`bool`): whether the text has a `</think>`.
     """
 
     text: str
@@ -53,21 +53,21 @@ class Reasoning:
 
     @property
     def well_formed(self) -> bool:
-        """Whether the text is closed, names at least one attribute, and was read wholly."""
+        """Whether the text is closed, has at least one attribute, and has no unparsed parts."""
         return self.closed and bool(self.attributes) and not self.unparsed
 
 
 def read_reasoning(text: str) -> Reasoning:
-    """Read what a model wrote. Never raises on any string.
+    """Read a reasoning; any string is accepted.
 
-    Runs of white space count as one space, and none counts at the ends of keys and values.
+    Runs of white space count as one space; white space around keys and values is ignored.
 
     Args:
         text: `<think>key: value; key: v1, v2</think>`, with or without the opening tag; `<emb>` may follow.
 
     Returns:
-        `Reasoning`. Its `unparsed` names: text before `<think>` and after `</think>`; parts without "key: value", without
-        a key or without a value; empty values beside others; control tokens; a key that comes again (the first one is kept).
+        `Reasoning`. Its `unparsed` lists: text before `<think>` and after `</think>`; parts without "key: value", without
+        a key or without a value; empty values among others; control tokens; repeated keys (the first one is kept).
 
     Relations: `write_reasoning` is its inverse; `MoonProcessor.read_reasoning` reads ids.
     """
@@ -90,16 +90,16 @@ def read_reasoning(text: str) -> Reasoning:
 
 
 def read_ids(ids: Any, tokenizer: Any) -> list[Reasoning]:
-    """Decode and read what a model wrote after `<think>`.
+    """Decode and read what a model generated after `<think>`.
 
-    A row ends at the first `</think>`, else at the first end-of-sequence token; pads are left out.
+    A row ends at the first `</think>`, otherwise at the first end-of-sequence token; padding is ignored.
 
     Args:
         ids: (B, R) int64 tensor or array, or a list of rows that may differ in length.
-        tokenizer: one that knows `</think>`.
+        tokenizer: a tokenizer with `</think>`.
 
     Returns:
-        B readings, see `Reasoning`; ids that the tokenizer does not know are among the unparsed parts.
+        A `Reasoning` for each of the B rows; ids unknown to the tokenizer are among the unparsed parts.
 
     Raises:
         ValueError: ids that are not rows of whole numbers of at least 0.
@@ -111,23 +111,25 @@ def read_ids(ids: Any, tokenizer: Any) -> list[Reasoning]:
 def write_reasoning(attributes: Mapping[str, str | Iterable[str]]) -> str:
     """Write attributes as `<think>key: value; key: v1, v2</think>`.
 
-    `read_reasoning` gives them back: keys and values with single spaces, without empty values and keys that have no other.
+    `read_reasoning` returns them again, with single spaces, without empty values and without keys that have only those.
 
     Args:
-        attributes: key → value or values, in the order of writing.
+        attributes: key → value or values, in the order to write them.
 
     Raises:
-        ValueError: a key that is empty, that is not a string, or that equals another one but for its spaces; a value that
-            is not a string; a control token (`<think>`, `<emb>`, `<|…|>`) in the text.
+        ValueError: a key that is empty, is not a string, or differs from another key by spaces alone; a value that is not a
+            string; a control token (`<think>`, `<emb>`, `<|…|>`) in the text.
     """
     text = reasoning_text(attributes)
-    if found := _CONTROL.search(text):
-        raise ValueError(f"write_reasoning: the control token {found.group()!r} in {_quote(text)}; expected plain text")
+    if control := _CONTROL.search(text):
+        raise ValueError(
+            f"write_reasoning: found the control token {control.group()!r} in {_quote(text)}; expected plain text"
+        )
     return f"{THINK_START}{text}{THINK_END}"
 
 
 def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
-    """What `write_reasoning` puts between the tags; control tokens in it are the caller's care.
+    """Return the text that `write_reasoning` puts between the tags; control tokens in it are not checked.
 
     Raises:
         ValueError: see `write_reasoning`.
@@ -136,17 +138,17 @@ def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
     for key, entry in attributes.items():
         name = _escape(key, ";,:") if isinstance(key, str) else ""
         if not name:
-            raise ValueError(f"reasoning: key {_quote(key)}; expected keys that are non-empty strings")
+            raise ValueError(f"reasoning: found key {_quote(key)}; expected keys that are non-empty strings")
         values = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Iterable) else [entry]
         for value in values:
             if not isinstance(value, str):
                 raise ValueError(
-                    f"reasoning: {_quote(value)} as a value of {_quote(key)}; expected a string or several"
+                    f"reasoning: found {_quote(value)} as a value of {_quote(key)}; expected a string or several"
                 )
-        written = ", ".join(value for value in (_escape(one, ";,") for one in values) if value)
+        written = ", ".join(value for value in (_escape(value, ";,") for value in values) if value)
         if written and name in pairs:
             raise ValueError(
-                f"reasoning: the key {_quote(key)} comes twice; expected each key once, with all its values"
+                f"reasoning: found the key {_quote(key)} twice; expected each key once, with all its values"
             )
         if written:
             pairs[name] = f"{name}: {written}"
@@ -154,7 +156,7 @@ def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
 
 
 def strip_tags(text: str) -> str:
-    """A reasoning without one opening tag at its start, one closing tag at its end and `<emb>` after that, where it has them."""
+    """Remove an opening tag at the start of a reasoning, a closing tag at its end, and `<emb>` after that."""
     text = text.strip()
     before = text.removesuffix(EMB_TOKEN).rstrip()
     text = before if before.endswith(THINK_END) else text
@@ -163,7 +165,7 @@ def strip_tags(text: str) -> str:
 
 def _read_row(row: list[int], tokenizer: Any, end: int) -> Reasoning:
     ids = [token for token in row if token != tokenizer.pad_token_id]
-    stop = next((one for one in (end, tokenizer.eos_token_id) if one in ids), None)
+    stop = next((token for token in (end, tokenizer.eos_token_id) if token in ids), None)
     ids = ids if stop is None else ids[: ids.index(stop)]
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     reading = read_reasoning(text + THINK_END if stop == end else text)
@@ -181,17 +183,17 @@ def _id_rows(ids: Any) -> list[list[int]]:
     listed = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
     for place, row in enumerate(listed):
         if not isinstance(row, list | tuple):
-            raise ValueError(f"read_reasoning: row {place} is {_quote(row)}; {accepted}")
+            raise ValueError(f"read_reasoning: row {place}: found {_quote(row)}; {accepted}")
         for token in row:
             if not isinstance(token, Integral) or isinstance(token, bool) or token < 0:
-                raise ValueError(f"read_reasoning: row {place} holds {_quote(token)}; {accepted}")
+                raise ValueError(f"read_reasoning: row {place}: found {_quote(token)}; {accepted}")
     return [[int(token) for token in row] for row in listed]
 
 
 def _read_pair(piece: str, attributes: dict[str, tuple[str, ...]]) -> str | None:
-    """Add the attribute that a piece names; or what is wrong with the piece."""
-    if found := _CONTROL.search(piece):
-        return f"the control token {found.group()} in {_quote(piece)}"
+    """Add the attribute in a piece of text to `attributes`; return a description of what cannot be read in it."""
+    if control := _CONTROL.search(piece):
+        return f"the control token {control.group()} in {_quote(piece)}"
     key_text, *more = _split(piece, ":", 1)
     if not more:
         return f"no 'key: value' in {_quote(piece)}"
@@ -208,7 +210,7 @@ def _read_pair(piece: str, attributes: dict[str, tuple[str, ...]]) -> str | None
 
 
 def _split(text: str, separator: str, most: int = -1) -> list[str]:
-    """`str.split` at separators that are not escaped, at `most` of them (-1: all)."""
+    """Split a text like `str.split` at separators that are not escaped, at most `most` times (-1: all)."""
     parts: list[str] = []
     start = 0
     while most < 0 or len(parts) < most:

@@ -287,7 +287,7 @@ def check_pictures(images: Iterable[tuple[str, ImageSource]], found: Found, open
 
 
 def _why_unreadable(source: ImageSource) -> str | None:
-    from processing_moon.product_moon import ProductError, open_image  # brings torch, which tables alone do not need
+    from processing_moon import ProductError, open_image  # brings torch, which tables alone do not need
 
     try:
         open_image(source)

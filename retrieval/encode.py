@@ -20,7 +20,8 @@ from transformers import AutoModel
 
 import modeling_moon
 import processing_moon
-from modeling_moon.embedding_moon import THRESHOLD, MarginGate, Thinking
+from modeling_moon.gate_moon import THRESHOLD, MarginGate
+from modeling_moon.thinking_moon import Thinking
 from processing_moon import Reasoning
 from processing_moon.batch_moon import Shortened
 from product_data.duplicates import EqualProducts

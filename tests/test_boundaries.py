@@ -23,7 +23,8 @@ PACKAGES = (
 )
 ALONE = ("modeling_moon", "processing_moon", "model_cards")
 # The folders and files of `training/`, from the ground up in the same way.
-ROOMS = ("places", "errors", "losses", "rewards", "encoding", "parallel", "batches", "labels", "model", "recipe") + (
+ROOMS = ("places", "errors", "losses", "rewards", "encoding", "libraries", "parallel", "model", "recipe", "batches") + (
+    "labels",
     "runs",
     "contrastive",
     "reasoning",
@@ -72,10 +73,6 @@ def test_there_are_files_to_check():
     assert len(SOURCES) > 20
 
 
-# Named for types alone: the line makes transformers save the file of the detectors with the processor.
-DELIBERATE = ("processing_moon.processing_moon", "processing_moon.cropping_moon")
-
-
 def climbs(parts: tuple[str, ...], code: str) -> list[str]:
     """The imports of a file, those under TYPE_CHECKING too, that its place in the house forbids.
 
@@ -112,8 +109,8 @@ def test_a_file_imports_only_what_stands_below_it(path):
         (("training", "losses", "x"), "from training.contrastive.trainer import A", ["training.contrastive.trainer"]),
         (
             ("training", "batches", "x"),
-            "if TYPE_CHECKING:\n    import training.recipe.arguments",
-            ["training.recipe.arguments"],
+            "if TYPE_CHECKING:\n    import training.contrastive.trainer",
+            ["training.contrastive.trainer"],
         ),
         (("training", "assembly", "x"), "from training.losses.info_nce import a\nimport evaluation.run", []),
     ],
@@ -134,7 +131,7 @@ def test_no_two_files_import_each_other_in_a_circle():
             full = f"{package}.{module}" if level else module
             yield next((known for known in (full, full.rpartition(".")[0]) if known in modules and known != name), None)
 
-    graph = {name: {target for target in targets(name) if target and (name, target) != DELIBERATE} for name in modules}
+    graph = {name: {target for target in targets(name) if target} for name in modules}
     try:
         tuple(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
@@ -164,8 +161,8 @@ def test_a_shipped_file_imports_siblings_and_few_libraries_only(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=relative)
-def test_a_shipped_file_has_at_most_900_lines(path):
-    assert len(path.read_text().splitlines()) <= 900
+def test_a_shipped_file_has_at_most_600_lines_and_the_architecture_900(path):
+    assert len(path.read_text().splitlines()) <= (900 if path.name == "modeling_moon.py" else 600)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

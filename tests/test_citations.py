@@ -43,7 +43,7 @@ def test_every_section_that_is_cited_is_one_of_the_papers():
     [
         ("processing_moon/cropping_moon.py", {"3.1"}),
         ("processing_moon/processing_moon.py", {"3.1"}),
-        ("processing_moon/product_moon.py", {"3.1"}),
+        ("processing_moon/text_moon.py", {"3.1"}),
         ("processing_moon/reasoning_moon.py", {"A"}),
         ("modeling_moon/configuration_moon.py", {"3.1"}),
         ("modeling_moon/modeling_moon.py", {"3.1"}),

@@ -1,5 +1,6 @@
 """A checkpoint is sufficient by itself: loaded where our packages cannot be imported, without network, it gives the same."""
 
+import json
 import os
 import re
 import subprocess
@@ -143,6 +144,53 @@ def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(
             np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=f"{name}, load {number}")
 
 
+IN_PLACE = """
+import sys
+from pathlib import Path
+import numpy as np
+import modeling_moon, processing_moon
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+folder, cache, out = sys.argv[1:]
+model = AutoModel.from_pretrained(folder).eval()
+writer, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+encoder = SentenceTransformer(folder)
+for loaded in (model, writer, processor, encoder[0].model, encoder[0].processor):
+    assert type(loaded).__module__.split(".")[0] in ("modeling_moon", "processing_moon"), type(loaded)
+batch = processor(queries=[{"text": "red shoes"}], return_tensors="pt")
+vectors = model(**batch).embeddings.detach().numpy()
+assert np.abs(encoder.encode(["red shoes"]) - vectors).max() < 1e-5
+encoder.save_pretrained(out)
+assert np.abs(SentenceTransformer(out).encode(["red shoes"]) - vectors).max() < 1e-5
+assert not list(Path(cache).iterdir()), list(Path(cache).iterdir())
+"""
+
+
+def test_with_our_packages_imported_no_code_is_copied_into_the_cache_and_none_of_the_checkpoints_is_run(
+    tiny_moon, tmp_path
+):
+    folder, cache, out = tiny_moon("qwen3_vl", preset="moon3"), tmp_path / "modules", tmp_path / "out"
+    cache.mkdir()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    run = subprocess.run(
+        [sys.executable, "-c", IN_PLACE, str(folder), str(cache), str(out)],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    shipped = {
+        path.name for package in ("modeling_moon", "processing_moon") for path in (ROOT / package).glob("*_moon.py")
+    }
+    assert {path.name for path in out.glob("*.py")} == shipped
+    modules = json.loads((out / "modules.json").read_text())
+    assert [module["type"] for module in modules] == ["sentence_transformer_moon.MoonTransformer"]
+
+
 def test_a_fresh_checkpoint_holds_all_the_code_that_ships(tiny_moon):
     shipped = {
         path.name for package in ("modeling_moon", "processing_moon") for path in (ROOT / package).glob("*_moon.py")
@@ -276,7 +324,9 @@ def test_what_does_not_fit_into_the_token_budget_is_told_by_the_name_that_it_was
 def test_the_path_of_a_picture_is_never_read_as_words_in_silence(tiny_moon, path):
     encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
     for encode in (encoder.encode, encoder.encode_query, encoder.encode_document):
-        with pytest.raises(ValueError, match=r'item \d, .*s path or address; expected \{"image": path\} or Image.open'):
+        with pytest.raises(
+            ValueError, match=r'input \d, .*s path or address; expected \{"image": path\} or Image.open'
+        ):
             encode(["red shoes", path], batch_size=2)
     with pytest.raises(ValueError, match=r"text 1, .*a picture's path or address; expected images="):
         AutoProcessor.from_pretrained(tiny_moon("qwen3_vl"))(text=["red shoes", path])

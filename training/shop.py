@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
 from evaluation.report import comparison_table, contact_sheet
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.atomic_files import read_lines, write_atomically
 from product_data.reading import ReadingOptions
 from product_data.table_files import SUFFIXES
@@ -34,7 +34,8 @@ from training.assembly.starting_model import load_start, prepare_base
 from training.mining.hard_negatives import MiningOptions
 from training.mining.mine import QUERIES_FILE, MiningJob, mine, report_text, write_queries
 from training.places import RECIPES
-from training.recipe.arguments import Recipe, RecipeError, interaction_options, parse_recipe
+from training.recipe.arguments import Recipe, RecipeError, parse_recipe
+from training.recipe.data import interaction_options
 from training.runs.exact_resumption import ResumeError
 from training.runs.folder import RunFolder
 from training.runs.lock import alone_in

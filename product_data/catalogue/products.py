@@ -1,6 +1,6 @@
 """What the embedded catalogue sells: colours, brands, product types, their attributes and the words shoppers use.
 
-Only vocabulary and the sampling of designs stand here; `catalogue_shapes.py` draws a design, `catalogue.py` makes
+Only vocabulary and the sampling of designs stand here; `shapes` draws a design, `making.py` makes
 products and queries of it. A *family* is six products: two near-twin groups that differ in one detail, each in three
 colours. Every attribute that a type lists under `details` is visible in its drawing.
 """

@@ -9,6 +9,8 @@ from PIL import Image
 from evaluation import charts
 from evaluation.charts import GREEN, LINE, drawing, inline_svg, panels
 
+pytestmark = pytest.mark.lowest
+
 
 def test_panels_stand_three_in_a_row_and_each_takes_what_is_drawn_into_it(tmp_path: Path) -> None:
     sizes = []

@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from evaluation.heatmap import Explanation, PictureHeat, draw_explanation, eager_attention, explain
 from moon3.__main__ import main
-from processing_moon.product_moon import ProductError
+from processing_moon import ProductError
 from retrieval.encode import load_for_evaluation
 
 RANDOM = np.random.default_rng(0)

@@ -10,6 +10,8 @@ from markupsafe import Markup
 from evaluation import pages
 from evaluation.pages import POLICY, render, visible
 
+pytestmark = pytest.mark.lowest
+
 
 def made(folder: Path, text: str, **values: object) -> str:
     (folder / "a.html.jinja").write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from evaluation.baselines.dual_tower import DualTower
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import comparison_table, results_table
 from evaluation.run import EvaluationOptions, evaluate_model
-from modeling_moon.embedding_moon import Thinking
+from modeling_moon.thinking_moon import Thinking
 from moon3.__main__ import main
 from processing_moon import read_reasoning
 from product_data.tables import ProductTables, load_tables

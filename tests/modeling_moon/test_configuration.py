@@ -31,7 +31,7 @@ def vlm_config(tiny_base):
         ({"moe_layers": [True]}, "whole numbers from 0 to 1"),
         ({"objectives": "tim"}, "expected different names"),
         ({"emb_token_id": 10**6}, "emb_token_id=1000000; expected an id below"),
-        ({"fire_vision_blocks": [0]}, "details for fire_layers, and there are none"),
+        ({"fire_vision_blocks": [0]}, "fire_vision_blocks without fire_layers"),
         ({"num_experts": 2}, "leaves no free expert"),
         ({"num_experts_per_token": 0}, "expected 1 to 2"),
         ({"num_experts": 6, "num_experts_per_token": 5}, "expected 1 to 4"),

@@ -250,7 +250,7 @@ def test_what_cannot_be_packed_is_refused(pair):
     _, model, processor = pair
     batch = processor(products=PRODUCTS, return_tensors="pt")
     for more in ({"use_cache": True}, {"output_hidden_states": True}, {"attention_mask": None}):
-        with pytest.raises(ValueError, match="packed=True: accepted with a mask"):
+        with pytest.raises(ValueError, match="packed=True: expected a mask"):
             model(**{**batch, **more}, packed=True)
 
 
@@ -304,7 +304,7 @@ def test_generating_from_embeddings_is_refused_where_markers_matter(pair):
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     embeddings = writer.get_input_embeddings()(processor(text=["a mug"], return_tensors="pt")["input_ids"])
     if model.config.reads_aspects:
-        with pytest.raises(ValueError, match="generate from input_ids"):
+        with pytest.raises(ValueError, match="found inputs_embeds; expected input_ids"):
             writer.generate(inputs_embeds=embeddings, max_new_tokens=2)
     else:
         assert writer.generate(inputs_embeds=embeddings, max_new_tokens=2, min_new_tokens=2).shape == (1, 2)

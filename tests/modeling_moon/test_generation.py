@@ -9,6 +9,8 @@ from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.positions_moon import pictures_of_rows
 from processing_moon import MoonProcessor
 
+pytestmark = pytest.mark.lowest
+
 PRESETS = [(backbone, preset) for backbone in ("qwen3_vl", "qwen2_5_vl") for preset in ("moon1", "moon2", "moon3")]
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 SETTINGS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -47,7 +49,7 @@ def test_embeddings_write_what_their_ids_write(pair, strategy):
     by_embeddings = {name: batch[name] for name in ("attention_mask", "pixel_values", "image_grid_thw")}
     by_embeddings["inputs_embeds"] = writer.get_input_embeddings()(batch["input_ids"])
     if writer.config.reads_aspects:
-        with pytest.raises(ValueError, match="generate from input_ids"):
+        with pytest.raises(ValueError, match="found inputs_embeds; expected input_ids"):
             writer.generate(**by_embeddings, **SETTINGS, **strategy)
         return
     expected = writer.generate(**batch, **SETTINGS, **strategy)[:, width:]
@@ -161,7 +163,7 @@ def test_logits_on_from_a_cache_equal_those_of_the_whole(pair):
     """Through forward, without positions: text after pictures, and pictures after text."""
     writer, processor = pair
     batch = several_prompts(processor)
-    aspects = writer.model._aspect_ids(batch["input_ids"])
+    aspects = writer.model.find_aspect_ids(batch["input_ids"])
     width = batch["input_ids"].shape[1]
     with torch.no_grad():
         whole = writer(**batch)
@@ -186,7 +188,7 @@ def test_a_cache_of_other_rows_is_refused(pair):
     with torch.no_grad():
         cache = writer(**several_prompts(processor), use_cache=True).past_key_values
         step = {"input_ids": torch.full((2, 1), 40), "aspect_ids": torch.zeros(2, 1, dtype=torch.long)}
-        with pytest.raises(ValueError, match="past_key_values: made for 3 rows; found 2"):
+        with pytest.raises(ValueError, match="past_key_values: found 2 rows; expected a multiple of 3"):
             writer(**step, past_key_values=cache)
 
 
@@ -196,7 +198,7 @@ def test_pictures_are_counted_by_their_tokens():
     is_image[1, :5] = is_image[3, 6:] = True
     assert pictures_of_rows(is_image, grids, merge_size=2) == [0, 2, 0, 1]
     is_image[0, 0] = True
-    with pytest.raises(ValueError, match="pictures of 7 image tokens, and the rows hold 8"):
+    with pytest.raises(ValueError, match="found 8 image tokens in the rows; expected 7"):
         pictures_of_rows(is_image, grids, merge_size=2)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
-from modeling_moon.tokens_moon import item_tokens, user_tokens
+from modeling_moon.tokens_moon import content_tokens, user_tokens
 from processing_moon import MoonProcessor
 
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
@@ -25,7 +25,7 @@ def words_of(processor, config, batch, row=0):
     """The decoded item tokens of a row, image tokens as one star each."""
     attended = batch["attention_mask"][row].bool()
     ids = batch["input_ids"][row][attended]
-    kept = ids[item_tokens(ids[None], config)[0]].tolist()
+    kept = ids[content_tokens(ids[None], config)[0]].tolist()
     return processor.tokenizer.decode([token for token in kept if token != config.image_token_id]), kept.count(
         config.image_token_id
     )
@@ -90,9 +90,9 @@ def test_no_text_of_a_user_moves_the_item_s_borders(tiny_moon, text):
     model, processor = load(tiny_moon("qwen3_vl"))
     query = {"text": text + " end"}
     ids = processor(queries=[query], return_tensors="pt")["input_ids"]
-    inside = item_tokens(ids, model.config)[0].nonzero()[:, 0]
+    inside = content_tokens(ids, model.config)[0].nonzero()[:, 0]
     prefix = len(processor(queries=[{"text": "x"}], return_tensors="pt")["input_ids"][0])
-    plain = item_tokens(processor(queries=[{"text": "x"}], return_tensors="pt")["input_ids"], model.config)[0]
+    plain = content_tokens(processor(queries=[{"text": "x"}], return_tensors="pt")["input_ids"], model.config)[0]
     assert inside[0] == plain.nonzero()[0, 0]
     assert len(ids[0]) - inside[-1] == prefix - plain.nonzero()[-1, 0]
     assert (inside.diff() == 1).all()
@@ -134,7 +134,9 @@ def test_a_mean_without_the_ids_is_refused_and_hidden_states_are_not(tiny_moon):
     model, processor = load(tiny_moon("qwen3_vl", preset="moon2"))
     batch = processor(queries=[{"text": "red"}], return_tensors="pt")
     embeds = model.get_input_embeddings()(batch["input_ids"])
-    with pytest.raises(ValueError, match="readout 'mean' needs input_ids: the item's tokens are found by the ids"):
+    with pytest.raises(
+        ValueError, match="readout 'mean' needs input_ids: the tokens of the product or query are found by the ids"
+    ):
         model(inputs_embeds=embeds, output_embeddings=True)
     assert model(inputs_embeds=embeds).embeddings is None
     states = model(inputs_embeds=embeds, output_embeddings=False).last_hidden_state

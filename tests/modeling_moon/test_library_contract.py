@@ -106,7 +106,9 @@ def test_states_and_attentions_of_layers_are_returned_where_the_argument_or_the_
 
 def test_attentions_of_a_kernel_that_computes_none_are_refused(variant):
     for model in (variant.encoder, variant.writer):
-        with pytest.raises(ValueError, match="attention 'sdpa' gives none; expected attn_implementation='eager'"):
+        with pytest.raises(
+            ValueError, match="attention 'sdpa' does not return them; expected attn_implementation='eager'"
+        ):
             model(**variant.words, output_attentions=True)
 
 
@@ -134,7 +136,7 @@ def test_text_that_holds_nothing_to_read_a_vector_from_gives_hidden_states(varia
     by_embeddings = {
         "inputs_embeds": variant.encoder.get_input_embeddings()(variant.words["input_ids"]),
         "attention_mask": variant.words["attention_mask"],
-        "aspect_ids": variant.encoder._aspect_ids(variant.words["input_ids"]),
+        "aspect_ids": variant.encoder.find_aspect_ids(variant.words["input_ids"]),
     }
     torch.testing.assert_close(variant.encoder(**by_embeddings)[0], output[0])
     if variant.config.readout == "emb":
@@ -206,7 +208,7 @@ def test_a_mask_of_pairs_gives_states_and_refuses_vectors(variant):
     for batch in (variant.words, variant.seen):
         pairs = batch | {"attention_mask": causal(batch["attention_mask"])}
         assert variant.encoder(**pairs).embeddings is None
-        with pytest.raises(ValueError, match=r"expected a mask \(B, T\), not one of pairs of tokens"):
+        with pytest.raises(ValueError, match=r"found a mask of token pairs; expected a mask \(B, T\)"):
             variant.encoder(**pairs, output_embeddings=True)
 
 
@@ -254,7 +256,7 @@ def test_a_guided_token_of_a_compiled_step_uses_its_expert(variant):
         cache = StaticCache(config=variant.config.text_config, max_cache_len=length)
         variant.writer(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
         step = torch.compile(variant.writer.forward, backend="eager", fullgraph=True) if compiled else variant.writer
-        aspects = variant.encoder._aspect_ids(ids)
+        aspects = variant.encoder.find_aspect_ids(ids)
         logits.append(
             step(
                 input_ids=ids[:, -1:],

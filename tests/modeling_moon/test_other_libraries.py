@@ -21,6 +21,8 @@ from transformers import (
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 
+pytestmark = pytest.mark.lowest
+
 PRESETS = ("moon1", "moon2", "moon3")
 WORDS = ["red shoes", "a blue mug", "brown bag", "same in green"]
 QUIET = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "seed": 0}

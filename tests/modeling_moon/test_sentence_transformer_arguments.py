@@ -139,7 +139,7 @@ def test_an_output_that_moon_does_not_have_is_refused_in_a_sentence(tiny_moon, e
         (thinker, {}),
         (thinker, {"reasoning": "generate", "thinking": {"max_tokens": 2}}),
     ):
-        with pytest.raises(ValueError, match=f"one vector for each input and no '{name}'; expected output_value='sent"):
+        with pytest.raises(ValueError, match=f"one vector for each input, not '{name}'; expected output_value='sent"):
             one.encode(["red shoes"], output_value=name, **options)
     found = encoder.encode(["red shoes"], output_value=None)[0]
     np.testing.assert_allclose(found["sentence_embedding"], encoder.encode("red shoes"), rtol=1e-6, atol=1e-6)
@@ -150,10 +150,10 @@ def test_an_output_that_moon_does_not_have_is_refused_in_a_sentence(tiny_moon, e
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (("red shoes", "blue shoes"), "item 0: found a tuple of 2; expected one input at a time"),
-        (["red shoes", "blue shoes"], "item 0: found a list of 2; expected one input at a time"),
-        (("red shoes", IMAGE), r'item 0: found a tuple of 2.*picture are {"text": …, "image": …}'),
-        ([IMAGE, IMAGE], "item 0: found a list of 2"),
+        (("red shoes", "blue shoes"), "input 0: found a tuple of 2; expected one input at a time"),
+        (["red shoes", "blue shoes"], "input 0: found a list of 2; expected one input at a time"),
+        (("red shoes", IMAGE), r'input 0: found a tuple of 2.*picture are {"text": …, "image": …}'),
+        ([IMAGE, IMAGE], "input 0: found a list of 2"),
     ],
 )
 def test_a_pair_is_refused_in_a_sentence(encoder, pair, message):

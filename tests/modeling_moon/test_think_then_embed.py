@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
-from modeling_moon.embedding_moon import Thinking, _Ending, generation_config, never_written
+from modeling_moon.thinking_moon import Thinking, _Ending, generation_config, never_written
 from processing_moon import MoonProcessor
 
 
@@ -282,12 +282,12 @@ def test_an_adapted_output_layer_writes_what_it_writes_when_merged(moon3):
 
 
 def test_the_processor_of_a_pinned_commit_comes_from_that_commit(moon3, monkeypatch):
-    from modeling_moon import embedding_moon
+    from modeling_moon import origin_moon
 
     folder, _, processor = moon3
     asked = {}
     monkeypatch.setattr(
-        embedding_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
+        origin_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
     )
     model = MoonModel.from_pretrained(folder).eval()
     model.config._commit_hash = "abc123"
@@ -295,11 +295,25 @@ def test_the_processor_of_a_pinned_commit_comes_from_that_commit(moon3, monkeypa
     assert asked == {"revision": "abc123"}
 
 
+def test_the_processor_of_code_from_the_hub_comes_from_the_commit_of_the_code(moon3, monkeypatch):
+    from modeling_moon import embedding_moon
+
+    folder, _, processor = moon3
+    asked, commit = {}, "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr(
+        embedding_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
+    )
+    model = MoonModel.from_pretrained(folder).eval()
+    monkeypatch.setattr(MoonModel, "__module__", f"transformers_modules.shop.moon.{commit}.modeling_moon")
+    model.embed(RECORDS[3:4])
+    assert asked == {"revision": commit, "code_revision": commit, "trust_remote_code": True}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"thinking": {"tokens": 3}}, "thinking: found 'tokens'; expected max_tokens, do_sample"),
-        ({"max_tokens": 3}, "max_tokens: found a prepared batch; accepted with records only"),
+        ({"max_tokens": 3}, "max_tokens: found a prepared batch; expected records"),
     ],
 )
 def test_options_that_would_be_lost_are_refused(moon3, arguments, message):

@@ -11,7 +11,8 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from modeling_moon import MoonModel
-from modeling_moon.embedding_moon import MarginGate, Thinking
+from modeling_moon.gate_moon import MarginGate
+from modeling_moon.thinking_moon import Thinking
 from processing_moon import MoonProcessor
 
 
@@ -179,8 +180,8 @@ def test_a_skipped_record_is_reported_and_nothing_left_is_nothing(moon3):
     ("arguments", "message"),
     [
         ({"reasoning": "auto"}, "reasoning='auto' without gallery=; expected the vectors"),
-        ({"reasoning": "auto", "gallery": GALLERY[:, :9]}, "size 9; accepted for this model: 32, 8"),
-        ({"reasoning": "auto", "gallery": GALLERY[:1]}, r"shape \(1, 32\) .* at least 2 items"),
+        ({"reasoning": "auto", "gallery": GALLERY[:, :9]}, "size 9; expected 32 or 8"),
+        ({"reasoning": "auto", "gallery": GALLERY[:1]}, r"shape \(1, 32\) .* at least 2 products"),
         ({"reasoning": "auto", "gallery": GALLERY[0]}, r"shape \(32,\)"),
         ({"reasoning": "auto", "gallery": "red"}, "gallery: found str; expected vectors"),
         ({"reasoning": "auto", "gallery": GALLERY * torch.tensor([math.nan] + [1] * 31)}, r"rows \[0, 1, 2, 3, 4\]"),
@@ -206,7 +207,7 @@ def test_a_model_that_does_not_reason_and_vectors_narrower_than_the_gallery_are_
     folder = tiny_moon()
     with pytest.raises(ValueError, match="reasoning='auto': this model does not reason"):
         MoonModel.from_pretrained(folder).embed(RECORDS, reasoning="auto", gallery=GALLERY)
-    with pytest.raises(ValueError, match="vectors of size 31 and a gallery of size 32"):
+    with pytest.raises(ValueError, match="vectors of size 31; expected at least 32"):
         MarginGate(GALLERY).margins(torch.zeros(1, 31))
 
 
@@ -234,7 +235,7 @@ def test_a_least_number_of_tokens_is_written_however_soon_the_model_would_end(mo
 def test_a_least_number_of_tokens_out_of_range_is_refused():
     with pytest.raises(ValueError, match="min_tokens=-1; expected 0 or more"):
         Thinking(min_tokens=-1)
-    with pytest.raises(ValueError, match="min_tokens=5; expected 0 or more, and no more than max_tokens=4"):
+    with pytest.raises(ValueError, match="min_tokens=5; expected 0 or more, and at most max_tokens=4"):
         Thinking(max_tokens=4, min_tokens=5)
 
 

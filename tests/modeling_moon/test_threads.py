@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
-from modeling_moon.embedding_moon import Thinking, think_then_embed
+from modeling_moon.thinking_moon import Thinking, think_then_embed
 from processing_moon import MoonProcessor
 
 THREADS = 8

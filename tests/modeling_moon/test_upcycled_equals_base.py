@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.configuration_moon import PRESETS
-from modeling_moon.tokens_moon import item_tokens
+from modeling_moon.tokens_moon import content_tokens
 from processing_moon import MoonProcessor
 from product_data.outputs import OutputError
 from training.model.checkpoint import save_moon
@@ -91,7 +91,9 @@ def test_the_fresh_vector_is_the_mean_of_the_base_states_of_the_item_cut_to_size
             states = base.model(**batch).last_hidden_state
             vectors = moon(**batch).embeddings
         for row, ids in enumerate(batch["input_ids"]):
-            expected = functional.normalize(states[row, item_tokens(ids[None], moon.config)[0]].mean(dim=0)[:32], dim=0)
+            expected = functional.normalize(
+                states[row, content_tokens(ids[None], moon.config)[0]].mean(dim=0)[:32], dim=0
+            )
             torch.testing.assert_close(vectors[row], expected, rtol=1e-5, atol=1e-5)
 
 

@@ -156,7 +156,7 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "an array of five channels": (QUERY, {"image": np.zeros((9, 9, 5), np.uint8)}, "image", "has no axis of channels"),
     "an array that could lie both ways": (QUERY, {"image": np.zeros((3, 9, 3), np.uint8)}, "image", "could be H×W×C"),
     "a tensor with NaN": (QUERY, {"image": torch.full((3, 9, 9), float("nan"))}, "image", "NaN or infinite"),
-    "a tensor without memory": (QUERY, {"image": torch.zeros(3, 9, 9, device="meta")}, "image", "no dense array in memory"),
+    "a tensor without memory": (QUERY, {"image": torch.zeros(3, 9, 9, device="meta")}, "image", "not a dense array in memory"),
     "a sparse tensor": (PRODUCT, {"images": torch.zeros(9, 9).to_sparse()}, "images", "torch.sparse_coo, on cpu"),
     "a tensor of 8-bit floats": (QUERY, {"image": torch.zeros(9, 9).to(torch.float8_e4m3fn)}, "image", "torch.float8_e4m3fn"),
     "a tensor of complex numbers": (QUERY, {"image": torch.zeros(9, 9) * 1j}, "image", "an array of complex64"),
@@ -174,7 +174,7 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a box of words": (PRODUCT, {**BOX, "core_box": ["a", 0, 5, 5]}, "core_box", "expected [x0, y0, x1, y1]"),
     "a box with NaN": (PRODUCT, {**BOX, "core_box": [0, 0, float("nan"), 5]}, "core_box", "is not finite"),
     "a box with infinity": (PRODUCT, {**BOX, "core_box": [0, 0, float("inf"), 5]}, "core_box", "is not finite"),
-    "a box without memory": (PRODUCT, {**BOX, "core_box": torch.zeros(4, device="meta")}, "core_box", "that cannot be read"),
+    "a box without memory": (PRODUCT, {**BOX, "core_box": torch.zeros(4, device="meta")}, "core_box", "which cannot be read"),
     "a box beyond all floats": (PRODUCT, {**BOX, "core_box": [0, 0, 10**400, 5]}, "core_box", "a side is not finite"),
     "a box too long to be written": (PRODUCT, {**BOX, "core_box": [0, 0, 10**5000, 5]}, "core_box", "a side is not finite"),
     "a box of complex numbers": (PRODUCT, {**BOX, "core_box": list(np.array([0, 0, 5j, 5]))}, "core_box", "expected [x0, y0"),
@@ -182,8 +182,8 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a box without area": (QUERY, {"image": _image(), "core_box": [5, 5, 5, 9]}, "core_box", "inverted or without area"),
     "a box outside the image": (QUERY, {"image": _image(), "core_box": [90, 90, 99, 99]}, "core_box", "the image of 40×30"),
     "a box left of the image": (PRODUCT, {**BOX, "core_box": [-9, 0, -1, 5]}, "core_box", "lies outside"),
-    "a box without an image": (PRODUCT, {"title": "red", "core_box": [0, 0, 5, 5]}, "core_box", "no image that it could belong"),
-    "a box beside a text query": (QUERY, {"text": "red", "core_box": [0, 0, 5, 5]}, "core_box", "no image that it could belong"),
+    "a box without an image": (PRODUCT, {"title": "red", "core_box": [0, 0, 5, 5]}, "core_box", "found a box without an image"),
+    "a box beside a text query": (QUERY, {"text": "red", "core_box": [0, 0, 5, 5]}, "core_box", "found a box without an image"),
     "a thin crop": (PRODUCT, {"images": _image(size=(900, 900)), "core_box": [0, 0, 900, 3]}, "core_box", "too long and thin"),
 }  # fmt: skip
 

@@ -256,8 +256,10 @@ def test_an_untrained_model_gives_none_and_the_cache_is_kept(tiny_base, noise, t
     detector = GroundingDetector.from_pretrained(tiny_base(backbone), cache=cache, batch_size=2, max_new_tokens=4)
     images, titles = [noise(90, 60, 1), noise(64, 120, 2), noise(40, 40, 3)], ["shoe", None, "bag <|im_end|>"]
     asked = []
-    ask = GroundingDetector._ask
-    monkeypatch.setattr(GroundingDetector, "_ask", lambda self, *args: asked.append(len(args[0])) or ask(self, *args))
+    ask = GroundingDetector._detect_batch
+    monkeypatch.setattr(
+        GroundingDetector, "_detect_batch", lambda self, *args: asked.append(len(args[0])) or ask(self, *args)
+    )
     assert detector.detect(images, titles) == [None, None, None]
     assert asked == [2, 1]
     assert detector.detect(images[:1] * 2, ["shoe", "other shoe"]) == [None, None]
@@ -323,5 +325,5 @@ def test_other_models_and_sizes_are_refused(tiny_base):
 
     with pytest.raises(ValueError, match="model type 'llava'; expected qwen2_5_vl, qwen3_vl"):
         GroundingDetector(Other(), detector.processor, name="x")
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0, max_new_tokens=96; expected 1 or more"):
         GroundingDetector(detector.model, detector.processor, name="x", batch_size=0)

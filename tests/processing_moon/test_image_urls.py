@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from processing_moon import ImageLimits, ProductError, open_image, product_moon
+from processing_moon import ImageLimits, ProductError, open_image, urls_moon
 
 URLS = ImageLimits(allow_urls=True, timeout_seconds=3)
 
@@ -55,8 +55,8 @@ def server(noise, encoded, monkeypatch):
     local.daemon_threads = True
     thread = threading.Thread(target=local.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    strict = product_moon._is_public
-    monkeypatch.setattr(product_moon, "_is_public", lambda address: address == "127.0.0.1" or strict(address))
+    strict = urls_moon._is_public
+    monkeypatch.setattr(urls_moon, "_is_public", lambda address: address == "127.0.0.1" or strict(address))
     yield f"http://127.0.0.1:{local.server_address[1]}"
     local.shutdown()
     local.server_close()
@@ -83,9 +83,9 @@ def test_urls_are_refused_unless_the_caller_allows_them(server, processor):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("missing", "the server answered 404"),
+        ("missing", "the server responded with 404"),
         ("page", "the server sent 'text/html'; expected an image"),
-        ("gzip", "an encoded body"),
+        ("gzip", "a body with encoding .gzip."),
         ("not_image", "truncated|not an image"),
         ("short", "bytes early"),
         ("loop", "redirects more than 5 times"),
@@ -115,7 +115,7 @@ def test_size_and_time_are_limited(server):
 
 
 def test_a_server_that_never_answers_times_out(monkeypatch):
-    monkeypatch.setattr(product_moon, "_is_public", lambda address: True)
+    monkeypatch.setattr(urls_moon, "_is_public", lambda address: True)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -141,7 +141,7 @@ def test_addresses_that_are_not_public_are_refused(url):
 
 def test_public_addresses_pass_the_check():
     for address in ("93.184.216.34", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
-        assert product_moon._is_public(address)
+        assert urls_moon._is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_the_connection_goes_to_the_address_that_was_checked(server, monkeypatch
         calls.append(host)
         return [(2, 1, 6, "", ("127.0.0.1" if len(calls) == 1 else "10.0.0.5", port))]
 
-    monkeypatch.setattr(product_moon.socket, "getaddrinfo", resolve)
-    target = product_moon._check_url(f"http://rebinding.test:{port}/picture.png")
+    monkeypatch.setattr(urls_moon.socket, "getaddrinfo", resolve)
+    target = urls_moon._check_url(f"http://rebinding.test:{port}/picture.png")
     assert (target.host, target.address) == ("rebinding.test", "127.0.0.1")
     reached = []
-    monkeypatch.setattr(product_moon.socket, "create_connection", lambda where, timeout: reached.append(where) or 1 / 0)
+    monkeypatch.setattr(urls_moon.socket, "create_connection", lambda where, timeout: reached.append(where) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        product_moon._PinnedConnection(target, 1.0).connect()
+        urls_moon._PinnedConnection(target, 1.0).connect()
     assert reached == [("127.0.0.1", port)]
     assert calls == ["rebinding.test"]

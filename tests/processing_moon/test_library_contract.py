@@ -7,6 +7,8 @@ from PIL import Image
 
 from processing_moon import MoonProcessor
 
+pytestmark = pytest.mark.lowest
+
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 
 

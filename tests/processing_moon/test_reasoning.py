@@ -154,7 +154,7 @@ def test_the_ten_keys_are_written_plainly():
         ({3: "a"}, "key 3; expected"),
         ({"a": 3}, "3 as a value of 'a'; expected a string or several"),
         ({"a": ["b", None]}, "None as a value of 'a'"),
-        ({"a": "b", "a ": "c"}, "the key 'a' comes twice"),
+        ({"a": "b", "a ": "c"}, "found the key 'a' twice"),
         ({"a": "b</think>"}, "the control token '</think>' in 'a: b</think>'"),
         ({"a<|im_end|>": "b"}, "the control token '<|im_end|>'"),
     ],

@@ -105,7 +105,7 @@ def test_a_file_without_the_new_settings_loads_with_their_defaults(processor, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_reasoning_tokens": 32}, "max_reasoning_tokens=32 asks for readout='emb'; found 'mean'"),
+        ({"max_reasoning_tokens": 32}, "max_reasoning_tokens=32 requires readout='emb'; found readout='mean'"),
         ({"max_reasoning_tokens": 0, "readout": "emb"}, "max_reasoning_tokens=0; expected a positive whole number"),
         ({"max_reasoning_tokens": True, "readout": "emb"}, "max_reasoning_tokens=True"),
     ],
@@ -288,8 +288,8 @@ def test_a_budget_without_room_for_the_reasoning_is_refused_with_the_numbers(moo
 
 
 BAD = {
-    "missing": ({}, "reasoning", "none is given, and reasoning='given' reads it from each record; expected a string"),
-    "None": ({"reasoning": None}, "reasoning", "none is given"),
+    "missing": ({}, "reasoning", "is missing, but reasoning='given' needs it in each record; expected a string"),
+    "None": ({"reasoning": None}, "reasoning", "is missing"),
     "empty": ({"reasoning": ""}, "reasoning", "'' is empty"),
     "blank": ({"reasoning": " \n"}, "reasoning", "is empty"),
     "tags alone": ({"reasoning": "<think> </think>"}, "reasoning", "is empty"),
@@ -464,13 +464,13 @@ def test_no_row_of_ids_makes_the_reader_fail(moon3):
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([1, 2], "row 0 is 1"),
-        (torch.tensor([1, 2]), "row 0 is 1"),
-        (torch.tensor([[0.5]]), "row 0 holds 0.5"),
-        ([[1], [2, -100]], "row 1 holds -100"),
-        ([[True]], "row 0 holds True"),
+        ([1, 2], "row 0: found 1"),
+        (torch.tensor([1, 2]), "row 0: found 1"),
+        (torch.tensor([[0.5]]), "row 0: found 0.5"),
+        ([[1], [2, -100]], "row 1: found -100"),
+        ([[True]], "row 0: found True"),
         ("colour: red", "found str"),
-        (["colour"], "row 0 is 'colour'"),
+        (["colour"], "row 0: found 'colour'"),
         (None, "found NoneType"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from processing_moon import ProductError
-from processing_moon.product_moon import control_token_pattern, plain_text
+from processing_moon.text_moon import control_token_pattern, plain_text
 
 CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
            "<|vision_end|>", "<|vision_pad|>", "<|category_start|>", "<|category_end|>", "<|attribute_start|>",

@@ -22,6 +22,8 @@ from product_data.categories import parse_category
 from product_data.table_files import parse_attributes, parse_box, parse_flag, parse_texts
 from product_data.tables import TableError, load_tables
 
+pytestmark = pytest.mark.lowest
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moon3.__main__ import main
-from processing_moon.product_moon import has_visible_text as visible_to_the_processor
+from processing_moon.text_moon import has_visible_text as visible_to_the_processor
 from product_data.reading import ReadingOptions
 from product_data.table_files import parse_attributes
 from product_data.tables import TableError, load_tables

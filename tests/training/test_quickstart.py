@@ -64,9 +64,9 @@ def test_the_shipped_checkpoint_is_searched_and_measured_before_anything_is_trai
 def test_the_training_has_a_fixed_number_of_steps_starts_from_the_shipped_checkpoint_and_says_how_long_it_takes(
     tmp_path, capsys, monkeypatch
 ):
-    def stop(recipe):
-        assert (recipe.training.train_minutes, recipe.training.max_steps) == (None, 3)
-        assert recipe.model.base == str(SHIPPED)
+    def stop(run):
+        assert (run.recipe.training.train_minutes, run.max_steps) == (None, 3)
+        assert run.recipe.model.base == str(SHIPPED)
         raise ReachedError("the training is reached")
 
     monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})

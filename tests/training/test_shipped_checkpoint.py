@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
@@ -92,6 +94,24 @@ def test_both_libraries_read_it_and_find_the_red_shoe():
     theirs = encoder.similarity(encoder.encode_document(products), encoder.encode_query([query]))[:, 0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert int(ours.argmax()) == 0
+
+
+def test_its_vectors_are_those_of_earlier_versions_of_the_code():
+    image = Image.fromarray(np.linspace(0, 255, 96 * 64 * 3).reshape(96, 64, 3).astype("uint8"))
+    products = [
+        {"title": "red sneakers", "attributes": {"colour": "red"}},
+        {"images": image},
+        {"title": "a mug", "images": image, "core_box": [8, 8, 50, 80]},
+    ]
+    model, processor = AutoModel.from_pretrained(SHIPPED).eval(), AutoProcessor.from_pretrained(SHIPPED)
+    with torch.inference_mode():
+        vectors = model(**processor(products=products)).embeddings
+    expected = [
+        [0.0091742, 0.0351867, -0.0601467, -0.0365284, 0.0459555],
+        [0.0015283, 0.0459329, -0.0194700, -0.0979010, -0.0823135],
+        [-0.0213559, 0.0706501, 0.1036058, -0.0160746, -0.0307918],
+    ]
+    torch.testing.assert_close(vectors[:, :5], torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 def test_unpacked_it_loads_in_a_process_that_cannot_see_the_package(tmp_path):

@@ -40,7 +40,7 @@ def train(tiny_moon, catalogue, tmp_path):
         recipe = {
             "base": str(tiny_moon("qwen3_vl")),
             "data": [str(catalogue)],
-            "query_mix": {"image": 1, "text": 1},
+            "query_mix": {"i": 1, "t": 1},
             "max_image_tokens": 4,
             "max_steps": 2,
             "per_device_train_batch_size": 2,
@@ -125,7 +125,7 @@ def test_what_is_cut_to_max_tokens_is_counted_named_and_said(train, tmp_path, ca
 
 def test_data_without_a_negative_is_refused_and_leaves_nothing_behind(train, tmp_path, capsys):
     (tmp_path / "products.jsonl").write_text(json.dumps({"product_id": "1", "title": "red mug"}) + "\n")
-    assert train(data=[str(tmp_path / "products.jsonl")], query_mix={"text": 1}, derived_queries=True) == 2
+    assert train(data=[str(tmp_path / "products.jsonl")], query_mix={"t": 1}, derived_queries=True) == 2
     assert "data: found 1 product to train on: no query has a negative" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -162,10 +162,10 @@ def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys)
     for name, table in (("products", rows), ("queries", queries)):
         (tmp_path / "table" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     data = {"data": [str(tmp_path / "table")], "split": "all", "derived_queries": False}
-    assert train(**data, query_mix={"text": 1, "both": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
+    assert train(**data, query_mix={"t": 1, "mm": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
     printed = capsys.readouterr().out
     assert printed.count("seconds a step") == 1
-    assert printed.count("query_mix: no data set has queries of the form 'both'; none are drawn") == 1
+    assert printed.count("query_mix: no data set has queries of the form 'mm'; none are drawn") == 1
     assert printed.count("queue_steps: auto is 199 with 1 process\n") == 1
     assert json.loads((tmp_path / "run" / "final" / "provenance.json").read_text())["queue_steps"] == 199
 

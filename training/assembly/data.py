@@ -7,8 +7,8 @@ from typing import Any
 from product_data.tables import ProductTables
 from training.assembly.sources import digest_of, read_data, unanswered_queries
 from training.assembly.stream_sources import open_streams, sample_tables
-from training.batches.negatives import AUTO
 from training.batches.streams import StreamSource
+from training.recipe.arguments import AUTO
 from training.runs.run import Run
 
 

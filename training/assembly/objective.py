@@ -1,27 +1,26 @@
-"""From a recipe's loss to what the contrastive trainer is handed, and whether it fits the model."""
+"""The objective of a recipe's loss, and whether it fits the model."""
 
 import fnmatch
-from typing import Any
 
 from torch import nn
 
-from training.contrastive.terms import TermOptions
-from training.contrastive.trainer import ContrastiveOptions
+from training.errors import RecipeError
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
-from training.recipe.arguments import LossArguments, ModelArguments, Recipe, RecipeError, filter_values
+from training.recipe.loss import LossArguments
+from training.recipe.model import ModelArguments
 
 
 def loss_of(arguments: LossArguments) -> DualAlignmentLoss:
     """Return the objective that a recipe describes."""
     contrastive: nn.Module = InfoNCELoss(arguments.temperature, arguments.loss_block_size)
     if arguments.matryoshka_dims:
-        contrastive = MatryoshkaLoss(contrastive, arguments.matryoshka_dims, arguments.matryoshka_weights or None)
+        contrastive = MatryoshkaLoss(contrastive, arguments.matryoshka_dims)
     return DualAlignmentLoss(
         contrastive,
-        arguments.alignment_weights,  # type: ignore[arg-type]
+        arguments.alignment_weights,
         arguments.intra_weight,
         arguments.symmetric_intra,
         arguments.router_loss_weight,
@@ -29,25 +28,9 @@ def loss_of(arguments: LossArguments) -> DualAlignmentLoss:
     )
 
 
-def options_of(recipe: Recipe) -> ContrastiveOptions:
-    """Return how the trainer makes a step, as a recipe describes it."""
-    arguments = recipe.loss
-    rates: dict[str, Any] = dict(recipe.model.learning_rates or {})
-    return ContrastiveOptions(
-        terms=TermOptions(
-            several_positives=arguments.several_positives,
-            negative_margin=arguments.negative_margin,
-            sample_filter=SampleFilter(**filter_values(arguments)) if arguments.sample_filter else None,
-            forms=arguments.dual_alignment,
-            intra=arguments.dual_alignment and arguments.intra_weight > 0,
-            symmetric=arguments.symmetric_intra,
-            spatial=arguments.spatial_negatives,
-        ),
-        chunk_size=arguments.encode_chunk_size,
-        queue_warmup_steps=arguments.queue_warmup_steps,
-        queue_momentum=arguments.queue_momentum,
-        learning_rates=rates,
-    )
+def filter_of(arguments: LossArguments) -> SampleFilter | None:
+    """Return what weighs the triplets of a recipe, None where all count alike."""
+    return SampleFilter(arguments.filter_threshold) if arguments.sample_filter else None
 
 
 def check_fits(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:

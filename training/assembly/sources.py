@@ -13,7 +13,8 @@ from typing import Any
 from product_data.duplicates import EqualProducts, classes
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from training.batches.negatives import stable_id
-from training.recipe.arguments import TABLE_KEYS, Recipe, RecipeError, interaction_options, reading_of
+from training.recipe.arguments import Recipe, RecipeError
+from training.recipe.data import TABLE_KEYS, interaction_options, reading_of
 from training.runs.run import Run
 
 TRAIN, TEST = "train", "test"

@@ -1,6 +1,5 @@
-"""From a recipe to the trainer of its stage: contrastive, cold start, or the joint stage with rewards."""
+"""From a recipe to the trainer of its stage: contrastive, cold start, or GRPO with rewards."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +8,12 @@ from torch import nn
 
 from processing_moon import MoonProcessor
 from product_data.tables import ProductTables
-from training.assembly.objective import loss_of, options_of
+from training.assembly.objective import filter_of, loss_of
 from training.assembly.stream_sources import stream_batches
 from training.batches.buckets import BucketedPairs
 from training.batches.collate import PairCollator
-from training.batches.negatives import AUTO, NegativeQueue, queue_length
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.negatives import NegativeQueue
+from training.batches.pairs import PairDataset, PairSource
 from training.batches.streams import StreamCollator, StreamSource, sample_of
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.trainer import ContrastiveTrainer
@@ -22,7 +21,8 @@ from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTarg
 from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.recipe.arguments import Recipe, RecipeError
 from training.recipe.candidates import check_candidates, check_products
-from training.recipe.reasoning import COLD_START, REASONING
+from training.recipe.loss import AUTO, queue_length
+from training.recipe.reasoning import COLD_START, GRPO
 from training.runs.run import Run
 
 MakeTrainer = Callable[[Any, int], Any]
@@ -50,7 +50,7 @@ def trainer_factory(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     _note_queue(run)
-    stage = {COLD_START: _cold_start, REASONING: _joint}.get(recipe.reasoning.stage)
+    stage = {COLD_START: _cold_start, GRPO: _grpo}.get(recipe.reasoning.stage)
     if stage is not None:
         return functools.partial(stage, run, model, processor, data)
     make = _streamed if recipe.data.streaming else _contrastive
@@ -71,7 +71,7 @@ def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
     weight = recipe.reasoning.infonce_weight
     if recipe.data.streaming:
         there = any(source.columns.has("negative") for source in data)
-        check_candidates(recipe.data, recipe.loss, recipe.training, weight, there)
+        check_candidates(recipe.pairs, recipe.loss, recipe.training, weight, there)
     elif weight:
         given = [entry if isinstance(entry, dict) else {} for entry in recipe.data.data]
         check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in given])
@@ -84,7 +84,9 @@ def _shared(run: Run, model: nn.Module, processor: MoonProcessor, args: Any) -> 
         "args": args,
         "loss": loss_of(recipe.loss),
         "queue": NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
-        "options": options_of(recipe),
+        "options": recipe.loss,
+        "sample_filter": filter_of(recipe.loss),
+        "learning_rates": recipe.model.learning_rates,
         "save_records": run.write_records,
         "save_processor": processor.save_pretrained,
     }
@@ -94,7 +96,7 @@ def _streamed(
     run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
 ) -> StreamedTrainer:
     recipe = run.recipe
-    batches = stream_batches(recipe, args, data, _pair_options(recipe), steps)
+    batches = stream_batches(recipe, args, data, recipe.pairs, steps)
     collator = StreamCollator(
         processor, batches.pairs, allow_urls=recipe.data.allow_urls, forms=recipe.loss.dual_alignment
     )
@@ -129,7 +131,7 @@ def _cold_start(
         make_pairs = functools.partial(
             ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
         )
-        batches = stream_batches(recipe, args, data, _pair_options(recipe), steps, make_pairs)
+        batches = stream_batches(recipe, args, data, recipe.pairs, steps, make_pairs)
         collator = StreamCollator(processor, batches.pairs, **reading)
         return StreamedColdStartTrainer(batches=batches, data_collator=collator, **settings)
     pairs = _reasoned(run, pair_dataset(run, args, data, steps), processor, data, args)
@@ -138,12 +140,8 @@ def _cold_start(
     )
 
 
-def _joint(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int) -> Any:
-    from training.reasoning.grpo_trainer import (  # TRL takes seconds to import
-        MoonGRPOTrainer,
-        RolloutOptions,
-        grpo_arguments,
-    )
+def _grpo(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int) -> Any:
+    from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments  # TRL takes seconds to import
 
     recipe, reasoning = run.recipe, run.recipe.reasoning
     pairs = _reasoned(run, pair_dataset(run, args, data, steps), processor, data, args)
@@ -154,18 +152,11 @@ def _joint(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args
         processor=processor,
         loss=loss_of(recipe.loss).contrastive,
         queue=NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
-        rewards=reasoning.weights_of_rewards,
+        rewards=reasoning.rewards,
         known_values=known_values(data),
-        options=RolloutOptions(
-            contrastive_weight=reasoning.infonce_weight,
-            grpo_weight=reasoning.grpo_weight,
-            unreasoned_share=reasoning.unreasoned_share,
-            negative_margin=recipe.loss.negative_margin,
-            queue_warmup_steps=recipe.loss.queue_warmup_steps,
-            kl_weight=reasoning.kl_weight,
-            completions_steps=reasoning.completions_steps,
-            allow_urls=recipe.data.allow_urls,
-        ),
+        reasoning=reasoning,
+        options=recipe.loss,
+        allow_urls=recipe.data.allow_urls,
         save_records=run.write_records,
     )
 
@@ -176,10 +167,6 @@ def _reasoned(run: Run, pairs: Any, processor: MoonProcessor, data: Any, args: A
     if targets.report:
         run.say(targets.report)
     return ReasonedPairs(pairs, targets, run.recipe.reasoning.unreasoned_share, args.seed)
-
-
-def _pair_options(recipe: Recipe) -> PairOptions:
-    return PairOptions(**{entry.name: getattr(recipe.data, entry.name) for entry in dataclasses.fields(PairOptions)})
 
 
 def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: int) -> PairDataset | BucketedPairs:
@@ -202,7 +189,7 @@ def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: in
             PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
             for entry, table in zip(given, tables, strict=True)
         ]
-        dataset = PairDataset(sources, _pair_options(recipe), args.seed, length=steps * batch)
+        dataset = PairDataset(sources, recipe.pairs, args.seed, length=steps * batch)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():

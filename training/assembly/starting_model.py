@@ -19,14 +19,15 @@ from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.atomic_files import PARTIAL, written_whole
 from product_data.tables import ProductTables
 from training.assembly.token_budget import settle_budget
+from training.libraries.accelerate_library import zero_stage
 from training.model.checkpoint import mark_adapter, save_moon
 from training.model.patch_embedding import patches_by_matrix
 from training.model.quantization import quantization_config
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
-from training.parallel.launching import zero_stage
 from training.parallel.sharding import is_sharded
-from training.recipe.arguments import ModelArguments, RecipeError, attention_of, check_reasons
+from training.recipe.arguments import RecipeError, check_reasons
+from training.recipe.model import ModelArguments, attention_of
 from training.runs.cards import write_adapter_card, write_trained_card
 from training.runs.folder import RunFolder
 from training.runs.run import Run

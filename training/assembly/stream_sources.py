@@ -13,7 +13,6 @@ from product_data.checking import Found, check_html
 from product_data.columns import ColumnError, find_columns
 from product_data.table_files import TableError, refuse_undecodable
 from product_data.tables import EVERY_SPLIT, ProductTables
-from training.batches.pairs import PairOptions
 from training.batches.streams import (
     SPLIT_COLUMN,
     RowPairs,
@@ -24,7 +23,10 @@ from training.batches.streams import (
     has_addresses,
     sample_of,
 )
-from training.recipe.arguments import Recipe, RecipeError, reading_of
+from training.libraries.datasets_library import with_features
+from training.recipe.arguments import Recipe, RecipeError
+from training.recipe.data import reading_of
+from training.recipe.pairs import PairArguments
 
 _LOOKED_AT = 100  # rows
 
@@ -122,8 +124,7 @@ def _open(entry: dict[str, Any], split: str) -> datasets.IterableDataset:
 
 def _encoded_pictures(rows: datasets.IterableDataset) -> datasets.IterableDataset:
     """Leave pictures as the files hold them: workers decode."""
-    if rows.features is None:
-        rows = rows._resolve_features()
+    rows = with_features(rows)
     for name, feature in (rows.features or {}).items():
         inner = getattr(feature, "feature", None)
         if isinstance(feature, datasets.Image):
@@ -190,7 +191,7 @@ def stream_batches(
     recipe: Recipe,
     args: Any,
     sources: Sequence[StreamSource],
-    options: PairOptions,
+    options: PairArguments,
     steps: int,
     make_pairs: Callable[..., RowPairs] = RowPairs,
 ) -> StreamBatches:

@@ -17,7 +17,7 @@ class Outline:
     """What can be told of a pair without opening a picture.
 
     Args:
-        modality: the query's form, "image", "text" or "both".
+        modality: the query's type, "image", "text" or "both", by which batches are ordered.
         length: characters of all its texts.
     """
 

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from processing_moon import MoonProcessor
-from processing_moon.processing_moon import REASONINGS
-from processing_moon.product_moon import ImageLimits, ProductError, open_image
+from processing_moon import ImageLimits, MoonProcessor, ProductError, open_image
 from processing_moon.reasoning_moon import EMB_TOKEN, THINK_END, THINK_START
+from processing_moon.rows_moon import REASONINGS
 from retrieval.shortened import shortened_items
 from training.batches.negatives import NO_ID
 from training.batches.pairs import Pair

@@ -15,31 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 NO_ID = -1
-AUTO = "auto"
-"""As `queue_steps` of a recipe: the queue's length follows from the number of processes."""
-PUBLISHED_MULTIPLE = 200
-"""How many times the candidates of one process MOON compares a query with (arXiv 2508.11999 §3.2, "nearly 200")."""
-
-
-def queue_length(queue_steps: int | str, processes: int) -> int:
-    """Return w, the number of past steps that the queue keeps.
-
-    `w = max(round(200 / P), 1) - 1` where the recipe says "auto", so that P · (w + 1) stays near 200 for any number P of
-    processes. Source: MOON, arXiv 2508.11999 §3.2, with P = 64 and w = 2; for other P our reading, that the multiple is
-    what matters.
-
-    Args:
-        queue_steps (`int` or `"auto"`): of the recipe; a number is returned as it is.
-        processes: P, the number of processes that train together.
-
-    Raises:
-        ValueError: another word.
-    """
-    if isinstance(queue_steps, int):
-        return queue_steps
-    if queue_steps != AUTO:
-        raise ValueError(f"queue_steps: found {queue_steps!r}; expected {AUTO}, or a whole number of at least 0")
-    return max(round(PUBLISHED_MULTIPLE / processes), 1) - 1
 
 
 def stable_id(text: str) -> int:

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.duplicates import EqualProducts, classes, looks_of
 from product_data.tables import ProductRow, ProductTables, QueryRow
 from training.batches.negatives import NO_ID, stable_id
 from training.batches.views import altered_view
+from training.recipe.pairs import PairArguments
 
-FORMS = ("image", "text", "both")
+FORM_OF_TYPE = {"image": "i", "text": "t", "both": "mm"}
+"""What a table calls the type of a query → its form."""
+_TYPE_OF_FORM = {form: kind for kind, form in FORM_OF_TYPE.items()}
 _TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried
 
 
@@ -66,27 +69,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairOptions:
-    """How pairs are drawn; see the recipe keys of the same names in `training.recipe.arguments.DataArguments`.
-
-    Args:
-        query_mix: relative frequency of "image", "text" and "both" queries.
-        target_mix: relative frequency of positives and hard negatives with "both", "image" or "text" only.
-        hard_negatives: number of hard negatives beside each positive.
-        derived_queries: whether products stand in for queries that are missing.
-        augment_queries: probability that the picture of a real query is altered.
-        positives_per_query: largest number of a query's known positives that are encoded with it.
-    """
-
-    query_mix: Mapping[str, float] = field(default_factory=lambda: {"image": 12, "text": 3, "both": 2})
-    target_mix: Mapping[str, float] = field(default_factory=lambda: {"both": 1})
-    hard_negatives: int = 1
-    derived_queries: bool = True
-    augment_queries: float = 0.0
-    positives_per_query: int = 1
-
-
-@dataclass(frozen=True)
 class _Drawn:
     """A query before its targets are encoded: those chosen, and all known answers with their weights."""
 
@@ -121,17 +103,17 @@ class PairSource:
         self.name = tables.name
         self.mask_groups, self.streamed = mask_groups, streamed
         self.products = {row.product_id: row for row in tables.products}
-        self.queries: dict[str, list[QueryRow]] = {form: [] for form in FORMS}
+        self.queries: dict[str, list[QueryRow]] = {form: [] for form in _TYPE_OF_FORM}
         for query in tables.queries:
             if any(product_id in self.products for product_id in query.positives):
-                self.queries[query.type].append(query)
+                self.queries[FORM_OF_TYPE[query.type]].append(query)
         self.weight = float(np.sqrt(len(tables.products) + len(tables.queries))) if weight is None else float(weight)
         if not self.weight > 0:
             raise ValueError(f"{tables.name}: weight: found {weight}; expected a number above 0")
         self.derivable: dict[str, list[ProductRow]] = {
-            "image": [row for row in tables.products if row.images],
-            "text": [row for row in tables.products if _short_texts(row)],
-            "both": [row for row in tables.products if row.images and _short_texts(row)],
+            "i": [row for row in tables.products if row.images],
+            "t": [row for row in tables.products if _short_texts(row)],
+            "mm": [row for row in tables.products if row.images and _short_texts(row)],
         }
         self.of_category: dict[tuple[str, ...], list[ProductRow]] = defaultdict(list)
         self.of_fact: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -208,7 +190,7 @@ class PairDataset(Dataset):
         IndexError: a position outside the length.
     """
 
-    def __init__(self, sources: Sequence[PairSource], options: PairOptions, seed: int, length: int) -> None:
+    def __init__(self, sources: Sequence[PairSource], options: PairArguments, seed: int, length: int) -> None:
         self.sources = list(sources)
         self.options = options
         self.seed = seed
@@ -256,7 +238,7 @@ class PairDataset(Dataset):
         return self._pair(rng, source, drawn, negatives)
 
     def outline(self, position: int) -> tuple[str, int]:
-        """Return the query's form and the characters of the pair's texts, about, without opening a picture."""
+        """Return the query's type and the characters of the pair's texts, about, without opening a picture."""
         return self.outline_by(np.random.default_rng((self.seed, position)))
 
     def outline_by(self, rng: np.random.Generator) -> tuple[str, int]:
@@ -265,10 +247,10 @@ class PairDataset(Dataset):
         real = source.queries[form]
         if number >= len(real):
             row = source.derivable[form][number - len(real)]
-            return form, _text_length(row) + (len(row.title) if form != "image" else 0)
+            return _TYPE_OF_FORM[form], _text_length(row) + (len(row.title) if form != "i" else 0)
         query = real[number]
         answer = next(source.products[name] for name in query.positives if name in source.products)
-        return form, _text_length(answer) + (len(query.text) if form != "image" else 0)
+        return _TYPE_OF_FORM[form], _text_length(answer) + (len(query.text) if form != "i" else 0)
 
     def _first_choices(self, rng: np.random.Generator) -> tuple[str, PairSource, int]:
         """Which form, of which data set, and which of its queries (beyond their number: which product to derive from)."""
@@ -296,17 +278,17 @@ class PairDataset(Dataset):
         """A query made of a product: an altered view of its picture, a short text about it, or both."""
         record: dict[str, Any] = {"id": f"derived from {source.name_of(row.product_id)}"}
         positives: Sequence[str] = (row.product_id,)
-        if form != "text":
+        if form != "t":
             image = row.images[int(rng.integers(len(row.images)))]
             record["image"] = self._view(image, rng, geometry=True)
-        if form != "image":
+        if form != "i":
             texts = _short_texts(row)
             kind = list(texts)[int(rng.integers(len(texts)))]
             if kind == "title":
                 record["text"], same_text = row.title, source.of_title[row.title]
             else:
                 record["text"], same_text = _phrase(rng, source, row)
-            positives = same_text if form == "text" else positives
+            positives = same_text if form == "t" else positives
         return _Drawn(record, [row], dict.fromkeys(positives, 1.0))
 
     def _view(self, image: Any, rng: np.random.Generator, geometry: bool) -> Any:
@@ -352,8 +334,8 @@ class PairDataset(Dataset):
 
     def _pair(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn, negatives: list[ProductRow]) -> Pair:
         rows = [*drawn.chosen, *negatives]
-        forms = [form for form, share in self.options.target_mix.items() if share > 0]
-        form = _choose(rng, forms, [self.options.target_mix[form] for form in forms])
+        forms = [form for form, share in self.options.product_mix.items() if share > 0]
+        form = _choose(rng, forms, [self.options.product_mix[form] for form in forms])
         names = [source.name_of(row.product_id) for row in rows]
         # A query that names its variant ("same in blue") must be able to tell variants apart.
         mask_group = drawn.reference is None
@@ -393,9 +375,9 @@ def _choose(rng: np.random.Generator, options: list[Any], weights: list[float]) 
 
 def _target(row: ProductRow, form: str) -> dict[str, Any]:
     """The product record in a form; a product that lacks what the form asks for is encoded with what it has."""
-    if form == "image" and row.images:
+    if form == "i" and row.images:
         return row.record("i")
-    return row.record("t") if form == "text" and row.has_text else row.record("mm")
+    return row.record("t") if form == "t" and row.has_text else row.record("mm")
 
 
 def _text_length(row: ProductRow) -> int:

@@ -30,7 +30,8 @@ from product_data.tables import EVERY_SPLIT, ProductRow, ProductTables, QueryRow
 from product_data.text_cells import mended
 from training.batches.buckets import Outline, bucket_order
 from training.batches.collate import PairCollator, UnreadableBatchError
-from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
+from training.batches.pairs import FORM_OF_TYPE, Pair, PairDataset, PairSource
+from training.recipe.pairs import PairArguments
 
 SPARES = 4  # rows that travel with a batch, in case that some of its own cannot be read
 SPLIT_COLUMN = "split"
@@ -217,12 +218,12 @@ class RowPairs(Dataset):
 
     Args:
         sources: the tables.
-        options: see PairOptions.
+        options: how to draw.
         seed: of every draw, together with the row's key.
         length: number of rows that the run will see, for the trainer.
     """
 
-    def __init__(self, sources: Sequence[StreamSource], options: PairOptions, seed: int, length: int) -> None:
+    def __init__(self, sources: Sequence[StreamSource], options: PairArguments, seed: int, length: int) -> None:
         self.sources = [replace(source, rows=None) for source in sources]  # type: ignore[arg-type]  # a worker reads no rows
         self.options, self.seed, self.length = options, seed, length
 
@@ -271,7 +272,7 @@ class RowPairs(Dataset):
         pairs = PairSource(tables, 1.0, source.mask_groups, streamed=True)
         options = self.options
         if tables.queries:
-            there = [query.type for query in tables.queries]
+            there = [FORM_OF_TYPE[query.type] for query in tables.queries]
             mix = {form: options.query_mix.get(form, 0.0) for form in there}
             usable = mix if sum(mix.values()) > 0 else dict.fromkeys(there, 1.0)
             options = replace(options, query_mix=usable, derived_queries=False)
@@ -507,7 +508,7 @@ def sample_of(source: StreamSource, count: int = 1000) -> ProductTables:
     Raises:
         StreamError: no rows, or not one that can be read.
     """
-    pairs = RowPairs([source], PairOptions(), seed=0, length=count)
+    pairs = RowPairs([source], PairArguments(), seed=0, length=count)
     found, reasons = [], []
     rows = (row for row in source.rows if is_of_split(row, source.split))
     for number, row in enumerate(itertools.islice(rows, count)):

@@ -1,6 +1,8 @@
 """The contrastive trainer on streams: batches come from a sampler of rows, whose state is saved with each checkpoint."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -41,7 +43,7 @@ class StreamedTrainer(ContrastiveTrainer):
         consumed = self.state.global_step * self.args.gradient_accumulation_steps
         return super().own_state() | {"stream": json.dumps(self.batches.state_dict(consumed))}
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._resumed is not None:
-            self.batches.load_state_dict(json.loads(self._resumed["stream"]))
+    def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        """As ContrastiveTrainer; the streams go on where they were."""
+        super().load_own_state(state, checkpoint)
+        self.batches.load_state_dict(json.loads(state["stream"]))

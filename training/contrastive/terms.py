@@ -26,32 +26,10 @@ from training.losses.dual_alignment import ContrastiveTerm
 from training.losses.info_nce import NO_TARGET
 from training.losses.sample_filter import SampleFilter
 from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
+from training.recipe.loss import LossArguments
 
 GIVEN = "given"
 """The form of a query as it came."""
-
-
-@dataclass(frozen=True)
-class TermOptions:
-    """How terms are made; see the recipe keys of the same names in `training.recipe.arguments.LossArguments`.
-
-    Args:
-        several_positives: whether known positives among the items of all processes count as positives.
-        negative_margin: see `training.batches.negatives.FalseNegatives`.
-        sample_filter: weights of triplets; None: all count alike.
-        forms: whether the three modality forms are aligned.
-        intra: whether images look for their texts; needs the forms.
-        symmetric: whether texts also look for their images.
-        spatial: whether the candidates of all processes are compared with, or those of this process alone.
-    """
-
-    several_positives: bool = False
-    negative_margin: float | None = None
-    sample_filter: SampleFilter | None = None
-    forms: bool = False
-    intra: bool = False
-    symmetric: bool = False
-    spatial: bool = True
 
 
 @dataclass
@@ -82,8 +60,9 @@ def make_terms(
     vectors: Vectors,
     inputs: Mapping[str, Any],
     queued: Candidates | None,
-    options: TermOptions,
+    options: LossArguments,
     progress: float,
+    sample_filter: SampleFilter | None = None,
 ) -> Terms:
     """Return the terms of a batch.
 
@@ -93,19 +72,21 @@ def make_terms(
             "negative"; where there are several positives "positive", "positive_weight", "known_positive",
             "known_weight"; with forms "query_forms" and "product_forms".
         queued: the queue's candidates.
-        options: how.
+        options: the recipe's keys of the loss: several_positives, negative_margin, dual_alignment and those of the image
+            terms, spatial_negatives.
         progress: the share of the training that is done.
+        sample_filter: weights of triplets; None: all count alike.
     """
     gathered = _Gathered(vectors, inputs, options)
     facts = QueryFacts(inputs["product"][inputs["target"]], inputs["query_group"], inputs["other"], inputs["negative"])
     targets_BP, weight_BP = _positives(gathered, inputs, options.several_positives)
     measures: dict[str, Tensor] = {}
-    if options.sample_filter is not None:
-        triplet_B, below_B, has_B = _filtered(vectors, inputs, facts, options.sample_filter, progress)
+    if sample_filter is not None:
+        triplet_B, below_B, has_B = _filtered(vectors, inputs, facts, sample_filter, progress)
         weight_BP = weight_BP * triplet_B[:, None]
         measures["filtered_share"] = torch.stack([(below_B & has_B).sum(), has_B.sum()]).double()
     inter, exclusions = {}, {}
-    for form, (vector_RD, rows) in _query_forms(vectors, inputs, options.forms).items():
+    for form, (vector_RD, rows) in _query_forms(vectors, inputs, options.dual_alignment).items():
         count = mean_rows(len(rows), vector_RD.device)
         if count:
             exclusions[form] = _exclusion(facts, rows, gathered, queued, options.negative_margin)
@@ -117,35 +98,35 @@ def make_terms(
                 exclusions[form],
                 weight_BP[rows],
             )
-    intra = _intra(vectors, inputs, gathered, options) if options.intra else []
+    intra = _intra(vectors, inputs, gathered, options) if options.aligns_images else []
     return Terms(inter, intra, gathered.batch, gathered.target_B, exclusions, gathered.gates, measures)
 
 
 class _Gathered:
     """What comes from all processes, in one exchange; without spatial negatives the gates alone do."""
 
-    def __init__(self, vectors: Vectors, inputs: Mapping[str, Any], options: TermOptions) -> None:
+    def __init__(self, vectors: Vectors, inputs: Mapping[str, Any], options: LossArguments) -> None:
         product_ND = vectors["products"]
         own = {"products": product_ND}
-        if options.intra:
+        if options.aligns_images:
             rows_t = _rows_of_form(inputs["product_forms"], "t")
             own["t"] = vectors.get("products/t", product_ND[:0])
             own["i"] = vectors.get("products/i", product_ND[:0])
             self.both_product, self.both_group = inputs["product"][rows_t], inputs["group"][rows_t]
-            self.first_both = first_row(len(rows_t), product_ND.device) if options.spatial else 0
-        gates = _own_gates(vectors, inputs, options.forms)
-        exchanged = own if options.spatial else {}
+            self.first_both = first_row(len(rows_t), product_ND.device) if options.spatial_negatives else 0
+        gates = _own_gates(vectors, inputs, options.dual_alignment)
+        exchanged = own if options.spatial_negatives else {}
         if gates is not None:
             exchanged = exchanged | {"gates": gates[0]}
         self.found = own | dict(zip(exchanged, gather_all_with_gradient(list(exchanged.values())), strict=True))
         self.gates = None if gates is None else (self.found["gates"], gather_ids(gates[1]))
         self.batch = Candidates(self.found["products"], inputs["product"], inputs["group"])
-        self.first = first_row(len(product_ND), product_ND.device) if options.spatial else 0
-        if options.spatial:
+        self.first = first_row(len(product_ND), product_ND.device) if options.spatial_negatives else 0
+        if options.spatial_negatives:
             self.batch = replace(
                 self.batch, product_C=gather_ids(inputs["product"]), group_C=gather_ids(inputs["group"])
             )
-            if options.intra:
+            if options.aligns_images:
                 self.both_product, self.both_group = gather_ids(self.both_product), gather_ids(self.both_group)
         self.target_B = inputs["target"] + self.first
 
@@ -271,7 +252,7 @@ def hits(query_BD: Tensor, batch: Candidates, facts: QueryFacts, target_B: Tenso
 
 
 def _intra(
-    vectors: Vectors, inputs: Mapping[str, Any], gathered: _Gathered, options: TermOptions
+    vectors: Vectors, inputs: Mapping[str, Any], gathered: _Gathered, options: LossArguments
 ) -> list[ContrastiveTerm]:
     """Image → text, and text → image where asked for: over products alone, because the text of a query of both often says
     what its image does not show ("same in blue"). Texts of the same product or variant group are no negatives."""
@@ -283,7 +264,7 @@ def _intra(
     facts = QueryFacts(inputs["product"][rows], inputs["group"][rows], nothing, nothing)
     target_I = torch.arange(len(rows), device=rows.device) + gathered.first_both
     terms = []
-    for one, other in (("i", "t"), ("t", "i"))[: 2 if options.symmetric else 1]:
+    for one, other in (("i", "t"), ("t", "i"))[: 2 if options.symmetric_intra else 1]:
         exclusion = FalseNegatives(facts, gathered.both_product, gathered.both_group, target_I)
         own_ID = vectors.get(f"products/{one}", vectors["products"][:0])
         terms.append(ContrastiveTerm(own_ID, [gathered.found[other]], target_I, count, exclusion))

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +17,32 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from training.batches.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
-from training.contrastive.terms import TermOptions, Terms, hits, make_terms
+from training.contrastive.terms import Terms, hits, make_terms
 from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts_of
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.encoding.momentum_encoder import MomentumEncoder
 from training.encoding.shared_pictures import vision_tower
+from training.libraries.accelerate_library import launched, zero_stage
+from training.libraries.fsdp import keep_in_step, under_its_own_class, whole_parameters
+from training.libraries.trainer import Step, prepare_inputs
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
+from training.losses.sample_filter import SampleFilter
 from training.model.parameter_groups import group_by_rate
 from training.parallel.distributed import gather_with_gradient, rank, touch_every_parameter, world_size
-from training.parallel.launching import launched, zero_stage
-from training.parallel.sharding import (
-    EvenEncoder,
-    even_parts,
-    keep_in_step,
-    reach_all,
-    under_its_own_class,
-    use_fsdp,
-    whole_parameters,
-)
+from training.parallel.sharding import EvenEncoder, even_parts, reach_all, use_fsdp
+from training.recipe.loss import LossArguments
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
 
 MOMENTUM_FILE = "momentum_encoder.pt"
+_DRIFT_ITEMS = 4
+"""Items that are encoded again to measure the queue's drift, each time that it has renewed itself; checkpoints hold them."""
 _ALWAYS = ("accuracy", "negatives", "masked_share")
 _OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
 _OF_COLD_START = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
 _OF_TERMS = ("filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
 _SHORTENED = "shortened_share"
 _METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START, _SHORTENED)  # a checkpoint has them in this order; new ones come last
-
-
-@dataclass(frozen=True)
-class ContrastiveOptions:
-    """How the trainer makes a step of a batch.
-
-    Args:
-        terms: positives, masks and weights; see `training.contrastive.terms.TermOptions`.
-        chunk_size: the largest number of queries, or of products, that are encoded with one graph; None: all at once. See
-            `training.encoding.chunked_encoding.ChunkedEncoding`.
-        queue_warmup_steps: optimizer steps during which the queue is filled and not yet compared with (precedent: the
-            warm-up of cross-batch memory, arXiv 1912.06798); below 1 a share of all steps.
-        queue_momentum: m of the momentum encoder that fills the queue; None: the model itself does.
-        drift_items: items that the first process encodes again to measure the queue's drift, every time the queue has
-            renewed itself; their inputs are saved with each checkpoint; 0: none.
-        learning_rates: pattern of parameter names → learning rate; see `training.model.parameter_groups.group_by_rate`.
-    """
-
-    terms: TermOptions = TermOptions()
-    chunk_size: int | None = None
-    queue_warmup_steps: float = 0.0
-    queue_momentum: float | None = None
-    drift_items: int = 4
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
@@ -81,7 +55,9 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     Args:
         loss: `DualAlignmentLoss`, or a contrastive loss (`InfoNCELoss`, `MatryoshkaLoss`) on the queries as they come.
         queue: the candidates of past steps.
-        options: how a step is made.
+        options: the recipe's keys of the loss.
+        sample_filter: weights of triplets; None: all count alike.
+        learning_rates: pattern of parameter names → learning rate; see `training.model.parameter_groups.group_by_rate`.
         save_records: called with each checkpoint folder, to put the recipe and provenance beside the weights.
         save_processor: called with each checkpoint folder, to save what encodes the inputs.
         **kwargs: Trainer's own; `processing_class` is not used, because Trainer would change the model's token ids.
@@ -103,7 +79,9 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         *,
         loss: nn.Module,
         queue: NegativeQueue,
-        options: ContrastiveOptions | None = None,
+        options: LossArguments | None = None,
+        sample_filter: SampleFilter | None = None,
+        learning_rates: Mapping[str, float] | None = None,
         save_records: Callable[[Path], None] | None = None,
         save_processor: Callable[[Path], Any] | None = None,
         **kwargs: Any,
@@ -115,7 +93,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             config.use_cache = use_cache
             if use_cache is None:
                 del config.use_cache
-        self.options = options or ContrastiveOptions()
+        self.options = options or LossArguments()
+        self.sample_filter, self.learning_rates = sample_filter, learning_rates
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self.sharded = launched() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
@@ -123,8 +102,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
         # The first process watches for all; of weights in parts each forward pass is one of all processes.
-        watches = self.options.drift_items > 0 and (rank() == 0 or self.sharded or zero_stage() == 3)
-        self.drift = DriftProbe(queue.max_steps if watches else 0, self.options.drift_items)
+        watches = rank() == 0 or self.sharded or zero_stage() == 3
+        self.drift = DriftProbe(queue.max_steps if watches else 0, _DRIFT_ITEMS)
         momentum = self.options.queue_momentum
         self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
         self.save_records = save_records
@@ -141,8 +120,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         """As Trainer's, with the learning rates of their own."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh and self.options.learning_rates:
-            group_by_rate(optimizer, model or self.model, self.options.learning_rates)
+        if fresh and self.learning_rates:
+            group_by_rate(optimizer, model or self.model, self.learning_rates)
         return optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -152,11 +131,10 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             use_fsdp(self.accelerator, self.model)
             self.is_fsdp_enabled = True
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def after_preparation(self) -> None:
+        """Finish a model in parts."""
         if self.sharded:
             keep_in_step(self.model)
-        return prepared
 
     # A step
 
@@ -164,12 +142,12 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """As Trainer's; with chunks, the loss's gradient reaches the vectors first and the model chunk by chunk."""
-        if self.options.chunk_size is None:
+        if self.options.encode_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepare_inputs(self, inputs)
         # Without an exchange after each chunk, a sharded model would keep whole gradients.
         without_sync = contextlib.nullcontext if self.sharded else functools.partial(self.accelerator.no_sync, model)
         encoding = ChunkedEncoding(self._encoder(model), self._even(self._parts(inputs)), without_sync)
@@ -208,7 +186,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         return self._bare[1]
 
     def _parts(self, inputs: Mapping[str, Any]) -> list[BatchPart]:
-        return parts_of(inputs, self.options.chunk_size, self.options.terms.forms)
+        return parts_of(inputs, self.options.encode_chunk_size, self.options.dual_alignment)
 
     def _even(self, parts: list[BatchPart]) -> Sequence[BatchPart]:
         return even_parts(parts, self.args.device) if self.sharded else parts
@@ -216,8 +194,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     def _encoder(self, model: nn.Module) -> BatchEncoder:
         bare = self._bare_model()
         routing = getattr(getattr(bare, "config", None), "expert_routing", None)
-        gates = self.options.terms.forms and self.objective.weights is None and routing == "modality"
-        tower = vision_tower(bare) if self.options.terms.forms else None
+        gates = self.options.dual_alignment and self.objective.weights is None and routing == "modality"
+        tower = vision_tower(bare) if self.options.dual_alignment else None
         kind = EvenEncoder if self.sharded else BatchEncoder
         return kind(model, tower, self.objective.router_weight > 0, gates)
 
@@ -226,7 +204,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.note_skipped(inputs["skipped"])
         self.note_shortened(inputs["shortened"])
         warm = self.state.global_step >= self._queue_warmup()
-        terms = make_terms(vectors, inputs, self.queue.items() if warm else None, self.options.terms, self._progress())
+        queued = self.queue.items() if warm else None
+        terms = make_terms(vectors, inputs, queued, self.options, self._progress(), self.sample_filter)
         omega = None if terms.gates is None else self._omega(*terms.gates)
         router_loss = None
         if "router" in vectors:
@@ -274,7 +253,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             own_ND = torch.cat(
                 [self._encode_for_queue(part.inputs) for part in self._parts(inputs) if part.side == "products"]
             )
-            spatial = self.options.terms.spatial
+            spatial = self.options.spatial_negatives
             batch = replace(batch, vector_CD=gather_with_gradient(own_ND) if spatial else own_ND)
 
         def take(count: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -323,8 +302,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         averages = self._meters.averages(self.accelerator.reduce)
         elapsed = time.perf_counter() - self._timed_since
         logs |= averages | {"temperature": self.objective.temperature}
-        if self.options.terms.sample_filter is not None:
-            logs["filter_margin"] = self.options.terms.sample_filter.margin_at(self._progress())
+        if self.sample_filter is not None:
+            logs["filter_margin"] = self.sample_filter.margin_at(self._progress())
         logs["items_per_second"] = self._encoded_items / max(elapsed, 1e-9)
         self._meters = _Meters()
         self._encoded_items, self._timed_since = 0, time.perf_counter()
@@ -359,9 +338,10 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         if self.momentum is not None and self.args.should_save:
             torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_weights(self, save: Step, folder: Path) -> None:
+        """As `ExactResumption`; also of a model in parts its own class is saved."""
         with under_its_own_class(self.model):
-            super()._save(output_dir, state_dict)
+            super().save_weights(save, folder)
 
     def continue_exactly(self) -> None:
         """As `ExactResumption`; the clock of items per second begins."""

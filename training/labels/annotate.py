@@ -25,7 +25,7 @@ import pyarrow.parquet
 from PIL import Image
 from tqdm import tqdm
 
-from processing_moon.product_moon import ImageLimits, ProductError, open_image
+from processing_moon import ImageLimits, ProductError, open_image
 from product_data.atomic_files import append_line, mend_lines, read_lines
 from product_data.table_files import ImageSource
 from product_data.tables import ProductRow

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -24,8 +25,8 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
-from processing_moon.product_moon import plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, THINK_END, THINK_START, read_reasoning
+from processing_moon.text_moon import plain_text
 from product_data.attribute_keys import as_attributes, facts_of
 from product_data.errors import OptionError
 from product_data.tables import ProductRow
@@ -185,14 +186,15 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
         ) from error
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
         raise OptionError(f"model: {path!r} has no chat template; expected a model that was tuned to answer")
-    return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path, model))
+    return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path))
 
 
-def _revision(path: str, model: Any) -> str:
-    """The commit of a model of the hub; of a folder a digest of its configuration and of where each file of weights begins."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit or not Path(path).is_dir():
-        return commit or ""
+def _revision(path: str) -> str:
+    """The commit of a model of the hub, whose files the cache keeps in a folder of that name; of a folder a digest of its
+    configuration and of where each file of weights begins."""
+    if not Path(path).is_dir():
+        cached = try_to_load_from_cache(path, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else ""
     found = hashlib.sha256()
     for file in sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]):
         with file.open("rb") as stream:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from processing_moon.product_moon import control_token_pattern, plain_text
 from processing_moon.reasoning_moon import REASONING_KEYS, reasoning_text
+from processing_moon.text_moon import control_token_pattern, plain_text
 from product_data.attribute_keys import (
     VISUAL_KEYS,
     Fact,
@@ -28,8 +28,9 @@ from product_data.attribute_keys import (
 from product_data.synonyms import states
 from product_data.tables import PRODUCT_FORMS, ProductRow, ProductTables
 from training.batches.negatives import stable_id
-from training.batches.pairs import Pair, PairOptions
+from training.batches.pairs import Pair
 from training.batches.streams import BadRow, RowPairs, StreamRow, StreamSource
+from training.recipe.pairs import PairArguments
 
 Attributes = Mapping[str, tuple[str, ...]]
 _SALT = 0x7468696E  # so that these draws are none of the pairs' own
@@ -217,7 +218,7 @@ class ReasonedRows(RowPairs):
     def __init__(
         self,
         sources: Sequence[StreamSource],
-        options: PairOptions,
+        options: PairArguments,
         seed: int,
         length: int,
         *,

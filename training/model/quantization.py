@@ -14,7 +14,7 @@ def check_quantization(model: Any) -> None:
     """Refuse a quantised base where it cannot be trained.
 
     Args:
-        model: a `training.recipe.arguments.ModelArguments`.
+        model: a `training.recipe.model.ModelArguments`.
 
     Raises:
         ValueError: no adapters, another architecture, no GPU, or no bitsandbytes; names the key, what was found and what

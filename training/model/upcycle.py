@@ -28,6 +28,7 @@ from modeling_moon.fire_moon import MoonDetailMerger, MoonFire
 from modeling_moon.modeling_moon import MoonFusion
 from processing_moon import MoonProcessor
 from product_data.outputs import OutputError
+from training.libraries.pretrained_model import initialize
 from training.model.card_facts import write_upcycled_card
 from training.model.checkpoint import write_code_and_settings
 
@@ -302,7 +303,7 @@ def _new_parts(config: MoonConfig, seed: int) -> Iterator[tuple[str, torch.Tenso
             if isinstance(part, MoonFire | MoonFusion | MoonDetailMerger):
                 levels = [part.num_levels] if isinstance(part, MoonFire) else []
                 made = type(part)(config, *levels)
-                made.apply(model._init_weights)
+                initialize(made, model)
                 yield from ((f"{name}.{key}", tensor.to(config.dtype)) for key, tensor in made.state_dict().items())
 
 

@@ -5,19 +5,20 @@ was not run by us; what would not work there is refused.
 """
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import is_deepspeed_available
 from torch.distributed.fsdp import FSDPModule
 
-
-def launched() -> Literal["fsdp", "deepspeed"] | None:
-    """Return how the launcher's configuration shards the model: what `accelerate launch` puts into the environment."""
-    for way, variable in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
-        if _is_on(variable):
-            return way  # type: ignore[return-value]
-    return None
+from training.libraries.accelerate_library import (
+    DEEPSPEED_CONFIG_FILE,
+    USE_PARALLELISM_CONFIG,
+    is_on,
+    launched,
+    zero_stage,
+)
+from training.libraries.fsdp import SUMS_UNUSED
 
 
 def check_launch(recipe: Any) -> None:
@@ -29,8 +30,8 @@ def check_launch(recipe: Any) -> None:
     Raises:
         ValueError: names the key or the launcher's variable, what was found and what is expected.
     """
-    if _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        raise ValueError("accelerate: found ACCELERATE_USE_PARALLELISM_CONFIG; expected the files of training/launch")
+    if is_on(USE_PARALLELISM_CONFIG):
+        raise ValueError(f"accelerate: found {USE_PARALLELISM_CONFIG}; expected the files of training/launch")
     way = launched()
     if way is None:
         return
@@ -52,10 +53,6 @@ def check_launch(recipe: Any) -> None:
         _check_deepspeed(recipe)
 
 
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
-
-
 _FSDP_SETTINGS = {
     "FSDP_VERSION": ("1", ("2",)),
     "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", ("TRANSFORMER_BASED_WRAP",)),
@@ -68,7 +65,7 @@ _FSDP_SETTINGS = {
 
 
 def _check_fsdp() -> None:
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+    if not hasattr(FSDPModule, SUMS_UNUSED):
         raise ValueError(
             f"FSDP: found torch {torch.__version__}, which cannot be told to sum also the gradients of weights that a process's "
             "batch did not use; expected torch 2.13, or training/launch/ddp.yaml"
@@ -80,11 +77,6 @@ def _check_fsdp() -> None:
             raise ValueError(f"{key}; expected {' or '.join(accepted)}, as in training/launch/fsdp2.yaml")
 
 
-def zero_stage() -> int:
-    """Return DeepSpeed's ZeRO stage of this launch, 0 without DeepSpeed: 2 parts gradients and moments, 3 also weights."""
-    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched() == "deepspeed" else 0
-
-
 def _check_deepspeed(recipe: Any) -> None:
     if not torch.cuda.is_available():
         raise ValueError(
@@ -93,7 +85,7 @@ def _check_deepspeed(recipe: Any) -> None:
         )
     if not is_deepspeed_available():
         raise ValueError("DeepSpeed: found no package deepspeed; expected pip install deepspeed, or fsdp2.yaml")
-    found = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    found = os.environ.get(DEEPSPEED_CONFIG_FILE, "none")
     if found != "none":
         raise ValueError(
             f"deepspeed_config_file: found {found}; expected the keys of training/launch/deepspeed_zero2.yaml"
@@ -113,13 +105,13 @@ def _check_deepspeed(recipe: Any) -> None:
 
 def _check_zero3(recipe: Any) -> None:
     """ZeRO-3 gathers each module's weights where it runs, the vision tower's included: all processes need like batches."""
-    for key in ("query_mix", "target_mix"):
-        mix = getattr(recipe.data, key)
-        seen = [form for form, share in mix.items() if share > 0 and form != "text"]
+    for key in ("query_mix", "product_mix"):
+        mix = getattr(recipe.pairs, key)
+        seen = [form for form, share in mix.items() if share > 0 and form != "t"]
         if seen:
             raise ValueError(
                 f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes have to run the vision tower together; "
-                "expected text alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
+                "expected t (text) alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
             )
     for key in ("dual_alignment", "sparsity_weight"):
         if getattr(recipe.loss, key):

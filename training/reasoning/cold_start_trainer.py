@@ -108,9 +108,9 @@ class ColdStartTrainer(ContrastiveTrainer):
                 f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens={budget}; expected a "
                 "MoonForConditionalGeneration that reasons"
             )
-        if self.options.terms.forms:
+        if self.options.dual_alignment:
             raise ValueError(
-                "terms.forms: found True in a cold start; expected False, reasonings belong to whole items"
+                "dual_alignment: found True in a cold start; expected False, reasonings belong to whole items"
             )
         self.ce_weight, self.contrastive_weight = float(ce_weight), float(contrastive_weight)
 

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,22 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainingArguments
-from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head
+from trl import GRPOConfig
 
-from modeling_moon.embedding_moon import Thinking, generation_config
+from modeling_moon.thinking_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from training.batches.negatives import NegativeQueue
 from training.encoding.chunked_encoding import number_of_rows, slice_rows
+from training.libraries.trl_library import (
+    RolloutSteps,
+    Rows,
+    Scores,
+    chunks_seen,
+    give_fused_output_layer,
+    padding_token,
+    rollout_logs,
+    training_metrics,
+)
 from training.parallel.distributed import touch_every_parameter, world_size
 from training.reasoning.rollout_terms import RolloutVectors, queue_of, rollout_loss, rollout_similarities
 from training.reasoning.rollouts import (
@@ -38,37 +48,14 @@ from training.reasoning.rollouts import (
     sequences,
     with_ending,
 )
+from training.recipe.loss import LossArguments
+from training.recipe.reasoning import ReasoningArguments
 from training.rewards import reward_function
 from training.rewards.retrieval import ranks
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
 
 _ENDING_TOKENS = 2
-
-
-@dataclass(frozen=True)
-class RolloutOptions:
-    """How a step of the joint stage is made; see the recipe keys of the same names.
-
-    Args:
-        contrastive_weight: λ of the InfoNCE; 0: it is only measured.
-        grpo_weight: weight of TRL's loss.
-        unreasoned_share: see `training.reasoning.rollout_terms.rollout_loss`.
-        negative_margin: see `training.batches.negatives.FalseNegatives`.
-        queue_warmup_steps: steps during which the queue is filled and not compared with; below 1 a share of all steps.
-        kl_weight: β of the divergence from the starting policy.
-        completions_steps: write the rollouts every so many steps; 0: never.
-        allow_urls: fetch pictures from public addresses.
-    """
-
-    contrastive_weight: float = 0.1
-    grpo_weight: float = 1.0
-    unreasoned_share: float = 0.5
-    negative_margin: float | None = None
-    queue_warmup_steps: float = 0.0
-    kl_weight: float = 0.04
-    completions_steps: int = 10
-    allow_urls: bool = False
 
 
 @dataclass
@@ -79,7 +66,7 @@ class _Pull:
     gradient_RD: Tensor
 
 
-class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
+class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
     """TRL's GRPO on Moon: G reasonings of each query and each product, rewarded for the vectors read behind them.
 
     `L = w · L_GRPO + λ · L_InfoNCE`, see `training.reasoning.rollout_terms.rollout_loss` for the second. Source: MOON3.0, arXiv
@@ -100,7 +87,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         loss: `InfoNCELoss` or `MatryoshkaLoss`.
         queue: the products of past steps.
         rewards: names of rewards → weight; see `training.rewards`.
-        options: how a step is made.
+        reasoning, options: the recipe's keys of the stage, and those of the loss, of which negative_margin and
+            queue_warmup_steps are read.
+        allow_urls: fetch pictures from public addresses. Default False.
         known_values: attribute key → values in the training data, for the rewards.
         save_records: called with each checkpoint folder, to put recipe and provenance beside the weights.
 
@@ -126,7 +115,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         rewards: Mapping[str, float],
         **settings: Any,
     ) -> None:
-        self.options: RolloutOptions = settings.pop("options", None) or RolloutOptions()
+        self.reasoning: ReasoningArguments = settings.pop("reasoning")
+        self.options: LossArguments = settings.pop("options", None) or LossArguments()
+        allow_urls: bool = settings.pop("allow_urls", False)
         self.known_values: Mapping[str, frozenset[str]] = settings.pop("known_values", None) or {}
         self.save_records: Callable[[Path], None] | None = settings.pop("save_records", None)
         self.save_processor = processor.save_pretrained
@@ -147,16 +138,16 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
             **settings,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("stage: reasoning: found FSDP or DeepSpeed; expected one process, or several with DDP")
+            raise ValueError("stage: grpo: found FSDP or DeepSpeed; expected one process, or several with DDP")
         self._restore_settings()
         self.eos_token_ids = [policy.config.think_end_token_id]
-        self.beta = self.options.kl_weight
+        self.beta = self.reasoning.kl_weight
         self.ref_model = reference
         if reference is not None:
-            add_fused_lm_head(reference, temperature=self.temperature)
+            give_fused_output_layer(reference, self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.processor, self.contrastive, self.queue = processor, loss, queue
-        collator = PromptCollator(processor, pairs, args.num_generations, self.options.allow_urls)
+        collator = PromptCollator(processor, pairs, args.num_generations, allow_urls)
         self.ahead = PromptsAhead(collator, args.generation_batch_size // (2 * args.num_generations), **ahead)
         self._prompts: Prompts | None = None
         self._gradient: RolloutVectors | None = None
@@ -168,7 +159,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     def _reference(self, model: nn.Module) -> nn.Module | None:
         """A frozen copy of the policy; with adapters the policy without them."""
-        if not self.options.kl_weight or isinstance(model, PeftModel):
+        if not self.reasoning.kl_weight or isinstance(model, PeftModel):
             return None
         return copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -190,16 +181,16 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     # Rollouts
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def roll_out(self, rows: Rows, generate: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
         """As TRL's, with the pictures, and with the gradient of the InfoNCE at each rollout's vector."""
-        self._prompts = self.ahead.prompts(inputs).to(self.accelerator.device)
+        self._prompts = self.ahead.prompts(rows).to(self.accelerator.device)
         batch = self._prompts.batch
         self.note_skipped(batch["skipped"])
         self.note_shortened(batch["shortened"])
         records = number_of_rows(batch["queries"]) + number_of_rows(batch["products"])
         self._metric("shortened_share", shortened_rows(batch["shortened"]) / records)
         self.items_of_step = batch["items"]
-        output = super()._generate_and_score_completions(inputs)
+        output = generate(rows)
         output |= self._prompts.pictures()
         if self._gradient is not None:
             output["vector_gradient"] = _in_order(self._gradient, self._prompts.rollouts)
@@ -208,7 +199,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         self._prompts = self._gradient = None
         return output
 
-    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Tensor]]:
+    def tokenize(
+        self, prompts: list, known: Callable[[list], tuple]
+    ) -> tuple[list[list[int]], None, dict[str, Tensor]]:
         """Ids and pictures of the step's prompts, which our processor has made."""
         assert self._prompts is not None
         pictures = self._prompts.pictures()
@@ -218,23 +211,20 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
             raise ValueError(f"vllm: found pictures in a step of {names[:5]}; expected texts alone, or vllm: false")
         return self._prompts.ids, None, pictures
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's, in the stage's precision: a PeftModel's `generate` goes past the autocast of its `forward`."""
-        with self.accelerator.autocast():
-            return super()._generate_single_turn(*args, **kwargs)
+    def while_drawing(self) -> AbstractContextManager:
+        """The stage's precision: a PeftModel's `generate` goes past the autocast of its `forward`."""
+        return self.accelerator.autocast()
 
-    def _calculate_rewards(
-        self, inputs: list, prompts: list, completions: list, completion_ids_list: list[list[int]]
-    ) -> Tensor:
-        """As TRL's; the rewards also see what was written, known and near (the columns in `training/rewards`)."""
+    def reward_rows(self, rows: Rows, prompts: list, completion_ids: list[list[int]]) -> Rows:
+        """What was written, known and near, which the rewards see (the columns in `training/rewards`)."""
         assert self._prompts is not None
         found = self._prompts
-        vectors = self._vectors_of(completion_ids_list)
+        vectors = self._vectors_of(completion_ids)
         warm = self.state.global_step >= self._queue_warmup()
         queued = self.queue.items() if warm else None
         self._take_gradient(vectors, queued)
         near = rollout_similarities(vectors, found.batch, queued)
-        readings = self.processor.read_reasoning(completion_ids_list)
+        readings = self.processor.read_reasoning(completion_ids)
         sides = [(pair, side) for pair in found.pairs for side in SIDES for _ in range(found.rollouts)]
         columns: dict[str, Sequence[Any]] = {
             "reasonings": readings,
@@ -245,13 +235,12 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
             "titles": [_title(pair, side) for pair, side in sides],
             "known_values": [self.known_values] * len(sides),
         }
-        rows = [
+        self._note_facts(sides, readings, near)
+        self.queue.push(queue_of(vectors, found.batch))
+        return [
             {"prompt": prompt, **dict(zip(columns, row, strict=True))}
             for prompt, row in zip(prompts, zip(*columns.values(), strict=True), strict=True)
         ]
-        self._note_facts(sides, readings, near)
-        self.queue.push(queue_of(vectors, found.batch))
-        return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
 
     def _queue_warmup(self) -> float:
         steps = self.options.queue_warmup_steps
@@ -273,7 +262,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
         assert self._prompts is not None
         found, encoder = self._prompts, _writer(self._bare()).model
         chunk = self.args.per_device_train_batch_size
-        ids, mask = sequences(found.ids, completion_ids, self._tokenizer.pad_token_id, encoder.config)
+        ids, mask = sequences(found.ids, completion_ids, padding_token(self), encoder.config)
         ids, mask = ids.to(self.accelerator.device), mask.to(self.accelerator.device)
         with self._reading():
             reasoned = []
@@ -292,19 +281,19 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
     def _take_gradient(self, vectors: RolloutVectors, queued: Any) -> None:
         """Keep the InfoNCE's gradient with respect to every vector, for the passes that learn."""
         assert self._prompts is not None
-        options, batch = self.options, self._prompts.batch
+        reasoning, batch = self.reasoning, self._prompts.batch
         leaves = vectors.leaves()
         with torch.enable_grad():
             parts = rollout_loss(
-                leaves, batch, queued, self.contrastive, options.unreasoned_share, options.negative_margin
+                leaves, batch, queued, self.contrastive, reasoning.unreasoned_share, self.options.negative_margin
             )
             self._check_finite(parts["loss"])
-            if options.contrastive_weight:
+            if reasoning.infonce_weight:
                 parts["loss"].backward()
         for name, value in parts.items():
             self._metric(f"infonce{name.removeprefix('loss')}", value.detach())
         self._infonce, self._plain = parts["loss"].item(), []
-        if not options.contrastive_weight:
+        if not reasoning.infonce_weight:
             return
         gradients = {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in vars(leaves).items()
@@ -322,46 +311,51 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     # The loss
 
-    def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def score_tokens(
+        self,
+        score: Callable[..., Scores],
+        model: nn.Module,
+        ids_LT: Tensor,
+        mask_LT: Tensor,
+        tokens: int,
+        **settings: Any,
+    ) -> Scores:
         """As TRL's, of texts that go on to `<emb>`: the same pass then gives the vectors, too.
 
         The probabilities are those of the whole vocabulary at the stage's temperature; that some tokens are barred from being
         drawn, or top_p leaves some out, does not enter them, as in TRL's own.
         """
-        ids, mask = with_ending(input_ids, attention_mask, logits_to_keep, _writer(self._bare()).config)
-        tokens = logits_to_keep + _ENDING_TOKENS
-        score = super()._get_per_token_logps_and_entropies
+        ids, mask = with_ending(ids_LT, mask_LT, tokens, _writer(self._bare()).config)
+        longer = tokens + _ENDING_TOKENS
         if self._prompts is None:
-            parts = [score(model, ids, mask, tokens, **_with_pictures(kwargs))]
+            parts = [score(model, ids, mask, longer, **_with_pictures(settings))]
         else:  # TRL does not know the pictures while it scores, nor chunks without any
-            size = kwargs.pop("batch_size", None) or len(ids)
+            size = settings.pop("batch_size", None) or len(ids)
             starts = range(0, len(ids), size)
             of_parts = [(slice(start, start + size), self._prompts.pictures(start, start + size)) for start in starts]
-            parts = [score(model, ids[part], mask[part], tokens, **kwargs | seen) for part, seen in of_parts]
+            parts = [score(model, ids[part], mask[part], longer, **settings | seen) for part, seen in of_parts]
         logps, entropies, auxiliary = zip(*parts, strict=True)
-        entropy = None if entropies[0] is None else torch.cat(entropies)[:, :logits_to_keep]
-        return torch.cat(logps)[:, :logits_to_keep], entropy, auxiliary[0]
+        entropy = None if entropies[0] is None else torch.cat(entropies)[:, :tokens]
+        return torch.cat(logps)[:, :tokens], entropy, auxiliary[0]
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def chunk_loss(self, policy_loss: Callable[[], Tensor], model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of a chunk, and the chunk's part of the InfoNCE."""
-        options = self.options
+        reasoning = self.reasoning
         encoder = _writer(self._bare()).model
         seen: list[Tensor] = []
         watch = encoder.register_forward_hook(lambda module, given, output: seen.append(output.embeddings))
         try:
-            loss = options.grpo_weight * super()._compute_loss(model, inputs)
+            loss = reasoning.grpo_weight * policy_loss()
         finally:
             watch.remove()
         self._metric("grpo", loss.detach() * self.current_gradient_accumulation_steps)
         if "vector_gradient" in inputs:
             pull = (torch.cat(seen) * inputs["vector_gradient"]).sum()
             with self.accelerator.autocast():  # that of the wrapped model's forward, which is not called here
-                for part in self._plain[self._step % self.args.steps_per_generation]:
+                for part in self._plain[chunks_seen(self) % self.args.steps_per_generation]:
                     pull = pull + (encoder(**part.inputs).embeddings * part.gradient_RD).sum()
             share = self._infonce / self.args.steps_per_generation
-            loss = loss + options.contrastive_weight * (pull - pull.detach() + share)
+            loss = loss + reasoning.infonce_weight * (pull - pull.detach() + share)
         if world_size() > 1:
             loss = loss + touch_every_parameter(model)
         self._check_finite(loss)
@@ -378,7 +372,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     def _metric(self, name: str, value: Tensor | float) -> None:
         value = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device).reshape(1)
-        self._metrics["train"][name].append(self.accelerator.gather(value).mean().item())
+        training_metrics(self)[name].append(self.accelerator.gather(value).mean().item())
 
     def _note_facts(self, sides: list, readings: Sequence[Any], near: Any) -> None:
         """What the completions log says of each rollout, and the means that are logged."""
@@ -404,19 +398,20 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
     def _measure_groups(self) -> None:
         """Count the groups that taught nothing, because all their rollouts had the same reward."""
         groups = self.args.generation_batch_size // self.num_generations
-        share = self._metrics["train"]["frac_reward_zero_std"][-1]
-        self._metrics["train"]["degenerate_groups"].append(share * groups)
+        metrics = training_metrics(self)
+        metrics["degenerate_groups"].append(metrics["frac_reward_zero_std"][-1] * groups)
 
     def _log_completions(self) -> None:
         """Write the step's rollouts with their rewards and ranks as a parquet table."""
         step = self.state.global_step + 1
-        if not self.options.completions_steps or step % self.options.completions_steps:
+        if not self.reasoning.completions_steps or step % self.reasoning.completions_steps:
             return
         facts = gather_object(self._facts)
         if not self.accelerator.is_main_process:
             return
-        rewards = {name: list(values) for name, values in self._logs["rewards"].items()}
-        advantages = list(self._logs["advantages"])
+        logs = rollout_logs(self)
+        rewards = {name: list(values) for name, values in logs["rewards"].items()}
+        advantages = list(logs["advantages"])
         for row, fact in enumerate(facts):
             fact |= {name: values[row] for name, values in rewards.items()} | {"advantage": advantages[row]}
         path = self.run_folder.completions_of(step)
@@ -440,12 +435,12 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, GRPOTrainer):
 
     def own_state(self) -> dict[str, Any]:
         """The queue, and the values that the next log averages."""
-        return {"queue": self.queue.state_dict(), "metrics": dict(self._metrics["train"])}
+        return {"queue": self.queue.state_dict(), "metrics": dict(training_metrics(self))}
 
     def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         """Take over what `own_state` returned."""
         self.queue.load_state_dict(state["queue"], self.args.device)
-        self._metrics["train"].update({name: list(values) for name, values in state["metrics"].items()})
+        training_metrics(self).update({name: list(values) for name, values in state["metrics"].items()})
 
 
 def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -> GRPOConfig:
@@ -475,7 +470,6 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "num_generations": reasoning.rollouts,
         "max_completion_length": config.max_reasoning_tokens,
         "temperature": reasoning.rollout_temperature,
-        "top_p": reasoning.rollout_top_p,
         "top_k": 0,
         "loss_type": "grpo",
         # The vectors that rewards and the InfoNCE's gradient see are those of the passes that learn.

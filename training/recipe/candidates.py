@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from product_data.tables import ProductTables
-from training.batches.negatives import queue_length
+from training.recipe.loss import queue_length
 
 
 def check_candidates(
-    data: Any, loss: Any, training: Any, contrastive_weight: float, rows_have_negatives: bool = True
+    pairs: Any, loss: Any, training: Any, contrastive_weight: float, rows_have_negatives: bool = True
 ) -> None:
     """Refuse a recipe whose queries have their own answer as the only candidate.
 
     The softmax over one candidate is 1, so that the loss is 0 and nothing is learned. Our design.
 
     Args:
-        data, loss, training: the recipe's groups.
+        pairs, loss, training: the recipe's groups.
         contrastive_weight: of the stage; where it is 0, vectors are not compared at all.
         rows_have_negatives (`bool`): of streams, whether a table has a column of hard negatives. Default True.
 
@@ -27,11 +27,11 @@ def check_candidates(
         warmup = warmup / training.max_steps
     steps = queue_length(loss.queue_steps, training.world_size)
     queued = steps > 0 and (warmup < 1 or training.max_steps < 1)
-    pairs = training.per_device_train_batch_size * (training.world_size if loss.spatial_negatives else 1)
-    if not contrastive_weight or pairs > 1 or queued or (data.hard_negatives and rows_have_negatives):
+    count = training.per_device_train_batch_size * (training.world_size if loss.spatial_negatives else 1)
+    if not contrastive_weight or count > 1 or queued or (pairs.hard_negatives and rows_have_negatives):
         return
     queue = f"queue_steps {loss.queue_steps}" + (" (never past its queue_warmup_steps)" if steps else "")
-    hard = f"hard_negatives {data.hard_negatives}" + (" and no column of them" if not rows_have_negatives else "")
+    hard = f"hard_negatives {pairs.hard_negatives}" + (" and no column of them" if not rows_have_negatives else "")
     processes = "in one process" if training.world_size == 1 else "with spatial_negatives: false"
     raise ValueError(
         f"per_device_train_batch_size: found 1 {processes} with {hard} and {queue}: each query has its own "

@@ -1,11 +1,13 @@
 """Read recipe files: strict YAML, what a recipe inherits by `extends`, and how mappings merge."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from training.errors import RecipeError
+from training.recipe.old_names import with_new_names
 
 REPLACE_TAG = "!replace"
 
@@ -14,8 +16,11 @@ class Replaced(dict):
     """A mapping that replaces an inherited one whole: `query_mix: !replace {both: 1}` in a recipe file."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (plain YAML silently keeps the last) and knows `!replace`."""
+class Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice (plain YAML silently keeps the last) and knows `!replace`.
+
+    `1e-4` is a number, as in YAML 1.2; PyYAML reads it as text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -34,7 +39,19 @@ class _Loader(yaml.SafeLoader):
         return Replaced(self.construct_mapping(node, deep=True))
 
 
-_Loader.add_constructor(REPLACE_TAG, _Loader.construct_replaced)
+Loader.add_constructor(REPLACE_TAG, Loader.construct_replaced)
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: no valid YAML.
+        RecipeError: a key given twice, or `!replace` before what is not a mapping.
+    """
+    return yaml.load(text, Loader=Loader)
 
 
 def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -42,7 +59,7 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     `extends: other.yaml` (beside this file) takes over the other recipe; keys given here replace its keys. Mappings are
     merged key by key, except one that is marked `!replace`, which takes the place of the inherited mapping whole (our
-    design; precedent: `!override` in Docker Compose files).
+    design; precedent: `!override` in Docker Compose files). Old names of keys become the new ones, with a warning.
 
     Args:
         path: the file.
@@ -58,11 +75,12 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"recipe: found no file {path}; expected a YAML file")
     try:
         with path.open(encoding="utf-8") as stream:
-            values = yaml.load(stream, Loader=_Loader)
+            values = yaml.load(stream, Loader=Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(f"{path}: found {type(values).__name__}; expected a mapping of keys to values")
+    values = with_new_names(values, str(path))
     parent = values.pop("extends", None)
     if parent is None:
         return merged({}, values)

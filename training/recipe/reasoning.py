@@ -1,20 +1,18 @@
-"""The recipe keys of the stages in which a model learns to reason, and what each stage reads of the others.
-
-Nothing here knows a trainer: `check_reasoning` raises ValueError, which `training.recipe.arguments` turns into a refusal.
-"""
+"""The recipe's keys of the stages in which a model learns to reason, and what each stage reads of the others."""
 
 import dataclasses
 import importlib.util
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
 
+from training.recipe.checking import CONFIG, Count, NotNegative, Positive, Share
 from training.rewards import reward_weights
 
-COLD_START, REASONING = "cold_start", "reasoning"
+COLD_START, GRPO = "cold_start", "grpo"
 DEFAULT_REWARDS = {
     "format": 0.5,
     "length": 0.2,
@@ -24,42 +22,34 @@ DEFAULT_REWARDS = {
     "contradiction": 0.5,
 }
 # Weights of the InfoNCE beside the cross-entropy (cold start) and beside GRPO.
-_CONTRASTIVE_WEIGHT = {COLD_START: 1.0, REASONING: 0.1}
-_OF_BOTH = ("contrastive_weight", "unreasoned_share", "evaluate_reasoning")
-_OF_COLD_START = ("ce_weight",)
-# What the joint recipe says of its cold start itself.
+_CONTRASTIVE_WEIGHT = {COLD_START: 1.0, GRPO: 0.1}
+_READ_BY_COLD_START = ("stage", "contrastive_weight", "unreasoned_share", "evaluate_reasoning", "ce_weight")
+# What a recipe says of its cold start itself.
 _NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
 # What the other groups hold that a stage does not read.
 _UNREAD_LOSS = ("dual_alignment", "sample_filter")
-_UNREAD_BY_ROLLOUTS = (
-    "queue_momentum",
-    "several_positives",
-    "spatial_negatives",
-    "router_loss_weight",
-    "sparsity_weight",
-    "encode_chunk_size",
-)
+_UNREAD_BY_ROLLOUTS: tuple[str, ...] = ("queue_momentum", "several_positives", "spatial_negatives", "encode_chunk_size")
+_UNREAD_BY_ROLLOUTS += ("router_loss_weight", "sparsity_weight")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class ReasoningArguments:
     """Which stage is trained, and how a model learns to write attributes before it embeds.
 
     Args:
         stage: "contrastive": vectors alone. "cold_start": the model also learns to write the attributes that are known of a
-            product. "reasoning": it tries attributes of its own and is rewarded for vectors that retrieve (GRPO).
+            product. "grpo": it tries attributes of its own and is rewarded for vectors that retrieve (GRPO beside InfoNCE).
         cold_start: the keys in which the cold start differs from this recipe, {max_steps: 1000, learning_rate: 1.0e-5, …};
-            it is trained first, in output_dir/cold_start, and its model is where the joint stage begins. None: the joint
-            stage begins with `base` as it is.
+            it is trained first, in output_dir/cold_start, and its model is where the stage grpo begins. None: that stage
+            begins with `base` as it is.
         ce_weight: α of the cross-entropy of the cold start. 0.1 is LREM's.
-        contrastive_weight: weight of the InfoNCE: β of the cold start, λ of the joint stage; None: 1.0 and 0.1, LREM's.
+        contrastive_weight: weight of the InfoNCE: β of the cold start, λ of the stage grpo; None: 1.0 and 0.1, LREM's.
         grpo_weight: weight of the GRPO loss; 0: rollouts are compared and nothing is rewarded.
         unreasoned_share: share of queries and of products that are embedded without reasoning, so that both kinds stay in
             one space (our design).
         rollouts: G, the number of reasonings that are tried for each query and for each product.
         rollout_chunk_size: rollouts of one forward pass; None: all of a process.
         rollout_temperature: of the draw; the loss is taken at the same temperature.
-        rollout_top_p: draw from the likeliest tokens that together have this probability.
         rewards: weight of each reward, {format: 0.5, …}; see training/rewards. Those not named are not computed.
         kl_weight: β of the divergence from the policy that the stage started with. The papers give none; 0.04 is that of
             GRPO's own (arXiv 2402.03300).
@@ -68,21 +58,20 @@ class ReasoningArguments:
         evaluate_reasoning: how both sides are embedded in the evaluations before and after, some of none and generate.
     """
 
-    stage: Literal["contrastive", "cold_start", "reasoning"] = "contrastive"
-    cold_start: dict | str | None = None
-    ce_weight: float = 0.1
-    contrastive_weight: float | None = None
-    grpo_weight: float = 1.0
-    unreasoned_share: float = 0.5
-    rollouts: int = 8
-    rollout_chunk_size: int | None = None
-    rollout_temperature: float = 1.0
-    rollout_top_p: float = 1.0
-    rewards: dict | str | None = field(default_factory=lambda: dict(DEFAULT_REWARDS))
-    kl_weight: float = 0.04
+    stage: Literal["contrastive", "cold_start", "grpo"] = "contrastive"
+    cold_start: dict[str, Any] | None = None
+    ce_weight: NotNegative = 0.1
+    contrastive_weight: NotNegative | None = None
+    grpo_weight: NotNegative = 1.0
+    unreasoned_share: Share = 0.5
+    rollouts: Annotated[int, Field(ge=2)] = 8
+    rollout_chunk_size: Count | None = None
+    rollout_temperature: Positive = 1.0
+    rewards: dict[str, Any] = Field(default_factory=lambda: dict(DEFAULT_REWARDS))
+    kl_weight: NotNegative = 0.04
     vllm: bool = False
-    completions_steps: int = 10
-    evaluate_reasoning: list[str] = field(default_factory=lambda: ["none", "generate"])
+    completions_steps: Annotated[int, Field(ge=0)] = 10
+    evaluate_reasoning: list[Literal["none", "generate"]] = Field(default_factory=lambda: ["none", "generate"])  # type: ignore[arg-type]
 
     @property
     def infonce_weight(self) -> float:
@@ -90,30 +79,30 @@ class ReasoningArguments:
         given = self.contrastive_weight
         return _CONTRASTIVE_WEIGHT.get(self.stage, 1.0) if given is None else given
 
-    @property
-    def weights_of_rewards(self) -> dict[str, float]:
-        """The weights of the rewards that are computed, in the order of the recipe."""
-        return reward_weights(dict(self.rewards or {}))  # type: ignore[arg-type]
+    @field_validator("rewards")
+    @classmethod
+    def _check_rewards(cls, rewards: dict[str, Any]) -> dict[str, float]:
+        return reward_weights(rewards)
+
+    @field_validator("evaluate_reasoning")
+    @classmethod
+    def _check_ways(cls, ways: list[Any]) -> list[Any]:
+        if not ways or len(set(ways)) < len(ways):
+            raise ValueError(f"found {ways}; expected none, generate, or both")
+        return ways
 
 
 def cold_start_values(resolved: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
-    """Return the keys of the cold start of a joint recipe: those of the recipe, but for what belongs to the joint stage.
+    """Return the keys of the cold start of a recipe: those of the recipe, but for what belongs to its stage grpo.
 
     Args:
-        resolved: the joint recipe's keys; its `cold_start` names those that differ.
+        resolved: the recipe's keys; its `cold_start` names those that differ.
         output_dir: where the cold start is trained.
 
     Relations: as with `extends`, mappings are merged key by key.
     """
-    own = {
-        *_unread_keys(COLD_START),
-        "contrastive_weight",
-        "max_steps",
-        "train_minutes",
-        "evaluate_before",
-        "evaluate_after",
-    }
-    values = {key: value for key, value in resolved.items() if key not in own}
+    own = ("contrastive_weight", "max_steps", "train_minutes", "evaluate_before", "evaluate_after")
+    values = {key: value for key, value in resolved.items() if key not in (*own, *_unread_keys(COLD_START))}
     for key, value in resolved["cold_start"].items():
         both_mappings = isinstance(value, dict) and isinstance(values.get(key), dict)
         values[key] = {**values[key], **value} if both_mappings else value
@@ -121,11 +110,11 @@ def cold_start_values(resolved: Mapping[str, Any], output_dir: str) -> dict[str,
 
 
 def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) -> None:
-    """Refuse what a stage does not read, and values out of range.
+    """Refuse what a stage does not read.
 
     Args:
         reasoning: the recipe's keys of the stages.
-        groups: the recipe's other groups by name: "model", "data", "loss" and "training".
+        groups: the recipe's other groups by name: "model", "pairs", "data", "loss" and "training".
 
     Raises:
         ValueError: names the key, what was found and what is expected.
@@ -133,27 +122,26 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
     _refuse_changed(reasoning, _unread_keys(reasoning.stage), f"with stage: {reasoning.stage}")
     if reasoning.stage == "contrastive":
         return
-    _check_ranges(reasoning)
     where = f"without stage: {reasoning.stage}"
     _check_data(reasoning.stage, groups["data"])
     _refuse_changed(groups["loss"], _UNREAD_LOSS, where, only=True)
     if groups["model"].architecture != "moon":
         raise ValueError(f"architecture: found {groups['model'].architecture!r}; expected moon {where}")
-    if reasoning.stage == REASONING:
+    if reasoning.stage == GRPO:
         _refuse_changed(groups["loss"], _UNREAD_BY_ROLLOUTS, where, only=True)
-        _refuse_changed(groups["data"], ("positives_per_query",), where, only=True)
+        _refuse_changed(groups["pairs"], ("positives_per_query",), where, only=True)
         _check_model(groups["model"])
         _check_rollouts(reasoning, groups["training"])
         named = [key for key in _NOT_OF_COLD_START if key in (reasoning.cold_start or {})]
         if named:
-            raise ValueError(f"cold_start: found {named[0]!r}, which the joint recipe sets; expected other keys")
+            raise ValueError(f"cold_start: found {named[0]!r}, which the recipe itself sets; expected other keys")
 
 
 def _check_data(stage: str, data: Any) -> None:
     """Streams are for the cold start alone, and only their batches are bucketed."""
-    if data.streaming and stage == REASONING:
+    if data.streaming and stage == GRPO:
         raise ValueError(
-            "streaming: found True with stage: reasoning, whose trainer (TRL's GRPO) reads pairs by number from data of known "
+            "streaming: found True with stage: grpo, whose trainer (TRL's GRPO) reads pairs by number from data of known "
             "length, in any order, and whose rewards know the values of all products; expected False; a cold start may be "
             "streamed, by a recipe of its own whose model is then the base, or as cold_start: {streaming: true, data: …}"
         )
@@ -162,67 +150,38 @@ def _check_data(stage: str, data: Any) -> None:
 
 
 def _unread_keys(stage: str) -> list[str]:
-    read = {
-        "contrastive": (),
-        COLD_START: (*_OF_BOTH, *_OF_COLD_START),
-        REASONING: [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name not in _OF_COLD_START],
-    }[stage]
-    return [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name not in ("stage", *read)]
+    names = [entry.name for entry in dataclasses.fields(ReasoningArguments) if entry.name != "stage"]
+    read = {"contrastive": (), COLD_START: _READ_BY_COLD_START, GRPO: {*names} - {"ce_weight"}}[stage]
+    return [name for name in names if name not in read]
 
 
 def _refuse_changed(group: Any, names: Any, where: str, only: bool = False) -> None:
     """Refuse keys that differ from their default; `where` says with what they were found, or without what they are read."""
-    for entry in dataclasses.fields(group):
-        default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-        found = getattr(group, entry.name)
-        if entry.name in names and found != default:
+    defaults = type(group)()
+    for name in names:
+        found, default = getattr(group, name), getattr(defaults, name)
+        if found != default:
             said = f"; expected only {where}" if only else f" {where}, which does not read it; expected {default!r}"
-            raise ValueError(f"{entry.name}: found {found!r}{said}")
-
-
-def _check_ranges(reasoning: ReasoningArguments) -> None:
-    ranges: dict[str, tuple[float, float]] = {
-        "ce_weight": (0, math.inf),
-        "contrastive_weight": (0, math.inf),
-        "grpo_weight": (0, math.inf),
-        "unreasoned_share": (0, 1),
-        "rollouts": (2, math.inf),
-        "rollout_chunk_size": (1, math.inf),
-        "kl_weight": (0, math.inf),
-        "completions_steps": (0, math.inf),
-    }
-    for key, (low, high) in ranges.items():
-        value = getattr(reasoning, key)
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            upper = "" if math.isinf(high) else f" and at most {high:g}"
-            raise ValueError(f"{key}: found {value!r}; expected a number of at least {low:g}{upper}")
-    for key, high in (("rollout_temperature", math.inf), ("rollout_top_p", 1)):
-        value = getattr(reasoning, key)
-        if not 0 < value <= high or not math.isfinite(value):
-            raise ValueError(f"{key}: found {value!r}; expected above 0" + ("" if math.isinf(high) else " up to 1"))
-    modes = reasoning.evaluate_reasoning
-    if not modes or not set(modes) <= {"none", "generate"} or len(set(modes)) < len(modes):
-        raise ValueError(f"evaluate_reasoning: found {modes}; expected none, generate, or both")
+            raise ValueError(f"{name}: found {found!r}{said}")
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what the joint stage's trainer does not read of a model that learns."""
+    """Refuse what the trainer of the stage grpo does not read of a model that learns."""
     if model.learning_rates:
         raise ValueError(
-            f"learning_rates: found {model.learning_rates} with stage: reasoning; expected learning_rate alone, and rates "
+            f"learning_rates: found {model.learning_rates} with stage: grpo; expected learning_rate alone, and rates "
             "by name in cold_start"
         )
     dropout = (model.lora or {}).get("dropout", 0)
     if dropout:
         raise ValueError(
-            f"lora.dropout: found {dropout} with stage: reasoning, whose rewards and gradients are of the same vectors; "
+            f"lora.dropout: found {dropout} with stage: grpo, whose rewards and gradients are of the same vectors; "
             "expected 0, and more in cold_start, as {lora: {dropout: …}}"
         )
 
 
 def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
-    """What GRPO needs: rewards that are known, and forward passes that share the rollouts evenly."""
-    reward_weights(dict(reasoning.rewards or {}))  # type: ignore[arg-type]
+    """What GRPO needs: something to learn from, and forward passes that share the rollouts evenly."""
     if not (reasoning.grpo_weight or reasoning.infonce_weight):
         raise ValueError("grpo_weight, contrastive_weight: found 0 for both; expected at least one above 0")
     if reasoning.vllm and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
@@ -236,6 +195,6 @@ def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
         )
     if training.gradient_accumulation_steps != 1:
         raise ValueError(
-            f"gradient_accumulation_steps: found {training.gradient_accumulation_steps} with stage: reasoning; "
+            f"gradient_accumulation_steps: found {training.gradient_accumulation_steps} with stage: grpo; "
             "expected 1, and rollout_chunk_size for less memory"
         )

@@ -7,7 +7,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from training.recipe.arguments import GROUPS, TABLE_KEYS, default_values
+from training.recipe.arguments import default_values
+from training.recipe.data import TABLE_KEYS
+from training.recipe.old_names import with_new_names
+from training.recipe.training import training_defaults
 
 MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
@@ -24,12 +27,14 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the keys that define what is computed and differ between two resolved recipes.
 
     A key that a recipe does not hold has its default. Two spellings of one path are one: relative ones start in the working
-    directory. A run with train_minutes keeps the max_steps that was measured at its start; one below 1 was not measured yet.
+    directory. A run with train_minutes keeps the max_steps that was measured at its start; one below 1 was not measured yet. What
+    a run stored under old names is compared under the new ones.
 
     Args:
         old: of a run that was begun.
         new: of the command that goes on.
     """
+    old, new = with_new_names(old), with_new_names(new)
     unsettled = min(old.get("max_steps", -1), new.get("max_steps", -1)) < 1
     measured = new.get("train_minutes") is not None and unsettled
     keys = sorted((set(old) | set(new)) - MAY_DIFFER_ON_RESUME)
@@ -42,6 +47,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Args:
         old, new: as in `differing_keys`.
     """
+    old, new = with_new_names(old), with_new_names(new)
     return "; ".join(f"{key}: {_value(key, old)!r} → {_value(key, new)!r}" for key in differing_keys(old, new))
 
 
@@ -56,7 +62,7 @@ def _defaults() -> dict[str, Any]:
     A resolved recipe holds each of our keys, and those of the library that differ from the library's default. One that lacks a
     key of ours was written before there was such a key.
     """
-    return {**default_values(GROUPS), **default_values((TrainingArguments,))}
+    return {**default_values(), **training_defaults(TrainingArguments)}
 
 
 def _meant(key: str, recipe: Mapping[str, Any]) -> Any:
@@ -67,8 +73,16 @@ def _meant(key: str, recipe: Mapping[str, Any]) -> Any:
     if key == "base":
         return _path(value)
     if key == "cold_start" and isinstance(value, dict):
-        return {name: _meant(name, value) for name in value}
+        return {name: _number(_meant(name, value)) for name in value}
     return value
+
+
+def _number(value: Any) -> Any:
+    """A number that the version before stored as text, as PyYAML reads `1e-4`; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _entry(entry: Any) -> Any:

@@ -11,6 +11,14 @@ from transformers import TrainerCallback
 
 from product_data.atomic_files import append_line, cut_lines_after, read_lines
 from retrieval.shortened import part_of
+from training.libraries.trainer import (
+    Step,
+    TrainerSteps,
+    call_the_cpu_cpu,
+    loss_counters,
+    restore_loss_counters,
+    sum_of_losses,
+)
 from training.parallel.distributed import rank, world_size
 from training.runs.folder import RunFolder, mark_complete
 from training.runs.full_disk import DiskWatch, check_space
@@ -22,10 +30,10 @@ class ResumeError(RuntimeError):
     exit_status = 2
 
 
-class ExactResumption:
+class ExactResumption(TrainerSteps):
     """Mixin before a Trainer: whole checkpoints, each process's own state in them, and logs without gap or repetition.
 
-    A checkpoint counts only with its marker, which is written last; see `training.runs.resume`. What the trainer keeps beside
+    A checkpoint counts only with its marker, which is written last; see `training.runs.folder`. What the trainer keeps beside
     Trainer's own state goes through `own_state` and `load_own_state`, into `<state_name>_<rank>.pt`. A full disk stops all
     processes together. Writes `metrics.jsonl` (each logged step), `skipped.jsonl` (each unreadable item, once) and
     `shortened.jsonl` (each text that was cut and item whose pictures were made smaller, once) in output_dir.
@@ -44,10 +52,7 @@ class ExactResumption:
 
     def start_resumption(self: Any) -> None:
         """Begin to watch the disk and the moment when a training begins."""
-        if self.args.device.type == "cpu":
-            vars(self.args)["_setup_devices"] = torch.device(
-                "cpu"
-            )  # torch cannot load to "cpu:0", as transformers 5.17 asks
+        call_the_cpu_cpu(self.args)
         self.disk = DiskWatch(self.args.output_dir)
         self._resumed: Mapping[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
@@ -81,7 +86,7 @@ class ExactResumption:
 
     def mean_loss(self: Any) -> float:
         """Return the mean loss of all steps; after a resumption Trainer divides the sum by the steps since."""
-        return self._total_loss_scalar / max(self.state.global_step, 1)
+        return sum_of_losses(self) / max(self.state.global_step, 1)
 
     def note_skipped(self: Any, skipped: Sequence[Mapping[str, str]]) -> None:
         """Write each unreadable item to `skipped.jsonl`, once."""
@@ -102,7 +107,7 @@ class ExactResumption:
 
     # Saving
 
-    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+    def save_checkpoint(self: Any, save: Step) -> None:
         """Save as Trainer does, then each process's own state, then the marker that makes it count."""
         folder = self.run_folder.checkpoint(self.state.global_step)
         with self.disk.keeping():
@@ -112,14 +117,9 @@ class ExactResumption:
                 check_space(folder.parent)
         self.disk.stop_together(folder.name)
         with self.disk.keeping(), _without_save_limit(self.args):  # Trainer's pruning does not know which are whole
-            super()._save_checkpoint(model, trial)
+            save()
         with self.disk.keeping():
-            counters = {
-                "world_size": world_size(),
-                "running_loss": self._tr_loss.item(),
-                "total_loss": self._total_loss_scalar,
-                "last_logged": self._globalstep_last_logged,
-            }
+            counters = {"world_size": world_size(), **loss_counters(self)}
             torch.save(counters | self.own_state(), folder / self._state_file())
             self.save_more(folder)
         self.disk.stop_together(folder.name, folder)
@@ -136,44 +136,40 @@ class ExactResumption:
 
     # A part whose writing fails does not keep a process from the exchanges of the parts that follow.
 
-    def _save(self: Any, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_weights(self: Any, save: Step, folder: Path) -> None:
+        """Save as Trainer does, and the processor beside the weights."""
         with self.disk.keeping():
-            super()._save(output_dir, state_dict)
+            save()
             if self.args.should_save and self.save_processor is not None:
-                self.save_processor(Path(output_dir or self.args.output_dir))
+                self.save_processor(folder)
 
-    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
+    def save_part(self: Any, save: Step) -> None:
+        """Save as Trainer does; the error of a full disk is kept."""
         with self.disk.keeping():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_rng_state(self: Any, output_dir: str) -> None:
-        with self.disk.keeping():
-            super()._save_rng_state(output_dir)
+            save()
 
     # Going on
 
-    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint) / self._state_file()
+    def after_loading(self: Any, checkpoint: Path) -> None:
+        """Take over each process's own state."""
+        path = checkpoint / self._state_file()
         state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
         if state.get("world_size") != world_size():
             raise ResumeError(
                 f"{checkpoint}: found a run of {state.get('world_size', 'fewer')} processes; "
                 f"expected {world_size()}, because each process resumes its own queue"
             )
-        self.load_own_state(state, Path(checkpoint))
+        self.load_own_state(state, checkpoint)
         self._resumed = state
 
-    def _issue_warnings_after_load(self: Any, load_result: Any) -> None:
+    def compare_weights(self: Any, warn: Step, missing: Sequence[str], unexpected: Sequence[str]) -> None:
         """Refuse a checkpoint without some of the weights; tied weights are saved once."""
         parameters = dict(self.model.state_dict())
-        loaded = {value.data_ptr() for name, value in parameters.items() if name not in load_result.missing_keys}
-        missing = [name for name in load_result.missing_keys if parameters[name].data_ptr() not in loaded]
-        if missing or load_result.unexpected_keys:
+        loaded = {value.data_ptr() for name, value in parameters.items() if name not in missing}
+        absent = [name for name in missing if parameters[name].data_ptr() not in loaded]
+        if absent or unexpected:
             raise ResumeError(
-                f"checkpoint: found no weights for {missing[:5]} and unknown weights {load_result.unexpected_keys[:5]}; "
+                f"checkpoint: found no weights for {absent[:5]} and unknown weights {unexpected[:5]}; "
                 "expected a checkpoint of this very model"
             )
 
@@ -186,9 +182,7 @@ class ExactResumption:
         if self._resumed is None:
             return
         self.state.compute_steps(self.args, self.state.max_steps)
-        self._tr_loss = torch.tensor(self._resumed["running_loss"], device=self.args.device)
-        self._total_loss_scalar = self._resumed["total_loss"]
-        self._globalstep_last_logged = self._resumed["last_logged"]
+        restore_loss_counters(self, self._resumed)
         self._resumed = None
 
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training.libraries.accelerate_library import skips_steps
+from training.libraries.trainer import TrainerSteps
 from training.parallel.distributed import rank
 from training.runs.folder import RunFolder
 
@@ -15,7 +17,7 @@ class NonFiniteLossError(FloatingPointError):
     exit_status = 3
 
 
-class FiniteSteps:
+class FiniteSteps(TrainerSteps):
     """Mixin before a Trainer: a loss or a gradient that is NaN or infinite stops training, with the items named in a file.
 
     The trainer adds the names of each batch to `items_of_step`, and calls `stop_not_finite` for its loss.
@@ -26,14 +28,11 @@ class FiniteSteps:
 
     items_of_step: list[Any]
 
-    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
-        """As Trainer's, of all processes; one that is not finite ends training before the weights, and a checkpoint, are so."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        skips = self.accelerator.scaler is not None  # of float16: it leaves such steps out by itself
-        if norm is not None and not skips and not math.isfinite(norm):
+    def after_gradient_norm(self: Any, norm: Any) -> None:
+        """End training before the weights, and a checkpoint, take a gradient that is not finite in all processes."""
+        if norm is not None and not skips_steps(self.accelerator) and not math.isfinite(norm):
             self.stop_not_finite("gradient's norm", float(norm), self.items_of_step)
         self.items_of_step = []
-        return norm
 
     def stop_not_finite(self: Any, what: str, value: float, items: list[Any]) -> NoReturn:
         """Write the items of a step that is not finite to `nonfinite_batch_<rank>.json` in output_dir, and stop.

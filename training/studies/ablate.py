@@ -28,22 +28,17 @@ import yaml
 from tqdm import tqdm
 
 from evaluation.provenance import provenance
+from processing_moon import ProductError, open_image
 from processing_moon.cropping_moon import CoreDetector, LargestRegionDetector
-from processing_moon.product_moon import ProductError, open_image
 from product_data.atomic_files import read_lines, write_atomically
 from product_data.outputs import require_writable_folder
 from product_data.tables import ProductTables, load_tables
 from training.places import TRAIN
-from training.recipe.arguments import (
-    TABLE_KEYS,
-    RecipeError,
-    check_keys,
-    known_keys,
-    parse_recipe,
-    read_recipe_file,
-    reading_of,
-)
-from training.recipe.files import merged
+from training.recipe.arguments import RecipeError, known_keys, parse_recipe
+from training.recipe.checking import check_keys
+from training.recipe.data import TABLE_KEYS, reading_of
+from training.recipe.files import merged, read_recipe_file
+from training.recipe.old_names import with_new_names
 from training.runs.folder import RunFolder
 from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
 
@@ -115,9 +110,8 @@ class Run:
         if not path.is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(
-            key for key in found["keys"].keys() | self.wanted.keys() if found["keys"].get(key) != self.wanted.get(key)
-        )
+        keys = with_new_names(found["keys"])
+        differing = sorted(key for key in keys.keys() | self.wanted.keys() if keys.get(key) != self.wanted.get(key))
         if differing:
             raise RecipeError(
                 f"{path}: found the result of another recipe ({', '.join(differing)} differ); "
@@ -151,8 +145,12 @@ def read_suite(path: Path) -> Suite:
     if values.get("boxes") not in (None, *DETECTORS):
         raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; expected {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
-    recipe = merged(recipe, values.get("keys") or {})
-    suite = Suite(path, recipe, values["cells"], seeds, values.get("boxes"))
+    recipe = merged(recipe, with_new_names(values.get("keys") or {}, f"{path}: keys"))
+    cells = {
+        name: with_new_names(changed, f"{path}: cells: {name}") if isinstance(changed, dict) else changed
+        for name, changed in values["cells"].items()
+    }
+    suite = Suite(path, recipe, cells, seeds, values.get("boxes"))
     _check_cells(suite)
     return suite
 

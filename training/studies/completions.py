@@ -1,4 +1,4 @@
-"""Read what a joint stage writes: the completions of its steps in groups and pairs, and its logged numbers."""
+"""Read what a GRPO stage writes: the completions of its steps in groups and pairs, and its logged numbers."""
 
 import json
 import math
@@ -181,7 +181,7 @@ def completion_steps(run: Path) -> dict[int, Path]:
     found = RunFolder(run).completion_steps()
     if not found:
         raise ReportError(
-            f"RUN: found no completions in {RunFolder(run).completions}; expected a run with stage: reasoning and "
+            f"RUN: found no completions in {RunFolder(run).completions}; expected a run with stage: grpo and "
             "completions_steps above 0 that has made as many steps"
         )
     return found

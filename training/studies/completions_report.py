@@ -1,4 +1,4 @@
-"""What a joint stage writes, as one HTML page that a person can read: curves, and the attributes tried for each item.
+"""What a GRPO stage writes, as one HTML page that a person can read: curves, and the attributes tried for each item.
 
 moon3 completions RUN [--output RUN/completions.html] [--step last] [--items 40] [--order change]
 
@@ -8,7 +8,6 @@ visible signs. Of the tables only the chosen step's is read; the curves are thos
 
 import base64
 import contextlib
-import dataclasses
 import io
 import itertools
 import json
@@ -20,20 +19,20 @@ from typing import Any
 
 import yaml
 
-from processing_moon.product_moon import ProductError, open_image
+from processing_moon import ProductError, open_image
 from product_data.atomic_files import write_atomically
 from product_data.outputs import require_writable_file
 from product_data.tables import ImageSource, ProductRow, ProductTables, QueryRow, TableError
 from training.assembly.sources import read_data
-from training.recipe.arguments import (
-    DataArguments,
-    LossArguments,
-    ModelArguments,
-    MoonTrainingArguments,
-    Recipe,
-    RecipeError,
-)
+from training.recipe.arguments import Recipe, RecipeError, keys_of
+from training.recipe.checking import make_group
+from training.recipe.data import DataArguments
+from training.recipe.loss import LossArguments
+from training.recipe.model import ModelArguments
+from training.recipe.old_names import with_new_names
+from training.recipe.pairs import PairArguments
 from training.recipe.reasoning import ReasoningArguments
+from training.recipe.training import MoonTrainingArguments
 from training.runs.folder import RunFolder
 from training.runs.run import Run
 from training.studies.completions import (
@@ -127,16 +126,17 @@ def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTa
     without = "No titles and no pictures"
     if values is None:
         return [], [f"{without}: without {RunFolder(run).recipe.name} the tables are not known."]
-    names = {entry.name for entry in dataclasses.fields(DataArguments)}
     try:
+        values = with_new_names(values)
         recipe = Recipe(
             RunFolder(run).recipe,
             ModelArguments(),
-            DataArguments(**{name: value for name, value in values.items() if name in names}),
+            PairArguments(),
+            make_group(DataArguments, {key: values[key] for key in keys_of(DataArguments) if key in values}),
             LossArguments(),
             ReasoningArguments(),
             MoonTrainingArguments(output_dir=str(run), use_cpu=True),
-            resolved=dict(values),
+            resolved=values,
         )
         with contextlib.redirect_stdout(sys.stderr):
             return read_data(Run(recipe)), []
@@ -259,7 +259,7 @@ def write_page(
     """Write the page of a run.
 
     Args:
-        run: output_dir of a training with `stage: reasoning`, finished or not.
+        run: output_dir of a training with `stage: grpo`, finished or not.
         output: the page. Default: completions.html in the run.
         step (`str`): a step's number, or "last". Default "last".
         items (`int`): at most this many pairs of query and product. Default 40.

@@ -24,7 +24,7 @@ from product_data.atomic_files import append_line, mend_lines, read_lines, write
 from product_data.outputs import require_writable_file
 from training.places import RECIPES
 from training.recipe.arguments import RecipeError, parse_recipe
-from training.recipe.reasoning import REASONING
+from training.recipe.reasoning import GRPO
 from training.runs.folder import RunFolder
 from training.studies.ablate import Run, row_scores, run_all
 
@@ -49,10 +49,10 @@ def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
     """
     found = parse_recipe([str(recipe), "--output_dir", str(folder)])
     args, reasoning = found.training, found.reasoning
-    if reasoning.stage != REASONING or not reasoning.cold_start or not (args.evaluate_before and args.evaluate_after):
+    if reasoning.stage != GRPO or not reasoning.cold_start or not (args.evaluate_before and args.evaluate_after):
         raise RecipeError(
             f"{recipe}: found stage {reasoning.stage!r}, cold_start {reasoning.cold_start}, evaluate_before "
-            f"{args.evaluate_before}, evaluate_after {args.evaluate_after}; expected stage: reasoning with a cold start, "
+            f"{args.evaluate_before}, evaluate_after {args.evaluate_after}; expected stage: grpo with a cold start, "
             "evaluated before and after"
         )
     runs = []

@@ -41,10 +41,11 @@ from product_data.errors import OptionError
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, Candidates, FalseNegatives, NegativeQueue, QueryFacts, stable_id
 from training.batches.pairs import Pair
-from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from training.contrastive.trainer import ContrastiveTrainer
 from training.losses.info_nce import InfoNCELoss
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
+from training.recipe.loss import LossArguments
 
 _TEMPERATURE = 0.05
 _LEARNING_RATE = 1e-5
@@ -119,7 +120,7 @@ class OurStep:
             args=arguments,
             loss=InfoNCELoss(_TEMPERATURE, _BLOCK),
             queue=NegativeQueue(queue_steps),
-            options=ContrastiveOptions(chunk_size=chunk_size),
+            options=LossArguments(encode_chunk_size=chunk_size),
         )
         self.trainer.current_gradient_accumulation_steps = 1  # set by Trainer's own loop, which is not run here
         self.model = self.trainer.model

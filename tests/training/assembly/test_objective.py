@@ -7,13 +7,14 @@ from safetensors.torch import load_file
 
 from modeling_moon import MoonModel
 from product_data.atomic_files import read_lines
-from training.assembly.objective import check_fits, loss_of, options_of
+from training.assembly.objective import check_fits, filter_of, loss_of
 from training.assembly.starting_model import choose_what_learns
-from training.contrastive.trainer import ContrastiveOptions
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
-from training.recipe.arguments import LossArguments, ModelArguments, RecipeError, parse_recipe
+from training.recipe.arguments import RecipeError, parse_recipe
+from training.recipe.loss import LossArguments
+from training.recipe.model import ModelArguments
 from training.train import main
 
 
@@ -29,11 +30,11 @@ def recipe(tmp_path):
 
 def test_the_defaults_are_the_plain_objective_of_moon(recipe):
     parsed = parse_recipe(recipe())
-    loss, options = loss_of(parsed.loss), options_of(parsed)
+    loss = loss_of(parsed.loss)
     assert type(loss.contrastive) is InfoNCELoss
     assert (loss.contrastive.temperature, loss.contrastive.block_size) == (0.05, None)
     assert (loss.weights, loss.router_weight, loss.sparsity_weight) == (None, 0.0, 0.0)
-    assert options == ContrastiveOptions()
+    assert filter_of(parsed.loss) is None
 
 
 def test_every_key_reaches_what_it_names(recipe):
@@ -46,14 +47,8 @@ def test_every_key_reaches_what_it_names(recipe):
         "several_positives": True,
         "loss_block_size": 64,
         "matryoshka_dims": [8, 16],
-        "matryoshka_weights": [0.5, 1.0],
         "sample_filter": True,
         "filter_threshold": 0.7,
-        "filter_kappa": 10.0,
-        "filter_margin_start": 0.3,
-        "filter_margin_end": -0.1,
-        "filter_schedule": "linear",
-        "filter_weight": 0.25,
         "dual_alignment": True,
         "alignment_weights": {"t": 1, "i": 0.5, "mm": 2},
         "intra_weight": 0.7,
@@ -64,22 +59,19 @@ def test_every_key_reaches_what_it_names(recipe):
     }
     parsed = parse_recipe(recipe(**values, learning_rates={"*visual*": "5e-1"}))
     assert {name: getattr(parsed.loss, name) for name in values} == values
-    loss, options = loss_of(parsed.loss), options_of(parsed)
-    assert options.learning_rates == {"*visual*": 0.5}
+    loss = loss_of(parsed.loss)
+    assert parsed.model.learning_rates == {"*visual*": 0.5}
     assert type(loss.contrastive) is MatryoshkaLoss
-    assert loss.contrastive.weights == {16: 1.0, 8: 0.5}
+    assert loss.contrastive.weights == {16: 1.0, 8: 1.0}
     assert (loss.contrastive.temperature, loss.contrastive.contrastive.block_size) == (0.1, 64)
     assert loss.weights == {"t": 1.0, "i": 0.5, "mm": 2.0}
     assert (loss.intra_weight, loss.symmetric, loss.router_weight, loss.sparsity_weight) == (0.7, True, 0.01, 0.02)
-    assert (options.chunk_size, options.queue_warmup_steps, options.queue_momentum) == (16, 0.2, 0.99)
-    assert options.terms.sample_filter == SampleFilter(0.7, 10.0, 0.3, -0.1, "linear", 0.25)
-    assert (options.terms.several_positives, options.terms.negative_margin) == (True, 0.1)
-    assert (options.terms.forms, options.terms.intra, options.terms.symmetric) == (True, True, True)
+    assert filter_of(parsed.loss) == SampleFilter(0.7)
+    assert parsed.loss.aligns_images
 
 
 def test_without_weight_images_do_not_look_for_texts(recipe):
-    terms = options_of(parse_recipe(recipe(dual_alignment=True, intra_weight=0))).terms
-    assert (terms.forms, terms.intra) == (True, False)
+    assert not parse_recipe(recipe(dual_alignment=True, intra_weight=0)).loss.aligns_images
 
 
 @pytest.mark.parametrize(
@@ -87,18 +79,25 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
     [
         ({"queue_steps": -1}, "queue_steps: found -1"),
         ({"queue_warmup_steps": -0.5}, "queue_warmup_steps: found -0.5"),
-        ({"queue_momentum": 1.0}, "queue_momentum: found 1.0; expected 0 to below 1"),
+        ({"queue_momentum": 1.0}, "queue_momentum: found 1.0; expected a number below 1"),
         ({"queue_momentum": 0.9, "queue_steps": 0}, "found without a queue"),
         ({"negative_margin": -0.1}, "negative_margin: found -0.1"),
         ({"loss_block_size": 0}, "loss_block_size: found 0"),
         ({"encode_chunk_size": 0}, "encode_chunk_size: found 0"),
         ({"matryoshka_dims": [8, 8]}, r"matryoshka_dims: found \[8, 8\]"),
-        ({"matryoshka_dims": ["x"]}, "matryoshka_dims: found"),
-        ({"matryoshka_dims": [8], "matryoshka_weights": [1, 2]}, "matryoshka_weights: found .* expected 1"),
-        ({"matryoshka_dims": [8], "matryoshka_weights": [0]}, "matryoshka_weights: found 0"),
-        ({"filter_threshold": 0.0}, r"sample_filter \(filter_…\): threshold: found 0.0"),
-        ({"filter_margin_end": 0.5}, "start, end: found 0.1, 0.5"),
-        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'"),
+        ({"matryoshka_dims": ["x"]}, r"matryoshka_dims\[0\]: found 'x' \(text\); expected an integer"),
+        ({"matryoshka_dims": [0]}, r"matryoshka_dims\[0\]: found 0; expected a number of at least 1"),
+        (
+            {"matryoshka_dims": [8], "matryoshka_weights": [1, 2]},
+            "matryoshka_weights: found .* expected leaving it out: .*Matryoshka",
+        ),
+        (
+            {"matryoshka_dims": [8], "matryoshka_weights": [0]},
+            r"matryoshka_weights: found \[0\]; expected leaving it out",
+        ),
+        ({"filter_threshold": 0.0}, "filter_threshold: found 0.0; expected a number above 0"),
+        ({"filter_margin_end": 0.5}, "filter_margin_end: found 0.5; expected leaving it out: .* end of .*SampleFilter"),
+        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'; expected leaving it out"),
         ({"alignment_weights": {"t": 1}}, "alignment_weights: found .* only with dual_alignment"),
         ({"symmetric_intra": True}, "symmetric_intra: found True; expected only with dual_alignment"),
         ({"dual_alignment": True, "alignment_weights": {"text": 1}}, "alignment_weights: unknown key 'text'"),
@@ -149,7 +148,7 @@ def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon,
     values = {
         "base": str(tiny_moon("qwen3_vl", preset="moon2")),
         "catalogue": {"products": 40, "image_size": 64, "progress": False},
-        "query_mix": {"image": 1, "text": 1, "both": 1},
+        "query_mix": {"i": 1, "t": 1, "mm": 1},
         "max_image_tokens": 4,
         "queue_steps": 2,
         "queue_momentum": 0.9,

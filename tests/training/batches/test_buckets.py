@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from training.assembly.stages import pair_dataset
 from training.batches.buckets import BucketedPairs, Outline, bucket_order
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import PairDataset, PairSource
 from training.recipe.arguments import parse_recipe
+from training.recipe.pairs import PairArguments
 
 outlines = st.lists(st.builds(Outline, st.sampled_from(["image", "text", "both"]), st.integers(0, 500)), max_size=60)
 
@@ -42,7 +44,7 @@ def dataset(length=96):
     products = [ProductRow(f"p{n}", title="thing " * (n + 1), images=(bytes([n]),)) for n in range(12)]
     queries = [QueryRow(f"q{n}", "text", "wish", positives=(f"p{n % 12}",)) for n in range(12)]
     tables = ProductTables("shop", products, queries, ValidationReport("shop", 12, 12, {}))
-    return PairDataset([PairSource(tables)], PairOptions(hard_negatives=0), 3, length)
+    return PairDataset([PairSource(tables)], PairArguments(hard_negatives=0), 3, length)
 
 
 def test_a_window_holds_the_same_pairs_in_another_order():
@@ -86,5 +88,5 @@ def test_a_recipe_asks_for_buckets(tmp_path):
     assert isinstance(made, BucketedPairs)
     assert (made.batch_size, made.window, len(made)) == (3, 6, 12)
     assert sorted(made[position].position for position in range(6)) == list(range(6))
-    recipe.data.bucket_batches = 0
+    recipe = replace(recipe, data=replace(recipe.data, bucket_batches=0))
     assert isinstance(pair_dataset(recipe, recipe.training, tables, steps=4), PairDataset)

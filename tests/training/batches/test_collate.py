@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from processing_moon import MoonProcessor, product_moon
+from processing_moon import MoonProcessor, images_moon
 from product_data.tables import ProductRow, ProductTables, ValidationReport, load_tables
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.negatives import NO_ID
-from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
+from training.batches.pairs import Pair, PairDataset, PairSource
+from training.recipe.pairs import PairArguments
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def shop_with_broken_pictures(share):
         for n in range(20)
     ]
     tables = ProductTables("shop", products, [], ValidationReport("shop", 20, 0, {}))
-    return PairDataset([PairSource(tables)], PairOptions(query_mix={"image": 1}, hard_negatives=0), seed=3, length=30)
+    return PairDataset([PairSource(tables)], PairArguments(query_mix={"i": 1}, hard_negatives=0), seed=3, length=30)
 
 
 def test_a_readable_pair_takes_the_place_of_an_unreadable_one_whatever_the_batch(processor):
@@ -142,7 +143,7 @@ def test_where_no_substitute_can_be_read_either_the_batch_is_refused(processor):
 
 def test_batches_do_not_depend_on_the_number_of_workers(processor):
     tables = load_tables("catalogue", products=40, image_size=64, progress=False).select("train")
-    dataset = PairDataset([PairSource(tables)], PairOptions(), seed=1, length=12)
+    dataset = PairDataset([PairSource(tables)], PairArguments(), seed=1, length=12)
     batches = [
         list(DataLoader(dataset, batch_size=4, collate_fn=PairCollator(processor), num_workers=workers))
         for workers in (0, 2)
@@ -158,8 +159,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(processor):
 
 def test_forms_stand_beside_the_items_and_each_picture_is_decoded_once(processor, monkeypatch):
     opened = []
-    decode = product_moon._decode
-    monkeypatch.setattr(product_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
+    decode = images_moon._decode
+    monkeypatch.setattr(images_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
     both = pair(1, query={"id": "q1", "text": "in blue", "image": picture(9), "core_box": [0, 0, 20, 20]})
     image = pair(2, query={"id": "q2", "image": picture(8)})
     text = pair(3)
@@ -218,7 +219,7 @@ def test_with_forms_an_unreadable_picture_is_named_and_replaced_as_without(proce
 @pytest.mark.parametrize("forms", [False, True])
 def test_pictures_are_fetched_from_addresses_only_where_that_is_allowed(processor, monkeypatch, forms):
     fetched = []
-    monkeypatch.setattr(product_moon, "_fetch", lambda url, limits: fetched.append(url) or picture(3))
+    monkeypatch.setattr(images_moon, "fetch", lambda url, **limits: fetched.append(url) or picture(3))
     remote = pair(1, images=("https://shop.example/1.png", None))
     batch = PairCollator(processor, allow_urls=True, forms=forms)([remote])
     assert fetched == ["https://shop.example/1.png"]

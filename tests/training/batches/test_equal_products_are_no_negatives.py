@@ -10,9 +10,10 @@ from PIL import Image
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
 from training.assembly.sources import digest_of
 from training.batches.negatives import NO_ID, QueryFacts, false_negative_mask, stable_id
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import PairDataset, PairSource
 from training.batches.streams import RowPairs, StreamRow, StreamSource
 from training.mining.hard_negatives import MiningOptions, ProductIndex
+from training.recipe.pairs import PairArguments
 
 SHOES, SIZES = 6, 12
 
@@ -50,8 +51,8 @@ def shop(sized=False, **query):
 
 
 def pairs_of(table, mask_groups=True, **options):
-    options = {"query_mix": {"text": 1}, "derived_queries": False} | options
-    return PairDataset([PairSource(table, mask_groups=mask_groups)], PairOptions(**options), 0, 400)
+    options = {"query_mix": {"t": 1}, "derived_queries": False} | options
+    return PairDataset([PairSource(table, mask_groups=mask_groups)], PairArguments(**options), 0, 400)
 
 
 def shoe_of(name):
@@ -170,7 +171,7 @@ def test_rows_of_a_stream_with_other_ids_and_one_content_are_no_negatives_of_eac
     columns = find_columns(list(rows[0]))
     source = StreamSource("shop", stream, columns, mask_groups=mask_groups)
     pairs = [
-        RowPairs([source], PairOptions(hard_negatives=0), 0, 9).pair(StreamRow(0, (0, 0, n), row))
+        RowPairs([source], PairArguments(hard_negatives=0), 0, 9).pair(StreamRow(0, (0, 0, n), row))
         for n, row in enumerate(rows)
     ]
     for n, pair in enumerate(pairs):

@@ -7,8 +7,9 @@ from PIL import Image
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
 from training.batches.negatives import NO_ID, stable_id
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import PairDataset, PairSource
 from training.batches.views import altered_view
+from training.recipe.pairs import PairArguments
 
 
 def picture(seed):
@@ -35,7 +36,7 @@ def tables(products, queries=(), name="shop"):
 
 
 def dataset(*sources, length=400, seed=5, **options):
-    return PairDataset(list(sources), PairOptions(**options), seed, length)
+    return PairDataset(list(sources), PairArguments(**options), seed, length)
 
 
 def form_of(pair):
@@ -82,7 +83,7 @@ def test_a_form_that_no_data_set_has_is_named_and_not_drawn():
     products = [product(number) for number in range(4)]
     queries = [QueryRow("q", "text", "a thing", positives=("p1",))]
     pairs = dataset(PairSource(tables(products, queries)), derived_queries=False)
-    assert pairs.missing_forms() == ["image", "both"]
+    assert pairs.missing_forms() == ["i", "mm"]
     assert {form_of(pairs[position]) for position in range(30)} == {"text"}
     with pytest.raises(ValueError, match="query_mix: found no query of the forms"):
         dataset(PairSource(tables(products)), derived_queries=False)
@@ -91,9 +92,9 @@ def test_a_form_that_no_data_set_has_is_named_and_not_drawn():
 def test_real_queries_replace_derived_ones_when_there_are_enough():
     products = [product(number) for number in range(4)]
     queries = [QueryRow(f"q{n}", "text", f"wish {n}", positives=(f"p{n % 4}",)) for n in range(4)]
-    enough = dataset(PairSource(tables(products, queries)), query_mix={"text": 1})
+    enough = dataset(PairSource(tables(products, queries)), query_mix={"t": 1})
     assert all(enough[position].query["text"].startswith("wish") for position in range(40))
-    few = dataset(PairSource(tables(products, queries[:2])), query_mix={"text": 1})
+    few = dataset(PairSource(tables(products, queries[:2])), query_mix={"t": 1})
     real = sum(few[position].query["text"].startswith("wish") for position in range(300))
     assert real == pytest.approx(100, abs=35)
 
@@ -101,7 +102,7 @@ def test_real_queries_replace_derived_ones_when_there_are_enough():
 def test_the_positive_is_one_of_the_querys_and_all_of_them_are_known():
     products = [product(number) for number in range(6)]
     queries = [QueryRow("q", "text", "either", positives=("p1", "p4", "gone"))]
-    pairs = dataset(PairSource(tables(products, queries)), query_mix={"text": 1}, derived_queries=False)
+    pairs = dataset(PairSource(tables(products, queries)), query_mix={"t": 1}, derived_queries=False)
     drawn = {pairs[position].names[0] for position in range(40)}
     assert drawn == {"shop/p1", "shop/p4"}
     pair = pairs[0]
@@ -111,7 +112,7 @@ def test_the_positive_is_one_of_the_querys_and_all_of_them_are_known():
 
 def test_hard_negatives_share_the_category_but_not_the_product_or_group():
     products = [product(n, leaf="Shirts" if n < 6 else "Shoes", group="a" if n < 3 else None) for n in range(12)]
-    pairs = dataset(PairSource(tables(products)), query_mix={"image": 1}, hard_negatives=2)
+    pairs = dataset(PairSource(tables(products)), query_mix={"i": 1}, hard_negatives=2)
     for position in range(200):
         positive, *negatives = (int(name.removeprefix("shop/p")) for name in pairs[position].names)
         assert len(set(negatives)) == 2
@@ -133,7 +134,7 @@ def test_without_a_sibling_the_hard_negative_comes_from_the_parent_category():
 def test_a_querys_own_negatives_come_first():
     products = [product(number) for number in range(30)]
     query = QueryRow("q", "text", "wish", positives=("p1",), negatives=("p7", "p9"))
-    pairs = dataset(PairSource(tables(products, [query])), query_mix={"text": 1}, derived_queries=False)
+    pairs = dataset(PairSource(tables(products, [query])), query_mix={"t": 1}, derived_queries=False)
     assert {pairs[position].names[1] for position in range(40)} == {"shop/p7", "shop/p9"}
     assert set(pairs[0].negative_ids) == {stable_id("shop/p7"), stable_id("shop/p9")}
 
@@ -143,7 +144,7 @@ def test_answers_and_the_reference_product_are_no_hard_negatives_even_where_the_
     query = QueryRow(
         "q", "text", "wish", positives=("p1", "p2"), negatives=("p1", "p2", "p0", "p5"), reference_product_id="p0"
     )
-    pairs = dataset(PairSource(tables(products, [query])), query_mix={"text": 1}, derived_queries=False)
+    pairs = dataset(PairSource(tables(products, [query])), query_mix={"t": 1}, derived_queries=False)
     assert {pairs[position].names[1] for position in range(40)} == {"shop/p5"}
 
 
@@ -152,7 +153,7 @@ def test_several_graded_positives_are_drawn_with_their_weights():
     graded = QueryRow("q", "text", "either", positives=("p1", "p4", "p7", "gone"), positive_weights=(1, 0.5, 0.25, 0.1))
     pairs = dataset(
         PairSource(tables(products, [graded])),
-        query_mix={"text": 1},
+        query_mix={"t": 1},
         derived_queries=False,
         positives_per_query=2,
         hard_negatives=2,
@@ -169,16 +170,14 @@ def test_several_graded_positives_are_drawn_with_their_weights():
         firsts.add(pair.names[0])
         seconds.add(pair.names[1])
     assert firsts == seconds == {"shop/p1", "shop/p4", "shop/p7"}
-    single = dataset(PairSource(tables(products, [graded])), query_mix={"text": 1}, derived_queries=False)
+    single = dataset(PairSource(tables(products, [graded])), query_mix={"t": 1}, derived_queries=False)
     assert [single[n].names[0] for n in range(60)] == [pairs[n].names[0] for n in range(60)]
 
 
 def test_variants_of_every_known_answer_are_no_negatives():
     products = [product(number, group=f"g{number // 2}") for number in range(10)]
     query = QueryRow("q", "text", "either", positives=("p0", "p4"), negatives=("p5",))
-    pairs = dataset(
-        PairSource(tables(products, [query])), query_mix={"text": 1}, derived_queries=False, hard_negatives=3
-    )
+    pairs = dataset(PairSource(tables(products, [query])), query_mix={"t": 1}, derived_queries=False, hard_negatives=3)
     variants = {stable_id("shop/p1"), stable_id("shop/p5")}
     for position in range(40):
         pair = pairs[position]
@@ -191,7 +190,7 @@ def test_variants_of_every_known_answer_are_no_negatives():
 def test_a_query_that_starts_from_a_product_neither_rewards_nor_punishes_that_product():
     products = [product(number, group="family") for number in range(3)] + [product(9)]
     query = QueryRow("q", "both", "in blue", picture(0), positives=("p1",), reference_product_id="p0")
-    pairs = dataset(PairSource(tables(products, [query])), query_mix={"both": 1}, derived_queries=False)
+    pairs = dataset(PairSource(tables(products, [query])), query_mix={"mm": 1}, derived_queries=False)
     assert stable_id("shop/p0") in pairs[0].other_ids
     assert pairs[0].query_group == NO_ID
     assert all("shop/p0" not in pairs[position].names for position in range(40))
@@ -200,7 +199,7 @@ def test_a_query_that_starts_from_a_product_neither_rewards_nor_punishes_that_pr
 def test_groups_can_be_left_unmasked():
     products = [product(number, group="family") for number in range(3)]
     masked, unmasked = (
-        dataset(PairSource(tables(products), mask_groups=mask), query_mix={"image": 1}) for mask in (True, False)
+        dataset(PairSource(tables(products), mask_groups=mask), query_mix={"i": 1}) for mask in (True, False)
     )
     assert masked[0].query_group == masked[0].group_ids[0] != NO_ID
     assert unmasked[0].query_group == NO_ID
@@ -210,7 +209,7 @@ def test_groups_can_be_left_unmasked():
 
 def test_an_attribute_phrase_knows_every_product_that_it_describes():
     products = [product(n, colour="red" if n % 2 else "blue") for n in range(8)]
-    pairs = dataset(PairSource(tables(products)), query_mix={"text": 1})
+    pairs = dataset(PairSource(tables(products)), query_mix={"t": 1})
     phrases = [pair for pair in (pairs[position] for position in range(40)) if "Thing" not in pair.query["text"]]
     assert phrases
     for pair in phrases:
@@ -229,7 +228,7 @@ def test_data_sets_are_drawn_by_weight_and_their_ids_kept_apart():
 
 def test_targets_can_be_image_only_or_text_only_in_a_share_of_the_pairs():
     products = [product(number) for number in range(5)]
-    pairs = dataset(PairSource(tables(products)), target_mix={"both": 2, "image": 1, "text": 1})
+    pairs = dataset(PairSource(tables(products)), product_mix={"mm": 2, "i": 1, "t": 1})
     kinds = Counter(("title" in record, "images" in record) for n in range(400) for record in pairs[n].products)
     assert kinds[True, True] == pytest.approx(400, abs=80)
     assert kinds[False, True] == pytest.approx(200, abs=60)
@@ -241,7 +240,7 @@ def test_photos_of_real_queries_are_altered_in_a_share_of_the_pairs(share):
     products = [product(number) for number in range(4)]
     queries = [QueryRow(f"q{n}", "image", image=picture(50 + n), positives=(f"p{n}",)) for n in range(4)]
     boxed = [QueryRow("b", "image", image=picture(60), box=(2.0, 2.0, 9.0, 9.0), positives=("p0",))]
-    options = {"query_mix": {"image": 1}, "derived_queries": False, "augment_queries": share, "length": 200}
+    options = {"query_mix": {"i": 1}, "derived_queries": False, "augment_queries": share, "length": 200}
     pairs = dataset(PairSource(tables(products, queries)), **options)
     altered = sum(isinstance(pairs[position].query["image"], Image.Image) for position in range(200))
     assert altered == pytest.approx(200 * share, abs=30 if share == 0.5 else 0)
@@ -253,7 +252,7 @@ def test_photos_of_real_queries_are_altered_in_a_share_of_the_pairs(share):
 
 def test_a_picture_that_cannot_be_opened_is_left_for_the_processor_to_name():
     broken = ProductRow("p0", title="Thing", images=(b"no picture",))
-    pairs = dataset(PairSource(tables([broken])), query_mix={"image": 1})
+    pairs = dataset(PairSource(tables([broken])), query_mix={"i": 1})
     assert pairs[0].query["image"] == b"no picture"
 
 

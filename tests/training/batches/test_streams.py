@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from processing_moon import MoonProcessor
 from training.assembly.stream_sources import open_streams, parquet_files, sample_tables, stream_batches
 from training.batches.collate import UnreadableBatchError
-from training.batches.pairs import Pair, PairOptions
+from training.batches.pairs import Pair
 from training.batches.streams import (
     BadRow,
     RowPairs,
@@ -29,6 +29,9 @@ from training.batches.streams import (
     sample_of,
 )
 from training.recipe.arguments import RecipeError, parse_recipe
+from training.recipe.pairs import PairArguments
+
+pytestmark = pytest.mark.lowest
 
 
 def picture(seed):
@@ -166,7 +169,7 @@ def test_a_process_without_rows_is_an_error(tmp_path):
 
 def batches_of(tmp_path, shards, *, batches=30, batch_size=3, block_rows=12, bucket_batches=0, rank=0, world_size=1):
     sources = opened(tmp_path, shards)
-    pairs = RowPairs(sources, PairOptions(), 11, batches * batch_size)
+    pairs = RowPairs(sources, PairArguments(), 11, batches * batch_size)
     streams = [RowStream(source.rows, 11, rank, world_size) for source in sources]
     return StreamBatches(
         streams,
@@ -237,7 +240,7 @@ def test_bucketed_batches_are_alike(tmp_path, shards):
 def test_several_streams_are_drawn_by_weight(tmp_path, shards):
     other = write_shards(tmp_path / "other", [triplet(100 + number) for number in range(10)], 1)
     sources = [*opened(tmp_path, {"parquet": str(shards), "weight": 3}), *opened(tmp_path, other)]
-    pairs = RowPairs(sources, PairOptions(), 0, 400)
+    pairs = RowPairs(sources, PairArguments(), 0, 400)
     streams = [RowStream(source.rows, number) for number, source in enumerate(sources)]
     rows = [
         row
@@ -262,7 +265,7 @@ def row(number=0, **more):
 
 
 def pairs_of(tmp_path, shards, **options):
-    return RowPairs(opened(tmp_path, shards), PairOptions(**options), 5, 10)
+    return RowPairs(opened(tmp_path, shards), PairArguments(**options), 5, 10)
 
 
 def test_a_row_becomes_a_query_its_product_and_its_hard_negative(tmp_path, shards):
@@ -279,7 +282,7 @@ def test_a_row_becomes_a_query_its_product_and_its_hard_negative(tmp_path, shard
 
 
 def test_the_form_of_a_query_is_drawn_among_those_that_the_row_offers(tmp_path, shards):
-    pairs = pairs_of(tmp_path, shards, query_mix={"image": 1, "both": 1})
+    pairs = pairs_of(tmp_path, shards, query_mix={"i": 1, "mm": 1})
     forms = Counter()
     for number in range(0, 60, 3):  # rows with words and a picture
         query = pairs.pair(StreamRow(0, (0, 0, number), triplet(3))).query
@@ -293,20 +296,20 @@ def test_the_form_of_a_query_is_drawn_among_those_that_the_row_offers(tmp_path, 
 def test_rows_without_a_query_get_one_derived_from_their_product(tmp_path):
     rows = [{key: value for key, value in triplet(n).items() if "query" not in key} for n in range(6)]
     folder = write_shards(tmp_path / "products", rows, 1)
-    pairs = RowPairs(opened(tmp_path, folder), PairOptions(query_mix={"image": 1, "text": 1}), 5, 10)
+    pairs = RowPairs(opened(tmp_path, folder), PairArguments(query_mix={"i": 1, "t": 1}), 5, 10)
     forms = set()
     for number in range(20):
         pair = pairs.pair(StreamRow(0, (0, 0, number), rows[2]))
         assert pair.names == ["products/d2", "products/d3"]
         forms.add("image" in pair.query)
     assert forms == {True, False}
-    refused = RowPairs(opened(tmp_path, folder), PairOptions(derived_queries=False), 5, 10)
+    refused = RowPairs(opened(tmp_path, folder), PairArguments(derived_queries=False), 5, 10)
     assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries"
 
 
 def test_a_product_without_an_id_is_known_by_its_contents(tmp_path):
     rows = [{key: value for key, value in triplet(n).items() if "doc_id" not in key} for n in range(3)]
-    pairs = RowPairs(opened(tmp_path, write_shards(tmp_path / "nameless", rows, 1)), PairOptions(), 5, 10)
+    pairs = RowPairs(opened(tmp_path, write_shards(tmp_path / "nameless", rows, 1)), PairArguments(), 5, 10)
     one, again, other = (pairs.pair(StreamRow(0, (0, 0, n), rows[r])) for n, r in ((0, 1), (7, 1), (0, 2)))
     assert one.product_ids[0] == again.product_ids[0] != other.product_ids[0]
     same = dict(rows[1]) | {"neg_doc_title": rows[1]["doc_title"], "neg_doc_image": rows[1]["doc_image"]}
@@ -418,11 +421,11 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
     [
         ({"data": ["catalogue"]}, "found 'catalogue' with streaming"),
         ({"data": [{"parquet": "x", "hub": "a/b"}]}, "either parquet or hub"),
-        ({"data": [{"parquet": 3}]}, "data: parquet: found 3; expected a path, a pattern"),
+        ({"data": [{"parquet": 3}]}, r"data.parquet: found 3 \(an integer\); expected text or a list"),
         ({"data": [{"parquet": "x", "split": "train"}]}, "split: found beside parquet"),
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
-        ({"data": [{"hub": "a/b", "columns": "x"}]}, "columns: found 'x'; expected a mapping"),
-        ({"data": [{"hub": "a/b", "weight": 0}]}, "data: weight: found 0"),
+        ({"data": [{"hub": "a/b", "columns": "x"}]}, r"columns: found 'x' \(text\); expected a mapping"),
+        ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
         ({"evaluate_after": True}, "found with streaming, whose tables have no gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
         ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; expected up to 1, which is what a row holds"),
@@ -478,7 +481,7 @@ def test_a_shard_that_breaks_in_the_middle_is_named(tmp_path, shards):
 
 def test_a_recipes_batches_are_its_own_processes_share(tmp_path, shards):
     made = recipe(tmp_path, str(shards), per_device_train_batch_size=2, gradient_accumulation_steps=3, shuffle_rows=7)
-    batches = stream_batches(made, made.training, open_streams(made), PairOptions(), steps=5)
+    batches = stream_batches(made, made.training, open_streams(made), PairArguments(), steps=5)
     assert (len(batches), batches.batch_size, batches.block_rows) == (15, 2, 8)
     assert len(batches.pairs) == 30
 
@@ -509,7 +512,7 @@ def test_a_text_of_a_remote_shard_that_is_not_utf8_is_named_where_it_is_read(tmp
 
 def test_a_row_with_half_of_an_emoji_is_left_out_and_named(tmp_path, shards):
     (source,) = opened(tmp_path, shards)
-    pairs = RowPairs([source], PairOptions(), seed=0, length=1)
+    pairs = RowPairs([source], PairArguments(), seed=0, length=1)
     for column in ("doc_title", "query", "neg_doc_title"):
         bad = pairs[StreamRow(0, (0, 0, 7), triplet(7, **{column: "hat \ud83d"}))]
         assert isinstance(bad, BadRow)

@@ -6,10 +6,11 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.batches.negatives import NO_ID, Candidates
-from training.contrastive.terms import TermOptions, hits, make_terms
+from training.contrastive.terms import hits, make_terms
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.sample_filter import SampleFilter
+from training.recipe.loss import LossArguments
 
 WIDTH, TEMPERATURE = 6, 0.2
 
@@ -69,7 +70,7 @@ def loss_of(terms, **options):
 
 def test_a_batch_and_its_queue_become_the_loss_of_the_formula(batch):
     found = vectors()
-    terms = make_terms(found, batch, queue(), TermOptions(), progress=0.0)
+    terms = make_terms(found, batch, queue(), LossArguments(), progress=0.0)
     candidate = torch.cat([found["products"], queue().vector_CD])
     # Left out: 11 for the queries that it answers, the queued 20 and the variants of group 5 for the second.
     negatives = [[2, 3, 4, 5, 6, 8, 9, 10], [0, 1, 2, 5, 6, 7, 9], [0, 2, 3, 4, 5, 8, 9, 10]]
@@ -81,7 +82,7 @@ def test_a_batch_and_its_queue_become_the_loss_of_the_formula(batch):
 
 def test_known_positives_of_other_pairs_become_positives_with_their_weight(batch):
     found = vectors()
-    terms = make_terms(found, batch, queue(), TermOptions(several_positives=True), progress=0.0)
+    terms = make_terms(found, batch, queue(), LossArguments(several_positives=True), progress=0.0)
     candidate = torch.cat([found["products"], queue().vector_CD])
     negatives = [[2, 3, 4, 5, 6, 8, 9, 10], [0, 1, 2, 5, 6, 7, 9], [0, 2, 3, 4, 5, 8, 9, 10]]
     positives, weights = [[0, 1], [3], [1, 6]], [[1.0, 0.2], [0.5], [0.4, 1.0]]
@@ -93,14 +94,14 @@ def test_without_the_keys_of_several_positives_the_target_is_the_positive(batch)
     found = vectors()
     plain = {name: value for name, value in batch.items() if not name.startswith(("positive", "known"))}
     for several in (False, True):
-        terms = make_terms(found, plain, None, TermOptions(several_positives=several), progress=0.0)
+        terms = make_terms(found, plain, None, LossArguments(several_positives=several), progress=0.0)
         assert terms.inter["given"].target_B.tolist() == [[0], [3], [6]]
         assert terms.inter["given"].weight_B.tolist() == [[1.0], [1.0], [1.0]]
 
 
 def test_negatives_nearer_than_the_positive_by_a_margin_are_left_out(batch):
     found = vectors()
-    term = make_terms(found, batch, None, TermOptions(negative_margin=0.0), progress=0.0).inter["given"]
+    term = make_terms(found, batch, None, LossArguments(negative_margin=0.0), progress=0.0).inter["given"]
     similarity = found["queries"] @ found["products"].T
     best = torch.stack([similarity[0, :2].max(), similarity[1, 3], similarity[2, 6]])
     left = [[c for c in range(7) if similarity[b, c] <= best[b]] for b in range(3)]
@@ -113,7 +114,7 @@ def test_negatives_nearer_than_the_positive_by_a_margin_are_left_out(batch):
 
 def test_the_filter_weighs_each_triplet_by_its_nearest_own_hard_negative(batch):
     found, sample_filter = vectors(), SampleFilter(start=0.3, end=0.0, schedule="linear", kappa=5.0)
-    terms = make_terms(found, batch, None, TermOptions(sample_filter=sample_filter), progress=0.5)
+    terms = make_terms(found, batch, None, LossArguments(), 0.5, sample_filter)
     similarity = found["queries"] @ found["products"].T
     # Own hard negatives: 12 of the first (11 answers it), 22 of the second (21 is a variant), none of the third.
     margins = [similarity[0, 0] - similarity[0, 2], similarity[1, 3] - similarity[1, 5]]
@@ -140,7 +141,7 @@ def dual(batch):
 
 def test_each_form_of_the_queries_looks_for_the_products_with_all_they_have(dual):
     found, inputs = dual
-    terms = make_terms(found, inputs, None, TermOptions(forms=True), progress=0.0)
+    terms = make_terms(found, inputs, None, LossArguments(dual_alignment=True, intra_weight=0), progress=0.0)
     known = [[2, 3, 4, 5, 6], [0, 1, 2, 5, 6], [0, 2, 3, 4, 5]]
     positives, weights = [[0, 1], [3], [6]], [[1.0, 0.2], [0.5], [1.0]]
 
@@ -164,7 +165,7 @@ def test_each_form_of_the_queries_looks_for_the_products_with_all_they_have(dual
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_images_look_for_texts_of_other_products_only(dual, symmetric):
     found, inputs = dual
-    options = TermOptions(forms=True, intra=True, symmetric=symmetric)
+    options = LossArguments(dual_alignment=True, symmetric_intra=symmetric)
     terms = make_terms(found, inputs, None, options, progress=0.0)
     image, text = found["products/i"], found["products/t"]
     negatives = [[1, 2, 3], [0, 3], [0, 3], [0, 1, 2]]  # 20 and 21 are variants
@@ -182,7 +183,7 @@ def test_a_form_that_no_query_has_is_no_term(dual):
     products = {name: {"rows": nothing, "inputs": None} for name in ("t", "i")}
     found = {name: found[name] for name in ("queries", "products")}
     inputs = inputs | {"query_forms": forms, "product_forms": inputs["product_forms"] | products}
-    terms = make_terms(found, inputs, None, TermOptions(forms=True, intra=True), progress=0.0)
+    terms = make_terms(found, inputs, None, LossArguments(dual_alignment=True), progress=0.0)
     assert list(terms.inter) == ["t"]
     assert terms.intra == []
 
@@ -192,10 +193,10 @@ def test_gates_carry_the_place_of_each_query_s_form(dual):
     gates = {
         f"{name}/gates": torch.rand(rows, 1, 2) for name, rows in (("queries", 3), ("queries/t", 1), ("queries/i", 1))
     }
-    terms = make_terms(found | gates, inputs, None, TermOptions(forms=True), progress=0.0)
+    terms = make_terms(found | gates, inputs, None, LossArguments(dual_alignment=True, intra_weight=0), progress=0.0)
     assert terms.gates[1].tolist() == [0, 2, 1, 0, 1]
     assert torch.equal(terms.gates[0], torch.cat(list(gates.values())))
-    assert make_terms(found | gates, inputs, None, TermOptions(), progress=0.0).gates is None
+    assert make_terms(found | gates, inputs, None, LossArguments(), progress=0.0).gates is None
 
 
 class Largest(TorchDispatchMode):
@@ -214,7 +215,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("block_size", [64, None])
 def test_a_streamed_step_makes_nothing_of_the_size_queries_times_candidates(block_size):
-    queries, queued, step = 128, 2048, TermOptions(True, 0.1, SampleFilter())
+    queries, queued, step = 128, 2048, LossArguments(several_positives=True, negative_margin=0.1)
     target = torch.arange(queries) * 2
     product = torch.arange(2 * queries) % 200
     inputs = {
@@ -232,7 +233,7 @@ def test_a_streamed_step_makes_nothing_of_the_size_queries_times_candidates(bloc
     found = {"queries": unit(queries, 0).requires_grad_(), "products": unit(2 * queries, 1).requires_grad_()}
     past = Candidates(unit(queued, 2), torch.arange(queued) % 300, torch.full((queued,), NO_ID))
     with Largest() as largest:
-        terms = make_terms(found, inputs, past, step, progress=0.5)
+        terms = make_terms(found, inputs, past, step, 0.5, SampleFilter())
         loss = DualAlignmentLoss(InfoNCELoss(TEMPERATURE, block_size))(terms.inter)["loss"]
         loss.backward()
         facts = terms.exclusions["given"].facts
@@ -245,7 +246,7 @@ def test_a_streamed_step_makes_nothing_of_the_size_queries_times_candidates(bloc
 @pytest.mark.parametrize("block_size", [2, 7, 100])
 def test_a_hit_is_an_answer_nearer_than_every_other_valid_candidate(batch, block_size):
     found = vectors()
-    terms = make_terms(found, batch, None, TermOptions(), progress=0.0)
+    terms = make_terms(found, batch, None, LossArguments(), progress=0.0)
     similarity = found["queries"] @ found["products"].T
     valid = [[2, 3, 4, 5, 6], [0, 1, 2, 5, 6], [0, 2, 3, 4, 5]]
     wanted = [bool(similarity[b, t] > similarity[b, valid[b]].max()) for b, t in enumerate([0, 3, 6])]

@@ -12,14 +12,16 @@ from transformers import TrainerCallback, TrainingArguments
 from product_data.atomic_files import append_line, cut_lines_after, read_lines
 from training.batches.negatives import NO_ID, NegativeQueue
 from training.contrastive import trainer as contrastive_trainer
-from training.contrastive.terms import TermOptions
-from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from training.contrastive.trainer import ContrastiveTrainer
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss, info_nce
 from training.losses.sample_filter import SampleFilter
+from training.recipe.loss import LossArguments
 from training.runs.exact_resumption import ResumeError
 from training.runs.finite_steps import NonFiniteLossError
 from training.runs.folder import RunFolder, is_complete, mark_complete
+
+pytestmark = pytest.mark.lowest
 
 WIDTH, DIM = 6, 4
 
@@ -78,7 +80,9 @@ def collate(products):
     return to_batch
 
 
-def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None, options=None, **arguments):
+def trainer(
+    tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None, options=None, sample_filter=None, **arguments
+):
     values = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1}
     values |= {"save_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True, "report_to": "none"}
     values |= {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "use_cpu": True}
@@ -90,6 +94,7 @@ def trainer(tmp_path, *, queue_steps=2, products=50, length=1000, broken_at=None
         loss=InfoNCELoss(0.2),
         queue=NegativeQueue(queue_steps),
         options=options,
+        sample_filter=sample_filter,
     )
 
 
@@ -145,7 +150,7 @@ def test_accumulation_in_chunks_is_accumulation_without(tmp_path):
     for chunk in (None, 1, 2):
         ours = trainer(
             tmp_path / str(chunk),
-            options=ContrastiveOptions(chunk_size=chunk),
+            options=LossArguments(encode_chunk_size=chunk),
             optim="sgd",
             max_grad_norm=1e9,
             gradient_accumulation_steps=3,
@@ -171,7 +176,7 @@ class Weights(TrainerCallback):
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_momentum_encoder_that_follows_every_step_fills_the_queue(tmp_path, chunk):
-    ours = trainer(tmp_path, options=ContrastiveOptions(queue_momentum=0.5, chunk_size=chunk), learning_rate=0.1)
+    ours = trainer(tmp_path, options=LossArguments(queue_momentum=0.5, encode_chunk_size=chunk), learning_rate=0.1)
     weights = Weights()
     ours.add_callback(weights)
     ours.train()
@@ -187,28 +192,28 @@ def test_a_momentum_encoder_that_follows_every_step_fills_the_queue(tmp_path, ch
 
 
 def test_a_share_of_all_steps_is_waited_for_before_the_queue_counts(tmp_path):
-    trainer(tmp_path, options=ContrastiveOptions(queue_warmup_steps=0.5)).train()
+    trainer(tmp_path, options=LossArguments(queue_warmup_steps=0.5)).train()
     assert [line["negatives"] for line in metrics(tmp_path)] == [3, 3, 3, 11, 11, 11]
 
 
 def test_the_filter_is_told_how_much_of_the_training_is_done(tmp_path, monkeypatch):
     told = []
 
-    def watched(vectors, inputs, queued, options, progress):
+    def watched(vectors, inputs, queued, options, progress, sample_filter):
         told.append(progress)
-        return make_terms(vectors, inputs, queued, options, progress)
+        return make_terms(vectors, inputs, queued, options, progress, sample_filter)
 
     make_terms = contrastive_trainer.make_terms
     monkeypatch.setattr(contrastive_trainer, "make_terms", watched)
     sample_filter = SampleFilter(start=0.4, end=0.0, schedule="linear")
-    trainer(tmp_path, max_steps=4, options=ContrastiveOptions(TermOptions(sample_filter=sample_filter))).train()
+    trainer(tmp_path, max_steps=4, options=LossArguments(), sample_filter=sample_filter).train()
     assert told == [0.0, 0.25, 0.5, 0.75]
     assert [line["filter_margin"] for line in metrics(tmp_path)] == pytest.approx([0.3, 0.2, 0.1, 0.0])
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_the_load_balancing_loss_is_the_mean_over_forward_passes_by_their_rows(tmp_path, chunk):
-    ours = trainer(tmp_path, options=ContrastiveOptions(chunk_size=chunk), max_steps=1, per_device_train_batch_size=4)
+    ours = trainer(tmp_path, options=LossArguments(encode_chunk_size=chunk), max_steps=1, per_device_train_batch_size=4)
     ours.objective = DualAlignmentLoss(InfoNCELoss(0.2), router_weight=0.5)
     forward, passes = ours.model.forward, []
 

@@ -22,12 +22,12 @@ from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
-from training.contrastive.terms import TermOptions
-from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from training.contrastive.trainer import ContrastiveTrainer
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
+from training.recipe.loss import LossArguments
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
@@ -118,19 +118,19 @@ def alignment(contrastive, **options):
 
 def variants(chunk):
     """Name → (adapters, queue steps, loss, options); `chunk` is the chunk size of those that encode in chunks."""
-    several = TermOptions(several_positives=True, negative_margin=0.1, sample_filter=FILTER)
-    dual = TermOptions(sample_filter=FILTER, forms=True, intra=True, symmetric=True)
+    several = {"several_positives": True, "negative_margin": 0.1, "sample_filter": True}
+    dual = {"sample_filter": True, "dual_alignment": True, "symmetric_intra": True}
     inner = MatryoshkaLoss(InfoNCELoss(0.3, block_size=3), [8, 16])
     return {
-        "adapters": (True, 2, alignment(inner), ContrastiveOptions(several, chunk_size=chunk)),
-        "dual": (False, 2, alignment(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), ContrastiveOptions(dual)),
+        "adapters": (True, 2, alignment(inner), LossArguments(**several, encode_chunk_size=chunk)),
+        "dual": (False, 2, alignment(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), LossArguments(**dual)),
         "dual_in_chunks": (
             False,
             2,
             alignment(inner, symmetric=True, sparsity_weight=0.1),
-            ContrastiveOptions(dual, chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2),
+            LossArguments(**dual, encode_chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2),
         ),
-        "dual_adapters": (True, 2, alignment(inner, symmetric=True), ContrastiveOptions(dual, chunk_size=chunk)),
+        "dual_adapters": (True, 2, alignment(inner, symmetric=True), LossArguments(**dual, encode_chunk_size=chunk)),
     }
 
 
@@ -157,6 +157,7 @@ def make_trainer(folder, output, variant, batch, **arguments):
         loss=loss,
         queue=NegativeQueue(queue_steps),
         options=options,
+        sample_filter=FILTER if options.sample_filter else None,
     )
 
 
@@ -230,8 +231,8 @@ def test_every_part_of_the_objective_is_logged(by_one_process):
 
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_each_picture_goes_through_the_tower_once_a_forward_pass(moon2, tmp_path, chunk):
-    dual = TermOptions(forms=True, intra=True)
-    variant = (False, 0, alignment(InfoNCELoss(0.3)), ContrastiveOptions(dual, chunk_size=chunk))
+    dual = LossArguments(dual_alignment=True, encode_chunk_size=chunk)
+    variant = (False, 0, alignment(InfoNCELoss(0.3)), dual)
     trainer, seen = make_trainer(moon2, tmp_path, variant, GLOBAL_BATCH), []
     tower = trainer.model.vlm.visual
     tower.patch_embed.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))

@@ -14,7 +14,8 @@ SCRIPT = """
 import sys
 import torch, torch.distributed as dist
 from torch.nn.functional import cross_entropy, normalize
-from training.contrastive.terms import TermOptions, make_terms
+from training.contrastive.terms import make_terms
+from training.recipe.loss import LossArguments
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.batches.negatives import NO_ID, Candidates
@@ -45,7 +46,7 @@ if forms:
         vectors |= {"products/t": encode(len(both), 5), "products/i": encode(len(both), 6)}
 past = Candidates(normalize(torch.randn(4, 4, generator=torch.Generator().manual_seed(rank)), dim=1),
                   torch.arange(4) + 1000, torch.full((4,), NO_ID))
-options = TermOptions(forms=forms, intra=forms, symmetric=forms, spatial=False)
+options = LossArguments(dual_alignment=forms, symmetric_intra=forms, spatial_negatives=False)
 terms = make_terms(vectors, inputs, past, options, 0.0)
 loss = DualAlignmentLoss(InfoNCELoss(0.1), symmetric=forms)(terms.inter, terms.intra)["loss"]
 loss.backward(retain_graph=True)
@@ -87,8 +88,8 @@ def test_a_training_keeps_in_each_queue_what_the_spatial_half_allows(spatial, ti
     values = {
         "base": str(tiny_moon("qwen3_vl")),
         "data": [str(tmp_path / "shop")],
-        "query_mix": {"text": 1},
-        "target_mix": {"text": 1},
+        "query_mix": {"t": 1},
+        "product_mix": {"t": 1},
         "spatial_negatives": spatial,
         "queue_steps": 1,
         "per_device_train_batch_size": 2,

@@ -46,8 +46,8 @@ def test_two_processes_train_and_resume_exactly(tiny_moon, tmp_path):
         "base": str(tiny_moon("qwen3_vl")),
         "data": [str(tmp_path / "shop")],
         # One pair a process, of a picture or of words alone: often only one of the two sees the vision tower.
-        "query_mix": {"image": 1, "text": 1},
-        "target_mix": {"both": 1, "text": 2},
+        "query_mix": {"i": 1, "t": 1},
+        "product_mix": {"mm": 1, "t": 2},
         "per_device_train_batch_size": 1,
         "queue_steps": 2,
         "max_image_tokens": 4,

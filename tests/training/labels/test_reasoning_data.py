@@ -15,8 +15,9 @@ from product_data.catalogue.products import PRODUCT_TYPES, draw_family
 from product_data.synonyms import ValueIndex, canonical_value, states
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from training.batches.collate import PairCollator
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import PairDataset, PairSource
 from training.labels.reasoning import ReasonedPairs, ReasoningTargets, form_of, known_values
+from training.recipe.pairs import PairArguments
 
 PICTURE = b"not opened here"
 SHOE = ProductRow(
@@ -258,8 +259,8 @@ def processor(tiny_moon):
 
 
 def reasoned(catalogue: ProductTables, processor: object, share: float = 0.5, **options: object) -> ReasonedPairs:
-    mix = {"query_mix": {"image": 1, "text": 1, "both": 1}, "hard_negatives": 1} | options
-    pairs = PairDataset([PairSource(catalogue)], PairOptions(**mix), seed=3, length=60)
+    mix = {"query_mix": {"i": 1, "t": 1, "mm": 1}, "hard_negatives": 1} | options
+    pairs = PairDataset([PairSource(catalogue)], PairArguments(**mix), seed=3, length=60)
     return ReasonedPairs(pairs, ReasoningTargets([catalogue], processor), share, seed=3)
 
 
@@ -279,7 +280,7 @@ def test_pairs_are_those_of_the_wrapped_data_set_with_reasonings_and_labels_besi
 
 
 def test_a_reasoning_holds_only_what_the_form_of_its_record_supports(catalogue, processor):
-    found = reasoned(catalogue, processor, 0.0, target_mix={"both": 1, "image": 1, "text": 1}, derived_queries=True)
+    found = reasoned(catalogue, processor, 0.0, product_mix={"mm": 1, "i": 1, "t": 1}, derived_queries=True)
     forms = set()
     for position in range(60):
         pair = found[position]
@@ -319,7 +320,7 @@ def test_pairs_are_pure_functions_of_seed_position_and_attempt(catalogue, proces
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_of_the_records_goes_without(catalogue, processor, share):
-    found = reasoned(catalogue, processor, share, query_mix={"image": 1})
+    found = reasoned(catalogue, processor, share, query_mix={"i": 1})
     records = [record for position in range(60) for record in (found[position].query, *found[position].products)]
     without = sum("reasoning" not in record for record in records) / len(records)
     assert without == pytest.approx(share, abs=0 if share in (0, 1) else 0.12)

@@ -12,7 +12,7 @@ from PIL import Image
 from moon3.__main__ import main
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import PairDataset, PairSource
 from training.mining import mine as mining
 from training.mining.hard_negatives import (
     MiningOptions,
@@ -22,6 +22,7 @@ from training.mining.hard_negatives import (
     similarity_limit,
 )
 from training.mining.mine import MiningError, MiningJob, mine, report_text, write_queries
+from training.recipe.pairs import PairArguments
 
 
 def picture(seed=0):
@@ -207,7 +208,7 @@ def test_the_command_writes_a_queries_table_that_training_reads(tiny_moon, catal
     assert sum(report["negatives"].values()) == report["queries"] == len(train)
     assert sum(int(count) * queries for count, queries in report["negatives"].items()) >= mined
     assert f"{report['negatives']['2']} queries got 2 negatives" in printed
-    dataset = PairDataset([PairSource(after.select("train"))], PairOptions(query_mix={"text": 1}), 0, 50)
+    dataset = PairDataset([PairSource(after.select("train"))], PairArguments(query_mix={"t": 1}), 0, 50)
     assert all(len(dataset[position].products) == 2 for position in range(50))
 
 

@@ -78,7 +78,7 @@ def test_a_recipe_reports_the_refusal(tiny_moon, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="quantization: found 4bit on a machine without a CUDA GPU"):
         recipe_of(tiny_moon("qwen3_vl"), tmp_path, quantization="4bit")
-    with pytest.raises(RecipeError, match="quantization: found '2bit' .*expected none, 8bit, 4bit"):
+    with pytest.raises(RecipeError, match="quantization: found '2bit'; expected none, 8bit or 4bit"):
         recipe_of(tiny_moon("qwen3_vl"), tmp_path, quantization="2bit")
 
 
@@ -87,7 +87,7 @@ def test_the_base_is_loaded_quantised_and_what_was_learned_is_saved_over_the_who
 ):
     folder, loaded = tiny_moon("qwen3_vl"), []
     recipe = recipe_of(folder, tmp_path)
-    recipe.model.quantization = "4bit"
+    object.__setattr__(recipe.model, "quantization", "4bit")  # which the recipe refuses on a machine without a GPU
     load = MoonModel.from_pretrained
 
     def without_bitsandbytes(path, **options):

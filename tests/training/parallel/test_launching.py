@@ -18,6 +18,8 @@ from training.parallel.launching import check_launch, launched, zero_stage
 from training.parallel.sharding import use_fsdp
 from training.recipe.arguments import RecipeError, parse_recipe
 
+pytestmark = pytest.mark.lowest
+
 LAUNCH = Path(__file__).resolve().parents[3] / "training" / "launch"
 FILES = sorted(LAUNCH.glob("*.yaml"))
 
@@ -58,10 +60,10 @@ def launch(monkeypatch, name):
 def recipe(**changes):
     """As `training.recipe.arguments.Recipe`, as far as the launch decides."""
     model = {"architecture": "moon", "quantization": "none"}
-    data = {"query_mix": {"image": 1, "text": 1}, "target_mix": {"both": 1}}
+    pairs = {"query_mix": {"i": 1, "t": 1}, "product_mix": {"mm": 1}}
     loss = {"queue_momentum": None, "encode_chunk_size": None, "dual_alignment": False, "sparsity_weight": 0.0}
     training = {"train_minutes": None, "world_size": 2}
-    groups = {"model": model, "data": data, "loss": loss, "reasoning": {"stage": "contrastive"}, "training": training}
+    groups = {"model": model, "pairs": pairs, "loss": loss, "reasoning": {"stage": "contrastive"}, "training": training}
     for key, value in changes.items():
         next(group for group in groups.values() if key in group)[key] = value
     return SimpleNamespace(**{name: SimpleNamespace(**group) for name, group in groups.items()})
@@ -173,12 +175,12 @@ def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
     [
         (2, {"encode_chunk_size": 8}, "encode_chunk_size: found 8 with DeepSpeed"),
         (2, {"queue_momentum": 0.9}, "queue_momentum: found 0.9 with a launch for deepspeed"),
-        (3, {}, "query_mix: found image with ZeRO-3, .*expected text alone, or training/launch/fsdp2.yaml"),
-        (3, {"query_mix": {"text": 1, "image": 0}}, "target_mix: found both with ZeRO-3"),
+        (3, {}, r"query_mix: found i with ZeRO-3, .*expected t \(text\) alone, or training/launch/fsdp2.yaml"),
+        (3, {"query_mix": {"t": 1, "i": 0}}, "product_mix: found mm with ZeRO-3"),
         (3, {"dual_alignment": True}, "query_mix"),
         (
             3,
-            {"query_mix": {"text": 1}, "target_mix": {"text": 1}, "sparsity_weight": 0.1},
+            {"query_mix": {"t": 1}, "product_mix": {"t": 1}, "sparsity_weight": 0.1},
             "sparsity_weight: found 0.1",
         ),
     ],
@@ -200,7 +202,7 @@ def test_deepspeed_is_accepted_on_gpus(monkeypatch):
     monkeypatch.setattr(launching, "is_deepspeed_available", lambda: True)
     check_launch(recipe())
     launch(monkeypatch, "deepspeed_zero3.yaml")
-    check_launch(recipe(query_mix={"text": 1}, target_mix={"text": 1}))
+    check_launch(recipe(query_mix={"t": 1}, product_mix={"t": 1}))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "zero.json")
     with pytest.raises(
         ValueError, match="deepspeed_config_file: found zero.json; expected the keys of training/launch"

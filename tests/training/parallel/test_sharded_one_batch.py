@@ -22,9 +22,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from product_data.atomic_files import read_lines
-from training.contrastive.terms import TermOptions
-from training.contrastive.trainer import ContrastiveOptions
 from training.encoding.batch_encoding import encoded_rows
+from training.libraries.fsdp import whole_parameters
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.parallel.sharding import (
@@ -34,8 +33,8 @@ from training.parallel.sharding import (
     decoder_layers,
     is_sharded,
     reach_all,
-    whole_parameters,
 )
+from training.recipe.loss import LossArguments
 
 ROOT = Path(__file__).resolve().parents[3]
 NEEDS_FSDP = pytest.mark.skipif(
@@ -46,22 +45,22 @@ NEEDS_FSDP = pytest.mark.skipif(
 
 def variants(chunk):
     """Name → (adapters, queue steps, loss, options, arguments of the trainer)."""
-    several = TermOptions(several_positives=True, negative_margin=0.1, sample_filter=one.FILTER)
-    dual = TermOptions(sample_filter=one.FILTER, forms=True, intra=True, symmetric=True)
+    several = {"several_positives": True, "negative_margin": 0.1, "sample_filter": True}
+    dual = {"sample_filter": True, "dual_alignment": True, "symmetric_intra": True}
     inner = MatryoshkaLoss(InfoNCELoss(0.3, block_size=3), [8, 16])
     align = one.alignment
     return {
-        "plain": (False, 2, align(InfoNCELoss(0.3)), ContrastiveOptions(), {"max_grad_norm": 0.01}),
-        "adapters": (True, 2, align(inner), ContrastiveOptions(several, chunk_size=chunk), {}),
-        "dual": (False, 2, align(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), ContrastiveOptions(dual), {}),
+        "plain": (False, 2, align(InfoNCELoss(0.3)), LossArguments(), {"max_grad_norm": 0.01}),
+        "adapters": (True, 2, align(inner), LossArguments(**several, encode_chunk_size=chunk), {}),
+        "dual": (False, 2, align(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), LossArguments(**dual), {}),
         "dual_in_chunks": (
             False,
             2,
             align(inner, symmetric=True, sparsity_weight=0.1),
-            ContrastiveOptions(dual, chunk_size=chunk, queue_warmup_steps=2),
+            LossArguments(**dual, encode_chunk_size=chunk, queue_warmup_steps=2),
             {"gradient_checkpointing": True},
         ),
-        "dual_adapters": (True, 2, align(inner, symmetric=True), ContrastiveOptions(dual, chunk_size=chunk), {}),
+        "dual_adapters": (True, 2, align(inner, symmetric=True), LossArguments(**dual, encode_chunk_size=chunk), {}),
     }
 
 

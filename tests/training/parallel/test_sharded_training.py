@@ -23,8 +23,8 @@ def command(tmp_path, run, **values):
     recipe = {
         "data": [str(tmp_path / "shop")],
         # One pair a process, of a picture or of words alone: often only one of the two sees the vision tower.
-        "query_mix": {"image": 1, "text": 1, "both": 1},
-        "target_mix": {"both": 1, "text": 2},
+        "query_mix": {"i": 1, "t": 1, "mm": 1},
+        "product_mix": {"mm": 1, "t": 2},
         "per_device_train_batch_size": 1,
         "queue_steps": 2,
         "max_image_tokens": 4,

@@ -28,13 +28,13 @@ from training.assembly.starting_model import save_trained
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair
-from training.contrastive.terms import TermOptions
-from training.contrastive.trainer import ContrastiveOptions, ContrastiveTrainer
+from training.contrastive.trainer import ContrastiveTrainer
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.model.checkpoint import save_moon
 from training.reasoning.cold_start_trainer import ColdStartTrainer
+from training.recipe.loss import LossArguments
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
@@ -78,13 +78,13 @@ class Pairs(torch.utils.data.Dataset):
 def variants(chunk):
     """Name → (adapters, queue steps, contrastive loss, options, weights); `chunk` for those that encode in chunks."""
     inner = MatryoshkaLoss(InfoNCELoss(TEMPERATURE, block_size=3), [8, 16])
-    several = TermOptions(several_positives=True, negative_margin=0.1)
-    chunks = ContrastiveOptions(chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2)
+    several = {"several_positives": True, "negative_margin": 0.1}
+    chunks = LossArguments(encode_chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2)
     return {
-        "whole": (False, 2, InfoNCELoss(TEMPERATURE), ContrastiveOptions(), {}),
+        "whole": (False, 2, InfoNCELoss(TEMPERATURE), LossArguments(), {}),
         "chunks": (False, 2, inner, chunks, {"ce_weight": 0.5, "contrastive_weight": 0.7}),
-        "adapters": (True, 2, inner, ContrastiveOptions(several, chunk_size=chunk), {"ce_weight": 0.5}),
-        "no_cross_entropy": (False, 0, inner, ContrastiveOptions(chunk_size=chunk), {"ce_weight": 0.0}),
+        "adapters": (True, 2, inner, LossArguments(**several, encode_chunk_size=chunk), {"ce_weight": 0.5}),
+        "no_cross_entropy": (False, 0, inner, LossArguments(encode_chunk_size=chunk), {"ce_weight": 0.0}),
     }
 
 
@@ -187,7 +187,7 @@ def test_value_and_gradient_are_those_of_the_formula(tiny_moon, tmp_path, tied):
     folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
     weights = {"ce_weight": 0.3, "contrastive_weight": 0.8}
     loss = DualAlignmentLoss(InfoNCELoss(TEMPERATURE), router_weight=0.2)
-    trainer = make_trainer(folder, tmp_path, (False, 0, loss, ContrastiveOptions(), weights))
+    trainer = make_trainer(folder, tmp_path, (False, 0, loss, LossArguments(), weights))
     batch = trainer.data_collator([Pairs()[position] for position in range(4, 8)])
     assert not (batch["queries"]["labels"] >= 0).all()
     found = trainer.compute_loss(trainer.model, batch)
@@ -396,7 +396,7 @@ def test_save_moon_writes_the_writers_own_output_layer(tiny_moon, tmp_path):
 )
 def test_weights_out_of_range_are_refused(moon3, tmp_path, weights, words):
     with pytest.raises(ValueError, match=words):
-        make_trainer(moon3, tmp_path, (False, 0, InfoNCELoss(0.3), ContrastiveOptions(), weights))
+        make_trainer(moon3, tmp_path, (False, 0, InfoNCELoss(0.3), LossArguments(), weights))
 
 
 def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_path):
@@ -407,8 +407,8 @@ def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_
     plain = MoonForConditionalGeneration.from_pretrained(tiny_moon("qwen3_vl"))
     with pytest.raises(ValueError, match="found MoonForConditionalGeneration with max_reasoning_tokens=None"):
         ColdStartTrainer(model=plain, **given)
-    forms = ContrastiveOptions(TermOptions(forms=True))
-    with pytest.raises(ValueError, match="forms: found True in a cold start"):
+    forms = LossArguments(dual_alignment=True)
+    with pytest.raises(ValueError, match="dual_alignment: found True in a cold start"):
         ColdStartTrainer(model=MoonForConditionalGeneration.from_pretrained(moon3), options=forms, **given)
 
 

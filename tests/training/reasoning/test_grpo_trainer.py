@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from modeling_moon import MoonForConditionalGeneration
-from modeling_moon.embedding_moon import Thinking, generation_config
+from modeling_moon.thinking_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
 from training.assembly.starting_model import choose_what_learns
@@ -27,10 +27,12 @@ from training.batches.collate import UnreadableBatchError
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair
 from training.losses.info_nce import InfoNCELoss
-from training.reasoning.grpo_trainer import MoonGRPOTrainer, RolloutOptions, grpo_arguments
+from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments
 from training.reasoning.rollouts import PromptCollator, rollout_dataset
-from training.recipe.arguments import ModelArguments, MoonTrainingArguments
+from training.recipe.loss import LossArguments
+from training.recipe.model import ModelArguments
 from training.recipe.reasoning import ReasoningArguments
+from training.recipe.training import MoonTrainingArguments
 from training.runs.finite_steps import NonFiniteLossError
 
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
@@ -127,6 +129,10 @@ def own_rewards(monkeypatch):
     monkeypatch.setattr(module, "reward_function", lambda name: REWARDS.get(name) or known(name))
 
 
+OF_LOSS = ("negative_margin", "queue_warmup_steps")
+"""What the trainer reads of the loss."""
+
+
 def arguments(output, steps=2, batch=2, **values):
     defaults = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-2, "logging_steps": 1}
     defaults |= {"optim": "sgd", "lr_scheduler_type": "constant", "save_strategy": "no", "use_cpu": True, "seed": 1}
@@ -137,14 +143,15 @@ def arguments(output, steps=2, batch=2, **values):
 def settings_of(folder, args, temperature=1.0, chunk=None):
     processor = processor_of(folder)
     reasoning = ReasoningArguments(
-        stage="reasoning", rollouts=ROLLOUTS, rollout_temperature=temperature, rollout_chunk_size=chunk
+        stage="grpo", rollouts=ROLLOUTS, rollout_temperature=temperature, rollout_chunk_size=chunk
     )
     config = MoonForConditionalGeneration.config_class.from_pretrained(folder)
     return processor, grpo_arguments(args, reasoning, config, processor.tokenizer)
 
 
 def make_trainer(folder, output, kinds="bt", kind=MoonGRPOTrainer, lora=False, rewards=WEIGHTS, queue=2, **settings):
-    options = RolloutOptions(**({"completions_steps": 0, "kl_weight": 0.0} | settings.pop("options", {})))
+    given = {"completions_steps": 0, "kl_weight": 0.0} | settings.pop("options", {})
+    of_loss = {name: given.pop(name) for name in OF_LOSS if name in given}
     grpo = {name: settings.pop(name) for name in ("temperature", "chunk") if name in settings}
     processor, args = settings_of(folder, arguments(output, **settings), **grpo)
     model = MoonForConditionalGeneration.from_pretrained(folder)
@@ -163,7 +170,8 @@ def make_trainer(folder, output, kinds="bt", kind=MoonGRPOTrainer, lora=False, r
         loss=InfoNCELoss(0.2),
         queue=NegativeQueue(queue),
         rewards=rewards,
-        options=options,
+        reasoning=ReasoningArguments(stage="grpo", **given),
+        options=LossArguments(**of_loss),
     )
 
 
@@ -195,7 +203,7 @@ def without_vectors(writer):
 class PlainGRPO(GRPOTrainer):
     """TRL's trainer as it is, but for where the prompts, the pictures and the reference come from."""
 
-    def __init__(self, *, model, args, pairs, processor, rewards, options, **_):
+    def __init__(self, *, model, args, pairs, processor, rewards, reasoning, **_):
         args.reward_weights = list(rewards.values())
         without_vectors(model)
         reference = copy.deepcopy(model).eval().requires_grad_(False)
@@ -207,7 +215,7 @@ class PlainGRPO(GRPOTrainer):
             processing_class=processor.tokenizer,
         )
         self.eos_token_ids = list(args.generation_kwargs["eos_token_id"])
-        self.beta, self.ref_model = options.kl_weight, reference
+        self.beta, self.ref_model = reasoning.kl_weight, reference
         add_fused_lm_head(reference, temperature=self.temperature)
         self.source = PromptCollator(processor, pairs, args.num_generations)
         self.scoring = {}
@@ -233,6 +241,7 @@ def losses(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.lowest
 @pytest.mark.parametrize(
     ("kinds", "kl_weight", "settings"),
     [
@@ -292,6 +301,7 @@ def rollouts_of(trainer, pairs):
         del writer.generate
 
 
+@pytest.mark.lowest
 @pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_drawn_and_recomputed_log_probabilities_agree(tiny_moon, tmp_path_factory, tmp_path, backbone, temperature):
@@ -303,7 +313,7 @@ def test_drawn_and_recomputed_log_probabilities_agree(tiny_moon, tmp_path_factor
     ids_LC, mask_LC = out["completion_ids"], out["completion_mask"]
     whole_ids = torch.cat([out["prompt_ids"], ids_LC], dim=1)
     whole_mask = torch.cat([out["prompt_mask"], mask_LC], dim=1)
-    assert bool((writer.model._aspect_ids(whole_ids) > 0).any())  # guided experts have tokens of their own
+    assert bool((writer.model.find_aspect_ids(whole_ids) > 0).any())  # guided experts have tokens of their own
     lengths = mask_LC.sum(dim=1)
     assert len(set(lengths.tolist())) > 1
     logps_LCV = (logits_LCV[:, : ids_LC.shape[1]] / temperature).log_softmax(dim=-1)
@@ -397,6 +407,7 @@ def kept(trainer):
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
+@pytest.mark.lowest
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "adapters"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(joint, tmp_path, lora):
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "steps": 4, "chunk": 6, "lora": lora}
@@ -443,7 +454,7 @@ def test_adapters_over_a_bfloat16_base_learn_in_its_precision(joint, tmp_path):
     model = choose_what_learns(base, ModelArguments(base="base", lora=lora))
     settings = {"pairs": Pairs("bt"), "processor": processor, "loss": InfoNCELoss(0.2), "queue": NegativeQueue(2)}
     trainer = MoonGRPOTrainer(
-        model=model, args=args, rewards=WEIGHTS, options=RolloutOptions(kl_weight=0.1), **settings
+        model=model, args=args, rewards=WEIGHTS, reasoning=ReasoningArguments(stage="grpo", kl_weight=0.1), **settings
     )
     before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     trainer.train()
@@ -670,7 +681,11 @@ def test_every_option_changes_what_it_says(joint, tmp_path):
         "queue_warmup_steps": 2,
         "kl_weight": 1.0,
     }
-    assert {*changes, "completions_steps", "allow_urls"} == {one.name for one in dataclasses.fields(RolloutOptions)}
+    read_elsewhere = {"stage", "cold_start", "ce_weight", "evaluate_reasoning", "rewards", "vllm"}
+    read_elsewhere |= {"rollouts", "rollout_chunk_size", "rollout_temperature"}  # by `grpo_arguments`
+    assert {*changes, "completions_steps"} - {*OF_LOSS} == {
+        one.name for one in dataclasses.fields(ReasoningArguments)
+    } - read_elsewhere
 
     def last_loss(name, **change):
         trainer = make_trainer(joint, tmp_path / name, "bt", steps=2, options=base | change)

@@ -17,7 +17,7 @@ RECIPE = {
     "small_base": {"hidden_size": 64, "num_layers": 1, "vision_depth": 2, "vocab_size": 600},
     "preset": "moon3",
     "moon": {"embedding_dim": 32, "max_reasoning_tokens": 6},
-    "stage": "reasoning",
+    "stage": "grpo",
     "catalogue": {"products": 40, "image_size": 64},
     "max_image_tokens": 4,
     "rollouts": 2,

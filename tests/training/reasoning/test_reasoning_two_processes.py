@@ -25,10 +25,11 @@ from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
-from training.reasoning.grpo_trainer import MoonGRPOTrainer, RolloutOptions, grpo_arguments
+from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments
 from training.reasoning.rollout_terms import RolloutVectors, rollout_loss
-from training.recipe.arguments import MoonTrainingArguments
+from training.recipe.loss import LossArguments
 from training.recipe.reasoning import ReasoningArguments
+from training.recipe.training import MoonTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
@@ -146,9 +147,9 @@ def make_trainer(folder, output, batch, options, chunk=None, lora=False, **argum
     values |= {"report_to": "none", "disable_tqdm": True, "warmup_steps": 0, "max_grad_norm": 0.0}
     values |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False, "logging_nan_inf_filter": False}
     model, processor = model_of(folder, lora), processor_of(folder)
-    reasoning = ReasoningArguments(stage="reasoning", rollouts=ROLLOUTS, rollout_chunk_size=chunk)
+    given = {"kl_weight": 0.0, "completions_steps": 0, "unreasoned_share": SHARE, **options}
+    reasoning = ReasoningArguments(stage="grpo", rollouts=ROLLOUTS, rollout_chunk_size=chunk, **given)
     training = MoonTrainingArguments(output_dir=str(output), **{**values, **arguments})
-    defaults = {"kl_weight": 0.0, "completions_steps": 0, "unreasoned_share": SHARE, "negative_margin": MARGIN}
     return FixedRollouts(
         model=model,
         args=grpo_arguments(
@@ -159,7 +160,8 @@ def make_trainer(folder, output, batch, options, chunk=None, lora=False, **argum
         loss=contrastive(),
         queue=NegativeQueue(2),
         rewards={"even": 1.0},
-        options=RolloutOptions(**{**defaults, **options}),
+        reasoning=reasoning,
+        options=LossArguments(negative_margin=MARGIN),
     )
 
 

@@ -17,9 +17,10 @@ from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
 from product_data.columns import find_columns
 from training.batches.collate import PairCollator
-from training.batches.pairs import PairDataset, PairOptions, PairSource
+from training.batches.pairs import FORM_OF_TYPE, PairDataset, PairSource
 from training.batches.streams import BadRow, RowPairs, StreamCollator, StreamRow, StreamSource
 from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets
+from training.recipe.pairs import PairArguments
 from training.train import main
 
 COLOURS = ("red", "blue", "green", "white", "black")
@@ -72,7 +73,7 @@ def source():
 
 def reasoned(source, processor, share, seed=3):
     targets = ReasoningTargets([], processor)
-    return ReasonedRows([source], PairOptions(), seed, 100, targets=targets, unreasoned_share=share)
+    return ReasonedRows([source], PairArguments(), seed, 100, targets=targets, unreasoned_share=share)
 
 
 def test_a_row_s_records_get_what_the_rule_of_tables_says_of_the_row(source, processor):
@@ -81,7 +82,7 @@ def test_a_row_s_records_get_what_the_rule_of_tables_says_of_the_row(source, pro
         one = StreamRow(0, (0, 0, number), row(number))
         pair, colour = found.pair(one), COLOURS[number % 5]
         tables = found.tables(one)
-        options = PairOptions(query_mix={tables.queries[0].type: 1.0})
+        options = PairArguments(query_mix={FORM_OF_TYPE[tables.queries[0].type]: 1.0})
         wanted = ReasonedPairs(
             PairDataset([PairSource(tables, 1.0)], options, 0, 1), ReasoningTargets([tables], processor), 0.0, 0
         )[0]
@@ -105,7 +106,7 @@ def test_a_pair_is_a_function_of_seed_and_place_and_a_share_goes_without(source,
     assert written != ["reasoning" in pair.products[0] for pair in found]
     assert 0.6 < sum(written) / len(written) < 0.8
     assert not any("reasoning" in reasoned(source, processor, 1.0).pair(one).query for one in rows)
-    plain = RowPairs([source], PairOptions(), 3, 100).pair(rows[0])
+    plain = RowPairs([source], PairArguments(), 3, 100).pair(rows[0])
     assert {name: value for name, value in found[0].query.items() if name != "reasoning"} == plain.query
     with pytest.raises(ValueError, match="unreasoned_share: found 1.5; expected a number from 0 to 1"):
         reasoned(source, processor, 1.5)

@@ -23,7 +23,7 @@ def recipe(tmp_path):
         ({"action_weights": {"click": 2}}, "action_weights: 'click': found 2; expected above 0 and at most 1"),
         ({"action_weights": {}}, "action_weights: found none"),
         ({"interaction_half_life_days": -1}, "interaction_half_life_days: found -1; expected a number above 0"),
-        ({"data": [{"products": "/no/such", "interactions": "/no"}]}, "data: products: found nothing"),
+        ({"data": [{"products": "/no/such", "interactions": "/no"}]}, "data.products: found nothing"),
     ],
 )
 def test_what_cannot_work_is_refused_by_key(recipe, values, message):

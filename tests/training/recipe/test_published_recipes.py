@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
-from training.batches.negatives import queue_length
 from training.recipe.arguments import parse_recipe
+from training.recipe.loss import queue_length
 
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
 ABLATIONS = sorted((RECIPES / "ablations").glob("*.yaml"))
@@ -15,8 +15,8 @@ ABLATIONS = sorted((RECIPES / "ablations").glob("*.yaml"))
 MOON1 = {
     "stage": "contrastive",
     "preset": "moon1",
-    "query_mix": {"image": 12, "text": 3, "both": 2},
-    "target_mix": {"both": 1},
+    "query_mix": {"i": 12, "t": 3, "mm": 2},
+    "product_mix": {"mm": 1},
     "derived_queries": False,  # pairs are searches and purchases
     "hard_negatives": 1,
     "spatial_negatives": True,
@@ -30,8 +30,8 @@ MOON1 = {
 MOON2 = {
     "stage": "contrastive",
     "preset": "moon2",
-    "query_mix": {"both": 1},
-    "target_mix": {"both": 1},
+    "query_mix": {"mm": 1},
+    "product_mix": {"mm": 1},
     "derived_queries": False,
     "hard_negatives": 1,
     "spatial_negatives": True,
@@ -50,14 +50,14 @@ MOON2 = {
 COLD_START = {
     "preset": "moon3",
     "moon": {"embedding_dim": 256, "max_reasoning_tokens": 32},
-    "query_mix": {"image": 1, "text": 1, "both": 1},
-    "target_mix": {"image": 1, "text": 1, "both": 1},
+    "query_mix": {"i": 1, "t": 1, "mm": 1},
+    "product_mix": {"i": 1, "t": 1, "mm": 1},
     "derived_queries": False,
     "hard_negatives": 1,
     "core_crop": False,
     "lr_scheduler_type": "cosine",
 }
-MOON3 = COLD_START | {"stage": "reasoning", "rollouts": 8, "grpo_weight": 1.0, "contrastive_weight": 0.1}
+MOON3 = COLD_START | {"stage": "grpo", "rollouts": 8, "grpo_weight": 1.0, "contrastive_weight": 0.1}
 MOON3 |= {"learning_rate": 1e-6}
 LREM_REWARDS = {"format": 0.5, "length": 0.2, "retrieval": 1.0}
 PUBLISHED = {"moon1": MOON1, "moon2": MOON2, "moon3": MOON3}
@@ -139,7 +139,7 @@ def test_an_ablation_is_the_published_recipe_without_what_it_leaves_out(path):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("moon*_one_gpu.yaml")), ids=lambda path: path.stem)
 def test_the_recipe_for_one_gpu_keeps_the_papers_data_and_objective(path):
     found, parent = resolved(path), PUBLISHED[path.stem.removesuffix("_one_gpu")]
-    kept = ("preset", "query_mix", "target_mix", "derived_queries", "hard_negatives", "core_crop", "dual_alignment")
+    kept = ("preset", "query_mix", "product_mix", "derived_queries", "hard_negatives", "core_crop", "dual_alignment")
     assert {key: found[key] for key in kept if key in parent} == {key: parent[key] for key in kept if key in parent}
 
 

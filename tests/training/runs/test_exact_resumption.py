@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from training.runs.folder import RunFolder, is_complete
 from training.train import main
 
+pytestmark = pytest.mark.lowest
+
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 9
 # Runs the training with every file of a checkpoint written slowly, so that a kill can fall into a save.
@@ -40,7 +42,7 @@ def recipe(tiny_moon, tmp_path_factory):
         "base": str(tiny_moon("qwen3_vl")),
         "data": ["catalogue"],
         "catalogue": {"products": 60, "image_size": 64, "progress": False},
-        "query_mix": {"image": 1, "text": 1, "both": 1},
+        "query_mix": {"i": 1, "t": 1, "mm": 1},
         "queue_steps": 3,
         "max_image_tokens": 4,
         "max_tokens": 80,

@@ -103,7 +103,7 @@ def recipe(tiny_moon, tmp_path_factory):
         "base": str(tiny_moon("qwen3_vl")),
         "data": ["catalogue"],
         "catalogue": {"products": 60, "image_size": 64, "progress": False},
-        "query_mix": {"image": 1, "text": 1},
+        "query_mix": {"i": 1, "t": 1},
         "queue_steps": 2,
         "max_image_tokens": 4,
         "max_steps": STEPS,

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from moon3.__main__ import main as moon3
-from processing_moon import product_moon
+from processing_moon import images_moon
 from product_data.atomic_files import read_lines
 from training.train import main
 
@@ -109,8 +109,8 @@ def test_a_streaming_run_goes_on_exactly_whatever_the_number_of_workers(recipe, 
     shutil.copytree(whole, again)
     forget_after(again, 6)
     opened = []
-    decode = product_moon._decode
-    monkeypatch.setattr(product_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
+    decode = images_moon._decode
+    monkeypatch.setattr(images_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
     assert main([str(recipe), "--output_dir", str(again)]) == 0
     assert f"resuming from {again / 'checkpoint-6'}" in capsys.readouterr().out
     assert 0 < len(opened) < 30  # two steps of four pairs, not eight steps

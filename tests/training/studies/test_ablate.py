@@ -24,6 +24,7 @@ from training.studies.ablate import (
     LOCK_FILE,
     LOG_FILE,
     BusyError,
+    Run,
     _share_done,
     collect,
     plan,
@@ -177,6 +178,19 @@ def test_a_result_of_another_recipe_is_not_taken(finished, tmp_path, capsys):
     other.write_text(yaml.safe_dump(suite, sort_keys=False))
     assert main(["ablate", str(other), *arguments[1:]]) == 2
     assert "result of another recipe (temperature differ)" in capsys.readouterr().err
+
+
+def test_a_result_that_was_stored_under_old_names_is_taken(tmp_path):
+    stored = {
+        "query_mix": {"image": 1},
+        "target_mix": {"both": 1},
+        "stage": "reasoning",
+        "rollout_top_p": 1.0,
+        "seed": 0,
+    }
+    (tmp_path / CELL_FILE).write_text(json.dumps({"keys": stored}))
+    wanted = {"query_mix": {"i": 1}, "product_mix": {"mm": 1}, "stage": "grpo", "seed": 0}
+    assert Run("plain", 0, tmp_path, wanted).result() is not None
 
 
 def test_a_cell_that_is_in_use_elsewhere_is_left_alone(write_suite, tmp_path):

@@ -153,7 +153,7 @@ def write_step(run: Path, rows: list[dict[str, Any]], step: int = 3) -> Path:
 
 def write_recipe(run: Path, **values: Any) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    recipe = {"preset": "moon3", "stage": "reasoning", "rollouts": 2, "rewards": WEIGHTS, "seed": 1, "max_steps": 5}
+    recipe = {"preset": "moon3", "stage": "grpo", "rollouts": 2, "rewards": WEIGHTS, "seed": 1, "max_steps": 5}
     recipe["data"] = ["/nowhere"]  # the default, the catalogue, takes long to draw
     (run / "resolved_recipe.yaml").write_text(yaml.safe_dump(recipe | values))
 
@@ -250,7 +250,7 @@ def test_what_the_trainer_writes_can_be_read(tmp_path):
     trainer = SimpleNamespace(
         _metric=lambda name, value: metrics[name].append(float(value)),
         state=SimpleNamespace(global_step=4),
-        options=SimpleNamespace(completions_steps=5),
+        reasoning=SimpleNamespace(completions_steps=5),
         accelerator=SimpleNamespace(is_main_process=True),
         args=SimpleNamespace(output_dir=str(tmp_path)),
         disk=SimpleNamespace(keeping=nullcontext),
@@ -616,7 +616,7 @@ def test_a_folder_that_is_not_there_or_has_no_completions_is_refused(tmp_path, c
     assert main(["completions", str(tmp_path / "none")]) == 2
     assert "found no folder" in capsys.readouterr().err
     assert main(["completions", str(tmp_path)]) == 2
-    assert "found no completions/step-NUMBER.parquet" in capsys.readouterr().err
+    assert "found no completions in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ RECIPE = {
     "small_base": {"hidden_size": 64},
     "preset": "moon3",
     "moon": {"embedding_dim": 32},
-    "stage": "reasoning",
+    "stage": "grpo",
     "cold_start": {"max_steps": 5},
     "max_steps": 3,
     "evaluate_before": True,
@@ -73,10 +73,10 @@ def test_a_folder_is_the_same_however_it_is_written(recipe, tmp_path, monkeypatc
     "changed", [{"cold_start": None}, {"evaluate_after": False}, {"stage": "cold_start", "cold_start": None}]
 )
 def test_a_recipe_without_a_cold_start_or_an_evaluation_is_refused(recipe, tmp_path, capsys, changed):
-    with pytest.raises(RecipeError, match="expected stage: reasoning with a cold start, evaluated before and after"):
+    with pytest.raises(RecipeError, match="expected stage: grpo with a cold start, evaluated before and after"):
         plan(recipe(**changed), [0], tmp_path / "runs")
     assert main(["reasoning-study", str(recipe(**changed)), "--run-folder", str(tmp_path / "runs")]) == 2
-    assert "expected stage: reasoning" in capsys.readouterr().err
+    assert "expected stage: grpo" in capsys.readouterr().err
 
 
 def test_rises_over_the_cold_start_and_over_the_control_are_told_apart(recipe, tmp_path):

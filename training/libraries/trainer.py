@@ -1,0 +1,113 @@
+"""Give what transformers' Trainer keeps to itself public names: steps of its work to override, and state to read.
+
+Nothing else in `training/` overrides or reads a private name of Trainer or TrainingArguments. The names and signatures are those
+of transformers 5.18 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed version.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Step = Callable[[], Any]
+"""What Trainer would do at this place."""
+
+
+class TrainerSteps:
+    """Mixin before a Trainer that makes steps of its work public methods; by default each does what Trainer does.
+
+    Every step that gets a `Step` decides whether and within what it is taken.
+    """
+
+    def save_checkpoint(self, save: Step) -> None:
+        """Save the checkpoint of the present step: weights, optimizer, random numbers and Trainer's state."""
+        save()
+
+    def save_weights(self, save: Step, folder: Path) -> None:
+        """Save the weights of a checkpoint, or of the finished model, in a folder."""
+        save()
+
+    def save_part(self, save: Step) -> None:
+        """Save one of the other parts of a checkpoint: optimizer and scheduler, or random numbers."""
+        save()
+
+    def after_loading(self, checkpoint: Path) -> None:
+        """Called when the optimizer and the scheduler of a checkpoint have been loaded, after its weights."""
+
+    def compare_weights(self, warn: Step, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+        """Judge the names of weights that a checkpoint lacks, and of those that the model does not know."""
+        warn()
+
+    def after_preparation(self) -> None:
+        """Called when accelerate has prepared the model and the optimizer for training."""
+
+    def after_gradient_norm(self, norm: Any) -> None:
+        """Called in each optimizer step with the norm of the gradient, before the weights take the step."""
+
+    # Trainer's own names
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        self.save_checkpoint(functools.partial(super()._save_checkpoint, model, trial))
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        self.save_weights(functools.partial(super()._save, output_dir, state_dict), folder)
+
+    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
+        self.save_part(functools.partial(super()._save_optimizer_and_scheduler, output_dir))
+
+    def _save_rng_state(self: Any, output_dir: str) -> None:
+        self.save_part(functools.partial(super()._save_rng_state, output_dir))
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.after_loading(Path(checkpoint))
+
+    def _issue_warnings_after_load(self: Any, load_result: Any) -> None:
+        warn = functools.partial(super()._issue_warnings_after_load, load_result)
+        self.compare_weights(warn, load_result.missing_keys, load_result.unexpected_keys)
+
+    def _prepare_for_training(self: Any, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.after_preparation()
+        return prepared
+
+    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.after_gradient_norm(norm)
+        return norm
+
+
+def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch on the trainer's device, as `Trainer.training_step` takes it."""
+    return trainer._prepare_inputs(inputs)
+
+
+def sum_of_losses(trainer: Any) -> float:
+    """Return the sum of the losses of all steps that were logged."""
+    return trainer._total_loss_scalar
+
+
+def loss_counters(trainer: Any) -> dict[str, Any]:
+    """Return the counters from which Trainer makes the logged loss, as plain values; see `restore_loss_counters`."""
+    return {
+        "running_loss": trainer._tr_loss.item(),
+        "total_loss": trainer._total_loss_scalar,
+        "last_logged": trainer._globalstep_last_logged,
+    }
+
+
+def restore_loss_counters(trainer: Any, counters: Mapping[str, Any]) -> None:
+    """Put back what `loss_counters` returned, after Trainer has set its counters to zero for a training."""
+    trainer._tr_loss = torch.tensor(counters["running_loss"], device=trainer.args.device)
+    trainer._total_loss_scalar = counters["total_loss"]
+    trainer._globalstep_last_logged = counters["last_logged"]
+
+
+def call_the_cpu_cpu(arguments: Any) -> None:
+    """Let arguments name the device "cpu" in place of "cpu:0", which transformers 5.17 asks torch to load to, in vain."""
+    if arguments.device.type == "cpu":
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
