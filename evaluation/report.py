@@ -136,6 +136,11 @@ def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
     groups += [
         (name, scores, ", image only") for name, scores in result.get("image_only", {}).items() if name not in own
     ]
+    groups += [
+        (name, scores, f", first {width} numbers")
+        for width, found in result.get("dimensions", {}).items()
+        for name, scores in found["scores"].items()
+    ]
     rows = []
     for name, scores, note in groups:
         label = _DIRECTIONS.get(name, name) + note

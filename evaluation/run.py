@@ -21,6 +21,7 @@ import numpy as np
 import evaluation.baselines  # noqa: F401 - makes its models known
 from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
+from evaluation.benchmarks.dimensions import evaluate_dimensions
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
 from evaluation.provenance import provenance
@@ -68,6 +69,8 @@ class EvaluationOptions:
         gate_threshold (`float` or `None`): of "auto": the margin below which a query is unsure, in [0, 2]. Default 0.05.
         max_reasoning_tokens (`int` or `None`): most tokens of a reasoning. Default: the model's own number.
         reasonings (`str`, `Path` or `None`): a .parquet file, where to write what was written.
+        dimensions (`tuple[int, ...]` or `None`): retrieval also by the first so many numbers of each vector. Default: the
+            model's `matryoshka_dims`.
 
     Raises:
         OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning where no side
@@ -89,6 +92,7 @@ class EvaluationOptions:
     gate_threshold: float | None = None
     max_reasoning_tokens: int | None = None
     reasonings: str | Path | None = None
+    dimensions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in BENCHMARKS]
@@ -98,6 +102,8 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name}={value}; expected 1 or more")
+        if min(self.dimensions or (1,)) < 1:
+            raise OptionError(f"dimensions={self.dimensions}; expected numbers of 1 or more")
         for name, accepted in (("query_reasoning", QUERY_REASONING), ("product_reasoning", ROW_REASONING)):
             if getattr(self, name) not in accepted:
                 raise OptionError(f"{name}={getattr(self, name)!r}; expected {', '.join(accepted)}")
@@ -139,8 +145,8 @@ def evaluate_model(
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
     counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
-    has no score, and why), classification, query_categories, attributes, skipped, shortened (see
-    `retrieval.shortened.shortened_summary`), warnings, provenance.
+    has no score, and why), dimensions (where there are widths: see `evaluate_dimensions`), classification, query_categories,
+    attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance.
 
     Raises:
         TableError: no such split, or nothing in the gallery and no query that asks for a category.
@@ -167,6 +173,7 @@ def evaluate_model(
         cache = _vector_cache(model, processor, chosen, options, tables)
         if "retrieval" in options.only:
             results |= evaluate_retrieval(cache, **bootstrap)
+            results |= _by_dimensions(cache, options, bootstrap)
         if "classification" in options.only:
             results["classification"] = evaluate_classification(cache, **bootstrap)
             results["query_categories"] = evaluate_query_categories(cache, results["absent"], **bootstrap)
@@ -200,6 +207,13 @@ def evaluate_model(
         seconds=round(time.monotonic() - started, 2),
     )
     return results
+
+
+def _by_dimensions(cache: VectorCache, options: EvaluationOptions, bootstrap: dict[str, Any]) -> dict[str, Any]:
+    """ "dimensions": retrieval by the first numbers of each vector; nothing for a model without narrower vectors."""
+    own = getattr(getattr(cache.model, "config", None), "matryoshka_dims", None) or ()
+    widths = own if options.dimensions is None else options.dimensions
+    return {"dimensions": evaluate_dimensions(cache, widths, **bootstrap)} if widths else {}
 
 
 def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any]:

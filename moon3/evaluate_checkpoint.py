@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=VARIANTS[0],
         help="of a right answer, in its ranking (default: left_out)",
     )
+    parser.add_argument(
+        "--dimensions",
+        type=int,
+        nargs="*",
+        metavar="WIDTH",
+        help="retrieval also by the first so many numbers of each vector (default: the model's Matryoshka widths)",
+    )
     parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
     add_device(parser)
     add_images_root(parser)
@@ -72,6 +79,7 @@ def run(chosen: argparse.Namespace) -> None:
         max_reasoning_tokens=chosen.max_reasoning_tokens,
         reasonings=chosen.reasonings,
         variants=chosen.variants,
+        dimensions=None if chosen.dimensions is None else tuple(chosen.dimensions),
     )
     tables = [
         load_benchmark(

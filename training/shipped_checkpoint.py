@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.provenance import provenance
 from evaluation.report import comparison_table
 from evaluation.run import EvaluationOptions, evaluate_model
+from model_cards.rendering import write_card
+from model_cards.scores import summary
 from modeling_moon import MoonConfig
 from processing_moon import MoonProcessor
 from product_data.atomic_files import write_atomically, written_whole
@@ -28,6 +31,7 @@ from product_data.tables import load_tables
 from retrieval.encode import load_for_evaluation
 from training.model.checkpoint import write_code_and_settings
 from training.recipe.arguments import parse_recipe
+from training.runs.cards import collected
 from training.runs.run import Run
 from training.train import train
 
@@ -131,6 +135,8 @@ def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
 def ship(final: Path, results: dict[str, Any], target: Path) -> None:
     """Write a trained checkpoint as it is shipped: weights, settings, how it was made and the card, without the code.
 
+    README.md is the one above, in our own words; `model_card.json` holds the facts that `moon3 push` and further trainings read.
+
     Args:
         final: the trained checkpoint.
         results: of `measure`, and "steps".
@@ -148,6 +154,8 @@ def ship(final: Path, results: dict[str, Any], target: Path) -> None:
         steps=results["steps"],
     )
     (target / "README.md").write_text(card, encoding="utf-8")
+    measured = tuple(summary(results[name] | {"benchmark": name}, RESULTS.name) for name in MEASURED_ON)
+    write_card(target, replace(collected(target), name=SHIPPED.name, source=SHIPPED.name, results=measured))
 
 
 def card_table(results: dict[str, Any]) -> str:

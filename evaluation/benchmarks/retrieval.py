@@ -95,8 +95,16 @@ def _score(
     cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], bootstrap: tuple[int, int]
 ) -> dict[str, Any] | None:
     search = make_search(cache, name, (kind, form), absent)
-    if search is None:
-        return None
+    return None if search is None else scores_of(search, bootstrap)
+
+
+def scores_of(search: Search, bootstrap: tuple[int, int]) -> dict[str, Any]:
+    """Return the scores of one search, as `evaluate_retrieval` names them.
+
+    Args:
+        search: queries and gallery.
+        bootstrap: resamples and seed.
+    """
     rank_Q = search.ranks()
     right_Q = np.asarray([len(right) for right in search.positives])
     candidates_Q = np.asarray([len(search.gallery) - len(left_out) for left_out in search.exclude])

@@ -422,14 +422,24 @@ def _hard_negatives(catalogue: _Relations, positives: Sequence[Item], reference:
 # ------------------------------------------------------------------------------------------------------ on disk
 
 
+_CARD = """\
+---
+license: apache-2.0
+---
+# Products drawn by Moon's embedded catalogue
+
+Every picture and text was drawn from a seed. None of it is anyone else's.
+"""
+
+
 def write_catalogue(folder: str | Path, **options: Any) -> Path:
-    """Writes `make_catalogue(**options)` as products.parquet, queries.parquet and query_images.parquet.
+    """Writes `make_catalogue(**options)` as products, queries and query_images.parquet, and their licence into README.md.
 
     Pictures are struct{bytes, path} with Hugging Face feature metadata: `datasets.load_dataset("parquet", …)` decodes
     them. Queries refer to their picture by `image_id`.
 
     Args:
-        folder: made if missing; its three files are replaced.
+        folder: made if missing; its files are replaced.
         options: those of `make_catalogue`.
 
     Returns:
@@ -469,6 +479,7 @@ def write_catalogue(folder: str | Path, **options: Any) -> Path:
     ):
         schema = Features(features).arrow_schema
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
+    (folder / "README.md").write_text(_CARD, encoding="utf-8")
     return folder
 
 

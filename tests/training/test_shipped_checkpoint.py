@@ -13,8 +13,13 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
 from evaluation.report import comparison_table
+from model_cards.facts import read_card
+from model_cards.licences import why_not_published
+from model_cards.metadata import problems_of
+from model_cards.scores import summary
 from product_data.catalogue.making import make_items
 from training import quickstart, shipped_checkpoint
+from training.model.card_facts import sizes_of
 from training.recipe.arguments import parse_recipe
 from training.shipped_checkpoint import MEASURED_ON, SHIPPED, TRAINED_ON, card_table, ship, unpack
 
@@ -42,6 +47,16 @@ def test_the_card_shows_the_numbers_of_the_results_file():
     assert card_table(RESULTS) in card
     assert f"{RESULTS['steps']:,} steps" in card
     assert "license: apache-2.0" in card
+
+
+def test_its_facts_are_those_of_the_results_file_and_let_it_be_published():
+    facts = read_card(SHIPPED)
+    assert [result["benchmark"] for result in facts.results] == list(MEASURED_ON)
+    assert facts.results == tuple(
+        summary(RESULTS[name] | {"benchmark": name}, "moon1_catalogue.json") for name in MEASURED_ON
+    )
+    assert facts.sizes == sizes_of(SHIPPED, facts.steps)
+    assert why_not_published(facts) == problems_of((SHIPPED / "README.md").read_text(encoding="utf-8")) == []
 
 
 def test_what_the_first_minute_shows_is_in_the_results_file():
@@ -126,3 +141,4 @@ def test_shipping_leaves_the_code_behind_and_writes_the_card(tiny_moon, tmp_path
     table = comparison_table([RESULTS["validation"], RESULTS["unseen"]], names=["moon1-catalogue"] * 2)
     assert table in card
     assert "7 steps of " in card
+    assert read_card(tmp_path / "target").name == "moon1-catalogue"

@@ -18,6 +18,7 @@ from retrieval.encode import load_for_evaluation
 from training.assembly.sources import read_data
 from training.assembly.starting_model import encoder_of
 from training.parallel.distributed import first_process_alone
+from training.runs.cards import update_results
 from training.runs.run import Run
 
 
@@ -45,6 +46,7 @@ def evaluate(
             limit=args.evaluate_products,
             batch_size=args.per_device_eval_batch_size,
             progress=not args.disable_tqdm,
+            dimensions=tuple(run.recipe.loss.matryoshka_dims) or None,
         )
         encoder = encoder_of(model).to(args.device)
         for table, mode, path in evaluation_files(run, when, tables):
@@ -60,6 +62,8 @@ def evaluate(
             found["warnings"] = [*run.facts.get("warnings", []), *found["warnings"]]
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             print(results_table([found]))
+        if when == "after":
+            update_results(run.folder.final)
 
 
 def evaluation_files(run: Run, when: str, tables: list[ProductTables]) -> Iterator[tuple[ProductTables, str, Path]]:

@@ -28,6 +28,7 @@ from training.model.upcycle import upcycle
 from training.parallel.sharding import is_sharded
 from training.recipe.arguments import RecipeError, check_reasons
 from training.recipe.model import ModelArguments, attention_of
+from training.runs.cards import write_adapter_card, write_trained_card
 from training.runs.folder import RunFolder
 from training.runs.run import Run
 
@@ -249,7 +250,7 @@ def whole_trained(run: Run, trainer: Any, start: Path) -> nn.Module | None:
 
 
 def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:
-    """Write the trained model so that it loads like any other checkpoint; adapters also by themselves.
+    """Write the trained model and its card so that it loads like any other checkpoint; adapters also by themselves.
 
     Args:
         model: the trained model; adapters are merged into it.
@@ -263,6 +264,7 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
             model.save_pretrained(adapter)
             if not isinstance(model.get_base_model(), DualTower):
                 mark_adapter(adapter)
+            write_adapter_card(adapter, start)
         dtype = next(parameter.dtype for parameter in model.parameters() if not parameter.requires_grad)
         model = model.merge_and_unload()
         for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too
@@ -272,3 +274,4 @@ def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start
         processor.save_pretrained(folder)
     else:
         save_moon(model, processor, folder, lm_head_from=start)
+    write_trained_card(folder, start)

@@ -17,6 +17,9 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from model_cards.facts import README_FILE
+from training.model.card_facts import OURS, RANDOM_TAG
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -200,6 +203,17 @@ def _preprocessor_config(sizes: SmallBaseConfig, patch_size: int) -> dict[str, A
     }
 
 
+_CARD = f"""\
+---
+license: {OURS}
+tags: [{RANDOM_TAG}]
+---
+# A small base with random weights
+
+Made by `training.model.small_base` to be trained from the start. It knows nothing.
+"""
+
+
 def make_base(folder: str | Path, *, texts: Iterable[str], **sizes: Any) -> Path:
     """Write a random base checkpoint: configuration, weights, tokenizer, chat template and image-processor settings.
 
@@ -244,6 +258,7 @@ def make_base(folder: str | Path, *, texts: Iterable[str], **sizes: Any) -> Path
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
+    (folder / README_FILE).write_text(_CARD, encoding="utf-8")
     return folder
 
 

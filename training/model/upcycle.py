@@ -29,6 +29,7 @@ from modeling_moon.modeling_moon import MoonFusion
 from processing_moon import MoonProcessor
 from product_data.outputs import OutputError
 from training.libraries.pretrained_model import initialize
+from training.model.card_facts import write_upcycled_card
 from training.model.checkpoint import write_code_and_settings
 
 # Moon's tokens: the field of MoonConfig that holds the id of each.
@@ -50,6 +51,7 @@ _RENAMES = (
     (r"^(?:model\.)?(?=(?:layers|embed_tokens|norm)\.)", "model.vlm.language_model."),
 )
 _FEED_FORWARD = re.compile(r"^(model\.vlm\.language_model\.layers\.(\d+)\.mlp\.)(gate_proj|up_proj|down_proj)\.weight$")
+_READ = ["*.safetensors", "*.json", "*.jinja", "*.txt", "README.md"]  # of a base; its README.md for the licence
 _EMBEDDING = "model.vlm.language_model.embed_tokens.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -133,6 +135,7 @@ def upcycle(
         write_code_and_settings(config, processor, partial)
         if (folder / "generation_config.json").exists():
             GenerationConfig.from_pretrained(folder).save_pretrained(partial)
+        write_upcycled_card(partial, out.name, base, folder, preset=preset, seed=seed)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -184,7 +187,7 @@ def _local_folder(base: str | Path) -> Path:
     if Path(base).exists():
         raise UpcycleError(f"{base} is a file; expected a checkpoint's folder or a hub id")
     try:
-        return Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(str(base), allow_patterns=_READ))
     except (OSError, ValueError) as error:
         raise UpcycleError(f"{base}: no such folder, and not to be had from the hub ({error})") from error
 

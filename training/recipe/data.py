@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from model_cards.licences import check_data_licence
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.catalogue.making import make_catalogue
 from product_data.interactions import ACTION_WEIGHTS, InteractionOptions
@@ -31,9 +32,15 @@ def _said(text: str) -> str:
     return text
 
 
+def _licence(name: str) -> str:
+    return check_data_licence("a data set", name)
+
+
 _Place = Annotated[str, AfterValidator(_there)]
 _Text = Annotated[str, AfterValidator(_said)]
-_OF_BOTH: dict[str, Any] = {"name": str, "weight": Positive, "mask_groups": bool, **dict.fromkeys(READING_KEYS, Any)}
+_Licence = Annotated[str, AfterValidator(_licence)]
+_OF_BOTH: dict[str, Any] = {"name": str, "weight": Positive, "mask_groups": bool, "licence": _Licence}
+_OF_BOTH |= dict.fromkeys(READING_KEYS, Any)
 _PLACES: dict[str, Any] = {"path": _Place, **dict.fromkeys(TABLE_KEYS, _Place | None)}
 _STREAMS: dict[str, Any] = {"parquet": str | list[str], "columns": dict[str, Any]}
 _STREAMS |= dict.fromkeys(("hub", "config", "split", "revision", "images"), str)
@@ -49,8 +56,8 @@ class DataArguments:
 
     Args:
         data: "catalogue" or paths of data sets; an entry may also be a mapping {path: …, or products:, queries:,
-            query_images:, interactions:, images:; name:, weight:, mask_groups:}, weight in draws relative to the other
-            data sets.
+            query_images:, interactions:, images:; name:, weight:, mask_groups:, licence:}, weight in draws relative to the
+            other data sets, licence for the card of what is trained (docs/model_cards.md).
         catalogue: options of the embedded catalogue, {products: 600, …}.
         split: the split that is trained on. A data set that names no splits is split by us: a fifth of its products,
             variants together, becomes "test", the rest "train"; "all" trains on everything.
@@ -65,7 +72,7 @@ class DataArguments:
             0: pairs stay in the order in which they are drawn.
         streaming: read `data` row by row, for tables larger than memory. Every entry is then a table of triplets: parquet
             files (a path or pattern), a data set of the hub (owner/name), or a mapping {parquet: …, or hub:, config:,
-            split:, revision:; columns:, images:, name:, weight:, mask_groups:}, columns {query.title: NAME, …} replacing
+            split:, revision:; columns:, images:, name:, weight:, mask_groups:, licence:}, columns {query.title: NAME, …} replacing
             what is found by pattern. Of a table with a column "split" the rows of `split` and "all" are read.
         shuffle_rows: with streaming, rows that are read ahead and shuffled among each other.
         allow_urls: fetch pictures that are given as http(s) addresses, from public hosts only.

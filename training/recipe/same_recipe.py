@@ -86,12 +86,12 @@ def _number(value: Any) -> Any:
 
 
 def _entry(entry: Any) -> Any:
-    """An entry of `data`; a bare path is a mapping with nothing but the path."""
+    """An entry of `data`; a bare path is a mapping with nothing but the path. Its licence changes nothing that is computed."""
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict):
         return entry
-    return {key: _path(value) if key in _PATH_KEYS else value for key, value in entry.items()}
+    return {key: _path(value) if key in _PATH_KEYS else value for key, value in entry.items() if key != "licence"}
 
 
 def _path(value: Any) -> Any:

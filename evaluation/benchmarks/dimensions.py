@@ -1,0 +1,52 @@
+"""Retrieval with the first numbers of each vector alone: what a narrower vector (Matryoshka, arXiv 2205.13147) costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from evaluation.benchmarks.retrieval import DIRECTIONS, make_search, scores_of
+from product_data.errors import OptionError
+from retrieval.encode import VectorCache
+
+
+def evaluate_dimensions(
+    cache: VectorCache, widths: Sequence[int], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Recall in every direction by the first numbers of each vector, normalised again; nothing is encoded twice.
+
+    Which queries reason when unsure is decided by the whole vector.
+
+    Args:
+        cache: the vectors of the gallery and the queries.
+        widths: how many numbers of a vector are used, at least 1 and at most all.
+        resamples, seed: of the bootstrap.
+
+    Returns: the width as text → {"scores": direction → what `evaluate_retrieval` returns, without directions that have no
+    queries}.
+
+    Raises:
+        OptionError: a width out of range.
+    """
+    found: dict[str, dict[str, Any]] = {str(width): {"scores": {}} for width in widths}
+    for name, kind_and_form in DIRECTIONS.items():
+        search = make_search(cache, name, kind_and_form, {})
+        if search is None:
+            continue
+        for width in widths:
+            if not 1 <= width <= search.gallery.shape[1]:
+                raise OptionError(
+                    f"dimensions={width}; expected 1 to {search.gallery.shape[1]}, the width of the vectors"
+                )
+            narrow = replace(search, vectors=_first(search.vectors, width), gallery=_first(search.gallery, width))
+            found[str(width)]["scores"][name] = scores_of(narrow, (resamples, seed))
+    return found
+
+
+def _first(vector_ND: np.ndarray, width: int) -> np.ndarray:
+    """The first `width` numbers of each row, of length 1."""
+    narrow_NW = vector_ND[:, :width]
+    return narrow_NW / np.linalg.norm(narrow_NW, axis=1, keepdims=True).clip(1e-12)

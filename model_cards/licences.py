@@ -1,0 +1,121 @@
+"""Licences: which identifiers there are, and which forbid that weights are published."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model_cards.facts import Card, CardError, Licence
+
+DECLARED = {
+    "own": "the publisher's own",
+    "permitted": "its owner permits that weights trained on it are published",
+    "none": "its owner has granted no licence",
+}
+"""What can be said of a data set instead of an identifier of the hub."""
+
+
+@functools.cache
+def hub_lists() -> dict[str, Any]:
+    """Return the names that the hub knows, by list: see `hub_lists.yaml`."""
+    return yaml.safe_load(Path(__file__).with_name("hub_lists.yaml").read_text(encoding="utf-8"))
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return "; did you mean 'x'?" where a known word is near, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_data_licence(name: str, licence: str) -> str:
+    """Return what was declared of a data set, checked.
+
+    Args:
+        name: of the data set.
+        licence: an identifier of the hub, or a word of `DECLARED`.
+
+    Raises:
+        CardError: another word.
+    """
+    known = [*hub_lists()["licences"], *DECLARED]
+    if licence not in known:
+        raise CardError(
+            f"licence of {name}: found {licence!r}{nearest(str(licence), known)}; expected an identifier of the hub such as "
+            f"cc-by-4.0, or {', '.join(DECLARED)}"
+        )
+    return licence
+
+
+def check_licence(licence: Licence) -> Licence:
+    """Return the licence of weights, checked.
+
+    Raises:
+        CardError: no identifier of the hub, or "other" without a name and a link.
+    """
+    known = hub_lists()["licences"]
+    if licence.id not in known:
+        near = nearest(str(licence.id), known)
+        raise CardError(f"--licence: found {licence.id!r}{near}; expected an identifier of the hub such as apache-2.0")
+    if (licence.id == "other") != bool(licence.name and licence.link):
+        raise CardError(
+            f"--licence {licence.id}: found the name {licence.name!r} and the link {licence.link!r}; expected both with other, "
+            "and neither with another licence"
+        )
+    return licence
+
+
+def is_noncommercial(licence: str) -> bool:
+    """Return whether a licence forbids commercial use."""
+    return "-nc" in licence or licence in hub_lists()["noncommercial"]
+
+
+def why_not_published(card: Card) -> list[str]:
+    """Return why licences forbid that the weights are published, a sentence each; empty where nothing does.
+
+    Our rule: a data set without a licence, or under one that forbids derived works, cannot be published from; one that forbids
+    commercial use only under a licence that does so, too. Weights of a base whose licence is not permissive keep it.
+
+    Args:
+        card: the facts of the checkpoint.
+    """
+    said = [_of_data(one.name, one.licence, card.licence) for one in card.data]
+    if any(step.kind == "unrecorded" and not step.data for step in card.steps) or not card.steps:
+        said.append(
+            "what the weights were trained on is not recorded; expected moon3 card CHECKPOINT --data-licence NAME=LICENCE, for "
+            "each data set"
+        )
+    said += [
+        _of_base(step.base.name, step.base.licence, card.licence)
+        for step in card.steps
+        if step.base and step.base.licence
+    ]
+    return [sentence for sentence in said if sentence]
+
+
+def _of_data(name: str, licence: str | None, weights: Licence) -> str | None:
+    declare = f"; expected moon3 card CHECKPOINT --data-licence {name}=LICENCE"
+    if licence in (None, "unknown"):
+        return f"data set {name}: found no licence{declare}"
+    if licence in ("none", "other"):
+        why = (
+            "its owner has granted no licence" if licence == "none" else "licence 'other' does not say what it permits"
+        )
+        return f"data set {name}: {why}; expected one that permits derived works, or 'permitted' by its owner"
+    if "-nd" in licence:
+        return f"data set {name}: {licence} forbids derived works; expected data that permits them"
+    if is_noncommercial(licence) and not is_noncommercial(weights.id or ""):
+        return (
+            f"data set {name}: {licence} forbids commercial use, and the weights are under {weights.id}; expected data that "
+            "permits it"
+        )
+    return None
+
+
+def _of_base(name: str, licence: Licence, weights: Licence) -> str | None:
+    if licence.id in (None, "unknown", *hub_lists()["permissive"]) or licence == weights:
+        return None
+    return f"base {name}: its licence {licence.name or licence.id} binds derived weights; found {weights.name or weights.id}"
