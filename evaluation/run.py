@@ -23,6 +23,7 @@ from evaluation.benchmarks.attributes import evaluate_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.data_sets import load_data_set, named_source, read_labels
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, short_name
@@ -30,6 +31,7 @@ from product_data.errors import OptionError
 from product_data.outputs import require_writable_file, require_writable_folder
 from product_data.reading import ReadingOptions
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
+from product_data.triplets import TripletOptions
 from retrieval.encode import (
     QUERY_REASONING,
     ROW_REASONING,
@@ -241,7 +243,7 @@ def _vector_cache(
         query_reasoning=options.query_reasoning,
         product_reasoning=options.product_reasoning,
         gate_threshold=options.gate_threshold,
-        scoring=Scoring(options.variants, whole.products, whole.queries),
+        scoring=Scoring(options.variants, [*whole.products, *whole.labels], whole.queries),
         batch_size=options.batch_size,
         progress=options.progress,
         thinking=thinking,
@@ -404,22 +406,37 @@ def load_benchmark(
     images_root: Path | None = None,
     reading: ReadingOptions | None = None,
     catalogue_products: int = 600,
+    data_set: TripletOptions | None = None,
+    labels: Path | None = None,
 ) -> ProductTables:
     """Read the tables of a benchmark and say on stderr what they hold.
 
     Args:
-        source: "catalogue", a folder or a products file.
+        source: "catalogue", a folder or a products file; or the name of a public data set, "mbe" or "mbe=PLACE" (see
+            `evaluation.data_sets`).
         split (`str`): what will be searched in; all rows are returned. Default "test".
         seed (`int`): of the embedded catalogue. Default 0.
         images_root: folder that image paths are relative to. Default: the folder of the table.
         reading: how cells are read. Default: ReadingOptions's own.
         catalogue_products (`int`): size of the embedded catalogue. Default 600.
+        data_set: how the rows of a public data set are read; its split, seed, pictures' folder and reading are those above.
+        labels: a file of further labels, see `evaluation.data_sets.load_data_set`.
 
     Raises:
         TableError: no such tables or split, or tables that cannot be used.
+        ColumnError: columns of which nothing can be made.
     """
+    if named_source(source) is not None:
+        options = replace(data_set or TripletOptions(), split=split, seed=seed, reading=reading or ReadingOptions())
+        if images_root is not None:
+            options = replace(options, images_root=images_root)
+        tables = load_data_set(source, options, labels=labels)
+        tables.report.raise_if_fatal()
+        print(tables.report, file=sys.stderr)
+        return tables
     catalogue: dict[str, Any] = {"products": catalogue_products} if source == "catalogue" else {}
     tables = load_tables(source, images_root=images_root, seed=seed, reading=reading, **catalogue)
+    tables = tables if labels is None else replace(tables, labels=read_labels(labels))
     tables.report.raise_if_fatal()
     print(tables.report, file=sys.stderr)
     tables.select(split)  # a wrong split is refused before the model is loaded

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moon3._arguments import TABLES, add_catalogue, add_device, add_images_root, add_reading, reading_of
+from moon3._arguments import (
+    TABLES,
+    add_catalogue,
+    add_data_set,
+    add_device,
+    add_images_root,
+    add_reading,
+    data_set_of,
+    reading_of,
+)
 
 NAME = "evaluate"  # a file of this name would hide the library
 ORDER = 90
@@ -13,11 +22,17 @@ ORDER = 90
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name what the command takes."""
+    from evaluation.data_sets import names
     from evaluation.run import BENCHMARKS
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
 
     parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
-    parser.add_argument("--benchmark", required=True, nargs="+", help=TABLES)
+    parser.add_argument(
+        "--benchmark",
+        required=True,
+        nargs="+",
+        help=f"{TABLES}; or one of {', '.join(names())}, where need be as mbe=FILE",
+    )
     parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
     parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
@@ -50,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)
-    add_catalogue(parser, "of the catalogue, limit, bootstrap and sheet")
+    add_data_set(parser)
+    add_catalogue(parser, "of the catalogue, limit, sample, bootstrap and sheet")
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -81,6 +97,8 @@ def run(chosen: argparse.Namespace) -> None:
             images_root=chosen.images_root,
             reading=reading_of(chosen),
             catalogue_products=chosen.catalogue_products,
+            data_set=data_set_of(chosen),
+            labels=chosen.labels,
         )
         for source in chosen.benchmark
     ]

@@ -746,7 +746,7 @@ def _is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def _check_url(url: str) -> _Target:
+def _check_url(url: str, allow_private: bool = False) -> _Target:
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
@@ -761,7 +761,7 @@ def _check_url(url: str) -> _Target:
     except (OSError, UnicodeError) as error:
         raise _RefusedError(f"host {_shown(parts.hostname)} cannot be resolved ({error})") from error
     addresses = [str(entry[4][0]) for entry in found]
-    for address in addresses:
+    for address in () if allow_private else addresses:
         if not _is_public(address):
             raise _RefusedError(
                 f"host {_shown(parts.hostname)} has the non-public address {address}; expected public addresses"
@@ -795,12 +795,29 @@ class _PinnedConnection(http.client.HTTPConnection):
                 return
 
 
-def _fetch(url: str, limits: ImageLimits) -> bytes:
+def fetch_image(url: str, limits: ImageLimits, *, allow_private: bool = False) -> bytes:
+    """Return the bytes of a picture at an http(s) URL, within the time and size of `limits`; they are not decoded.
+
+    Args:
+        url: of a public address.
+        limits: `timeout_seconds` and `max_bytes` count; the caller has decided to fetch, `allow_urls` is not read.
+        allow_private: also fetch from addresses that are not public, such as those of a server of one's own. Default False.
+
+    Raises:
+        ProductError: an address, answer or body that `open_image` would refuse.
+    """
+    try:
+        return _fetch(url, limits, allow_private)
+    except _RefusedError as refusal:
+        raise ProductError("image", "url", str(refusal)) from refusal
+
+
+def _fetch(url: str, limits: ImageLimits, allow_private: bool = False) -> bytes:
     deadline = time.monotonic() + limits.timeout_seconds
     start = url
     for _ in range(_MAX_REDIRECTS + 1):
         try:
-            answer = _request(_check_url(url), deadline, limits)
+            answer = _request(_check_url(url, allow_private), deadline, limits)
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
             why = f"timed out after {limits.timeout_seconds} seconds" if late else f"failed ({error})"
