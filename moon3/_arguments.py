@@ -18,6 +18,9 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how the cells of tables are read."""
     parser.add_argument("--strip-html", action="store_true", help="read texts without tags and entities of HTML")
     parser.add_argument("--category-separator", help="what separates category levels, such as / (default: it is found)")
+    parser.add_argument(
+        "--simplify-chinese", action="store_true", help="read texts in simplified Chinese characters (moon3[chinese])"
+    )
 
 
 def add_images_root(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +49,12 @@ def reading_of(chosen: argparse.Namespace, interactions: InteractionOptions | No
     from product_data.interactions import InteractionOptions
     from product_data.reading import ReadingOptions
 
-    return ReadingOptions(chosen.strip_html, chosen.category_separator, interactions or InteractionOptions())
+    return ReadingOptions(
+        strip_html=chosen.strip_html,
+        category_separator=chosen.category_separator,
+        interactions=interactions or InteractionOptions(),
+        simplify_chinese=chosen.simplify_chinese,
+    )
 
 
 def add_data_set(parser: argparse.ArgumentParser) -> None:

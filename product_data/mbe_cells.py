@@ -63,24 +63,32 @@ def parse_any_box(value: Any) -> tuple[float, float, float, float] | None:
     Raises:
         ValueError: anything else, or several boxes.
     """
-    if isinstance(value, str):
-        value = compatible(value.translate(_FULL_WIDTH)).strip()
-        if value[:1] in ("[", "{"):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{value[:40]!r} is not JSON ({error.msg}); expected [x0, y0, x1, y1]") from error
-        else:
-            value = value.strip("()")
-    if isinstance(value, Mapping):
-        corners = next((names for names in _CORNERS if all(name in value for name in names)), None)
-        if corners is None:
-            raise ValueError(f"{sorted(value)} found; expected x0, y0, x1, y1")
-        value = [value[name] for name in corners]
+    value = _corners(value)
     if is_absent(value):
         return None
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
         value = value[0]
-    if isinstance(value, list | tuple) and len(value) == 4 and not any(value):
-        return None
+    if isinstance(value, list | tuple):
+        if any(isinstance(number, list | tuple | Mapping) for number in value):
+            raise ValueError(f"{str(value)[:60]} found; expected one box x0, y0, x1, y1")
+        if len(value) == 4 and not any(value):
+            return None
     return parse_box(value)
+
+
+def _corners(value: Any) -> Any:
+    """The numbers of a cell, whatever names them."""
+    if isinstance(value, str):
+        value = compatible(value.translate(_FULL_WIDTH)).strip()
+        if value[:1] not in ("[", "{"):
+            return value.strip("()")
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{value[:40]!r} is not JSON ({error.msg}); expected [x0, y0, x1, y1]") from error
+    if not isinstance(value, Mapping):
+        return value
+    corners = next((names for names in _CORNERS if all(name in value for name in names)), None)
+    if corners is None:
+        raise ValueError(f"{sorted(value)} found; expected x0, y0, x1, y1")
+    return [value[name] for name in corners]
