@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 
 import evaluation.baselines  # noqa: F401 - makes its models known
-from evaluation.benchmarks.attributes import evaluate_attributes
+from evaluation.benchmarks.attribute_recall import evaluate_attribute_recall
+from evaluation.benchmarks.attributes import KEYS, OWN_KEYS, evaluate_attributes, evaluate_shown_attributes
 from evaluation.benchmarks.classification import evaluate_classification
+from evaluation.benchmarks.form_matrix import evaluate_form_matrix
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
-from evaluation.data_sets import load_data_set, named_source, read_labels
+from evaluation.data_sets import cutoffs_of, load_data_set, named_source, read_labels
+from evaluation.metrics import CUTOFFS
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, short_name
@@ -46,6 +49,8 @@ from retrieval.encode import (
 from retrieval.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
+MORE = ("matrix", "attribute_recall", "shown_attributes")
+"""What is evaluated only where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,12 @@ class EvaluationOptions:
 
     Args:
         split (`str` or `None`): which split; `None` for all rows. Default "test".
-        only (`tuple[str, ...]`): which of retrieval, classification, attributes. Default: all three.
+        only (`tuple[str, ...]`): which of retrieval, classification, attributes, matrix (every form of query against every
+            form of product), attribute_recall (whether what is found agrees in colour, material, …), shown_attributes (against
+            what the picture and the text show). Default: the first three.
+        cutoffs (`tuple[int, ...]` or `None`): the k of R@k and nDCG@k. Default: those that the data set's papers report, or else
+            1, 5, 10.
+        attribute_keys (`str`): "own", or "paper" for the ten keys of MBE. Default "own".
         limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
         batch_size (`int`): records a batch. Default 32.
         core_crop (`bool` or `None`): whether the core crop is added where a box is known; `None`: as the processor is set.
@@ -91,11 +101,17 @@ class EvaluationOptions:
     gate_threshold: float | None = None
     max_reasoning_tokens: int | None = None
     reasonings: str | Path | None = None
+    cutoffs: tuple[int, ...] | None = None
+    attribute_keys: str = OWN_KEYS
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.only if name not in BENCHMARKS]
+        unknown = [name for name in self.only if name not in (*BENCHMARKS, *MORE)]
         if unknown or not self.only:
-            raise OptionError(f"only={', '.join(self.only)!r}; expected {', '.join(BENCHMARKS)}")
+            raise OptionError(f"only={', '.join(self.only)!r}; expected {', '.join((*BENCHMARKS, *MORE))}")
+        if self.cutoffs is not None and (not self.cutoffs or min(self.cutoffs) < 1):
+            raise OptionError(f"cutoffs={self.cutoffs}; expected numbers of 1 or more")
+        if self.attribute_keys not in KEYS:
+            raise OptionError(f"attribute_keys={self.attribute_keys!r}; expected {', '.join(KEYS)}")
         for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -105,6 +121,9 @@ class EvaluationOptions:
                 raise OptionError(f"{name}={getattr(self, name)!r}; expected {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
         check_variants(self.variants)
+        self._check_reasoning()
+
+    def _check_reasoning(self) -> None:
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise OptionError(
@@ -142,7 +161,7 @@ def evaluate_model(
     counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
     has no score, and why), classification, query_categories, attributes, skipped, shortened (see
-    `retrieval.shortened.shortened_summary`), warnings, provenance.
+    `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs, image_search_recall, and what else `only` names.
 
     Raises:
         TableError: no such split, or nothing in the gallery and no query that asks for a category.
@@ -154,7 +173,6 @@ def evaluate_model(
     if not chosen.products and not any(row.positive_categories for row in chosen.queries):
         raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
     started = time.monotonic()
-    bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     results: dict[str, Any] = {
         "model": model_name,
         "benchmark": tables.name,
@@ -167,13 +185,7 @@ def evaluate_model(
     }
     with _core_crop(processor, options.core_crop):
         cache = _vector_cache(model, processor, chosen, options, tables)
-        if "retrieval" in options.only:
-            results |= evaluate_retrieval(cache, **bootstrap)
-        if "classification" in options.only:
-            results["classification"] = evaluate_classification(cache, **bootstrap)
-            results["query_categories"] = evaluate_query_categories(cache, results["absent"], **bootstrap)
-        if "attributes" in options.only:
-            results["attributes"] = evaluate_attributes(cache, **bootstrap)
+        results |= _protocols(cache, options, chosen, results["absent"])
         results["absent"] |= _absent_labels(results, cache)
         if options.sheet is not None:
             name = short_name(model_name) + reasoning_note(results["reasoning"])
@@ -201,6 +213,34 @@ def evaluate_model(
         issues={issue.kind: issue.count for issue in tables.report.issues},
         seconds=round(time.monotonic() - started, 2),
     )
+    return results
+
+
+def _protocols(
+    cache: VectorCache, options: EvaluationOptions, tables: ProductTables, absent: dict[str, str]
+) -> dict[str, Any]:
+    """The results of what `only` names. `absent` takes why a score is not there."""
+    bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
+    cutoffs = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
+    keys = {"keys": options.attribute_keys}
+    results: dict[str, Any] = {}
+    if "retrieval" in options.only:
+        results |= evaluate_retrieval(cache, **cutoffs, **bootstrap)
+        absent |= results.pop("absent")
+    if "classification" in options.only:
+        names = tables.level_names
+        results["classification"] = evaluate_classification(cache, level_names=names, **bootstrap)
+        results["query_categories"] = evaluate_query_categories(cache, absent, **bootstrap)
+    if "attributes" in options.only:
+        results["attributes"] = evaluate_attributes(cache, **keys, **bootstrap)
+    if "matrix" in options.only:
+        results["matrix"] = evaluate_form_matrix(cache, **cutoffs, **bootstrap)
+    if "attribute_recall" in options.only:
+        results["attribute_recall"] = evaluate_attribute_recall(cache, **keys, **cutoffs, **bootstrap)
+    if "shown_attributes" in options.only:
+        results["shown_attributes"] = evaluate_shown_attributes(cache, **keys, **bootstrap)
+    if options.attribute_keys != OWN_KEYS:
+        results["attribute_keys"] = options.attribute_keys
     return results
 
 
@@ -338,12 +378,12 @@ def require_scores(results: Sequence[dict[str, Any]]) -> None:
     Raises:
         NothingScoredError: names those without.
     """
-    kinds = ("classification", "query_categories", "attributes")
-    without = [
-        found["benchmark"]
-        for found in results
-        if not any((*found["scores"].values(), *found["image_only"].values(), *map(found.get, kinds)))
-    ]
+    kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
+    without = []
+    for found in results:
+        cells = [cell for form, row in found.get("matrix", {}).items() if form != "absent" for cell in row.values()]
+        if not any((*found["scores"].values(), *found["image_only"].values(), *cells, *map(found.get, kinds))):
+            without.append(found["benchmark"])
     if without:
         raise NothingScoredError(f"nothing of {', '.join(without)} could be scored; the lines above say why")
 

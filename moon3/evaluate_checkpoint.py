@@ -23,7 +23,7 @@ ORDER = 90
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name what the command takes."""
     from evaluation.data_sets import names
-    from evaluation.run import BENCHMARKS
+    from evaluation.run import BENCHMARKS, MORE
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
 
     parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
@@ -36,7 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
     parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join(BENCHMARKS)}")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join((*BENCHMARKS, *MORE))}")
+    parser.add_argument(
+        "--cutoffs", help="the k of R@k and nDCG@k, such as 10,100,500 (default: the data set's, or 1,5,10)"
+    )
+    parser.add_argument(
+        "--attribute-keys",
+        default="own",
+        help="own, or paper: the ten keys of MBE, in whatever language (default: own)",
+    )
     parser.add_argument("--limit", type=int, help="evaluate on this many products")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
@@ -76,7 +84,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     options = EvaluationOptions(
         split=chosen.split,
-        only=tuple(name for name in chosen.only.split(",") if name),
+        only=tuple(name.replace("-", "_") for name in chosen.only.split(",") if name),
         limit=chosen.limit,
         batch_size=chosen.batch_size,
         core_crop=chosen.core_crop,
@@ -88,6 +96,8 @@ def run(chosen: argparse.Namespace) -> None:
         max_reasoning_tokens=chosen.max_reasoning_tokens,
         reasonings=chosen.reasonings,
         variants=chosen.variants,
+        cutoffs=_numbers(chosen.cutoffs),
+        attribute_keys=chosen.attribute_keys,
     )
     tables = [
         load_benchmark(
@@ -105,3 +115,12 @@ def run(chosen: argparse.Namespace) -> None:
     results = evaluate_benchmarks(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
     print(results_table(results))
     require_scores(results)
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    from product_data.errors import OptionError
+
+    try:
+        return None if text is None else tuple(sorted({int(number) for number in text.split(",")}))
+    except ValueError as error:
+        raise OptionError(f"--cutoffs {text!r}; expected numbers such as 1,5,10") from error
