@@ -449,7 +449,7 @@ def _predict(
     for start in range(0, len(item_ND), _ROWS_PER_BLOCK):
         similarity = item_ND[start : start + _ROWS_PER_BLOCK] @ label_LD.T
         for row, rank, labels in zip(similarity, rank_N[start:], true_labels[start:], strict=False):
-            best_true.append(max(labels, key=lambda label, row=row: row[label]))
+            best_true.append(int(labels[int(row[list(labels)].argmax())]))
             if rank > 1:
                 row = row.copy()
                 row[list(labels)] = -np.inf

@@ -221,8 +221,8 @@ def _protocols(
 ) -> dict[str, Any]:
     """The results of what `only` names. `absent` takes why a score is not there."""
     bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
-    cutoffs = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
-    keys = {"keys": options.attribute_keys}
+    cutoffs: dict[str, Any] = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
+    keys: dict[str, Any] = {"keys": options.attribute_keys}
     results: dict[str, Any] = {}
     if "retrieval" in options.only:
         results |= evaluate_retrieval(cache, **cutoffs, **bootstrap)
