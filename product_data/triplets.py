@@ -113,8 +113,11 @@ def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None)
         TableError: a sample below 1.
     """
     options = options or TripletOptions()
-    columns = find_columns(column_names(rows), options.columns)
-    places = [place for place in range(len(rows)) if _is_of_split(rows[place], options.split)]
+    names = column_names(rows)
+    columns = find_columns(names, options.columns)
+    by_split = SPLIT_COLUMN in names
+    light = _without_pictures(rows, columns)
+    places = [place for place in range(len(rows)) if not by_split or _is_of_split(light[place], options.split)]
     chosen = [places[place] for place in sampled(len(places), options.sample, options.seed)]
     found = Found()
     reader = _Reader(columns, options, found)
@@ -136,7 +139,7 @@ def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None)
         ValidationReport(name, 0, 0, {}),
         reading_issues=found.issues(),
         notes=tuple(notes),
-        labels=reader.labels(rows[place] for place in sorted(left)),
+        labels=reader.labels(light[place] for place in sorted(left)),
         level_names=level_names(columns),
     )
     return replace(tables, report=tables.validate())
@@ -144,6 +147,14 @@ def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None)
 
 def _is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
     return split in (None, EVERY_SPLIT) or row.get(SPLIT_COLUMN) in (None, "", split, EVERY_SPLIT)
+
+
+def _without_pictures(rows: Rows, columns: RowColumns) -> Rows:
+    """The rows without their columns of pictures, where rows are columns on disk: looking at all of them is then cheap."""
+    if not hasattr(rows, "remove_columns"):
+        return rows
+    pictures = {name for role, names in columns.taken.items() if role.endswith(".image") for name in names}
+    return rows.remove_columns([name for name in rows.column_names if name in pictures])  # type: ignore[attr-defined]
 
 
 class _Reader:

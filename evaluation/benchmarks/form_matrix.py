@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.benchmarks.retrieval import Scoring, direction_scores
+from evaluation.benchmarks.retrieval import Measures, direction_scores
 from evaluation.metrics import CUTOFFS
 from product_data.rows import PRODUCT_FORMS
 from retrieval.encode import VectorCache
@@ -27,7 +27,7 @@ def evaluate_form_matrix(
         the products' own parts, as there.
     """
     absent: dict[str, str] = {}
-    how = Scoring(tuple(cutoffs), resamples, seed)
+    how = Measures(tuple(cutoffs), resamples, seed)
     matrix: dict[str, Any] = {
         asked: {form: direction_scores(cache, f"{asked}2{form}", kind, form, absent, how) for form in PRODUCT_FORMS}
         for asked, kind in QUERY_FORMS.items()

@@ -71,7 +71,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Measures:
     """What is counted of each direction.
 
     Args:
@@ -105,7 +105,7 @@ def evaluate_retrieval(
     metric, arXiv 2511.11305: from the picture of a search to the purchased product), the recalls of i→mm under their own name.
     """
     absent: dict[str, str] = {}
-    how = Scoring(tuple(cutoffs), resamples, seed)
+    how = Measures(tuple(cutoffs), resamples, seed)
     scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, how) for name in DIRECTIONS}
     image_only: dict[str, Any] = {}
     for name, (kind, form) in IMAGE_ONLY.items():
@@ -124,7 +124,7 @@ def evaluate_retrieval(
 
 
 def direction_scores(
-    cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], how: Scoring
+    cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], how: Measures
 ) -> dict[str, Any] | None:
     """The scores of one direction, or None, with why in `absent`; see `evaluate_retrieval` and `make_search`."""
     search = make_search(cache, name, (kind, form), absent)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
-from picture_server import picture_server
+from picture_server import picture_server, png
 
 from product_data.columns import ColumnError
 from product_data.picture_files import PictureFetching
@@ -257,3 +258,26 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, name, content, message)
 def test_a_data_set_of_the_hub_that_cannot_be_opened_is_named():
     with pytest.raises(TableError, match="nobody/nothing, split 'test': cannot be opened"):
         open_rows("nobody/nothing")
+
+
+def test_a_data_set_of_the_hub_is_read_with_its_pictures_as_they_are_stored(monkeypatch):
+    asked = []
+
+    def opened(name, config, split):
+        asked.append((name, config, split))
+        rows = [
+            {
+                "query": f"包 {n}",
+                "doc_title": f"黑色 包 {n}",
+                "doc_image": {"bytes": png("red"), "path": None},
+                "doc_cate1_name": str(n),
+            }
+            for n in range(4)
+        ]
+        return datasets.Dataset.from_list(rows).cast_column("doc_image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", opened)
+    found = triplet_tables("mbe", open_rows("owner/rows", split="valid"), TripletOptions(sample=2))
+    assert asked == [("owner/rows", None, "valid")]
+    assert [product.images for product in found.products] == [(png("red"),)] * 2
+    assert {row.category for row in (*found.products, *found.labels)} == {("0",), ("1",), ("2",), ("3",)}
