@@ -190,9 +190,9 @@ def search_ndcg(
     for start in range(0, len(query_QD), _ROWS_PER_BLOCK):
         similarity = query_QD[start : start + _ROWS_PER_BLOCK] @ gallery_GD.T
         for row, score_G in enumerate(similarity, start=start):
-            left_out = list(exclude[row]) if exclude is not None else []
-            score_G[left_out] = -np.inf
-            kept = {place: gain for place, gain in gains[row].items() if place not in set(left_out)}
+            left_out = set(exclude[row]) if exclude is not None else set()
+            score_G[list(left_out)] = -np.inf
+            kept = {place: gain for place, gain in gains[row].items() if place not in left_out}
             found_KQ[:, row] = _ndcg(score_G, kept, cutoffs)
     return dict(zip(cutoffs, found_KQ, strict=True))
 

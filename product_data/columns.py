@@ -75,7 +75,7 @@ _OF_PICTURES = frozenset(
         "hard",
     )
 )
-_BESIDE = {"image": _OF_PICTURES, "box": frozenset(("core", "xyxy", "main", "image", "img", "hard"))}
+_BESIDE = {"image": _OF_PICTURES, "box": frozenset(("core", "xyxy", "main", "image", "img", "hard", "b", "d"))}
 
 
 class ColumnError(ValueError):

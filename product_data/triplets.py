@@ -31,6 +31,7 @@ from product_data.table_files import ImageSource, is_address, parse_images, pars
 from product_data.tables import ProductTables
 
 SPLIT_COLUMN = "split"
+_ATTRIBUTE_SETS = ("attributes", "attributes_image", "attributes_text")
 _FORMS = (("text", True, False), ("image", False, True), ("both", True, True))
 _FILLED = (
     "title",
@@ -187,7 +188,7 @@ class _Reader:
     def labels(self, rows: Iterator[Mapping[str, Any]]) -> tuple[ProductRow, ...]:
         """The categories and attribute values of rows, each once, as products that have nothing else."""
         paths: dict[tuple[str, ...], None] = {}
-        values: dict[str, dict[str, None]] = {}
+        sets: dict[str, dict[str, dict[str, None]]] = {name: {} for name in _ATTRIBUTE_SETS}
         for row in rows:
             for part in ("positive", "negative"):
                 try:
@@ -195,11 +196,14 @@ class _Reader:
                 except (ValueError, TypeError):
                     continue
                 paths.setdefault(fields["category"])
-                for key, listed in fields.get("attributes", {}).items():
-                    values.setdefault(key, {}).update(dict.fromkeys(listed))
-        attributes = {key: tuple(listed) for key, listed in values.items()}
+                for name, values in sets.items():
+                    for key, listed in (fields.get(name) or {}).items():
+                        values.setdefault(key, {}).update(dict.fromkeys(listed))
         rows_of_paths = [ProductRow("", category=path) for path in paths if path]
-        return (*rows_of_paths, *([ProductRow("", attributes=attributes)] if attributes else []))
+        attributes: dict[str, Any] = {
+            name: {key: tuple(listed) for key, listed in values.items()} for name, values in sets.items() if values
+        }
+        return (*rows_of_paths, *([ProductRow("", **attributes)] if attributes else []))
 
     def _product(self, row: Mapping[str, Any], part: str) -> tuple[str, dict[str, Any]] | None:
         fields = self._fields(row, part)

@@ -21,7 +21,11 @@ CUTOFFS = (1, 5, 10)
 def load(place: str, options: TripletOptions) -> ProductTables:
     """Return MBE3.0's rows of a split as tables; attributes that no column gives are the union of the two other sets."""
     tables = triplet_tables("mbe3", open_rows(place, split=options.split), options)
-    return replace(tables, products=[with_union(row) for row in tables.products])
+    return replace(
+        tables,
+        products=[with_union(row) for row in tables.products],
+        labels=tuple(with_union(row) for row in tables.labels),
+    )
 
 
 def with_union(row: ProductRow) -> ProductRow:

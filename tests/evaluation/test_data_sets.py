@@ -163,6 +163,13 @@ def test_attributes_of_picture_and_text_are_read_and_joined(tmp_path: Path) -> N
         "doc_text_attributes": "材质:皮,,颜色:墨黑",
     }
     path.write_text(json.dumps(row), encoding="utf-8")
+    other = {"query": "鞋", "doc_title": "鞋", "doc_image_attributes": "颜色:白色", "doc_text_attributes": "材质:布"}
+    sampled = tmp_path / "sampled.jsonl"
+    sampled.write_text("\n".join(map(json.dumps, (row, other))), encoding="utf-8")
+    tables = load_data_set(f"mbe3={sampled}", TripletOptions(sample=1))
+    values = {value for one in (*tables.products, *tables.labels) for value in one.attributes["颜色"]}
+    assert values == {"黑色", "墨黑", "白色"}
+    assert {value for one in tables.labels for value in one.attributes_image["颜色"]} in ({"白色"}, {"黑色"})
     (product,) = load_data_set(f"mbe3={path}").products
     assert product.attributes_image == {"颜色": ("黑色",)}
     assert product.attributes_text == {"材质": ("皮",), "颜色": ("墨黑",)}
