@@ -34,6 +34,8 @@ _DIRECTIONS = {
     "i2t": "i→t",
     "i2i": "i→i",
     "mm2i": "mm→i",
+    "t2t": "t→t",
+    "mm2t": "mm→t",
 }
 
 

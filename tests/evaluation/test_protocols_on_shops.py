@@ -205,7 +205,7 @@ def test_all_protocols_of_a_model_are_in_its_results_and_tables() -> None:
     assert {"R@2", "R@20", "nDCG@20"} <= results["scores"]["t2mm"].keys()
     assert results["shown_attributes"] == {}
     table = results_table([results])
-    for words in ("R@2 ", "R@20", "chance R@10", "t2t", "precision, in 10", "agreement@20", "mean of 2 keys"):
+    for words in ("R@2 ", "R@20", "chance R@10", "t→t", "mm→t", "precision, in 10", "agreement@20", "mean of 2 keys"):
         assert words in table
     assert "nDCG" not in table  # no grades
     assert "nDCG@20, %" in comparison_table([results], metric="nDCG@20")
