@@ -5,7 +5,7 @@ Shape suffixes: Q queries, G gallery items, D vector size, N items, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ _ROWS_PER_BLOCK = 1024
 Scorer = Callable[..., dict[str, Any]]
 """Makes the scores of items against labels, as `classification_scores` does."""
 LEVEL = 0.95
+RELAXED = 10
+"""How many of the nearest labels the relaxed rule of MOON looks at."""
 
 
 def ranks(similarity_QG: np.ndarray, positives_QG: np.ndarray, exclude_QG: np.ndarray | None = None) -> np.ndarray:
@@ -159,6 +161,88 @@ def ndcg_at(score_QG: np.ndarray, gain_QG: np.ndarray, k: int) -> np.ndarray:
     return (found_QK @ discount_K) / (best_QK @ discount_K)
 
 
+def search_ndcg(
+    query_QD: np.ndarray,
+    gallery_GD: np.ndarray,
+    gains: Sequence[Mapping[int, float]],
+    exclude: Sequence[Sequence[int]] | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> dict[int, np.ndarray]:
+    """`ndcg_at` of a search by dot product, in blocks of queries, without sorting the gallery.
+
+    The place of an answer is 1 plus the number of items with a higher score, of those with its score and a lower gain, and of
+    those with its score and its gain that come first.
+
+    Args:
+        query_QD, gallery_GD (`ndarray`): unit vectors.
+        gains (Q mappings): gallery index → gain above 0 of each query's answers.
+        exclude (Q lists of gallery indices or `None`): left out of each query's ranking, answers included.
+        cutoffs: the k of nDCG@k.
+
+    Returns: k → (Q,) float64 in [0, 1]; 0 for a query all of whose answers are left out.
+
+    Raises:
+        ValueError: a query without an answer, or a gain that is not positive.
+    """
+    if any(not found or min(found.values()) <= 0 for found in gains):
+        raise ValueError("gains; expected at least one answer for each query, and gains above 0")
+    found_KQ = np.zeros((len(cutoffs), len(query_QD)))
+    for start in range(0, len(query_QD), _ROWS_PER_BLOCK):
+        similarity = query_QD[start : start + _ROWS_PER_BLOCK] @ gallery_GD.T
+        for row, score_G in enumerate(similarity, start=start):
+            left_out = set(exclude[row]) if exclude is not None else set()
+            score_G[list(left_out)] = -np.inf
+            kept = {place: gain for place, gain in gains[row].items() if place not in left_out}
+            found_KQ[:, row] = _ndcg(score_G, kept, cutoffs)
+    return dict(zip(cutoffs, found_KQ, strict=True))
+
+
+def _ndcg(score_G: np.ndarray, gains: Mapping[int, float], cutoffs: Sequence[int]) -> list[float]:
+    """nDCG at each cut-off of one query."""
+    order = sorted(gains, key=lambda place: gains[place])  # of equal scores the lower gain stands first
+    places = []
+    for number, place in enumerate(order):
+        tied = (score_G == score_G[place]).sum() - sum(score_G[other] == score_G[place] for other in order[number:])
+        places.append((1 + int((score_G > score_G[place]).sum()) + int(tied), gains[place]))
+    best = sorted(gains.values(), reverse=True)
+    values = []
+    for k in cutoffs:
+        ideal = sum(gain / np.log2(1 + rank) for rank, gain in enumerate(best[:k], start=1))
+        found = sum(gain / np.log2(1 + rank) for rank, gain in places if rank <= k)
+        values.append(float(found / ideal) if ideal else 0.0)
+    return values
+
+
+def agreement_at(similarity_QG: np.ndarray, agree_QG: np.ndarray, exclude_QG: np.ndarray, k: int) -> np.ndarray:
+    """Share of the first k items of each ranking that agree with the answer, such as in colour.
+
+    Of equal scores, items that do not agree stand first. A ranking of fewer than k items is taken whole.
+
+    Args:
+        similarity_QG (`ndarray`): scores, higher is nearer.
+        agree_QG, exclude_QG (`ndarray` of bool): which items agree, and which are left out.
+        k (`int`): how many.
+
+    Shapes: returns (Q,) float64 in [0, 1]; NaN for an empty ranking.
+
+    Raises:
+        ValueError: k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"agreement at k={k}; expected k of 1 or more")
+    share_Q = np.full(len(similarity_QG), np.nan)
+    for row, (score_G, agree_G, left_G) in enumerate(zip(similarity_QG, agree_QG, exclude_QG, strict=True)):
+        score_C, agree_C = score_G[~left_G], agree_G[~left_G]
+        count = min(k, len(score_C))
+        if not count:
+            continue
+        last = np.partition(score_C, len(score_C) - count)[len(score_C) - count]
+        above, tied = score_C > last, score_C == last
+        agreeing = int((above & agree_C).sum()) + max(0, count - int(above.sum()) - int((tied & ~agree_C).sum()))
+        share_Q[row] = agreeing / count
+    return share_Q
+
+
 def chance_recall(positives_Q: np.ndarray, candidates_Q: np.ndarray, k: int) -> float:
     """Recall at k of a ranking in random order.
 
@@ -244,14 +328,16 @@ def paired_difference(
     return {"difference": float(difference.mean()), "interval": list(interval)}
 
 
-def retrieval_scores(rank_Q: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """R@1, R@5, R@10 with their 95 % intervals, and the mean reciprocal rank.
+def retrieval_scores(
+    rank_Q: np.ndarray, *, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """R@k with its 95 % interval for each cut-off, by default 1, 5 and 10, and the mean reciprocal rank.
 
     Raises:
         ValueError: no queries.
     """
     scores: dict[str, Any] = {}
-    for k in CUTOFFS:
+    for k in cutoffs:
         scores[f"R@{k}"] = recall_at(rank_Q, k)
         scores[f"R@{k}_interval"] = list(bootstrap_interval(_hits(rank_Q, k), resamples=resamples, seed=seed))
     return scores | {"MRR": mean_reciprocal_rank(rank_Q)}
@@ -275,9 +361,10 @@ def classification_scores(
         true_labels (N lists of label indices, none empty).
 
     Returns: top1, top10 (`None` with 10 labels or fewer, where it could only be 1), precision, recall, f1 (macro), each with its
-    95 % bootstrap interval over items under "…_interval"; top1_chance and top10_chance, what labels in random order give;
-    majority, what always naming the label that most items have would give at top-1; most_predicted, the share of items for
-    which the label that is named most often is named: near 1, all items get one label; items, labels.
+    95 % bootstrap interval over items under "…_interval"; relaxed, see `relaxed_scores` (`None` with 10 labels or fewer);
+    top1_chance and top10_chance, what labels in random order give; majority, what always naming the label that most items have
+    would give at top-1; most_predicted, the share of items for which the label that is named most often is named: near 1, all
+    items get one label; items, labels.
 
     Raises:
         ValueError: no items, or an item without a label.
@@ -286,12 +373,8 @@ def classification_scores(
         raise ValueError(f"{len(item_ND)} items; expected at least one, each with a true label")
     rank_N = search_ranks(item_ND, label_LD, true_labels)
     # A tie at the top is not a right answer (see `ranks`): the item then counts as predicted to be some wrong label.
-    predicted_N = _predict(item_ND, label_LD, true_labels, rank_N)
-    truth_N = [
-        int(guess) if guess in labels else int(labels[0])
-        for guess, labels in zip(predicted_N, true_labels, strict=True)
-    ]
-    truth = np.asarray(truth_N)
+    predicted_N, best_true_N = _predict(item_ND, label_LD, true_labels, rank_N)
+    truth = np.where(rank_N <= 1, predicted_N, [labels[0] for labels in true_labels]).astype(int)
     count_N = np.asarray([len(set(labels)) for labels in true_labels])
     labels_N, size = np.full(len(item_ND), len(label_LD)), len(label_LD)
     draws = list(_draws(len(item_ND), resamples, seed))
@@ -309,10 +392,34 @@ def classification_scores(
     for place, name in enumerate(("precision", "recall", "f1")):
         scores[name] = macro[name]
         scores[f"{name}_interval"] = _percentiles([found[place] for found in drawn_macro])
+    first_N = np.asarray([labels[0] for labels in true_labels])
+    relaxed = relaxed_scores(rank_N, predicted_N, best_true_N, first_N, size) if size > RELAXED else None
     majority = np.bincount(np.concatenate([sorted(set(labels)) for labels in true_labels]).astype(int), minlength=size)
     said = np.bincount(predicted_N, minlength=size)
     shares = {"majority": float(majority.max() / len(item_ND)), "most_predicted": float(said.max() / len(item_ND))}
-    return scores | shares | {"items": len(item_ND), "labels": size}
+    return scores | shares | {"relaxed": relaxed, "items": len(item_ND), "labels": size}
+
+
+def relaxed_scores(
+    rank_N: np.ndarray, predicted_N: np.ndarray, best_true_N: np.ndarray, first_true_N: np.ndarray, labels: int
+) -> dict[str, float | int]:
+    """Accuracy and macro precision, recall and F1 where the ten nearest labels count as the prediction.
+
+    An item whose true label is among them is predicted to be that label, any other item to be its nearest label. All four metrics
+    are of these predictions (MOON, arXiv 2508.11999 App. B); accuracy is then top-10.
+
+    Args:
+        rank_N (`ndarray`): the rank of each item's true label, of several that of the best one.
+        predicted_N, best_true_N, first_true_N (`ndarray` of int): the nearest label, the nearest true one, the first true one.
+        labels (`int`): how many labels there are.
+
+    Returns: accuracy, precision, recall, f1, and k, how many labels are looked at.
+    """
+    found_N = rank_N <= RELAXED
+    precision, recall, f1 = macro_scores(
+        np.where(found_N, best_true_N, first_true_N), np.where(found_N, best_true_N, predicted_N), labels
+    )
+    return {"k": RELAXED, "accuracy": float(found_N.mean()), "precision": precision, "recall": recall, "f1": f1}
 
 
 def macro_scores(truth_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> tuple[float, float, float]:
@@ -336,13 +443,15 @@ def macro_scores(truth_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> t
 
 def _predict(
     item_ND: np.ndarray, label_LD: np.ndarray, true_labels: Sequence[Sequence[int]], rank_N: np.ndarray
-) -> np.ndarray:
-    predicted = []
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each item the nearest label, a wrong one where it ties with the true one, and the nearest of its true labels."""
+    predicted, best_true = [], []
     for start in range(0, len(item_ND), _ROWS_PER_BLOCK):
         similarity = item_ND[start : start + _ROWS_PER_BLOCK] @ label_LD.T
         for row, rank, labels in zip(similarity, rank_N[start:], true_labels[start:], strict=False):
+            best_true.append(int(labels[int(row[list(labels)].argmax())]))
             if rank > 1:
                 row = row.copy()
                 row[list(labels)] = -np.inf
             predicted.append(int(row.argmax()))
-    return np.asarray(predicted)
+    return np.asarray(predicted), np.asarray(best_true)

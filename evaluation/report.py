@@ -17,12 +17,14 @@ from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.fonts import Font, font_for, readable
+from evaluation.metrics import CUTOFFS
 from evaluation.reasonings import MARKS, reasoning_note
 from processing_moon import ProductError, open_image
 from product_data.errors import OptionError
 from product_data.tables import ProductRow, QueryRow
 
 _ABSENT = "–"
+_RELAXED_AT = 11  # the column of a row of labels with which the figures of the relaxed rule begin
 _OF_EVERY_RUN = ("final", "run")  # folders that each training has
 _DIRECTIONS = {
     "t2mm": "t→mm",
@@ -32,6 +34,8 @@ _DIRECTIONS = {
     "i2t": "i→t",
     "i2i": "i→i",
     "mm2i": "mm→i",
+    "t2t": "t→t",
+    "mm2t": "mm→t",
 }
 
 
@@ -51,21 +55,30 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         results: results as `moon3 evaluate` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
-    Returns: percentages; at R@10 and at top-1, precision, recall and F1 with the 95 % interval in brackets, and what chance, and
-        at top-1 always naming the most common label, would give beside it. Below, where there are any, what was counted as
-        right or left out because it is equal to an answer, and the warnings of the results.
+    Returns: percentages; at R@10 (or the largest k) and at top-1, precision, recall and F1 with the 95 % interval in brackets,
+        and what chance, and at top-1 always naming the most common label, would give beside it; "in 10" are the figures of the
+        relaxed rule, see `evaluation.metrics.relaxed_scores`. Below, where there are any, what was counted as right or left out
+        because it is equal to an answer, and the warnings of the results.
     """
-    retrieval = [row for result in results for row in _retrieval_rows(result)]
+    cutoffs, graded = _cutoffs(results), _is_graded(results)
+    last = _last(cutoffs)
+    retrieval = [row for result in results for row in _retrieval_rows(result, cutoffs, graded)]
     labels = [row for result in results for row in _label_rows(result)]
     head = ["model", "benchmark"]
     parts = []
     if retrieval:
-        columns = [*head, "direction", "R@1", "R@5", "R@10", "chance R@10", "queries", "gallery"]
+        columns = [*head, "direction", *(f"R@{k}" for k in cutoffs), f"chance R@{last}"]
+        columns += [*([f"nDCG@{last}"] if graded else []), "queries", "gallery"]
         parts.append(_table(retrieval, columns, style))
     if labels:
         columns = [*head, "task", "input", "top-1", "chance", "most common", "top-10", "precision", "recall", "F1"]
+        columns += [f"{name}, in 10" for name in ("precision", "recall", "F1")] if _is_relaxed(labels) else []
         columns += ["labels", "items"]
-        parts.append(_table(labels, columns, style))
+        parts.append(_table([_without_relaxed(row, _is_relaxed(labels)) for row in labels], columns, style))
+    if agreeing := [row for result in results for row in _agreement_rows(result, cutoffs)]:
+        columns = [*head, "direction", "attribute"]
+        columns += [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
+        parts.append(_table(agreeing, [*columns, f"chance recall@{last}", "queries"], style))
     if written := [row for result in results for row in _written_rows(result)]:
         columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
         parts.append(_table(written, columns, style))
@@ -104,8 +117,9 @@ def warning_lines(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) -> str:
-    align = ["left"] * 3 + ["right"] * (len(columns) - 3)
-    return tabulate(rows, headers=columns, tablefmt=style, disable_numparse=True, colalign=align[: len(columns)])
+    align = ["left"] * (4 if "attribute" in columns else 3) + ["right"] * len(columns)
+    align = align[: len(columns)]
+    return tabulate(rows, headers=columns, tablefmt=style, disable_numparse=True, colalign=align)
 
 
 def short_name(model: str) -> str:
@@ -130,31 +144,82 @@ def _written_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _retrieval_rows(result: dict[str, Any]) -> list[list[str]]:
-    own = result.get("scores", {})
+def _cutoffs(results: Sequence[dict[str, Any]]) -> list[int]:
+    """All k of R@k that results have."""
+    return sorted({k for result in results for k in result.get("cutoffs", CUTOFFS)}) or list(CUTOFFS)
+
+
+def _last(cutoffs: Sequence[int]) -> int:
+    """The k whose interval and chance are shown."""
+    return 10 if 10 in cutoffs else max(cutoffs)
+
+
+def _is_graded(results: Sequence[dict[str, Any]]) -> bool:
+    return any((scores or {}).get("graded") for result in results for scores in result.get("scores", {}).values())
+
+
+def _is_relaxed(rows: Sequence[Sequence[str]]) -> bool:
+    return any(row[_RELAXED_AT] != _ABSENT for row in rows)
+
+
+def _without_relaxed(row: list[str], shown: bool) -> list[str]:
+    return row if shown else [*row[:_RELAXED_AT], *row[_RELAXED_AT + 3 :]]
+
+
+def _agreement_rows(result: dict[str, Any], cutoffs: Sequence[int]) -> list[list[str]]:
+    """Attribute-level recall: the mean of the keys, then each key."""
+    rows = []
+    last = _last(cutoffs)
+    for name, found in result.get("attribute_recall", {}).items():
+        scored = {f"mean of {found['mean']['keys']} keys": found["mean"]} | found["keys"]
+        for key, scores in scored.items():
+            cells = [_percent(scores.get(f"{metric}@{k}")) for metric in ("recall", "agreement") for k in cutoffs]
+            cells += [_percent(scores.get(f"recall@{last}_chance")), str(scores.get("queries", _ABSENT))]
+            rows.append([_name(result), result["benchmark"], _DIRECTIONS.get(name, name), key, *cells])
+    return rows
+
+
+def _groups(result: dict[str, Any]) -> list[tuple[str, Any, str]]:
+    """(direction, scores, note) of everything that was searched, each direction once."""
+    own, image = result.get("scores", {}), result.get("image_only", {})
     groups = [(name, scores, "") for name, scores in own.items()]
-    groups += [
-        (name, scores, ", image only") for name, scores in result.get("image_only", {}).items() if name not in own
-    ]
+    groups += [(name, scores, ", image only") for name, scores in image.items() if name not in own]
+    for asked, cells in result.get("matrix", {}).items():
+        if asked != "absent":
+            names = {form: f"{asked}2{form}" for form in cells}
+            groups += [(names[form], cells[form], "") for form in cells if names[form] not in {*own, *image}]
     groups += [
         (name, scores, f", first {width} numbers")
         for width, found in result.get("dimensions", {}).items()
         for name, scores in found["scores"].items()
     ]
+    return groups
+
+
+def _retrieval_rows(result: dict[str, Any], cutoffs: Sequence[int], graded: bool) -> list[list[str]]:
     rows = []
+    last = _last(cutoffs)
+    groups = _groups(result)
     for name, scores, note in groups:
         label = _DIRECTIONS.get(name, name) + note
         if scores is None:
-            cells = [_ABSENT] * 6
+            cells = [_ABSENT] * (len(cutoffs) + 3 + graded)
         else:
             label += ", own parts" if scores.get("source") == "products" else ""
             label += f", {_percent(scores['reasoned'])} % reasoned" if "reasoned" in scores else ""
-            recalls = [_percent(scores.get(f"R@{k}")) for k in (1, 5)]
-            last = _percent(scores.get("R@10"), scores.get("R@10_interval"))
-            sizes = [str(scores.get("queries", _ABSENT)), str(scores.get("gallery", _ABSENT))]
-            cells = [*recalls, last, _percent(scores.get("R@10_chance")), *sizes]
+            cells = [
+                _percent(scores.get(f"R@{k}"), scores.get(f"R@{k}_interval") if k == last else None) for k in cutoffs
+            ]
+            cells += [_percent(scores.get(f"R@{last}_chance"))]
+            cells += [_percent(scores.get(f"nDCG@{last}"))] if graded else []
+            cells += [str(scores.get("queries", _ABSENT)), str(scores.get("gallery", _ABSENT))]
         rows.append([_name(result), result["benchmark"], label, *cells])
     return rows
+
+
+def _mean_of(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The mean over attribute keys, with that of the relaxed rule."""
+    return attributes["mean"] | {"relaxed": attributes.get("relaxed")}
 
 
 def _label_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -165,7 +230,12 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
             if name != "deepest" or scores != levels[last]:  # where all paths are as long, it says nothing new
                 found.append((f"category, {name.replace('_', ' ')}", form, scores))
     for form, attributes in result.get("attributes", {}).items():
-        found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, attributes["mean"]))
+        found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, _mean_of(attributes)))
+    for form, attributes in result.get("shown_attributes", {}).items():
+        what = "picture" if form == "i" else "text"
+        found.append(
+            (f"attributes of the {what}, mean of {attributes['mean']['keys']} keys", form, _mean_of(attributes))
+        )
     for kind, scores in result.get("query_categories", {}).items():
         found.append(("category of queries", kind, scores))
     with_interval = ("precision", "recall", "f1")
@@ -174,6 +244,7 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
         + [_percent(scores["top1"], scores.get("top1_interval"))]
         + [_percent(scores.get(metric)) for metric in ("top1_chance", "majority", "top10")]
         + [_percent(scores[metric], scores.get(f"{metric}_interval")) for metric in with_interval]
+        + [_percent((scores.get("relaxed") or {}).get(metric)) for metric in with_interval]
         + [str(scores.get(name, _ABSENT)) for name in ("labels", "items")]
         for task, form, scores in found
         if scores
@@ -194,14 +265,16 @@ def comparison_table(
     Args:
         results: results as `moon3 evaluate` writes them.
         names (`Sequence[str]` or `None`): the columns' names, one a result. Default: the models' names.
-        metric (`str`): "R@1", "R@5", "R@10" or "MRR". Default "R@10".
+        metric (`str`): "MRR", or R@k or nDCG@k of a k that all results have, such as "R@1". Default "R@10".
         style (`str`): a format of tabulate.
 
     Raises:
         ValueError: another metric, names that do not match the results, or two results of one name on one benchmark.
     """
-    if metric not in ("R@1", "R@5", "R@10", "MRR"):
-        raise OptionError(f"metric={metric!r}; expected R@1, R@5, R@10, MRR")
+    common = [k for k in _cutoffs(results) if all(k in result.get("cutoffs", CUTOFFS) for result in results)]
+    known = [f"R@{k}" for k in common] + [f"nDCG@{k}" for k in common if all("cutoffs" in result for result in results)]
+    if metric not in (*known, "MRR"):
+        raise OptionError(f"metric={metric!r}; expected {', '.join((*known, 'MRR'))}")
     names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
         raise ValueError(f"{len(names)} names for {len(results)} results; expected one name a result")

@@ -19,11 +19,15 @@ from typing import Any
 import numpy as np
 
 import evaluation.baselines  # noqa: F401 - makes its models known
-from evaluation.benchmarks.attributes import evaluate_attributes
+from evaluation.benchmarks.attribute_recall import evaluate_attribute_recall
+from evaluation.benchmarks.attributes import KEYS, OWN_KEYS, evaluate_attributes, evaluate_shown_attributes
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.dimensions import evaluate_dimensions
+from evaluation.benchmarks.form_matrix import evaluate_form_matrix
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.data_sets import cutoffs_of, load_data_set, named_source, read_labels
+from evaluation.metrics import CUTOFFS
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import contact_sheet, short_name
@@ -31,6 +35,7 @@ from product_data.errors import OptionError
 from product_data.outputs import require_writable_file, require_writable_folder
 from product_data.reading import ReadingOptions
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
+from product_data.triplets import TripletOptions
 from retrieval.encode import (
     QUERY_REASONING,
     ROW_REASONING,
@@ -45,6 +50,8 @@ from retrieval.encode import (
 from retrieval.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
+MORE = ("matrix", "attribute_recall", "shown_attributes")
+"""What is evaluated only where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,12 @@ class EvaluationOptions:
 
     Args:
         split (`str` or `None`): which split; `None` for all rows. Default "test".
-        only (`tuple[str, ...]`): which of retrieval, classification, attributes. Default: all three.
+        only (`tuple[str, ...]`): which of retrieval, classification, attributes, matrix (every form of query against every
+            form of product), attribute_recall (whether what is found agrees in colour, material, …), shown_attributes (against
+            what the picture and the text show). Default: the first three.
+        cutoffs (`tuple[int, ...]` or `None`): the k of R@k and nDCG@k. Default: those that the data set's papers report, or else
+            1, 5, 10.
+        attribute_keys (`str`): "own", or "paper" for the ten keys of MBE. Default "own".
         limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
         batch_size (`int`): records a batch. Default 32.
         core_crop (`bool` or `None`): whether the core crop is added where a box is known; `None`: as the processor is set.
@@ -93,11 +105,17 @@ class EvaluationOptions:
     max_reasoning_tokens: int | None = None
     reasonings: str | Path | None = None
     dimensions: tuple[int, ...] | None = None
+    cutoffs: tuple[int, ...] | None = None
+    attribute_keys: str = OWN_KEYS
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.only if name not in BENCHMARKS]
+        unknown = [name for name in self.only if name not in (*BENCHMARKS, *MORE)]
         if unknown or not self.only:
-            raise OptionError(f"only={', '.join(self.only)!r}; expected {', '.join(BENCHMARKS)}")
+            raise OptionError(f"only={', '.join(self.only)!r}; expected {', '.join((*BENCHMARKS, *MORE))}")
+        if self.cutoffs is not None and (not self.cutoffs or min(self.cutoffs) < 1):
+            raise OptionError(f"cutoffs={self.cutoffs}; expected numbers of 1 or more")
+        if self.attribute_keys not in KEYS:
+            raise OptionError(f"attribute_keys={self.attribute_keys!r}; expected {', '.join(KEYS)}")
         for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -109,6 +127,9 @@ class EvaluationOptions:
                 raise OptionError(f"{name}={getattr(self, name)!r}; expected {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
         check_variants(self.variants)
+        self._check_reasoning()
+
+    def _check_reasoning(self) -> None:
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise OptionError(
@@ -146,7 +167,8 @@ def evaluate_model(
     counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
     has no score, and why), dimensions (where there are widths: see `evaluate_dimensions`), classification, query_categories,
-    attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance.
+    attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
+    image_search_recall, and what else `only` names.
 
     Raises:
         TableError: no such split, or nothing in the gallery and no query that asks for a category.
@@ -158,7 +180,6 @@ def evaluate_model(
     if not chosen.products and not any(row.positive_categories for row in chosen.queries):
         raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
     started = time.monotonic()
-    bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     results: dict[str, Any] = {
         "model": model_name,
         "benchmark": tables.name,
@@ -171,14 +192,7 @@ def evaluate_model(
     }
     with _core_crop(processor, options.core_crop):
         cache = _vector_cache(model, processor, chosen, options, tables)
-        if "retrieval" in options.only:
-            results |= evaluate_retrieval(cache, **bootstrap)
-            results |= _by_dimensions(cache, options, bootstrap)
-        if "classification" in options.only:
-            results["classification"] = evaluate_classification(cache, **bootstrap)
-            results["query_categories"] = evaluate_query_categories(cache, results["absent"], **bootstrap)
-        if "attributes" in options.only:
-            results["attributes"] = evaluate_attributes(cache, **bootstrap)
+        results |= _protocols(cache, options, chosen, results["absent"])
         results["absent"] |= _absent_labels(results, cache)
         if options.sheet is not None:
             name = short_name(model_name) + reasoning_note(results["reasoning"])
@@ -209,11 +223,40 @@ def evaluate_model(
     return results
 
 
-def _by_dimensions(cache: VectorCache, options: EvaluationOptions, bootstrap: dict[str, Any]) -> dict[str, Any]:
+def _by_dimensions(cache: VectorCache, options: EvaluationOptions, settings: dict[str, Any]) -> dict[str, Any]:
     """ "dimensions": retrieval by the first numbers of each vector; nothing for a model without narrower vectors."""
     own = getattr(getattr(cache.model, "config", None), "matryoshka_dims", None) or ()
     widths = own if options.dimensions is None else options.dimensions
-    return {"dimensions": evaluate_dimensions(cache, widths, **bootstrap)} if widths else {}
+    return {"dimensions": evaluate_dimensions(cache, widths, **settings)} if widths else {}
+
+
+def _protocols(
+    cache: VectorCache, options: EvaluationOptions, tables: ProductTables, absent: dict[str, str]
+) -> dict[str, Any]:
+    """The results of what `only` names. `absent` takes why a score is not there."""
+    bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
+    cutoffs: dict[str, Any] = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
+    keys: dict[str, Any] = {"keys": options.attribute_keys}
+    results: dict[str, Any] = {}
+    if "retrieval" in options.only:
+        results |= evaluate_retrieval(cache, **cutoffs, **bootstrap)
+        absent |= results.pop("absent")
+        results |= _by_dimensions(cache, options, bootstrap)
+    if "classification" in options.only:
+        names = tables.level_names
+        results["classification"] = evaluate_classification(cache, level_names=names, **bootstrap)
+        results["query_categories"] = evaluate_query_categories(cache, absent, **bootstrap)
+    if "attributes" in options.only:
+        results["attributes"] = evaluate_attributes(cache, **keys, **bootstrap)
+    if "matrix" in options.only:
+        results["matrix"] = evaluate_form_matrix(cache, **cutoffs, **bootstrap)
+    if "attribute_recall" in options.only:
+        results["attribute_recall"] = evaluate_attribute_recall(cache, **keys, **cutoffs, **bootstrap)
+    if "shown_attributes" in options.only:
+        results["shown_attributes"] = evaluate_shown_attributes(cache, **keys, **bootstrap)
+    if options.attribute_keys != OWN_KEYS:
+        results["attribute_keys"] = options.attribute_keys
+    return results
 
 
 def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any]:
@@ -255,7 +298,7 @@ def _vector_cache(
         query_reasoning=options.query_reasoning,
         product_reasoning=options.product_reasoning,
         gate_threshold=options.gate_threshold,
-        scoring=Scoring(options.variants, whole.products, whole.queries),
+        scoring=Scoring(options.variants, [*whole.products, *whole.labels], whole.queries),
         batch_size=options.batch_size,
         progress=options.progress,
         thinking=thinking,
@@ -350,12 +393,12 @@ def require_scores(results: Sequence[dict[str, Any]]) -> None:
     Raises:
         NothingScoredError: names those without.
     """
-    kinds = ("classification", "query_categories", "attributes")
-    without = [
-        found["benchmark"]
-        for found in results
-        if not any((*found["scores"].values(), *found["image_only"].values(), *map(found.get, kinds)))
-    ]
+    kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
+    without = []
+    for found in results:
+        cells = [cell for form, row in found.get("matrix", {}).items() if form != "absent" for cell in row.values()]
+        if not any((*found["scores"].values(), *found["image_only"].values(), *cells, *map(found.get, kinds))):
+            without.append(found["benchmark"])
     if without:
         raise NothingScoredError(f"nothing of {', '.join(without)} could be scored; the lines above say why")
 
@@ -418,22 +461,37 @@ def load_benchmark(
     images_root: Path | None = None,
     reading: ReadingOptions | None = None,
     catalogue_products: int = 600,
+    data_set: TripletOptions | None = None,
+    labels: Path | None = None,
 ) -> ProductTables:
     """Read the tables of a benchmark and say on stderr what they hold.
 
     Args:
-        source: "catalogue", a folder or a products file.
+        source: "catalogue", a folder or a products file; or the name of a public data set, "mbe" or "mbe=PLACE" (see
+            `evaluation.data_sets`).
         split (`str`): what will be searched in; all rows are returned. Default "test".
         seed (`int`): of the embedded catalogue. Default 0.
         images_root: folder that image paths are relative to. Default: the folder of the table.
         reading: how cells are read. Default: ReadingOptions's own.
         catalogue_products (`int`): size of the embedded catalogue. Default 600.
+        data_set: how the rows of a public data set are read; its split, seed, pictures' folder and reading are those above.
+        labels: a file of further labels, see `evaluation.data_sets.load_data_set`.
 
     Raises:
         TableError: no such tables or split, or tables that cannot be used.
+        ColumnError: columns of which nothing can be made.
     """
+    if named_source(source) is not None:
+        options = replace(data_set or TripletOptions(), split=split, seed=seed, reading=reading or ReadingOptions())
+        if images_root is not None:
+            options = replace(options, images_root=images_root)
+        tables = load_data_set(source, options, labels=labels)
+        tables.report.raise_if_fatal()
+        print(tables.report, file=sys.stderr)
+        return tables
     catalogue: dict[str, Any] = {"products": catalogue_products} if source == "catalogue" else {}
     tables = load_tables(source, images_root=images_root, seed=seed, reading=reading, **catalogue)
+    tables = tables if labels is None else replace(tables, labels=read_labels(labels))
     tables.report.raise_if_fatal()
     print(tables.report, file=sys.stderr)
     tables.select(split)  # a wrong split is refused before the model is loaded

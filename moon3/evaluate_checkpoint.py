@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moon3._arguments import TABLES, add_catalogue, add_device, add_images_root, add_reading, reading_of
+from moon3._arguments import (
+    TABLES,
+    add_catalogue,
+    add_data_set,
+    add_device,
+    add_images_root,
+    add_reading,
+    data_set_of,
+    reading_of,
+)
 
 NAME = "evaluate"  # a file of this name would hide the library
 ORDER = 90
@@ -13,15 +22,29 @@ ORDER = 90
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name what the command takes."""
-    from evaluation.run import BENCHMARKS
+    from evaluation.data_sets import names
+    from evaluation.run import BENCHMARKS, MORE
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
 
     parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
-    parser.add_argument("--benchmark", required=True, nargs="+", help=TABLES)
+    parser.add_argument(
+        "--benchmark",
+        required=True,
+        nargs="+",
+        help=f"{TABLES}; or one of {', '.join(names())}, where need be as mbe=FILE",
+    )
     parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
     parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join(BENCHMARKS)}")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join((*BENCHMARKS, *MORE))}")
+    parser.add_argument(
+        "--cutoffs", help="the k of R@k and nDCG@k, such as 10,100,500 (default: the data set's, or 1,5,10)"
+    )
+    parser.add_argument(
+        "--attribute-keys",
+        default="own",
+        help="own, or paper: the ten keys of MBE, in whatever language (default: own)",
+    )
     parser.add_argument("--limit", type=int, help="evaluate on this many products")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
@@ -57,7 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)
-    add_catalogue(parser, "of the catalogue, limit, bootstrap and sheet")
+    add_data_set(parser)
+    add_catalogue(parser, "of the catalogue, limit, sample, bootstrap and sheet")
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -67,7 +91,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     options = EvaluationOptions(
         split=chosen.split,
-        only=tuple(name for name in chosen.only.split(",") if name),
+        only=tuple(name.replace("-", "_") for name in chosen.only.split(",") if name),
         limit=chosen.limit,
         batch_size=chosen.batch_size,
         core_crop=chosen.core_crop,
@@ -80,6 +104,8 @@ def run(chosen: argparse.Namespace) -> None:
         reasonings=chosen.reasonings,
         variants=chosen.variants,
         dimensions=None if chosen.dimensions is None else tuple(chosen.dimensions),
+        cutoffs=_numbers(chosen.cutoffs),
+        attribute_keys=chosen.attribute_keys,
     )
     tables = [
         load_benchmark(
@@ -89,9 +115,20 @@ def run(chosen: argparse.Namespace) -> None:
             images_root=chosen.images_root,
             reading=reading_of(chosen),
             catalogue_products=chosen.catalogue_products,
+            data_set=data_set_of(chosen),
+            labels=chosen.labels,
         )
         for source in chosen.benchmark
     ]
     results = evaluate_benchmarks(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
     print(results_table(results))
     require_scores(results)
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    from product_data.errors import OptionError
+
+    try:
+        return None if text is None else tuple(sorted({int(number) for number in text.split(",")}))
+    except ValueError as error:
+        raise OptionError(f"--cutoffs {text!r}; expected numbers such as 1,5,10") from error

@@ -10,7 +10,7 @@ ORDER = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name what the command takes."""
     parser.add_argument("files", nargs="+", help="results files of moon3 evaluate")
-    parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@1, R@5, R@10 or MRR")
+    parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@k, nDCG@k or MRR")
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
 """Read and write the reasoning before a vector: `<think>key: value; key: v1, v2</think>`.
 
-The form is our design after LREM (arXiv 2510.14321); the keys are MBE's (MOON, arXiv 2508.11999 App. A). A
-backslash before one of `\\ ; , :` makes it part of a key or a value (our design, as in CSV dialects with an escape
-character), so that every attribute can be written and read back unchanged. Nothing here needs a tokenizer of its own.
+The form is our design after LREM (arXiv 2510.14321); the keys are MBE's (MOON, arXiv 2508.11999 App. A). The full-width
+signs of Chinese text separate as `; , :` do. A backslash before `\\` or one of these six signs makes it part of a key or a
+value (our design, as in CSV dialects with an escape character), so that every attribute can be written and read back
+unchanged. Nothing here needs a tokenizer of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ REASONING_KEYS = (
     "target demographic",
     "season/occasion",
 )
-_ESCAPE = re.compile(r"\\([\\;,:])")
+_TWINS = {";": ";；", ",": ",，", ":": ":："}  # a full-width sign separates as its plain twin does
+_SIGNS = "".join(_TWINS.values())
+_ESCAPE = re.compile(rf"\\([\\{_SIGNS}])")
 _CONTROL = re.compile(rf"<\|[^<>|\s]*\|>|{THINK_START}|{THINK_END}|{EMB_TOKEN}")
 # Runs of text up to a separator that is not escaped; a backslash before anything else is a backslash.
-_RUNS = {separator: re.compile(rf"(?:\\[\\;,:]|\\(?![\\;,:])|[^\\{separator}])*") for separator in ";,:"}
+_RUNS = {sign: re.compile(rf"(?:\\[\\{_SIGNS}]|\\(?![\\{_SIGNS}])|[^\\{both}])*") for sign, both in _TWINS.items()}
 _QUOTED = 60
 
 
@@ -224,7 +227,8 @@ def _split(text: str, separator: str, most: int = -1) -> list[str]:
 
 
 def _escape(text: str, separators: str) -> str:
-    return re.sub(rf"[\\{separators}]", lambda match: f"\\{match.group()}", " ".join(text.split()))
+    signs = "".join(_TWINS[separator] for separator in separators)
+    return re.sub(rf"[\\{signs}]", lambda match: f"\\{match.group()}", " ".join(text.split()))
 
 
 def _unescape(text: str) -> str:

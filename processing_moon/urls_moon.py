@@ -45,7 +45,7 @@ def _is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def _check_url(url: str) -> _Target:
+def _check_url(url: str, allow_private: bool = False) -> _Target:
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
@@ -61,7 +61,7 @@ def _check_url(url: str) -> _Target:
         raise ImageError(f"host {describe(parts.hostname)} cannot be resolved ({error})") from error
     addresses = [str(entry[4][0]) for entry in resolved]
     for address in addresses:
-        if not _is_public(address):
+        if not (allow_private or _is_public(address)):
             raise ImageError(
                 f"host {describe(parts.hostname)} has the non-public address {address}; expected public addresses"
             )
@@ -94,13 +94,14 @@ class _PinnedConnection(http.client.HTTPConnection):
                 return
 
 
-def fetch(url: str, *, timeout_seconds: float, max_bytes: int) -> bytes:
-    """Fetch the bytes of an image from a public address.
+def fetch(url: str, *, timeout_seconds: float, max_bytes: int, allow_private: bool = False) -> bytes:
+    """Fetch the bytes of an image from a public address; they are not decoded.
 
     Args:
         url: an http(s) URL; up to 5 redirects are followed, each of which must lead to a public address.
         timeout_seconds: for the whole call. Resolving the host's name is not limited.
         max_bytes: of the image.
+        allow_private: also fetch from addresses that are not public, such as those of your own server. Default False.
 
     Raises:
         ImageError: an unsupported URL, a host without public addresses, a failed or slow request, a response that is not an
@@ -110,7 +111,7 @@ def fetch(url: str, *, timeout_seconds: float, max_bytes: int) -> bytes:
     start = url
     for _ in range(_MAX_REDIRECTS + 1):
         try:
-            response = _request(_check_url(url), deadline, max_bytes)
+            response = _request(_check_url(url, allow_private), deadline, max_bytes)
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
             why = f"timed out after {timeout_seconds} seconds" if late else f"failed ({error})"

@@ -1,15 +1,22 @@
 """A shop's attribute keys in the ten keys of MBE, and how a value is written.
 
-Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that the tables below do not
-have is left out and named, never guessed.
+Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that the tables below and
+`attribute_keys_zh.yaml`, the words of Chinese shops, do not have is left out and named, never guessed. Values keep their
+language.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
 
 from processing_moon.reasoning_moon import REASONING_KEYS
 from product_data.words import words
 
+CHINESE_TABLE = Path(__file__).with_name("attribute_keys_zh.yaml")
 # MBE's key → what shops call it, beside the key itself.
 _SHOP_KEYS: dict[str, tuple[str, ...]] = {
     "colour": ("color", "main colour", "main color", "base colour", "base color", "colour family", "color family"),
@@ -71,8 +78,27 @@ class Fact:
 
 
 def mbe_key(key: str) -> str | None:
-    """Return the key of MBE that a shop's key is, or None. Case, and what parts the words, do not matter."""
-    return _KEY_OF.get(_plain_key(key))
+    """Return the key of MBE that a shop's key is, English or Chinese, or None.
+
+    Case, what parts the words, and full width do not matter.
+    """
+    return _KEY_OF.get(_plain_key(key)) or chinese_key(key)
+
+
+def chinese_key(key: str) -> str | None:
+    """Return the key of MBE that a Chinese shop's key is ("颜色" → "colour"), or None. Spaces and full width do not matter."""
+    return _chinese_keys().get("".join(unicodedata.normalize("NFKC", key).split()))
+
+
+def chinese_names(key: str) -> tuple[str, ...]:
+    """Return what Chinese shops call one of MBE's keys."""
+    return tuple(name for name, found in _chinese_keys().items() if found == key)
+
+
+@cache
+def _chinese_keys() -> dict[str, str]:
+    table = yaml.safe_load(CHINESE_TABLE.read_text(encoding="utf-8"))
+    return {str(name): key for key, lines in table.items() for line in lines for name in line}
 
 
 def facts_of(
@@ -114,8 +140,8 @@ def same_value(first: Fact, second: Fact) -> bool:
 
 
 def key_names(key: str) -> tuple[str, ...]:
-    """Return what shops call one of MBE's keys: its own names and those of the table above."""
-    return (*key.split("/"), *_SHOP_KEYS[key]) if key in _SHOP_KEYS else ()
+    """Return what shops call one of MBE's keys: its own names, those of the table above, and the Chinese ones."""
+    return (*key.split("/"), *_SHOP_KEYS[key], *chinese_names(key)) if key in _SHOP_KEYS else ()
 
 
 def _fact(key: str, shop_key: str, value: str) -> Fact:
@@ -129,7 +155,7 @@ def _fact(key: str, shop_key: str, value: str) -> Fact:
 
 
 def _plain_key(key: str) -> str:
-    return " ".join(key.casefold().replace("_", " ").replace("-", " ").split())
+    return " ".join(unicodedata.normalize("NFKC", key).casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _folded(value: str) -> str:

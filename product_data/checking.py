@@ -54,6 +54,11 @@ _KINDS = {
         "categories that hold a '/' and stay one label: if it separates levels, category_separator: '/'",
     ),
     "several_categories": (False, "categories that name several paths, of which one is read"),
+    "broken_rows": (False, "rows left out, their query or product cannot be had wholly"),
+    "broken_negatives": (False, "hard negatives left out, they cannot be read or their pictures cannot be had"),
+    "repeated_rows": (False, "rows left out, they repeat another row wholly"),
+    "shared_row_ids": (False, "rows with the id of another row: they are queries of their own"),
+    "conflicting_products": (False, "products of which rows say different things: what the first row says counts"),
     "words_for_nothing": (
         False,
         "queries that are the word 'nan', 'null' or 'None' and are read as this word: leave the cell empty where there are none",

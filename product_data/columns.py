@@ -4,20 +4,27 @@ Public tables of triplets name their columns as they like (MBE: `doc_title`, `do
 the negative's names unpublished). What was taken for what is always printed, and any choice can be replaced.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from product_data.categories import CategoryReader
+from product_data.mbe_cells import parse_any_attributes, parse_any_box
 from product_data.reading import ReadingOptions
-from product_data.table_files import is_absent, is_word_for_nothing, parse_attributes, parse_query_text, parse_text
+from product_data.table_files import is_absent, is_word_for_nothing, parse_query_text, parse_text
 from product_data.text_cells import lone_surrogate, mended
 
+__all__ = ["ColumnError", "RowColumns", "content_id", "find_columns", "parse_any_attributes", "product_fields"]
+
 PARTS = ("query", "positive", "negative")
-FIELDS = ("id", "title", "description", "image", "category", "attributes", "group")
+_ATTRIBUTES = ("attributes", "attributes_image", "attributes_text")
+FIELDS = ("id", "title", "description", "image", "box", "category", *_ATTRIBUTES, "group")
 ROW_ID = "row.id"  # an id that does not say whose it is names the row, for messages
-_QUERY_FIELDS = ("id", "title", "image")
+_QUERY_FIELDS = ("id", "title", "image", "box")
 _MANY = ("image", "category")  # fields that several columns may hold, in their order
 # Words of a column's name → part; the first part with a word wins, so that "neg_doc_title" is the negative's.
 _PART_WORDS = (
@@ -25,8 +32,21 @@ _PART_WORDS = (
     ("query", {"query", "q", "qry", "search", "anchor"}),
     ("positive", {"doc", "pos", "positive", "positives", "item", "product", "target", "answer", "goods", "candidate"}),
 )
+# What Chinese names of columns mean, in the words above and below.
+_CHINESE = {
+    "负例": "negative", "负样本": "negative", "查询": "query", "搜索": "query", "搜索词": "query title", "查询词": "query title",
+    "商品": "item", "正例": "positive", "正样本": "positive", "标题": "title", "名称": "title", "图片": "image",
+    "主图": "image", "图像": "image", "类目": "category", "分类": "category", "行业": "industry", "属性": "attributes",
+    "描述": "description", "详情": "description", "主体框": "bbox", "编号": "id", "图片属性": "image attributes",
+    "文本属性": "text attributes",
+}  # fmt: skip
+_WORD = re.compile(
+    "|".join((*sorted(_CHINESE, key=len, reverse=True), r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[\u4e00-\u9fff]"))
+)
+_CHINESE_NUMBERS = {sign: number for number, sign in enumerate("一二三四五六", start=1)}
 # Words → field; the first field with a word wins, so that "cate1_name" is a category.
 _FIELD_WORDS = (
+    ("box", {"bbox", "bboxes", "box"}),
     ("image", {"image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos"}),
     ("category", {"category", "categories", "cate", "cat", "industry"}),
     ("attributes", {"attributes", "attribute", "attrs", "attr", "properties", "props"}),
@@ -34,6 +54,28 @@ _FIELD_WORDS = (
     ("title", {"title", "name", "text", "keyword", "keywords", "caption"}),
     ("group", {"group", "spu", "variant"}),
 )
+# What may stand beside "image" in the name of a column of pictures; with any other word nobody knows what it holds.
+_OF_PICTURES = frozenset(
+    (
+        "url",
+        "urls",
+        "uri",
+        "link",
+        "links",
+        "path",
+        "paths",
+        "src",
+        "file",
+        "files",
+        "main",
+        "cover",
+        "raw",
+        "bytes",
+        "base",
+        "hard",
+    )
+)
+_BESIDE = {"image": _OF_PICTURES, "box": frozenset(("core", "xyxy", "main", "image", "img", "hard", "b", "d"))}
 
 
 class ColumnError(ValueError):
@@ -49,10 +91,12 @@ class RowColumns:
     Args:
         taken: "query.title", "positive.image", … → the columns, in order.
         unread: the columns that nothing is read from.
+        unclear: those of them whose name is like that of a picture or box, yet says something else too.
     """
 
     taken: dict[str, tuple[str, ...]]
     unread: tuple[str, ...] = ()
+    unclear: tuple[str, ...] = ()
 
     def has(self, part: str) -> bool:
         """Return whether there are words or pictures of a part."""
@@ -64,8 +108,10 @@ class RowColumns:
             lines.append("no query column: queries are derived from the products")
         if not self.has("negative"):
             lines.append("no column of hard negatives: negatives come from the batch and the queue")
-        if self.unread:
-            lines.append(f"not read: {', '.join(self.unread)}")
+        if plain := [name for name in self.unread if name not in self.unclear]:
+            lines.append(f"not read: {', '.join(plain)}")
+        if self.unclear:
+            lines.append(f"unclear, so not read unless `columns` names them: {', '.join(self.unclear)}")
         return "\n  ".join(lines)
 
 
@@ -73,7 +119,9 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
     """Find what each column is.
 
     A name is cut into words at case changes, digits, "_", "-", "." and spaces; one word says the part (query, positive,
-    negative; none: the positive), one the field (title, image, …; none: the title, for a column that says its part).
+    negative; none: the positive), one the field (title, image, …; none: the title, for a column that says its part). Words of
+    pictures beside words of attributes name what the picture shows ("doc_image_attributes"). A column is one of pictures only
+    where every word of its name may be said of a picture ("query_image_url"): "image_width" is unclear and not read.
 
     Args:
         names: all columns; those inside a struct as "struct.column".
@@ -98,10 +146,10 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
             )
         taken[role] = (*taken.get(role, ()), name)
     taken |= {role: columns for role, columns in chosen.items() if columns}
-    found = RowColumns(
-        {role: _in_order(role, taken[role]) for role in sorted(taken, key=_rank)},
-        tuple(name for name in names if name not in {column for columns in taken.values() for column in columns}),
-    )
+    used = {column for columns in taken.values() for column in columns}
+    unread = tuple(name for name in names if name not in used)
+    unclear = tuple(name for name in unread if _is_unclear(name))
+    found = RowColumns({role: _in_order(role, taken[role]) for role in sorted(taken, key=_rank)}, unread, unclear)
     if not found.has("positive"):
         raise ColumnError(
             f"columns: found no title and no image of the product among {', '.join(names) or 'no columns'}; "
@@ -125,26 +173,78 @@ def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) 
     return tuple(listed)
 
 
+def _words_of(name: str) -> list[str]:
+    return [part for word in _WORD.findall(name) for part in _CHINESE.get(word, word.lower()).split()]
+
+
+def names_a_part(name: str) -> bool:
+    """Return whether a name says a query or product and nothing of it, so that a mapping under it holds fields ("neg")."""
+    words = _words_of(name)
+    return "id" not in words and _field_of(words) is None and any(known.intersection(words) for _, known in _PART_WORDS)
+
+
 def _role_of(name: str) -> str | None:
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+    words = _words_of(name)
     part = next((part for part, known in _PART_WORDS if known.intersection(words)), None)
-    field = next((field for field, known in _FIELD_WORDS if known.intersection(words)), None)
+    field = _field_of(words)
     if "id" in words:
         return None if field is not None else ROW_ID if part is None else f"{part}.id"  # image_id names no picture
     if (part is None and field is None) or (part == "query" and field not in (None, *_QUERY_FIELDS)):
+        return None
+    if field in _BESIDE and not _says_only(words, field):
         return None
     if field is None and not set(words) <= {word for _, known in _PART_WORDS for word in known} | {"hard"}:
         return None  # "query_time" is no query
     return f"{part or 'positive'}.{field or 'title'}"
 
 
+def _field_of(words: Sequence[str]) -> str | None:
+    fields = [field for field, known in _FIELD_WORDS if known.intersection(words)]
+    if "attributes" in fields:
+        shown = next((end for end in ("image", "title") if end in fields), "")
+        return {"image": "attributes_image", "title": "attributes_text"}.get(shown, "attributes")
+    return fields[0] if fields else None
+
+
+def _says_only(words: Sequence[str], field: str) -> bool:
+    """Whether a name says a part and a field of pictures, and nothing that would make it something else."""
+    known = {word for _, words_of_part in _PART_WORDS for word in words_of_part} | dict(_FIELD_WORDS)[field]
+    return all(word.isdigit() or word in known or word in _BESIDE[field] for word in words)
+
+
+def _is_unclear(name: str) -> bool:
+    words = _words_of(name)
+    return "id" not in words and (field := _field_of(words)) in _BESIDE and not _says_only(words, str(field))
+
+
 def _in_order(role: str, columns: tuple[str, ...]) -> tuple[str, ...]:
     """Category levels by their number, an industry above them; pictures by their number."""
 
     def key(name: str) -> tuple[bool, list[int]]:
-        return "industry" not in name.lower(), [int(number) for number in re.findall(r"\d+", name)]
+        return "industry" not in _words_of(name), _numbers_in(name)
 
     return tuple(sorted(columns, key=key)) if role.split(".")[1] in _MANY else columns
+
+
+def _numbers_in(name: str) -> list[int]:
+    return [_CHINESE_NUMBERS.get(number) or int(number) for number in re.findall(r"\d+|[一二三四五六]", name)]
+
+
+def level_names(columns: RowColumns, part: str = "positive") -> tuple[str, ...]:
+    """Return what the levels of the category path are called: "industry", "level_1", … as their columns say, the first one first.
+
+    Nothing where one column holds the whole path.
+    """
+    taken = columns.taken.get(f"{part}.category", ())
+    if len(taken) < 2:
+        return ()
+    names = []
+    for place, column in enumerate(taken, start=1):
+        numbers = _numbers_in(column)
+        names.append("industry" if "industry" in _words_of(column) else f"level_{numbers[0] if numbers else place}")
+    return (
+        tuple(names) if len(set(names)) == len(names) else tuple(f"level_{place}" for place in range(1, len(taken) + 1))
+    )
 
 
 def product_fields(
@@ -184,9 +284,33 @@ def product_fields(
         for level in _parsed(lambda cell: reader.read(reading.clean_category(cell)).path, row, column, ())
     ]
     fields["category"] = tuple(category)
-    for column in columns.taken.get(f"{part}.attributes", ()):
-        fields["attributes"] = _parsed(lambda cell: parse_any_attributes(cell, reading.clean), row, column, {})
+    return fields | _shown(row, columns, part, reading)
+
+
+def _shown(row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions) -> dict[str, Any]:
+    """The attributes of a part, those of its picture and of its text, and its core box."""
+    fields: dict[str, Any] = {}
+    for name in _ATTRIBUTES:
+        for column in columns.taken.get(f"{part}.{name}", ()):
+            fields[name] = _parsed(lambda cell: parse_any_attributes(cell, reading.clean), row, column, {})
+    for column in columns.taken.get(f"{part}.box", ()):
+        if (box := _parsed(parse_any_box, row, column, None)) is not None:
+            fields["core_box"] = box
     return fields
+
+
+def content_id(fields: Mapping[str, Any]) -> str:
+    """Return a name for a product without an id: a digest of its title and pictures.
+
+    Args:
+        fields: "title" and "images", a list of bytes, paths, addresses or PIL images.
+    """
+    digest = hashlib.blake2b(fields.get("title", "").encode(), digest_size=8)
+    for image in fields["images"]:
+        digest.update(
+            image.tobytes() if isinstance(image, Image.Image) else image if isinstance(image, bytes) else image.encode()
+        )
+    return digest.hexdigest()
 
 
 def _refuse_invalid_unicode(row: Mapping[str, Any], columns: Sequence[str]) -> None:
@@ -215,16 +339,3 @@ def _parsed(parse: Any, row: Mapping[str, Any], column: str, empty: Any) -> Any:
         return empty if is_absent(value) else parse(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"column {column!r}: {error}") from error
-
-
-def parse_any_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[str, tuple[str, ...]]:
-    """Attributes as MBE writes them ("key:value!!!value,,key:value"), or as `parse_attributes` reads them."""
-    if not isinstance(value, str) or not ("!!!" in value or ",," in value):
-        return parse_attributes(value, clean)
-    pairs = []
-    for pair in filter(None, (pair.strip() for pair in value.split(",,"))):
-        key, colon, values = pair.partition(":")
-        if not colon:
-            raise ValueError(f"{pair[:40]!r} has no colon; expected 'key:value,,key:value!!!value'")
-        pairs.append({"key": key, "value": [part for part in values.split("!!!") if part.strip()]})
-    return parse_attributes(pairs, clean)

@@ -12,6 +12,7 @@ import numpy as np
 
 from product_data.categories import CategoryReader, is_documented
 from product_data.checking import Found, Ids
+from product_data.chinese import require_converter, simplified
 from product_data.column_names import likely_columns
 from product_data.csv_files import CsvRows
 from product_data.errors import OptionError
@@ -98,7 +99,7 @@ _QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
 _INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
 
 
-READING_KEYS = ("strip_html", "category_separator")
+READING_KEYS = ("strip_html", "category_separator", "simplify_chinese")
 
 
 @dataclass(frozen=True)
@@ -111,18 +112,24 @@ class ReadingOptions:
         category_separator (`str` or `None`): what separates the levels of a category, such as "/". Default `None`: it is found,
             see `product_data.categories.CategoryReader`.
         interactions: how a log becomes graded answers. Default: InteractionOptions's own.
+        simplify_chinese (`bool`): read the same texts in simplified Chinese characters; needs OpenCC (`moon3[chinese]`). Default
+            `False`.
 
     Raises:
-        ValueError: an empty separator.
+        ValueError: an empty separator, or simplify_chinese without OpenCC.
     """
 
     strip_html: bool = False
     category_separator: str | None = None
     interactions: InteractionOptions = field(default_factory=InteractionOptions)
+    simplify_chinese: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.strip_html, bool):
-            raise OptionError(f"strip_html: found {self.strip_html!r}; expected true or false")
+        for name in ("strip_html", "simplify_chinese"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}: found {getattr(self, name)!r}; expected true or false")
+        if self.simplify_chinese:
+            require_converter()
         separator = self.category_separator
         if separator is not None and not (isinstance(separator, str) and separator):
             raise OptionError(f"category_separator: found {separator!r}; expected a text such as '/' or ' - '")
@@ -139,20 +146,25 @@ class ReadingOptions:
 
     def as_entry(self) -> dict[str, Any]:
         """Return the keys that say the same in an entry of `data` in a recipe."""
-        said = {"strip_html": self.strip_html or None, "category_separator": self.category_separator}
+        said = {
+            "strip_html": self.strip_html or None,
+            "category_separator": self.category_separator,
+            "simplify_chinese": self.simplify_chinese or None,
+        }
         return {key: value for key, value in said.items() if value is not None}
 
     def clean(self, text: str) -> str:
         """Return a text as these options read it."""
-        return strip_html(text) if self.strip_html else text
+        text = strip_html(text) if self.strip_html else text
+        return simplified(text) if self.simplify_chinese else text
 
     def clean_category(self, cell: Any) -> Any:
         """Return a category's cell as these options read it, its separators still in it."""
-        if not self.strip_html:
+        if not (self.strip_html or self.simplify_chinese):
             return cell
         if isinstance(cell, list | tuple | np.ndarray):
             return [self.clean_category(part) for part in cell]
-        return strip_html(cell) if isinstance(cell, str) else cell
+        return self.clean(cell) if isinstance(cell, str) else cell
 
 
 class Table:

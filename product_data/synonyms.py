@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from processing_moon.reasoning_moon import REASONING_KEYS
-from product_data.attribute_keys import PART_KEYS, SHOWN_KEYS, key_names
+from product_data.attribute_keys import PART_KEYS, SHOWN_KEYS, chinese_key, key_names
 from product_data.words import Words, is_one_sign, words
 
 TABLE = Path(__file__).with_name("synonyms.yaml")
@@ -46,10 +46,10 @@ def canonical_key(key: str) -> str:
     """Return the one of `REASONING_KEYS` that a key means; another key in the form in which it is compared.
 
     Args:
-        key: as it was written, such as "Color" or "season / occasion".
+        key: as it was written, such as "Color", "season / occasion" or "颜色".
     """
     found = common_words(key)
-    return _keys().get(found, " ".join(found))
+    return _keys().get(found) or chinese_key(key) or " ".join(found)
 
 
 @lru_cache(maxsize=65536)

@@ -72,7 +72,9 @@ _PARTS = ("products", "queries", "query_images", "interactions", "written_attrib
 class ProductTables:
     """Products and queries of one data set (or of one split of it).
 
-    `report` is the report on the tables as they were read; `validate()` looks again, at these rows.
+    `report` is the report on the tables as they were read; `validate()` looks again, at these rows. `labels` are rows whose
+    categories and attribute values are labels of the data set too, though nothing of them is searched or evaluated.
+    `level_names` says what the levels of the category path are called, the first one first; empty: level_1, level_2, ….
     """
 
     name: str
@@ -82,6 +84,8 @@ class ProductTables:
     reading_issues: tuple[Issue, ...] = ()
     interactions: int = 0
     notes: tuple[str, ...] = ()
+    labels: tuple[ProductRow, ...] = ()
+    level_names: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from evaluation.metrics import Scorer, classification_scores
@@ -28,9 +29,16 @@ def without_category(product: ProductRow) -> dict[str, Any]:
 
 
 def evaluate_classification(
-    cache: VectorCache, *, resamples: int = 1000, seed: int = 0, scorer: Scorer = classification_scores
+    cache: VectorCache,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    scorer: Scorer = classification_scores,
+    level_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Top-1, top-10, macro precision, recall and F1 at each level of the category tree and at each product's deepest.
+
+    Each is strict, and under "relaxed" by the rule of MOON, see `evaluation.metrics.relaxed_scores`.
 
     A label is a path of names ("Home > Kitchen > Mugs") embedded as a query of task "category", so that two branches may
     share a name; the labels of a level are all paths of that length in the whole data set, evaluated or not (with one label
@@ -38,13 +46,17 @@ def evaluate_classification(
     category and without attributes that repeat it (form "mm"), and from the image alone (form "i").
 
     `scorer` makes the scores of a level, with the arguments of `classification_scores`; the study of shops keeps more.
+    `level_names` names the levels, the first one first, such as "industry"; a level without a name is level_1, level_2, ….
 
     Returns: form → "level_1", …, "deepest" → scores; an empty dict where no product has a category.
     """
     depth = max((len(product.category) for product in cache.label_products), default=0)
     if depth == 0:
         return {}
-    levels: list[tuple[str, int | None]] = [(f"level_{level}", level) for level in range(1, depth + 1)]
+    named = dict(enumerate(level_names, start=1))
+    levels: list[tuple[str, int | None]] = [
+        (named.get(level, f"level_{level}"), level) for level in range(1, depth + 1)
+    ]
     results: dict[str, Any] = {}
     for form in FORMS:
         gallery = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ranks
+from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ndcg, search_ranks
 from product_data.tables import ProductRow, QueryRow
 from retrieval.encode import Encoded, VectorCache, all_skipped
 
@@ -45,6 +45,7 @@ class Search:
         source: "queries" or "products".
         unanswerable: ids of queries without a right answer in the gallery, which are not among the Q.
         reasoned: (Q,) bool, which queries reasoned because they were unsure; None without a gate.
+        gains: of each query the grade of each right answer, by its row of the gallery; empty: all are 1.
     """
 
     vectors: np.ndarray
@@ -57,14 +58,36 @@ class Search:
     reasoned: np.ndarray | None = None
     repeated: list[list[int]] = field(default_factory=list)
     equal: dict[str, int] = field(default_factory=dict)
+    gains: list[dict[int, float]] = field(default_factory=list)
 
     def ranks(self) -> np.ndarray:
         """(Q,) float64: the rank of each query's best right answer."""
         return search_ranks(self.vectors, self.gallery, self.positives, self.exclude)
 
+    def ndcg(self, cutoffs: Sequence[int]) -> dict[int, np.ndarray]:
+        """k → (Q,) float64: nDCG@k of each query, its answers graded where the data grades them."""
+        gains = self.gains or [dict.fromkeys(right, 1.0) for right in self.positives]
+        return search_ndcg(self.vectors, self.gallery, gains, self.exclude, cutoffs)
 
-def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Recall at 1, 5, 10 and mean reciprocal rank in every direction that the data allows.
+
+@dataclass(frozen=True)
+class Measures:
+    """What is counted of each direction.
+
+    Args:
+        cutoffs: the k of R@k and nDCG@k. Default 1, 5, 10.
+        resamples, seed: of the bootstrap.
+    """
+
+    cutoffs: tuple[int, ...] = CUTOFFS
+    resamples: int = 1000
+    seed: int = 0
+
+
+def evaluate_retrieval(
+    cache: VectorCache, *, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Recall and nDCG at each cut-off, by default 1, 5 and 10, and mean reciprocal rank in every direction that the data allows.
 
     A query is found when any of its positives is among the first k. Its `reference_product_id` is not in its ranking.
     Products that are identical to a positive in the gallery's form are right too: no model can tell them apart. Its variants
@@ -75,25 +98,35 @@ def evaluate_retrieval(cache: VectorCache, *, resamples: int = 1000, seed: int =
     the answer, "source": "products"; products whose text is the same are then all right. The
     other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
 
-    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, MRR, rank score, queries, gallery, source,
-    unanswerable, equal (queries for which identical products counted as right, and for which variants were left out), or
-    `None`; with queries that reason when unsure also "reasoned", the share of them that did; "absent",
-    direction → why there is no score.
+    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have grades),
+    MRR, rank score, queries, gallery, source, unanswerable, equal (queries for which identical products counted as right, and for
+    which variants were left out), or `None`; with queries that reason when unsure also "reasoned", the share of them that did;
+    "absent", direction → why there is no score; "image_search_recall" where users' pictures ask (MOON Embedding's intermediate
+    metric, arXiv 2511.11305: from the picture of a search to the purchased product), the recalls of i→mm under their own name.
     """
     absent: dict[str, str] = {}
-    scores = {name: _score(cache, name, *DIRECTIONS[name], absent, (resamples, seed)) for name in DIRECTIONS}
+    how = Measures(tuple(cutoffs), resamples, seed)
+    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, how) for name in DIRECTIONS}
     image_only: dict[str, Any] = {}
     for name, (kind, form) in IMAGE_ONLY.items():
         if name in scores:
             image_only[name] = scores[name]
         else:
-            image_only[name] = _score(cache, name, kind, form, absent, (resamples, seed))
-    return {"scores": scores, "image_only": image_only, "absent": absent}
+            image_only[name] = direction_scores(cache, name, kind, form, absent, how)
+    found: dict[str, Any] = {"scores": scores, "image_only": image_only, "absent": absent, "cutoffs": list(cutoffs)}
+    if (searched := scores["i2mm"]) is not None:
+        queries = [query for query in cache.queries if query.type == "image" and not asks_for_category(query)]
+        kept = ("R@", "MRR", "queries", "gallery")
+        named = {name: value for name, value in searched.items() if name.startswith(kept)}
+        derived = float(np.mean([query.derived for query in queries]))
+        found["image_search_recall"] = {"direction": "i2mm", **named, "derived": derived}
+    return found
 
 
-def _score(
-    cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], bootstrap: tuple[int, int]
+def direction_scores(
+    cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], how: Measures
 ) -> dict[str, Any] | None:
+    """The scores of one direction, or None, with why in `absent`; see `evaluate_retrieval` and `make_search`."""
     search = make_search(cache, name, (kind, form), absent)
     return None if search is None else scores_of(search, bootstrap)
 
@@ -108,12 +141,14 @@ def scores_of(search: Search, bootstrap: tuple[int, int]) -> dict[str, Any]:
     rank_Q = search.ranks()
     right_Q = np.asarray([len(right) for right in search.positives])
     candidates_Q = np.asarray([len(search.gallery) - len(left_out) for left_out in search.exclude])
-    chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in CUTOFFS}
-    scores = retrieval_scores(rank_Q, resamples=bootstrap[0], seed=bootstrap[1])
+    chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in how.cutoffs}
+    scores = retrieval_scores(rank_Q, cutoffs=how.cutoffs, resamples=how.resamples, seed=how.seed)
     return (
         scores
         | chance
+        | {f"nDCG@{k}": float(value_Q.mean()) for k, value_Q in search.ndcg(how.cutoffs).items()}
         | {
+            "graded": any(len(set(gains.values())) > 1 or set(gains.values()) - {1.0} for gains in search.gains),
             "rank_score": rank_score(rank_Q, candidates_Q),
             "queries": len(rank_Q),
             "gallery": len(search.gallery),
@@ -227,6 +262,19 @@ class _Answers:
         right, wrong = self._rows(query.positives), self._rows(query.negatives)
         return self.of(right, wrong, self.row_of.get(query.reference_product_id or ""))
 
+    def gains(self, query: QueryRow, right: Iterable[int]) -> dict[int, float]:
+        """The grade of each right row: its own, or the best of the answers that it is equal to."""
+        grades = {self.row_of[name]: grade for name, grade in query.answers.items() if name in self.row_of}
+        classes: dict[tuple[str, int], float] = {}
+        for row, grade in grades.items():
+            for key in (("identical", self.identical[row]), ("variant", self.variants[row])):
+                classes[key] = max(grade, classes.get(key, 0.0))
+        found = {}
+        for row in right:
+            equal = classes.get(("identical", self.identical[row]), classes.get(("variant", self.variants[row]), 1.0))
+            found[row] = grades.get(row, equal)
+        return found
+
     def _rows(self, names: Iterable[str]) -> list[int]:
         return [self.row_of[name] for name in names if name in self.row_of]
 
@@ -252,7 +300,7 @@ def _places(class_of: Sequence[int]) -> dict[int, list[int]]:
 def _search_queries(cache: VectorCache, kind: str, gallery: Encoded, form: str) -> Search:
     answers = _Answers(cache, gallery, form)
     encoded = cache.all_queries()
-    rows, positives, exclude, repeated, unanswerable = [], [], [], [], []
+    rows, positives, exclude, repeated, gains, unanswerable = [], [], [], [], [], []
     for row, index in enumerate(encoded.kept):
         query = cache.queries[index]
         if query.type != kind or asks_for_category(query):
@@ -265,6 +313,7 @@ def _search_queries(cache: VectorCache, kind: str, gallery: Encoded, form: str) 
         positives.append(right)
         exclude.append(left_out)
         repeated.append(answers.repeated(query))
+        gains.append(answers.gains(query, right))
     vectors, reasoned = cache.asked(rows, gallery.vectors, repeated)
     asked = [encoded.kept[row] for row in rows]
     return Search(
@@ -278,6 +327,7 @@ def _search_queries(cache: VectorCache, kind: str, gallery: Encoded, form: str) 
         reasoned,
         repeated,
         answers.equal,
+        gains,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from product_data.columns import ColumnError, find_columns, parse_any_attributes, product_fields
+from product_data.columns import ColumnError, find_columns, level_names, parse_any_attributes, product_fields
 from product_data.reading import ReadingOptions
 
 MBE = [
@@ -148,3 +148,35 @@ def test_html_and_category_separators_are_read_as_for_tables():
     assert product_fields(row, columns, "positive")["category"] == ("Home &amp; Living/Hats",)
     row, columns = row_of(doc_title="x", doc_category="Home>>Hats")
     assert product_fields(row, columns, "positive")["category"] == ("Home", "Hats")
+
+
+@pytest.mark.parametrize(
+    "name", ["query bbox", "query_bbox", "queryBBox", "query_box", "query.core_box", "q_bbox_2d", "查询主体框"]
+)
+def test_the_core_box_of_a_query_is_found_in_every_spelling(name):
+    assert find_columns([*MBE, "query", name]).taken["query.box"] == (name,)
+
+
+@pytest.mark.parametrize(
+    "name", ["doc_image_width", "image_category", "query_image_hash", "box_label", "imageCount", "图片宽度"]
+)
+def test_a_name_that_says_more_than_a_picture_or_a_box_is_unclear(name):
+    found = find_columns(["query", "doc_title", name])
+    assert found.unclear == found.unread == (name,)
+    assert f"unclear, so not read unless `columns` names them: {name}" in str(found)
+    assert find_columns(["query", "doc_title", name], {"positive.image": name}).taken["positive.image"] == (name,)
+
+
+def test_levels_are_called_as_their_columns_say():
+    assert level_names(find_columns(["query", *MBE])) == ("industry", *(f"level_{level}" for level in range(1, 5)))
+    assert level_names(find_columns(["query", "doc_title", "二级类目", "一级类目"])) == ("level_1", "level_2")
+    assert level_names(find_columns(["query", "doc_title", "category_a", "category_b"])) == ("level_1", "level_2")
+    assert level_names(find_columns(["query", "doc_title", "doc_category"])) == ()
+
+
+def test_what_a_picture_and_a_text_show_are_attributes_and_no_pictures():
+    found = find_columns(["query", "doc_title", "doc_image_attributes", "doc_text_attrs", "doc_attributes"])
+    assert found.taken["positive.attributes_image"] == ("doc_image_attributes",)
+    assert found.taken["positive.attributes_text"] == ("doc_text_attrs",)
+    assert found.taken["positive.attributes"] == ("doc_attributes",)
+    assert "positive.image" not in found.taken

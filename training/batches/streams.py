@@ -6,7 +6,6 @@ that the state of a run is that state and the number of batches since. Our desig
 `datasets`, which loses its contents on resumption).
 """
 
-import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,10 @@ import datasets
 import numpy as np
 import pyarrow
 from datasets.distributed import split_dataset_by_node
-from PIL import Image
 from torch.utils.data import Dataset
 
 from processing_moon import MoonProcessor
-from product_data.columns import ROW_ID, RowColumns, cell_of, product_fields
+from product_data.columns import ROW_ID, RowColumns, cell_of, content_id, product_fields
 from product_data.reading import ReadingOptions
 from product_data.table_files import is_absent, is_address, parse_images, undecodable
 from product_data.tables import EVERY_SPLIT, ProductRow, ProductTables, QueryRow, ValidationReport
@@ -308,7 +306,7 @@ class RowPairs(Dataset):
                 raise ValueError("the product has neither text nor picture")
             return None
         own = [cell_of(row.row, column) for column in source.columns.taken.get(f"{part}.id", ())]
-        name = str(own[0]) if own and own[0] is not None else _content_id(fields)
+        name = str(own[0]) if own and own[0] is not None else content_id(fields)
         return ProductRow(product_id=name, **fields)
 
     def _queries(self, row: StreamRow, products: list[str]) -> list[QueryRow]:
@@ -321,24 +319,15 @@ class RowPairs(Dataset):
         own = [cell_of(row.row, column) for column in source.columns.taken.get("query.id", ())]
         name = f"query {own[0]}" if own else f"query of {self.name_of(row)}"
         positives, negatives = (products[0],), tuple(name for name in products[1:] if name != products[0])
-        return [QueryRow(name, form, text, image, positives=positives, negatives=negatives) for form in forms]
+        box = fields.get("core_box")
+        return [QueryRow(name, form, text, image, box, positives, negatives=negatives) for form in forms]
 
 
 def _content_key(query: QueryRow) -> str:
     """Name a query of a row by all that it says, whatever form of it is drawn."""
-    return _content_id(
+    return content_id(
         {"title": " ".join(query.text.casefold().split()), "images": [query.image] if query.image is not None else []}
     )
-
-
-def _content_id(fields: Mapping[str, Any]) -> str:
-    """Name a product by its title and pictures."""
-    digest = hashlib.blake2b(fields.get("title", "").encode(), digest_size=8)
-    for image in fields["images"]:
-        digest.update(
-            image.tobytes() if isinstance(image, Image.Image) else image if isinstance(image, bytes) else image.encode()
-        )
-    return digest.hexdigest()
 
 
 class StreamBatches:

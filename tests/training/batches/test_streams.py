@@ -534,3 +534,9 @@ def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_a
     assert sample_of(source).products[0].title == "thing 0 & more"
     with pytest.raises(RecipeError, match="category_separator: found ''; expected"):
         opened(tmp_path, {"parquet": str(folder), "category_separator": ""})
+
+
+def test_the_core_box_of_a_row_is_that_of_its_query(tmp_path):
+    rows = [triplet(number) | {"query bbox": "［1，2，20，25］"} for number in range(3)]
+    (source,) = opened(tmp_path, write_shards(tmp_path / "rows", rows, 1))
+    assert [query.box for query in sample_of(source).queries] == [(1.0, 2.0, 20.0, 25.0)] * 3

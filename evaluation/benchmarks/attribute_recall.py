@@ -1,0 +1,97 @@
+"""Attribute-level recall: whether what a search finds agrees with the answer in colour, material and so on.
+
+A search that finds another product of the right colour and material is nearer than one that finds neither, which R@k does
+not see. Our design (precedent: precision at k, with a value in place of the product as what is right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.benchmarks.attributes import OWN_KEYS, grouped
+from evaluation.benchmarks.retrieval import DIRECTIONS, Search, make_search
+from evaluation.metrics import CUTOFFS, agreement_at, bootstrap_interval, chance_recall, ranks
+from retrieval.encode import VectorCache
+
+_ROWS_PER_BLOCK = 1024
+SEARCHES = ("t2mm", "i2mm", "mm2mm")
+Attributes = Mapping[str, Sequence[str]]
+
+
+def evaluate_attribute_recall(
+    cache: VectorCache, *, keys: str = OWN_KEYS, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """For each attribute key, how often the first k products have a value of the answer.
+
+    For a query whose right answers have the key, products without it are left out of the ranking, as are those that the search
+    leaves out; a product agrees if it has one of the answers' values.
+    recall@k: the share of queries with an agreeing product among the first k. agreement@k: the mean share of the first k that
+    agree. Ties are counted against the model.
+
+    Args:
+        cache: of one model.
+        keys: "own", or "paper" for the ten keys of MBE, see `evaluation.benchmarks.attributes.grouped`.
+        cutoffs: the k.
+        resamples, seed: of the bootstrap of recall@k.
+
+    Returns: direction → "keys" (key → recall@k with its interval and chance, agreement@k, queries) and "mean" over the keys; a
+        direction without queries or attributes is left out.
+    """
+    results: dict[str, Any] = {}
+    for name in SEARCHES:
+        search = make_search(cache, name, DIRECTIONS[name], {})
+        if search is None or search.source != "queries":
+            continue
+        kept = cache.gallery(DIRECTIONS[name][1]).kept
+        attributes = [grouped(cache.products[index].attributes, keys) for index in kept]
+        scores = {}
+        for key in sorted({key for found in attributes for key in found}):
+            if (found := _key_scores(search, attributes, key, cutoffs, (resamples, seed))) is not None:
+                scores[key] = found
+        if scores:
+            metrics = [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
+            mean = {metric: float(np.mean([found[metric] for found in scores.values()])) for metric in metrics}
+            results[name] = {"keys": scores, "mean": mean | {"keys": len(scores)}}
+    return results
+
+
+def _key_scores(
+    search: Search, attributes: Sequence[Attributes], key: str, cutoffs: Sequence[int], bootstrap: tuple[int, int]
+) -> dict[str, Any] | None:
+    rows_of: dict[str, list[int]] = {}
+    for row, found in enumerate(attributes):
+        for value in found.get(key, ()):
+            rows_of.setdefault(value, []).append(row)
+    lacking = [row for row, found in enumerate(attributes) if key not in found]
+    wanted = [{value for row in right for value in attributes[row].get(key, ())} for right in search.positives]
+    asked = [row for row, values in enumerate(wanted) if values]
+    if not asked:
+        return None
+    ranks_B, counts_B, candidates_B = [], [], []
+    shares_B: dict[int, list[np.ndarray]] = {k: [] for k in cutoffs}
+    for start in range(0, len(asked), _ROWS_PER_BLOCK):
+        block = asked[start : start + _ROWS_PER_BLOCK]
+        similarity = search.vectors[block] @ search.gallery.T
+        agree, left_out = np.zeros(similarity.shape, dtype=bool), np.zeros(similarity.shape, dtype=bool)
+        left_out[:, lacking] = True
+        for place, row in enumerate(block):
+            agree[place, [other for value in wanted[row] for other in rows_of[value]]] = True
+            left_out[place, search.exclude[row]] = True
+        ranks_B.append(ranks(similarity, agree, left_out))
+        counts_B.append((agree & ~left_out).sum(axis=1))
+        candidates_B.append((~left_out).sum(axis=1))
+        for k in cutoffs:
+            shares_B[k].append(agreement_at(similarity, agree, left_out, k))
+    rank_Q, count_Q, candidates_Q = map(np.concatenate, (ranks_B, counts_B, candidates_B))
+    scores: dict[str, Any] = {"queries": len(asked)}
+    for k in cutoffs:
+        hit_Q = (rank_Q <= k).astype(np.float64)
+        scores[f"recall@{k}"] = float(hit_Q.mean())
+        interval = bootstrap_interval(hit_Q, resamples=bootstrap[0], seed=bootstrap[1])
+        scores[f"recall@{k}_interval"] = list(interval)
+        scores[f"recall@{k}_chance"] = chance_recall(count_Q, candidates_Q, k)
+        scores[f"agreement@{k}"] = float(np.nanmean(np.concatenate(shares_B[k])))
+    return scores

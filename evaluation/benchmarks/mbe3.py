@@ -1,0 +1,40 @@
+"""MBE3.0, the benchmark of MOON3.0: triplets whose elements have three sets of attributes (arXiv 2604.00513).
+
+What the picture shows, what the text says, and their union. No place on the hub is known here, and the columns are not: they are
+found by pattern (`doc_image_attributes`, `doc_text_attributes`, `doc_attributes`) and printed; `--columns` replaces them
+(positive.attributes_image, positive.attributes_text, positive.attributes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from product_data.row_files import open_rows
+from product_data.rows import ProductRow
+from product_data.tables import ProductTables
+from product_data.triplets import TripletOptions, triplet_tables
+
+HUB: str | None = None
+CUTOFFS = (1, 5, 10)
+
+
+def load(place: str, options: TripletOptions) -> ProductTables:
+    """Return MBE3.0's rows of a split as tables; attributes that no column gives are the union of the two other sets."""
+    tables = triplet_tables("mbe3", open_rows(place, split=options.split), options)
+    return replace(
+        tables,
+        products=[with_union(row) for row in tables.products],
+        labels=tuple(with_union(row) for row in tables.labels),
+    )
+
+
+def with_union(row: ProductRow) -> ProductRow:
+    """Return a product whose attributes are the union of what its picture and its text show, where it has none of its own."""
+    sets = [shown for shown in (row.attributes_text, row.attributes_image) if shown]
+    if row.attributes or not sets:
+        return row
+    union: dict[str, tuple[str, ...]] = {}
+    for shown in sets:
+        for key, values in shown.items():
+            union[key] = tuple(dict.fromkeys((*union.get(key, ()), *values)))
+    return replace(row, attributes=union)

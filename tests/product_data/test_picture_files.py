@@ -1,0 +1,79 @@
+"""Pictures by address are fetched once, within limits, and what fails is written down."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from picture_server import picture_server
+
+from product_data.errors import OptionError
+from product_data.picture_files import FAILURES, PictureFetching, default_folder, fetch_pictures
+
+
+def how(folder, **changes):
+    return PictureFetching(folder=folder, **({"allow_private": True, "timeout_seconds": 5} | changes))
+
+
+def test_each_address_is_asked_once_and_kept_for_the_next_run(tmp_path):
+    with picture_server() as server:
+        addresses = [server.url("red"), server.url("blue"), server.url("red")]
+        first = fetch_pictures(addresses, how(tmp_path))
+        second = fetch_pictures(addresses, how(tmp_path))
+    assert dict(server.asked) == {"red": 1, "blue": 1}
+    assert (first.fetched, second.fetched) == (2, 0)
+    assert first.files == second.files
+    assert list(first.files) == addresses[:2]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_fails_is_named_with_its_reason_and_asked_again(tmp_path):
+    with picture_server() as server:
+        names = ("missing", "page", "broken", "red")
+        found = fetch_pictures([server.url(name) for name in names], how(tmp_path))
+        assert list(found.files) == [server.url("red")]
+        rows = list(csv.reader((tmp_path / FAILURES).open(encoding="utf-8")))
+        assert rows[0] == ["address", "reason"]
+        assert [(row[0].rsplit("/", 1)[1], word in row[1]) for row, word in zip(rows[1:], ("404", "text/html", "truncated"),
+                strict=True)] == [("missing", True), ("page", True), ("broken", True)]  # fmt: skip
+        fetch_pictures([server.url("missing")], how(tmp_path))
+        assert server.asked["missing"] == 2
+        fetch_pictures([server.url("red")], how(tmp_path))
+        assert not (tmp_path / FAILURES).exists()
+    assert "1 fetched" in str(found)
+    assert "3 failed" in str(found)
+
+
+def test_private_addresses_are_refused_unless_allowed(tmp_path):
+    with picture_server() as server:
+        found = fetch_pictures([server.url("red")], how(tmp_path, allow_private=False))
+        assert "non-public address" in found.failures[server.url("red")]
+        assert not server.asked
+
+
+def test_the_limits_hold(tmp_path):
+    with picture_server() as server:
+        addresses = [server.url(name) for name in ("red", "green", "blue")]
+        too_big = fetch_pictures(addresses[:1], how(tmp_path / "a", max_bytes=50))
+        assert "at most max_bytes=50" in too_big.failures[addresses[0]]
+        some = fetch_pictures(addresses, how(tmp_path / "b", workers=1, total_bytes=1))
+        assert len(some.files) == 1
+        assert all("bytes for all pictures were used" in why for why in some.failures.values())
+        late = fetch_pictures(addresses, how(tmp_path / "c", total_seconds=1e-9))
+        assert all("seconds for all pictures were over" in why for why in late.failures.values())
+        asked = sum(server.asked.values())
+        offline = fetch_pictures(addresses, how(tmp_path / "b", fetch=False))
+        assert (len(offline.files), sum(server.asked.values())) == (1, asked)
+        assert "nothing is fetched" in next(iter(offline.failures.values()))
+
+
+def test_no_addresses_make_no_folder(tmp_path):
+    assert fetch_pictures([], how(tmp_path / "none")).files == {}
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_folder_can_be_named_and_limits_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOON_PICTURE_CACHE", str(tmp_path))
+    assert default_folder() == tmp_path
+    with pytest.raises(OptionError, match="workers=0; expected a positive number"):
+        PictureFetching(folder=tmp_path, workers=0)
