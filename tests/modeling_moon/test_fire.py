@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torch.nn import functional
 from transformers import AutoConfig
 
@@ -10,16 +10,10 @@ from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.fire_moon import Details, MoonFire
 from processing_moon import MoonProcessor
 
-
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 PRODUCTS = [
-    {"title": "red shoes", "images": [picture(96, 64), picture(64, 128, 1)]},
+    {"title": "red shoes", "images": [noise(96, 64), noise(64, 128, 1)]},
     {"title": "a mug without a picture"},
-    {"title": "bag", "images": picture(128, 96, 2)},
+    {"title": "bag", "images": noise(128, 96, 2)},
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from pictures import noise
 from PIL import Image
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
@@ -17,8 +18,7 @@ from modeling_moon import MoonModel
 
 
 def picture(number: int) -> Image.Image:
-    pixels = np.random.default_rng(number).integers(0, 255, (32 + 32 * (number % 2), 64, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise(64, 32 + 32 * (number % 2), number)
 
 
 # A batch of four of each column. Pictures of a row: 0, 1, 0, 2 | 2, 0, 3, 1 | 0, 0, 1, 1

@@ -5,7 +5,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.embedding_moon import Thinking, think_then_embed
@@ -15,16 +15,11 @@ THREADS = 8
 CALLS = 5  # of each thread
 
 
-def picture(width, height, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 def records(number):
     """Between one and three records, whose pictures move the text behind them by different numbers."""
     mug = {"title": f"mug number {number}", "category": "Home > Mugs", "attributes": {"colour": "red"}}
-    shoes = {"title": "red shoes", "images": [picture(64 + 32 * (number % 3), 64, number), picture(96, 96, number + 1)]}
-    bag = {"title": "bag", "images": picture(64, 64 * (1 + number % 4), number + 2)}
+    shoes = {"title": "red shoes", "images": [noise(64 + 32 * (number % 3), 64, number), noise(96, 96, number + 1)]}
+    bag = {"title": "bag", "images": noise(64, 64 * (1 + number % 4), number + 2)}
     return [[mug], [mug, shoes], [shoes, bag], [bag, mug, shoes]][number % 4]
 
 

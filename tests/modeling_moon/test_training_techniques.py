@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from PIL import Image
+from pictures import noise
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
@@ -19,20 +19,15 @@ LEVELS = {
 }
 
 
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 PRODUCTS = [
     {
         "title": "red running shoes",
         "category": ["Fashion", "Shoes"],
         "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [picture(96, 64), picture(64, 64, 1)],
+        "images": [noise(96, 64), noise(64, 64, 1)],
     },
     {"title": "a mug without a picture", "category": "Home > Mugs", "attributes": {"colour": "blue"}},
-    {"images": picture(64, 128, 3)},
+    {"images": noise(64, 128, 3)},
 ]
 
 

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from transformers import AutoProcessor
 
 from processing_moon import MoonProcessor
@@ -54,9 +55,9 @@ def test_saved_again_is_the_same_file_by_file(saved, tmp_path):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_the_restored_processor_gives_the_same_tensors(saved, tiny_base, noise):
-    first = MoonProcessor.from_base(tiny_base(), **SETTINGS)(products=[{**RECORD, "images": noise()}])
-    second = MoonProcessor.from_pretrained(saved)(products=[{**RECORD, "images": noise()}])
+def test_the_restored_processor_gives_the_same_tensors(saved, tiny_base):
+    first = MoonProcessor.from_base(tiny_base(), **SETTINGS)(products=[{**RECORD, "images": noise(96, 64)}])
+    second = MoonProcessor.from_pretrained(saved)(products=[{**RECORD, "images": noise(96, 64)}])
     assert set(first) == set(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -131,9 +132,9 @@ assert detector.detect([image], ["shoe"]) == [None]
 """
 
 
-def test_it_loads_in_a_process_that_cannot_import_this_project(saved, tiny_base, noise, tmp_path):
+def test_it_loads_in_a_process_that_cannot_import_this_project(saved, tiny_base, tmp_path):
     pixels = tmp_path / "pixels.npy"
-    np.save(pixels, np.asarray(noise()))
+    np.save(pixels, np.asarray(noise(96, 64)))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, saved, pixels, tmp_path / "out.npz", tmp_path / "again", tiny_base()]
@@ -141,7 +142,7 @@ def test_it_loads_in_a_process_that_cannot_import_this_project(saved, tiny_base,
         [str(part) for part in command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    wanted = MoonProcessor.from_pretrained(saved)(products=[{**RECORD, "images": noise()}], core_crop=True)
+    wanted = MoonProcessor.from_pretrained(saved)(products=[{**RECORD, "images": noise(96, 64)}], core_crop=True)
     with np.load(tmp_path / "out.npz") as batch:
         assert set(batch) == set(wanted)
         assert all(np.array_equal(batch[name], wanted[name].numpy()) for name in wanted)

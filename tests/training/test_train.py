@@ -15,6 +15,7 @@ from closeness import VALUE
 from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from table_files import write_table
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_moon import MoonModel
@@ -160,7 +161,7 @@ def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys)
     queries = [{"query_id": f"q{number}", "text": "a mug", "positives": [str(number)]} for number in range(6)]
     (tmp_path / "table").mkdir()
     for name, table in (("products", rows), ("queries", queries)):
-        (tmp_path / "table" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+        write_table(tmp_path / "table" / f"{name}.jsonl", table)
     data = {"data": [str(tmp_path / "table")], "split": "all", "derived_queries": False}
     assert train(**data, query_mix={"text": 1, "both": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
     printed = capsys.readouterr().out

@@ -2,20 +2,19 @@
 
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
-import test_sharded_one_batch as one_batch
 import torch
 import yaml
+from launched import ROOT
 from safetensors.torch import load_file
+from sharded import NEEDS_FSDP, sharding_environment
 from transformers import AutoModel
 
 from product_data.catalogue.making import write_catalogue
 from training.runs.resume import last_good_checkpoint
 from training.studies.soak import Processes, differing_losses, differing_weights, logged_step
 
-ROOT = Path(__file__).resolve().parents[3]
 EXPERTS = {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 
@@ -46,7 +45,7 @@ def finish(words, log):
         assert training.finish() == [0, 0], training.last_words()
 
 
-@one_batch.NEEDS_FSDP
+@NEEDS_FSDP
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
@@ -56,7 +55,7 @@ def finish(words, log):
 )
 def test_a_killed_training_goes_on_exactly_and_its_model_is_saved_whole(tiny_moon, tmp_path, monkeypatch, kind, values):
     write_catalogue(tmp_path / "shop", products=60, image_size=64, progress=False)
-    for name, value in one_batch.launch_environment(ROOT / "training" / "launch" / "fsdp2.yaml").items():
+    for name, value in sharding_environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FSDP_STATE_DICT_TYPE", kind)
     folder = tiny_moon("qwen3_vl", trained=True)

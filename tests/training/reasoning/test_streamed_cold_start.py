@@ -1,16 +1,14 @@
 """A cold start on streams: what its rows are to write, and a run that is stopped in the middle of an epoch."""
 
-import io
 import shutil
 
 import datasets
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from PIL import Image
+from pictures import file_of, noise
 from safetensors.torch import load_file
 
 from processing_moon import MoonProcessor
@@ -25,19 +23,13 @@ from training.train import main
 COLOURS = ("red", "blue", "green", "white", "black")
 
 
-def picture(seed):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def row(number):
     colour = COLOURS[number % 5]
     return {
         "query": f"a {colour} thing" if number % 2 else None,
-        "query_image": None if number % 2 else picture(number),
+        "query_image": None if number % 2 else file_of(noise(seed=number)),
         "doc_title": f"{colour} thing {number}",
-        "doc_image": b"no picture" if number == 5 else picture(100 + number),
+        "doc_image": b"no picture" if number == 5 else file_of(noise(seed=100 + number)),
         "doc_attributes": f"color:{colour},,material:wood,,sku:{number}",
         "neg_title": f"thing {number + 1}",
     }

@@ -1,28 +1,20 @@
 """Training on streams: stopped in the middle of an epoch and resumed, by one process and by two, equals the straight run."""
 
-import io
 import json
 import shutil
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from PIL import Image
+from pictures import file_of, noise
 from safetensors.torch import load_file
 
 from moon3.__main__ import main as moon3
 from processing_moon import product_moon
 from training.runs.resume import read_lines
 from training.train import main
-
-
-def picture(seed):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +26,9 @@ def shards(tmp_path_factory):
         rows = [
             {
                 "query": f"wish {n}" if n % 2 else None,
-                "query_image": None if n % 2 else picture(n),
+                "query_image": None if n % 2 else file_of(noise(seed=n)),
                 "doc_title": f"thing {n}",
-                "doc_image": b"no picture" if n == 5 else picture(100 + n),
+                "doc_image": b"no picture" if n == 5 else file_of(noise(seed=100 + n)),
                 "neg_title": f"thing {n + 1}",
             }
             for n in range(13 * shard, 13 * shard + 13)
