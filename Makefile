@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test test-slow lint format clean
 
 help:
 	@echo "make setup       the virtual environment .venv with everything in it"
 	@echo "make quickstart  search with a small trained Moon, train it a few steps further, search again; pictures in runs/quickstart"
-	@echo "make test        the tests"
+	@echo "make test        the tests, without those that bear the marker slow, on all cores; one file: .venv/bin/pytest tests/test_readme.py"
+	@echo "make test-slow   the slow tests: sweeps of kills, several trainings and processes for what a test of make test covers once"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff format the code"
 
@@ -28,8 +29,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/moon3 quickstart
 
+# A file's tests share models and trained runs, so a file stays on one core; tests/conftest.py says which go first.
 test: setup
-	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test-slow: setup
+	$(BIN)/python -m pytest tests -m slow --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

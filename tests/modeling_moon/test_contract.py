@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pictures import noise
+from records import PRODUCTS
 from transformers import PreTrainedModel
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
@@ -27,19 +28,6 @@ VARIANTS = [
     pytest.param((backbone, moon), id=f"{backbone}-{'-'.join(f'{k}={v}' for k, v in moon.items()) or 'moon1'}")
     for backbone in ("qwen3_vl", "qwen2_5_vl")
     for moon in SETTINGS
-]
-
-
-PRODUCTS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [noise(96, 64), noise(64, 64, 1)],
-    },
-    {"title": "brown bag", "images": noise(128, 96, 2), "core_box": [10, 10, 90, 80]},
-    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
-    {"images": noise(64, 128, 3)},
 ]
 
 

@@ -4,24 +4,11 @@ import copy
 
 import pytest
 import torch
-from pictures import noise
+from records import RECORDS
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.embedding_moon import Thinking, _Ending, generation_config, never_written
 from processing_moon import MoonProcessor
-
-RECORDS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [noise(96, 64), noise(64, 64, 1)],
-    },
-    {"text": "same in green", "image": noise(64, 128, 3)},
-    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
-    {"text": "brown bag"},
-    {"images": noise(128, 96, 2), "core_box": [10, 10, 90, 80]},
-]
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])

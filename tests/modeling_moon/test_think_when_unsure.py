@@ -7,25 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from pictures import noise
+from records import RECORDS
 from sentence_transformers import SentenceTransformer
 
 from modeling_moon import MoonModel
 from modeling_moon.embedding_moon import MarginGate, Thinking
 from processing_moon import MoonProcessor
 
-RECORDS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [noise(96, 64), noise(64, 64, 1)],
-    },
-    {"text": "same in green", "image": noise(64, 128, 3)},
-    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
-    {"text": "brown bag"},
-    {"images": noise(128, 96, 2), "core_box": [10, 10, 90, 80]},
-]
 GALLERY = torch.randn(20, 32, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 21)[:, None]
 
 

@@ -48,7 +48,7 @@ def check_at_once(call, arguments):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_encoding(moon3):
+def test_threads_that_encode_at_once_get_their_own_vectors(moon3):
     writer, processor = moon3
     check_at_once(lambda batch: [encode(writer.model, batch)], batches(processor))
 
@@ -62,7 +62,7 @@ def batches(processor, **options):
     return [dict(processor(records=records(number), return_tensors="pt", **options)) for number in range(8)]
 
 
-def test_thinking(moon3):
+def test_threads_that_think_at_once_get_their_own_thoughts(moon3):
     writer, processor = moon3
 
     def think(number):
@@ -76,13 +76,13 @@ def test_thinking(moon3):
 
 
 @pytest.mark.parametrize("strategy", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
-def test_generating(moon3, strategy):
+def test_threads_that_generate_at_once_get_their_own_texts(moon3, strategy):
     writer, processor = moon3
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **strategy}
     check_at_once(lambda batch: [writer.generate(**batch, **settings)], batches(processor, reasoning="generate"))
 
 
-def test_decoding_steps_with_own_caches(moon3):
+def test_decoding_steps_in_turns_keep_to_their_own_caches(moon3):
     """Two conversations in turns: each cache knows how far its own pictures moved the text."""
     writer, processor = moon3
     prompts = [dict(processor(records=records(number), return_tensors="pt", reasoning="generate")) for number in (2, 0)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pictures import noise
+from records import SHOES
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
@@ -20,12 +21,7 @@ LEVELS = {
 
 
 PRODUCTS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [noise(96, 64), noise(64, 64, 1)],
-    },
+    SHOES,
     {"title": "a mug without a picture", "category": "Home > Mugs", "attributes": {"colour": "blue"}},
     {"images": noise(64, 128, 3)},
 ]

@@ -173,7 +173,7 @@ def test_of_several_things_the_largest_is_taken():
     assert overlap(found, (30, 30, 180, 180)) > 0.9
 
 
-def test_unsure_is_none():
+def test_a_picture_without_one_clear_region_has_no_box():
     even = Image.new("RGB", (200, 200), "white")
     speck = shop_photo((400, 400), (200, 200, 204, 204))
     twins = shop_photo((300, 300), (20, 20, 120, 120), speck=False)

@@ -87,7 +87,7 @@ def test_broken_exif_data_leaves_the_picture_as_it_is():
     assert open_image(data).size == (40, 20)
 
 
-def test_cmyk_is_converted():
+def test_a_cmyk_picture_becomes_one_of_rgb():
     for source in (
         Image.new("CMYK", (8, 8), (0, 255, 255, 0)),
         file_of(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from isolated import BLOCKED
 from pictures import noise
 from transformers import AutoProcessor
 
@@ -83,6 +84,7 @@ assert not [name for name in sys.modules if name.startswith(("modeling_moon", "t
 """
 
 
+@pytest.mark.slow
 def test_it_loads_from_a_checkpoint_without_the_models_code(saved, tmp_path, project_root):
     folder = shutil.copytree(saved, tmp_path / "checkpoint")
     auto_map = {"AutoConfig": "configuration_moon.MoonConfig", "AutoModel": "modeling_moon.MoonModel"}
@@ -97,22 +99,11 @@ def test_it_loads_from_a_checkpoint_without_the_models_code(saved, tmp_path, pro
     assert "custom code" not in done.stdout + done.stderr
 
 
-SCRIPT = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"modeling_moon", "processing_moon", "training", "evaluation"}:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocker())
+SCRIPT = (
+    BLOCKED
+    + """
 import numpy as np
 from PIL import Image
-try:
-    import processing_moon
-    raise SystemExit("the project can be imported")
-except ModuleNotFoundError:
-    pass
 from transformers import AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
@@ -130,6 +121,7 @@ detector_class = get_class_from_dynamic_module("cropping_moon.GroundingDetector"
 detector = detector_class.from_pretrained(sys.argv[5], max_new_tokens=2)
 assert detector.detect([image], ["shoe"]) == [None]
 """
+)
 
 
 def test_it_loads_in_a_process_that_cannot_import_this_project(saved, tiny_base, tmp_path):

@@ -285,7 +285,7 @@ def test_forms_and_left_out_fields_shape_the_record() -> None:
         row.record("image")
 
 
-def test_rows_pickle() -> None:
+def test_tables_come_out_of_a_pickle_as_they_went_in() -> None:
     tables = load_tables({"products": [PRODUCTS[0] | {"images": [file_of(plain("red", 8))]}], "queries": QUERIES[:1]})
     assert pickle.loads(pickle.dumps(tables)) == tables
 

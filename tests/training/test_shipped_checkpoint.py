@@ -79,6 +79,7 @@ def test_both_libraries_read_it_and_find_the_red_shoe():
     assert int(ours.argmax()) == 0
 
 
+@pytest.mark.slow
 def test_unpacked_it_loads_in_a_process_that_cannot_see_the_package(tmp_path):
     folder = unpack(tmp_path / "shipped")
     (tmp_path / "load.py").write_text(

@@ -19,6 +19,7 @@ from retrieval.encode import load_for_evaluation
 from training.assembly.sources import with_held_out_queries
 from training.shop import _recipe, read_shop
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COLOURS = ("red", "blue", "green", "black", "orange")
 KINDS = ("mug", "lamp", "scarf", "chair")
 
@@ -83,14 +84,6 @@ def overrides(tiny_base):
         "disable_tqdm": True,
     }
     return [text for key, value in values.items() for text in (f"--{key}", str(value))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ from training.batches.pairs import Pair, PairDataset, PairOptions, PairSource
 
 @pytest.fixture(scope="module")
 def processor(tiny_moon):
-    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
-    processor.max_image_tokens = 4
-    return processor
+    return MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"), max_image_tokens=4)
 
 
 def pair(number, query=None, images=(None, None), other=(), negative=()):

@@ -247,9 +247,7 @@ def test_several_streams_are_drawn_by_weight(tmp_path, shards):
 
 @pytest.fixture(scope="module")
 def processor(tiny_moon):
-    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
-    processor.max_image_tokens = 4
-    return processor
+    return MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"), max_image_tokens=4)
 
 
 def row(number=0, **more):

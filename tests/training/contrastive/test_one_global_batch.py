@@ -3,9 +3,9 @@
 import global_batch
 import pytest
 import torch
-from closeness import VALUE, assert_same_gradients, assert_same_metrics
+from closeness import VALUE, assert_same_trainings
 from global_batch import GLOBAL_BATCH, alignment, make_trainer, train_all, variants
-from launched import run_twice
+from launched import run
 
 from training.contrastive.terms import TermOptions
 from training.contrastive.trainer import ContrastiveOptions
@@ -24,18 +24,15 @@ def by_one_process(moon2, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon2, by_one_process, tmp_path):
-    run_twice(global_batch.__file__, moon2, tmp_path)
+    run(global_batch.__file__, moon2, tmp_path, processes=2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    for name, (metrics, steps) in by_one_process.items():
-        assert_same_metrics(metrics, read_lines(tmp_path / name / "metrics.jsonl"))
-        assert_same_gradients(steps, gradients[name], name)
+    by_two = {name: (read_lines(tmp_path / name / "metrics.jsonl"), steps) for name, steps in gradients.items()}
+    assert_same_trainings(by_one_process, by_two)
 
 
 def test_chunks_train_as_whole_batches_do(moon2, by_one_process, tmp_path):
     whole = train_all(moon2, tmp_path, GLOBAL_BATCH, chunk=None)
-    for name in ("adapters", "dual_in_chunks", "dual_adapters"):
-        assert_same_metrics(whole[name][0], by_one_process[name][0])
-        assert_same_gradients(whole[name][1], by_one_process[name][1], name)
+    assert_same_trainings(whole, by_one_process, ("adapters", "dual_in_chunks", "dual_adapters"))
 
 
 def test_the_queue_is_filled_before_it_is_compared_with(by_one_process):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import SimpleNamespace
 import pyarrow.parquet
 import pytest
 import torch
+from launched import Launched
 from pictures import file_of, plain
 from PIL import Image
 
@@ -452,12 +451,10 @@ module.write_attributes([product(number) for number in range(1, 5)], Scripted(re
 
 
 def test_a_run_that_is_killed_in_the_middle_of_a_line_loses_that_answer_alone(tmp_path):
-    here = Path(__file__).resolve().parent
-    code = KILLED.format(
-        paths=[str(here), str(here.parents[1] / "fixtures"), str(here.parents[2])], folder=str(tmp_path)
-    )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(paths=[str(Path(__file__).parent)], folder=str(tmp_path)))
+    with Launched(script) as writing:
+        assert writing.finish() == [-signal.SIGKILL], writing.said()[-2000:]
     journal = tmp_path / "out.parquet.answers.jsonl"
     assert not journal.read_bytes().endswith(b"\n")
     assert not (tmp_path / "out.parquet").exists()

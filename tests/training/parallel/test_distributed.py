@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from closeness import DOUBLE
-from launched import run_twice
+from launched import run
 
 from training.parallel.distributed import first_row, gather_ids, gather_with_gradient
 
@@ -77,7 +77,7 @@ dist.destroy_process_group()
 def test_two_processes_with_uneven_batches_equal_one_process(tmp_path):
     script, result = tmp_path / "two_processes.py", tmp_path / "result.json"
     script.write_text(TWO_PROCESSES)
-    run_twice(script, result)
+    run(script, result, processes=2)
     found = json.loads(result.read_text())
     assert found["loss"][0] == pytest.approx(found["loss"][1], abs=DOUBLE)
     assert found["candidates"] < DOUBLE
@@ -86,10 +86,11 @@ def test_two_processes_with_uneven_batches_equal_one_process(tmp_path):
     assert found["ids"] == [0, 10, 20, 30, 40, 50, 60, 70]
 
 
+@pytest.mark.slow
 def test_others_wait_for_the_first_process_beyond_the_timeout_of_the_group(tmp_path):
     script, result = tmp_path / "long_evaluation.py", tmp_path / "result"
     script.write_text(A_LONG_EVALUATION)
-    run_twice(script, result)
+    run(script, result, processes=2)
     assert result.read_text() == "evaluated"
 
 

@@ -14,7 +14,7 @@ import torch
 from closeness import assert_same_gradients, assert_same_metrics
 from global_batch import FILTER, GLOBAL_BATCH, alignment, make_trainer
 from gradient_steps import Gradients
-from launched import run_twice
+from launched import run
 from sharded import NEEDS_FSDP, sharding_environment
 
 from modeling_moon import MoonModel
@@ -91,12 +91,16 @@ def moon2(tiny_moon):
 
 @NEEDS_FSDP
 @pytest.mark.parametrize(
-    ("preset", "names"), [("moon2", ["plain", "adapters", "dual", "dual_in_chunks"]), ("moon3", ["dual_adapters"])]
+    ("preset", "names"),
+    [
+        pytest.param("moon2", ["plain", "adapters", "dual", "dual_in_chunks"], marks=pytest.mark.slow),
+        ("moon3", ["dual_adapters"]),
+    ],
 )
 def test_two_processes_with_parts_of_a_model_train_as_one_process_does(tiny_moon, tmp_path, preset, names):
     folder = tiny_moon("qwen3_vl", trained=True, preset=preset)
     whole = train_all(folder, tmp_path / "one", GLOBAL_BATCH, chunk=3, names=names)
-    run_twice(__file__, folder, tmp_path / "two", *names, environment=sharding_environment())
+    run(__file__, folder, tmp_path / "two", *names, processes=2, environment=sharding_environment())
     gradients = torch.load(tmp_path / "two" / "gradients.pt", weights_only=True)
     for name, (metrics, steps) in whole.items():
         in_parts = read_lines(tmp_path / "two" / name / "metrics.jsonl")

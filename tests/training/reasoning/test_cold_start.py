@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
+from closeness import GRADIENT, VALUE, assert_same_trainings, relative_difference
 from gradient_steps import PLAIN_STEPS, Gradients, with_adapters
-from launched import run_twice
+from launched import run
 from pictures import noise
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
@@ -233,18 +233,15 @@ def test_logits_are_made_of_the_tokens_to_be_written_alone(moon3, tmp_path):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
-    run_twice(__file__, moon3, tmp_path)
+    run(__file__, moon3, tmp_path, processes=2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    for name, (metrics, steps) in by_one_process.items():
-        assert_same_metrics(metrics, read_lines(tmp_path / name / "metrics.jsonl"))
-        assert_same_gradients(steps, gradients[name], name)
+    by_two = {name: (read_lines(tmp_path / name / "metrics.jsonl"), steps) for name, steps in gradients.items()}
+    assert_same_trainings(by_one_process, by_two)
 
 
 def test_chunks_train_as_whole_batches_do(moon3, by_one_process, tmp_path):
     whole = train_all(moon3, tmp_path, GLOBAL_BATCH, chunk=None)
-    for name in ("chunks", "adapters", "no_cross_entropy"):
-        assert_same_metrics(whole[name][0], by_one_process[name][0])
-        assert_same_gradients(whole[name][1], by_one_process[name][1], name)
+    assert_same_trainings(whole, by_one_process, ("chunks", "adapters", "no_cross_entropy"))
 
 
 def test_a_step_without_any_reasoning_has_no_cross_entropy(by_one_process):

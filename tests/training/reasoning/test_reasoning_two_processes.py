@@ -12,7 +12,7 @@ import pytest
 import torch
 from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
 from gradient_steps import PLAIN_STEPS, Gradients, with_adapters
-from launched import run_twice
+from launched import run
 from pictures import noise
 from words import words
 
@@ -241,7 +241,7 @@ def by_one_process(moon3, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
-    run_twice(__file__, moon3, tmp_path, timeout=900)
+    run(__file__, moon3, tmp_path, processes=2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for name, (metrics, steps) in by_one_process.items():
         again = read_lines(tmp_path / name / "metrics.jsonl")

@@ -46,9 +46,8 @@ def pair(name, query, images):
 
 @pytest.fixture(scope="module")
 def processor(tiny_moon):
-    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl", preset="moon3", max_reasoning_tokens=8))
-    processor.max_image_tokens = 4
-    return processor
+    folder = tiny_moon("qwen3_vl", preset="moon3", max_reasoning_tokens=8)
+    return MoonProcessor.from_pretrained(folder, max_image_tokens=4)
 
 
 class Pairs(list):

@@ -11,8 +11,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import yaml
-from launched import ROOT, launch_two, run_twice
+from launched import ROOT, Launched, run
+from tiny_runs import write_recipe
 
 from moon3.__main__ import main as moon3
 from training.recipe.files import RecipeError
@@ -43,19 +43,9 @@ def holder(tmp_path):
 
 @pytest.fixture
 def recipe(tiny_moon, tmp_path):
-    values = {
-        "base": str(tiny_moon("qwen3_vl")),
-        "data": ["catalogue"],
-        "catalogue": {"products": 24, "image_size": 64, "progress": False},
-        "query_mix": {"text": 1},
-        "target_mix": {"text": 1},
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "disable_tqdm": True,
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
+    values = {"catalogue": {"products": 24, "image_size": 64, "progress": False}, "query_mix": {"text": 1}}
+    values |= {"base": str(tiny_moon("qwen3_vl")), "target_mix": {"text": 1}, "max_steps": 1}
+    return str(write_recipe(tmp_path / "recipe.yaml", **values))
 
 
 def lock_of(folder, **changes):
@@ -177,15 +167,15 @@ dist.destroy_process_group()
 
 def test_of_two_processes_that_train_together_the_first_holds_the_lock(tmp_path):
     (tmp_path / "script.py").write_text(TWO)
-    run_twice(tmp_path / "script.py", str(tmp_path / "run"), str(tmp_path))
+    run(tmp_path / "script.py", tmp_path / "run", tmp_path, processes=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["first", "first"]
     assert not (tmp_path / "run" / LOCK_FILE).exists()
 
 
 def test_two_processes_that_train_together_are_refused_together(holder, recipe, tmp_path):
-    done = launch_two(ROOT / "training" / "train.py", recipe, "--output_dir", str(tmp_path / "run"))
-    assert done.returncode != 0
-    assert f"train: {tmp_path / 'run'} is in use by process {holder.pid}" in done.stderr
+    with Launched(ROOT / "training" / "train.py", recipe, "--output_dir", tmp_path / "run", processes=2) as training:
+        assert all(training.finish())
+        assert f"train: {tmp_path / 'run'} is in use by process {holder.pid}" in training.said()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 

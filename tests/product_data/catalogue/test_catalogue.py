@@ -43,7 +43,7 @@ from product_data.catalogue.products import (
 )
 from product_data.catalogue.shapes import SHAPES, draw_sprite
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRODUCT_COLUMNS = {"product_id", "title", "description", "category_path", "attributes", "images", "split", "group"}
 QUERY_COLUMNS = {
     "query_id", "type", "text", "image", "bbox", "positives", "negatives", "split", "kind", "derived", "reference_product_id",
