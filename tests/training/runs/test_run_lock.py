@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -20,25 +18,28 @@ from training.runs.lock import LOCK_FILE, Owner, alone_in, release, take
 from training.train import main
 
 ONE = SimpleNamespace(process_index=0, world_size=1, device="cpu")
-HOLDER = (
-    "import sys, time, pathlib; from training.runs.lock import take; take(pathlib.Path(sys.argv[1])); time.sleep(600)"
-)
+FORK = multiprocessing.get_context("fork")
+
+
+def _hold(folder):
+    take(folder)
+    time.sleep(600)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of tmp_path/run and does nothing else."""
     folder = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], env=environment)
+    process = FORK.Process(target=_hold, args=(folder,))
+    process.start()
     give_up = time.monotonic() + 60
     while not (folder / LOCK_FILE).is_file() or not (folder / LOCK_FILE).read_text().endswith("\n"):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < give_up
         time.sleep(0.02)
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_once_it_is_go
         in said
     )
     assert [path.name for path in run.iterdir()] == [LOCK_FILE]
-    holder.send_signal(signal.SIGKILL)
+    os.kill(holder.pid, signal.SIGKILL)
     while Owner(**json.loads((run / LOCK_FILE).read_text())).may_run(
         Owner.this_process()
     ):  # dead, and not yet waited for
@@ -129,11 +130,10 @@ def _try(folder, start, found):
 
 
 def test_of_many_processes_that_find_a_stale_lock_exactly_one_takes_it(tmp_path):
-    context = multiprocessing.get_context("fork")
     for _ in range(5):
         lock_of(tmp_path, process=2**22 + 1)
-        start, found = context.Barrier(6), context.Queue()
-        processes = [context.Process(target=_try, args=(tmp_path, start, found)) for _ in range(6)]
+        start, found = FORK.Barrier(6), FORK.Queue()
+        processes = [FORK.Process(target=_try, args=(tmp_path, start, found)) for _ in range(6)]
         for process in processes:
             process.start()
         winners = [one for one in (found.get(timeout=60) for _ in processes) if one is not None]
