@@ -30,21 +30,26 @@ TEXTS = [
 MOON_PARTS = (".experts.", ".router.", ".preference", ".fire.", "fusion.", "detail_mergers.")
 
 
-# Files that start many processes. They go first, so that no core is left alone with them at the end.
+# The files that take longest. They go first, so that no core is left alone with one at the end.
 SLOW_FILES = (
+    "test_train.py",
+    "test_grpo_trainer.py",
     "test_streamed_training.py",
-    "test_reasoning_killed.py",
-    "test_two_processes.py",
     "test_full_disk.py",
-    "test_ablate.py",
-    "test_exact_resumption.py",
+    "test_training_techniques.py",
     "test_sharded_training.py",
-    "test_sharded_one_batch.py",
-    "test_one_global_batch.py",
-    "test_reasoning_two_processes.py",
+    "test_contract.py",
+    "test_shop.py",
     "test_cold_start.py",
+    "test_exact_resumption.py",
+    "test_contrastive_trainer.py",
+    "test_quickstart.py",
     "test_shipping.py",
-    "test_readme.py",
+    "test_upcycled_equals_base.py",
+    "test_ablate.py",
+    "test_sharded_one_batch.py",
+    "test_two_processes.py",
+    "test_one_global_batch.py",
 )
 
 

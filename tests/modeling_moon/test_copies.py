@@ -140,6 +140,7 @@ def test_a_spawned_process_gets_the_same_vectors(tiny_moon):
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_a_pool_of_sentence_transformers_after_the_first_picture(tiny_moon):
     folder = tiny_moon("qwen2_5_vl", preset="moon3", trained=True)
     model = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")

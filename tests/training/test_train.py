@@ -357,6 +357,7 @@ def test_help_is_printed_and_is_no_error(arguments, capsys):
     assert "--num_train_epochs" not in printed
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_anywhere_and_hides_no_library(tmp_path):
     command = [sys.executable, str(ROOT / "training" / "train.py"), "nowhere.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

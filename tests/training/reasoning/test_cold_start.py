@@ -267,7 +267,14 @@ def test_the_output_layer_learns_where_there_is_something_to_write(by_one_proces
 # Checkpoints
 
 
-@pytest.mark.parametrize(("name", "tied"), [("chunks", True), ("whole", False), ("adapters", True)])
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        ("chunks", True),
+        pytest.param("whole", False, marks=pytest.mark.slow),
+        pytest.param("adapters", True, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_and_resumed_equals_uninterrupted(tiny_moon, tmp_path, name, tied):
     folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}

@@ -366,7 +366,7 @@ def kept(trainer):
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "adapters"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "adapters"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(joint, tmp_path, lora):
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "steps": 4, "chunk": 6, "lora": lora}
     saving |= {"options": {"kl_weight": 0.1, "completions_steps": 1, "queue_warmup_steps": 1}, "logging_steps": 3}
@@ -480,7 +480,7 @@ def test_with_adapters_the_reference_is_the_policy_without_them(joint, tmp_path)
 # Workers
 
 
-@pytest.mark.parametrize("chunk", [None, 6], ids=["whole", "chunks"])
+@pytest.mark.parametrize("chunk", [None, pytest.param(6, marks=pytest.mark.slow)], ids=["whole", "chunks"])
 def test_workers_that_prepare_pictures_change_nothing(joint, tmp_path, chunk):
     trained = {}
     for workers in (0, 2):

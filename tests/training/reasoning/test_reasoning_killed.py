@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 import torch
 import yaml
 from launched import ROOT, Launched, run
@@ -41,6 +42,7 @@ def steps(folder):
     return [{key: value for key, value in line.items() if key != "step_time"} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_killed_joint_stage_with_workers_goes_on_exactly_and_as_one_without_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
