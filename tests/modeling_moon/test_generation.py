@@ -195,6 +195,7 @@ def test_pictures_are_counted_by_their_tokens():
         pictures_of_rows(is_image, grids, merge_size=2)
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("reasoning", ["none", "generate"])
 def test_int8_weights_give_vectors_near_the_exact_ones(pair, reasoning):
     """Dynamic quantisation replaces the linear layers by ones whose weight is a method."""
