@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST)/.installed
 
-.PHONY: help setup quickstart test test-lowest lint format clean
+.PHONY: help setup quickstart test test-slow test-lowest lint format clean
 
 help:
 	@echo "make setup       the virtual environment .venv with everything in it"
 	@echo "make quickstart  search with a small trained Moon, train it a few steps further, search again; pictures in runs/quickstart"
-	@echo "make test        the tests"
+	@echo "make test        the tests, without those that bear the marker slow, on all cores; one file: .venv/bin/pytest tests/test_readme.py"
+	@echo "make test-slow   the slow tests: sweeps of kills, several trainings and processes for what a test of make test covers once"
 	@echo "make test-lowest a part of the tests with the lowest versions that pyproject.toml allows, in .venv-lowest"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff format the code"
@@ -31,8 +32,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/moon3 quickstart
 
+# A file's tests share models and trained runs, so a file stays on one core; tests/conftest.py says which go first.
 test: setup
-	$(BIN)/python -m pytest tests --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test-slow: setup
+	$(BIN)/python -m pytest tests -m slow --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # The same for the lowest versions. `make test-lowest` needs no .venv.
 $(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt

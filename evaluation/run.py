@@ -241,7 +241,7 @@ def _protocols(
     if "retrieval" in options.only:
         results |= evaluate_retrieval(cache, **cutoffs, **bootstrap)
         absent |= results.pop("absent")
-        results |= _by_dimensions(cache, options, bootstrap)
+        results |= _by_dimensions(cache, options, cutoffs | bootstrap)
     if "classification" in options.only:
         names = tables.level_names
         results["classification"] = evaluate_classification(cache, level_names=names, **bootstrap)

@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,21 +30,26 @@ TEXTS = [
 MOON_PARTS = (".experts.", ".router.", ".preference", ".fire.", "fusion.", "detail_mergers.")
 
 
-# Files that start many processes. They go first, so that no core is left alone with them at the end.
+# The files that take longest. They go first, so that no core is left alone with one at the end.
 SLOW_FILES = (
+    "test_train.py",
+    "test_grpo_trainer.py",
     "test_streamed_training.py",
-    "test_reasoning_killed.py",
-    "test_two_processes.py",
     "test_full_disk.py",
-    "test_ablate.py",
-    "test_exact_resumption.py",
+    "test_training_techniques.py",
     "test_sharded_training.py",
-    "test_sharded_one_batch.py",
-    "test_one_global_batch.py",
-    "test_reasoning_two_processes.py",
+    "test_contract.py",
+    "test_shop.py",
     "test_cold_start.py",
+    "test_exact_resumption.py",
+    "test_contrastive_trainer.py",
+    "test_quickstart.py",
     "test_shipping.py",
-    "test_readme.py",
+    "test_upcycled_equals_base.py",
+    "test_ablate.py",
+    "test_sharded_one_batch.py",
+    "test_two_processes.py",
+    "test_one_global_batch.py",
 )
 
 
@@ -64,6 +69,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real product data is not on this machine (it is not part of the project)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Trainings of this process use one thread, as those of other processes do: so both add up in one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """The README is short, its code runs, its commands have the options it names, its numbers are those of the result files."""
 
+import contextlib
+import functools
+import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from evaluation.report import comparison_table, read_results
 from evaluation.speed import speed_table
+from moon3.__main__ import main as moon3
+from training.train import main as train
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,35 +44,36 @@ def test_no_page_names_a_module_where_there_is_a_command(name):
 
 @pytest.mark.parametrize("preset", ["moon1", "moon3"])
 @pytest.mark.parametrize("block", [code for kind, code in BLOCKS if kind == "python"], ids=["transformers", "sentence"])
-def test_each_python_block_runs(block, preset, tiny_moon, tmp_path):
+def test_each_python_block_runs(block, preset, tiny_moon, tmp_path, monkeypatch, capsys):
     assert CHECKPOINT in block
     for name in ("hoodie.jpg", "photo.jpg"):
         Image.new("RGB", (120, 120), "green").save(tmp_path / name)
-    (tmp_path / "block.py").write_text(block.replace(CHECKPOINT, str(tiny_moon("qwen3_vl", preset=preset))))
-    run = subprocess.run([sys.executable, "block.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "tensor" in run.stdout
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace(CHECKPOINT, str(tiny_moon("qwen3_vl", preset=preset))), "README.md", "exec"), {})
+    assert "tensor" in capsys.readouterr().out
 
 
-def module_of(command: str) -> list[str]:
-    """The words that start the program that a command runs."""
+def program_of(command: str) -> tuple[str, ...]:
+    """The words of the program that a command runs: of `moon3`, or of the training's script."""
     if found := re.search(r"\bmoon3 (bench [a-z]+|[a-z][a-z-]*)", command):
-        return ["-m", "moon3", *found[1].split()]
-    if found := re.search(r"python -m (\S+)", command):
-        return ["-m", found[1]]
-    if "training/train.py" in command:
-        return ["-m", "training.train"]
-    return []
+        return ("moon3", *found[1].split())
+    return ("train",) if "training/train.py" in command else ()
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if module_of(command)])
+@functools.cache
+def usage_of(program: tuple[str, ...]) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert {"moon3": moon3, "train": train}[program[0]]([*program[1:], "--help"]) == 0
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if program_of(command)])
 def test_each_command_names_options_that_exist(command):
     flags = set(re.findall(r"(?<=\s)--[a-z][a-z_-]*", command.partition("#")[0].rpartition("train.py")[2])) - {"--help"}
-    usage = subprocess.run(
-        [sys.executable, *module_of(command), "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    usage = usage_of(program_of(command))
     for flag in flags:
-        assert re.search(rf"{flag}\b", usage), f"{flag} is no option of {module_of(command)[-1]}"
+        assert re.search(rf"{flag}\b", usage), f"{flag} is no option of {' '.join(program_of(command))}"
     for recipe in re.findall(r"training/recipes/\S+\.yaml", command):
         assert (ROOT / recipe).is_file()
 

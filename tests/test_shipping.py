@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from isolated import BLOCKED
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
@@ -60,22 +61,7 @@ def compute(model, writer, processor, encoder):
 """
 
 ISOLATED = (
-    '''
-import sys
-
-class Blocker:
-    """Refuses our packages, installed or not."""
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"modeling_moon", "processing_moon", "training", "evaluation"}:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocker())
-try:
-    import modeling_moon
-    raise SystemExit("our package can be imported")
-except ModuleNotFoundError:
-    pass
-'''
+    BLOCKED
     + COMPUTE
     + """
 from sentence_transformers import SentenceTransformer
@@ -105,12 +91,12 @@ exec(compile(COMPUTE, "compute", "exec"), namespace)
 @pytest.mark.parametrize(
     ("backbone", "tied", "preset"),
     [
-        ("qwen3_vl", True, "moon1"),
+        pytest.param("qwen3_vl", True, "moon1", marks=pytest.mark.slow),
         ("qwen2_5_vl", False, "moon1"),
-        ("qwen3_vl", False, "moon2"),
-        ("qwen2_5_vl", True, "moon2"),
+        pytest.param("qwen3_vl", False, "moon2", marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", True, "moon2", marks=pytest.mark.slow),
         ("qwen3_vl", True, "moon3"),
-        ("qwen2_5_vl", False, "moon3"),
+        pytest.param("qwen2_5_vl", False, "moon3", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_without_our_packages_computes_the_same_and_saves_it_whole(

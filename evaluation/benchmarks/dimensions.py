@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.benchmarks.retrieval import DIRECTIONS, make_search, scores_of
+from evaluation.benchmarks.retrieval import DIRECTIONS, Measures, make_search, scores_of
+from evaluation.metrics import CUTOFFS
 from product_data.errors import OptionError
 from retrieval.encode import VectorCache
 
 
 def evaluate_dimensions(
-    cache: VectorCache, widths: Sequence[int], *, resamples: int = 1000, seed: int = 0
+    cache: VectorCache,
+    widths: Sequence[int],
+    *,
+    cutoffs: Sequence[int] = CUTOFFS,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Recall in every direction by the first numbers of each vector, normalised again; nothing is encoded twice.
 
@@ -23,6 +29,7 @@ def evaluate_dimensions(
     Args:
         cache: the vectors of the gallery and the queries.
         widths: how many numbers of a vector are used, at least 1 and at most all.
+        cutoffs: the k of R@k and nDCG@k. Default 1, 5, 10.
         resamples, seed: of the bootstrap.
 
     Returns: the width as text → {"scores": direction → what `evaluate_retrieval` returns, without directions that have no
@@ -42,7 +49,7 @@ def evaluate_dimensions(
                     f"dimensions={width}; expected 1 to {search.gallery.shape[1]}, the width of the vectors"
                 )
             narrow = replace(search, vectors=_first(search.vectors, width), gallery=_first(search.gallery, width))
-            found[str(width)]["scores"][name] = scores_of(narrow, (resamples, seed))
+            found[str(width)]["scores"][name] = scores_of(narrow, Measures(tuple(cutoffs), resamples, seed))
     return found
 
 

@@ -128,15 +128,15 @@ def direction_scores(
 ) -> dict[str, Any] | None:
     """The scores of one direction, or None, with why in `absent`; see `evaluate_retrieval` and `make_search`."""
     search = make_search(cache, name, (kind, form), absent)
-    return None if search is None else scores_of(search, bootstrap)
+    return None if search is None else scores_of(search, how)
 
 
-def scores_of(search: Search, bootstrap: tuple[int, int]) -> dict[str, Any]:
+def scores_of(search: Search, how: Measures) -> dict[str, Any]:
     """Return the scores of one search, as `evaluate_retrieval` names them.
 
     Args:
         search: queries and gallery.
-        bootstrap: resamples and seed.
+        how: what is counted.
     """
     rank_Q = search.ranks()
     right_Q = np.asarray([len(right) for right in search.positives])

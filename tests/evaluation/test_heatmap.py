@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
@@ -14,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import file_of, noise
 from PIL import Image
+from table_files import write_table
 from transformers import AutoModel, PreTrainedModel
 
 from evaluation.heatmap import Explanation, PictureHeat, draw_explanation, eager_attention, explain
@@ -22,25 +23,18 @@ from moon3.__main__ import main
 from processing_moon import ProductError
 from retrieval.encode import load_for_evaluation
 
-RANDOM = np.random.default_rng(0)
-
-
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 FULL = {
     "id": "p1",
     "title": "red running shoes for women",
     "category": ["Home", "Shoes"],
     "attributes": {"colour": ["red", "white"], "material": "cotton"},
     "description": "a white sole, gold buckle.",
-    "images": [noise(112, 168), noise(168, 56)],
+    "images": [noise(112, 168), noise(168, 56, 1)],
     "core_box": [0, 0, 112, 84],
 }
 TEXT_ONLY = {"id": "p2", "title": "brown leather tote bag"}
-IMAGE_ONLY = {"id": "p3", "images": noise(140, 140)}
-QUERY = {"id": "q1", "text": "same in green", "image": noise(112, 112)}
+IMAGE_ONLY = {"id": "p3", "images": noise(140, 140, 2)}
+QUERY = {"id": "q1", "text": "same in green", "image": noise(112, 112, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -505,8 +499,8 @@ def test_a_font_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 def shop(tmp_path: Path) -> Path:
     folder = tmp_path / "shop"
     folder.mkdir()
-    for name in ("a", "b"):
-        noise(64, 64).save(folder / f"{name}.png")
+    for seed, name in enumerate(("a", "b")):
+        noise(64, 64, seed).save(folder / f"{name}.png")
     (folder / "broken.png").write_bytes(b"nonsense")
     products = [
         {"product_id": "a", "title": "red shoes", "images": ["a.png"]},
@@ -516,7 +510,7 @@ def shop(tmp_path: Path) -> Path:
     ]
     queries = [{"query_id": "q", "text": "shoes", "positives": ["a"]}]
     for part, rows in (("products", products), ("queries", queries)):
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_table(folder / f"{part}.jsonl", rows)
     return folder
 
 
@@ -590,8 +584,6 @@ def test_an_index_of_something_else_is_left_alone(
 
 
 def test_bytes_are_read_as_well_as_files(load: Callable[..., tuple[Any, Any]]) -> None:
-    buffer = io.BytesIO()
-    noise(64, 64).save(buffer, "PNG")
-    (found,) = explain(*load(), [{"title": "mug", "images": [buffer.getvalue()]}])
+    (found,) = explain(*load(), [{"title": "mug", "images": [file_of(noise(64, 64))]}])
     assert found.item == "product"
     assert found.pictures[0].heat.shape == (2, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_benchmarks import CodeModel, CodeProcessor, shop
+from concepts import CodeModel, CodeProcessor, shop
 
 from evaluation.benchmarks.query_categories import category_labels
 from evaluation.report import results_table

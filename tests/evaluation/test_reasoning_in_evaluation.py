@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +12,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
+from pictures import file_of, plain
+from table_files import write_table
 
 from evaluation.baselines.dual_tower import DualTower
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
@@ -25,23 +25,16 @@ from processing_moon import read_reasoning
 from product_data.tables import ProductTables, load_tables
 from retrieval.encode import Encoded, VectorCache, WrittenReasoning, encode, load_for_evaluation
 
-
-def picture(colour: str, size: int = 32) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 PRODUCTS = [
-    {"id": "a", "title": "red running shoes with a white sole, striped, for women", "images": [picture("red")]},
+    {"id": "a", "title": "red running shoes with a white sole, striped, for women", "images": [file_of(plain("red"))]},
     {"id": "b", "title": "bag"},
-    {"id": "c", "images": [picture("blue", 64), picture("green")]},
-    {"id": "d", "title": "same in green", "attributes": {"colour": ["green"]}, "images": picture("green")},
+    {"id": "c", "images": [file_of(plain("blue", 64)), file_of(plain("green"))]},
+    {"id": "d", "title": "same in green", "attributes": {"colour": ["green"]}, "images": file_of(plain("green"))},
     {"id": "e", "title": "striped cotton, navy, autumn, gold buckle, brown leather"},
 ]
 QUERIES = [
     {"id": "q", "text": "red shoes for women with a gold buckle"},
-    {"id": "r", "image": picture("red")},
+    {"id": "r", "image": file_of(plain("red"))},
     {"id": "s", "text": "x"},
 ]
 Pair = tuple[Any, Any]
@@ -98,7 +91,7 @@ def test_vectors_and_texts_are_those_of_embed_in_the_order_of_the_records_whatev
 
 
 def test_an_unreadable_record_leaves_vectors_and_texts_beside_their_records(moon3: Pair) -> None:
-    broken = [*PRODUCTS[:2], {"id": "bad", "images": [picture("red")[:40]]}, *PRODUCTS[2:], {"id": "empty"}]
+    broken = [*PRODUCTS[:2], {"id": "bad", "images": [file_of(plain("red"))[:40]]}, *PRODUCTS[2:], {"id": "empty"}]
     found = encode(*moon3, broken, reasoning="generate", batch_size=2, progress=False)
     whole = encode(*moon3, PRODUCTS, reasoning="generate", progress=False)
     assert found.kept == [0, 1, 3, 4, 5]
@@ -382,7 +375,7 @@ def test_several_benchmarks_have_a_table_of_reasonings_each(folder: Path, tmp_pa
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         rows = [{"product_id": f"{name}{number}", "title": f"shoe {number}"} for number in range(3)]
-        (tmp_path / name / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_table(tmp_path / name / "products.jsonl", rows)
         query = {"query_id": "q", "text": "shoe", "positives": [f"{name}0"]}
         (tmp_path / name / "queries.jsonl").write_text(json.dumps(query) + "\n")
     arguments = ["--model", str(folder), "--benchmark", str(tmp_path / "one"), str(tmp_path / "two"), "--device", "cpu"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from pictures import file_of, plain
 
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, evaluate_retrieval, make_search, search_examples
 from evaluation.reasonings import reasoning_note
@@ -24,15 +23,9 @@ Pair = tuple[Any, Any]
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "navy", "orange")
 
 
-def picture(colour: str, size: int = 32) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def shop() -> ProductTables:
     products = [
-        {"product_id": colour, "title": f"{colour} shoes of cotton", "images": [picture(colour, 32 + 4 * place)]}
+        {"product_id": colour, "title": f"{colour} shoes of cotton", "images": [file_of(plain(colour, 32 + 4 * place))]}
         for place, colour in enumerate(COLOURS)
     ]
     queries: list[dict[str, Any]] = []
@@ -40,9 +33,9 @@ def shop() -> ProductTables:
         other = COLOURS[place - 1]
         queries += [
             {"query_id": f"t {colour}", "text": f"shoes, {colour}", "positives": [colour]},
-            {"query_id": f"i {colour}", "image": picture(colour, 64), "positives": [colour]},
+            {"query_id": f"i {colour}", "image": file_of(plain(colour, 64)), "positives": [colour]},
         ]
-        same = {"image": picture(other, 40), "text": f"in {colour}", "positives": [colour]}
+        same = {"image": file_of(plain(other, 40)), "text": f"in {colour}", "positives": [colour]}
         queries.append({"query_id": f"b {colour}", "reference_product_id": other, **same})
     return load_tables({"products": products, "queries": queries})
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pictures import file_of, plain
 from PIL import Image
+from table_files import write_table
 
 from evaluation.benchmarks.retrieval import SearchExample
 from evaluation.fonts import font_for
@@ -20,19 +21,14 @@ from product_data.tables import ProductRow, QueryRow
 COLOURS = ("red", "blue", "green", "yellow")
 
 
-def picture(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     folder = tmp_path / "shop"
     folder.mkdir()
     products, queries = [], []
     for number, colour in enumerate(COLOURS):
-        (folder / f"{colour}.png").write_bytes(picture(colour) if colour != "yellow" else picture(colour)[:50])
+        picture = file_of(plain(colour, 40, 30))
+        (folder / f"{colour}.png").write_bytes(picture if colour != "yellow" else picture[:50])
         products.append(
             {
                 "id": f"p{number}",
@@ -44,8 +40,8 @@ def shop(tmp_path: Path) -> Path:
         )
         queries.append({"id": f"t{number}", "text": f"a {colour} shoe", "positives": [f"p{number}"]})
         queries.append({"id": f"i{number}", "image": f"{colour}.png", "positives": [f"p{number}"]})
-    (folder / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in products))
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    write_table(folder / "products.jsonl", products)
+    write_table(folder / "queries.jsonl", queries)
     return folder
 
 
@@ -90,7 +86,7 @@ def test_a_title_that_is_cut_is_counted_named_and_said_in_the_results_and_in_the
     assert (results["shortened"], results["warnings"]) == ({"items": 0, "fields": {}, "first": []}, [])
     assert "WARNING" not in capsys.readouterr().out
     rows[0]["name"] = "red shoe, striped cotton, navy " * 400
-    (shop / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_table(shop / "products.jsonl", rows)
     assert main(["evaluate", *arguments, "--only", "retrieval", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "r.json").read_text())
@@ -285,8 +281,8 @@ def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(
     ]
     queries = [
         QueryRow("t", "text", text="words " * 40),
-        QueryRow("i", "image", image=picture("blue")),
-        QueryRow("m", "both", text="in blue", image=picture("blue")),
+        QueryRow("i", "image", image=file_of(plain("blue", 40, 30))),
+        QueryRow("m", "both", text="in blue", image=file_of(plain("blue", 40, 30))),
     ]
     found = tuple((product, 0.5, product.product_id == "a") for product in products)
     asked_for: list[str] = []

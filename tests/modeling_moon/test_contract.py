@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
+from records import PRODUCTS
 from transformers import PreTrainedModel
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
@@ -27,24 +28,6 @@ VARIANTS = [
     pytest.param((backbone, moon), id=f"{backbone}-{'-'.join(f'{k}={v}' for k, v in moon.items()) or 'moon1'}")
     for backbone in ("qwen3_vl", "qwen2_5_vl")
     for moon in SETTINGS
-]
-
-
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
-PRODUCTS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [picture(96, 64), picture(64, 64, 1)],
-    },
-    {"title": "brown bag", "images": picture(128, 96, 2), "core_box": [10, 10, 90, 80]},
-    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
-    {"images": picture(64, 128, 3)},
 ]
 
 
@@ -161,9 +144,7 @@ def test_generation_with_a_cache_equals_generation_without(pair, strategy):
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     open_span = "<|attribute_start|>colour: red" if processor.markers else "colour: red"
     texts = [f"<|vision_start|><|image_pad|><|vision_end|>shoes {open_span}", "a blue mug"]
-    batch = processor(
-        text=texts, images=[[picture(64, 64)], []], padding=True, padding_side="left", return_tensors="pt"
-    )
+    batch = processor(text=texts, images=[[noise(64, 64)], []], padding=True, padding_side="left", return_tensors="pt")
     outputs = [
         writer.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=cache, **strategy)
         for cache in (True, False)
@@ -177,7 +158,7 @@ def test_several_samples_of_a_row_keep_their_pictures(pair):
     writer = MoonForConditionalGeneration.from_pretrained(folder).eval()
     vision = "<|vision_start|><|image_pad|><|vision_end|>"
     texts = [f"{vision}shoes", "a blue mug", f"{vision}{vision}bag"]
-    images = [[picture(64, 64)], [], [picture(96, 64, 1), picture(64, 64, 2)]]
+    images = [[noise(64, 64)], [], [noise(96, 64, 1), noise(64, 64, 2)]]
     batch = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
     one = writer.generate(**batch, max_new_tokens=4, min_new_tokens=4, num_beams=3)
     several = writer.generate(**batch, max_new_tokens=4, min_new_tokens=4, num_beams=3, num_return_sequences=3)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from sentence_transformers import SentenceTransformer
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
@@ -20,13 +20,8 @@ VARIANTS = [
 ] + [("qwen3_vl", {"preset": "moon3", "three_levels": True, "fire_vision_blocks": [0, 1, 3]})]
 
 
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 PRODUCTS = [
-    {"title": "red shoes", "category": "Fashion > Shoes", "images": [picture(96, 64), picture(64, 64, 1)]},
+    {"title": "red shoes", "category": "Fashion > Shoes", "images": [noise(96, 64), noise(64, 64, 1)]},
     {"title": "a mug without a picture", "attributes": {"colour": "blue"}},
 ]
 
@@ -145,6 +140,7 @@ def test_a_spawned_process_gets_the_same_vectors(tiny_moon):
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_a_pool_of_sentence_transformers_after_the_first_picture(tiny_moon):
     folder = tiny_moon("qwen2_5_vl", preset="moon3", trained=True)
     model = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torch.nn import functional
 from transformers import AutoConfig
 
@@ -107,11 +107,6 @@ def test_a_missing_modality_sends_no_gradient_to_the_tokens_that_stand_in(tiny_b
     assert not tokens.grad.any()
 
 
-def picture(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
 def moon3(request, tiny_moon):
     folder = tiny_moon(request.param, preset="moon3", trained=True)
@@ -123,9 +118,9 @@ def test_the_model_reads_image_tokens_and_the_words_between_title_markers(moon3)
     seen = []
     hook = model.fusion.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     products = [
-        {"title": "red shoes", "category": "Shoes", "attributes": {"colour": "red"}, "images": picture()},
+        {"title": "red shoes", "category": "Shoes", "attributes": {"colour": "red"}, "images": noise(96, 64)},
         {"title": "a blue mug", "description": "large"},
-        {"images": picture(1)},
+        {"images": noise(96, 64, 1)},
         {"category": "Home > Mugs"},
     ]
     batch = processor(products=products, return_tensors="pt")
@@ -143,7 +138,7 @@ def test_the_model_reads_image_tokens_and_the_words_between_title_markers(moon3)
 
 def test_the_text_of_a_query_is_its_title(moon3):
     model, processor = moon3
-    batch = processor(queries=[{"text": "red shoes"}, {"image": picture()}], return_tensors="pt")
+    batch = processor(queries=[{"text": "red shoes"}, {"image": noise(96, 64)}], return_tensors="pt")
     with torch.no_grad():
         gates = model(**batch).modality_gates
     assert (gates[0, :, 2] > 0).all()
@@ -154,7 +149,7 @@ def test_fusion_changes_the_vector_and_no_hidden_state(tiny_moon):
     with_fusion = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon3", trained=True)).eval()
     folder = tiny_moon("qwen3_vl", preset="moon3", trained=True)
     processor = MoonProcessor.from_pretrained(folder)
-    batch = processor(products=[{"title": "red shoes", "images": picture()}], return_tensors="pt")
+    batch = processor(products=[{"title": "red shoes", "images": noise(96, 64)}], return_tensors="pt")
     with torch.no_grad():
         before = with_fusion(**batch)
         with_fusion.fusion.o_proj.weight.zero_()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from transformers import DynamicCache
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
@@ -14,11 +14,6 @@ pytestmark = pytest.mark.lowest
 PRESETS = [(backbone, preset) for backbone in ("qwen3_vl", "qwen2_5_vl") for preset in ("moon1", "moon2", "moon3")]
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 SETTINGS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-
-
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
 
 
 @pytest.fixture(scope="module", params=PRESETS, ids=lambda pair: "-".join(pair))
@@ -33,11 +28,11 @@ def prompts(processor, texts, images):
 
 
 def one_prompt(processor):
-    return prompts(processor, [f"{VISION}red running shoes, red running"], [[picture(96, 64)]])
+    return prompts(processor, [f"{VISION}red running shoes, red running"], [[noise(96, 64)]])
 
 
 def several_prompts(processor):
-    images = [[picture(96, 64)], [], [picture(64, 64, 1), picture(64, 128, 2)]]
+    images = [[noise(96, 64)], [], [noise(64, 64, 1), noise(64, 128, 2)]]
     return prompts(processor, [f"{VISION}red shoes", "a blue mug", f"{VISION}{VISION}bag"], images)
 
 
@@ -94,7 +89,7 @@ def test_an_assistant_sees_the_pictures_and_changes_nothing(pair):
 def test_drafts_from_the_prompt_may_hold_its_image_tokens(pair):
     """The prompt ends in what stands before its picture, so that image tokens are drafted; they are no pictures."""
     writer, processor = pair
-    batch = prompts(processor, [f"red shoes {VISION} red shoes <|vision_start|>"], [[picture(96, 64)]])
+    batch = prompts(processor, [f"red shoes {VISION} red shoes <|vision_start|>"], [[noise(96, 64)]])
     expected = writer.generate(**batch, **SETTINGS)
     drafted = []
     hook = writer.model.register_forward_pre_hook(
@@ -134,7 +129,7 @@ def test_a_text_prompt_takes_drafts_with_and_without_its_token_types(pair, given
 def test_a_conversation_goes_on_from_its_cache_with_and_without_a_new_picture(pair):
     """Turn by turn with a cache, in between another conversation, and all at once: the same tokens."""
     writer, processor = pair
-    for more, image in ((" and a red bag", None), (f" and {VISION} a red bag", picture(64, 128, 3))):
+    for more, image in ((" and a red bag", None), (f" and {VISION} a red bag", noise(64, 128, 3))):
         batch = several_prompts(processor)
         first = writer.generate(**batch, **SETTINGS, return_dict_in_generate=True)
         writer.generate(**one_prompt(processor), **SETTINGS)
@@ -202,6 +197,7 @@ def test_pictures_are_counted_by_their_tokens():
         pictures_of_rows(is_image, grids, merge_size=2)
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("reasoning", ["none", "generate"])
 def test_int8_weights_give_vectors_near_the_exact_ones(pair, reasoning):
     """Dynamic quantisation replaces the linear layers by ones whose weight is a method."""
@@ -210,7 +206,7 @@ def test_int8_weights_give_vectors_near_the_exact_ones(pair, reasoning):
         with pytest.raises(ValueError, match="this model does not reason"):
             MoonModel.from_pretrained(writer.config._name_or_path).embed([{"title": "red"}], reasoning=reasoning)
         return
-    products = [{"title": "red shoes", "images": [picture(96, 64)]}, {"title": "a blue mug"}]
+    products = [{"title": "red shoes", "images": [noise(96, 64)]}, {"title": "a blue mug"}]
     options = {"processor": processor, "reasoning": reasoning}
     exact = MoonModel.from_pretrained(writer.config._name_or_path).eval()
     small = torch.ao.quantization.quantize_dynamic(exact, {torch.nn.Linear}, dtype=torch.qint8)

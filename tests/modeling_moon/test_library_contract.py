@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
@@ -23,11 +23,6 @@ TEXTS = [
 WORDS = ["red shoes <|attribute_start|>colour: red", "a blue mug"]
 
 
-def picture():
-    generator = torch.Generator().manual_seed(0)
-    return Image.fromarray(torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 class Variant:
     """One preset on one backbone, with batches of words alone and of pictures and words."""
 
@@ -39,7 +34,7 @@ class Variant:
         self.config = self.writer.config
         options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         self.words = dict(self.processor(text=WORDS, **options))
-        self.seen = dict(self.processor(text=TEXTS, images=[[picture()], []], **options))
+        self.seen = dict(self.processor(text=TEXTS, images=[[noise(64, 64)], []], **options))
 
     def load(self, model=MoonForConditionalGeneration, **options):
         return model.from_pretrained(self.folder, **options).eval()

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from pictures import noise
 from PIL import Image
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
@@ -15,10 +16,13 @@ from sentence_transformers.sentence_transformer import losses
 import processing_moon  # noqa: F401 - registers the processor
 from modeling_moon import MoonModel
 
+pytestmark = pytest.mark.filterwarnings(  # both are still there for who uses them
+    "ignore:The (Cached)?MultipleNegativesSymmetricRankingLoss is deprecated:DeprecationWarning"
+)
+
 
 def picture(number: int) -> Image.Image:
-    pixels = np.random.default_rng(number).integers(0, 255, (32 + 32 * (number % 2), 64, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise(64, 32 + 32 * (number % 2), 200 + number)  # some pairs are hard for the random model
 
 
 # A batch of four of each column. Pictures of a row: 0, 1, 0, 2 | 2, 0, 3, 1 | 0, 0, 1, 1

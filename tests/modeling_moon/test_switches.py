@@ -2,19 +2,13 @@
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from modeling_moon import MoonConfig, MoonModel
 from processing_moon import MoonProcessor
 
-
-def picture(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 PRODUCTS = [
-    {"title": "red shoes", "category": ["Shoes"], "attributes": {"colour": "red"}, "images": picture()},
+    {"title": "red shoes", "category": ["Shoes"], "attributes": {"colour": "red"}, "images": noise(96, 64)},
     {"title": "a mug without a picture", "category": "Home > Mugs"},
 ]
 

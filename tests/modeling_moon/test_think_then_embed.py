@@ -4,30 +4,11 @@ import copy
 
 import pytest
 import torch
-from PIL import Image
+from records import RECORDS
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.thinking_moon import Thinking, _Ending, generation_config, never_written
 from processing_moon import MoonProcessor
-
-
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
-RECORDS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [picture(96, 64), picture(64, 64, 1)],
-    },
-    {"text": "same in green", "image": picture(64, 128, 3)},
-    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
-    {"text": "brown bag"},
-    {"images": picture(128, 96, 2), "core_box": [10, 10, 90, 80]},
-]
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from records import RECORDS
 from sentence_transformers import SentenceTransformer
 
 from modeling_moon import MoonModel
@@ -15,24 +15,6 @@ from modeling_moon.gate_moon import MarginGate
 from modeling_moon.thinking_moon import Thinking
 from processing_moon import MoonProcessor
 
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
-RECORDS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [picture(96, 64), picture(64, 64, 1)],
-    },
-    {"text": "same in green", "image": picture(64, 128, 3)},
-    {"title": "a mug without a picture but with a rather long title, striped and blue", "category": "Home > Mugs"},
-    {"text": "brown bag"},
-    {"images": picture(128, 96, 2), "core_box": [10, 10, 90, 80]},
-]
 GALLERY = torch.randn(20, 32, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 21)[:, None]
 
 

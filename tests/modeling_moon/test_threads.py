@@ -5,7 +5,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from modeling_moon.thinking_moon import Thinking, think_then_embed
@@ -15,16 +15,11 @@ THREADS = 8
 CALLS = 5  # of each thread
 
 
-def picture(width, height, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 def records(number):
     """Between one and three records, whose pictures move the text behind them by different numbers."""
     mug = {"title": f"mug number {number}", "category": "Home > Mugs", "attributes": {"colour": "red"}}
-    shoes = {"title": "red shoes", "images": [picture(64 + 32 * (number % 3), 64, number), picture(96, 96, number + 1)]}
-    bag = {"title": "bag", "images": picture(64, 64 * (1 + number % 4), number + 2)}
+    shoes = {"title": "red shoes", "images": [noise(64 + 32 * (number % 3), 64, number), noise(96, 96, number + 1)]}
+    bag = {"title": "bag", "images": noise(64, 64 * (1 + number % 4), number + 2)}
     return [[mug], [mug, shoes], [shoes, bag], [bag, mug, shoes]][number % 4]
 
 
@@ -53,7 +48,7 @@ def check_at_once(call, arguments):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_encoding(moon3):
+def test_threads_that_encode_at_once_get_their_own_vectors(moon3):
     writer, processor = moon3
     check_at_once(lambda batch: [encode(writer.model, batch)], batches(processor))
 
@@ -67,7 +62,7 @@ def batches(processor, **options):
     return [dict(processor(records=records(number), return_tensors="pt", **options)) for number in range(8)]
 
 
-def test_thinking(moon3):
+def test_threads_that_think_at_once_get_their_own_thoughts(moon3):
     writer, processor = moon3
 
     def think(number):
@@ -81,13 +76,13 @@ def test_thinking(moon3):
 
 
 @pytest.mark.parametrize("strategy", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
-def test_generating(moon3, strategy):
+def test_threads_that_generate_at_once_get_their_own_texts(moon3, strategy):
     writer, processor = moon3
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **strategy}
     check_at_once(lambda batch: [writer.generate(**batch, **settings)], batches(processor, reasoning="generate"))
 
 
-def test_decoding_steps_with_own_caches(moon3):
+def test_decoding_steps_in_turns_keep_to_their_own_caches(moon3):
     """Two conversations in turns: each cache knows how far its own pictures moved the text."""
     writer, processor = moon3
     prompts = [dict(processor(records=records(number), return_tensors="pt", reasoning="generate")) for number in (2, 0)]

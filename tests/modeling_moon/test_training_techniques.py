@@ -3,36 +3,27 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from PIL import Image
+from pictures import noise
+from records import SHOES
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 
-PRESETS = [
-    (backbone, preset)
-    for backbone in ("qwen3_vl", "qwen2_5_vl")
-    for preset in ("moon1", "moon2", "moon3", "moon3 with three levels", "moon3 with three blocks")
-]
+FEW = [("qwen3_vl", preset) for preset in ("moon1", "moon2", "moon3", "moon3 with three levels")]
+FEW += [("qwen2_5_vl", preset) for preset in ("moon3", "moon3 with three blocks")]
+MORE = [("qwen2_5_vl", preset) for preset in ("moon1", "moon2", "moon3 with three levels")]
+MORE += [("qwen3_vl", "moon3 with three blocks")]
+PRESETS = [*FEW, *(pytest.param(pair, marks=pytest.mark.slow) for pair in MORE)]
 LEVELS = {
     "moon3 with three levels": {"three_levels": True},
     "moon3 with three blocks": {"three_levels": True, "fire_vision_blocks": [0, 1, 3]},
 }
 
 
-def picture(width, height, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 PRODUCTS = [
-    {
-        "title": "red running shoes",
-        "category": ["Fashion", "Shoes"],
-        "attributes": {"colour": "red", "material": ["mesh", "rubber"]},
-        "images": [picture(96, 64), picture(64, 64, 1)],
-    },
+    SHOES,
     {"title": "a mug without a picture", "category": "Home > Mugs", "attributes": {"colour": "blue"}},
-    {"images": picture(64, 128, 3)},
+    {"images": noise(64, 128, 3)},
 ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
@@ -23,12 +23,8 @@ VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def pictures(count):
-    generator = torch.Generator().manual_seed(3)
-    sizes = [(70, 64), (96, 128), (64, 64)]
-    return [
-        Image.fromarray(torch.randint(0, 256, (*sizes[i % 3], 3), generator=generator, dtype=torch.uint8).numpy())
-        for i in range(count)
-    ]
+    sizes = [(64, 70), (128, 96), (64, 64)]
+    return [noise(*sizes[seed], seed) for seed in range(count)]
 
 
 def batches(processor):

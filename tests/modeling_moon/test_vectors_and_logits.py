@@ -2,19 +2,13 @@
 
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 
-
-def picture(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8).numpy())
-
-
 RECORDS = [
-    {"title": "red shoes", "category": ["Shoes"], "images": picture(), "reasoning": {"colour": "red"}},
+    {"title": "red shoes", "category": ["Shoes"], "images": noise(96, 64), "reasoning": {"colour": "red"}},
     {"text": "brown leather bag"},
 ]
 

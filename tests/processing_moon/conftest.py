@@ -1,15 +1,12 @@
-"""Processors over tiny random bases, and small pictures whose pixels are known."""
+"""Processors over tiny random bases."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from processing_moon import MoonProcessor
 
@@ -31,26 +28,3 @@ def make_processor(tiny_base: Callable[..., Path]) -> Callable[..., MoonProcesso
 @pytest.fixture(scope="session")
 def processor(make_processor: Callable[..., MoonProcessor]) -> MoonProcessor:
     return make_processor()
-
-
-@pytest.fixture(scope="session")
-def noise() -> Callable[..., Image.Image]:
-    """`noise(width, height, seed)`: a picture of random pixels, so that any change of it shows."""
-
-    def make(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
-        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        return Image.fromarray(pixels)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def encoded() -> Callable[..., bytes]:
-    """`encoded(image, "PNG")`: the bytes of a file."""
-
-    def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-        file = io.BytesIO()
-        image.save(file, kind, **options)
-        return file.getvalue()
-
-    return encode

@@ -6,13 +6,13 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pictures import file_of, noise
 from PIL import Image
 
 from processing_moon import ProductError
@@ -25,7 +25,7 @@ def _image(kind: str = "RGB", size: tuple[int, int] = (40, 30), colour: Any = No
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, noise: Callable, encoded: Callable) -> dict[str, Any]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Bad files by name, as paths or bytes."""
     folder = tmp_path_factory.mktemp("bad")
     made: dict[str, Any] = {}
@@ -36,21 +36,21 @@ def files(tmp_path_factory: pytest.TempPathFactory, noise: Callable, encoded: Ca
         made[f"{name} bytes"] = data
 
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        data = encoded(noise(80, 60), kind)
+        data = file_of(noise(80, 60), kind)
         keep(f"truncated {kind}", data[: len(data) * 2 // 3])
     keep("empty", b"")
     keep("text", b"this is no picture\n" * 20)
     keep("html.jpg", b"<html><body>404</body></html>")
-    keep("signature", encoded(_image(), "PNG")[:8])
+    keep("signature", file_of(_image(), "PNG")[:8])
     keep("pdf", b"%PDF-1.4\n%\xe2\xe3")
     keep("svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     eps = folder / "eps"
     _image().save(eps, "EPS")
     made["eps"] = str(eps)
-    png = encoded(_image("L", (8, 8)))
+    png = file_of(_image("L", (8, 8)))
     header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + png[24:29]
     keep("bomb", png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
-    damaged = bytearray(encoded(noise(80, 60), "PNG"))
+    damaged = bytearray(file_of(noise(80, 60), "PNG"))
     damaged[300:330] = b"\xff" * 30
     keep("damaged PNG", bytes(damaged))
     made["folder"] = str(folder)
@@ -209,11 +209,11 @@ def test_a_bad_input_is_refused_by_item_field_and_reason(processor, files, case)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_input_is_skipped_and_the_others_keep_their_tensors(processor, files, noise, case):
+def test_a_bad_input_is_skipped_and_the_others_keep_their_tensors(processor, files, case):
     kind, record, field, words = _made(case, files)
-    good = [{"title": "red shoe", "images": noise()}, {"title": "a longer title of a brown bag"}]
+    good = [{"title": "red shoe", "images": noise(96, 64)}, {"title": "a longer title of a brown bag"}]
     if kind == QUERY:
-        good = [{"text": "red shoe", "image": noise()}, {"text": "a longer query for a brown bag"}]
+        good = [{"text": "red shoe", "image": noise(96, 64)}, {"text": "a longer query for a brown bag"}]
     batch = processor(**{kind: [good[0], record, good[1]]}, on_error="skip")
     wanted = processor(**{kind: good})
     assert batch.kept == [0, 2]
@@ -234,7 +234,7 @@ def test_a_batch_of_bad_inputs_alone_is_empty_in_skip_mode(processor, files):
         processor(products=records)
 
 
-def test_an_item_over_the_budget_is_skipped_too(processor, noise):
+def test_an_item_over_the_budget_is_skipped_too(processor):
     records = [{"title": "red"}, {"images": [noise(200, 200)] * 30}, {"title": "blue"}]
     batch = processor(products=records, max_tokens=150, on_error="skip")
     assert batch.kept == [0, 2]

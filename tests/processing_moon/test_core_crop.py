@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import file_of, noise
 from PIL import Image, ImageDraw, ImageFilter
 
 from processing_moon import GroundingDetector, LargestRegionDetector, ProductError, crop_core, cropping_moon
@@ -37,7 +38,7 @@ def overlap(box, wanted):
     return both / (sum(areas) - both)
 
 
-def test_the_crop_is_the_second_image(processor, noise):
+def test_the_crop_is_the_second_image(processor):
     first, second = noise(120, 90, 1), noise(64, 64, 2)
     batch = processor(products=[{"images": [first, second], "core_box": [10, 20, 70, 80]}])
     wanted = processor(products=[{"images": [first, first.crop((10, 20, 70, 80)), second]}])
@@ -46,7 +47,7 @@ def test_the_crop_is_the_second_image(processor, noise):
     assert query["image_grid_thw"].tolist() == wanted["image_grid_thw"][:2].tolist()
 
 
-def test_the_box_is_clamped_to_the_upright_picture(processor, noise):
+def test_the_box_is_clamped_to_the_upright_picture(processor):
     image = noise(120, 90)
     batch = processor(products=[{"images": image, "core_box": [-50.5, 20, 70, 1e9]}])
     wanted = processor(products=[{"images": [image, image.crop((0, 20, 70, 90))]}])
@@ -59,8 +60,8 @@ def test_the_box_is_clamped_to_the_upright_picture(processor, noise):
     assert torch.equal(batch["pixel_values"], wanted["pixel_values"])
 
 
-def test_the_crop_can_be_switched_off_by_call_and_by_setting(processor, make_processor, noise):
-    record = {"images": noise(), "core_box": [0, 0, 30, 30]}
+def test_the_crop_can_be_switched_off_by_call_and_by_setting(processor, make_processor):
+    record = {"images": noise(96, 64), "core_box": [0, 0, 30, 30]}
     assert len(processor(products=[record])["image_grid_thw"]) == 2
     assert len(processor(products=[record], core_crop=False)["image_grid_thw"]) == 1
     off = make_processor(core_crop=False)
@@ -69,7 +70,7 @@ def test_the_crop_can_be_switched_off_by_call_and_by_setting(processor, make_pro
 
 
 @pytest.mark.parametrize("core_crop", [True, False])
-def test_a_box_outside_the_image_is_refused_with_and_without_the_crop(processor, noise, core_crop):
+def test_a_box_outside_the_image_is_refused_with_and_without_the_crop(processor, core_crop):
     record = {"images": [noise(120, 90)], "core_box": [130, 0, 150, 9]}
     with pytest.raises(ProductError, match="field 'core_box': .* lies outside the image of 120×90 pixels"):
         processor(products=[record], core_crop=core_crop)
@@ -78,7 +79,7 @@ def test_a_box_outside_the_image_is_refused_with_and_without_the_crop(processor,
     assert processor(products=[{**record, "title": "a"}], core_crop=core_crop, form="t").kept == [0]
 
 
-def test_a_detector_fills_in_missing_boxes_alone(processor, noise):
+def test_a_detector_fills_in_missing_boxes_alone(processor):
     records = [
         {"title": "shoe", "images": noise(90, 90, 1)},
         {"title": "bag", "images": [noise(90, 90, 2)], "core_box": [5, 5, 50, 50]},
@@ -92,7 +93,7 @@ def test_a_detector_fills_in_missing_boxes_alone(processor, noise):
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 
 
-def test_a_detectors_useless_box_means_no_crop(processor, noise):
+def test_a_detectors_useless_box_means_no_crop(processor):
     record = {"images": noise(400, 400)}
     without = processor(products=[record])
     for box in ((500, 500, 600, 600), (0, 0, 400, 1), (30, 30, 10, 10), (math.nan, 0, 5, 5)):
@@ -106,14 +107,14 @@ def test_a_detectors_useless_box_means_no_crop(processor, noise):
         processor(products=[record], detector=FixedDetector(None, None))
 
 
-def test_a_detector_works_beside_skipped_items(processor, noise):
+def test_a_detector_works_beside_skipped_items(processor):
     detector = FixedDetector((10, 10, 60, 60))
     batch = processor(products=[{"images": b"x"}, {"images": noise(90, 90)}], detector=detector, on_error="skip")
     assert batch.kept == [1]
     assert len(batch["image_grid_thw"]) == 2
 
 
-def test_crop_core_adds_a_margin_and_refuses_useless_boxes(noise):
+def test_crop_core_adds_a_margin_and_refuses_useless_boxes():
     image = noise(100, 80)
     assert np.array_equal(np.asarray(crop_core(image, (10, 20, 50, 40))), np.asarray(image)[20:40, 10:50])
     assert crop_core(image, (10, 20, 50, 40), margin=0.5).size == (70, 40)
@@ -172,7 +173,7 @@ def test_of_several_things_the_largest_is_taken():
     assert overlap(found, (30, 30, 180, 180)) > 0.9
 
 
-def test_unsure_is_none(noise):
+def test_a_picture_without_one_clear_region_has_no_box():
     even = Image.new("RGB", (200, 200), "white")
     speck = shop_photo((400, 400), (200, 200, 204, 204))
     twins = shop_photo((300, 300), (20, 20, 120, 120), speck=False)
@@ -251,7 +252,7 @@ def test_no_answer_makes_the_parser_fail(answer):
 
 
 @pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
-def test_an_untrained_model_gives_none_and_the_cache_is_kept(tiny_base, noise, tmp_path, backbone, monkeypatch):
+def test_an_untrained_model_gives_none_and_the_cache_is_kept(tiny_base, tmp_path, backbone, monkeypatch):
     cache = tmp_path / "boxes" / "cache.jsonl"
     detector = GroundingDetector.from_pretrained(tiny_base(backbone), cache=cache, batch_size=2, max_new_tokens=4)
     images, titles = [noise(90, 60, 1), noise(64, 120, 2), noise(40, 40, 3)], ["shoe", None, "bag <|im_end|>"]
@@ -270,7 +271,7 @@ def test_an_untrained_model_gives_none_and_the_cache_is_kept(tiny_base, noise, t
     assert asked == [2, 1, 1]
 
 
-def test_answers_become_boxes_and_an_interrupted_cache_goes_on(tiny_base, noise, tmp_path, monkeypatch):
+def test_answers_become_boxes_and_an_interrupted_cache_goes_on(tiny_base, tmp_path, monkeypatch):
     cache = tmp_path / "cache.jsonl"
     detector = GroundingDetector.from_pretrained(tiny_base(), cache=cache)
     answers = iter(['[{"bbox_2d": [0, 500, 500, 1000]}]', "I see none", '{"bbox_2d": [100, 100, 200, 200]}'])
@@ -294,10 +295,10 @@ def test_answers_become_boxes_and_an_interrupted_cache_goes_on(tiny_base, noise,
     assert not any(model == "other" for *_, model in renamed._boxes)
 
 
-def test_a_turned_picture_is_turned_once_for_a_detector(processor, tiny_base, noise, encoded, monkeypatch):
+def test_a_turned_picture_is_turned_once_for_a_detector(processor, tiny_base, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
-    record = {"title": "shoe", "images": encoded(noise(120, 60), "PNG", exif=exif)}
+    record = {"title": "shoe", "images": file_of(noise(120, 60), "PNG", exif=exif)}
     detector = GroundingDetector.from_pretrained(tiny_base(), max_new_tokens=1)
     seen = []
     process = type(detector.processor).__call__

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from pictures import file_of, noise
 
 from processing_moon import ImageLimits, ProductError, open_image, urls_moon
 
@@ -48,9 +49,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(noise, encoded, monkeypatch):
+def server(monkeypatch):
     """A server on this machine, and 127.0.0.1 taken for a public address."""
-    Handler.picture = encoded(noise())
+    Handler.picture = file_of(noise(96, 64))
     local = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     local.daemon_threads = True
     thread = threading.Thread(target=local.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -62,11 +63,11 @@ def server(noise, encoded, monkeypatch):
     local.server_close()
 
 
-def test_a_permitted_url_gives_the_picture_that_is_there(server, noise, processor):
+def test_a_permitted_url_gives_the_picture_that_is_there(server, processor):
     for path in ("picture.png", "redirect", "picture é.png?size=a b"):
-        assert np.array_equal(np.asarray(open_image(f"{server}/{path}", limits=URLS)), np.asarray(noise()))
+        assert np.array_equal(np.asarray(open_image(f"{server}/{path}", limits=URLS)), np.asarray(noise(96, 64)))
     batch = processor(queries=[{"image": f"{server}/picture.png"}], allow_urls=True, timeout_seconds=3)
-    assert batch["pixel_values"].equal(processor(queries=[{"image": noise()}])["pixel_values"])
+    assert batch["pixel_values"].equal(processor(queries=[{"image": noise(96, 64)}])["pixel_values"])
     plain = processor(text="a", images=f"{server}/picture.png", allow_urls=True, return_tensors="pt")
     assert plain["pixel_values"].equal(batch["pixel_values"])
 

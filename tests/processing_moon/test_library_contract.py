@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from processing_moon import MoonProcessor
 
@@ -19,8 +19,7 @@ def whole(tiny_moon):
 
 @pytest.fixture(scope="module")
 def picture():
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise(96, 64)
 
 
 def test_arguments_in_groups_equal_flat_ones_and_none_is_given_twice(whole, picture):

@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from pictures import file_of, noise
 from PIL import Image, ImageFile
 
 from processing_moon import ImageLimits, ProductError, open_image
@@ -30,9 +31,9 @@ def quarters(width=40, height=20):
     return image
 
 
-def test_a_picture_is_the_same_from_path_bytes_pil_and_arrays(tmp_path, noise, encoded):
-    image = noise()
-    data = encoded(image)
+def test_a_picture_is_the_same_from_path_bytes_pil_and_arrays(tmp_path):
+    image = noise(96, 64)
+    data = file_of(image)
     path = tmp_path / "picture é.png"
     path.write_bytes(data)
     pixels = np.asarray(image)
@@ -48,7 +49,7 @@ def test_a_picture_is_the_same_from_path_bytes_pil_and_arrays(tmp_path, noise, e
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(encoded, kind, orientation):
+def test_exif_rotation_is_applied(kind, orientation):
     turns = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
              Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE,
              Image.Transpose.ROTATE_270]  # fmt: skip
@@ -57,7 +58,7 @@ def test_exif_rotation_is_applied(encoded, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(stored, kind, exif=exif, **options)
+    data = file_of(stored, kind, exif=exif, **options)
     for source in (data, Image.open(io.BytesIO(data))):
         opened = open_image(source)
         assert opened.size == (40, 20)
@@ -65,12 +66,12 @@ def test_exif_rotation_is_applied(encoded, kind, orientation):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF", "XMP", "own"])
-def test_opening_an_opened_picture_again_changes_nothing(encoded, kind):
+def test_opening_an_opened_picture_again_changes_nothing(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
     options = {"xmp": xmp} if kind == "XMP" else {"exif": exif}
-    source = encoded(quarters(), "JPEG" if kind in ("XMP", "own") else kind, **options)
+    source = file_of(quarters(), "JPEG" if kind in ("XMP", "own") else kind, **options)
     if kind == "own":
         source = Image.open(io.BytesIO(source)).copy()
     first = open_image(source)
@@ -81,25 +82,25 @@ def test_opening_an_opened_picture_again_changes_nothing(encoded, kind):
     assert np.array_equal(np.asarray(again), np.asarray(first))
 
 
-def test_broken_exif_data_leaves_the_picture_as_it_is(encoded):
-    data = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\x00\x00not a tiff header")
+def test_broken_exif_data_leaves_the_picture_as_it_is():
+    data = file_of(quarters(), "JPEG", quality=100, exif=b"Exif\x00\x00not a tiff header")
     assert open_image(data).size == (40, 20)
 
 
-def test_cmyk_is_converted(encoded):
+def test_a_cmyk_picture_becomes_one_of_rgb():
     for source in (
         Image.new("CMYK", (8, 8), (0, 255, 255, 0)),
-        encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),
+        file_of(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),
     ):
         assert np.abs(np.array(open_image(source).getpixel((4, 4))) - RED).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(encoded, kind):
+def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16).repeat(4, axis=0)
     wanted = [(value,) * 3 for value in (0, 1, 128, 255)]
     for source in (
-        encoded(Image.fromarray(grey), kind),
+        file_of(Image.fromarray(grey), kind),
         Image.fromarray(grey),
         grey,
         Image.fromarray(grey.astype(np.int32)),
@@ -108,25 +109,25 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(encoded, kind):
         assert [opened.getpixel((place, 2)) for place in range(4)] == wanted
 
 
-def test_integer_grey_of_eight_bits_is_taken_as_it_is(encoded):
+def test_integer_grey_of_eight_bits_is_taken_as_it_is():
     grey = np.array([[0, 1, 128, 255]], dtype=np.int32).repeat(4, axis=0)
     given = Image.fromarray(grey)
     assert given.mode == "I"
-    for source in (given, encoded(given, "TIFF"), given.transpose(Image.Transpose.ROTATE_180).rotate(180)):
+    for source in (given, file_of(given, "TIFF"), given.transpose(Image.Transpose.ROTATE_180).rotate(180)):
         assert np.array_equal(np.asarray(open_image(source))[:, :, 0], grey)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF", "JPEG2000"])
-def test_a_dark_file_of_sixteen_bits_stays_dark(encoded, kind):
+def test_a_dark_file_of_sixteen_bits_stays_dark(kind):
     dark = np.full((4, 4), 200, dtype=np.uint16)
     options = {"irreversible": False} if kind == "JPEG2000" else {}
-    for source in (encoded(Image.fromarray(dark), kind, **options), Image.fromarray(dark), dark):
+    for source in (file_of(Image.fromarray(dark), kind, **options), Image.fromarray(dark), dark):
         assert open_image(source).getpixel((0, 0)) == (1, 1, 1)
 
 
-def test_sixteen_bit_grey_keeps_its_transparent_value(encoded):
+def test_sixteen_bit_grey_keeps_its_transparent_value():
     grey = np.array([[0, 257, 32896, 30000]], dtype=np.uint16).repeat(4, axis=0)
-    data = encoded(Image.fromarray(grey), transparency=32896)
+    data = file_of(Image.fromarray(grey), transparency=32896)
     opened = open_image(data)
     assert [opened.getpixel((place, 2))[0] for place in range(4)] == [0, 1, 255, 117]
 
@@ -136,11 +137,11 @@ def test_integer_grey_outside_sixteen_bits_is_refused():
         open_image(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
 
 
-def test_one_bit_grey_and_float_pictures_become_rgb(encoded):
+def test_one_bit_grey_and_float_pictures_become_rgb():
     bits = np.array([[True, False], [False, True]])
-    assert corners(open_image(encoded(Image.fromarray(bits)))) == [WHITE, (0, 0, 0), (0, 0, 0), WHITE]
+    assert corners(open_image(file_of(Image.fromarray(bits)))) == [WHITE, (0, 0, 0), (0, 0, 0), WHITE]
     assert corners(open_image(bits)) == [WHITE, (0, 0, 0), (0, 0, 0), WHITE]
-    assert open_image(encoded(Image.new("L", (4, 4), 77))).getpixel((0, 0)) == (77, 77, 77)
+    assert open_image(file_of(Image.new("L", (4, 4), 77))).getpixel((0, 0)) == (77, 77, 77)
     assert open_image(np.full((7, 5, 1), 77, np.uint8)).getpixel((4, 6)) == (77, 77, 77)
     assert open_image(Image.new("F", (4, 4), 0.5)).getpixel((0, 0)) == (128, 128, 128)
     assert open_image(Image.new("HSV", (4, 4), (0, 255, 255))).getpixel((0, 0)) == RED
@@ -158,10 +159,10 @@ def half_clear(mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
-def test_transparency_is_composited_on_white(encoded, mode):
+def test_transparency_is_composited_on_white(mode):
     image = half_clear(mode)
     left = (100, 100, 100) if mode.startswith("L") else RED
-    sources = [image] + ([encoded(image)] if mode in ("RGBA", "LA") else [])
+    sources = [image] + ([file_of(image)] if mode in ("RGBA", "LA") else [])
     for source in sources:
         assert corners(open_image(source)) == [left, WHITE, left, WHITE]
     if mode == "RGBA":
@@ -170,45 +171,45 @@ def test_transparency_is_composited_on_white(encoded, mode):
 
 
 @pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
-def test_palettes_with_transparency_are_composited_on_white(encoded, transparency):
+def test_palettes_with_transparency_are_composited_on_white(transparency):
     image = Image.new("P", (8, 4), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(1, (4, 0, 8, 4))
-    assert corners(open_image(encoded(image))) == [RED, BLUE, RED, BLUE]
+    assert corners(open_image(file_of(image))) == [RED, BLUE, RED, BLUE]
     kinds = ("PNG",) if isinstance(transparency, bytes) else ("PNG", "GIF")
     for kind in kinds:
-        assert corners(open_image(encoded(image, kind, transparency=transparency))) == [RED, WHITE, RED, WHITE]
+        assert corners(open_image(file_of(image, kind, transparency=transparency))) == [RED, WHITE, RED, WHITE]
 
 
-def test_a_transparent_colour_of_an_rgb_png_is_composited_on_white(encoded):
+def test_a_transparent_colour_of_an_rgb_png_is_composited_on_white():
     image = Image.new("RGB", (8, 4), RED)
     image.paste(BLUE, (4, 0, 8, 4))
-    assert corners(open_image(encoded(image, transparency=BLUE))) == [RED, WHITE, RED, WHITE]
+    assert corners(open_image(file_of(image, transparency=BLUE))) == [RED, WHITE, RED, WHITE]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_taken(encoded, kind):
+def test_of_an_animation_the_first_frame_is_taken(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     options = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
     assert open_image(data).getpixel((4, 4)) == RED
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_truncated_files_are_refused(noise, encoded, kind, share):
-    data = encoded(noise(90, 80), kind)
+def test_truncated_files_are_refused(kind, share):
+    data = file_of(noise(90, 80), kind)
     with pytest.raises(ProductError, match="truncated|not an image"):
         open_image(data[: int(len(data) * share)])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_random_damage_gives_a_picture_or_the_documented_error(noise, encoded):
+def test_random_damage_gives_a_picture_or_the_documented_error():
     random = np.random.default_rng(0)
     refused = 0
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF"):
-        data = np.frombuffer(encoded(noise(48, 40), kind), dtype=np.uint8)
+        data = np.frombuffer(file_of(noise(48, 40), kind), dtype=np.uint8)
         for _ in range(40):
             damaged = data.copy()
             spots = random.integers(0, min(len(data), random.choice([40, 400, 10**6])), random.integers(1, 12))
@@ -220,8 +221,8 @@ def test_random_damage_gives_a_picture_or_the_documented_error(noise, encoded):
     assert refused > 40
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(encoded):
-    small = encoded(Image.new("L", (8, 8)))
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+    small = file_of(Image.new("L", (8, 8)))
     for side in (16_000, 60_000):
         header = struct.pack(">II", side, side)
         body = b"IHDR" + header + small[24:29]
@@ -256,10 +257,10 @@ def test_arrays_whose_layout_is_unclear_are_refused():
     assert open_image(torch.zeros(3, 2, 5, dtype=torch.bfloat16)).size == (5, 2)
 
 
-def test_the_callers_picture_is_not_changed(encoded):
+def test_the_callers_picture_is_not_changed():
     exif = Image.Exif()
     exif[0x0112] = 6
-    given = Image.open(io.BytesIO(encoded(quarters(), "JPEG", exif=exif)))
+    given = Image.open(io.BytesIO(file_of(quarters(), "JPEG", exif=exif)))
     open_image(given)
     assert given.size == (40, 20)
     assert given.getexif()[0x0112] == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from processing_moon import MoonBatch, ProductError
@@ -24,7 +25,7 @@ def own(tiny_base):
     return AutoTokenizer.from_pretrained(tiny_base()), Qwen2VLImageProcessorPil.from_pretrained(tiny_base())
 
 
-def test_placeholders_are_expanded_and_nothing_is_added(processor, own, noise):
+def test_placeholders_are_expanded_and_nothing_is_added(processor, own):
     tokenizer, image_processor = own
     images = [noise(96, 64, 1), noise(200, 150, 2), noise(64, 64, 3)]
     texts = [f"{IMAGE}{IMAGE}red<|im_end|>", f"a{IMAGE}b"]
@@ -53,8 +54,8 @@ def test_text_alone_equals_the_tokenizer(processor, own):
     assert padded["input_ids"].shape == (2, 40)
 
 
-def test_an_image_without_placeholder_goes_before_the_text_of_its_index(processor, noise):
-    images = [noise(seed=1), noise(seed=2)]
+def test_an_image_without_placeholder_goes_before_the_text_of_its_index(processor):
+    images = [noise(96, 64, 1), noise(96, 64, 2)]
     batch = processor(text=["red", "blue"], images=images, padding=True, return_tensors="pt")
     wanted = processor(text=[f"{IMAGE}red", f"{IMAGE}blue"], images=images, padding=True, return_tensors="pt")
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
@@ -66,32 +67,34 @@ def test_an_image_without_placeholder_goes_before_the_text_of_its_index(processo
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 
 
-def test_images_alone_are_vision_blocks(processor, noise):
-    images = [noise(seed=1), noise(seed=2)]
+def test_images_alone_are_vision_blocks(processor):
+    images = [noise(96, 64, 1), noise(96, 64, 2)]
     batch = processor(images=images, padding=True, return_tensors="pt")
     wanted = processor(text=[IMAGE, IMAGE], images=images, padding=True, return_tensors="pt")
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 
 
-def test_images_and_placeholders_must_agree(processor, noise):
+def test_images_and_placeholders_must_agree(processor):
     with pytest.raises(ValueError, match="3 image placeholders in 2 texts, but 2 images in 2 groups"):
-        processor(text=[IMAGE * 2, IMAGE], images=[noise(), noise()])
+        processor(text=[IMAGE * 2, IMAGE], images=[noise(96, 64), noise(96, 64)])
     with pytest.raises(ValueError, match="0 image placeholders in 3 texts, but 2 images"):
-        processor(text=["a", "b", "c"], images=[noise(), noise()])
+        processor(text=["a", "b", "c"], images=[noise(96, 64), noise(96, 64)])
     with pytest.raises(ValueError, match="image placeholders"):
         processor(text=IMAGE)
     with pytest.raises(TypeError, match="a string or a list of strings"):
         processor(text=[3])
 
 
-def test_chat_templates_process_their_images(processor, own, noise, tmp_path):
+def test_chat_templates_process_their_images(processor, own, tmp_path):
     path = tmp_path / "a.png"
-    noise().save(path)
-    messages = [{"role": "user", "content": [{"type": "image", "image": noise()}, {"type": "text", "text": "which?"}]}]
+    noise(96, 64).save(path)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": noise(96, 64)}, {"type": "text", "text": "which?"}]}
+    ]
     by_path = [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": "which?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text == f"<|im_start|>user\n{IMAGE}which?<|im_end|>\n<|im_start|>assistant\n"
-    wanted = processor(text=text, images=noise(), return_tensors="pt")
+    wanted = processor(text=text, images=noise(96, 64), return_tensors="pt")
     for given in (messages, by_path):
         batch = processor.apply_chat_template(
             given, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
@@ -107,26 +110,28 @@ def test_chat_templates_process_their_images(processor, own, noise, tmp_path):
     assert batch["image_grid_thw"].shape == (2, 3)
 
 
-def test_arguments_in_groups_as_sentence_transformers_gives_them(processor, noise):
+def test_arguments_in_groups_as_sentence_transformers_gives_them(processor):
     batch = processor(
         text=["red", "blue shoes"],
-        images=[noise(), noise()],
+        images=[noise(96, 64), noise(96, 64)],
         text_kwargs={"padding": True, "truncation": "longest_first", "max_length": 64},
         images_kwargs={},
         audio_kwargs={"padding": True},
         videos_kwargs={},
         common_kwargs={"return_tensors": "pt"},
     )
-    wanted = processor(text=["red", "blue shoes"], images=[noise(), noise()], padding=True, return_tensors="pt")
+    wanted = processor(
+        text=["red", "blue shoes"], images=[noise(96, 64), noise(96, 64)], padding=True, return_tensors="pt"
+    )
     assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 
 
-def test_truncation_never_cuts_image_tokens(processor, noise):
+def test_truncation_never_cuts_image_tokens(processor):
     with pytest.raises(ValueError, match="Mismatch in `image` token count"):
         processor(text=[f"{IMAGE}red"], images=[noise(200, 200)], truncation=True, max_length=10)
 
 
-def test_the_image_budget_holds_for_plain_images_too(processor, noise):
+def test_the_image_budget_holds_for_plain_images_too(processor):
     batch = processor(text=[""] * 3, images=[noise(300, 300), noise(9, 500), noise(1, 1)], max_image_tokens=4, padding=True,
                       return_tensors="pt")  # fmt: skip
     assert (batch["image_grid_thw"].prod(1) // 4).max() <= 4
@@ -135,15 +140,15 @@ def test_the_image_budget_holds_for_plain_images_too(processor, noise):
     assert torch.equal(batch["pixel_values"][: len(same["pixel_values"])], same["pixel_values"])
 
 
-def test_what_is_not_supported_is_refused(processor, noise):
+def test_what_is_not_supported_is_refused(processor):
     with pytest.raises(TypeError, match="videos and audio are not supported"):
         processor(text="a", videos=[1])
     with pytest.raises(TypeError, match="instruction= belongs to products= and queries="):
         processor(text="a", instruction="Find")
     with pytest.raises(ProductError, match="input, field 'images\\[1\\]': .*no such file"):
-        processor(text=["a", "b"], images=[noise(), "missing.png"])
+        processor(text=["a", "b"], images=[noise(96, 64), "missing.png"])
     with pytest.raises(ValueError, match="max_image_tokens=0"):
-        processor(text="a", images=noise(), max_image_tokens=0)
+        processor(text="a", images=noise(96, 64), max_image_tokens=0)
 
 
 def test_decoding_is_the_tokenizers(processor):

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from pictures import file_of, noise
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from processing_moon import MOON_TOKENS, MoonBatch, MoonProcessor, ProductError
@@ -39,8 +40,8 @@ TEXT = (
 )
 
 
-def test_a_product_is_written_as_instruction_images_title_category_attributes_description(processor, noise):
-    batch = processor(products=[{**SHOE, "images": [noise(), noise(64, 64, 1)]}])
+def test_a_product_is_written_as_instruction_images_title_category_attributes_description(processor):
+    batch = processor(products=[{**SHOE, "images": [noise(96, 64), noise(64, 64, 1)]}])
     assert text_of(processor, batch) == prompt(processor.instructions["product"], IMAGE * 2 + TEXT)
     assert processor(products=[SHOE])["input_ids"].shape[0] == 1
     assert text_of(processor, processor(products=SHOE)) == prompt(processor.instructions["product"], TEXT)
@@ -77,13 +78,13 @@ def test_a_set_of_attribute_values_is_written_in_alphabetical_order(processor):
         assert torch.equal(batch["input_ids"], wanted["input_ids"])
 
 
-def test_an_array_of_paths_or_objects_is_a_list_of_images(processor, noise, encoded, tmp_path):
+def test_an_array_of_paths_or_objects_is_a_list_of_images(processor, tmp_path):
     paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     for seed, path in enumerate(paths):
         noise(96, 64, seed).save(path)
     wanted = processor(products=[{"images": paths}])
     objects = np.empty(2, dtype=object)
-    objects[0], objects[1] = paths[0], encoded(noise(96, 64, 1))
+    objects[0], objects[1] = paths[0], file_of(noise(96, 64, 1))
     for given in (np.array(paths), np.array(paths, dtype=object), objects):
         batch = processor(products=[{"images": given}])
         assert torch.equal(batch["pixel_values"], wanted["pixel_values"])
@@ -95,8 +96,10 @@ def test_an_array_of_paths_or_objects_is_a_list_of_images(processor, noise, enco
         processor(queries=[{"image": np.array(paths)}])
 
 
-def test_queries_have_text_or_image_or_both(processor, noise):
-    batch = processor(queries=[{"text": "red shoes"}, {"image": noise()}, {"text": "same in green", "image": noise()}])
+def test_queries_have_text_or_image_or_both(processor):
+    batch = processor(
+        queries=[{"text": "red shoes"}, {"image": noise(96, 64)}, {"text": "same in green", "image": noise(96, 64)}]
+    )
     instruction = processor.instructions["query"]
     assert [text_of(processor, batch, row) for row in range(3)] == [
         prompt(instruction, "red shoes"),
@@ -105,15 +108,15 @@ def test_queries_have_text_or_image_or_both(processor, noise):
     ]
 
 
-def test_the_emb_token_ends_every_prompt_of_an_emb_read_out(make_processor, noise):
+def test_the_emb_token_ends_every_prompt_of_an_emb_read_out(make_processor):
     emb = make_processor(readout="emb")
-    batch = emb(queries=[{"text": "red"}, {"image": noise()}], padding_side="left")
+    batch = emb(queries=[{"text": "red"}, {"image": noise(96, 64)}], padding_side="left")
     assert (batch["input_ids"][:, -1] == emb.tokenizer.convert_tokens_to_ids("<emb>")).all()
     assert text_of(emb, batch) == prompt(emb.instructions["query"], "red", "<emb>")
 
 
-def test_forms_keep_text_or_images_alone(processor, noise):
-    product = {**SHOE, "images": noise(), "core_box": [0, 0, 20, 20]}
+def test_forms_keep_text_or_images_alone(processor):
+    product = {**SHOE, "images": noise(96, 64), "core_box": [0, 0, 20, 20]}
     only_text, only_image = processor(products=[product], form="t"), processor(products=[product], form="i")
     assert torch.equal(only_text["input_ids"], processor(products=[SHOE])["input_ids"])
     assert "pixel_values" not in only_text
@@ -121,11 +124,11 @@ def test_forms_keep_text_or_images_alone(processor, noise):
     with pytest.raises(ProductError, match="no image"):
         processor(products=[SHOE], form="i")
     with pytest.raises(ProductError, match="no text"):
-        processor(products=[{"images": noise()}], form="t")
+        processor(products=[{"images": noise(96, 64)}], form="t")
 
 
-def test_mixed_records_are_told_apart_by_their_fields(processor, noise):
-    batch = processor(records=[{"text": "red"}, SHOE, {"image": noise()}, {"images": [noise()]}])
+def test_mixed_records_are_told_apart_by_their_fields(processor):
+    batch = processor(records=[{"text": "red"}, SHOE, {"image": noise(96, 64)}, {"images": [noise(96, 64)]}])
     product, query = processor.instructions["product"], processor.instructions["query"]
     assert [text_of(processor, batch, row) for row in range(4)] == [
         prompt(query, "red"),
@@ -148,8 +151,8 @@ def test_an_unknown_task_is_refused_with_the_known_ones(processor):
         processor(queries=[{"text": "red"}], task="brand")
 
 
-def test_tensors_have_the_documented_shapes_and_types(processor, noise):
-    batch = processor(products=[{"title": "red", "images": noise()}, {"title": "a longer title of brown bags"}])
+def test_tensors_have_the_documented_shapes_and_types(processor):
+    batch = processor(products=[{"title": "red", "images": noise(96, 64)}, {"title": "a longer title of brown bags"}])
     rows, width = batch["input_ids"].shape
     assert rows == 2
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
@@ -165,7 +168,7 @@ def test_tensors_have_the_documented_shapes_and_types(processor, noise):
 
 
 @pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
-def test_patches_equal_those_of_the_bases_own_image_processor(make_processor, tiny_base, backbone, noise):
+def test_patches_equal_those_of_the_bases_own_image_processor(make_processor, tiny_base, backbone):
     own = Qwen2VLImageProcessorPil.from_pretrained(tiny_base(backbone))
     images = [noise(96, 64, 1), noise(300, 411, 2), noise(1, 1, 3), noise(9, 700, 4), noise(28, 28, 5)]
     batch = make_processor(backbone)(products=[{"images": images}])
@@ -192,8 +195,8 @@ def test_padding_side_and_width_follow_the_call(processor):
     assert torch.equal(default["input_ids"], same["input_ids"])
 
 
-def test_return_tensors_may_come_at_any_level(processor, noise):
-    record = {"text": "red", "image": noise()}
+def test_return_tensors_may_come_at_any_level(processor):
+    record = {"text": "red", "image": noise(96, 64)}
     wanted = processor(queries=[record])
     for options in ({"return_tensors": "np"}, {"common_kwargs": {"return_tensors": "np"}},
                     {"text_kwargs": {"return_tensors": "np", "padding": True, "truncation": True}}):  # fmt: skip
@@ -246,8 +249,8 @@ def test_unknown_options_and_several_inputs_are_refused(processor):
         processor(queries=[{"text": "red"}], form="t")
 
 
-def test_a_batch_keeps_its_lists_through_to_and_pickle(processor, noise):
-    batch = processor(products=[SHOE, {"title": 3}, {"images": noise()}], on_error="skip", max_tokens=120)
+def test_a_batch_keeps_its_lists_through_to_and_pickle(processor):
+    batch = processor(products=[SHOE, {"title": 3}, {"images": noise(96, 64)}], on_error="skip", max_tokens=120)
     moved = batch.to("cpu")
     copied = pickle.loads(pickle.dumps(batch))
     for one in (moved, copied):
@@ -260,8 +263,8 @@ def test_a_batch_keeps_its_lists_through_to_and_pickle(processor, noise):
     assert batch.to(torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
 
 
-def test_a_row_does_not_depend_on_its_neighbours(processor, noise):
-    records = [{**SHOE, "images": noise(seed=1)}, {"title": "mug"}, {"images": [noise(seed=2), noise(40, 40, 3)]}]
+def test_a_row_does_not_depend_on_its_neighbours(processor):
+    records = [{**SHOE, "images": noise(96, 64, 1)}, {"title": "mug"}, {"images": [noise(96, 64, 2), noise(40, 40, 3)]}]
     together = processor(products=records, padding_side="right")
     patches = 0
     for row, record in enumerate(records):
@@ -277,12 +280,12 @@ def test_a_row_does_not_depend_on_its_neighbours(processor, noise):
 
 @pytest.mark.parametrize("instruction", [None, "Find the product", "  Finde das Produkt! ", "商品を探す。"])
 @pytest.mark.parametrize("query", [{"text": "red shoes"}, {"image": 1}, {"text": " same\n in green ", "image": 1}])
-def test_prompts_of_an_embedder_equal_its_own_recipe(make_processor, tiny_base, noise, instruction, query):
+def test_prompts_of_an_embedder_equal_its_own_recipe(make_processor, tiny_base, instruction, query):
     """Qwen3-VL-Embedding: instruction as system message, a full stop if no punctuation ends it, image before text."""
     import unicodedata
 
     ours = make_processor(readout="last", markers=False)
-    query = {**query, "image": noise()} if "image" in query else query
+    query = {**query, "image": noise(96, 64)} if "image" in query else query
     tokenizer = AutoTokenizer.from_pretrained(tiny_base())
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_base())
     system = (instruction or "Represent the user's input.").strip()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import noise
 from transformers import AddedToken, AutoTokenizer
 
 from processing_moon import MoonProcessor, ProductError, Reasoning
@@ -133,8 +134,10 @@ def test_title_markers_surround_the_title_of_a_product_and_the_text_of_a_query(m
     assert "user\n<|title_start|>same in green <|title_end|><|im_end|>" in text_of(moon3, batch, 1)
 
 
-def test_an_absent_title_has_no_markers(moon3, noise):
-    batch = moon3(records=[{"description": "white sole"}, {"image": noise()}, {"title": " ", "category": "Shoes"}])
+def test_an_absent_title_has_no_markers(moon3):
+    batch = moon3(
+        records=[{"description": "white sole"}, {"image": noise(96, 64)}, {"title": " ", "category": "Shoes"}]
+    )
     for row in range(3):
         assert counts_of(moon3, batch, row)["<|title_start|>"] == counts_of(moon3, batch, row)["<|title_end|>"] == 0
 
@@ -167,8 +170,8 @@ def test_title_markers_change_nothing_but_the_markers(make_processor, moon3):
 # Reasoning
 
 
-def test_the_three_endings_follow_one_and_the_same_prompt(moon3, noise):
-    for record in (GIVEN, {"text": "red", "reasoning": "colour: red"}, {**GIVEN, "images": noise()}):
+def test_the_three_endings_follow_one_and_the_same_prompt(moon3):
+    for record in (GIVEN, {"text": "red", "reasoning": "colour: red"}, {**GIVEN, "images": noise(96, 64)}):
         none, generate, reasoned = (text_of(moon3, moon3(records=[record], reasoning=one)) for one in
                                     ("none", "generate", "given"))  # fmt: skip
         assert none.endswith("<|im_start|>assistant\n<emb>")
@@ -215,8 +218,8 @@ CONTROL = ["<think>", "</think>", "<emb>", "<|image_pad|>", "<|vision_start|>", 
 
 
 @pytest.mark.parametrize("token", CONTROL)
-def test_a_control_token_in_a_reasoning_stays_text(moon3, noise, token):
-    clean = {**SHOE, "images": noise(), "reasoning": "a: b"}
+def test_a_control_token_in_a_reasoning_stays_text(moon3, token):
+    clean = {**SHOE, "images": noise(96, 64), "reasoning": "a: b"}
     for words in (f"a{token}: b", f"a: {token}{token} b", f"<think>a {token} b</think>", {f"a{token}": token}):
         batch = moon3(products=[clean, {**clean, "reasoning": words}], reasoning="given")
         assert counts_of(moon3, batch, 1) == counts_of(moon3, batch, 0)
@@ -265,8 +268,8 @@ def test_a_cut_reasoning_ends_at_a_whole_character(moon3, text):
     assert 28 <= batch.shortened[0].tokens_after <= 32
 
 
-def test_the_budget_of_an_item_counts_what_the_processor_writes(moon3, noise):
-    product = {**GIVEN, "description": "white sole and gold buckle " * 60, "images": noise()}
+def test_the_budget_of_an_item_counts_what_the_processor_writes(moon3):
+    product = {**GIVEN, "description": "white sole and gold buckle " * 60, "images": noise(96, 64)}
     for reasoning, extra in (("none", 1), ("generate", 1), ("given", 3 + encoded_length(moon3, "colour: red"))):
         whole = moon3(products=[product], reasoning=reasoning)["input_ids"].shape[1]
         prompt = moon3(products=[product], reasoning="none")["input_ids"].shape[1] - 1
@@ -364,8 +367,8 @@ EMPTY = [{}, {"reasoning": None}, {"reasoning": " "}, {"reasoning": {}}, {"reaso
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_mixed_batch_holds_the_rows_of_given_and_of_none_and_nothing_else(moon3, noise, side):
-    photo = {"text": "same in green", "image": noise()}
+def test_a_mixed_batch_holds_the_rows_of_given_and_of_none_and_nothing_else(moon3, side):
+    photo = {"text": "same in green", "image": noise(96, 64)}
     with_one = [GIVEN, {**photo, "reasoning": {"colour": ["green", "blue"]}}]
     without = [*({**SHOE, **fields} for fields in EMPTY), photo]
     records = [with_one[0], *without, with_one[1]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import noise
 
 from processing_moon import ProductError
 from processing_moon.text_moon import control_token_pattern, plain_text
@@ -186,7 +187,7 @@ def tokens_by_image(batch):
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_image_tokens": None}, {"max_image_tokens": 900}])
-def test_an_ordinary_photo_fits_a_base_with_the_hubs_limits(tiny_base, noise, settings):
+def test_an_ordinary_photo_fits_a_base_with_the_hubs_limits(tiny_base, settings):
     own = hub_processor(tiny_base, **settings)
     photo = noise(1024, 1024)
     words = {"title": "red running shoes", "description": "white sole and gold buckle " * 200}
@@ -209,7 +210,7 @@ def test_an_ordinary_photo_fits_a_base_with_the_hubs_limits(tiny_base, noise, se
             assert "title" not in item or "red" in text
 
 
-def test_images_leave_the_text_its_tokens_or_a_quarter_of_the_budget(tiny_base, noise):
+def test_images_leave_the_text_its_tokens_or_a_quarter_of_the_budget(tiny_base):
     own = hub_processor(tiny_base, max_image_tokens=None)
     photo = noise(1024, 1024)
     empty = own(products=[{"images": photo}], max_tokens=2000)
@@ -225,7 +226,7 @@ def test_images_leave_the_text_its_tokens_or_a_quarter_of_the_budget(tiny_base, 
     assert [one.field for one in query.shortened] == ["images", "text"]
 
 
-def test_a_small_image_keeps_its_size_and_leaves_the_rest_to_the_others(tiny_base, noise):
+def test_a_small_image_keeps_its_size_and_leaves_the_rest_to_the_others(tiny_base):
     own = hub_processor(tiny_base, max_image_tokens=None)
     images = [noise(1024, 1024, 1), noise(256, 256, 2), noise(1024, 1024, 3)]
     batch = own(products=[{"images": images}])
@@ -238,7 +239,7 @@ def test_a_small_image_keeps_its_size_and_leaves_the_rest_to_the_others(tiny_bas
     assert torch.equal(batch["pixel_values"][: side**2 * 4], resized["pixel_values"])
 
 
-def test_a_detectors_box_gives_the_same_images_as_a_given_one(tiny_base, noise):
+def test_a_detectors_box_gives_the_same_images_as_a_given_one(tiny_base):
     class Fixed:
         def detect(self, images, titles):
             return [(100, 100, 900, 900)]
@@ -251,7 +252,7 @@ def test_a_detectors_box_gives_the_same_images_as_a_given_one(tiny_base, noise):
     assert found.shortened == given.shortened != []
 
 
-def test_images_take_at_least_a_token_each_and_more_are_refused_with_the_numbers(processor, noise):
+def test_images_take_at_least_a_token_each_and_more_are_refused_with_the_numbers(processor):
     product = {**LONG, "images": [noise(200, 200), noise(180, 180, 1)]}
     whole = processor(products=[product])
     fixed = processor(products=[{"images": product["images"]}])["input_ids"].shape[1] - int(
@@ -307,7 +308,7 @@ def test_cut_text_stays_valid_and_ends_at_a_whole_character(processor, text):
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9, 30])
-def test_each_image_keeps_its_own_budget_whatever_its_shape(processor, noise, limit):
+def test_each_image_keeps_its_own_budget_whatever_its_shape(processor, limit):
     sizes = [(96, 64), (700, 500), (1, 1), (1, 150), (3, 500), (900, 5), (64, 64)]
     batch = processor(products=[{"images": noise(*size)} for size in sizes], max_image_tokens=limit)
     tokens = (batch["image_grid_thw"].prod(1) // 4).tolist()
@@ -316,7 +317,7 @@ def test_each_image_keeps_its_own_budget_whatever_its_shape(processor, noise, li
     assert tokens[1] >= max(1, limit // 2)
 
 
-def test_budgets_are_settings_of_the_processor_too(make_processor, noise):
+def test_budgets_are_settings_of_the_processor_too(make_processor):
     small = make_processor(max_tokens=150, max_image_tokens=4)
     batch = small(products=[{"title": "shoe " * 400, "images": noise(300, 300)}])
     assert batch["input_ids"].shape[1] <= 150

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from table_files import write_table
 
 from product_data.reading import ReadingOptions
 from product_data.tables import TableError, load_tables
@@ -78,7 +79,7 @@ def test_any_cell_is_read_or_refused_in_a_sentence(tables: dict[str, Any], strip
 def test_a_file_reads_as_the_rows_in_memory_do(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "products.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_table(path, rows)
         try:
             in_memory = load_tables({"products": [json.loads(json.dumps(row)) for row in rows], "images": folder})
         except TableError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from test_benchmarks import CodeModel, CodeProcessor
+from concepts import CodeModel, CodeProcessor
+from pictures import file_of, noise
 
 from evaluation.benchmarks.retrieval import evaluate_retrieval, make_search, search_examples
 from evaluation.report import results_table
@@ -128,22 +126,15 @@ def test_the_table_report_names_identical_products_and_counts_variants() -> None
     assert "variants" not in str(distinct)
 
 
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def test_pictures_are_equal_by_what_is_in_them_wherever_they_lie(tmp_path: Path) -> None:
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
-        (tmp_path / name).write_bytes(png(seed))
+        (tmp_path / name).write_bytes(file_of(noise(8, 8, seed)))
     rows = [
         ProductRow("file", "Red  Mug", images=(str(tmp_path / "a.png"),)),
         ProductRow("copy", "red mug", images=(str(tmp_path / "b.png"),)),
-        ProductRow("bytes", "Red Mug", images=(png(1),)),
+        ProductRow("bytes", "Red Mug", images=(file_of(noise(8, 8, 1)),)),
         ProductRow("other picture", "Red Mug", images=(str(tmp_path / "c.png"),)),
-        ProductRow("other title", "Blue Mug", images=(png(1),)),
+        ProductRow("other title", "Blue Mug", images=(file_of(noise(8, 8, 1)),)),
         ProductRow("gone", "Red Mug", images=(str(tmp_path / "gone.png"),)),
         ProductRow("nothing"),
         ProductRow("nothing either"),
@@ -163,10 +154,10 @@ def test_equal_titles_without_a_picture_are_no_variants_where_attributes_differ(
 
 def test_variants_join_through_group_and_looks_in_any_order() -> None:
     rows = [
-        ProductRow("a", "one", images=(png(1),), group="x"),
-        ProductRow("b", "two", images=(png(2),), group="y"),
-        ProductRow("c", "three", images=(png(3),)),
-        ProductRow("d", "one", images=(png(1),), group="y", attributes={"size": ("4",)}),
-        ProductRow("e", "four", images=(png(4),), group="x"),
+        ProductRow("a", "one", images=(file_of(noise(8, 8, 1)),), group="x"),
+        ProductRow("b", "two", images=(file_of(noise(8, 8, 2)),), group="y"),
+        ProductRow("c", "three", images=(file_of(noise(8, 8, 3)),)),
+        ProductRow("d", "one", images=(file_of(noise(8, 8, 1)),), group="y", attributes={"size": ("4",)}),
+        ProductRow("e", "four", images=(file_of(noise(8, 8, 4)),), group="x"),
     ]
     assert list(classes(EqualProducts(rows).variants)) == [[0, 1, 3, 4]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
@@ -13,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from pictures import file_of, plain
+from table_files import write_table
 
 from product_data.interactions import (
     Interaction,
@@ -26,12 +25,6 @@ from product_data.interactions import (
 from product_data.tables import TableError, load_tables
 
 PRODUCTS = [{"product_id": name, "title": f"thing {name}"} for name in ("a", "b", "c")]
-
-
-def picture(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def log(*rows: dict[str, Any], products: list[dict[str, Any]] | None = None, **options: Any) -> Any:
@@ -79,7 +72,7 @@ def test_counts_add_up_over_rows_and_never_reach_a_purchase() -> None:
 
 
 def test_spelling_case_and_spaces_do_not_part_a_query_but_a_picture_does() -> None:
-    picture_row = row(None, "a", "click", query_image=picture("red"))
+    picture_row = row(None, "a", "click", query_image=file_of(plain("red", 8)))
     tables = log(row("Red  Shoe", "a", "click"), row("red shoe ", "b", "click"), picture_row, {**picture_row})
     assert [query.text for query in tables.queries] == ["Red  Shoe", ""]
     assert tables.queries[0].positives == ("a", "b")
@@ -91,8 +84,8 @@ def test_a_query_is_known_by_the_same_name_wherever_the_shop_lies(tmp_path: Path
     names = []
     for folder in (tmp_path / "here", tmp_path / "there"):
         folder.mkdir()
-        (folder / "q.png").write_bytes(picture("blue"))
-        (folder / "products.jsonl").write_text("".join(json.dumps(product) + "\n" for product in PRODUCTS))
+        (folder / "q.png").write_bytes(file_of(plain("blue", 8)))
+        write_table(folder / "products.jsonl", PRODUCTS)
         (folder / "interactions.csv").write_text("image,product_id,event\nq.png,a,click\n")
         (query,) = load_tables(folder).queries
         assert query.image == str(folder / "q.png")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from concepts import cache_of, shop
 from PIL import Image
-from test_benchmarks import cache_of, shop
+from table_files import write_table
 
 from evaluation.benchmarks.retrieval import evaluate_retrieval
 from moon3.__main__ import main
@@ -24,15 +24,13 @@ def write_shop(folder: Path, pictures: str | None, products: int = 4) -> Path:
     for number in range(products):
         rows.append({"product_id": f"p{number}", "title": f"mug {number}", "image": f"{number}.png"})
         if pictures is not None:
-            stream = io.BytesIO()
-            Image.new("RGB", (64, 64), (40 * number, 9, 99)).save(stream, "PNG")
-            (folder / pictures / f"{number}.png").write_bytes(stream.getvalue())
-    (folder / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            Image.new("RGB", (64, 64), (40 * number, 9, 99)).save(folder / pictures / f"{number}.png")
+    write_table(folder / "products.jsonl", rows)
     queries = [
         {"query_id": f"q{number}", "text": f"mug {number}", "image": f"{number}.png", "positives": [f"p{number}"]}
         for number in range(products)
     ]
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    write_table(folder / "queries.jsonl", queries)
     return folder
 
 

@@ -61,7 +61,7 @@ def test_spellings_and_words_for_one_thing_are_the_same(key, one, other):
         ("style elements", "☆", "★"),
     ],
 )
-def test_neighbours_stay_apart(key, one, other):
+def test_neighbouring_words_stay_apart(key, one, other):
     assert canonical_value(key, one) != canonical_value(key, other)
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
-import json
 import pickle
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
+from pictures import file_of, plain
 from PIL import Image
+from table_files import write_table
 
 from moon3.__main__ import main
 from product_data.categories import parse_category
@@ -25,12 +22,6 @@ from product_data.tables import TableError, load_tables
 pytestmark = pytest.mark.lowest
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
-
-
-def picture(colour: str = "red", size: int = 8) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 PRODUCTS: list[dict[str, Any]] = [
@@ -59,25 +50,10 @@ QUERIES: list[dict[str, Any]] = [
 ]
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(
-                    {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
-                )
-
-
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     for colour in ("red", "blue"):
-        (tmp_path / f"{colour}.png").write_bytes(picture(colour))
+        (tmp_path / f"{colour}.png").write_bytes(file_of(plain(colour, 8)))
     return tmp_path
 
 
@@ -121,10 +97,13 @@ def test_images_root_and_query_images_are_followed(shop: Path, tmp_path_factory:
     write_table(elsewhere / "products.jsonl", PRODUCTS)
     queries = [{"query_id": "q", "image_id": "one", "bbox": [0, 0, 4, 4], "positives": ["8"]}]
     write_table(elsewhere / "queries.jsonl", queries)
-    write_table(elsewhere / "query_images.parquet", [{"image_id": "one", "image": {"bytes": picture(), "path": None}}])
+    write_table(
+        elsewhere / "query_images.parquet",
+        [{"image_id": "one", "image": {"bytes": file_of(plain("red", 8)), "path": None}}],
+    )
     tables = load_tables(elsewhere, images_root=shop)
     assert tables.report.issues == ()
-    assert tables.queries[0].image == picture()
+    assert tables.queries[0].image == file_of(plain("red", 8))
     assert tables.queries[0].record()["core_box"] == [0.0, 0.0, 4.0, 4.0]
     named = {"products": elsewhere / "products.jsonl", "queries": queries, "images": shop}
     report = load_tables(named).report
@@ -138,7 +117,7 @@ def test_rows_in_memory_take_arrays_nan_pil_images_and_encoded_images() -> None:
         "title": float("nan"),
         "category_path": np.array(["a", "b"], dtype=object),
         "attributes": {"size": 7.0, "colour": ["red", None, "blue"], "style": None},
-        "images": np.array([{"bytes": picture(), "path": None}], dtype=object),
+        "images": np.array([{"bytes": file_of(plain("red", 8)), "path": None}], dtype=object),
         "group": None,
     }
     other = {"product_id": "6", "title": "None", "images": Image.new("RGB", (4, 4))}
@@ -147,12 +126,12 @@ def test_rows_in_memory_take_arrays_nan_pil_images_and_encoded_images() -> None:
     first, second = tables.products
     assert (first.product_id, first.title, first.category) == ("5", "", ("a", "b"))
     assert first.attributes == {"size": ("7",), "colour": ("red", "blue")}
-    assert first.images == (picture(),)
+    assert first.images == (file_of(plain("red", 8)),)
     assert isinstance(second.images[0], Image.Image)
 
 
 def test_every_kind_of_trouble_is_counted_and_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(picture()[:30])
+    (tmp_path / "broken.png").write_bytes(file_of(plain("red", 8))[:30])
     products = [
         {"product_id": "a", "title": "one", "images": "gone.png", "titel": "x"},
         {"product_id": "a", "title": "two", "images": "broken.png"},
@@ -298,7 +277,9 @@ def test_splits_select_rows_and_all_belongs_to_every_split() -> None:
 
 
 def test_forms_and_left_out_fields_shape_the_record() -> None:
-    row = load_tables({"products": [PRODUCTS[1] | {"images": [picture()], "core_box": [0, 0, 2, 2]}]}).products[0]
+    row = load_tables(
+        {"products": [PRODUCTS[1] | {"images": [file_of(plain("red", 8))], "core_box": [0, 0, 2, 2]}]}
+    ).products[0]
     assert set(row.record()) == {"id", "title", "description", "category", "attributes", "images", "core_box"}
     assert set(row.record("t", without=("category",))) == {"id", "title", "description", "attributes"}
     assert set(row.record("i")) == {"id", "images", "core_box"}
@@ -306,8 +287,8 @@ def test_forms_and_left_out_fields_shape_the_record() -> None:
         row.record("image")
 
 
-def test_rows_pickle() -> None:
-    tables = load_tables({"products": [PRODUCTS[0] | {"images": [picture()]}], "queries": QUERIES[:1]})
+def test_tables_come_out_of_a_pickle_as_they_went_in() -> None:
+    tables = load_tables({"products": [PRODUCTS[0] | {"images": [file_of(plain("red", 8))]}], "queries": QUERIES[:1]})
     assert pickle.loads(pickle.dumps(tables)) == tables
 
 
@@ -466,7 +447,7 @@ def test_cells_parse_and_wrong_ones_say_what_is_accepted() -> None:
 
 def test_the_command_line_prints_the_report(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(shop / "products.csv", PRODUCTS)
-    (shop / "blue.png").write_bytes(picture("blue")[:40])
+    (shop / "blue.png").write_bytes(file_of(plain("blue", 8))[:40])
     assert main(["tables", str(shop)]) == 0
     assert "1 × images that cannot be opened (unreadable_images): product '8', images[0]" in capsys.readouterr().out
     write_table(shop / "products.csv", [PRODUCTS[0], PRODUCTS[0]])
@@ -485,7 +466,7 @@ def test_opening_every_picture_shows_how_far_it_is(shop: Path, monkeypatch: pyte
 
 
 def test_base64_text_is_no_picture_but_a_missing_file() -> None:
-    text = base64.b64encode(picture()).decode()
+    text = base64.b64encode(file_of(plain("red", 8))).decode()
     report = load_tables({"products": [{"product_id": "1", "images": [text]}]}).report
     assert report.count("missing_images") == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from table_files import write_table
 
 from moon3.__main__ import main
 from processing_moon.text_moon import has_visible_text as visible_to_the_processor
@@ -155,7 +155,7 @@ def test_half_of_an_emoji_in_any_cell_of_any_table_is_named_and_stops_before_any
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
         plain = {name: "x" if isinstance(value, bytes) else value for name, value in plain.items()}
         rows = [*sources[part][:-1], plain]
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+        write_table(tmp_path / f"{part}.jsonl", rows)
         sources[part] = tmp_path / f"{part}.jsonl"
     report = load_tables(sources).report
     column = next(name for name, value in row.items() if lone_surrogate(name) or lone_surrogate(value))

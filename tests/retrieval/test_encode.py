@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,29 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import file_of, plain
 
 from product_data.tables import load_tables
 from retrieval.encode import VectorCache, config_digest, encode, load_for_evaluation, vectors_of
 from retrieval.shortened import shortened_sentence, shortened_summary, told
 
-
-def picture(colour: str, size: int = 32) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 PRODUCTS = [
     {
         "id": "a",
         "title": "red running shoes with a white sole",
-        "images": [picture("red")],
+        "images": [file_of(plain("red"))],
         "category": ["Home", "Shoes"],
     },
     {"id": "b", "title": "bag"},
-    {"id": "c", "images": [picture("blue", 64), picture("green")]},
-    {"id": "d", "title": "same in green", "attributes": {"colour": ["green"]}, "images": picture("green")},
+    {"id": "c", "images": [file_of(plain("blue", 64)), file_of(plain("green"))]},
+    {"id": "d", "title": "same in green", "attributes": {"colour": ["green"]}, "images": file_of(plain("green"))},
     {"id": "e", "title": "striped cotton, navy, autumn, gold buckle, brown leather"},
 ]
 
@@ -61,7 +53,7 @@ def test_an_unreadable_record_is_named_with_its_own_index_and_the_others_keep_th
 ) -> None:
     broken = [
         *PRODUCTS[:2],
-        {"id": "bad", "title": "x", "images": [picture("red")[:40]]},
+        {"id": "bad", "title": "x", "images": [file_of(plain("red"))[:40]]},
         *PRODUCTS[2:],
         {"id": "empty"},
     ]
@@ -122,7 +114,7 @@ def test_a_base_that_is_no_moon_is_refused(tiny_base: Callable[..., Path]) -> No
 
 def test_the_cache_encodes_each_thing_once_and_lists_what_was_skipped(moon: tuple[Any, Any]) -> None:
     products = [
-        {"product_id": "a", "title": "red shoe", "images": [picture("red")]},
+        {"product_id": "a", "title": "red shoe", "images": [file_of(plain("red"))]},
         {"product_id": "b", "title": "no picture"},
         {"product_id": "c", "images": [b"nonsense"], "title": "broken"},
     ]
@@ -153,7 +145,7 @@ def test_what_was_shortened_is_named_by_the_records_own_place_and_each_cache_cou
     assert not encode(*moon, PRODUCTS, progress=False).shortened
     products = [
         {"product_id": "a", "title": "red shoe"},
-        {"product_id": "long", "title": long, "images": [picture("red")]},
+        {"product_id": "long", "title": long, "images": [file_of(plain("red"))]},
     ]
     tables = load_tables({"products": products, "queries": [{"query_id": "q", "text": long, "positives": ["a"]}]})
     cache = VectorCache(*moon, tables.products, tables.queries, progress=False)

@@ -114,6 +114,7 @@ def test_its_vectors_are_those_of_earlier_versions_of_the_code():
     torch.testing.assert_close(vectors[:, :5], torch.tensor(expected), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_unpacked_it_loads_in_a_process_that_cannot_see_the_package(tmp_path):
     folder = unpack(tmp_path / "shipped")
     (tmp_path / "load.py").write_text(

@@ -1,6 +1,5 @@
 """A shop's own CSV files, made by hand: mined, trained, reported, and what is refused."""
 
-import csv
 import json
 import re
 import shutil
@@ -10,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image, ImageDraw
+from table_files import write_table
 
 from modeling_moon import MoonModel
 from moon3.__main__ import main
@@ -19,6 +19,7 @@ from retrieval.encode import load_for_evaluation
 from training.assembly.sources import with_held_out_queries
 from training.shop import _recipe, read_shop
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COLOURS = ("red", "blue", "green", "black", "orange")
 KINDS = ("mug", "lamp", "scarf", "chair")
 
@@ -62,10 +63,7 @@ def shop_folder(tmp_path_factory):
             }
         )
     for name, rows in (("products", products), ("interactions", clicks)):
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(folder / f"{name}.csv", rows)
     return folder
 
 
@@ -86,14 +84,6 @@ def overrides(tiny_base):
         "disable_tqdm": True,
     }
     return [text for key, value in values.items() for text in (f"--{key}", str(value))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +258,7 @@ def test_tables_that_name_splits_keep_them(shop_folder, tmp_path):
         {"query_id": f"q{n}", "text": "x", "positives": [f"{n:03d}"], "split": "test" if n else "train"}
         for n in range(3)
     ]
-    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    write_table(tmp_path / "queries.jsonl", queries)
     tables = read_shop({"products": str(shop_folder / "products.csv"), "queries": str(tmp_path / "queries.jsonl")})
     assert [query.split for query in tables.queries] == ["train", "test", "test"]
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from table_files import write_table
+
 from moon3.__main__ import main
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
 from retrieval.shortened import shortened_summary
@@ -88,7 +90,7 @@ def test_what_was_cut_in_mining_training_and_evaluation_is_counted_and_each_item
         write_report(tables, mined, [], sides, Models(RunFolder(tmp_path), tmp_path)), "What was cut"
     ).endswith("\n\nNothing.\n")
     mined["shortened"] = shortened_summary(cut[:2])
-    (tmp_path / "shortened.jsonl").write_text("".join(json.dumps(one) + "\n" for one in cut[:1]))
+    write_table(tmp_path / "shortened.jsonl", cut[:1])
     results = [result(0.5), result(0.5, shortened=shortened_summary(cut[1:]), warnings=["2 items are over"])]
     text = write_report(tables, mined, results, sides, Models(RunFolder(tmp_path), tmp_path))
     assert _section(text, "What was cut").strip().splitlines()[2:] == [

@@ -15,6 +15,8 @@ from closeness import VALUE
 from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from table_files import write_table
+from tiny_runs import forget_after, write_recipe
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_moon import MoonModel
@@ -37,21 +39,9 @@ def catalogue(tmp_path_factory):
 @pytest.fixture
 def train(tiny_moon, catalogue, tmp_path):
     def run(*arguments, name="run", **values):
-        recipe = {
-            "base": str(tiny_moon("qwen3_vl")),
-            "data": [str(catalogue)],
-            "query_mix": {"i": 1, "t": 1},
-            "max_image_tokens": 4,
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 0.01,
-            "logging_steps": 1,
-            "save_steps": 1,
-            "disable_tqdm": True,
-        }
-        recipe = {key: value for key, value in {**recipe, **values}.items() if value is not None}
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(recipe))
+        values = {"base": str(tiny_moon("qwen3_vl")), "data": [str(catalogue)], "catalogue": None} | values
+        values = {"max_steps": 2, "save_steps": 1, "learning_rate": 0.01} | values
+        path = write_recipe(tmp_path / f"{name}.yaml", **values)
         return main([str(path), "--output_dir", str(tmp_path / name), *arguments])
 
     return run
@@ -72,9 +62,7 @@ def test_adapters_are_saved_alone_and_merged_and_resume(train, tiny_moon, tmp_pa
     with pytest.raises(ValueError, match=r"adapter holds an adapter without its base .*expected .*run/final"):
         SentenceTransformer(str(run / "adapter"))
     first = load_file(run / "final" / "model.safetensors")
-    for leftover in (run / "final", run / "checkpoint-2"):
-        shutil.rmtree(leftover)
-    (run / "finished.json").unlink()
+    forget_after(run, 1)
     assert train(lora=lora) == 0
     again = load_file(run / "final" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -160,7 +148,7 @@ def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys)
     queries = [{"query_id": f"q{number}", "text": "a mug", "positives": [str(number)]} for number in range(6)]
     (tmp_path / "table").mkdir()
     for name, table in (("products", rows), ("queries", queries)):
-        (tmp_path / "table" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+        write_table(tmp_path / "table" / f"{name}.jsonl", table)
     data = {"data": [str(tmp_path / "table")], "split": "all", "derived_queries": False}
     assert train(**data, query_mix={"t": 1, "mm": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
     printed = capsys.readouterr().out
@@ -246,9 +234,7 @@ def test_a_run_does_not_go_on_with_data_of_which_other_pairs_would_be_drawn(trai
     shutil.copytree(catalogue, shop)
     assert train(data=[str(shop)]) == 0
     run = tmp_path / "run"
-    for leftover in (run / "final", run / "checkpoint-2"):
-        shutil.rmtree(leftover)
-    (run / "finished.json").unlink()
+    forget_after(run, 1)
     tables = {name: pyarrow.parquet.read_table(catalogue / f"{name}.parquet") for name in ("products", "queries")}
     pyarrow.parquet.write_table(tables["products"].slice(0, 59), shop / "products.parquet")
     assert train(data=[str(shop)]) == 2
@@ -371,6 +357,7 @@ def test_help_is_printed_and_is_no_error(arguments, capsys):
     assert "--num_train_epochs" not in printed
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_anywhere_and_hides_no_library(tmp_path):
     command = [sys.executable, str(ROOT / "training" / "train.py"), "nowhere.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import yaml
+from table_files import write_table
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport
 from training.assembly.sources import read_data, shared_with_evaluation, unanswered_queries, with_splits
@@ -33,7 +34,7 @@ def shop(tmp_path):
         folder = tmp_path / "shop"
         folder.mkdir(exist_ok=True)
         for name, content in (("products", rows), ("queries", queries)):
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+            write_table(folder / f"{name}.jsonl", content)
         recipe = {"small_base": {"hidden_size": 32}, "max_steps": 1, "data": [str(folder)], **values}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return parse_recipe([str(tmp_path / "recipe.yaml")])

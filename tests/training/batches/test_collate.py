@@ -1,10 +1,8 @@
 import dataclasses
-import io
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import file_of, noise
 from torch.utils.data import DataLoader
 
 from processing_moon import MoonProcessor, images_moon
@@ -17,20 +15,12 @@ from training.recipe.pairs import PairArguments
 
 @pytest.fixture(scope="module")
 def processor(tiny_moon):
-    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
-    processor.max_image_tokens = 4
-    return processor
-
-
-def picture(seed=0):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
+    return MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"), max_image_tokens=4)
 
 
 def pair(number, query=None, images=(None, None), other=(), negative=()):
     records = [
-        {"id": f"shop/p{number}{role}", "title": f"thing {number}", "images": [image or picture(number)]}
+        {"id": f"shop/p{number}{role}", "title": f"thing {number}", "images": [image or file_of(noise(seed=number))]}
         for role, image in zip("+-", images, strict=True)
     ]
     return Pair(
@@ -113,7 +103,7 @@ def test_a_batch_of_which_nothing_is_left_is_an_error_that_names_the_items(proce
 
 def shop_with_broken_pictures(share):
     products = [
-        ProductRow(f"p{n}", title=f"thing {n}", images=(b"no picture" if n < 20 * share else picture(n),))
+        ProductRow(f"p{n}", title=f"thing {n}", images=(b"no picture" if n < 20 * share else file_of(noise(seed=n)),))
         for n in range(20)
     ]
     tables = ProductTables("shop", products, [], ValidationReport("shop", 20, 0, {}))
@@ -161,10 +151,12 @@ def test_forms_stand_beside_the_items_and_each_picture_is_decoded_once(processor
     opened = []
     decode = images_moon._decode
     monkeypatch.setattr(images_moon, "_decode", lambda *arguments: opened.append(1) or decode(*arguments))
-    both = pair(1, query={"id": "q1", "text": "in blue", "image": picture(9), "core_box": [0, 0, 20, 20]})
-    image = pair(2, query={"id": "q2", "image": picture(8)})
+    both = pair(1, query={"id": "q1", "text": "in blue", "image": file_of(noise(seed=9)), "core_box": [0, 0, 20, 20]})
+    image = pair(2, query={"id": "q2", "image": file_of(noise(seed=8))})
     text = pair(3)
-    lone = dataclasses.replace(text, products=[{"id": "shop/p3+", "title": "x"}, {"id": "-", "images": [picture(7)]}])
+    lone = dataclasses.replace(
+        text, products=[{"id": "shop/p3+", "title": "x"}, {"id": "-", "images": [file_of(noise(seed=7))]}]
+    )
     plain = PairCollator(processor)([both, image, lone])
     assert len(opened) == 7
     opened.clear()
@@ -181,7 +173,7 @@ def test_forms_stand_beside_the_items_and_each_picture_is_decoded_once(processor
     assert batch["product_forms"]["i"]["rows"].tolist() == [0, 1, 2, 3]
     for form, records in (
         ("t", [{"text": "in blue"}]),
-        ("i", [{"image": picture(9), "core_box": [0, 0, 20, 20]}]),
+        ("i", [{"image": file_of(noise(seed=9)), "core_box": [0, 0, 20, 20]}]),
     ):
         expected = processor(queries=records)
         assert forms[form]["inputs"].keys() == expected.keys()
@@ -219,7 +211,7 @@ def test_with_forms_an_unreadable_picture_is_named_and_replaced_as_without(proce
 @pytest.mark.parametrize("forms", [False, True])
 def test_pictures_are_fetched_from_addresses_only_where_that_is_allowed(processor, monkeypatch, forms):
     fetched = []
-    monkeypatch.setattr(images_moon, "fetch", lambda url, **limits: fetched.append(url) or picture(3))
+    monkeypatch.setattr(images_moon, "fetch", lambda url, **limits: fetched.append(url) or file_of(noise(seed=3)))
     remote = pair(1, images=("https://shop.example/1.png", None))
     batch = PairCollator(processor, allow_urls=True, forms=forms)([remote])
     assert fetched == ["https://shop.example/1.png"]

@@ -1,11 +1,8 @@
 """Identical products, and those with the answer's title and picture: neither drawn, mined, in the batch nor in the queue."""
 
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import file_of, noise
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
 from training.assembly.sources import digest_of
@@ -18,20 +15,13 @@ from training.recipe.pairs import PairArguments
 SHOES, SIZES = 6, 12
 
 
-def picture(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def shoe(number, size, sized=False):
     return ProductRow(
         product_id=f"s{number}-{size}",
         title=f"Shoe {number}",
         category=("Shoes",),
         attributes={"size": (str(36 + size),)} if sized else {},
-        images=(picture(number),),
+        images=(file_of(noise(seed=number)),),
     )
 
 
@@ -163,7 +153,7 @@ def test_rows_of_a_stream_with_other_ids_and_one_content_are_no_negatives_of_eac
             "query": f"wish {n}",
             "positive_id": f"s{n % 3}-{n}",
             "positive_title": f"Shoe {n % 3}",
-            "positive_image": picture(n % 3),
+            "positive_image": file_of(noise(seed=n % 3)),
         }
         for n in range(9)
     ]

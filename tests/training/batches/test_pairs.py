@@ -1,8 +1,8 @@
-import io
 from collections import Counter
 
 import numpy as np
 import pytest
+from pictures import file_of, noise
 from PIL import Image
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport
@@ -12,20 +12,13 @@ from training.batches.views import altered_view
 from training.recipe.pairs import PairArguments
 
 
-def picture(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def product(number, leaf="Shirts", group=None, colour="red"):
     return ProductRow(
         product_id=f"p{number}",
         title=f"Thing {number}",
         category=("Clothes", leaf),
         attributes={"colour": (colour,)},
-        images=(picture(number),),
+        images=(file_of(noise(seed=number)),),
         group=group,
     )
 
@@ -189,7 +182,7 @@ def test_variants_of_every_known_answer_are_no_negatives():
 
 def test_a_query_that_starts_from_a_product_neither_rewards_nor_punishes_that_product():
     products = [product(number, group="family") for number in range(3)] + [product(9)]
-    query = QueryRow("q", "both", "in blue", picture(0), positives=("p1",), reference_product_id="p0")
+    query = QueryRow("q", "both", "in blue", file_of(noise(seed=0)), positives=("p1",), reference_product_id="p0")
     pairs = dataset(PairSource(tables(products, [query])), query_mix={"mm": 1}, derived_queries=False)
     assert stable_id("shop/p0") in pairs[0].other_ids
     assert pairs[0].query_group == NO_ID
@@ -238,8 +231,8 @@ def test_targets_can_be_image_only_or_text_only_in_a_share_of_the_pairs():
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_photos_of_real_queries_are_altered_in_a_share_of_the_pairs(share):
     products = [product(number) for number in range(4)]
-    queries = [QueryRow(f"q{n}", "image", image=picture(50 + n), positives=(f"p{n}",)) for n in range(4)]
-    boxed = [QueryRow("b", "image", image=picture(60), box=(2.0, 2.0, 9.0, 9.0), positives=("p0",))]
+    queries = [QueryRow(f"q{n}", "image", image=file_of(noise(seed=50 + n)), positives=(f"p{n}",)) for n in range(4)]
+    boxed = [QueryRow("b", "image", image=file_of(noise(20, 24, 60)), box=(2.0, 2.0, 9.0, 9.0), positives=("p0",))]
     options = {"query_mix": {"i": 1}, "derived_queries": False, "augment_queries": share, "length": 200}
     pairs = dataset(PairSource(tables(products, queries)), **options)
     altered = sum(isinstance(pairs[position].query["image"], Image.Image) for position in range(200))

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from pictures import file_of, noise
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -34,25 +35,19 @@ from training.recipe.pairs import PairArguments
 pytestmark = pytest.mark.lowest
 
 
-def picture(seed):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def triplet(number, **more):
     return {
         "id": f"row{number}",
         "query": f"wish {number}",
-        "query_image": picture(number) if number % 3 == 0 else None,
+        "query_image": file_of(noise(seed=number)) if number % 3 == 0 else None,
         "doc_id": f"d{number}",
         "doc_title": f"thing {number} " + "x" * (number % 7),
-        "doc_image": picture(number),
+        "doc_image": file_of(noise(seed=number)),
         "doc_cate1_name": "Clothes",
         "doc_attributes": "colour:red,,size:S!!!M",
         "neg_doc_id": f"d{(number + 1) % 40}",
         "neg_doc_title": f"thing {(number + 1) % 40}",
-        "neg_doc_image": picture(number + 1),
+        "neg_doc_image": file_of(noise(seed=number + 1)),
     } | more
 
 
@@ -255,9 +250,7 @@ def test_several_streams_are_drawn_by_weight(tmp_path, shards):
 
 @pytest.fixture(scope="module")
 def processor(tiny_moon):
-    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
-    processor.max_image_tokens = 4
-    return processor
+    return MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"), max_image_tokens=4)
 
 
 def row(number=0, **more):
@@ -276,7 +269,7 @@ def test_a_row_becomes_a_query_its_product_and_its_hard_negative(tmp_path, shard
     product, negative = pair.products
     assert product["category"] == ["Clothes"]
     assert product["attributes"] == {"colour": ["red"], "size": ["S", "M"]}
-    assert (product["images"], negative["images"]) == ([picture(4)], [picture(5)])
+    assert (product["images"], negative["images"]) == ([file_of(noise(seed=4))], [file_of(noise(seed=5))])
     assert negative["title"] == "thing 5"
     assert len(pair.negative_ids) == 1
 
@@ -383,7 +376,7 @@ def test_streams_are_opened_and_their_columns_said(tmp_path, shards, capsys):
 
 def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch):
     """The hub's loader is called as documented; a local folder of shards stands for the data set."""
-    pictures = [Image.open(io.BytesIO(picture(number))) for number in range(6)]
+    pictures = [Image.open(io.BytesIO(file_of(noise(seed=number)))) for number in range(6)]
     features = datasets.Features(
         {
             "doc_title": datasets.Value("string"),
@@ -490,7 +483,11 @@ def invalid_shard(path, rows=3):
     """A shard whose second title is Latin-1."""
     raw = pyarrow.array([b"hat", b"caf\xe9", *[b"shoe"] * (rows - 2)])
     titles = pyarrow.Array.from_buffers(pyarrow.string(), rows, raw.buffers())
-    columns = {"query": ["wish"] * rows, "doc_title": titles, "doc_image": [picture(n) for n in range(rows)]}
+    columns = {
+        "query": ["wish"] * rows,
+        "doc_title": titles,
+        "doc_image": [file_of(noise(seed=n)) for n in range(rows)],
+    }
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import yaml
-from launched import ROOT, run_twice
+from launched import ROOT, run
+from tiny_runs import write_recipe
 
 from product_data.atomic_files import read_lines
 from product_data.catalogue.making import write_catalogue
@@ -74,7 +74,7 @@ dist.destroy_process_group()
 @pytest.mark.parametrize("kind", ["given", "forms"])
 def test_without_the_spatial_half_two_processes_learn_from_their_own_candidates_alone(kind, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    run_twice(tmp_path / "script.py", str(tmp_path), kind)
+    run(tmp_path / "script.py", tmp_path, kind, processes=2)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["wanted"].abs().max() > 0.01
@@ -85,31 +85,19 @@ def test_without_the_spatial_half_two_processes_learn_from_their_own_candidates_
 @pytest.mark.parametrize("spatial", [False, True])
 def test_a_training_keeps_in_each_queue_what_the_spatial_half_allows(spatial, tiny_moon, tmp_path):
     write_catalogue(tmp_path / "shop", products=40, image_size=64, progress=False)
-    values = {
-        "base": str(tiny_moon("qwen3_vl")),
-        "data": [str(tmp_path / "shop")],
-        "query_mix": {"t": 1},
-        "product_mix": {"t": 1},
-        "spatial_negatives": spatial,
-        "queue_steps": 1,
-        "per_device_train_batch_size": 2,
-        "max_steps": 2,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "save_total_limit": 4,
-        "disable_tqdm": True,
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    run = tmp_path / "run"
-    run_twice(ROOT / "training" / "train.py", str(tmp_path / "recipe.yaml"), "--output_dir", str(run))
+    values = {"data": [str(tmp_path / "shop")], "catalogue": None, "query_mix": {"t": 1}, "product_mix": {"t": 1}}
+    values |= {"spatial_negatives": spatial, "queue_steps": 1, "max_steps": 2, "save_total_limit": 4}
+    recipe = write_recipe(tmp_path / "recipe.yaml", base=str(tiny_moon("qwen3_vl")), **values)
+    output = tmp_path / "run"
+    run(ROOT / "training" / "train.py", recipe, "--output_dir", output, processes=2)
     own, other = (
-        torch.load(run / "checkpoint-2" / f"contrastive_state_{rank}.pt", weights_only=True)["queue"]["steps"][0]
+        torch.load(output / "checkpoint-2" / f"contrastive_state_{rank}.pt", weights_only=True)["queue"]["steps"][0]
         for rank in (0, 1)
     )
     count = 4 * (2 if spatial else 1)  # two pairs of a process, each a positive and a hard negative
     assert len(own["product_C"]) == len(other["product_C"]) == count
     assert torch.equal(own["vector_CD"], other["vector_CD"]) == spatial
-    first, second = (line["negatives"] + 1 for line in read_lines(run / "metrics.jsonl"))
-    masked = [line["masked_share"] for line in read_lines(run / "metrics.jsonl")]
+    first, second = (line["negatives"] + 1 for line in read_lines(output / "metrics.jsonl"))
+    masked = [line["masked_share"] for line in read_lines(output / "metrics.jsonl")]
     assert first == pytest.approx(count * (1 - masked[0]), abs=1e-6)
     assert second == pytest.approx(2 * count * (1 - masked[1]), abs=1e-6)

@@ -1,11 +1,10 @@
 import contextlib
 
-import numpy as np
 import pytest
 import torch
 from closeness import DOUBLE, GRADIENT, VALUE, relative_difference
 from peft import LoraConfig, get_peft_model
-from PIL import Image
+from pictures import noise
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -15,16 +14,11 @@ from training.encoding.chunked_encoding import ChunkedEncoding, images_per_row, 
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 
-
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(32, 48, 3), dtype=np.uint8))
-
-
 PRODUCTS = [
-    {"title": "red shoes", "images": [picture(0)]},
+    {"title": "red shoes", "images": [noise(48, 32, 0)]},
     {"title": "brown leather tote bag, gold buckle"},
-    {"title": "mug", "images": [picture(1), picture(2)]},
-    {"images": [picture(3)]},
+    {"title": "mug", "images": [noise(48, 32, 1), noise(48, 32, 2)]},
+    {"images": [noise(48, 32, 3)]},
     {"title": "blue cotton shirt"},
 ]
 

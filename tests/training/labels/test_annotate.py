@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,8 @@ from types import SimpleNamespace
 import pyarrow.parquet
 import pytest
 import torch
+from launched import Launched
+from pictures import file_of, plain
 from PIL import Image
 
 from moon3.__main__ import main
@@ -24,14 +23,8 @@ from training.labels.annotate import WritingError, WritingJob, write_attributes
 from training.labels.chat_writer import Answer, ChatWriter, Question, _Drawn, ask_about, load_writer, read_answer
 
 
-def picture(colour: str) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (64, 48), colour).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def product(number: int, **fields: object) -> ProductRow:
-    shown = {"title": f"shoe {number}", "images": (picture(f"#{number:02x}0000"),)}
+    shown = {"title": f"shoe {number}", "images": (file_of(plain(f"#{number:02x}0000", 64, 48)),)}
     return ProductRow(f"p{number}", **(shown | fields))
 
 
@@ -349,14 +342,14 @@ def test_a_picture_that_cannot_be_opened_is_named_and_tried_again_by_the_next_ru
     said = capsys.readouterr().err
     assert "p1: the picture cannot be read" in said
     assert "p2: the picture cannot be read" in said
-    missing.write_bytes(picture("blue"))
+    missing.write_bytes(file_of(plain("blue", 64, 48)))
     counts = write_attributes(products, writer, job(tmp_path, forms=("image",)))
     assert (counts["image"]["written"], counts["image"]["unreadable"]) == (2, 1)
 
 
 def test_large_pictures_are_shown_smaller_and_only_as_many_as_asked(tmp_path):
     writer = Scripted(red)
-    row = product(1, images=(picture("red"), picture("blue")))
+    row = product(1, images=(file_of(plain("red", 64, 48)), file_of(plain("blue", 64, 48))))
     write_attributes([row], writer, job(tmp_path, forms=("image",), max_pixels=300))
     (question,) = writer.asked
     (image,) = question.images
@@ -458,10 +451,10 @@ module.write_attributes([product(number) for number in range(1, 5)], Scripted(re
 
 
 def test_a_run_that_is_killed_in_the_middle_of_a_line_loses_that_answer_alone(tmp_path):
-    here = Path(__file__).resolve().parent
-    code = KILLED.format(paths=[str(here), str(here.parents[2])], folder=str(tmp_path))
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(paths=[str(Path(__file__).parent)], folder=str(tmp_path)))
+    with Launched(script) as writing:
+        assert writing.finish() == [-signal.SIGKILL], writing.said()[-2000:]
     journal = tmp_path / "out.parquet.answers.jsonl"
     assert not journal.read_bytes().endswith(b"\n")
     assert not (tmp_path / "out.parquet").exists()
@@ -511,7 +504,7 @@ def test_the_command_runs_a_random_model_and_keeps_what_it_cannot_read(tmp_path,
     ]
     (tmp_path / "products.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     for number in (1, 2):
-        (tmp_path / f"{number}.png").write_bytes(picture("red"))
+        (tmp_path / f"{number}.png").write_bytes(file_of(plain("red", 64, 48)))
     output = tmp_path / "written_attributes.parquet"
     model = str(tiny_base("qwen3_vl"))
     command = [str(tmp_path), "--model", model, "--output", str(output), "--device", "cpu", "--max-new-tokens", "4"]

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pictures import file_of, noise
 from PIL import Image
 
 from moon3.__main__ import main
@@ -23,12 +24,6 @@ from training.mining.hard_negatives import (
 )
 from training.mining.mine import MiningError, MiningJob, mine, report_text, write_queries
 from training.recipe.pairs import PairArguments
-
-
-def picture(seed=0):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def gallery(rng, count):
@@ -326,8 +321,14 @@ def test_vectors_of_another_model_or_of_other_settings_are_not_taken_for_this_on
 
 
 def test_pictures_of_every_kind_survive_in_the_written_table(tmp_path):
-    (tmp_path / "q.png").write_bytes(picture(1))
-    images = [picture(2), str(tmp_path / "q.png"), Image.new("RGB", (4, 4), "red"), None, "https://shop.example/q.jpg"]
+    (tmp_path / "q.png").write_bytes(file_of(noise(seed=1)))
+    images = [
+        file_of(noise(seed=2)),
+        str(tmp_path / "q.png"),
+        Image.new("RGB", (4, 4), "red"),
+        None,
+        "https://shop.example/q.jpg",
+    ]
     queries = [QueryRow(f"q{n}", "both", "x", image=image, positives=("p",)) for n, image in enumerate(images)]
     path = write_queries(queries, {}, tmp_path)
     read = load_tables({"products": [{"product_id": "p", "title": "x"}], "queries": path}).queries

@@ -1,16 +1,11 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from closeness import DOUBLE
+from launched import run
 
 from training.parallel.distributed import first_row, gather_ids, gather_with_gradient
-
-ROOT = Path(__file__).resolve().parents[3]
 
 TWO_PROCESSES = """
 import json, sys
@@ -79,17 +74,10 @@ dist.destroy_process_group()
 """
 
 
-def torchrun(script: Path, *arguments: str) -> None:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_processes_with_uneven_batches_equal_one_process(tmp_path):
     script, result = tmp_path / "two_processes.py", tmp_path / "result.json"
     script.write_text(TWO_PROCESSES)
-    torchrun(script, str(result))
+    run(script, result, processes=2)
     found = json.loads(result.read_text())
     assert found["loss"][0] == pytest.approx(found["loss"][1], abs=DOUBLE)
     assert found["candidates"] < DOUBLE
@@ -98,10 +86,11 @@ def test_two_processes_with_uneven_batches_equal_one_process(tmp_path):
     assert found["ids"] == [0, 10, 20, 30, 40, 50, 60, 70]
 
 
+@pytest.mark.slow
 def test_others_wait_for_the_first_process_beyond_the_timeout_of_the_group(tmp_path):
     script, result = tmp_path / "long_evaluation.py", tmp_path / "result"
     script.write_text(A_LONG_EVALUATION)
-    torchrun(script, str(result))
+    run(script, result, processes=2)
     assert result.read_text() == "evaluated"
 
 

@@ -5,22 +5,19 @@ metrics and gradients.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import test_one_global_batch as one
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 from closeness import assert_same_gradients, assert_same_metrics
-from launched import IMPORT_PATH
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
+from global_batch import GLOBAL_BATCH, alignment, make_trainer
+from gradient_steps import Gradients
+from launched import run
+from sharded import NEEDS_FSDP, sharding_environment
 
+from modeling_moon import MoonModel
 from product_data.atomic_files import read_lines
 from training.encoding.batch_encoding import encoded_rows
 from training.libraries.fsdp import whole_parameters
@@ -36,47 +33,31 @@ from training.parallel.sharding import (
 )
 from training.recipe.loss import LossArguments
 
-ROOT = Path(__file__).resolve().parents[3]
-NEEDS_FSDP = pytest.mark.skipif(
-    torch.__version__ < (2, 13) and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"),
-    reason="a torch before 2.13 whose FSDP2 lacks set_reduce_scatter_unused_params; check_launch refuses it",
-)
-
 
 def variants(chunk):
     """Name → (adapters, queue steps, loss, options, arguments of the trainer)."""
     several = {"several_positives": True, "negative_margin": 0.1, "sample_filter": True}
     dual = {"sample_filter": True, "dual_alignment": True, "symmetric_intra": True}
     inner = MatryoshkaLoss(InfoNCELoss(0.3, block_size=3), [8, 16])
-    align = one.alignment
     return {
-        "plain": (False, 2, align(InfoNCELoss(0.3)), LossArguments(), {"max_grad_norm": 0.01}),
-        "adapters": (True, 2, align(inner), LossArguments(**several, encode_chunk_size=chunk), {}),
-        "dual": (False, 2, align(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), LossArguments(**dual), {}),
+        "plain": (False, 2, alignment(InfoNCELoss(0.3)), LossArguments(), {"max_grad_norm": 0.01}),
+        "adapters": (True, 2, alignment(inner), LossArguments(**several, encode_chunk_size=chunk), {}),
+        "dual": (False, 2, alignment(InfoNCELoss(0.3), symmetric=True, sparsity_weight=0.1), LossArguments(**dual), {}),
         "dual_in_chunks": (
             False,
             2,
-            align(inner, symmetric=True, sparsity_weight=0.1),
+            alignment(inner, symmetric=True, sparsity_weight=0.1),
             LossArguments(**dual, encode_chunk_size=chunk, queue_warmup_steps=2),
             {"gradient_checkpointing": True},
         ),
-        "dual_adapters": (True, 2, align(inner, symmetric=True), LossArguments(**dual, encode_chunk_size=chunk), {}),
+        "dual_adapters": (
+            True,
+            2,
+            alignment(inner, symmetric=True),
+            LossArguments(**dual, encode_chunk_size=chunk),
+            {},
+        ),
     }
-
-
-class Gradients(TrainerCallback):
-    """Keeps what each step is made of, whole."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        found = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                found[name] = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).clone()
-        self.steps.append(found)
 
 
 def train_all(folder, output, batch, chunk, names=None):
@@ -85,7 +66,7 @@ def train_all(folder, output, batch, chunk, names=None):
     for name, (*variant, arguments) in variants(chunk).items():
         if names and name not in names:
             continue
-        trainer = one.make_trainer(folder, output / name, variant, batch, **arguments)
+        trainer = make_trainer(folder, output / name, variant, batch, **arguments)
         gradients = Gradients()
         trainer.add_callback(gradients)
         trainer.train()
@@ -96,19 +77,10 @@ def train_all(folder, output, batch, chunk, names=None):
 
 def main():
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    batch = one.GLOBAL_BATCH // int(os.environ["WORLD_SIZE"])
+    batch = GLOBAL_BATCH // int(os.environ["WORLD_SIZE"])
     results = train_all(folder, output, batch, chunk=1, names=sys.argv[3:])
     if os.environ["RANK"] == "0":
         torch.save({name: gradients for name, (_, gradients) in results.items()}, output / "gradients.pt")
-
-
-def launch_environment(settings, processes=2):
-    """What `accelerate launch --config_file settings --num_processes 2` puts into the environment of CPU processes."""
-    arguments = ["--config_file", str(settings), "--num_processes", str(processes), "--main_process_port", "0"]
-    given = launch_command_parser().parse_args([*arguments, "--mixed_precision", "no", "train.py"])
-    environment = prepare_multi_gpu_env(_validate_launch_command(given)[0])
-    apart = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
-    return {name: value for name, value in environment.items() if name != "PYTHONPATH"} | apart
 
 
 @pytest.fixture(scope="module")
@@ -118,20 +90,16 @@ def moon2(tiny_moon):
 
 @NEEDS_FSDP
 @pytest.mark.parametrize(
-    ("preset", "names"), [("moon2", ["plain", "adapters", "dual", "dual_in_chunks"]), ("moon3", ["dual_adapters"])]
+    ("preset", "names"),
+    [
+        pytest.param("moon2", ["plain", "adapters", "dual", "dual_in_chunks"], marks=pytest.mark.slow),
+        ("moon3", ["dual_adapters"]),
+    ],
 )
 def test_two_processes_with_parts_of_a_model_train_as_one_process_does(tiny_moon, tmp_path, preset, names):
     folder = tiny_moon("qwen3_vl", trained=True, preset=preset)
-    whole = train_all(folder, tmp_path / "one", one.GLOBAL_BATCH, chunk=3, names=names)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(
-        [*command, str(folder), str(tmp_path / "two"), *names],
-        env=launch_environment(ROOT / "training" / "launch" / "fsdp2.yaml"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    whole = train_all(folder, tmp_path / "one", GLOBAL_BATCH, chunk=3, names=names)
+    run(__file__, folder, tmp_path / "two", *names, processes=2, environment=sharding_environment())
     gradients = torch.load(tmp_path / "two" / "gradients.pt", weights_only=True)
     for name, (metrics, steps) in whole.items():
         in_parts = read_lines(tmp_path / "two" / name / "metrics.jsonl")
@@ -157,14 +125,14 @@ def test_idle_forward_passes_leave_nothing_but_a_graph():
 
 
 def test_units_are_the_decoder_layers_and_the_vision_tower_stays_whole(moon2):
-    model = one.MoonModel.from_pretrained(moon2)
+    model = MoonModel.from_pretrained(moon2)
     assert decoder_layers(model) == ["MoonQwen3VLDecoderLayer"]
     with pytest.raises(ValueError, match="found no decoder layers in Linear"):
         decoder_layers(torch.nn.Linear(1, 1))
 
 
 def test_parameters_of_a_whole_model_are_shown_as_they_are(moon2):
-    model = one.MoonModel.from_pretrained(moon2)
+    model = MoonModel.from_pretrained(moon2)
     before = model.preference_entropy()
     with whole_parameters(model, "preference"):
         assert torch.equal(model.preference_entropy(), before)

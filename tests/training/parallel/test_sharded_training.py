@@ -1,52 +1,32 @@
 """A training of two processes that hold a model in parts, through the script: killed, resumed, saved whole."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-import test_sharded_one_batch as one_batch
 import torch
-import yaml
+from launched import ROOT, Launched, run
 from safetensors.torch import load_file
+from sharded import NEEDS_FSDP, sharding_environment
+from tiny_runs import write_recipe
 from transformers import AutoModel
 
 from product_data.catalogue.making import write_catalogue
 from training.runs.folder import RunFolder
-from training.studies.soak import Processes, differing_losses, differing_weights, logged_step
+from training.studies.soak import differing_losses, differing_weights, logged_step
 
-ROOT = Path(__file__).resolve().parents[3]
 EXPERTS = {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 
-def command(tmp_path, run, **values):
-    recipe = {
-        "data": [str(tmp_path / "shop")],
-        # One pair a process, of a picture or of words alone: often only one of the two sees the vision tower.
-        "query_mix": {"i": 1, "t": 1, "mm": 1},
-        "product_mix": {"mm": 1, "t": 2},
-        "per_device_train_batch_size": 1,
-        "queue_steps": 2,
-        "max_image_tokens": 4,
-        "max_steps": 4,
-        "learning_rate": 0.001,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "save_total_limit": 4,
-        "disable_tqdm": True,
-        "gradient_checkpointing": True,
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe | values))
-    return [sys.executable, str(ROOT / "training" / "train.py"), str(path), "--output_dir", str(run)]
+def write(path, folder, **values):
+    # One pair a process, of a picture or of words alone: often only one of the two sees the vision tower.
+    mixes = {"query_mix": {"i": 1, "t": 1, "mm": 1}, "product_mix": {"mm": 1, "t": 2}}
+    tables = {"data": [str(path.parent / "shop")], "catalogue": None, "per_device_train_batch_size": 1}
+    more = {"queue_steps": 2, "save_total_limit": 4, "gradient_checkpointing": True}
+    return write_recipe(path, base=str(folder), **mixes, **tables, **more, **values)
 
 
-def finish(words, log):
-    with Processes(words, 2, log) as training:
-        assert training.finish() == [0, 0], training.last_words()
-
-
-@one_batch.NEEDS_FSDP
+@NEEDS_FSDP
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
@@ -54,23 +34,21 @@ def finish(words, log):
         ("SHARDED_STATE_DICT", {"lora": EXPERTS, "encode_chunk_size": 1}),
     ],
 )
-def test_a_killed_training_goes_on_exactly_and_its_model_is_saved_whole(tiny_moon, tmp_path, monkeypatch, kind, values):
+def test_a_killed_training_goes_on_exactly_and_its_model_is_saved_whole(tiny_moon, tmp_path, kind, values):
     write_catalogue(tmp_path / "shop", products=60, image_size=64, progress=False)
-    for name, value in one_batch.launch_environment(ROOT / "training" / "launch" / "fsdp2.yaml").items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", kind)
+    sharding = sharding_environment() | {"FSDP_STATE_DICT_TYPE": kind}
     folder = tiny_moon("qwen3_vl", trained=True)
-    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
-    finish(command(tmp_path, whole, base=str(folder), **values), log)
-    words = command(tmp_path, killed, base=str(folder), **values)
-    with Processes(words, 2, log) as training:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [ROOT / "training" / "train.py", write(tmp_path / "recipe.yaml", folder, **values), "--output_dir"]
+    run(*command, whole, processes=2, environment=sharding)
+    with Launched(*command, killed, processes=2, environment=sharding) as training:
         training.wait_for(lambda: logged_step(killed) >= 3)
         training.kill()
     shutil.rmtree(killed / "checkpoint-4", ignore_errors=True)  # where the kill came late
     assert RunFolder(killed).last_good_checkpoint() == killed / "checkpoint-2"
     (killed / "finished.json").unlink(missing_ok=True)
-    finish(words, log)
-    assert f"resuming from {killed / 'checkpoint-2'}" in log.read_text()
+    said = run(*command, killed, processes=2, environment=sharding)
+    assert f"resuming from {killed / 'checkpoint-2'}" in said
     assert differing_losses(whole, killed) == []
     tensors, differences = differing_weights(whole / "final", killed / "final")
     assert (differences, tensors > 10) == ([], True)

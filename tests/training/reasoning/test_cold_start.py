@@ -6,20 +6,18 @@ Run as a script by torchrun, this file trains each of `VARIANTS` and writes loss
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
-from gradient_steps import Gradients
-from launched import IMPORT_PATH
-from peft import LoraConfig, get_peft_model
-from PIL import Image
+from closeness import GRADIENT, VALUE, assert_same_trainings, relative_difference
+from gradient_steps import PLAIN_STEPS, Gradients, with_adapters
+from launched import run
+from pictures import noise
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
+from words import words
 
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
@@ -36,19 +34,9 @@ from training.model.checkpoint import save_moon
 from training.reasoning.cold_start_trainer import ColdStartTrainer
 from training.recipe.loss import LossArguments
 
-ROOT = Path(__file__).resolve().parents[3]
-WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 GLOBAL_BATCH, STEPS, TEMPERATURE = 4, 4, 0.3
 # Of each pair of a step, which of query, positive and hard negative have a reasoning: all on one process, none at all …
 REASONED = [["qpn", "qp", "", ""], ["p", "q", "n", "qpn"], ["", "", "", ""], ["qpn", "qpn", "qpn", "qpn"]]
-
-
-def words(seed, count=4):
-    return " ".join(np.random.default_rng(seed).choice(WORDS, size=count))
-
-
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(32, 32, 3), dtype=np.uint8))
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -59,10 +47,14 @@ class Pairs(torch.utils.data.Dataset):
 
     def __getitem__(self, position):
         names = [f"q{position}", f"p{position}", f"n{position}"]
-        records = [{"text": words(100 + position, 2)}, {"title": words(position)}, {"title": words(200 + position)}]
+        records = [
+            {"text": words(100 + position, 2)},
+            {"title": words(position, 4)},
+            {"title": words(200 + position, 4)},
+        ]
         if position % 3 == 0:
-            records[0]["image"] = picture(position)
-            records[1]["images"] = [picture(50 + position)]
+            records[0]["image"] = noise(seed=position)
+            records[1]["images"] = [noise(seed=50 + position)]
         reasoned = REASONED[position // GLOBAL_BATCH % STEPS][position % GLOBAL_BATCH]
         for name, record in zip(names, records, strict=True):
             record["id"] = name
@@ -89,24 +81,16 @@ def variants(chunk):
 
 
 def load_learner(folder, adapters):
-    torch.manual_seed(0)
     model = MoonForConditionalGeneration.from_pretrained(folder)
     if adapters:
-        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["projection", "router"])
-        model = get_peft_model(model, config)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # zeros at first, behind which nothing else would learn
-                torch.nn.init.normal_(parameter, std=0.05)
+        model = with_adapters(model, modules_to_save=["projection", "router"])
     return model
 
 
 def make_trainer(folder, output, variant, batch=GLOBAL_BATCH, **arguments):
     adapters, queue_steps, loss, options, weights = variant
-    values = {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 3e-5, "logging_steps": 1}
-    values |= {"optim": "sgd", "save_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True}
-    values |= {"report_to": "none", "remove_unused_columns": False, "train_sampling_strategy": "sequential"}
-    values |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False, "max_grad_norm": 0.0}
-    values |= {"lr_scheduler_type": "constant", "use_cpu": True}
+    values = PLAIN_STEPS | {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 3e-5}
+    values |= {"remove_unused_columns": False, "train_sampling_strategy": "sequential"}
     processor = MoonProcessor.from_pretrained(folder)
     processor.max_image_tokens = 4
     return ColdStartTrainer(
@@ -249,23 +233,15 @@ def test_logits_are_made_of_the_tokens_to_be_written_alone(moon3, tmp_path):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(
-        [*command, str(moon3), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(__file__, moon3, tmp_path, processes=2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    for name, (metrics, steps) in by_one_process.items():
-        assert_same_metrics(metrics, read_lines(tmp_path / name / "metrics.jsonl"))
-        assert_same_gradients(steps, gradients[name], name)
+    by_two = {name: (read_lines(tmp_path / name / "metrics.jsonl"), steps) for name, steps in gradients.items()}
+    assert_same_trainings(by_one_process, by_two)
 
 
 def test_chunks_train_as_whole_batches_do(moon3, by_one_process, tmp_path):
     whole = train_all(moon3, tmp_path, GLOBAL_BATCH, chunk=None)
-    for name in ("chunks", "adapters", "no_cross_entropy"):
-        assert_same_metrics(whole[name][0], by_one_process[name][0])
-        assert_same_gradients(whole[name][1], by_one_process[name][1], name)
+    assert_same_trainings(whole, by_one_process, ("chunks", "adapters", "no_cross_entropy"))
 
 
 def test_a_step_without_any_reasoning_has_no_cross_entropy(by_one_process):
@@ -291,7 +267,14 @@ def test_the_output_layer_learns_where_there_is_something_to_write(by_one_proces
 # Checkpoints
 
 
-@pytest.mark.parametrize(("name", "tied"), [("chunks", True), ("whole", False), ("adapters", True)])
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        ("chunks", True),
+        pytest.param("whole", False, marks=pytest.mark.slow),
+        pytest.param("adapters", True, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_and_resumed_equals_uninterrupted(tiny_moon, tmp_path, name, tied):
     folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, tie_word_embeddings=tied)
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}

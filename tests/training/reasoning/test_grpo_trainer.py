@@ -7,16 +7,16 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
 from closeness import EPSILON, GRADIENT, assert_same_gradients
-from peft import LoraConfig, PeftModel, get_peft_model
-from PIL import Image
-from transformers import TrainerCallback
+from gradient_steps import PLAIN_STEPS, Gradients, with_adapters
+from peft import PeftModel
+from pictures import noise
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
+from words import words
 
 from modeling_moon import MoonForConditionalGeneration
 from modeling_moon.thinking_moon import Thinking, generation_config
@@ -35,29 +35,20 @@ from training.recipe.reasoning import ReasoningArguments
 from training.recipe.training import MoonTrainingArguments
 from training.runs.finite_steps import NonFiniteLossError
 
-WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 MAX_TOKENS, ROLLOUTS = 6, 3
 TIMES = ("step_time",)
-
-
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(32, 32, 3), dtype=np.uint8))
-
-
-def words(seed, count=3):
-    return " ".join(np.random.default_rng(seed).choice(WORDS, size=count))
 
 
 def pair(number, kind):
     """A pair whose query is of text, of a picture, or of both; every product has a title, those of pictures also one."""
     query = {"id": f"q{number}"}
     query |= {"text": words(number)} if kind != "i" else {}
-    query |= {"image": picture(number)} if kind != "t" else {}
+    query |= {"image": noise(seed=number)} if kind != "t" else {}
     products = []
     for name in (f"p{number}", f"h{number}"):
         seed = number + (500 if name[0] == "h" else 0)
         product = {"id": name, "title": words(100 + seed), "category": "Home > Mugs", "attributes": {"colour": "red"}}
-        products.append(product | ({"images": [picture(100 + seed)]} if kind != "t" else {}))
+        products.append(product | ({"images": [noise(seed=100 + seed)]} if kind != "t" else {}))
     names = [product["id"] for product in products]
     ids = [stable_id(name) for name in names]
     return Pair(query, products, names, ids, [NO_ID] * 2, NO_ID, [], [ids[1]], position=number)
@@ -134,9 +125,8 @@ OF_LOSS = ("negative_margin", "queue_warmup_steps")
 
 
 def arguments(output, steps=2, batch=2, **values):
-    defaults = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-2, "logging_steps": 1}
-    defaults |= {"optim": "sgd", "lr_scheduler_type": "constant", "save_strategy": "no", "use_cpu": True, "seed": 1}
-    defaults |= {"report_to": "none", "disable_tqdm": True, "warmup_steps": 0, "logging_nan_inf_filter": False}
+    defaults = PLAIN_STEPS | {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-2}
+    defaults |= {"max_grad_norm": 1.0, "seed": 1, "warmup_steps": 0}
     return MoonTrainingArguments(output_dir=str(output), **{**defaults, **values})
 
 
@@ -155,12 +145,7 @@ def make_trainer(folder, output, kinds="bt", kind=MoonGRPOTrainer, lora=False, r
     grpo = {name: settings.pop(name) for name in ("temperature", "chunk") if name in settings}
     processor, args = settings_of(folder, arguments(output, **settings), **grpo)
     model = MoonForConditionalGeneration.from_pretrained(folder)
-    if lora:
-        torch.manual_seed(0)
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
+    model = with_adapters(model) if lora else model
     repeated = (kinds * 100)[: settings.get("steps", 2) * settings.get("batch", 2)]
     return kind(
         model=model,
@@ -173,22 +158,6 @@ def make_trainer(folder, output, kinds="bt", kind=MoonGRPOTrainer, lora=False, r
         reasoning=ReasoningArguments(stage="grpo", **given),
         options=LossArguments(**of_loss),
     )
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient of each step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        self.steps.append(
-            {
-                name: one.grad.clone()
-                for name, one in model.named_parameters()
-                if one.grad is not None and one.grad.any()
-            }
-        )
 
 
 # With λ = 0 it is TRL's
@@ -408,7 +377,7 @@ def kept(trainer):
 
 
 @pytest.mark.lowest
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "adapters"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "adapters"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(joint, tmp_path, lora):
     saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "steps": 4, "chunk": 6, "lora": lora}
     saving |= {"options": {"kl_weight": 0.1, "completions_steps": 1, "queue_warmup_steps": 1}, "logging_steps": 3}
@@ -522,7 +491,7 @@ def test_with_adapters_the_reference_is_the_policy_without_them(joint, tmp_path)
 # Workers
 
 
-@pytest.mark.parametrize("chunk", [None, 6], ids=["whole", "chunks"])
+@pytest.mark.parametrize("chunk", [None, pytest.param(6, marks=pytest.mark.slow)], ids=["whole", "chunks"])
 def test_workers_that_prepare_pictures_change_nothing(joint, tmp_path, chunk):
     trained = {}
     for workers in (0, 2):

@@ -1,14 +1,11 @@
 """A joint stage that is killed and started again ends as the one that was left alone."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
+import pytest
 import torch
 import yaml
+from launched import ROOT, Launched, run
 from safetensors.torch import load_file
 
 from product_data.atomic_files import read_lines
@@ -32,13 +29,12 @@ RECIPE = {
     "disable_tqdm": True,
     "report_to": "none",
 }
-TRAIN = Path(__file__).resolve().parents[3] / "training" / "train.py"
-PATIENCE_SECONDS = 240
+TRAIN = ROOT / "training" / "train.py"
 
 
 def command(recipe, output, workers):
     count = ("--dataloader_num_workers", str(workers))
-    return [sys.executable, str(TRAIN), str(recipe), "--output_dir", str(output), *count]
+    return [TRAIN, recipe, "--output_dir", output, *count]
 
 
 def steps(folder):
@@ -46,21 +42,18 @@ def steps(folder):
     return [{key: value for key, value in line.items() if key != "step_time"} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_killed_joint_stage_with_workers_goes_on_exactly_and_as_one_without_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(recipe, whole, 0), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
-    process = subprocess.Popen(command(recipe, killed, 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    began = time.monotonic()
-    while len(steps(killed)) < 5:
-        assert process.poll() is None
-        assert time.monotonic() - began < PATIENCE_SECONDS
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    run(*command(recipe, whole, 0))
+    with Launched(*command(recipe, killed, 2)) as training:
+        training.wait_for(lambda: len(steps(killed)) >= 5)
+        training.kill()
+        assert training.finish() == [-signal.SIGKILL]
     assert not (killed / "final").exists()
-    subprocess.run(command(recipe, killed, 2), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
+    run(*command(recipe, killed, 2))
     assert len(steps(whole)) == RECIPE["max_steps"]
     assert steps(killed) == steps(whole)
     ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, killed)]

@@ -4,7 +4,6 @@ Run as a script by torchrun, this file trains each of `VARIANTS` and writes loss
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from closeness import GRADIENT, VALUE, assert_same_gradients, assert_same_metrics, relative_difference
-from gradient_steps import Gradients
-from launched import IMPORT_PATH
-from peft import LoraConfig, get_peft_model
-from PIL import Image
+from gradient_steps import PLAIN_STEPS, Gradients, with_adapters
+from launched import run
+from pictures import noise
+from words import words
 
 from modeling_moon import MoonForConditionalGeneration
 from processing_moon import MoonProcessor
@@ -31,8 +30,6 @@ from training.recipe.loss import LossArguments
 from training.recipe.reasoning import ReasoningArguments
 from training.recipe.training import MoonTrainingArguments
 
-ROOT = Path(__file__).resolve().parents[3]
-WORDS = ["red", "running", "shoes", "brown", "leather", "tote", "bag", "gold", "autumn", "striped", "mug", "white"]
 ROLLOUTS, GLOBAL_BATCH, STEPS, MAX_TOKENS = 3, 2, 3, 5
 SHARE, MARGIN, WIDTHS = 0.3, 0.1, [8]
 COMPARED = ("loss", "infonce", "infonce_reasoned", "grpo", "rank", "rank_without_reasoning", "reward")
@@ -40,24 +37,16 @@ COMPARED = ("loss", "infonce", "infonce_reasoned", "grpo", "rank", "rank_without
 KINDS = "tb" + "tt" + "it"
 
 
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(32, 32, 3), dtype=np.uint8))
-
-
-def words(seed, count=3):
-    return " ".join(np.random.default_rng(seed).choice(WORDS, size=count))
-
-
 def pair(number):
     """Every third pair has the product of the pair before: those rollouts are no negatives of each other."""
     kind = KINDS[number % len(KINDS)]
     query = {"id": f"q{number}"} | ({"text": words(number)} if kind != "i" else {})
-    query |= {"image": picture(number)} if kind != "t" else {}
+    query |= {"image": noise(seed=number)} if kind != "t" else {}
     positive = number - 1 if number % 3 == 2 else number
     products = []
     for name, seed in ((f"p{positive}", 100 + positive), (f"h{number}", 600 + number)):
         product = {"id": name, "title": words(seed), "category": "Home > Mugs", "attributes": {"colour": "red"}}
-        products.append(product | ({"images": [picture(seed)]} if kind != "t" else {}))
+        products.append(product | ({"images": [noise(seed=seed)]} if kind != "t" else {}))
     names = [product["id"] for product in products]
     ids = [stable_id(name) for name in names]
     return Pair(query, products, names, ids, [NO_ID] * 2, NO_ID, [], [ids[1]], position=number)
@@ -127,13 +116,7 @@ def processor_of(folder):
 
 def model_of(folder, lora=False):
     model = MoonForConditionalGeneration.from_pretrained(folder)
-    if lora:
-        torch.manual_seed(0)
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # zeros at first, behind which nothing else would learn
-                torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return with_adapters(model) if lora else model
 
 
 def contrastive():
@@ -142,10 +125,8 @@ def contrastive():
 
 def make_trainer(folder, output, batch, options, chunk=None, lora=False, **arguments):
     # gradients here are about 1000 long: with longer steps the rounding of one step would grow in the next
-    values = {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 1e-6, "logging_steps": 1}
-    values |= {"optim": "sgd", "lr_scheduler_type": "constant", "save_strategy": "no", "use_cpu": True, "seed": 1}
-    values |= {"report_to": "none", "disable_tqdm": True, "warmup_steps": 0, "max_grad_norm": 0.0}
-    values |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False, "logging_nan_inf_filter": False}
+    values = PLAIN_STEPS | {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 1e-6}
+    values |= {"seed": 1, "warmup_steps": 0}
     model, processor = model_of(folder, lora), processor_of(folder)
     given = {"kl_weight": 0.0, "completions_steps": 0, "unreasoned_share": SHARE, **options}
     reasoning = ReasoningArguments(stage="grpo", rollouts=ROLLOUTS, rollout_chunk_size=chunk, **given)
@@ -262,12 +243,7 @@ def by_one_process(moon3, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_does_on_the_same_global_batches(moon3, by_one_process, tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(
-        [*command, str(moon3), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(__file__, moon3, tmp_path, processes=2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for name, (metrics, steps) in by_one_process.items():
         again = read_lines(tmp_path / name / "metrics.jsonl")

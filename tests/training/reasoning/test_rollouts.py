@@ -3,10 +3,9 @@
 import os
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 
 from processing_moon import MoonProcessor
 from training.batches.collate import UnreadableBatchError
@@ -39,10 +38,6 @@ def test_a_closing_token_of_the_prompt_or_of_padding_closes_nothing():
     assert found[1][kept[1].bool()].tolist() == [22, 23, 51, 52, CLOSE, READ]
 
 
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(32, 32, 3), dtype=np.uint8))
-
-
 def pair(name, query, images):
     product = {"id": f"p{name}", "title": f"title {name}"} | ({"images": images} if images else {})
     number = stable_id(product["id"])
@@ -51,9 +46,8 @@ def pair(name, query, images):
 
 @pytest.fixture(scope="module")
 def processor(tiny_moon):
-    processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl", preset="moon3", max_reasoning_tokens=8))
-    processor.max_image_tokens = 4
-    return processor
+    folder = tiny_moon("qwen3_vl", preset="moon3", max_reasoning_tokens=8)
+    return MoonProcessor.from_pretrained(folder, max_image_tokens=4)
 
 
 class Pairs(list):
@@ -65,8 +59,8 @@ class Pairs(list):
 
 def mixed():
     return [
-        pair("a", {"text": "red shoes"}, [picture(1), picture(2)]),
-        pair("b", {"image": picture(3), "text": "in blue"}, None),
+        pair("a", {"text": "red shoes"}, [noise(seed=1), noise(seed=2)]),
+        pair("b", {"image": noise(seed=3), "text": "in blue"}, None),
         pair("c", {"text": "brown bag"}, None),
     ]
 

@@ -1,20 +1,16 @@
 """A cold start on streams: what its rows are to write, and a run that is stopped in the middle of an epoch."""
 
-import io
 import shutil
 
 import datasets
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-import yaml
-from PIL import Image
-from safetensors.torch import load_file
+from pictures import file_of, noise
+from tiny_runs import assert_same_run, forget_after, losses, write_recipe
 
 from processing_moon import MoonProcessor
-from product_data.atomic_files import read_lines
 from product_data.columns import find_columns
 from training.batches.collate import PairCollator
 from training.batches.pairs import FORM_OF_TYPE, PairDataset, PairSource
@@ -26,19 +22,13 @@ from training.train import main
 COLOURS = ("red", "blue", "green", "white", "black")
 
 
-def picture(seed):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def row(number):
     colour = COLOURS[number % 5]
     return {
         "query": f"a {colour} thing" if number % 2 else None,
-        "query_image": None if number % 2 else picture(number),
+        "query_image": None if number % 2 else file_of(noise(seed=number)),
         "doc_title": f"{colour} thing {number}",
-        "doc_image": b"no picture" if number == 5 else picture(100 + number),
+        "doc_image": b"no picture" if number == 5 else file_of(noise(seed=100 + number)),
         "doc_attributes": f"color:{colour},,material:wood,,sku:{number}",
         "neg_title": f"thing {number + 1}",
     }
@@ -125,44 +115,21 @@ def test_a_row_of_which_no_pair_can_be_made_stays_one_and_a_reasoned_spare_stand
     assert len(batch["skipped"]) == 1
 
 
-def losses(run):
-    lines = read_lines(run / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
-
-
+@pytest.mark.usefixtures("one_thread")
 def test_a_streamed_cold_start_stopped_in_the_middle_of_an_epoch_goes_on_exactly(base, shards, tmp_path, capsys):
-    values = {"base": str(base), "data": [str(shards)], "streaming": True, "stage": "cold_start", "max_image_tokens": 4}
-    values |= {
-        "shuffle_rows": 8,
-        "bucket_batches": 2,
-        "queue_steps": 2,
-        "max_steps": 8,
-        "per_device_train_batch_size": 2,
-    }
-    values |= {"learning_rate": 0.001, "logging_steps": 1, "save_steps": 2, "save_total_limit": 9, "disable_tqdm": True}
-    values |= {"use_cpu": True, "report_to": "none", "gradient_accumulation_steps": 2, "dataloader_num_workers": 0}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(values))
+    values = {"base": str(base), "data": [str(shards)], "catalogue": None, "query_mix": None, "streaming": True}
+    values |= {"stage": "cold_start", "shuffle_rows": 8, "bucket_batches": 2, "queue_steps": 2, "max_steps": 8}
+    values |= {"gradient_accumulation_steps": 2, "dataloader_num_workers": 0, "save_total_limit": 9}
+    recipe = write_recipe(tmp_path / "recipe.yaml", use_cpu=True, report_to="none", **values)
     whole, again = tmp_path / "whole", tmp_path / "again"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main([str(recipe), "--output_dir", str(whole)]) == 0
-        said = capsys.readouterr().out
-        assert "of the first 200 rows of each stream: reasoning: 26 of" in said
-        assert "'sku' (26)" in said
-        shutil.copytree(whole, again)
-        for path in [*again.glob("checkpoint-*")]:
-            if int(path.name.split("-")[1]) > 4:  # 16 rows of 26
-                shutil.rmtree(path)
-        shutil.rmtree(again / "final")
-        (again / "finished.json").unlink()
-        assert main([str(recipe), "--output_dir", str(again)]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert main([str(recipe), "--output_dir", str(whole)]) == 0
+    said = capsys.readouterr().out
+    assert "of the first 200 rows of each stream: reasoning: 26 of" in said
+    assert "'sku' (26)" in said
+    shutil.copytree(whole, again)
+    forget_after(again, 4)  # 16 rows of 26
+    assert main([str(recipe), "--output_dir", str(again)]) == 0
     assert "resuming from" in capsys.readouterr().out
-    assert losses(whole) == losses(again)
-    assert [line["step"] for line in losses(whole)] == list(range(1, 9))
+    assert_same_run(whole, again)
+    assert len(losses(whole)) == 8
     assert all(line["loss_ce"] > 0 and 0 < line["reasoned_share"] < 1 for line in losses(whole)[:3])
-    weights = [load_file(run / "final" / "model.safetensors") for run in (whole, again)]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

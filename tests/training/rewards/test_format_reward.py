@@ -25,7 +25,7 @@ def test_a_well_formed_reasoning_with_known_keys_is_worth_one():
         ("colour: red,</think>", 1 / 2),  # an empty value
     ],
 )
-def test_each_part_counts(text, wanted):
+def test_each_part_of_the_format_counts(text, wanted):
     assert reward(text) == pytest.approx(wanted)
 
 

@@ -1,25 +1,20 @@
 """A training killed with SIGKILL and started again equals the uninterrupted one, bit by bit."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from launched import Launched
+from tiny_runs import assert_same_weights, losses, write_recipe
 
 from training.runs.folder import RunFolder, is_complete
 from training.train import main
 
-pytestmark = pytest.mark.lowest
-
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = [pytest.mark.lowest, pytest.mark.usefixtures("one_thread")]
 STEPS = 9
 # Runs the training with every file of a checkpoint written slowly, so that a kill can fall into a save.
 SLOW_SAVES = """
@@ -38,35 +33,23 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def recipe(tiny_moon, tmp_path_factory):
-    values = {
-        "base": str(tiny_moon("qwen3_vl")),
-        "data": ["catalogue"],
-        "catalogue": {"products": 60, "image_size": 64, "progress": False},
-        "query_mix": {"i": 1, "t": 1, "mm": 1},
-        "queue_steps": 3,
-        "max_image_tokens": 4,
-        "max_tokens": 80,
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 3,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 0.001,
-        "logging_steps": 2,
-        "save_steps": 3,
-        "save_total_limit": 2,
-        "disable_tqdm": True,
-    }
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_recipe(
+        tmp_path_factory.mktemp("recipe") / "tiny.yaml",
+        base=str(tiny_moon("qwen3_vl")),
+        query_mix={"i": 1, "t": 1, "mm": 1},
+        queue_steps=3,
+        max_tokens=80,
+        max_steps=STEPS,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
+        logging_steps=2,
+        save_steps=3,
+        save_total_limit=2,
+    )
 
 
 def run_here(recipe: Path, output_dir: Path) -> int:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return main([str(recipe), "--output_dir", str(output_dir)])
-    finally:
-        torch.set_num_threads(threads)
+    return main([str(recipe), "--output_dir", str(output_dir)])
 
 
 @pytest.fixture(scope="module")
@@ -78,33 +61,20 @@ def uninterrupted(recipe, tmp_path_factory):
 
 def killed(recipe: Path, output_dir: Path, when) -> None:
     """Start the training in a process of its own and send SIGKILL as soon as `when()` holds."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SLOW_SAVES, str(recipe), "--output_dir", str(output_dir)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not when():
-        if process.poll() is not None:
-            pytest.fail(f"the training ended by itself: {process.stderr.read().decode()[-2000:]}")
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
-
-
-def losses(output_dir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
+    script = output_dir.with_suffix(".py")
+    script.write_text(SLOW_SAVES)
+    with Launched(script, recipe, "--output_dir", output_dir) as training:
+        training.wait_for(when)
+        training.kill()
+        assert training.finish() == [-signal.SIGKILL]
 
 
 def assert_same_run(one: Path, two: Path) -> None:
     assert losses(one) == losses(two)
     assert [line["step"] for line in losses(one)] == [2, 4, 6, 8]
-    weights = [load_file(run / "final" / "model.safetensors") for run in (one, two)]
+    assert_same_weights(one, two)
     shortened = [(run / "shortened.jsonl").read_text() for run in (one, two)]
     assert shortened[0] == shortened[1] != ""
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     last = f"checkpoint-{STEPS}"
     states = [torch.load(run / last / "contrastive_state_0.pt", weights_only=True) for run in (one, two)]
     assert len(states[0]["queue"]["steps"]) == 3
@@ -120,6 +90,7 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert all(torch.equal(moments[0][key]["exp_avg_sq"], moments[1][key]["exp_avg_sq"]) for key in moments[0])
 
 
+@pytest.mark.slow
 def test_killed_between_saves_and_resumed_equals_uninterrupted(recipe, uninterrupted, tmp_path, capsys):
     output_dir = tmp_path / "run"
     metrics = output_dir / "metrics.jsonl"
@@ -130,6 +101,7 @@ def test_killed_between_saves_and_resumed_equals_uninterrupted(recipe, uninterru
     assert_same_run(uninterrupted, output_dir)
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(recipe, uninterrupted, tmp_path):
     output_dir = tmp_path / "run"
     metrics = output_dir / "metrics.jsonl"

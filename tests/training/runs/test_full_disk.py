@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from launched import ROOT, Launched
+from safetensors.torch import save_file
+from tiny_runs import assert_same_run, losses, write_recipe
 
 from product_data.atomic_files import append_line, mend_lines, read_lines, written_whole
 from training.runs.folder import RunFolder, is_complete, mark_complete
 from training.runs.full_disk import DiskFullError, DiskWatch, check_space, is_disk_full
-from training.studies.soak import Processes
 from training.train import main
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 4
 # What writes during a run, and the file whose writing is to fail; the names of files are arguments of what is called.
 MOMENTS = {
@@ -34,6 +34,11 @@ MOMENTS = {
     "a line of metrics": ("training.runs.exact_resumption.append_line", "metrics.jsonl"),
     "the trained model": ("training.assembly.finishing.save_trained", ""),
 }
+FEW = (
+    "the optimizer",
+    "a line of metrics",
+    "the trained model",
+)  # a checkpoint's file, one of the run's, and the end's
 # Fills a disk of its own before a resumed run, leaves some room on it, frees it after the run has stopped, and runs again.
 REAL_DISK = """
 import contextlib, io, os, shutil, sys
@@ -99,31 +104,8 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def recipe(tiny_moon, tmp_path_factory):
-    values = {
-        "base": str(tiny_moon("qwen3_vl")),
-        "data": ["catalogue"],
-        "catalogue": {"products": 60, "image_size": 64, "progress": False},
-        "query_mix": {"i": 1, "t": 1},
-        "queue_steps": 2,
-        "max_image_tokens": 4,
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 0.001,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "disable_tqdm": True,
-    }
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return write_recipe(path, base=str(tiny_moon("qwen3_vl")), max_steps=STEPS, queue_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -172,19 +154,9 @@ def resolve(name):
     return getattr(resolve(name.rsplit(".", 1)[0]), name.rsplit(".", 1)[1]) if found is None else found
 
 
-def losses(run):
-    lines = read_lines(run / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
-
-
-def assert_same_run(one, two):
-    assert losses(one) == losses(two)
-    assert [line["step"] for line in losses(one)] == list(range(1, STEPS + 1))
-    weights = [load_file(run / "final" / "model.safetensors") for run in (one, two)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [moment if moment in FEW else pytest.param(moment, marks=pytest.mark.slow) for moment in MOMENTS]
+)
 def test_a_file_that_cannot_be_written_stops_the_run_which_then_goes_on_exactly(
     moment, recipe, uninterrupted, fill_at, tmp_path, capsys, monkeypatch
 ):
@@ -205,8 +177,10 @@ def test_a_file_that_cannot_be_written_stops_the_run_which_then_goes_on_exactly(
     assert main([str(recipe), "--output_dir", str(run)]) == 0
     assert f"resuming from {run / last}" in capsys.readouterr().out
     assert_same_run(uninterrupted, run)
+    assert len(losses(run)) == STEPS
 
 
+@pytest.mark.slow
 def test_a_disk_that_really_is_full_stops_the_run_at_any_moment(recipe, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -224,14 +198,14 @@ def test_a_disk_that_really_is_full_stops_the_run_at_any_moment(recipe, tmp_path
     assert done.stdout.count("could not be written") == 4
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_whichever_of_them_finds_the_disk_full(recipe, tmp_path):
-    run, log = tmp_path / "run", tmp_path / "log.txt"
+    run, script = tmp_path / "run", tmp_path / "one_process_lacks_room.py"
+    script.write_text(ONE_PROCESS_LACKS_ROOM)
 
     def statuses(rank, name):
-        program = [sys.executable, "-c", ONE_PROCESS_LACKS_ROOM, rank, name, str(recipe)]
-        log.unlink(missing_ok=True)
-        with Processes([*program, "--output_dir", str(run)], 2, log) as training:
-            return training.finish(), log.read_text()
+        with Launched(script, rank, name, recipe, "--output_dir", run, processes=2) as training:
+            return training.finish(), training.said()
 
     logged = []
     for rank, name in (("0", "optimizer.pt"), ("1", "contrastive_state_1.pt")):

@@ -5,14 +5,12 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
-import yaml
-from launched import ROOT, launch_two, run_twice
+from launched import ROOT, Launched, run
+from tiny_runs import write_recipe
 
 from moon3.__main__ import main as moon3
 from training.recipe.files import RecipeError
@@ -20,42 +18,35 @@ from training.runs.lock import LOCK_FILE, Owner, alone_in, release, take
 from training.train import main
 
 ONE = SimpleNamespace(process_index=0, world_size=1, device="cpu")
-HOLDER = (
-    "import sys, time, pathlib; from training.runs.lock import take; take(pathlib.Path(sys.argv[1])); time.sleep(600)"
-)
+FORK = multiprocessing.get_context("fork")
+
+
+def _hold(folder):
+    take(folder)
+    time.sleep(600)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of tmp_path/run and does nothing else."""
     folder = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], env=environment)
+    process = FORK.Process(target=_hold, args=(folder,))
+    process.start()
     give_up = time.monotonic() + 60
     while not (folder / LOCK_FILE).is_file() or not (folder / LOCK_FILE).read_text().endswith("\n"):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < give_up
         time.sleep(0.02)
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 @pytest.fixture
 def recipe(tiny_moon, tmp_path):
-    values = {
-        "base": str(tiny_moon("qwen3_vl")),
-        "data": ["catalogue"],
-        "catalogue": {"products": 24, "image_size": 64, "progress": False},
-        "query_mix": {"t": 1},
-        "product_mix": {"t": 1},
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "disable_tqdm": True,
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
+    values = {"catalogue": {"products": 24, "image_size": 64, "progress": False}, "query_mix": {"t": 1}}
+    values |= {"base": str(tiny_moon("qwen3_vl")), "product_mix": {"t": 1}, "max_steps": 1}
+    return str(write_recipe(tmp_path / "recipe.yaml", **values))
 
 
 def lock_of(folder, **changes):
@@ -74,7 +65,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_once_it_is_go
         in said
     )
     assert [path.name for path in run.iterdir()] == [LOCK_FILE]
-    holder.send_signal(signal.SIGKILL)
+    os.kill(holder.pid, signal.SIGKILL)
     while Owner(**json.loads((run / LOCK_FILE).read_text())).may_run(
         Owner.this_process()
     ):  # dead, and not yet waited for
@@ -139,11 +130,10 @@ def _try(folder, start, found):
 
 
 def test_of_many_processes_that_find_a_stale_lock_exactly_one_takes_it(tmp_path):
-    context = multiprocessing.get_context("fork")
     for _ in range(5):
         lock_of(tmp_path, process=2**22 + 1)
-        start, found = context.Barrier(6), context.Queue()
-        processes = [context.Process(target=_try, args=(tmp_path, start, found)) for _ in range(6)]
+        start, found = FORK.Barrier(6), FORK.Queue()
+        processes = [FORK.Process(target=_try, args=(tmp_path, start, found)) for _ in range(6)]
         for process in processes:
             process.start()
         winners = [one for one in (found.get(timeout=60) for _ in processes) if one is not None]
@@ -177,15 +167,15 @@ dist.destroy_process_group()
 
 def test_of_two_processes_that_train_together_the_first_holds_the_lock(tmp_path):
     (tmp_path / "script.py").write_text(TWO)
-    run_twice(tmp_path / "script.py", str(tmp_path / "run"), str(tmp_path))
+    run(tmp_path / "script.py", tmp_path / "run", tmp_path, processes=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["first", "first"]
     assert not (tmp_path / "run" / LOCK_FILE).exists()
 
 
 def test_two_processes_that_train_together_are_refused_together(holder, recipe, tmp_path):
-    done = launch_two(ROOT / "training" / "train.py", recipe, "--output_dir", str(tmp_path / "run"))
-    assert done.returncode != 0
-    assert f"train: {tmp_path / 'run'} is in use by process {holder.pid}" in done.stderr
+    with Launched(ROOT / "training" / "train.py", recipe, "--output_dir", tmp_path / "run", processes=2) as training:
+        assert all(training.finish())
+        assert f"train: {tmp_path / 'run'} is in use by process {holder.pid}" in training.said()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 

@@ -1,28 +1,22 @@
 """Training on streams: stopped in the middle of an epoch and resumed, by one process and by two, equals the straight run."""
 
-import io
 import json
 import shutil
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from PIL import Image
-from safetensors.torch import load_file
+from pictures import file_of, noise
+from tiny_runs import assert_same_run, forget_after, write_recipe
 
 from moon3.__main__ import main as moon3
 from processing_moon import images_moon
 from product_data.atomic_files import read_lines
 from training.train import main
 
-
-def picture(seed):
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +28,9 @@ def shards(tmp_path_factory):
         rows = [
             {
                 "query": f"wish {n}" if n % 2 else None,
-                "query_image": None if n % 2 else picture(n),
+                "query_image": None if n % 2 else file_of(noise(seed=n)),
                 "doc_title": f"thing {n}",
-                "doc_image": b"no picture" if n == 5 else picture(100 + n),
+                "doc_image": b"no picture" if n == 5 else file_of(noise(seed=100 + n)),
                 "neg_title": f"thing {n + 1}",
             }
             for n in range(13 * shard, 13 * shard + 13)
@@ -47,59 +41,23 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(tiny_moon, shards, tmp_path_factory):
-    values = {
-        "base": str(tiny_moon("qwen3_vl")),
-        "data": [str(shards)],
-        "streaming": True,
-        "shuffle_rows": 8,
-        "bucket_batches": 2,
-        "queue_steps": 2,
-        "max_image_tokens": 4,
-        "max_steps": 8,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 0.001,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "save_total_limit": 9,
-        "dataloader_num_workers": 0,
-        "disable_tqdm": True,
-    }
-    path = tmp_path_factory.mktemp("recipe") / "streamed.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_recipe(
+        tmp_path_factory.mktemp("recipe") / "streamed.yaml",
+        base=str(tiny_moon("qwen3_vl")),
+        data=[str(shards)],
+        catalogue=None,
+        query_mix=None,
+        streaming=True,
+        shuffle_rows=8,
+        bucket_batches=2,
+        queue_steps=2,
+        max_steps=8,
+        gradient_accumulation_steps=2,
+        save_total_limit=9,
+        dataloader_num_workers=0,
+    )
 
 
-def losses(run):
-    lines = read_lines(run / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key != "items_per_second"} for line in lines]
-
-
-def assert_same_run(one, two):
-    assert losses(one) == losses(two)
-    assert [line["step"] for line in losses(one)] == list(range(1, len(losses(one)) + 1))
-    weights = [load_file(run / "final" / "model.safetensors") for run in (one, two)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def forget_after(run, step):
-    """Leave what a run has on disk that stopped just after a checkpoint."""
-    for path in run.glob("checkpoint-*"):
-        if int(path.name.split("-")[1]) > step:
-            shutil.rmtree(path)
-    shutil.rmtree(run / "final")
-    (run / "finished.json").unlink()
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_a_streaming_run_goes_on_exactly_whatever_the_number_of_workers(recipe, tmp_path, monkeypatch, capsys):
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert main([str(recipe), "--output_dir", str(whole)]) == 0
@@ -120,17 +78,22 @@ def test_a_streaming_run_goes_on_exactly_whatever_the_number_of_workers(recipe, 
     assert_same_run(whole, again)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_small_base_and_a_time_budget_work_with_streams(recipe, tmp_path):
-    values = yaml.safe_load(recipe.read_text()) | {"base": None, "max_steps": -1, "train_minutes": 0.01}
+    values = yaml.safe_load(recipe.read_text()) | {
+        "base": None,
+        "catalogue": None,
+        "query_mix": None,
+        "max_steps": -1,
+        "train_minutes": 0.01,
+    }
     values |= {"small_base": {"hidden_size": 32, "num_layers": 1, "vision_depth": 2, "vocab_size": 420}}
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path = write_recipe(tmp_path / "small.yaml", **values)
     assert main([str(path), "--output_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] >= 1
 
 
+@pytest.mark.slow
 def test_two_processes_killed_at_a_step_and_in_a_save_end_as_the_run_left_alone(recipe, tmp_path, capsys):
     kills = ["--kills", "2", "--at-least-in-saves", "1", "--pause-seconds", "0.05"]
     assert moon3(["soak", str(recipe), *kills, "--output", str(tmp_path)]) == 0, capsys.readouterr().err

@@ -230,6 +230,7 @@ def test_the_bar_counts_the_cold_start_and_the_steps_of_a_run(write_suite, tmp_p
     assert _share_done(joint) == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(write_suite, tmp_path):
     path = write_suite(seeds=[0], cells={"plain": {}}, keys={**TINY, "max_steps": 400})
     command = [sys.executable, "-m", "moon3", "ablate", str(path), "--output", str(tmp_path / "out")]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from table_files import write_table
 
 from moon3.__main__ import main
 from training.recipe.arguments import RecipeError
@@ -89,7 +90,7 @@ def test_rises_over_the_cold_start_and_over_the_control_are_told_apart(recipe, t
             {"step": step, "rewards/retrieval_reward/mean": step / 40, "frac_reward_zero_std": 0.25}
             for step in range(1, 21)
         ]
-        (joint.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_table(joint.folder / "metrics.jsonl", rows)
     seeds = [seed_result(joint, control) for joint, control in zip(runs[::2], runs[1::2], strict=True)]
     training = seeds[0]["training"]
     assert training["retrieval_reward_first_tenth"] == pytest.approx(1.5 / 40)

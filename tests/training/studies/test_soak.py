@@ -1,6 +1,5 @@
 """The soak: moments are drawn in order, differences are found, and what cannot be run is refused. (The whole of it: streams.)"""
 
-import json
 import random
 import sys
 import time
@@ -10,6 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import save_file
+from table_files import write_table
 
 from moon3.__main__ import main
 from product_data.atomic_files import read_lines
@@ -60,7 +60,7 @@ def runs(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name / "final").mkdir(parents=True)
         lines = [{"step": step, "loss": 1.0 / step, "items_per_second": random.random()} for step in (1, 2, 3)]
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_table(tmp_path / name / "metrics.jsonl", lines)
         save_file({"a": torch.ones(3), "b": torch.zeros(2)}, tmp_path / name / "final" / "model.safetensors")
     return tmp_path / "whole", tmp_path / "killed"
 

@@ -2,97 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from concepts import CodeModel, CodeProcessor, cache_of, shop
 
 from evaluation.benchmarks.attributes import evaluate_attributes, without_attributes
 from evaluation.benchmarks.classification import evaluate_classification, without_category
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
 from evaluation.report import results_table
 from evaluation.run import EvaluationOptions, evaluate_model
-from product_data.tables import ProductTables, load_tables
+from product_data.tables import load_tables
 from retrieval.encode import VectorCache
-
-WIDTH = 64
-
-
-class CodeProcessor:
-    """Turns a record into the number of the concept that it names: "concept 7" in its text or an image's path."""
-
-    core_crop = True
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-        self.core_crops: set[bool] = set()
-
-    def __call__(self, *, on_error: str, return_tensors: str, **given: Any) -> Any:
-        assert (on_error, return_tensors) == ("skip", "pt")
-        self.core_crops.add(self.core_crop)
-        records = given.get("products") or given.get("queries") or []
-        kept, skipped, codes = [], [], []
-        for index, record in enumerate(records):
-            self.seen.append((given.get("form") or given.get("task") or "", record))
-            found = re.findall(r"concept (\d+)", str({name: value for name, value in record.items() if name != "id"}))
-            if found:
-                kept.append(index)
-                codes.append(int(found[-1]))
-            else:
-                skipped.append(
-                    SimpleNamespace(index=index, item=str(record.get("id")), field="images", reason="unreadable")
-                )
-        return CodeBatch({"input_ids": torch.tensor(codes)[:, None]} if codes else {}, kept, skipped)
-
-
-class CodeBatch(dict):
-    def __init__(self, tensors: dict[str, Any], kept: list[int], skipped: list[Any]) -> None:
-        super().__init__(tensors)
-        self.kept, self.skipped, self.shortened = kept, skipped, []
-
-
-class CodeModel(torch.nn.Module):
-    """`knows=True`: the same concept gets the same vector. Otherwise every call draws new ones."""
-
-    def __init__(self, knows: bool = True) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(()))
-        self.config = SimpleNamespace(vector_size=WIDTH, to_json_string=lambda use_diff: "{}")
-        self.knows, self.generator = knows, torch.Generator().manual_seed(0)
-
-    def forward(self, input_ids: torch.Tensor) -> Any:
-        if not self.knows:
-            return SimpleNamespace(embeddings=torch.randn(len(input_ids), WIDTH, generator=self.generator))
-        return SimpleNamespace(embeddings=torch.eye(WIDTH)[input_ids[:, 0]] * self.scale)
-
-
-def shop(products: int = 12, **changes: Any) -> ProductTables:
-    rows = [
-        {
-            "product_id": f"p{number}",
-            "title": f"concept {number}",
-            "category_path": ["concept 60", f"concept {61 + number % 2}", f"concept {number}"],
-            "attributes": [{"key": "look", "value": f"concept {number}"}, {"key": "same", "value": "x"}],
-            "images": [f"https://example.org/concept {number}"],
-        }
-        for number in range(products)
-    ]
-    queries: list[dict[str, Any]] = []
-    for number in range(products):
-        image, text = f"https://example.org/concept {number}", f"I want concept {number}"
-        queries.append({"query_id": f"t{number}", "text": text, "positives": [f"p{number}"]})
-        queries.append({"query_id": f"i{number}", "image": image, "positives": [f"p{number}"]})
-        queries.append({"query_id": f"b{number}", "text": text, "image": image, "positives": [f"p{number}"]})
-    return load_tables(
-        {"products": changes.get("products_rows", rows), "queries": changes.get("queries_rows", queries)}
-    )
-
-
-def cache_of(tables: ProductTables, model: CodeModel | None = None) -> VectorCache:
-    return VectorCache(model or CodeModel(), CodeProcessor(), tables.products, tables.queries, progress=False)
 
 
 def test_a_perfect_encoder_finds_everything_in_every_direction() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import file_of, plain
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
@@ -22,7 +22,7 @@ BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 
 
 def picture(colour: str, size: int = 64) -> Image.Image:
-    image = Image.new("RGB", (size, size), colour)
+    image = plain(colour, size)
     image.paste("white", (4, 4, size // 2, size // 3))
     return image
 
@@ -159,8 +159,6 @@ def test_wrong_batches_and_configurations_are_refused(make: Make, tiny_base: Cal
 
 def test_bytes_encode_like_opened_pictures(make: Make) -> None:
     model, processor = make()
-    buffer = io.BytesIO()
-    picture("red").save(buffer, "PNG")
-    records = [{"images": picture("red")}, {"images": buffer.getvalue()}]
+    records = [{"images": picture("red")}, {"images": file_of(picture("red"))}]
     first, second = encode(model, processor, records, form="i", progress=False).vectors
     np.testing.assert_allclose(first, second, atol=1e-6)
