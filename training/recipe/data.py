@@ -72,8 +72,8 @@ class DataArguments:
             0: pairs stay in the order in which they are drawn.
         streaming: read `data` row by row, for tables larger than memory. Every entry is then a table of triplets: parquet
             files (a path or pattern), a data set of the hub (owner/name), or a mapping {parquet: …, or hub:, config:,
-            split:, revision:; columns:, images:, name:, weight:, mask_groups:, licence:}, columns {query.title: NAME, …} replacing
-            what is found by pattern. Of a table with a column "split" the rows of `split` and "all" are read.
+            split:, revision:; columns:, images:, name:, weight:, mask_groups:, licence:}, columns {query.title: NAME, …}
+            replacing what is found by pattern. Of a table with a column "split" the rows of `split` and "all" are read.
         shuffle_rows: with streaming, rows that are read ahead and shuffled among each other.
         allow_urls: fetch pictures that are given as http(s) addresses, from public hosts only.
         max_tokens: token budget of an item, pictures and prompt included; "auto": what 99 % of the products and queries need,
