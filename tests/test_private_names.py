@@ -44,7 +44,7 @@ BELOW = [
         Relied(CONFIG, "_name_or_path", file)
         for file in (
             "modeling_moon/configuration_moon.py",
-            "modeling_moon/embedding_moon.py",
+            "modeling_moon/origin_moon.py",
             "retrieval/encode.py",
             TOWER,
         )
@@ -61,7 +61,7 @@ BELOW = [
     Relied(
         PROCESSOR,
         "_get_arguments_from_pretrained",
-        "processing_moon/processing_moon.py",
+        "processing_moon/prompts_moon.py",
         "(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs)",
         called=True,
     ),

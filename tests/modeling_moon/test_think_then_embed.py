@@ -296,12 +296,12 @@ def test_the_processor_of_a_pinned_commit_comes_from_that_commit(moon3, monkeypa
 
 
 def test_the_processor_of_code_from_the_hub_comes_from_the_commit_of_the_code(moon3, monkeypatch):
-    from modeling_moon import embedding_moon
+    from modeling_moon import origin_moon
 
     folder, _, processor = moon3
     asked, commit = {}, "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setattr(
-        embedding_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
+        origin_moon.AutoProcessor, "from_pretrained", lambda name, **hub: asked.update(hub) or processor
     )
     model = MoonModel.from_pretrained(folder).eval()
     monkeypatch.setattr(MoonModel, "__module__", f"transformers_modules.shop.moon.{commit}.modeling_moon")

@@ -22,6 +22,7 @@ from PIL import Image
 
 from moon3.__main__ import main
 from training.rewards import reward_names
+from training.runs.folder import RunFolder
 from training.studies.completions import ReportError, completion_steps, ordered, read_series, read_step
 from training.studies.completions_page import draw_lines, reward_sentence, smoothed
 from training.studies.completions_report import make_report
@@ -252,7 +253,7 @@ def test_what_the_trainer_writes_can_be_read(tmp_path):
         state=SimpleNamespace(global_step=4),
         reasoning=SimpleNamespace(completions_steps=5),
         accelerator=SimpleNamespace(is_main_process=True),
-        args=SimpleNamespace(output_dir=str(tmp_path)),
+        run_folder=RunFolder(tmp_path),
         disk=SimpleNamespace(keeping=nullcontext),
         _logs={"rewards": {"format_reward": [1.0, 0.0, 1.0, math.nan]}, "advantages": [1.0, -1.0, 0.0, 0.0]},
     )
