@@ -139,10 +139,15 @@ class _Run:
             return ""
         if why := self._spent():
             return why
-        sizes = {"timeout_seconds": how.timeout_seconds, "max_bytes": how.max_bytes}
+        limits = ImageLimits(timeout_seconds=how.timeout_seconds, max_bytes=how.max_bytes)
         try:
-            data = fetch(url, **sizes, allow_private=how.allow_private)
-            open_image(data, limits=ImageLimits(**sizes))
+            data = fetch(
+                url,
+                timeout_seconds=limits.timeout_seconds,
+                max_bytes=limits.max_bytes,
+                allow_private=how.allow_private,
+            )
+            open_image(data, limits=limits)
         except (ImageError, ProductError) as error:
             return getattr(error, "reason", str(error))[:_KEPT_REASON]
         partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
