@@ -108,8 +108,8 @@ def test_sound_rows_score_as_they_would_alone(evaluated: Callable[..., dict[str,
     assert alone["scores"]["mm2mm"]["queries"] == alone["scores"]["i2t"]["queries"] == 5
     for part in SCORES:
         assert alone[part] == mixed[part], part
-    assert "4 × rows left out, their query or product cannot be had wholly (broken_rows)" in report
-    assert "1 × rows left out, they repeat another row wholly (repeated_rows)" in report
+    assert "4 × rows left out: their query or product is incomplete or cannot be read (broken_rows)" in report
+    assert "1 × rows left out: they repeat another row completely (repeated_rows)" in report
     assert "the server answered 404" in report
     assert "query.box ← query bbox" in report
 
@@ -197,7 +197,7 @@ def test_options_that_cannot_be_used_are_refused(tmp_path: Path, capsys: Any) ->
     assert main([*arguments, "--columns", "query.title"]) == 2
     assert "--columns 'query.title'; expected ROLE=COLUMN" in capsys.readouterr().err
     assert main([*arguments, "--fetch-seconds", "0"]) == 2
-    assert "total_seconds=0.0; expected a positive number" in capsys.readouterr().err
+    assert "total_seconds: found 0.0; expected a positive number" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "nowhere.jsonl: no such file or folder" in capsys.readouterr().err
 

@@ -145,7 +145,7 @@ def test_the_embedded_catalogue_is_evaluated_on_its_test_split(tiny_moon: Callab
     ("change", "message"),
     [
         (["--benchmark", "nowhere"], "nowhere: no such file or folder"),
-        (["--split", "tset"], "no split 'tset'; there are: all, test, train"),
+        (["--split", "tset"], "no split 'tset'; expected one of all, test, train"),
         (["--only", "recall"], "expected retrieval, classification, attributes"),
         (["--batch-size", "0"], "batch_size=0; expected 1 or more"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),

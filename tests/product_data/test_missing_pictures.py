@@ -62,7 +62,7 @@ def test_all_pictures_missing_is_refused_and_names_the_option(
     folder = write_shop(tmp_path / "shop", "pictures")
     assert main(["evaluate", "--model", "nowhere", "--benchmark", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert "all 4 products that name pictures name files that are not there" in said
+    assert "all 4 products with pictures: found no picture file" in said
     assert "--images-root FOLDER" in said
 
 
