@@ -140,11 +140,9 @@ def test_a_data_set_is_named_with_or_without_its_place(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "abo").mkdir()
     assert named_source("abo") is None
-    with pytest.raises(
-        OptionError, match="benchmark 'glami' has no place on the hub that is known here; expected glami="
-    ):
+    with pytest.raises(OptionError, match="benchmark 'glami' has no known place on the hub; expected glami="):
         load_data_set("glami")
-    with pytest.raises(OptionError, match="benchmark 'xyz'; expected one of abo, fashion200k"):
+    with pytest.raises(OptionError, match="benchmark: found 'xyz'; expected one of abo, fashion200k"):
         load_data_set("xyz")
 
 

@@ -54,7 +54,9 @@ def test_the_command_line_evaluates_a_users_shop(
     printed = capsys.readouterr()
     assert "t→mm" in printed.out
     assert "records skipped" in printed.err
-    assert "shop names no splits: every row is used, also what the model may have been trained on" in printed.err
+    assert (
+        "shop names no splits: all products are used, even those that the model may have been trained on" in printed.err
+    )
     results = json.loads(output.read_text())
     assert (results["model"], results["benchmark"]) == (str(tiny_moon()), "shop")
     assert set(results["scores"]) == {"t2mm", "i2mm", "mm2mm", "t2i", "i2t"}
@@ -171,7 +173,7 @@ def test_results_of_several_benchmarks_need_a_folder_and_different_names(
     assert main(["evaluate", *arguments, str(tmp_path / "results.json")]) == 2
     assert "expected a folder when there are several" in capsys.readouterr().err
     assert main(["evaluate", *arguments, str(tmp_path / "results")]) == 2
-    assert "benchmarks are called shop, shop" in capsys.readouterr().err
+    assert "benchmarks: found the names shop, shop" in capsys.readouterr().err
 
 
 def test_fatal_tables_stop_before_the_model_is_loaded(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +268,7 @@ def test_models_that_are_all_called_final_are_told_apart(tmp_path: Path, capsys:
             "80.0",
         ):
             assert words in table
-    with pytest.raises(ValueError, match="two results are called 'one' on shop"):
+    with pytest.raises(ValueError, match="found two results with the name 'one' on shop"):
         comparison_table([result("runs/one/final", 0.1), result("elsewhere/one", 0.2)])
 
 
