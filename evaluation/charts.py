@@ -106,7 +106,7 @@ def panels(
 
 
 def _fonts(text: str) -> tuple[list[str], frozenset[str]]:
-    """Return the font families to try for each character, matplotlib's first, and the characters that none of them has."""
+    """Return the font families to try for each character, matplotlib's first, and the characters that none has."""
     own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     known = FT2Font(str(own)).get_charmap()
     others = "".join(character for character in text if ord(character) not in known)

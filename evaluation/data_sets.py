@@ -3,8 +3,8 @@
 moon3 evaluate --model DIR --benchmark mbe mbe=rows.jsonl triplets=my_rows.parquet [--columns query.title=keyword]
     [--sample 1000] [--no-fetch] [--cutoffs 1,5,10]
 
-Such a file defines `HUB` (the id of the data set on the hub, or None), `CUTOFFS` (the k of R@k that its papers report) and
-`load(place, options) -> ProductTables`.
+Such a file defines `HUB` (the id of the data set on the hub, or None), `CUTOFFS` (the k of R@k that its papers report)
+and `load(place, options) -> ProductTables`.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Explanation:
         shares: set of tokens → its share of the read-out's attention; the shares sum to 1.
         attention: (T,) float32, the read-out's attention to each token, sums to 1.
         input_ids: (T,) int64, the tokens.
-        gates: (A, 3) float32, the weight that each fusion head gives to the read-out's state, to the pictures and to the title;
-            None for a model without fusion.
+        gates: (A, 3) float32, the weight that each fusion head gives to the read-out's state, to the pictures and to
+            the title; None for a model without fusion.
         reasoning: the written attributes (`Reasoning` of the processor); None without reasoning.
     """
 

@@ -39,9 +39,9 @@ def font_for(text: str, chosen: str | Path | None = None) -> tuple[Font, frozens
 
     Args:
         text: the text to draw.
-        chosen (`str`, `Path` or `None`): a TrueType or OpenType file. Default `None`: Pillow's font, which has English letters
-            only; if it lacks characters of the text, a common font of the system, or else the font of the system that has
-            most of them.
+        chosen (`str`, `Path` or `None`): a TrueType or OpenType file. Default `None`: Pillow's font, which has English
+            letters only; if it lacks characters of the text, a common font of the system, or else the font of the
+            system that has most of them.
 
     Raises:
         OSError: a font file that cannot be read.
@@ -151,7 +151,7 @@ def _report(lacking: frozenset[str]) -> None:
         _reported.update(scripts)
         names = ", ".join("symbols such as emoji" if script == "symbol" else script for script in scripts)
         print(
-            f"no font of this system has all characters of the drawn texts ({names}); missing ones are put into words, such as "
-            "[fire] or [Thai: 5 letters]. Fonts such as Noto Sans, Noto Sans CJK and Noto Sans Thai have them",
+            f"no font of this system has all characters of the drawn texts ({names}); missing ones are put into words, "
+            "such as [fire] or [Thai: 5 letters]. Fonts such as Noto Sans, Noto Sans CJK and Noto Sans Thai have them",
             file=sys.stderr,
         )

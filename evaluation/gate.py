@@ -1,9 +1,9 @@
-"""Measure the benefit and cost of reasoning only when unsure, and whether vectors with and without reasoning share a space.
+"""Measure benefit and cost of reasoning only when unsure, and whether reasoned and other vectors share a space.
 
 moon3 gate --model DIR --benchmark catalogue|PATH --output results/gate.json
 
-Each query and product is encoded once without and once with reasoning; all results are computed from these vectors. The same
-numbers are also written as tables (.md) and curves (.png) beside the file.
+Each query and product is encoded once without and once with reasoning; all results are computed from these vectors. The
+same numbers are also written as tables (.md) and curves (.png) beside the file.
 
 Shape suffixes: Q queries.
 """
@@ -48,8 +48,8 @@ class GateOptions:
 
     Args:
         split (`str` or `None`): the split to evaluate; `None` for all products and queries. Default "test".
-        limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer. Default:
-            all products.
+        limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
+            Default: all products.
         batch_size (`int`): records per batch. Default 32.
         max_reasoning_tokens (`int` or `None`): maximum number of tokens of a reasoning. Default: the model's number.
         seed (`int`): seed of the limit and of the bootstrap. Default 0.
@@ -109,11 +109,12 @@ def measure_gate(
         model_name (`str`): the model's name in the results. Default "model".
         options: options. Default: `GateOptions()`.
 
-    Returns: the content of the results file: model, benchmark, max_reasoning_tokens; "cost", kind of query → timed (records)
-    and for each way seconds, items_per_second (medians of the rounds) and tokens_per_item; "directions", direction or "all" →
-    queries, gallery, source, "curves" (products' way → `gate_curve`) and "aligned" (`aligned_space`); "words", a summary in
-    sentences; absent, skipped, shortened (see `retrieval.shortened.shortened_summary`), provenance. "all" pools the queries of
-    all directions, with a common threshold.
+    Returns: the content of the results file: model, benchmark, max_reasoning_tokens; "cost", kind of query → timed
+    (records) and for each way seconds, items_per_second (medians of the rounds) and tokens_per_item; "directions",
+    direction or "all" → queries, gallery, source, "curves" (products' way → `gate_curve`) and "aligned"
+    (`aligned_space`); "words", a summary in sentences; absent, skipped, shortened (see
+    `retrieval.shortened.shortened_summary`), provenance. "all" pools the queries of all directions, with a common
+    threshold.
 
     Raises:
         TableError: no such split, or no direction that can be searched.
@@ -169,21 +170,22 @@ def gate_curve(
 ) -> list[dict[str, Any]]:
     """Compute recall and cost if the unsure share of the queries reasons, for shares of 0, 5, … 100 per cent.
 
-    A query reasons if its margin is below the threshold: at share s the threshold is the (⌊s·Q⌋ + 1)-th smallest margin, and at
-    the end just above the largest. For comparison, a coin lets the same share of queries reason at random:
-    `coin = (1 − s)·R(none) + s·R(generate)`. The margin is useful only if the gate's recall is above the coin's.
-    `items_per_second = Q / Σ_q (seconds_none + reasoned_q · (seconds_generate − seconds_none))`, from the measured seconds of
-    both ways: `embed(reasoning="auto")` reads a prompt once, and writing costs the difference between "generate" and "none".
-    This is exact if time is proportional to the number of rows; a device that a few rows do not fill saves less.
+    A query reasons if its margin is below the threshold: at share s the threshold is the (⌊s·Q⌋ + 1)-th smallest
+    margin, and at the end just above the largest. For comparison, a coin lets the same share of queries reason at
+    random: `coin = (1 − s)·R(none) + s·R(generate)`. The margin is useful only if the gate's recall is above the
+    coin's. `items_per_second = Q / Σ_q (seconds_none + reasoned_q · (seconds_generate − seconds_none))`, from the
+    measured seconds of both ways: `embed(reasoning="auto")` reads a prompt once, and writing costs the difference
+    between "generate" and "none". This is exact if time is proportional to the number of rows; a device that a few rows
+    do not fill saves less.
 
     Args:
         outcome: the results of one direction.
         products (`str`): the products' way: "none" or "generate".
         resamples, seed (`int`): samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: for each quantile: quantile, threshold, share (of queries that reason), R@1, R@10, their 95 % intervals and coins,
-    items_per_second, tokens_per_query (written, over all queries). Queries with equal margins reason together, so that a share
-    can be below its quantile.
+    Returns: for each quantile: quantile, threshold, share (of queries that reason), R@1, R@10, their 95 % intervals and
+    coins, items_per_second, tokens_per_query (written, over all queries). Queries with equal margins reason together,
+    so that a share can be below its quantile.
     """
     margin_Q = outcome.margins[products]
     rank_Q = {way: outcome.ranks[way, products] for way in WAYS}
@@ -215,15 +217,15 @@ def _recall(rank_Q: np.ndarray, k: int, resamples: int, seed: int) -> dict[str, 
 
 
 def aligned_space(outcome: DirectionOutcome, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Compute recall of the four ways to search, and how far queries without reasoning are behind among reasoned products.
+    """Compute recall of the four ways to search, and how far un-reasoned queries are behind among reasoned products.
 
     Args:
         outcome: the results of one direction.
         resamples, seed (`int`): samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: "ways": "none→generate" (queries without reasoning, products with reasoning) and the three others → R@1, R@10 with
-    95 % intervals; "difference": R@10 of none→generate minus generate→generate over the same queries, with its interval;
-    "within": whether none→generate is at most 2 points behind.
+    Returns: "ways": "none→generate" (queries without reasoning, products with reasoning) and the three others → R@1,
+    R@10 with 95 % intervals; "difference": R@10 of none→generate minus generate→generate over the same queries, with
+    its interval; "within": whether none→generate is at most 2 points behind.
     """
     ways = {
         f"{query}→{products}": {
@@ -299,7 +301,7 @@ class _Sides:
     def _timed(
         self, caches: Mapping[str, VectorCache], records: Sequence[dict[str, Any]], form: Mapping[str, str]
     ) -> dict[str, dict[str, Any]]:
-        """Return the median seconds of each way over the rounds; the ways go first in turn, and the first round is a warm-up."""
+        """Return the median seconds of each way over the rounds, without the first; the ways go first in turn."""
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for number in range(self.options.rounds + 1):
             for way in WAYS if number % 2 else reversed(WAYS):

@@ -39,8 +39,8 @@ def summary_sentences(results: Mapping[str, Any]) -> list[str]:
             for point in (by_quantile[0.25], by_quantile[0.5])
         ]
         sentences.append(
-            f"{_TITLES[way]}: R@10 is {_percent(first['R@10'])} % without reasoning queries and {_percent(last['R@10'])} % when "
-            f"all reason; {'; '.join(parts)}."
+            f"{_TITLES[way]}: R@10 is {_percent(first['R@10'])} % without reasoning queries and "
+            f"{_percent(last['R@10'])} % if all reason; {'; '.join(parts)}."
         )
     return [*sentences, _alignment_sentence(results["directions"])]
 
@@ -53,14 +53,15 @@ def _alignment_sentence(directions: Mapping[str, Any]) -> str:
     outside = [_arrow(name) for name, found in directions.items() if name != ALL and not found["aligned"]["within"]]
     more = f"more than 2 points behind in: {', '.join(outside)}" if outside else "nor in any single direction"
     return (
-        f"Among reasoned products, un-reasoned queries find {_percent(plain)} % at R@10 and reasoned ones {_percent(thought)} %: "
-        f"{_points(aligned['difference']['difference'])} points ({_points(low)} to {_points(high)}), {distance}"
+        f"Among reasoned products, un-reasoned queries find {_percent(plain)} % at R@10 and reasoned ones "
+        f"{_percent(thought)} %: {_points(aligned['difference']['difference'])} points "
+        f"({_points(low)} to {_points(high)}), {distance}"
         f"{', ' if aligned['within'] and not outside else '; '}{more}."
     )
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Return the results as Markdown: sentences, the four ways to search, the cost of a query, and a curve per direction.
+    """Return the results as Markdown: sentences, the four ways to search, the cost of a query, and curves.
 
     Args:
         results: from `evaluation.gate.measure_gate`.
@@ -69,8 +70,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = [
         f"# Thinking when unsure: {name} on {results['benchmark']}",
         "\n".join(f"- {sentence}" for sentence in results["words"]),
-        f"Reasoning of at most {results['max_reasoning_tokens']} tokens; R@10 in per cent with 95 % bootstrap intervals over "
-        "queries. A coin: the same share of queries reasons, drawn at random.",
+        f"Reasoning of at most {results['max_reasoning_tokens']} tokens; R@10 in per cent with 95 % bootstrap "
+        "intervals over queries. A coin: the same share of queries reasons, drawn at random.",
         "## One space: queries → products",
         _aligned_table(results["directions"]),
         "## Cost of a query",

@@ -1,10 +1,10 @@
-"""Explain what a vector is read from: attention over pictures and words, modality gates, written attributes; as PNG files.
+"""Explain what a vector is read from: attention over pictures and words, gates, written attributes; as PNG files.
 
     moon3 heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
         [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
 
-MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. The averaging over rows, heads and layers and the
-normalisation are our design; see `explain`.
+MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. The averaging over rows, heads and layers
+and the normalisation are our design; see `explain`.
 
 Shape suffixes: T tokens of the product or query, R tokens that the vector is read from, A heads, W words.
 """
@@ -58,7 +58,7 @@ Picture = tuple[str, np.ndarray, tuple[int, int]]  # name, pixels, rows and colu
 # ---------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the "eager" implementation of attention, the only one that returns the weights, and restore the previous ones.
+    """Use the "eager" implementation of attention, the only one that returns weights, and restore the previous ones.
 
     Args:
         model: the model; its implementation and those of its parts, which can differ, are restored even after an error.
@@ -85,19 +85,19 @@ def explain(
 ) -> list[Explanation]:
     r"""Explain what the vectors of records are read from.
 
-    `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those of
-    the tokens that the vector is read from: one for the read-outs "emb" and "last", all attended tokens for "mean".
-    Our design, after MOON's heat maps (arXiv 2508.11999 §5.4). a sums to 1 over the tokens; `shares` are its sums over sets of
-    tokens. The first tokens of a text attract attention regardless of their content (attention sinks, arXiv 2309.17453):
-    therefore the first token is a separate set, and heat and word weights are normalised separately, within the image tokens
-    and within the words.
+    `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those
+    of the tokens that the vector is read from: one for the read-outs "emb" and "last", all attended tokens for "mean".
+    Our design, after MOON's heat maps (arXiv 2508.11999 §5.4). a sums to 1 over the tokens; `shares` are its sums over
+    sets of tokens. The first tokens of a text attract attention regardless of their content (attention sinks, arXiv
+    2309.17453): therefore the first token is a separate set, and heat and word weights are normalised separately,
+    within the image tokens and within the words.
 
-    With a mean read-out, only a token itself and later tokens attend to it, so that early tokens get more even if attention
-    is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is normalised (not
-    in `shares`); with a single row, u is the same for all tokens and nothing changes.
+    With a mean read-out, only a token itself and later tokens attend to it, so that early tokens get more even if
+    attention is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is
+    normalised (not in `shares`); with a single row, u is the same for all tokens and nothing changes.
 
-    For a model with fusion (MOON3.0, arXiv 2604.00513), a is the decoder's attention; `gates` holds the weights of pictures and
-    title in the fusion. Written reasoning precedes `<emb>` in the text and is a separate set.
+    For a model with fusion (MOON3.0, arXiv 2604.00513), a is the decoder's attention; `gates` holds the weights of
+    pictures and title in the fusion. Written reasoning precedes `<emb>` in the text and is a separate set.
 
     Args:
         model: a MoonModel, or a MoonForConditionalGeneration.
@@ -109,12 +109,12 @@ def explain(
         relative (`bool`): whether heat and word weights are relative to uniform attention. Default False.
 
     Raises:
-        ValueError: another model than a Moon, another reasoning, a layer that does not exist, or reasoning with a model that
-            does not reason.
+        ValueError: another model than a Moon, another reasoning, a layer that does not exist, or reasoning with a model
+            that does not reason.
         ProductError: a record that cannot be used.
 
-    Relations: `draw_explanation` and `save_explanation` draw the result. Records are computed one at a time: eager attention
-    needs heads × T² numbers per layer, and only one layer is in memory at a time.
+    Relations: `draw_explanation` and `save_explanation` draw the result. Records are computed one at a time: eager
+    attention needs heads × T² numbers per layer, and only one layer is in memory at a time.
     """
     encoder = getattr(model, "model", model)
     if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
@@ -123,7 +123,7 @@ def explain(
         raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(REASONING)}")
     if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
         raise OptionError(
-            f"reasoning={reasoning!r}, but this model does not reason (its max_reasoning_tokens is None); expected 'none'"
+            f"reasoning={reasoning!r}, but this model does not reason (max_reasoning_tokens is None); expected 'none'"
         )
     chosen = _select_layers(layers, model.config.text_config.num_hidden_layers)
     was_training = encoder.training
@@ -189,7 +189,7 @@ def _explain_record(
 def _inputs(
     model: Any, processor: Any, record: Mapping[str, Any], reasoning: str
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """Return the model's tensors for one record, with any reasoning in `input_ids`, and the parsed reasoning or None."""
+    """Return the model's tensors for a record, with any reasoning in `input_ids`, and the parsed reasoning or None."""
     options = {"reasoning": "given"} if reasoning == "given" else {}
     batch = processor(records=[record], return_tensors="pt", **options)
     parameter = next(model.parameters())
@@ -440,7 +440,7 @@ class HeatmapOptions:
 
 @dataclass
 class _Index:
-    """The index file of a folder: the settings of its pictures, their entries, and the records that could not be read."""
+    """The index file of a folder: settings and entries of its pictures, and records that could not be read."""
 
     path: Path
     settings: dict[str, Any]
@@ -452,7 +452,8 @@ class _Index:
         """Open the index of a folder, with the entries of pictures that have the same settings.
 
         Raises:
-            ValueError: pictures with other settings without `overwrite`, or an index.json that is not an index of heat maps.
+            ValueError: pictures with other settings without `overwrite`, or an index.json that is not an index of heat
+                maps.
         """
         path = folder / INDEX_FILE
         if not path.is_file():

@@ -40,20 +40,20 @@ _SETS: dict[str, Colour] = {
     "template and markers": (194, 200, 211),
     "first token": (216, 220, 228),
 }
-# Values above this quantile have the full colour, so that a single token with most of the attention does not hide the others.
+# Values above this quantile have the full colour, so that a token with most of the attention does not hide the others.
 _FULL_COLOUR_QUANTILE = 0.98
 
 
 def draw_explanation(explanation: Explanation, *, font: str | Path | None = None) -> Image.Image:
-    """Draw an explanation: heat over each picture and word, shares, and if present modality gates and written attributes.
+    """Draw an explanation: heat over pictures and words, shares, and if present gates and written attributes.
 
     Heat and words have separate scales, from zero to the 98th percentile within the record. Our design.
 
     Args:
         explanation: from `evaluation.heatmap.explain`.
-        font: a TrueType or OpenType file. Default: Pillow's font, which has English letters only; if it lacks characters of the
-            explanation, the font of the system that has most of them. Characters that the font lacks are put into words
-            (`evaluation.fonts.readable`).
+        font: a TrueType or OpenType file. Default: Pillow's font, which has English letters only; if it lacks
+            characters of the explanation, the font of the system that has most of them. Characters that the font lacks
+            are put into words (`evaluation.fonts.readable`).
 
     Raises:
         OSError: a font file that cannot be read.
@@ -177,7 +177,7 @@ def _bar(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colo
 
 
 def _order(name: str) -> int:
-    """Return the position of a section: 0 for parts of the record, in the order of the input; other sections come last."""
+    """Return the position of a section: 0 for parts of the record; other sections come last."""
     last = ("read-out token", "instruction", "template and markers", "first token")
     return last.index(name) + 1 if name in last else 0
 

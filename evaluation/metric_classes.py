@@ -17,8 +17,8 @@ Args:
 class MacroScores(evaluate.Metric):
     """Precision, recall and F1, each averaged over the labels that occur in the truth; a division by 0 gives 0.
 
-    `MacroScores().compute(predictions=…, references=…)` → {"precision", "recall", "f1"}; `evaluation.metrics.macro_scores`
-    computes the same faster, for the many samples of a bootstrap.
+    `MacroScores().compute(predictions=…, references=…)` → {"precision", "recall", "f1"};
+    `evaluation.metrics.macro_scores` computes the same faster, for the many samples of a bootstrap.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -24,8 +24,8 @@ def ranks(similarity_QG: np.ndarray, positives_QG: np.ndarray, exclude_QG: np.nd
 
     `rank_q = 1 + #{g : g is neither right nor excluded, s_qg >= max over right answers p of s_qp}`
 
-    Ties count against the model: a wrong answer with the same score ranks before the right one, so that a model with the same
-    vector for all products finds nothing.
+    Ties count against the model: a wrong answer with the same score ranks before the right one, so that a model with
+    the same vector for all products finds nothing.
 
     Args:
         similarity_QG (`ndarray`): scores, higher is nearer.
@@ -41,8 +41,8 @@ def ranks(similarity_QG: np.ndarray, positives_QG: np.ndarray, exclude_QG: np.nd
     exclude = np.zeros_like(positives) if exclude_QG is None else np.asarray(exclude_QG, dtype=bool)
     if similarity.shape != positives.shape or similarity.shape != exclude.shape:
         raise ValueError(
-            f"shapes differ: found similarity {similarity.shape}, positives {positives.shape}, exclude {exclude.shape}; "
-            "expected one shape"
+            f"shapes differ: found similarity {similarity.shape}, positives {positives.shape}, "
+            f"exclude {exclude.shape}; expected one shape"
         )
     if not np.isfinite(similarity).all():
         raise ValueError("similarity: found NaN or infinite scores; expected finite numbers")
@@ -87,8 +87,8 @@ def _mask(indices: Sequence[Sequence[int]], size: int) -> np.ndarray:
 def recall_at(rank_Q: np.ndarray, k: int) -> float:
     """Return the share of queries with a right answer among the first k.
 
-    A query with several right answers counts as found if any of them is among the first k. This is the usual R@k of retrieval
-    benchmarks with one purchased product per query, not the share of all right answers that were found.
+    A query with several right answers counts as found if any of them is among the first k. This is the usual R@k of
+    retrieval benchmarks with one purchased product per query, not the share of all right answers that were found.
 
     Raises:
         ValueError: no queries, or k < 1.
@@ -105,8 +105,8 @@ def _hits(rank_Q: np.ndarray, k: int) -> np.ndarray:
 def rank_score(rank_Q: np.ndarray, candidates_Q: np.ndarray) -> float:
     """Return `mean_q 1 - log(rank_q) / log(N_q)`: 1 at the top, 0 at the bottom; each halving of a rank adds the same.
 
-    The retrieval reward of the joint stage (LREM, arXiv 2510.14321), over a gallery. A query without a right answer in the
-    ranking counts as 0, a query with a single candidate as 1.
+    The retrieval reward of the joint stage (LREM, arXiv 2510.14321), over a gallery. A query without a right answer in
+    the ranking counts as 0, a query with a single candidate as 1.
 
     Args:
         rank_Q (`ndarray`): ranks from 1 to N, or `inf`.
@@ -153,8 +153,8 @@ def ndcg_at(score_QG: np.ndarray, gain_QG: np.ndarray, k: int) -> np.ndarray:
     score, gain = np.asarray(score_QG, dtype=np.float64), np.asarray(gain_QG, dtype=np.float64)
     if score.shape != gain.shape or k < 1 or not (gain > 0).any(axis=1).all():
         raise ValueError(
-            f"nDCG: found k={k}, scores {score.shape}, gains {gain.shape}; expected k of 1 or more, one shape, and an answer "
-            "for each query"
+            f"nDCG: found k={k}, scores {score.shape}, gains {gain.shape}; expected k of 1 or more, one shape, and an "
+            "answer for each query"
         )
     order_QG = np.lexsort((gain, -score), axis=1)  # among equal scores the lower gain first
     discount_K = 1 / np.log2(2 + np.arange(min(k, score.shape[1])))
@@ -172,8 +172,8 @@ def search_ndcg(
 ) -> dict[int, np.ndarray]:
     """Return `ndcg_at` of a search by dot product, in blocks of queries, without sorting the gallery.
 
-    The rank of an answer is 1 plus the number of products with a higher score, with the same score and a lower gain, or with
-    the same score and gain that come first.
+    The rank of an answer is 1 plus the number of products with a higher score, with the same score and a lower gain, or
+    with the same score and gain that come first.
 
     Args:
         query_QD, gallery_GD (`ndarray`): unit vectors.
@@ -320,8 +320,8 @@ def paired_difference(
 ) -> dict[str, float | list[float]]:
     """Return the mean of `after - before` over the same queries, with its bootstrap interval.
 
-    Both values of a query are drawn together, so that what a query contributes to both sides cancels and the interval is
-    narrower than the two single intervals suggest. The difference is beyond chance if the interval excludes 0.
+    Both values of a query are drawn together, so that what a query contributes to both sides cancels and the interval
+    is narrower than the two single intervals suggest. The difference is beyond chance if the interval excludes 0.
 
     Raises:
         ValueError: different numbers of queries, or none.
@@ -359,18 +359,18 @@ def classification_scores(
 ) -> dict[str, Any]:
     """Return the scores of predicting the nearest label by dot product.
 
-    A product or query with several true labels is right with any of them. Macro averages are over the labels that are true for
-    at least one of them; if several labels are true, the predicted one counts as the truth, or else the first.
+    A product or query with several true labels is right with any of them. Macro averages are over the labels that are
+    true for at least one of them; if several labels are true, the predicted one counts as the truth, or else the first.
 
     Args:
         item_ND, label_LD (`ndarray`): unit vectors.
         true_labels (N lists of label indices, none empty).
 
-    Returns: top1, top10 (`None` with 10 labels or fewer, where it is always 1), precision, recall, f1 (macro), each with its
-    95 % bootstrap interval over products or queries under "…_interval"; relaxed, see `relaxed_scores` (`None` with 10 labels or
-    fewer); top1_chance and top10_chance, the scores of labels in random order; majority, top-1 of always predicting the most
-    common label; most_predicted, the share of predictions that are the most frequent one (near 1, all predictions are the
-    same); items (number of products or queries), labels (number of labels).
+    Returns: top1, top10 (`None` with 10 labels or fewer, where it is always 1), precision, recall, f1 (macro), each
+    with its 95 % bootstrap interval over products or queries under "…_interval"; relaxed, see `relaxed_scores` (`None`
+    with 10 labels or fewer); top1_chance and top10_chance, the scores of labels in random order; majority, top-1 of
+    always predicting the most common label; most_predicted, the share of predictions that are the most frequent one
+    (near 1, all predictions are the same); items (number of products or queries), labels (number of labels).
 
     Raises:
         ValueError: no vectors, or a product or query without a true label.
@@ -416,7 +416,8 @@ def relaxed_scores(
 
     Args:
         rank_N (`ndarray`): the rank of the true label, or of the best of several.
-        predicted_N, best_true_N, first_true_N (`ndarray` of int): the nearest label, the nearest true one, the first true one.
+        predicted_N, best_true_N, first_true_N (`ndarray` of int): the nearest label, the nearest true one, the first
+        true one.
         labels (`int`): number of labels.
 
     Returns: accuracy, precision, recall, f1, and k, the number of labels that count as the prediction.
@@ -450,7 +451,7 @@ def macro_scores(truth_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> t
 def _predict(
     item_ND: np.ndarray, label_LD: np.ndarray, true_labels: Sequence[Sequence[int]], rank_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest label of each vector (a wrong one if it ties with the true one), and the nearest true label."""
+    """Return each vector's nearest label (a wrong one if it ties with the true one) and nearest true label."""
     predicted, best_true = [], []
     for start in range(0, len(item_ND), _ROWS_PER_BLOCK):
         similarity = item_ND[start : start + _ROWS_PER_BLOCK] @ label_LD.T

@@ -1,6 +1,7 @@
 """Render HTML pages from Jinja2 templates: all text is escaped, and all of its characters are visible.
 
-A template is a file beside the module that fills it, `<module>.html.jinja`, and contains all markup and style of the page.
+A template is a file beside the module that fills it, `<module>.html.jinja`, and contains all markup and style of the
+page.
 """
 
 import unicodedata
@@ -19,8 +20,8 @@ _KEPT_FORMATS = "\u200c\u200d"
 def render(template: Path, **values: Any) -> str:
     """Render a template with values, and return the page.
 
-    All values pass through `visible` and are escaped, except `markupsafe.Markup`, which only this project's code may create. In
-    a template, attribute values must be in double quotes.
+    All values pass through `visible` and are escaped, except `markupsafe.Markup`, which only this project's code may
+    create. In a template, attribute values must be in double quotes.
 
     Args:
         template: the template file. It can use `policy`, the content security policy `POLICY`.

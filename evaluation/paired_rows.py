@@ -146,7 +146,7 @@ def _word_scores(cache: VectorCache, search: Search, form: str) -> np.ndarray:
 def scores_with_values(
     item_ND: np.ndarray, label_LD: np.ndarray, truth: Sequence[Sequence[int]], **bootstrap: Any
 ) -> dict[str, Any]:
-    """Return `classification_scores` with two more entries: whether each nearest label is right, and the chance of that."""
+    """Return `classification_scores` with two more entries: whether each nearest label is right, and its chance."""
     right_N = (search_ranks(item_ND, label_LD, truth) <= 1).astype(np.float64)
     chance = float(np.mean([len(set(labels)) for labels in truth])) / len(label_LD)
     return classification_scores(item_ND, label_LD, truth, **bootstrap) | {_VALUES: right_N, "chance": chance}
@@ -224,9 +224,9 @@ def compare_rows(
         resamples (`int`): samples of the bootstrap. Default 1000.
         seed (`int`): seed of the bootstrap. Default 0.
 
-    Returns: for each row task, what, form, metric, queries, choices, chance, models (name → value and interval; also BM25 for
-    text queries), difference (the first minus the second, with its paired interval) and ahead (the name of the model that is
-    ahead if the interval excludes 0, or None).
+    Returns: for each row task, what, form, metric, queries, choices, chance, models (name → value and interval; also
+    BM25 for text queries), difference (the first minus the second, with its paired interval) and ahead (the name of the
+    model that is ahead if the interval excludes 0, or None).
 
     Raises:
         ValueError: rows or queries that differ.

@@ -23,8 +23,8 @@ def provenance(seed: int, **more: Any) -> dict[str, Any]:
         seed: the random seed.
         **more: further facts to record.
 
-    Returns: commit, whether files differ from it (`None` outside a checkout), versions, seed, command, UTC time, device,
-    threads, and `more`.
+    Returns: commit, whether files differ from it (`None` outside a checkout), versions, seed, command, UTC time,
+    device, threads, and `more`.
     """
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain")

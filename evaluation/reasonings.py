@@ -39,8 +39,8 @@ def count_reasonings(written: Iterable[WrittenReasoning]) -> dict[str, dict[str,
     Args:
         written: from `retrieval.encode.VectorCache.reasonings`.
 
-    Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": the model's input → the same
-    counts. A side without reasonings is left out. All marks but "well_formed" may overlap.
+    Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": the model's input →
+    the same counts. A side without reasonings is left out. All marks but "well_formed" may overlap.
     """
     groups: dict[str, dict[str, list[Reasoning]]] = {}
     for entry in written:
@@ -59,9 +59,9 @@ def _counts(reasonings: Sequence[Reasoning]) -> dict[str, Any]:
 def write_reasonings(path: str | Path, written: Iterable[WrittenReasoning]) -> Path:
     """Write reasonings as a parquet table, one row per reasoning.
 
-    Columns: side ("query" or "product"), input (the model's input: "query", or a gallery's name such as "mm"), id, text,
-    attributes (a list of {key, value}, an entry for each value, as in the products table), unparsed (a list of sentences),
-    closed, well_formed.
+    Columns: side ("query" or "product"), input (the model's input: "query", or a gallery's name such as "mm"), id,
+    text, attributes (a list of {key, value}, an entry for each value, as in the products table), unparsed (a list of
+    sentences), closed, well_formed.
 
     Args:
         path: the file; its folder is made.
@@ -95,9 +95,9 @@ def reasoning_note(settings: Mapping[str, Any] | None) -> str:
     Args:
         settings: "reasoning" of a results file; `None` for a file without it.
 
-    Returns: " (reasoning ≤ 32)", " (queries reason ≤ 32)" or " (products reason ≤ 32)" with the maximum number of tokens, or ""
-    without reasoning. If queries reason when unsure: " (queries reason below a margin of 0.05, ≤ 32)" or " (products reason,
-    queries below a margin of 0.05, ≤ 32)".
+    Returns: " (reasoning ≤ 32)", " (queries reason ≤ 32)" or " (products reason ≤ 32)" with the maximum number of
+    tokens, or "" without reasoning. If queries reason when unsure: " (queries reason below a margin of 0.05, ≤ 32)" or
+    " (products reason, queries below a margin of 0.05, ≤ 32)".
     """
     settings = settings or {}
     sides = [side for side in ("query", "product") if settings.get(side, "none") != "none"]

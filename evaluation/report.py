@@ -47,7 +47,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 
 def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -> str:
-    """Return all scores of results as tables: retrieval, image-only retrieval, classification, attributes and reasonings.
+    """Return all scores as tables: retrieval, image-only retrieval, classification, attributes and reasonings.
 
     The name of a model that reasons has a note: "moon3 (reasoning ≤ 32)", "moon3 (queries reason ≤ 32)".
 
@@ -55,10 +55,11 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         results: results as `moon3 evaluate` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
-    Returns: percentages. R@10 (or the largest k), top-1, precision, recall and F1 have their 95 % interval in brackets. Chance is
-        given for R@10 and top-1, and for top-1 also the score of always predicting the most common label. "in 10" are the scores
-        of the relaxed rule, see `evaluation.metrics.relaxed_scores`. Lines below the tables name the products that count as
-        right or are left out because they are equal to an answer, and the warnings of the results.
+    Returns: percentages. R@10 (or the largest k), top-1, precision, recall and F1 have their 95 % interval in brackets.
+        Chance is given for R@10 and top-1, and for top-1 also the score of always predicting the most common label. "in
+        10" are the scores of the relaxed rule, see `evaluation.metrics.relaxed_scores`. Lines below the tables name the
+        products that count as right or are left out because they are equal to an answer, and the warnings of the
+        results.
     """
     cutoffs, graded = _cutoffs(results), _is_graded(results)
     last = _last(cutoffs)
@@ -123,7 +124,7 @@ def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) ->
 
 
 def short_name(model: str) -> str:
-    """Return a model's name for tables: the name of its folder; for `final` or `run/final` of a training, that of the run."""
+    """Return a model's name for tables: that of its folder, or that of the run for `final` or `run/final`."""
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
     while len(parts) > 1 and parts[-1] in _FOLDERS_OF_RUNS:
         parts.pop()
@@ -309,8 +310,8 @@ _RIGHT, _WRONG, _LINE = (34, 160, 84), (201, 205, 213), (226, 229, 235)
 def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title: str = "Search results") -> Path:
     """Draw queries with the products that a search found; right products have a green frame and a tick.
 
-    Text is drawn in a font of the system that has its characters (`evaluation.fonts.font_for`). Characters that no font has are
-    put into words, after the product's id.
+    Text is drawn in a font of the system that has its characters (`evaluation.fonts.font_for`). Characters that no font
+    has are put into words, after the product's id.
 
     Args:
         examples: from `evaluation.benchmarks.retrieval.search_examples`.
@@ -488,7 +489,8 @@ def report(paths: Sequence[str | Path], compare: str | None = None) -> str:
 
     Args:
         paths: results files, as `moon3 evaluate` writes them.
-        compare: a metric (R@1, R@5, R@10 or MRR) for one table with a column for each model. Default: tables with all metrics.
+        compare: a metric (R@1, R@5, R@10 or MRR) for one table with a column for each model. Default: tables with all
+            metrics.
 
     Raises:
         OptionError: a file that cannot be read or lacks scores, or another metric.

@@ -60,34 +60,36 @@ class EvaluationOptions:
 
     Args:
         split (`str` or `None`): the split to evaluate; `None` for all products and queries. Default "test".
-        only (`tuple[str, ...]`): the benchmarks to run: retrieval, classification, attributes, matrix (each form of query
-            against each form of product), attribute_recall (whether search results agree in colour, material, …),
+        only (`tuple[str, ...]`): the benchmarks to run: retrieval, classification, attributes, matrix (each form of
+            query against each form of product), attribute_recall (whether search results agree in colour, material, …),
             shown_attributes (attributes that the picture and the text show). Default: the first three.
-        cutoffs (`tuple[int, ...]` or `None`): the k of R@k and nDCG@k. Default: those that the data set's papers report, or
-            else 1, 5, 10.
+        cutoffs (`tuple[int, ...]` or `None`): the k of R@k and nDCG@k. Default: those that the data set's papers
+            report, or else 1, 5, 10.
         attribute_keys (`str`): "own", or "paper" for the ten keys of MBE. Default "own".
-        limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer. Default:
-            all products.
+        limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
+            Default: all products.
         batch_size (`int`): records per batch. Default 32.
-        core_crop (`bool` or `None`): whether to add the core crop if a box is known. Default `None`: the processor's setting.
+        core_crop (`bool` or `None`): whether to add the core crop if a box is known. Default `None`: the processor's
+        setting.
         seed (`int`): seed of the limit, of the bootstrap and of the sheet's queries. Default 0.
         resamples (`int`): samples of the bootstrap. Default 1000.
         sheet (`str`, `Path` or `None`): PNG file for a drawing of queries with their top five products. Default: none.
         progress (`bool`): show progress bars for longer work. Default True.
         variants (`str`): how a search treats variants of a right answer (`product_data.duplicates`): "left_out" of its
             ranking, "right" or "wrong". Identical products always count as right. Default "left_out".
-        query_reasoning, product_reasoning (`str`): "none", or "generate": the model writes attributes of each query or product
-            before it embeds it. Label texts never reason. `query_reasoning` can also be "auto": in each search, the queries
-            that are unsure without reasoning reason. Default "none".
-        gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure, in [0, 2]. Default 0.05.
+        query_reasoning, product_reasoning (`str`): "none", or "generate": the model writes attributes of each query or
+            product before it embeds it. Label texts never reason. `query_reasoning` can also be "auto": in each search,
+            the queries that are unsure without reasoning reason. Default "none".
+        gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure, in [0, 2]. Default
+        0.05.
         max_reasoning_tokens (`int` or `None`): maximum number of tokens of a reasoning. Default: the model's number.
         reasonings (`str`, `Path` or `None`): .parquet file for the written reasonings. Default: none.
-        dimensions (`tuple[int, ...]` or `None`): widths for retrieval with the first numbers of each vector. Default: the
-            model's `matryoshka_dims`.
+        dimensions (`tuple[int, ...]` or `None`): widths for retrieval with the first numbers of each vector. Default:
+            the model's `matryoshka_dims`.
 
     Raises:
-        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning without a side
-            that generates, or a threshold without "auto" or outside [0, 2].
+        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning without a
+            side that generates, or a threshold without "auto" or outside [0, 2].
     """
 
     split: str | None = "test"
@@ -136,8 +138,8 @@ class EvaluationOptions:
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise OptionError(
-                    f"{name}={getattr(self, name)}, but neither queries nor products reason; expected query_reasoning or "
-                    "product_reasoning 'generate', or query_reasoning 'auto'"
+                    f"{name}={getattr(self, name)}, but neither queries nor products reason; expected "
+                    "query_reasoning or product_reasoning 'generate', or query_reasoning 'auto'"
                 )
         if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
             raise OptionError(f"reasonings={self.reasonings}; expected a .parquet file")
@@ -166,12 +168,13 @@ def evaluate_model(
 
     With "classification", queries with `positive_categories` are classified too, under "query_categories".
 
-    Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
-    count), label_set (the labels of classification and attributes), reasoning (query and product: their modes; gate_threshold
-    with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent
-    (direction → why it has no score), dimensions (for models with narrower vectors, see `evaluate_dimensions`),
-    classification, query_categories, attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings,
-    provenance; cutoffs, image_search_recall, and the other benchmarks that `only` names.
+    Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an
+    answer count), label_set (the labels of classification and attributes), reasoning (query and product: their modes;
+    gate_threshold with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores,
+    image_only, absent (direction → why it has no score), dimensions (for models with narrower vectors, see
+    `evaluate_dimensions`), classification, query_categories, attributes, skipped, shortened (see
+    `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs, image_search_recall, and the other
+    benchmarks that `only` names.
 
     Raises:
         TableError: no such split, or neither a product nor a query with categories.
@@ -360,13 +363,14 @@ def evaluate_benchmarks(
     Args:
         checkpoint: folder or hub id.
         benchmarks: the data sets.
-        options: options for all data sets; with several, the names of sheet and reasonings get the name of the benchmark.
+        options: options for all data sets; with several, the names of sheet and reasonings get the name of the
+            benchmark.
         output: the results file; with several benchmarks a folder. Default: no file.
         device (`str` or `None`): device of the model. Default: the first GPU, or else the CPU.
 
     Returns:
-        The results of each data set, as `evaluate_model` returns them. Missing scores and skipped records are printed on
-        stderr.
+        The results of each data set, as `evaluate_model` returns them. Missing scores and skipped records are printed
+        on stderr.
 
     Raises:
         OptionError: two benchmarks with one name, or a file as output of several benchmarks.
@@ -473,8 +477,8 @@ def load_benchmark(
     Args:
         source: "catalogue", a folder or a products file; or the name of a public data set, "mbe" or "mbe=PLACE" (see
             `evaluation.data_sets`).
-        split (`str`): the split that will be evaluated, to check that it exists; all products and queries are returned. Default
-            "test".
+        split (`str`): the split that will be evaluated, to check that it exists; all products and queries are returned.
+            Default "test".
         seed (`int`): seed of the embedded catalogue. Default 0.
         images_root: folder that image paths are relative to. Default: the folder of the table.
         reading: options for reading cells. Default: `ReadingOptions()`.

@@ -3,8 +3,8 @@
 moon3 shops-study --data ../shared/data --first Moon=runs/shops_moon1/final \
     --second "dual tower=runs/shops_dual_tower/final" --output results/shops_study.json
 
-The rows are written as JSON, and as a Markdown table beside it. `--work` keeps the measured rows by shop and model: the same
-command continues after an interruption, and measures again if weights, data or code have changed.
+The rows are written as JSON, and as a Markdown table beside it. `--work` keeps the measured rows by shop and model: the
+same command continues after an interruption, and measures again if weights, data or code have changed.
 """
 
 from __future__ import annotations
@@ -150,14 +150,14 @@ def summary_sentences(results: Mapping[str, Any]) -> list[str]:
             ahead = Counter(row["ahead"] for row in rows if row["task"] == task)
             if total := ahead.total():
                 sentences.append(
-                    f"Shops {seen}, {task}: of {total} rows {first} is ahead in {ahead[first]}, {second} in {ahead[second]}; in "
-                    f"{ahead[None]} the paired interval contains 0."
+                    f"Shops {seen}, {task}: of {total} rows {first} is ahead in {ahead[first]}, {second} in "
+                    f"{ahead[second]}; in {ahead[None]} the paired interval contains 0."
                 )
     return sentences
 
 
 def _main_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows that the summary counts: R@10 of each search, each level of categories, the mean of attribute keys."""
+    """Return the rows that the summary counts: R@10 of each search, each category level, the mean of attribute keys."""
     return [
         row for row in rows if row["metric"] == "R@10" or row["task"] == "classification" or row["what"] == MEAN_OF_KEYS
     ]
@@ -168,7 +168,8 @@ def table(results: Mapping[str, Any], *, short: bool = False, style: str = "gith
 
     Args:
         results: from `run_study`.
-        short (`bool`): only R@10 (nDCG@10 of graded answers), categories and the mean of the attribute keys. Default False.
+        short (`bool`): only R@10 (nDCG@10 of graded answers), categories and the mean of the attribute keys. Default
+        False.
         style (`str`): a format of tabulate. Default "github".
     """
     first, second = results["models"]
@@ -219,10 +220,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             "",
             *shops,
             "",
-            f"Values in per cent with 95 % bootstrap intervals. The difference is {first} minus {second}. Its interval is "
-            "paired: the bootstrap draws queries (for labels: products) for both models together. A model is ahead if that "
-            "interval excludes 0; about one in twenty rows without a difference does so by chance. A direction is followed "
-            "by the number of queries and of products in the gallery. Rows of fewer than 20 queries are left out.",
+            f"Values in per cent with 95 % bootstrap intervals. The difference is {first} minus {second}. Its interval "
+            "is paired: the bootstrap draws queries (for labels: products) for both models together. A model is ahead "
+            "if that interval excludes 0; about one in twenty rows without a difference does so by chance. A direction "
+            "is followed by the number of queries and of products in the gallery. Rows of fewer than 20 queries are "
+            "left out.",
             "",
             *[f"- {sentence}" for sentence in results["words"]],
             "",

@@ -2,10 +2,10 @@
 
     moon3 bench encode --output speed.json [--only NAME] [--model DIR]
 
-The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the ratios
-ours / other within a repeat, so that ours is faster below 1. Machines are noisy: trust the ratio, not the seconds. The cost of
-reasoning ("reasoning_8", "reasoning_16", "reasoning_32", "reasoning_auto", each against vectors without reasoning) also has
-items per second of both; its five ways alternate in the same rounds.
+The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the
+ratios ours / other within a repeat, so that ours is faster below 1. Machines are noisy: trust the ratio, not the
+seconds. The cost of reasoning ("reasoning_8", "reasoning_16", "reasoning_32", "reasoning_auto", each against vectors
+without reasoning) also has items per second of both; its five ways alternate in the same rounds.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ _WIDE: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 3072, "num_hi
 
 
 def grouped_experts(_: Any) -> Comparison:
-    """Compare grouped products with the loop over experts: forward and backward of a mixture, 2 of 4 experts per token."""
+    """Compare grouped products with the loop over experts: forward and backward of a mixture, 2 of 4 experts active."""
     hidden = torch.randn(_BATCH, _TOKENS // 2, _WIDE["hidden_size"], requires_grad=True)
     ours, other = (
         _mixture_step(MoonModalityMoE, MoonConfig.moon2(_base_config(**_WIDE), embedding_dim=None), name, hidden)
@@ -177,7 +177,7 @@ def guided_forward(_: Any) -> Comparison:
 
 
 def _reasoning_batch() -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return a moon3 and a batch of prompts: a picture and a core crop of 256 image tokens each, and 96 tokens of text."""
+    """Return a moon3 and a batch of prompts: picture and core crop of 256 image tokens each, and 96 tokens of text."""
     torch.manual_seed(0)
     spans = [f"{span}_{side}" for span in ("category", "attribute", "title", "think") for side in ("start", "end")]
     ids = {f"{name}_token_id": number for number, name in enumerate([*spans, "emb"], start=1)}
@@ -213,7 +213,7 @@ def _reasoning_batch() -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def think_then_embed_in_one_pass(_: Any) -> Comparison:
-    """Compare writing 32 tokens of reasoning and the vector in one pass with generating, then encoding the whole text."""
+    """Compare writing 32 tokens of reasoning and the vector in one pass with generating, then encoding the text."""
     model, batch = _reasoning_batch()
     tokenizer = SimpleNamespace(eos_token_id=None, pad_token_id=0)
     thinking, writer = Thinking(), model.writer()
@@ -382,7 +382,7 @@ def _result(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 
 
 def speed_table(results: dict[str, Any]) -> str:
-    """Return results as a Markdown table: the comparison, the ratio ours / other and, if known, items per second of both."""
+    """Return results as a Markdown table: comparison, ratio ours / other and, if known, items per second of both."""
     rows = [[result["about"], f"{result['ratio']:.2f}", _items(result)] for result in results.values()]
     heads = ["ours / other", "ratio", "items/s, ours / other"]
     if not any(row[2] for row in rows):

@@ -1,7 +1,8 @@
 """Translate a shop's attribute keys into the ten keys of MBE, and write their values as a reasoning does.
 
-Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that neither the tables below nor
-`attribute_keys_zh.yaml` (the keys of Chinese shops) contain is left out and reported, never guessed. Values keep their language.
+Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that neither the tables
+below nor `attribute_keys_zh.yaml` (the keys of Chinese shops) contain is left out and reported, never guessed. Values
+keep their language.
 """
 
 import unicodedata
@@ -85,7 +86,7 @@ def mbe_key(key: str) -> str | None:
 
 
 def chinese_key(key: str) -> str | None:
-    """Return the key of MBE that a Chinese shop's key means ("颜色" → "colour"), or None; spaces and full width are ignored."""
+    """Return the key of MBE that a Chinese shop's key means ("颜色" → "colour"), or None; spaces are ignored."""
     return _chinese_keys().get("".join(unicodedata.normalize("NFKC", key).split()))
 
 
@@ -103,10 +104,11 @@ def _chinese_keys() -> dict[str, str]:
 def facts_of(
     attributes: Mapping[str, Iterable[str]], category: Sequence[str] = ()
 ) -> tuple[list[Fact], dict[str, tuple[str, ...]]]:
-    """Return the attributes of a product under MBE's keys, in the order of these keys, and the attributes of other keys.
+    """Return the attributes of a product under MBE's keys, in their order, and the attributes of other keys.
 
-    Rule: a key is looked up in the tables above. The value of a part (sole, buttons) is written with the part, and the value
-    of a pattern, print or logo with that word. If no attribute names the category, the last level of the category path does.
+    Rule: a key is looked up in the tables above. The value of a part (sole, buttons) is written with the part, and the
+    value of a pattern, print or logo with that word. If no attribute names the category, the last level of the category
+    path does.
 
     Args:
         attributes: key → values, as in a products table.

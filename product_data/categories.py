@@ -42,10 +42,11 @@ class CategoryCell:
 class CategoryReader:
     """Read the category paths of one column.
 
-    A slash separates levels if no cell of the column has another separator and either every cell that is not empty contains
-    a slash, or two labels with a slash have the same first level ("Home/Sofas", "Home/Lamps"). A comma separates two paths
-    in one cell ("A > B, A > C") if what follows it starts with a first level of this cell or of another cell of the column;
-    otherwise it belongs to a label. Of several paths the first that no other continues is read. Our design.
+    A slash separates levels if no cell of the column has another separator and either every cell that is not empty
+    contains a slash, or two labels with a slash have the same first level ("Home/Sofas", "Home/Lamps"). A comma
+    separates two paths in one cell ("A > B, A > C") if what follows it starts with a first level of this cell or of
+    another cell of the column; otherwise it belongs to a label. Of several paths the first that no other continues is
+    read. Our design.
 
     Args:
         cells: all cells of the column, in any spelling. Default: none, so that a slash never separates levels.
@@ -109,13 +110,13 @@ class CategoryReader:
 
 
 def _as_written(separator: str) -> re.Pattern[str]:
-    """Return the pattern of a separator with any spaces around it, or with exactly its own spaces if it has some (" - ")."""
+    """Return the pattern of a separator with any spaces around it, or with its own spaces if it has some (" - ")."""
     literal = re.escape(separator)
     return re.compile(literal if separator != separator.strip() else rf"\s*{literal}\s*")
 
 
 def parse_category(value: Any) -> tuple[str, ...]:
-    """Return the category path of a single cell: a list, a JSON list, "a > b > c" or "a|b|c", with spaces or without."""
+    """Return the category path of a cell: a list, a JSON list, "a > b > c" or "a|b|c", with spaces or without."""
     return CategoryReader().read(value).path
 
 
@@ -156,7 +157,7 @@ def _cut(text: str, cuts: Sequence[re.Match[str]]) -> list[str]:
 
 
 def _outside_html(text: str, sign: re.Pattern[str]) -> list[re.Match[str]]:
-    """Return the matches of a separator outside HTML tags and entities, and without ">" before a number ("more than")."""
+    """Return the matches of a separator outside HTML tags and entities, without ">" before a number ("more than")."""
     spans = list(html_spans(text))
     return [
         match

@@ -27,19 +27,19 @@ _KINDS = {
     "duplicate_query_ids": (False, "query_id used by more than one query"),
     "identical_products": (
         False,
-        "products that repeat the texts and pictures of another product: a model cannot tell them apart; scores count them as "
-        "right where the other one is right, and they are never its negatives",
+        "products that repeat the texts and pictures of another product: a model cannot tell them apart; scores count "
+        "them as right where the other one is right, and they are never its negatives",
     ),
     "no_image_files": (True, "every product lacks its pictures, so that none can be read"),
     "empty_products": (False, "products with neither text nor image"),
     "invalid_unicode": (
         True,
-        "cells with invalid Unicode, such as half of an emoji (a lone surrogate), which tokenizers cannot read: correct them",
+        "cells with invalid Unicode, such as half of an emoji (a lone surrogate), which tokenizers refuse; correct them",
     ),
     "swallowed_rows": (
         False,
-        "quoted cells with line breaks whose lines look like rows, as an unbalanced quote produces: check whether rows are "
-        "missing, and write a quote inside a cell twice",
+        "quoted cells with line breaks whose lines look like rows, as an unbalanced quote produces: check whether rows "
+        "are missing, and write a quote inside a cell twice",
     ),
     "html_cells": (
         False,
@@ -61,7 +61,7 @@ _KINDS = {
     "conflicting_products": (False, "products that several rows describe differently: the first row counts"),
     "words_for_nothing": (
         False,
-        "queries with the text 'nan', 'null' or 'None', which is read as a word: leave the cell empty if the query has no text",
+        "queries with the text 'nan', 'null' or 'None', which is read as a word: leave the cell empty for no text",
     ),
     "empty_queries": (False, "queries with neither text nor image"),
     "malformed_cells": (False, "cells that could not be read and count as empty"),
@@ -70,8 +70,8 @@ _KINDS = {
     "unreadable_images": (False, "images that cannot be opened"),
     "image_addresses": (
         False,
-        "images given as addresses, which are not checked; training fetches them with allow_urls: true, mining and evaluation "
-        "leave out their products and queries: download them and name the files",
+        "images given as addresses, which are not checked; training fetches them with allow_urls: true, mining and "
+        "evaluation leave out their products and queries: download them and name the files",
     ),
     "dangling_positives": (False, "positives that are not in the products table"),
     "dangling_negatives": (False, "negatives that are not in the products table"),
@@ -101,7 +101,8 @@ _KINDS = {
 class Issue:
     """One kind of issue: how often it occurs, and up to five places.
 
-    For unknown ids, `near` counts those that differ from a known id only in spelling; `near_example` is the first of them.
+    For unknown ids, `near` counts those that differ from a known id only in spelling; `near_example` is the first of
+    them.
     """
 
     kind: str

@@ -1,7 +1,7 @@
 """Find the columns of a triplet table that hold the query, the purchased product and the hard negative, by their names.
 
-Public tables of triplets have no common column names (MBE: `doc_title`, `doc_image`, `doc_cate1_name` …; the names for query and
-negative are unpublished). The chosen columns are always printed, and the user can replace each choice.
+Public tables of triplets have no common column names (MBE: `doc_title`, `doc_image`, `doc_cate1_name` …; the names for
+query and negative are unpublished). The chosen columns are always printed, and the user can replace each choice.
 """
 
 import hashlib
@@ -118,17 +118,20 @@ class RowColumns:
 def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -> RowColumns:
     """Find the role of each column.
 
-    A name is split into words at case changes, digits, "_", "-", "." and spaces. One word gives the part (query, positive or
-    negative; default: positive), one the field (title, image, …; default: title, if the name gives a part). A word for
-    pictures with a word for attributes means the attributes that the picture shows ("doc_image_attributes"). A column holds
-    pictures only if every word of its name can describe a picture ("query_image_url"): "image_width" is unclear and not read.
+    A name is split into words at case changes, digits, "_", "-", "." and spaces. One word gives the part (query,
+    positive or negative; default: positive), one the field (title, image, …; default: title, if the name gives a part).
+    A word for pictures with a word for attributes means the attributes that the picture shows ("doc_image_attributes").
+    A column holds pictures only if every word of its name can describe a picture ("query_image_url"): "image_width" is
+    unclear and not read.
 
     Args:
         names: all columns; those inside a struct as "struct.column".
-        given: roles such as "query.title" → a column, a list of columns, or None for no column; they replace the found ones.
+        given: roles such as "query.title" → a column, a list of columns, or None for no column; they replace the found
+            ones.
 
     Raises:
-        ColumnError: an unknown role or column, two columns for one role, or neither a text nor a picture of the positive.
+        ColumnError: an unknown role or column, two columns for one role, or neither a text nor a picture of the
+            positive.
     """
     names = list(names)
     taken: dict[str, tuple[str, ...]] = {}

@@ -91,8 +91,8 @@ def read_csv(path: Path, *, errors: str = "strict") -> CsvRows:
         errors: how to handle bytes that are not UTF-8, as in `open`. Default "strict".
 
     Raises:
-        CsvError: another delimiter, two columns of one name, a row with more or fewer cells than the header, or a quote that
-            is never closed or closes before the cell ends.
+        CsvError: another delimiter, two columns of one name, a row with more or fewer cells than the header, or a quote
+            that is never closed or closes before the cell ends.
         UnicodeDecodeError: bytes that are not UTF-8.
     """
     csv.field_size_limit(_LONGEST_CELL)
@@ -190,9 +190,9 @@ def _begin(text: str) -> str:
 def _hidden_rows(first: int, record: list[str], names: list[str], shapes: set[str]) -> SwallowedRows | None:
     """Return the opening quote of a record whose lines all look like rows, or None.
 
-    A line looks like a row if it has as many commas as the header and a first cell like those of other rows. A quoted cell
-    may hold line breaks. Its lines also look like rows where one cell begins with an inch sign and a later one ends with one;
-    a reader of CSV cannot distinguish these inch signs from quotes.
+    A line looks like a row if it has as many commas as the header and a first cell like those of other rows. A quoted
+    cell may hold line breaks. Its lines also look like rows where one cell begins with an inch sign and a later one
+    ends with one; a reader of CSV cannot distinguish these inch signs from quotes.
     """
     opened = _last_quote(record)
     if opened is None or len(names) < 2 or any(line.count(",") != len(names) - 1 for line in record):

@@ -1,13 +1,13 @@
 """Find products that are equal: identical in everything that a model sees, or variants of one product.
 
-Two products are *identical* in a form if their texts and pictures in that form are the same: a model cannot tell them apart.
-They are *variants* if they share title and pictures and differ at most in attributes or descriptions, or if the table gives
-them the same `group`. For scores, variants also need the same category: a group that spans categories, such as apples, is not
-one product. Our design; precedents: the near-duplicate removal of MOON Embedding (arXiv 2511.11305) and the false-negative
-masks of Qwen3-VL-Embedding (arXiv 2601.04720).
+Two products are *identical* in a form if their texts and pictures in that form are the same: a model cannot tell them
+apart. They are *variants* if they share title and pictures and differ at most in attributes or descriptions, or if the
+table gives them the same `group`. For scores, variants also need the same category: a group that spans categories, such
+as apples, is not one product. Our design; precedents: the near-duplicate removal of MOON Embedding (arXiv 2511.11305)
+and the false-negative masks of Qwen3-VL-Embedding (arXiv 2601.04720).
 
-The comparison of texts ignores case, white space and Unicode compatibility forms. Pictures are compared by their bytes: the
-same file under two names is one picture; the same photo saved twice as JPEG is two.
+The comparison of texts ignores case, white space and Unicode compatibility forms. Pictures are compared by their bytes:
+the same file under two names is one picture; the same photo saved twice as JPEG is two.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Product(Protocol):
 class EqualProducts:
     """Find equal products; each answer is computed once.
 
-    An answer is a list with one entry for each product: the place of the first product that equals it, or its own place if
-    there is no earlier one.
+    An answer is a list with one entry for each product: the place of the first product that equals it, or its own place
+    if there is no earlier one.
 
     Args:
         products: the products to compare.
@@ -133,8 +133,8 @@ def variants_sentence(equal: EqualProducts) -> str:
         return ""
     return (
         f"variants: {sum(map(len, groups))} products are {len(groups)} products in several variants (same title and "
-        "pictures, or same group and category). Training never uses them as negatives of each other; scores leave out the "
-        "variants of a right answer unless a query distinguishes them (`negatives`, `reference_product_id`)"
+        "pictures, or same group and category). Training never uses them as negatives of each other; scores leave out "
+        "the variants of a right answer unless a query distinguishes them (`negatives`, `reference_product_id`)"
     )
 
 

@@ -37,10 +37,10 @@ class InteractionOptions:
     """Options that turn interactions into weights.
 
     Args:
-        action_weights (`Mapping[str, float]`): action → relevance of one such action, above 0 and at most 1; case is ignored.
-            Default: purchase 1.0, cart 0.5, click 0.25.
-        half_life_days (`float` or `None`): half-life of an interaction in days, counted back from the newest interaction of
-            the table; rows without a time count in full. Default `None`: age is ignored.
+        action_weights (`Mapping[str, float]`): action → relevance of one such action, above 0 and at most 1; case is
+            ignored. Default: purchase 1.0, cart 0.5, click 0.25.
+        half_life_days (`float` or `None`): half-life of an interaction in days, counted back from the newest
+            interaction of the table; rows without a time count in full. Default `None`: age is ignored.
 
     Raises:
         ValueError: no action, a weight outside (0, 1], or a half-life of 0 or less.
@@ -111,9 +111,9 @@ def _content(image: ImageSource) -> bytes:
 def graded_queries(interactions: Iterable[Interaction], half_life_days: float | None = None) -> list[GradedQuery]:
     """Join the rows of each query, and grade its products.
 
-    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`, with g_a the weight of action a and n_a how often it happened, each time
-    halved for every half-life of age. One action gives g_a; repeated actions give more but never above 1, so that clicks
-    never outweigh a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
+    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`, with g_a the weight of action a and n_a how often it happened, each
+    time halved for every half-life of age. One action gives g_a; repeated actions give more but never above 1, so that
+    clicks never outweigh a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
     Probabilistic Reasoning in Intelligent Systems, 1988; the logarithm damps popular products).
 
     Args:
@@ -175,10 +175,11 @@ def parse_count(value: Any) -> float:
 def parse_time(value: Any) -> float:
     """Parse a time into seconds since 1970 UTC.
 
-    Text is ISO 8601 or the format of BigQuery and databases: "2024-05-01 10:00:00.123456 UTC", "2024-05-01 10:00:00 +02",
-    "2024-05-01 10:00:00 America/New_York". Without a zone it is UTC. Fractions keep six digits. A number is in seconds or, from
-    1978 on, in milliseconds, microseconds (as in Google Analytics) or nanoseconds; its size determines the unit. Eight digits
-    that form a date (20240531), as text or as a number, are that calendar day; as seconds they would lie in 1970.
+    Text is ISO 8601 or the format of BigQuery and databases: "2024-05-01 10:00:00.123456 UTC", "2024-05-01 10:00:00
+    +02", "2024-05-01 10:00:00 America/New_York". Without a zone it is UTC. Fractions keep six digits. A number is in
+    seconds or, from 1978 on, in milliseconds, microseconds (as in Google Analytics) or nanoseconds; its size determines
+    the unit. Eight digits that form a date (20240531), as text or as a number, are that calendar day; as seconds they
+    would lie in 1970.
 
     Args:
         value: text, a number, a date or a datetime.

@@ -1,7 +1,7 @@
 """Parse cells in the format of MBE: attributes "key:value,,key:value!!!value" and boxes of core products.
 
-Source: MBE (MOON, arXiv 2508.11999 §4.2). Texts typed with a Chinese keyboard contain "：", "，", "！" instead of ":", ",", "!".
-Keys and values are converted to their compatibility form (Unicode NFKC), so that "Ｌ" and "L" are one value.
+Source: MBE (MOON, arXiv 2508.11999 §4.2). Texts typed with a Chinese keyboard contain "：", "，", "！" instead of ":",
+",", "!". Keys and values are converted to their compatibility form (Unicode NFKC), so that "Ｌ" and "L" are one value.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def _pairs(text: str) -> list[dict[str, Any]]:
 
 
 def parse_any_box(value: Any) -> tuple[float, float, float, float] | None:
-    """Parse a box in the formats of `parse_box`, as a mapping of corners or as a list with one box; four zeros mean None.
+    """Parse a box as `parse_box`, or from a mapping of corners or a list with one box; four zeros mean None.
 
     Args:
-        value: the cell, in pixels: "[x0, y0, x1, y1]", "x0，y0，x1，y1", {"x0": …, "y0": …, "x1": …, "y1": …} (or x1 … y2, or
-            left, top, right, bottom), [[x0, y0, x1, y1]].
+        value: the cell, in pixels: "[x0, y0, x1, y1]", "x0，y0，x1，y1", {"x0": …, "y0": …, "x1": …, "y1": …} (or x1 … y2,
+            or left, top, right, bottom), [[x0, y0, x1, y1]].
 
     Raises:
         ValueError: anything else, or several boxes.

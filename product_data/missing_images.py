@@ -65,14 +65,14 @@ def find_beside(rows: Sequence[Row], field: str, folders: Sequence[Path]) -> tup
 
 
 def all_missing(products: Sequence[Any]) -> str:
-    """Return the error for products of which none can be read because all pictures are missing; "" if some can be read."""
+    """Return an error if no product can be read because all pictures are missing, or ""."""
     with_pictures = [row for row in products if row.images]
     readable = any(not any(is_missing(image) for image in row.images) for row in products if row.images or row.has_text)
     if not with_pictures or readable:
         return ""
     first = next(image for row in with_pictures for image in row.images if is_missing(image))
     return (
-        f"all {len(with_pictures)} products with pictures: found no picture file, the first missing one is {first}; expected "
-        f"paths relative to the table or to a folder {SIBLING!r} beside it, or the name of their folder: --images-root FOLDER "
-        "on the command line, images: FOLDER in a recipe"
+        f"all {len(with_pictures)} products with pictures: found no picture file, the first missing one is {first}; "
+        f"expected paths relative to the table or to a folder {SIBLING!r} beside it, or the name of their folder: "
+        "--images-root FOLDER on the command line, images: FOLDER in a recipe"
     )

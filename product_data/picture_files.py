@@ -1,7 +1,7 @@
 """Fetch pictures that tables give as addresses: each once, several at a time, into a folder that later runs reuse.
 
-Our design (precedent: img2dataset, which fetches a table of addresses within limits and counts failures by reason). Only public
-addresses are fetched, as in `processing_moon.product_moon.open_image`, unless private ones are allowed.
+Our design (precedent: img2dataset, which fetches a table of addresses within limits and counts failures by reason).
+Only public addresses are fetched, as in `processing_moon.product_moon.open_image`, unless private ones are allowed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ class PictureFetching:
         fetch (`bool`): whether to fetch what the folder lacks from the network. Default True.
         workers (`int`): pictures that are fetched at a time. Default 16.
         timeout_seconds (`float`): limit for one picture. Default 10.
-        total_seconds (`float` or `None`): limit for all pictures together; the rest counts as failed. Default: no limit.
+        total_seconds (`float` or `None`): limit for all pictures together; the rest counts as failed. Default: no
+        limit.
         max_bytes (`int`): limit for one picture. Default 32 MiB.
-        total_bytes (`int` or `None`): limit for all fetched pictures together; the rest counts as failed. Default: no limit.
+        total_bytes (`int` or `None`): limit for all fetched pictures together; the rest counts as failed. Default: no
+        limit.
         allow_private (`bool`): also fetch from addresses that are not public. Default False.
 
     Raises:
@@ -86,16 +88,16 @@ class FetchedPictures:
     def __str__(self) -> str:
         kept = len(self.files) - self.fetched
         return (
-            f"pictures by address: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), {kept} already in the folder, "
-            f"{len(self.failures)} failed"
+            f"pictures by address: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), "
+            f"{kept} already in the folder, {len(self.failures)} failed"
         )
 
 
 def fetch_pictures(addresses: Iterable[str], settings: PictureFetching | None = None) -> FetchedPictures:
     """Fetch each address once, unless its file exists; write `failures.csv` (address, reason) if some fail.
 
-    A picture counts only if it can be opened completely. A file gets its name once it is complete, so that several runs can
-    share a folder. The next run tries failed addresses again.
+    A picture counts only if it can be opened completely. A file gets its name once it is complete, so that several runs
+    can share a folder. The next run tries failed addresses again.
 
     Args:
         addresses: http(s) addresses, repeated or not.

@@ -109,11 +109,11 @@ class ReadingOptions:
     Args:
         strip_html (`bool`): remove HTML from titles, descriptions, categories, attributes and texts of queries. Default
             `False`: HTML stays, and the report counts it.
-        category_separator (`str` or `None`): separator of category levels, such as "/". Default `None`: it is detected, see
-            `product_data.categories.CategoryReader`.
+        category_separator (`str` or `None`): separator of category levels, such as "/". Default `None`: it is detected,
+            see `product_data.categories.CategoryReader`.
         interactions: options that turn a log into graded answers. Default: `InteractionOptions()`.
-        simplify_chinese (`bool`): convert the same texts to simplified Chinese characters; needs OpenCC (`moon3[chinese]`).
-            Default `False`.
+        simplify_chinese (`bool`): convert the same texts to simplified Chinese characters; needs OpenCC
+            (`moon3[chinese]`). Default `False`.
 
     Raises:
         ValueError: an empty separator, or simplify_chinese without OpenCC.

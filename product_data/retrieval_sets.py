@@ -1,8 +1,8 @@
 """Read public retrieval sets in two formats: the three tables of mteb, and the query and candidate files of M-BEIR.
 
-mteb (arXiv 2210.07316, and its retrieval sets with pictures): `corpus` and `queries` with id, text and image, `qrels` with
-query-id, corpus-id and score. M-BEIR (UniIR, arXiv 2311.17136): JSON lines of queries (qid, query_txt, query_img_path,
-pos_cand_list, neg_cand_list) and of candidates (did, txt, img_path).
+mteb (arXiv 2210.07316, and its retrieval sets with pictures): `corpus` and `queries` with id, text and image, `qrels`
+with query-id, corpus-id and score. M-BEIR (UniIR, arXiv 2311.17136): JSON lines of queries (qid, query_txt,
+query_img_path, pos_cand_list, neg_cand_list) and of candidates (did, txt, img_path).
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _IDS_OF_ROWS = (ROW_ID, "positive.id")
 def mteb_tables(name: str, place: str | Path, options: TripletOptions | None = None) -> ProductTables:
     """Return a retrieval set in the format of mteb.
 
-    A query may have several answers, graded by `score`; scores of 0 and below are ignored. A query or product that cannot be
-    read, or whose pictures are missing, is left out (`broken_rows`). Judgements of unknown ids are left out too.
+    A query may have several answers, graded by `score`; scores of 0 and below are ignored. A query or product that
+    cannot be read, or whose pictures are missing, is left out (`broken_rows`). Judgements of unknown ids are left out
+    too.
 
     Args:
         name (`str`): name of the data set.
         place: a folder with files or folders named corpus, queries (or query) and qrels, or a data set of the hub with
             configurations of these names.
-        options: `columns` names the columns of the corpus as "positive.…" and those of queries as "query.…"; `sample` draws
-            queries, the gallery stays complete.
+        options: `columns` names the columns of the corpus as "positive.…" and those of queries as "query.…"; `sample`
+            draws queries, the gallery stays complete.
 
     Raises:
         TableError: a missing part.
@@ -60,8 +61,8 @@ def mteb_tables(name: str, place: str | Path, options: TripletOptions | None = N
 def mbeir_tables(name: str, folder: str | Path, prefix: str, options: TripletOptions | None = None) -> ProductTables:
     """Return the tasks of one data set of M-BEIR, with the candidates of all tasks in one gallery.
 
-    t→i and i→i search the candidates that are only pictures, i→t those that are only texts, so that these directions search
-    the same candidates as the pool of their task.
+    t→i and i→i search the candidates that are only pictures, i→t those that are only texts, so that these directions
+    search the same candidates as the pool of their task.
 
     Args:
         name (`str`): name of the data set.
@@ -83,8 +84,9 @@ def mbeir_tables(name: str, folder: str | Path, prefix: str, options: TripletOpt
     query_files = [file for file in query_files if options.split and f"_{options.split}" in file.stem] or query_files
     if not pools or not query_files:
         raise TableError(
-            f"{root}: found {len(query_files)} files of queries and {len(pools)} of candidates that begin with {prefix!r}; "
-            f"expected query/{options.split or 'test'}/{prefix}_…jsonl and cand_pool/local/{prefix}_…cand_pool.jsonl"
+            f"{root}: found {len(query_files)} files of queries and {len(pools)} of candidates "
+            f"that begin with {prefix!r}; expected "
+            f"query/{options.split or 'test'}/{prefix}_…jsonl and cand_pool/local/{prefix}_…cand_pool.jsonl"
         )
     queries = [_renamed(row, _NAMES | _QUERY_NAMES) for file in query_files for row in open_rows(file)]
     corpus = {str(row.get("did")): _renamed(row, _NAMES) for file in pools for row in open_rows(file)}

@@ -1,4 +1,4 @@
-"""Open the rows of a public data set: JSON lines, JSON, parquet or CSV files, a folder of them, or a data set on the hub."""
+"""Open the rows of a public data set: JSON lines, JSON, parquet or CSV files, a folder of them, or a hub data set."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def open_rows(place: str | Path, *, split: str | None = None, config: str | None
 
     Args:
         place: a file, a folder whose files are read in the order of their names, or a hub id such as "owner/name".
-        split (`str` or `None`): split of a data set on the hub. In a folder, only files with the split in their path are read,
-            if there are any.
+        split (`str` or `None`): split of a data set on the hub. In a folder, only files with the split in their path
+            are read, if there are any.
         config (`str` or `None`): configuration of a data set on the hub.
 
     Raises:
-        TableError: a missing file, a folder without files, a file that cannot be read, or a data set that cannot be opened.
+        TableError: a missing file, a folder without files, a file that cannot be read, or a data set that cannot be
+            opened.
     """
     path = Path(place)
     if path.is_dir():
@@ -91,7 +92,7 @@ def _of_hub(name: str, split: str | None, config: str | None) -> Rows:
 
 
 def column_names(rows: Rows) -> list[str]:
-    """Return all columns in order of first appearance; fields of a mapping with a whole query or product are "outer.inner"."""
+    """Return all columns in order of first appearance; fields of a mapping with a query or product as "outer.inner"."""
     features = getattr(rows, "features", None)
     seen = [features] if features is not None else rows
     names: dict[str, None] = {}

@@ -17,8 +17,8 @@ EVERY_SPLIT = "all"
 class ProductRow:
     """One product. Pictures stay encoded, so that a row is small and can be pickled.
 
-    `attributes_image` and `attributes_text` are the attributes that the picture and the text show, None if unknown. The record
-    that a model sees does not contain them.
+    `attributes_image` and `attributes_text` are the attributes that the picture and the text show, None if unknown. The
+    record that a model sees does not contain them.
     """
 
     product_id: str

@@ -1,7 +1,8 @@
 """Read the product import file of the shop system Spree into tables: products, and their other pictures as queries.
 
-The file has a row for each product and, below it, a row for each of its variants, all with the product's `slug`. A product's
-first row has its name, description and category; a variant's row has the value of an option (such as a colour) and a picture.
+The file has a row for each product and, below it, a row for each of its variants, all with the product's `slug`. A
+product's first row has its name, description and category; a variant's row has the value of an option (such as a
+colour) and a picture.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
 
     Args:
         folder: folder with the file and the pictures; a picture has the name at the end of its address.
-        variants (`bool`): whether variants are separate products. If False, a product has its first picture; the queries are
-            the pictures of its variants, and the answer is the product. If True, a product is a variant with its picture and
-            the value of its option; the queries are the first picture with a text such as "in white", and the answer is that
-            variant.
+        variants (`bool`): whether variants are separate products. If False, a product has its first picture; the
+            queries are the pictures of its variants, and the answer is the product. If True, a product is a variant
+            with its picture and the value of its option; the queries are the first picture with a text such as "in
+            white", and the answer is that variant.
 
     Raises:
         TableError: a missing file, column or picture, or a variant before its product.

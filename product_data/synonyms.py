@@ -1,18 +1,19 @@
 """Compare written attributes, and find the values that a text states: one rule for labels, titles and rewards.
 
-Two values are the same if their words are the same (`product_data.words`) after the synonyms of their key in `synonyms.yaml` are
-replaced. The table is short and written by hand, because the synonyms of a lexical database are too broad for attributes.
+Two values are the same if their words are the same (`product_data.words`) after the synonyms of their key in
+`synonyms.yaml` are replaced. The table is short and written by hand, because the synonyms of a lexical database are too
+broad for attributes.
 
-A text states a value if it contains the words of one of the value's spellings in sequence. Many texts contain a single letter or
-digit ("M", "5", or "l" for "large") by accident: it counts only next to a name of its key or of its part ("size M", "5 knobs"),
-or if it is the whole text. Our design (precedent: distant supervision keeps a match only with further evidence, Mintz et al.
-2009).
+A text states a value if it contains the words of one of the value's spellings in sequence. Many texts contain a single
+letter or digit ("M", "5", or "l" for "large") by accident: it counts only next to a name of its key or of its part
+("size M", "5 knobs"), or if it is the whole text. Our design (precedent: distant supervision keeps a match only with
+further evidence, Mintz et al. 2009).
 
-If a product is known to have a value, a text can state it with fewer words, since it can only mean a value of that product. A
-single letter or digit then counts with a name of its key anywhere in the text. The value of a part ("white sole") is also
-stated by its other words together with a word that begins with the part ("soles in white"), the value of a pattern, print or
-logo ("star logo") by its other words alone. For arbitrary known values, as in contradictions, this rule would find too much (a
-black sole in "black shoes with red soles").
+If a product is known to have a value, a text can state it with fewer words, since it can only mean a value of that
+product. A single letter or digit then counts with a name of its key anywhere in the text. The value of a part ("white
+sole") is also stated by its other words together with a word that begins with the part ("soles in white"), the value of
+a pattern, print or logo ("star logo") by its other words alone. For arbitrary known values, as in contradictions, this
+rule would find too much (a black sole in "black shoes with red soles").
 """
 
 from collections import defaultdict
@@ -193,7 +194,7 @@ class ValueIndex:
         self._longest = max(map(len, self._meanings), default=0)
 
     def stated(self, text: str) -> dict[str, frozenset[str]]:
-        """Return the known values that a text states by the rule at the top: key → values in the form of `canonical_value`.
+        """Return the known values that a text states, by the rule at the top: key → values as in `canonical_value`.
 
         Words inside a longer known value of any key do not count: the brand "Red Tape" does not state a colour.
 

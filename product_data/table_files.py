@@ -1,7 +1,7 @@
 """Read files of product data into rows, and parse their cells into the values of `product_data.tables`.
 
-Parquet is read with Arrow and its pictures stay encoded. JSONL and CSV are read without guessing column types: an id such as
-"007" remains text, and rows may have different columns.
+Parquet is read with Arrow and its pictures stay encoded. JSONL and CSV are read without guessing column types: an id
+such as "007" remains text, and rows may have different columns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ImageSource = bytes | str | Image.Image
 
 
 class TableError(ValueError):
-    """Raised for a table that cannot be used; names the file, the column or row, what was found and what is expected."""
+    """Raised for a table that cannot be used; names the file, the column or row, what was found and is expected."""
 
     exit_status = 2
 
@@ -39,8 +39,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a .parquet, .jsonl or .csv file, in file order.
 
     Raises:
-        TableError: no such file, another suffix, contents of another format, or text that is not UTF-8; names the line if it
-            is known.
+        TableError: no such file, another suffix, contents of another format, or text that is not UTF-8; names the line
+            if it is known.
     """
     if not path.is_file():
         raise TableError(f"{path}: no such file")
@@ -55,7 +55,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _why_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """Return an error message that names the first cell whose bytes are not UTF-8, if the rest of the file can be read."""
+    """Return an error message that names the first cell that is not UTF-8, if the rest of the file can be read."""
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff"):
@@ -182,7 +182,7 @@ def parse_text(value: Any) -> str:
 
 
 def parse_query_text(value: Any, *, has_picture: bool) -> str:
-    """Return the text of a query. "nan", "null" and "None" are texts too, except beside a picture, where they mean no text."""
+    """Return the text of a query; beside a picture, "nan", "null" and "None" mean no text, otherwise they are texts."""
     return value.strip() if is_word_for_nothing(value) and not has_picture else parse_text(value)
 
 
@@ -219,9 +219,10 @@ def parse_texts(value: Any, separators: tuple[str, ...] = ("|",)) -> tuple[str, 
 
 
 def parse_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[str, tuple[str, ...]]:
-    """Return the attributes of a cell: [{key, value}, …], {key: value or values}, JSON of these, or "key: value; key: value".
+    """Return the attributes of a cell.
 
-    A text separates several values of a key by "|". A repeated key keeps all its values, each once, in order. A semicolon that
+    Formats: [{key, value}, …], {key: value or values}, JSON of these, or "key: value; key: value | value". A text
+    separates several values of a key by "|". A repeated key keeps all its values, each once, in order. A semicolon that
     belongs to HTML, as in "gr&uuml;n", does not end a value. `clean` is applied to each key and each value.
     """
     if is_absent(value):
@@ -270,7 +271,7 @@ def _split_outside_html(text: str, separator: str) -> list[str]:
 
 
 def parse_box(value: Any) -> tuple[float, float, float, float] | None:
-    """Return a box (x0, y0, x1, y1) in pixels from a list, a JSON list, or numbers separated by commas, bars or spaces."""
+    """Return a box (x0, y0, x1, y1) in pixels: a list, a JSON list, or numbers separated by commas, bars or spaces."""
     if is_absent(value):
         return None
     if isinstance(value, str) and not value.lstrip().startswith("["):
@@ -297,7 +298,7 @@ def parse_weights(value: Any) -> tuple[float, ...]:
 
 
 def parse_flag(value: Any) -> bool:
-    """Return the truth value of a cell: true or false, 1 or 0, yes or no, as a value or as text; an empty cell is false."""
+    """Return the truth value of a cell: true or false, 1 or 0, yes or no; an empty cell is false."""
     if is_absent(value):
         return False
     if isinstance(value, bool | np.bool_ | int) and value in (0, 1):
@@ -309,7 +310,7 @@ def parse_flag(value: Any) -> bool:
 
 
 def parse_images(value: Any, folder: Path) -> tuple[ImageSource, ...]:
-    """Return the pictures of a cell: one or a list of bytes, {bytes, path}, paths in `folder`, addresses or PIL images."""
+    """Return the pictures of a cell: one or several of bytes, {bytes, path}, path in `folder`, address, PIL image."""
     if isinstance(value, np.ndarray) and value.dtype != object and value.ndim > 1:
         raise ValueError("found an array of pixels; expected bytes, a path, or a PIL image")
     return tuple(_parse_image(image, folder) for image in _as_list(value, ("|",)))

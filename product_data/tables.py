@@ -1,15 +1,16 @@
 """Read product data: the embedded catalogue, a folder in the two-table format, or a user's files.
 
 Two tables make a data set. `products`: product_id, title, description, category_path, attributes, images, split, group,
-core_box; and, as in MBE3.0, attributes_image and attributes_text: the attributes that the picture and the text show of a
-product, in cells like those of attributes (an empty list means that it shows none, a missing cell that this is unknown).
-`queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights, negatives, split,
-kind, derived, reference_product_id, positive_categories. The table `query_images` (image_id, image) holds the pictures that
-`image_id` names. `positive_weights` grades the answers: a number above 0 for each of `positives`, 1 for a purchase; without
-the column every answer has 1. With or instead of `queries`, a shop's log `interactions` (query, query_image, product_id,
-action, count, time, split) becomes queries: see `product_data.interactions`. A table `written_attributes` (product_id,
-attributes_image, attributes_text), as `moon3 annotate` makes it, fills in these attributes where the products table lacks them.
-A report counts and names the issues of the tables before a training or evaluation starts; reading leaves out no product.
+core_box; and, as in MBE3.0, attributes_image and attributes_text: the attributes that the picture and the text show of
+a product, in cells like those of attributes (an empty list means that it shows none, a missing cell that this is
+unknown). `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights,
+negatives, split, kind, derived, reference_product_id, positive_categories. The table `query_images` (image_id, image)
+holds the pictures that `image_id` names. `positive_weights` grades the answers: a number above 0 for each of
+`positives`, 1 for a purchase; without the column every answer has 1. With or instead of `queries`, a shop's log
+`interactions` (query, query_image, product_id, action, count, time, split) becomes queries: see
+`product_data.interactions`. A table `written_attributes` (product_id, attributes_image, attributes_text), as `moon3
+annotate` makes it, fills in these attributes where the products table lacks them. A report counts and names the issues
+of the tables before a training or evaluation starts; reading leaves out no product.
 
     moon3 tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]
 
@@ -71,9 +72,9 @@ _PARTS = ("products", "queries", "query_images", "interactions", "written_attrib
 class ProductTables:
     """Products and queries of one data set (or of one split of it).
 
-    `report` describes the tables as they were read; `validate()` checks the current products and queries again. `labels` are
-    rows that only contribute labels (categories and attribute values); they are neither searched nor evaluated.
-    `level_names` are the names of the category levels, root first; empty: level_1, level_2, ….
+    `report` describes the tables as they were read; `validate()` checks the current products and queries again.
+    `labels` are rows that only contribute labels (categories and attribute values); they are neither searched nor
+    evaluated. `level_names` are the names of the category levels, root first; empty: level_1, level_2, ….
     """
 
     name: str
@@ -94,7 +95,7 @@ class ProductTables:
         return {split: (products[split], queries[split]) for split in dict.fromkeys([*products, *queries])}
 
     def select(self, split: str | None) -> ProductTables:
-        """Return the products and queries of one split, those of split "all" included. `None` or "all" keeps everything.
+        """Return the products and queries of one split and of split "all"; `None` or "all" keeps everything.
 
         Raises:
             TableError: no such split; names the existing ones.

@@ -27,14 +27,14 @@ REPLACEMENT = "\ufffd"
 
 
 def has_visible_text(text: str) -> bool:
-    """Return whether a text has a visible character: not only spaces, controls, zero-width and other blank characters."""
+    """Return whether a text has a visible character, other than spaces, controls and zero-width characters."""
     return any(
         unicodedata.category(character) not in _BLANK_CATEGORIES and character not in _BLANK for character in text
     )
 
 
 def html_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each HTML tag, comment and entity of a text; `<New>` and `&shop;` are none of these."""
+    """Yield start and end of each HTML tag, comment and entity of a text; `<New>` and `&shop;` are none of these."""
     if "<" in text or "&" in text:
         for match in _HTML.finditer(text):
             if _is_html(match):
@@ -53,9 +53,9 @@ def html_in(text: str) -> str:
 def strip_html(text: str) -> str:
     """Remove HTML from a text: "Home &amp; Living<br>new" → "Home & Living new".
 
-    Entities become their characters. Tags and comments are removed, scripts and styles with their contents. A tag that starts a
-    new line becomes a space, a tag inside a line (`<b>`) nothing. The removal is repeated until no HTML is left, because feeds
-    are often escaped twice ("&amp;amp;"). Our design.
+    Entities become their characters. Tags and comments are removed, scripts and styles with their contents. A tag that
+    starts a new line becomes a space, a tag inside a line (`<b>`) nothing. The removal is repeated until no HTML is
+    left, because feeds are often escaped twice ("&amp;amp;"). Our design.
 
     Args:
         text: any text; a text without HTML is returned unchanged.

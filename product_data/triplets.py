@@ -1,8 +1,8 @@
 """Turn a table of triplets (query, purchased product, hard negative) into a gallery of products and its queries.
 
-Source: the rows of MBE (MOON, arXiv 2508.11999 §4.2). The gallery is our design, since the papers evaluate rows and do not
-describe one: products are merged by id, and a row that cannot be read completely is left out and reported, so that it does not
-change the scores of the other rows.
+Source: the rows of MBE (MOON, arXiv 2508.11999 §4.2). The gallery is our design, since the papers evaluate rows and do
+not describe one: products are merged by id, and a row that cannot be read completely is left out and reported, so that
+it does not change the scores of the other rows.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class TripletOptions:
     """Options for reading a table of triplets.
 
     Args:
-        columns: roles such as "query.title" → a column, a list of columns or None; replaces what the columns' names suggest,
-            see `product_data.columns.find_columns`.
+        columns: roles such as "query.title" → a column, a list of columns or None; replaces what the columns' names
+            suggest, see `product_data.columns.find_columns`.
         images_root (`Path`): folder that paths of pictures are relative to. Default: the working directory.
         split (`str` or `None`): read the rows of this split only, if the table has a column "split".
         sample (`int` or `None`): read this many rows, drawn by `seed`; the labels are still those of all rows.
@@ -91,25 +91,25 @@ class _Triplet:
 def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None) -> ProductTables:
     """Return the products and queries of a table of triplets.
 
-    - A product is identified by its id, or by its title and pictures if it has no id. If several rows give one id, the first
-      row that has a field determines it; a later row with another value is reported (`conflicting_products`).
-    - A row is one query for each form that it has: text, image, and both if it has both. The row's box is its core box. Rows
-      with the same query id and the same query are one query with several answers. A row that repeats another completely is
-      left out (`repeated_rows`). A row that only shares another's id is a separate query with its row number after the id
-      (`shared_row_ids`).
+    - A product is identified by its id, or by its title and pictures if it has no id. If several rows give one id, the
+      first row that has a field determines it; a later row with another value is reported (`conflicting_products`).
+    - A row is one query for each form that it has: text, image, and both if it has both. The row's box is its core box.
+      Rows with the same query id and the same query are one query with several answers. A row that repeats another
+      completely is left out (`repeated_rows`). A row that only shares another's id is a separate query with its row
+      number after the id (`shared_row_ids`).
     - Category columns are levels, in order, and are never split; a path ends before its first empty level.
-    - A row is left out (`broken_rows`) if a cell of its query or product cannot be read, if its product has neither text nor
-      picture, or if the picture of its query or all pictures of its product are missing. If only the negative cannot be read,
-      only the negative is left out (`broken_negatives`); of several pictures of a product only the missing ones are left out
-      (`missing_images`).
+    - A row is left out (`broken_rows`) if a cell of its query or product cannot be read, if its product has neither
+      text nor picture, or if the picture of its query or all pictures of its product are missing. If only the negative
+      cannot be read, only the negative is left out (`broken_negatives`); of several pictures of a product only the
+      missing ones are left out (`missing_images`).
 
     Args:
         name (`str`): name of the data set.
         rows: see `product_data.row_files.open_rows`.
         options: options for reading. Default: `TripletOptions()`.
 
-    Returns: tables whose report lists the role of each column, with `level_names` (the names of the category levels) and
-        `labels` (the categories and attribute values of the rows that are not in the sample).
+    Returns: tables whose report lists the role of each column, with `level_names` (the names of the category levels)
+        and `labels` (the categories and attribute values of the rows that are not in the sample).
 
     Raises:
         ColumnError: the columns contain no product.
@@ -153,7 +153,7 @@ def _is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
 
 
 def _without_pictures(rows: Rows, columns: RowColumns) -> Rows:
-    """Return the rows without their picture columns if they are a data set on disk, so that reading all of them is cheap."""
+    """Return the rows of a data set on disk without their picture columns, so that reading all rows is cheap."""
     if not hasattr(rows, "remove_columns"):
         return rows
     pictures = {name for role, names in columns.taken.items() if role.endswith(".image") for name in names}
@@ -258,7 +258,7 @@ def _with_files(triplet: _Triplet, fetched: FetchedPictures, log: IssueLog) -> _
 
 
 def pictures_of(cells: Sequence[Any], folder: Path) -> tuple[ImageSource, ...]:
-    """Return the pictures of cells; a cell may hold several: a list, a JSON list, or paths or addresses separated by "|".
+    """Return the pictures of cells; a cell may hold a list, a JSON list, or paths or addresses separated by "|".
 
     Raises:
         ValueError: a cell that does not hold pictures.

@@ -1,7 +1,7 @@
 """Normalise the words of a text for comparison: the one normaliser of labels, rewards and facts of titles.
 
-Two texts have the same words after NFKC and case folding, without punctuation, apostrophes and a plural's "s", and with number
-words as digits. Our design (precedent: the normalisation of answers before F1 in SQuAD, arXiv 1606.05250).
+Two texts have the same words after NFKC and case folding, without punctuation, apostrophes and a plural's "s", and with
+number words as digits. Our design (precedent: the normalisation of answers before F1 in SQuAD, arXiv 1606.05250).
 
 Relations: `product_data.synonyms` exchanges words that mean the same.
 """

@@ -1,7 +1,7 @@
 """Encode product and query records into unit vectors, with any model whose output has `.embeddings`.
 
-A model that reasons can first write attributes of each record; these are returned with the vectors. `VectorCache` encodes each
-record only once for several benchmarks.
+A model that reasons can first write attributes of each record; these are returned with the vectors. `VectorCache`
+encodes each record only once for several benchmarks.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class SkippedRecord:
 class Encoded:
     """Vectors of the records that could be encoded.
 
-    `reasoning[r]` is the written or given reasoning of row r; `reasoning` is None without reasoning. `tokens[r]` is the number
-    of tokens that the model wrote for row r, `</think>` included; `tokens` is None unless the model wrote them. `shortened`
-    lists the texts that were cut and the pictures that were resized to keep the token budget, by the record's index in the
-    input.
+    `reasoning[r]` is the written or given reasoning of row r; `reasoning` is None without reasoning. `tokens[r]` is the
+    number of tokens that the model wrote for row r, `</think>` included; `tokens` is None unless the model wrote them.
+    `shortened` lists the texts that were cut and the pictures that were resized to keep the token budget, by the
+    record's index in the input.
 
     Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`; `kept` is ascending.
     """
@@ -150,19 +150,19 @@ def encode(
 ) -> Encoded:
     """Encode product or query records.
 
-    Records of similar length share a batch, and the next batch is prepared while the current one is computed. The vectors are in
-    the order of the records.
+    Records of similar length share a batch, and the next batch is prepared while the current one is computed. The
+    vectors are in the order of the records.
 
     Args:
-        model: takes the processor's tensors and returns `.embeddings`; it runs on its device, in its dtype and in evaluation
-            mode, and gets its previous mode back.
+        model: takes the processor's tensors and returns `.embeddings`; it runs on its device, in its dtype and in
+            evaluation mode, and gets its previous mode back.
         processor: a MoonProcessor.
         records: product or query records.
         kind (`str`): "product" or "query". Default "product".
         form (`str`): form of products: "mm", "t" or "i". Default "mm".
         task (`str` or `None`): task of queries: "query", "category" or "attribute". Default `None`: "query".
-        reasoning (`str`): "none"; "generate": the model writes attributes of each record before the vector is read; "given":
-            the vector is read after the record's "reasoning". Default "none".
+        reasoning (`str`): "none"; "generate": the model writes attributes of each record before the vector is read;
+            "given": the vector is read after the record's "reasoning". Default "none".
         **settings: batch_size, progress, thinking: see `EncodingSettings`.
 
     Raises:
@@ -310,8 +310,8 @@ def vectors_of(output: Any) -> torch.Tensor:
     """
     if output.embeddings is None:
         raise ValueError(
-            "the model returned no vectors: found inputs without the tokens that it reads them from (such as <emb>); expected "
-            "a batch of the checkpoint's processor"
+            "the model returned no vectors: found inputs without the tokens that it reads them from (such as <emb>); "
+            "expected a batch of the checkpoint's processor"
         )
     return output.embeddings
 
@@ -374,10 +374,10 @@ class Scoring:
     """Rules for right answers, and the source of labels.
 
     Args:
-        variants (`str`): how a search treats variants of a right answer (see `product_data.duplicates`): "left_out" of the
-            ranking, "right", or "wrong". Default "left_out".
-        label_products, label_queries (`Sequence` or `None`): products and queries whose categories and attribute values are
-            the labels, such as those of the whole data set. Default: the evaluated ones.
+        variants (`str`): how a search treats variants of a right answer (see `product_data.duplicates`): "left_out" of
+            the ranking, "right", or "wrong". Default "left_out".
+        label_products, label_queries (`Sequence` or `None`): products and queries whose categories and attribute values
+            are the labels, such as those of the whole data set. Default: the evaluated ones.
 
     Raises:
         ValueError: another value of `variants`.
@@ -394,22 +394,23 @@ class Scoring:
 class VectorCache:
     """Encode each form of the gallery, each query and each label text at most once for one model.
 
-    Queries and products can use different modes of reasoning, since vectors with and without reasoning share one space. Label
-    texts never reason, because each is a single value.
+    Queries and products can use different modes of reasoning, since vectors with and without reasoning share one space.
+    Label texts never reason, because each is a single value.
 
     Args:
         model, processor: as for `encode`.
         products, queries: the products and queries to evaluate.
-        query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`. Default "none". All galleries use
-            `product_reasoning`, even where parts of products replace queries. `query_reasoning` can also be "auto": in each
-            search, the queries that are unsure of their nearest product without reasoning then reason (`MarginGate`).
+        query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`. Default "none". All galleries
+            use `product_reasoning`, even where parts of products replace queries. `query_reasoning` can also be "auto":
+            in each search, the queries that are unsure of their nearest product without reasoning then reason
+            (`MarginGate`).
         gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure. Default 0.05.
         scoring (`Scoring` or `None`): rules for right answers, and the source of labels. Default: `Scoring()`.
         **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
 
     Raises:
-        ValueError: another mode, reasoning with a model that does not reason, `thinking` without a side that generates, or a
-            threshold without "auto" or outside [0, 2].
+        ValueError: another mode, reasoning with a model that does not reason, `thinking` without a side that generates,
+            or a threshold without "auto" or outside [0, 2].
 
     Relations: all benchmarks of a run share one cache.
     """
@@ -565,7 +566,7 @@ class VectorCache:
         self._shortened += shortened_items(kind, encoded.shortened, names)
 
     def reasonings(self) -> list[WrittenReasoning]:
-        """Return all reasonings written so far: those of each gallery in the order of products, then those of queries."""
+        """Return all reasonings written so far: each gallery's in the order of products, then those of queries."""
         found = []
         for name, gallery in self._galleries.items():
             for index, text in _written(gallery):

@@ -76,7 +76,7 @@ def shortened_sentence(summary: Mapping[str, Any], max_tokens: int | None, total
 
 
 def describe_part(entry: Mapping[str, Any]) -> str:
-    """Return a phrase that describes a shortened part of a record; a long name, such as a label text, is abbreviated."""
+    """Return a phrase that describes a shortened part of a record; a long name is abbreviated."""
     name = entry["item"] if len(entry["item"]) <= _LONGEST_NAME else entry["item"][: _LONGEST_NAME - 1] + "…"
     if not entry["tokens_after"]:
         return f"{entry['kind']} {name!r}, {entry['field']}: left out ({entry['tokens_before']} tokens)"

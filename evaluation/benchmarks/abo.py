@@ -1,7 +1,7 @@
 """Load ABO, Amazon Berkeley Objects: products with pictures and listings (arXiv 2110.06199), in the format of mteb.
 
-Place: a folder or a data set on the hub with `corpus`, `queries` and `qrels`; there is no default. Columns besides id, text and
-image are found by their names and printed; `--columns` replaces them.
+Place: a folder or a data set on the hub with `corpus`, `queries` and `qrels`; there is no default. Columns besides id,
+text and image are found by their names and printed; `--columns` replaces them.
 """
 
 from __future__ import annotations

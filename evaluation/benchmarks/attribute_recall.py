@@ -1,7 +1,7 @@
-"""Evaluate attribute-level recall: whether the products that a search finds agree with the answer in colour, material, ….
+"""Evaluate attribute-level recall: whether the results of a search agree with the answer in colour, material, ….
 
-R@k does not distinguish a search that finds another product of the right colour and material from one that finds neither. Our
-design (precedent: precision at k, with the right value instead of the right product).
+R@k does not distinguish a search that finds another product of the right colour and material from one that finds
+neither. Our design (precedent: precision at k, with the right value instead of the right product).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def evaluate_attribute_recall(
 ) -> dict[str, Any]:
     """Compute for each attribute key how often the first k products have a value of the answer.
 
-    A query counts for a key if its right answers have the key. Products without the key and products that the search leaves
-    out are not in the ranking. A product agrees if it has one of the answers' values. recall@k is the share of queries with an
-    agreeing product among the first k; agreement@k is the mean share of the first k that agree. Ties count against the model.
+    A query counts for a key if its right answers have the key. Products without the key and products that the search
+    leaves out are not in the ranking. A product agrees if it has one of the answers' values. recall@k is the share of
+    queries with an agreeing product among the first k; agreement@k is the mean share of the first k that agree. Ties
+    count against the model.
 
     Args:
         cache: the vectors of one model.
@@ -36,8 +37,8 @@ def evaluate_attribute_recall(
         cutoffs: the k. Default 1, 5, 10.
         resamples, seed: samples and seed of the bootstrap of recall@k. Default 1000 and 0.
 
-    Returns: direction → "keys" (key → recall@k with its interval and chance, agreement@k, queries) and "mean" over the keys;
-        directions without queries or attributes are left out.
+    Returns: direction → "keys" (key → recall@k with its interval and chance, agreement@k, queries) and "mean" over the
+        keys; directions without queries or attributes are left out.
     """
     results: dict[str, Any] = {}
     for name in SEARCHES:

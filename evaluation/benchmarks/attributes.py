@@ -1,4 +1,4 @@
-"""Evaluate zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999 §2)."""
+"""Evaluate zero-shot attribute prediction: for each key the nearest value text (MOON, arXiv 2508.11999 §2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AVERAGED = ("top1", "top1_chance", "top10", "top10_chance", "precision", "recall
 
 
 def without_attributes(product: ProductRow) -> dict[str, Any]:
-    """Return a product's record without its attributes, and without its category if that repeats an attribute's value."""
+    """Return a product's record without its attributes, and without its category if that repeats a value of them."""
     values = {value.casefold() for listed in product.attributes.values() for value in listed}
     repeats = any(name.casefold() in values for name in product.category)
     return product.record("mm", without=("attributes", "category") if repeats else ("attributes",))
@@ -31,8 +31,8 @@ def grouped(attributes: Mapping[str, Sequence[str]], keys: str = OWN_KEYS) -> di
 
     Args:
         attributes: key → values.
-        keys: "own": the keys of the data; "paper": the ten keys of MBE (`processing_moon`'s REASONING_KEYS), so that "颜色分类"
-            and "主颜色" are one key; other keys are left out. Values are unchanged.
+        keys: "own": the keys of the data; "paper": the ten keys of MBE (`processing_moon`'s REASONING_KEYS), so that
+            "颜色分类" and "主颜色" are one key; other keys are left out. Values are unchanged.
     """
     if keys == OWN_KEYS:
         return {key: tuple(values) for key, values in attributes.items()}
@@ -53,17 +53,18 @@ def evaluate_attributes(
 ) -> dict[str, Any]:
     """Compute the metrics of classification for each attribute key, their mean over keys, and accuracy over all pairs.
 
-    The candidates of a key are all of its values in the whole data set, each embedded as a query of task "attribute". Products
-    without the key are skipped; a product with several values is right with any of them. A key with a single value would
-    always be right; it is left out and named. Products are encoded without their attributes and without a category that
-    repeats one (form "mm"), and from the image alone (form "i").
+    The candidates of a key are all of its values in the whole data set, each embedded as a query of task "attribute".
+    Products without the key are skipped; a product with several values is right with any of them. A key with a single
+    value would always be right; it is left out and named. Products are encoded without their attributes and without a
+    category that repeats one (form "mm"), and from the image alone (form "i").
 
-    `scorer` computes the scores of a key, with the arguments of `classification_scores`; the study of shops also keeps single
-    values. `keys` is "own" or "paper", see `grouped`.
+    `scorer` computes the scores of a key, with the arguments of `classification_scores`; the study of shops also keeps
+    single values. `keys` is "own" or "paper", see `grouped`.
 
-    Returns: form → "keys" (key → scores), "mean" (over keys, with the 95 % interval of its top-1 over products), "relaxed"
-    (`evaluation.metrics.relaxed_scores`, mean over the keys with more than ten values), "all" (over all pairs of product and
-    key: pairs, top1 with its interval, top10), "single_valued" (keys that are left out); empty without attributes.
+    Returns: form → "keys" (key → scores), "mean" (over keys, with the 95 % interval of its top-1 over products),
+    "relaxed" (`evaluation.metrics.relaxed_scores`, mean over the keys with more than ten values), "all" (over all pairs
+    of product and key: pairs, top1 with its interval, top10), "single_valued" (keys that are left out); empty without
+    attributes.
     """
     truth = [grouped(product.attributes, keys) for product in cache.products]
     labels = _values_by_key(grouped(product.attributes, keys) for product in cache.label_products)
@@ -83,9 +84,9 @@ def evaluate_shown_attributes(
 ) -> dict[str, Any]:
     """Evaluate attribute prediction against the attributes that picture and text show (MOON3.0, arXiv 2604.00513).
 
-    A product's picture alone (form "i") is compared with `attributes_image`, its text alone without its attributes (form "t")
-    with `attributes_text`; products for which these are unknown are skipped. Candidates are the values of that set in the whole
-    data set.
+    A product's picture alone (form "i") is compared with `attributes_image`, its text alone without its attributes
+    (form "t") with `attributes_text`; products for which these are unknown are skipped. Candidates are the values of
+    that set in the whole data set.
 
     Returns: as `evaluate_attributes`, for the forms "i" and "t".
     """

@@ -36,17 +36,18 @@ def evaluate_classification(
     scorer: Scorer = classification_scores,
     level_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compute top-1, top-10, macro precision, recall and F1 for each level of the category tree and for the deepest level.
+    """Compute top-1, top-10, macro precision, recall and F1 for each level of the category tree and the deepest one.
 
     The scores are strict; "relaxed" holds those by the rule of MOON, see `evaluation.metrics.relaxed_scores`.
 
-    A label is a path of names ("Home > Kitchen > Mugs"), so that two branches can share a name; it is embedded as a query of
-    task "category". The labels of a level are all paths of that length in the whole data set. A level with a single label is
-    null, since it would always be right. Products are encoded without their category and without attributes that repeat it
-    (form "mm"), and from the image alone (form "i").
+    A label is a path of names ("Home > Kitchen > Mugs"), so that two branches can share a name; it is embedded as a
+    query of task "category". The labels of a level are all paths of that length in the whole data set. A level with a
+    single label is null, since it would always be right. Products are encoded without their category and without
+    attributes that repeat it (form "mm"), and from the image alone (form "i").
 
-    `scorer` computes the scores of a level, with the arguments of `classification_scores`; the study of shops also keeps single
-    values. `level_names` are the names of the levels, root first, such as "industry"; the default names are level_1, level_2, ….
+    `scorer` computes the scores of a level, with the arguments of `classification_scores`; the study of shops also
+    keeps single values. `level_names` are the names of the levels, root first, such as "industry"; the default names
+    are level_1, level_2, ….
 
     Returns: form → "level_1", …, "deepest" → scores; an empty dict if no product has a category.
     """

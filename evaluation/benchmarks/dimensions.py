@@ -1,4 +1,4 @@
-"""Evaluate retrieval with the first numbers of each vector: the cost of narrower vectors (Matryoshka, arXiv 2205.13147)."""
+"""Evaluate retrieval with the first numbers of each vector: the cost of a width (Matryoshka, arXiv 2205.13147)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def evaluate_dimensions(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Compute recall in every direction with the first numbers of each vector, normalised again; nothing is encoded twice.
+    """Compute recall in every direction with the first numbers of each vector, normalised, without encoding again.
 
     The whole vector determines which queries are unsure and reason.
 
@@ -32,8 +32,8 @@ def evaluate_dimensions(
         cutoffs: the k of R@k and nDCG@k. Default 1, 5, 10.
         resamples, seed: samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: the width as text → {"scores": direction → scores as in `evaluate_retrieval`, without directions that have no
-    queries}.
+    Returns: the width as text → {"scores": direction → scores as in `evaluate_retrieval`, without directions that have
+    no queries}.
 
     Raises:
         OptionError: a width out of range.

@@ -1,7 +1,8 @@
-"""Load Fashion200K from M-BEIR (UniIR, arXiv 2311.17136): captions → pictures (task 0) and pictures → captions (task 3).
+"""Load Fashion200K from M-BEIR (UniIR, arXiv 2311.17136): captions → pictures (task 0), pictures → captions (task 3).
 
 Place: M-BEIR's folder (`TIGER-Lab/M-BEIR` on the hub; unpack its archive of pictures there), with
-`query/test/mbeir_fashion200k_…` and `cand_pool/local/mbeir_fashion200k_…`; or a folder or data set on the hub in mteb's format.
+`query/test/mbeir_fashion200k_…` and `cand_pool/local/mbeir_fashion200k_…`; or a folder or data set on the hub in mteb's
+format.
 """
 
 from __future__ import annotations

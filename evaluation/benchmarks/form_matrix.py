@@ -1,7 +1,7 @@
 """Evaluate each form of query against each form of product: a three by three matrix of text, image and both.
 
-The five directions of MOON2.0 and MOON3.0 (arXiv 2511.12449, 2604.00513) are five of its cells; the other four cover the
-remaining combinations. Our design.
+The five directions of MOON2.0 and MOON3.0 (arXiv 2511.12449, 2604.00513) are five of its cells; the other four cover
+the remaining combinations. Our design.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def evaluate_form_matrix(
 ) -> dict[str, Any]:
     """Compute the scores of each form of query against each form of product.
 
-    Returns: form of the query ("t", "i", "mm") → form of the product → scores as in `evaluate_retrieval`, or None; "absent" →
-        direction ("t2mm", …) → why there is no score. Without text (image) queries, parts of products search in t→i (i→t), as
-        in `evaluate_retrieval`.
+    Returns: form of the query ("t", "i", "mm") → form of the product → scores as in `evaluate_retrieval`, or None;
+        "absent" → direction ("t2mm", …) → why there is no score. Without text (image) queries, parts of products search
+        in t→i (i→t), as in `evaluate_retrieval`.
     """
     absent: dict[str, str] = {}
     measures = Measures(tuple(cutoffs), resamples, seed)

@@ -1,7 +1,7 @@
 """Load GLAMI-1M: fashion products with pictures and titles in 13 languages (arXiv 2211.14451), in the format of mteb.
 
-Place: a folder or a data set on the hub with `corpus`, `queries` and `qrels`; there is no default. Columns besides id, text and
-image are found by their names and printed; `--columns` replaces them.
+Place: a folder or a data set on the hub with `corpus`, `queries` and `qrels`; there is no default. Columns besides id,
+text and image are found by their names and printed; `--columns` replaces them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Load M5Product: products of Taobao with picture, caption and attributes (arXiv 2109.04275), with R@10, 100 and 500.
 
-The column names of its release and a place on the hub are unknown: the columns of a table of triplets or products are found by
-their names and printed; `--columns` replaces them. In a table without queries the parts of products search each other (t→i,
-i→t).
+The column names of its release and a place on the hub are unknown: the columns of a table of triplets or products are
+found by their names and printed; `--columns` replaces them. In a table without queries the parts of products search
+each other (t→i, i→t).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Load MBE, the benchmark of MOON: searches on Taobao with the purchased product and a hard negative (arXiv 2508.11999 §4).
+"""Load MBE, the benchmark of MOON: searches on Taobao, purchased products and hard negatives (arXiv 2508.11999 §4).
 
-Its known columns are `id`, `doc_title`, `doc_image` (an address), `doc_industry_name`, `doc_cate1_name` … `doc_cate4_name`,
-`doc_attributes` ("key:value,,key:value!!!value") and "query bbox" (the query's core box). The other columns of the query and
-the negative are unknown: they are found by their names and printed; `--columns` replaces them.
+Its known columns are `id`, `doc_title`, `doc_image` (an address), `doc_industry_name`, `doc_cate1_name` …
+`doc_cate4_name`, `doc_attributes` ("key:value,,key:value!!!value") and "query bbox" (the query's core box). The other
+columns of the query and the negative are unknown: they are found by their names and printed; `--columns` replaces them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Evaluate zero-shot classification of queries: the category label text nearest to a user's photo or words (MOON §2).
 
-It is for queries whose answer is a category, not a product (`positive_categories`), such as the regions of a street photo.
+It is for queries whose answer is a category, not a product (`positive_categories`), such as the regions of a street
+photo.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ def evaluate_query_categories(
 ) -> dict[str, Any]:
     """Compute the scores of classification for queries with `positive_categories`, separately for each type of query.
 
-    A query is embedded as any other (its box is its core crop), a label as a query of task "category". A query with several
-    categories is right with any of them. The labels are the categories of all queries of the whole data set. If these are also
-    categories of products (as paths "Home > Kitchen > Mugs", or as the last names of such paths), the labels include all
-    categories of products. With "auto", the vectors are those without reasoning, since the gate needs a gallery.
+    A query is embedded as any other (its box is its core crop), a label as a query of task "category". A query with
+    several categories is right with any of them. The labels are the categories of all queries of the whole data set. If
+    these are also categories of products (as paths "Home > Kitchen > Mugs", or as the last names of such paths), the
+    labels include all categories of products. With "auto", the vectors are those without reasoning, since the gate
+    needs a gallery.
 
     Args:
         cache: the cache with the queries, and with `label_products` and `label_queries` for the labels.
         absent: receives the reason under "query_categories" if there is no score.
         resamples, seed: samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: type → scores of `evaluation.metrics.classification_scores`, and "skipped", the number of queries that could not be
-        encoded; empty without such queries.
+    Returns: type → scores of `evaluation.metrics.classification_scores`, and "skipped", the number of queries that
+        could not be encoded; empty without such queries.
     """
     wanted = [row for row in cache.queries if row.positive_categories]
     if not wanted:

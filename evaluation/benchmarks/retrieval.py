@@ -37,15 +37,15 @@ class Search:
     Args:
         vectors, gallery: (Q, D) and (G, D) float32.
         indices: index of each query in the cache's queries; for parts of products, the index of the product.
-        positives, exclude: for each query its right answers, and the products to leave out of its ranking, as rows of the
-            gallery.
+        positives, exclude: for each query its right answers, and the products to leave out of its ranking, as rows of
+            the gallery.
         source: "queries" or "products".
         unanswerable: ids of queries without a right answer in the gallery; they are not among the Q.
         reasoned: (Q,) bool, the queries that reasoned because they were unsure; None without a gate.
-        repeated: for each query the rows that a gate ignores: its reference product, and products that are identical to another
-            product of the gallery.
-        equal: number of queries with a product that counts as right because it is identical to an answer, and with a variant
-            that is left out (or right).
+        repeated: for each query the rows that a gate ignores: its reference product, and products that are identical to
+            another product of the gallery.
+        equal: number of queries with a product that counts as right because it is identical to an answer, and with a
+            variant that is left out (or right).
         gains: for each query the grade of each right answer, by its row of the gallery; empty: all grades are 1.
     """
 
@@ -88,23 +88,23 @@ class Measures:
 def evaluate_retrieval(
     cache: VectorCache, *, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Compute recall and nDCG at each cut-off, by default 1, 5 and 10, and mean reciprocal rank in every possible direction.
+    """Compute recall and nDCG at each cut-off, by default 1, 5 and 10, and mean reciprocal rank in every direction.
 
-    A query counts as found at k if any of its positives is among the first k. Its `reference_product_id` is left out of its
-    ranking. Products that are identical to a positive in the gallery's form are right too, since a model cannot tell them
-    apart. `cache.variants` sets how variants of a positive count, by default left out of the ranking. Variants that a query
-    lists as `negatives` stay wrong, and all variants do if it has a `reference_product_id`.
-    Queries without a positive in the gallery are left out of the scores; "unanswerable" counts and names them.
-    Without text (image) queries, t→i (i→t) uses each product's text (image) as a query and its image (text) as the answer
-    ("source": "products"); all products with the same text are then right. The other directions are null without queries of
-    their type. Parts of products are embedded as products, with the products' reasoning.
+    A query counts as found at k if any of its positives is among the first k. Its `reference_product_id` is left out of
+    its ranking. Products that are identical to a positive in the gallery's form are right too, since a model cannot
+    tell them apart. `cache.variants` sets how variants of a positive count, by default left out of the ranking.
+    Variants that a query lists as `negatives` stay wrong, and all variants do if it has a `reference_product_id`.
+    Queries without a positive in the gallery are left out of the scores; "unanswerable" counts and names them. Without
+    text (image) queries, t→i (i→t) uses each product's text (image) as a query and its image (text) as the answer
+    ("source": "products"); all products with the same text are then right. The other directions are null without
+    queries of their type. Parts of products are embedded as products, with the products' reasoning.
 
-    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have grades),
-    MRR, rank score, queries, gallery, source, unanswerable, equal (number of queries with identical products that count as
-    right, and with variants that are left out), or `None`; if queries reason when unsure also "reasoned", the share of queries
-    that reasoned; "absent", direction → why there is no score; "image_search_recall", with image queries: the recalls of i→mm
-    under the name of MOON Embedding's intermediate metric (arXiv 2511.11305: from the picture of a search to the purchased
-    product).
+    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have
+    grades), MRR, rank score, queries, gallery, source, unanswerable, equal (number of queries with identical products
+    that count as right, and with variants that are left out), or `None`; if queries reason when unsure also "reasoned",
+    the share of queries that reasoned; "absent", direction → why there is no score; "image_search_recall", with image
+    queries: the recalls of i→mm under the name of MOON Embedding's intermediate metric (arXiv 2511.11305: from the
+    picture of a search to the purchased product).
     """
     absent: dict[str, str] = {}
     measures = Measures(tuple(cutoffs), resamples, seed)
@@ -128,7 +128,7 @@ def evaluate_retrieval(
 def direction_scores(
     cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], measures: Measures
 ) -> dict[str, Any] | None:
-    """Return the scores of one direction, or None and the reason in `absent`; see `evaluate_retrieval`, `make_search`."""
+    """Return the scores of one direction, or None with the reason in `absent`; see `evaluate_retrieval`."""
     search = make_search(cache, name, (kind, form), absent)
     return None if search is None else scores_of(search, measures)
 
@@ -200,7 +200,7 @@ def make_search(
 
 
 def asks_for_category(query: QueryRow) -> bool:
-    """Return whether the answer of a query is a category, not a product; see `evaluation.benchmarks.query_categories`."""
+    """Return whether the answer of a query is a category; see `evaluation.benchmarks.query_categories`."""
     return bool(query.positive_categories) and not query.positives
 
 
@@ -361,7 +361,8 @@ class SearchExample:
 def search_examples(cache: VectorCache, *, count: int = 8, top: int = 5, seed: int = 0) -> list[SearchExample]:
     """Return the first `top` products of `count` queries, drawn by `seed` from each query type in turn.
 
-    Only queries with a right answer in the gallery are drawn. Products that are left out of the scores are left out here too.
+    Only queries with a right answer in the gallery are drawn. Products that are left out of the scores are left out
+    here too.
     """
     gallery = cache.gallery("mm")
     answers = _Answers(cache, gallery, "mm")

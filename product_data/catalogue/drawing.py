@@ -59,7 +59,7 @@ _HERMITE = tuple(
 
 
 def smooth(points: Sequence[Point], *, closed: bool = True) -> list[Point]:
-    """Return a centripetal Catmull-Rom curve (Yuksel et al. 2011) through `points`; a repeated point is a sharp corner."""
+    """Return a centripetal Catmull-Rom curve (Yuksel et al. 2011) through `points`; a repeated point is a corner."""
     array = np.asarray(points, dtype=np.float64)
     if not closed:
         array = np.concatenate([array[:1], array, array[-1:]])
@@ -117,7 +117,7 @@ def _weave_mask(pixels: int) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _shade_masks(form: str) -> tuple[Image.Image, Image.Image]:
-    """Return (dark, light) masks of 24 x 24 for a flat, round (upright cylinder) or ball-like part, lit from the left."""
+    """Return (dark, light) masks of 24 x 24 for a flat, round (cylinder) or ball-like part, lit from the left."""
     v, u = np.mgrid[0:24, 0:24] / 23.0
     if form == "flat":
         dark, light = (0.5 * u + 0.7 * v - 0.45) * 0.3, (0.55 - 0.5 * u - 0.6 * v) * 0.3
@@ -403,13 +403,14 @@ def street_photo(
 
     Args:
         sprite: RGBA, `size` x SUPERSAMPLING square.
-        distractors: sprites of other objects, (size, size); the last may be in front and hide at most 6 % of the product.
+        distractors: sprites of other objects, (size, size); the last may be in front and hide at most 6 % of the
+            product.
         rng: draws pose, light and ground.
         size: size of the photo, in pixels.
 
     Returns:
-        the RGB photo; the box [x0, y0, x1, y1] of the product in pixels, hidden parts included, x1 and y1 exclusive; and
-        the mask of the product ("L", 255 inside it).
+        the RGB photo; the box [x0, y0, x1, y1] of the product in pixels, hidden parts included, x1 and y1 exclusive;
+        and the mask of the product ("L", 255 inside it).
     """
     picture = ground(rng, size)
     scale = rng.uniform(0.48, 0.73)

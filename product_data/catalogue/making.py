@@ -86,10 +86,10 @@ def make_catalogue(
     Returns:
         products: dicts of product_id, title, description, category_path (list of 3), attributes (list of {key, value}),
             images (list of JPEG bytes), split, group.
-        queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1, y1]
-            in pixels of the image, or None), positives (product ids), negatives (product ids: same category, exactly one
-            attribute differs from a positive's; never the reference product), split, kind, derived (True if the text is
-            generated), reference_product_id.
+        queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1,
+            y1] in pixels of the image, or None), positives (product ids), negatives (product ids: same category,
+            exactly one attribute differs from a positive's; never the reference product), split, kind, derived (True if
+            the text is generated), reference_product_id.
 
     Raises:
         ValueError: a count or size out of range, a share that is not positive, or too few products for the splits.
@@ -185,7 +185,7 @@ class _Relations:
         ]
 
     def twin(self, product: PlannedProduct) -> PlannedProduct | None:
-        """Return the near-twin, which has the same colour and differs in one fine detail; None if the catalogue lacks it."""
+        """Return the near-twin: the same colour, one other fine detail; None if the catalogue lacks it."""
         family = self._families[product.index // FAMILY_SIZE]
         same = [p for p in family if p is not product and p.attributes["colour"] == product.attributes["colour"]]
         return same[0] if same else None
@@ -397,7 +397,7 @@ def _query_row(
 def _query_with_photo(
     catalogue: _Relations, product: PlannedProduct, number: int, rng: random.Random
 ) -> tuple[str, str, PlannedProduct | None]:
-    """Return kind, text and target of a query that shows `product` and states what should differ (or which object it means)."""
+    """Return kind, text and target of a query that shows `product` and states what should differ (or the object)."""
     kind = product.design.kind
     this = "these" if kind.plural else "this"
     wish = (product.index // 2 + number) % 3
@@ -441,10 +441,10 @@ Every picture and text was drawn from a seed. None of it is anyone else's.
 
 
 def write_catalogue(folder: str | Path, **options: Any) -> Path:
-    """Write `make_catalogue(**options)` to products.parquet, queries.parquet and query_images.parquet, with a README.md.
+    """Write the tables of `make_catalogue(**options)` as parquet files, and their licence into README.md.
 
     Pictures are struct{bytes, path} with Hugging Face feature metadata: `datasets.load_dataset("parquet", …)` decodes
-    them. Queries refer to their picture by `image_id`. README.md states the licence.
+    them. Queries refer to their picture by `image_id`.
 
     Args:
         folder: the output folder; it is made if missing, and existing files are replaced.

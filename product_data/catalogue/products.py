@@ -1,8 +1,8 @@
 """Define the vocabulary of the embedded catalogue: colours, brands, product types, attributes and shoppers' words.
 
-This file also samples designs; `shapes` draws a design, and `making.py` makes products and queries from it. A *family* is
-six products: two near-twin groups that differ in one detail, each in three colours. Every attribute that a type lists under
-`details` is visible in its drawing.
+This file also samples designs; `shapes` draws a design, and `making.py` makes products and queries from it. A *family*
+is six products: two near-twin groups that differ in one detail, each in three colours. Every attribute that a type
+lists under `details` is visible in its drawing.
 """
 
 from __future__ import annotations
@@ -536,7 +536,7 @@ _TOUCHING = {"dial": "second hand", "second hand": "dial"}
 
 
 def _choices(key: str, values: tuple[str, ...], chosen: dict[str, str], colours: list[str]) -> list[str]:
-    """Return the values of detail `key` that are visible on the bodies' colours and beside its neighbour's chosen colour."""
+    """Return the values of detail `key` that are visible on the bodies' colours and beside its neighbour's colour."""
     beside = [chosen[_TOUCHING[key]]] if _TOUCHING.get(key) in chosen else []
     clear = _visible(values, colours + beside, 126.0) if key in _THIN else []
     return clear if len(clear) > 1 else _visible(values, colours + beside)
@@ -553,8 +553,8 @@ def _three_colours(rng: random.Random) -> list[str]:
 def draw_family(seed: int, family: int) -> list[Design]:
     """Return the six designs of a family, in the order a0 a1 b0 b1 a2 b2 (group letter, colour number).
 
-    Groups a and b have the same attributes except for one detail; within a group only the colour differs. A family does not
-    depend on other families: family 7 is the same in a catalogue of 8 or 8,000 families.
+    Groups a and b have the same attributes except for one detail; within a group only the colour differs. A family does
+    not depend on other families: family 7 is the same in a catalogue of 8 or 8,000 families.
 
     Args:
         seed: seed of the catalogue.
