@@ -150,7 +150,8 @@ def _explain_record(
     encoder = getattr(model, "model", model)
     inputs, written = _inputs(model, processor, record, reasoning)
     ids_T = inputs["input_ids"][0].cpu().numpy()
-    readable_T = _readable(encoder, inputs)
+    readable_1T = readable_tokens(inputs["attention_mask"], encoder.config, inputs["input_ids"])
+    readable_T = readable_1T[0].cpu().numpy()
     attention_T, output = _read_attention(encoder, inputs, np.flatnonzero(readable_T), layers)
     pictures = _pictures(inputs, processor, record)
     words, parts, word_of_T = _words(ids_T, processor, record, has_pictures=bool(pictures))
@@ -208,10 +209,6 @@ def _inputs(
         start, _ = _reasoning_span(ids_T, model.config)
         return inputs, processor.read_reasoning(ids_T[None, start:])[0]
     return inputs, None
-
-
-def _readable(encoder: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    return readable_tokens(inputs["attention_mask"], encoder.config, inputs["input_ids"])[0].cpu().numpy()
 
 
 def _read_attention(

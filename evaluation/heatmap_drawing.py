@@ -235,17 +235,15 @@ def _pictures(explanation: Explanation, font: Font) -> Image.Image:
             panel.paste(_overlay(picture, size, full), (x + size[0] + 6, top))
             for left in (x, x + size[0] + 6):
                 draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=_LINE)
-            note = f"{picture.name}  ·  {100 * explanation.shares[picture.name]:.1f} %  ·  {_grid(picture)} tokens"
+            rows_of_tokens, columns_of_tokens = picture.heat.shape
+            share = f"{100 * explanation.shares[picture.name]:.1f} %"
+            note = f"{picture.name}  ·  {share}  ·  {columns_of_tokens} by {rows_of_tokens} tokens"
             width = max(2 * size[0] + 6, 210)
             draw.text((x, top + size[1] + 8), _cut(draw, note, font(13), width), fill=_INK, font=font(13))
             x += width + 26
         top += tallest + 34
     _scale(panel, draw, top + 2, "no attention", "strongest within the pictures", font)
     return panel
-
-
-def _grid(picture: PictureHeat) -> str:
-    return f"{picture.heat.shape[1]} by {picture.heat.shape[0]}"
 
 
 def _scale(panel: Image.Image, draw: ImageDraw.ImageDraw, top: int, low: str, high: str, font: Font) -> None:

@@ -75,7 +75,8 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         columns = [*head, "task", "input", "top-1", "chance", "most common", "top-10", "precision", "recall", "F1"]
         columns += [f"{name}, in 10" for name in ("precision", "recall", "F1")] if _is_relaxed(labels) else []
         columns += ["labels", "items"]
-        parts.append(_table([_without_relaxed(row, _is_relaxed(labels)) for row in labels], columns, style))
+        rows = labels if _is_relaxed(labels) else [row[:_RELAXED_AT] + row[_RELAXED_AT + 3 :] for row in labels]
+        parts.append(_table(rows, columns, style))
     if agreeing := [row for result in results for row in _agreement_rows(result, cutoffs)]:
         columns = [*head, "direction", "attribute"]
         columns += [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
@@ -161,10 +162,6 @@ def _is_graded(results: Sequence[dict[str, Any]]) -> bool:
 
 def _is_relaxed(rows: Sequence[Sequence[str]]) -> bool:
     return any(row[_RELAXED_AT] != _ABSENT for row in rows)
-
-
-def _without_relaxed(row: list[str], shown: bool) -> list[str]:
-    return row if shown else [*row[:_RELAXED_AT], *row[_RELAXED_AT + 3 :]]
 
 
 def _agreement_rows(result: dict[str, Any], cutoffs: Sequence[int]) -> list[list[str]]:

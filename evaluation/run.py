@@ -276,7 +276,7 @@ def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any
 
 
 def _absent_labels(results: dict[str, Any], cache: VectorCache) -> dict[str, str]:
-    """Why classification or attributes have no scores, where the products have labels."""
+    """Return why classification or attributes have no scores although products have labels."""
     absent = {}
     for name, labelled in (
         ("classification", [row for row in cache.products if row.category]),

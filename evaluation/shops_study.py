@@ -55,16 +55,18 @@ class Shop:
     read: Callable[[Path], ProductTables] = load_tables
 
 
-def _spree_variants(folder: Path) -> ProductTables:
-    return read_spree(folder, variants=True)
-
-
 SHOPS = (
     Shop("fashion", "fashion", TRAINED, "products that were not trained on; texts made by a script", "test"),
     Shop("grocery", "grocery", TRAINED, "phone photos that were not trained on, of the products that were", "test"),
     Shop("ikea", "ikea", UNSEEN, "rooms and words for one thing in them → products; texts made by a script"),
     Shop("spree", "spree", UNSEEN, "pictures of a product in other colours → product", read=read_spree),
-    Shop("spree variants", "spree", UNSEEN, 'picture and "in white" → that variant', read=_spree_variants),
+    Shop(
+        "spree variants",
+        "spree",
+        UNSEEN,
+        'picture and "in white" → that variant',
+        read=functools.partial(read_spree, variants=True),
+    ),
     Shop("chorus", "chorus", UNSEEN, "words that people searched for → products, graded by people; no pictures"),
 )
 

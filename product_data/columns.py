@@ -151,18 +151,14 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
     used = {column for columns in taken.values() for column in columns}
     unread = tuple(name for name in names if name not in used)
     unclear = tuple(name for name in unread if _is_unclear(name))
-    found = RowColumns({role: _in_order(role, taken[role]) for role in sorted(taken, key=_rank)}, unread, unclear)
+    order = [f"{part}.{name}" for part in ("row", *PARTS) for name in FIELDS]
+    found = RowColumns({role: _in_order(role, taken[role]) for role in order if role in taken}, unread, unclear)
     if not found.has("positive"):
         raise ColumnError(
             f"columns: found neither title nor image of the product in {', '.join(names) or 'no columns'}; "
             "expected columns: {positive.title: NAME, positive.image: NAME, query.title: NAME, …}"
         )
     return found
-
-
-def _rank(role: str) -> tuple[int, int]:
-    part, name = role.split(".")
-    return ("row", *PARTS).index(part), FIELDS.index(name)
 
 
 def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) -> tuple[str, ...]:

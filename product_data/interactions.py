@@ -100,12 +100,13 @@ def query_key(text: str, image: ImageSource | None, image_name: str) -> str:
         image_name: the picture's path as the table gives it, or "" if it has none; its bytes then identify it.
     """
     words = " ".join(text.casefold().split())
-    picture = image_name.encode() if image_name or image is None else _content(image)
+    if image_name or image is None:
+        picture = image_name.encode()
+    elif isinstance(image, bytes):
+        picture = image
+    else:
+        picture = image.encode() if isinstance(image, str) else image.tobytes()
     return hashlib.blake2b(words.encode() + b"\0" + picture, digest_size=8).hexdigest()
-
-
-def _content(image: ImageSource) -> bytes:
-    return image if isinstance(image, bytes) else image.encode() if isinstance(image, str) else image.tobytes()
 
 
 def graded_queries(interactions: Iterable[Interaction], half_life_days: float | None = None) -> list[GradedQuery]:

@@ -7,7 +7,6 @@ it does not change the scores of the other rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from product_data.columns import (
     level_names,
     product_fields,
 )
+from product_data.missing_images import is_missing
 from product_data.picture_files import FAILURES, FetchedPictures, PictureFetching, fetch_pictures
 from product_data.reading import ReadingOptions
 from product_data.row_files import Rows, column_names, sampled
@@ -281,7 +281,7 @@ def with_picture_files(
     lost = {}
     for image in fields["images"]:
         why = fetched.failures.get(image) if isinstance(image, str) else None
-        why = "no such file" if why is None and _is_missing(image) else why
+        why = "no such file" if why is None and is_missing(image) else why
         if why is None:
             left.append(fetched.files.get(image, image) if isinstance(image, str) else image)
         else:
@@ -293,10 +293,6 @@ def with_picture_files(
     for image, why in lost.items():
         log.add("missing_images", f"{place}: {image}: {why}")
     return fields | {"images": tuple(left)}
-
-
-def _is_missing(image: ImageSource) -> bool:
-    return isinstance(image, str) and not is_address(image) and not os.path.isfile(image)
 
 
 class _Gallery:

@@ -1,4 +1,4 @@
-"""Draw clothing, caps and umbrellas, in the attributes of a design."""
+"""Draw clothing, caps and umbrellas with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off

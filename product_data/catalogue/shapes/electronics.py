@@ -1,4 +1,4 @@
-"""Draw headphones, speakers, controllers and watches, in the attributes of a design."""
+"""Draw headphones, speakers, controllers and watches with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off

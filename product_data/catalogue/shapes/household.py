@@ -1,4 +1,4 @@
-"""Draw what stands in a kitchen and in a living room, in the attributes of a design."""
+"""Draw kitchen and living-room products with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off

@@ -1,4 +1,4 @@
-"""Draw shoes and bags, in the attributes of a design."""
+"""Draw shoes and bags with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off
