@@ -119,8 +119,8 @@ def test_a_query_reasons_once_for_all_the_searches_that_it_is_unsure_in(
 ) -> None:
     cache = make(query_reasoning="auto", gate_threshold=0.02)
     asked: list[int] = []
-    think = VectorCache._think_of
-    monkeypatch.setattr(VectorCache, "_think_of", lambda self, indices: asked.extend(indices) or think(self, indices))
+    think = VectorCache._reason_about
+    monkeypatch.setattr(VectorCache, "_reason_about", lambda self, indices: asked.extend(indices) or think(self, indices))
     searches = [search(cache, name) for name in DIRECTIONS]
     search_examples(cache)
     unsure = {

@@ -73,7 +73,7 @@ def test_a_choice_can_be_replaced_and_undone():
     [
         (["title", "doc_title"], None, "found 'title' and 'doc_title' for positive.title"),
         (["query", "neg_title"], None, "found neither title nor image of the product in query, neg_title"),
-        ([], None, "among no columns"),
+        ([], None, "in no columns"),
         (MBE, {"query.colour": "id"}, "columns: found 'query.colour'; expected .*query.title"),
         (MBE, {"query.title": "kw"}, "query.title: found no column 'kw'; expected one of id, doc_title"),
     ],

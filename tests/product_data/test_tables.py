@@ -299,7 +299,7 @@ def test_tables_come_out_of_a_pickle_as_they_went_in() -> None:
         (lambda folder: folder, "no products table"),
         (lambda folder: _file(folder / "products.txt", b"x"), "expected .parquet, .jsonl, .csv"),
         (lambda folder: _file(folder / "p.jsonl", b'{"product_id": 1}\n{oops\n'), "line 2: not JSON"),
-        (lambda folder: _file(folder / "p.jsonl", b"[1]\n"), "line 1: list found"),
+        (lambda folder: _file(folder / "p.jsonl", b"[1]\n"), "line 1: found list"),
         (
             lambda folder: _file(folder / "p.csv", b"product_id,title\n1,2,3\n"),
             "line 2: found 3 cells; expected the header's 2",
@@ -329,7 +329,7 @@ def test_two_files_for_one_table_and_options_of_another_source_are_refused(shop:
     with pytest.raises(TableError, match="are for source 'catalogue'"):
         load_tables(shop, product_count=3)
     write_table(shop / "products.jsonl", PRODUCTS)
-    with pytest.raises(TableError, match="both there"):
+    with pytest.raises(TableError, match="found products.jsonl and products.csv"):
         load_tables(shop)
 
 

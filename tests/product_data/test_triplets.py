@@ -242,7 +242,7 @@ def test_rows_are_read_from_files_of_every_kind(tmp_path, form):
         ("rows.json", "[1", "line 1: not JSON"),
         ("rows.json", '{"a": 1}\n3', "found int as a row"),
         ("nowhere.jsonl", None, "no such file or folder"),
-        ("empty", None, "found no file"),
+        ("empty", None, "found no data file"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(tmp_path, name, content, message):

@@ -173,5 +173,5 @@ def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: 
 
 
 def test_an_output_without_vectors_is_an_error_that_says_what_is_expected():
-    with pytest.raises(ValueError, match="expected a batch of the processor that belongs to the checkpoint"):
+    with pytest.raises(ValueError, match="expected a batch of the checkpoint's processor"):
         vectors_of(SimpleNamespace(embeddings=None))

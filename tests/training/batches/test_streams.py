@@ -524,7 +524,7 @@ def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_a
     rows = [triplet(number, doc_title=f"<b>thing</b> {number} &amp; more") for number in range(4)]
     folder = write_shards(tmp_path / "rows", rows, 1)
     (source,) = opened(tmp_path, folder)
-    assert "of the first rows: warning: 4 × cells that hold HTML" in capsys.readouterr().out
+    assert "of the first rows: warning: 4 × cells with HTML" in capsys.readouterr().out
     assert sample_of(source).products[0].title.startswith("<b>thing")
     (source,) = opened(tmp_path, {"parquet": str(folder), "strip_html": True, "category_separator": "/"})
     assert "HTML" not in capsys.readouterr().out
