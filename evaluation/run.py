@@ -166,8 +166,9 @@ def evaluate_model(
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
     counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
-    has no score, and why), dimensions (where there are widths: see `evaluate_dimensions`), classification, query_categories,
-    attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
+    has no score, and why), per_query (the rank of each query: see `evaluation.per_query`), dimensions (where there are widths:
+    see `evaluate_dimensions`), classification, query_categories, attributes, skipped, shortened (see
+    `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
     image_search_recall, and what else `only` names.
 
     Raises:
