@@ -19,7 +19,7 @@ from evaluation.paired_rows import Row, compare_rows
 from evaluation.per_query import QueryValues, unpack
 from evaluation.provenance import provenance
 from evaluation.reasonings import reasoning_note
-from evaluation.report import ARROWS, named_results
+from evaluation.report import ARROWS, named_results, shown_cutoff
 from evaluation.significance import LEVEL, holm
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_file
@@ -29,7 +29,7 @@ _EXAMPLES = 3
 HOW_IT_IS_TESTED = (
     "Each difference is the mean over the queries that both models ranked, with its 95 % bootstrap interval; p is that of a "
     "paired sign-flip test, which for R@k is McNemar's exact test. p, Holm is corrected for all {rows} rows, and a model is "
-    "ahead where that is below {level:g}. The queries are drawn, the training is not: another seed may differ by more."
+    "ahead where that is below {level:g}. All of this is about other queries of this kind: another training may differ by more."
 )
 
 
@@ -180,7 +180,7 @@ def _metrics(models: Sequence[Measured], wanted: Sequence[str] | None) -> list[s
     cutoffs = [k for k in models[0].cutoffs if all(k in model.cutoffs for model in models)]
     if not cutoffs:
         raise NotComparableError("the results have no cut-off k in common; expected the same --cutoffs")
-    last = 10 if 10 in cutoffs else max(cutoffs)
+    last = shown_cutoff(cutoffs)
     known = [*(f"R@{k}" for k in cutoffs), "MRR", *(f"nDCG@{k}" for k in cutoffs)]
     chosen = [f"R@{last}", "MRR", f"nDCG@{last}"] if wanted is None else list(dict.fromkeys(wanted))
     if unknown := [metric for metric in chosen if metric not in known]:
@@ -321,18 +321,8 @@ def compare_tables(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[
     baseline = found["baseline"]
     for comparison in found["comparisons"]:
         model = comparison["model"]
-        columns = [
-            "direction",
-            "metric",
-            "queries",
-            "chance",
-            baseline,
-            model,
-            "difference, points",
-            "p",
-            "p, Holm",
-            "ahead",
-        ]
+        names = [baseline, model, "difference, points", "p", "p, Holm", "ahead"]
+        columns = ["direction", "metric", *names, "chance", "queries"]
         tables.append((columns, [_cells(row, baseline, model) for row in comparison["rows"]]))
     return tables
 
@@ -343,12 +333,12 @@ def _cells(row: Mapping[str, Any], baseline: str, model: str) -> list[str]:
     return [
         ARROWS.get(row["what"], row["what"]),
         row["metric"],
-        str(row["queries"]),
-        _ABSENT if row["chance"] is None else f"{100 * row['chance']:.1f}",
         *(_percent(row["models"][name]) for name in (baseline, model)),
         f"{_points(difference['difference'])} ({_points(low)} to {_points(high)})",
         *(_p(value) for value in (difference["p"], row["p_holm"])),
         row["ahead_after_holm"] or _ABSENT,
+        _ABSENT if row["chance"] is None else f"{100 * row['chance']:.1f}",
+        str(row["queries"]),
     ]
 
 
@@ -382,7 +372,7 @@ def comparison_text(found: Mapping[str, Any], *, style: str = "simple") -> str:
     heading = (
         f"{found['benchmark']}, split {found['split']}, per cent with 95 % intervals; compared with {found['baseline']}"
     )
-    align = ("left", "left", *["right"] * 7, "left")
+    align = ("left", "left", *["right"] * 5, "left", "right", "right")
     tables = [
         tabulate(rows, headers=columns, tablefmt=style, disable_numparse=True, colalign=align)
         for columns, rows in compare_tables(found)

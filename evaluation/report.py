@@ -67,7 +67,7 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
 def result_tables(results: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
     """Return the tables of `results_table`, each with its columns and its rows."""
     cutoffs, graded = _cutoffs(results), _is_graded(results)
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     retrieval = [row for result in results for row in _retrieval_rows(result, cutoffs, graded)]
     labels = [row for result in results for row in _label_rows(result)]
     head = ["model", "benchmark"]
@@ -155,8 +155,8 @@ def _cutoffs(results: Sequence[dict[str, Any]]) -> list[int]:
     return sorted({k for result in results for k in result.get("cutoffs", CUTOFFS)}) or list(CUTOFFS)
 
 
-def _last(cutoffs: Sequence[int]) -> int:
-    """The k whose interval and chance are shown."""
+def shown_cutoff(cutoffs: Sequence[int]) -> int:
+    """Return the k whose interval and chance are shown: 10, or else the largest."""
     return 10 if 10 in cutoffs else max(cutoffs)
 
 
@@ -175,7 +175,7 @@ def _without_relaxed(row: list[str], shown: bool) -> list[str]:
 def _agreement_rows(result: dict[str, Any], cutoffs: Sequence[int]) -> list[list[str]]:
     """Attribute-level recall: the mean of the keys, then each key."""
     rows = []
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     for name, found in result.get("attribute_recall", {}).items():
         scored = {f"mean of {found['mean']['keys']} keys": found["mean"]} | found["keys"]
         for key, scores in scored.items():
@@ -204,7 +204,7 @@ def _groups(result: dict[str, Any]) -> list[tuple[str, Any, str]]:
 
 def _retrieval_rows(result: dict[str, Any], cutoffs: Sequence[int], graded: bool) -> list[list[str]]:
     rows = []
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     groups = _groups(result)
     for name, scores, note in groups:
         label = ARROWS.get(name, name) + note

@@ -191,7 +191,7 @@ def evaluate_model(
         "image_only": {},
         "absent": {},
     }
-    with _core_crop(processor, options.core_crop):
+    with core_crop_set(processor, options.core_crop):
         cache = _vector_cache(model, processor, chosen, options, tables)
         results |= _protocols(cache, options, chosen, results["absent"])
         results["absent"] |= _absent_labels(results, cache)
@@ -320,7 +320,8 @@ def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTable
 
 
 @contextmanager
-def _core_crop(processor: Any, wanted: bool | None) -> Iterator[None]:
+def core_crop_set(processor: Any, wanted: bool | None) -> Iterator[None]:
+    """Set whether a processor adds the core crop inside of the `with` block; `None` leaves it as it is."""
     before = getattr(processor, "core_crop", None)
     if wanted is not None:
         processor.core_crop = wanted
