@@ -223,7 +223,9 @@ def _require_same_task(first: Measured, second: Measured) -> None:
             changed = [one for one in common if ours.digests[one] != other.digests[one]]
             if changed:
                 named = ", ".join(map(repr, changed[:_EXAMPLES])) + (" …" if len(changed) > _EXAMPLES else "")
-                differ.append(f"{arrow}: {len(changed)} queries have another text or other answers ({named})")
+                differ.append(
+                    f"{arrow}: another text or other answers of {len(changed)} of {len(common)} queries ({named})"
+                )
             elif not common:
                 differ.append(f"{arrow}: no query is in both")
     if differ:

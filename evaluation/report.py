@@ -277,6 +277,14 @@ def comparison_table(
     Raises:
         ValueError: another metric, names that do not match the results, or two results of one name on one benchmark.
     """
+    columns, rows = side_by_side(results, names=names, metric=metric)
+    return _table(rows, columns, style)
+
+
+def side_by_side(
+    results: Sequence[dict[str, Any]], *, names: Sequence[str] | None = None, metric: str = "R@10"
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of `comparison_table`, which says what its arguments are."""
     common = [k for k in _cutoffs(results) if all(k in result.get("cutoffs", CUTOFFS) for result in results)]
     known = [f"R@{k}" for k in common] + [f"nDCG@{k}" for k in common if all("cutoffs" in result for result in results)]
     if metric not in (*known, "MRR"):
@@ -299,7 +307,7 @@ def comparison_table(
             cells.setdefault(place, {})[name] = value
             chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
     rows = [[*place, *(found.get(name, _ABSENT) for name in columns), chance[place]] for place, found in cells.items()]
-    return _table(rows, ["benchmark", f"{metric}, %", *columns, "chance"], style)
+    return ["benchmark", f"{metric}, %", *columns, "chance"], rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,20 @@ from markupsafe import Markup
 
 from evaluation.charts import drawing, inline_svg
 from evaluation.compare import NotComparableError, compare_results, compare_tables, notes_of
+from evaluation.metrics import CUTOFFS
 from evaluation.pages import inline_picture, render
 from evaluation.per_query import unpack
 from evaluation.query_sheets import OF_QUERIES, Sheet, worst_queries
 from evaluation.reasonings import reasoning_note
-from evaluation.report import ARROWS, equal_lines, named_results, result_tables, shown_cutoff, warning_lines
+from evaluation.report import (
+    ARROWS,
+    equal_lines,
+    named_results,
+    result_tables,
+    shown_cutoff,
+    side_by_side,
+    warning_lines,
+)
 from processing_moon import ProductError, open_image
 
 _TEMPLATE = Path(__file__).with_suffix(".html.jinja")
@@ -72,6 +81,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Everything that one results file holds.
+
+    Args:
+        title: which model, on which benchmark.
+        tables: its scores.
+        worst: its worst queries, by id.
+        notes: sentences.
+    """
+
+    title: str
+    tables: Sequence[Table]
+    worst: Table | None
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The results of one benchmark, compared query by query.
 
@@ -104,11 +130,9 @@ def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Seq
         benchmarks=benchmarks,
         warnings=warning_lines(named),
         figures=list(_figures(full, named, benchmarks)),
-        tables=[_table(columns, rows, drop=("model", "benchmark")) for columns, rows in result_tables(named)],
-        equal=equal_lines(named),
-        absent=[line for name, result in zip(full, named, strict=True) for line in _absent(name, result)],
+        columns=_side_by_side(names, named),
         comparisons=list(_comparisons(names, named, benchmarks)),
-        worst=_worst(full, named),
+        scores=[_scores(name, result) for name, result in zip(full, named, strict=True)],
         sheets=sheets,
         sheet_model=full[0],
         origins=[(name, _origin(result)) for name, result in zip(full, named, strict=True)],
@@ -142,19 +166,27 @@ def _full_name(result: Mapping[str, Any]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[str] = ()) -> Table:
-    """A table without those columns of `drop` that say the same in every row, since the page's head says it."""
-    kept = [
-        place for place, column in enumerate(columns) if not (column in drop and len({row[place] for row in rows}) == 1)
-    ]
+    kept = [place for place, column in enumerate(columns) if column not in drop]
     shown = [columns[place] for place in kept]
     return Table(shown, [[row[place] for place in kept] for row in rows], [one in _LEFT_COLUMNS for one in shown])
 
 
-def _absent(name: str, result: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name}, {result['benchmark']}: no score for {ARROWS.get(what, what)}, because {why}."
-        for what, why in result.get("absent", {}).items()
-    ]
+def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
+    """R@k of all models in columns, of the k that charts show; nothing for one model, or without a k that all have."""
+    cutoffs = [result.get("cutoffs", CUTOFFS) for result in results]
+    common = [k for k in cutoffs[0] if all(k in own for own in cutoffs)]
+    if len(results) < 2 or not common:
+        return None
+    columns, rows = side_by_side(results, names=names, metric=f"R@{shown_cutoff(common)}")
+    drop = ("benchmark",) if len({row[0] for row in rows}) == 1 else ()
+    table = _table(columns, rows, drop)
+    return replace(table, left=[place < 2 - len(drop) for place in range(len(table.columns))])
+
+
+def _scores(name: str, result: dict[str, Any]) -> Scores:
+    tables = [_table(columns, rows, drop=("model", "benchmark")) for columns, rows in result_tables([result])]
+    absent = [f"No score for {ARROWS.get(what, what)}: {why}." for what, why in result.get("absent", {}).items()]
+    return Scores(f"{name} on {result['benchmark']}", tables, _worst(result), [*equal_lines([result]), *absent])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,9 +198,7 @@ def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchma
         own = [(name, result) for name, result in zip(names, results, strict=True) if result["benchmark"] == benchmark]
         own = own[: len(_BARS)]
         common = [
-            k
-            for k in own[0][1].get("cutoffs", (1, 5, 10))
-            if all(k in one.get("cutoffs", (1, 5, 10)) for _, one in own)
+            k for k in own[0][1].get("cutoffs", CUTOFFS) if all(k in one.get("cutoffs", CUTOFFS) for _, one in own)
         ]
         for k in dict.fromkeys((common[0], shown_cutoff(common))) if common else ():
             scores = [result["scores"] | result.get("image_only", {}) for _, result in own]
@@ -233,23 +263,18 @@ def _comparisons(
         yield Comparison(f"{benchmark}, compared with {found['baseline']}", tables, notes_of(found))
 
 
-def _worst(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> Table | None:
-    """The queries with the largest ranks, by id, of results that have ranks of single queries."""
-    rows = []
-    for name, result in zip(names, results, strict=True):
-        if "per_query" not in result:
-            continue
-        for direction, values in unpack(result["per_query"], ()).items():
-            found = worst_queries(values)
-            asked = "queries" if values.asked in OF_QUERIES else "products"
-            said = ", ".join(f"{one} ({rank})" for one, rank in found) or "all at rank 1"
-            sizes = f"{len(values.digests)} {asked}", str(values.products)
-            rows.append([name, result["benchmark"], ARROWS.get(direction, direction), said, *sizes])
-    if not rows:
+def _worst(result: Mapping[str, Any]) -> Table | None:
+    """The queries with the largest ranks, by id; nothing without ranks of single queries."""
+    if "per_query" not in result:
         return None
-    columns = ["model", "benchmark", "direction", "worst, with the rank of the best right answer", "of", "gallery"]
-    table = _table(columns, rows, drop=("model", "benchmark"))
-    return Table(table.columns, table.rows, [*table.left[:-3], True, *table.left[-2:]])
+    rows = []
+    for direction, values in unpack(result["per_query"], ()).items():
+        found = ", ".join(f"{name} ({rank})" for name, rank in worst_queries(values)) or "all at rank 1"
+        asked = "queries" if values.asked in OF_QUERIES else "products"
+        sizes = f"{len(values.digests)} {asked}", str(values.products)
+        rows.append([ARROWS.get(direction, direction), found, *sizes])
+    columns = ["direction", "worst queries, with the rank of the best right answer", "of", "gallery"]
+    return Table(columns, rows, (True, True, False, False))
 
 
 def _picture(source: Any) -> str | None:
