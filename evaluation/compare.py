@@ -259,16 +259,16 @@ def _pairs(first: Measured, second: Measured, notes: list[str]) -> Iterator[tupl
     if not shared:
         raise NotComparableError(f"{first.name} and {second.name} have no direction in common; expected at least one")
     for name in shared:
-        ours, other = first.directions[name], second.directions[name]
-        common = tuple(one for one in ours.digests if one in other.digests)
-        whole = len(common) == len(ours.digests) == len(other.digests)
+        both = (first.directions[name], second.directions[name])
+        common = tuple(one for one in both[0].digests if one in both[1].digests)
+        whole = len(common) == len(both[0].digests) == len(both[1].digests)
         if not whole:
             notes.append(
                 f"{ARROWS.get(name, name)}: compared on the {len(common)} queries that both ranked, of "
-                f"{len(ours.digests)} of {first.name} and {len(other.digests)} of {second.name}."
+                f"{len(both[0].digests)} of {first.name} and {len(both[1].digests)} of {second.name}."
             )
         sides = []
-        for model, values in ((first, ours), (second, other)):
+        for model, values in zip((first, second), both, strict=True):
             place_of = {one: place for place, one in enumerate(values.digests)}
             place_N = np.array([place_of[one] for one in common])
             sides.append(_Side(name, values, place_N, common, whole, model))
@@ -350,7 +350,7 @@ def _percent(score: Mapping[str, Any]) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # never "−0.0"
 
 
 def _p(value: float) -> str:

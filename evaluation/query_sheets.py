@@ -28,10 +28,12 @@ class ShownQuery:
     Args:
         example: the query and its best products.
         rank (`int`): of its best right answer, by the results file.
+        rank_now (`int`): the same by the search that found these products.
     """
 
     example: SearchExample
     rank: int
+    rank_now: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def make_sheets(
             _require_same_gallery(cache, name, chosen[name])
             examples = examples_of(cache, name, wanted)
             for kind in _KINDS:
-                queries = tuple(ShownQuery(examples[one], rank) for one, rank in kinds[kind] if one in examples)
+                queries = tuple(
+                    ShownQuery(examples[one][0], rank, examples[one][1]) for one, rank in kinds[kind] if one in examples
+                )
                 if queries:
                     sheets.append(Sheet(name, kind, chosen[name].products, queries))
     return sheets

@@ -135,6 +135,7 @@ def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Seq
         scores=[_scores(name, result) for name, result in zip(full, named, strict=True)],
         sheets=sheets,
         sheet_model=full[0],
+        other_ranks=sum(one.rank != one.rank_now for sheet in sheets for one in sheet.queries),
         origins=[(name, _origin(result)) for name, result in zip(full, named, strict=True)],
         # What the template calls:
         arrow=lambda direction: ARROWS.get(direction, direction),

@@ -5,7 +5,7 @@ Text, image and both name the type of the query; mm, i, t the form that the gall
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,17 +108,16 @@ def evaluate_retrieval(
     """
     absent: dict[str, str] = {}
     how = Measures(tuple(cutoffs), resamples, seed)
-    per_query: dict[str, tuple[Search, QueryValues]] = {}
-    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, how, per_query) for name in DIRECTIONS}
+    ranked: dict[str, Ranked] = {}
+    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, how, ranked) for name in DIRECTIONS}
     image_only: dict[str, Any] = {}
     for name, (kind, form) in IMAGE_ONLY.items():
         if name in scores:
             image_only[name] = scores[name]
         else:
-            image_only[name] = direction_scores(cache, name, kind, form, absent, how, per_query)
+            image_only[name] = direction_scores(cache, name, kind, form, absent, how, ranked)
     found: dict[str, Any] = {"scores": scores, "image_only": image_only, "absent": absent, "cutoffs": list(cutoffs)}
-    several = [name for name, (search, _) in per_query.items() if any(len(right) > 1 for right in search.positives)]
-    found["per_query"] = pack({name: values for name, (_, values) in per_query.items()}, several)
+    found["per_query"] = per_query(cache, ranked)
     if (searched := scores["i2mm"]) is not None:
         queries = [query for query in cache.queries if query.type == "image" and not asks_for_category(query)]
         kept = ("R@", "MRR", "queries", "gallery")
@@ -135,36 +134,63 @@ def direction_scores(
     form: str,
     absent: dict[str, str],
     how: Measures,
-    per_query: dict[str, tuple[Search, QueryValues]] | None = None,
+    ranked: dict[str, Ranked] | None = None,
 ) -> dict[str, Any] | None:
     """The scores of one direction, or None, with why in `absent`; see `evaluate_retrieval` and `make_search`.
 
-    `per_query` takes the search and what each of its queries found, under the direction's name.
+    `ranked` takes what each query found, under the direction's name.
     """
     search = make_search(cache, name, (kind, form), absent)
     if search is None:
         return None
     rank_Q, ndcg = search.ranks(), search.ndcg(how.cutoffs)
-    if per_query is not None:
-        per_query[name] = search, _query_values(cache, search, (kind, form), rank_Q, ndcg)
+    if ranked is not None:
+        several = any(len(right) > 1 for right in search.positives)
+        ranked[name] = Ranked(kind, form, search.asked, search.source, several, rank_Q, ndcg)
     return scores_of(search, how, (rank_Q, ndcg))
 
 
-def _query_values(
-    cache: VectorCache, search: Search, kind_and_form: tuple[str, str], rank_Q: np.ndarray, ndcg: dict[int, np.ndarray]
-) -> QueryValues:
-    """What each query of a search found, with the digests that say whether another model was asked the same."""
-    kind, form = kind_and_form
-    if search.source == "products":
-        asked = f"product {'t' if kind == 'text' else 'i'}"
-        digests = {cache.products[place].product_id: product_digest(cache.products[place]) for place in search.asked}
-    else:
-        asked = kind
-        names = distinct(query.query_id for query in cache.queries)
-        digests = {names[place]: query_digest(cache.queries[place]) for place in search.asked}
-    kept = cache.gallery(form).kept
-    gallery = gallery_digest(cache.products, kept, cache.equal, form)
-    return QueryValues(asked, digests, gallery, len(kept), rank_Q, ndcg)
+@dataclass(frozen=True)
+class Ranked:
+    """What each query of one direction found.
+
+    Args:
+        kind, form: the type of the queries and the form of the gallery.
+        asked, source: see `Search`.
+        several: whether a query has several right answers.
+        rank_Q, ndcg: the rank of each best right answer; k → nDCG@k of each query.
+    """
+
+    kind: str
+    form: str
+    asked: Sequence[int]
+    source: str
+    several: bool
+    rank_Q: np.ndarray
+    ndcg: dict[int, np.ndarray]
+
+
+def per_query(cache: VectorCache, ranked: Mapping[str, Ranked]) -> dict[str, Any]:
+    """Return the ranks of single queries as results files keep them, see `evaluation.per_query`.
+
+    Args:
+        cache: whose queries and products they are.
+        ranked: direction → what each query found.
+    """
+    names = distinct(query.query_id for query in cache.queries)
+    kept = {form: cache.gallery(form).kept for form in {one.form for one in ranked.values()}}
+    digests = {form: gallery_digest(cache.products, rows, cache.equal, form) for form, rows in kept.items()}
+    directions = {}
+    for name, one in ranked.items():
+        if one.source == "products":
+            asked = f"product {'t' if one.kind == 'text' else 'i'}"
+            products = [cache.products[place] for place in one.asked]
+            own = {product.product_id: product_digest(product) for product in products}
+        else:
+            asked, own = one.kind, {names[place]: query_digest(cache.queries[place]) for place in one.asked}
+        size = len(kept[one.form])
+        directions[name] = QueryValues(asked, own, digests[one.form], size, one.rank_Q, one.ndcg)
+    return pack(directions, [name for name, one in ranked.items() if one.several])
 
 
 def scores_of(
@@ -432,13 +458,14 @@ def examples_of(
     if search is None or search.source == "products":
         return {}
     wanted, gallery, examples = set(queries), cache.gallery(form), {}
+    rank_Q = search.ranks()
     for row, place in enumerate(search.asked):
         query = cache.queries[place]
         if query.query_id in wanted:
             score_G = search.gallery @ search.vectors[row]
             score_G[search.exclude[row]] = -np.inf
             found = _best(cache, gallery, score_G, search.positives[row], top)
-            examples[query.query_id] = SearchExample(query, found)
+            examples[query.query_id] = SearchExample(query, found), int(rank_Q[row])
     return examples
 
 

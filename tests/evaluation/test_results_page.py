@@ -108,6 +108,9 @@ def test_the_page_holds_every_table_the_comparison_the_sheets_and_where_it_comes
         for found in chosen_queries(first.directions[name], 10).values()
     )
     assert "✓ right" in words
+    assert (
+        len(re.findall(r"rank \d+ of 36, now", text)) <= 2
+    )  # other batches round otherwise, which may swap neighbours
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(page):
@@ -183,6 +186,30 @@ def test_another_model_and_other_data_than_the_first_files_are_refused(files, tm
     assert "--model: found a configuration with the digest" in capsys.readouterr().err
     assert main(["report", str(files[0]), *given, *SHOP, "--seed", "1", "--model", str(files[2])]) == 2
     assert "36 products that are not the 36 of the first results file" in capsys.readouterr().err
+
+
+def test_ranks_of_other_weights_are_said(files, tmp_path, capsys):
+    content = json.loads(files[0].read_text())
+    packed = content["per_query"]["directions"]["t2mm"]
+    packed["rank"] = " ".join(str(int(rank) + 1) for rank in packed["rank"].split())
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    given = [
+        "--output",
+        str(tmp_path / "x.html"),
+        "--data",
+        "catalogue",
+        *SHOP,
+        "--model",
+        str(files[2]),
+        "--device",
+        "cpu",
+    ]
+    assert main(["report", str(tmp_path / "other.json"), *given]) == 0
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    shown = re.findall(r"rank (\d+) of 36, now (\d+)", text)
+    assert shown
+    assert sum(int(file) != int(now) + 1 for file, now in shown) <= 2
+    assert f"{len(shown)} of these ranks are others now" in text
 
 
 def chromium(*words):
