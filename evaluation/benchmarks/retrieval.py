@@ -444,8 +444,10 @@ def search_examples(cache: VectorCache, *, count: int = 8, top: int = 5, seed: i
 
 def examples_of(
     cache: VectorCache, direction: str, queries: Iterable[str], *, top: int = 5
-) -> dict[str, SearchExample]:
-    """Return id → the first `top` products of named queries in one direction, without those that cannot be ranked in it.
+) -> dict[str, tuple[SearchExample, int]]:
+    """Return id → the first `top` products of a query in one direction, and the rank of its best right answer.
+
+    Queries that cannot be ranked in the direction are left out.
 
     Args:
         cache: whose products are searched.
@@ -457,7 +459,8 @@ def examples_of(
     search = make_search(cache, direction, (kind, form), {})
     if search is None or search.source == "products":
         return {}
-    wanted, gallery, examples = set(queries), cache.gallery(form), {}
+    wanted, gallery = set(queries), cache.gallery(form)
+    examples: dict[str, tuple[SearchExample, int]] = {}
     rank_Q = search.ranks()
     for row, place in enumerate(search.asked):
         query = cache.queries[place]
