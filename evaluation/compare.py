@@ -75,8 +75,8 @@ def measured(name: str, result: Mapping[str, Any]) -> Measured:
     """
     if "per_query" not in result:
         raise NotComparableError(
-            f"{name}: found no 'per_query' in its results file; expected the rank of each query, which moon3 evaluate has "
-            "written since it can be compared: evaluate the model again, with retrieval"
+            f"{name}: found no 'per_query' in its results file, which is of an earlier version or has no retrieval; expected "
+            "the rank of each query: evaluate the model again"
         )
     try:
         return Measured(name, result, unpack(result["per_query"], result.get("cutoffs", CUTOFFS)))
