@@ -20,10 +20,10 @@ from evaluation.metrics import (
     chance_recall,
     classification_scores,
     ndcg_at,
-    paired_difference,
     ranks,
     search_ranks,
 )
+from evaluation.significance import paired_test
 from retrieval.encode import VectorCache
 
 CUTOFFS = (1, 10)
@@ -223,8 +223,8 @@ def compare_rows(
         seed (`int`): of the bootstrap. Default 0.
 
     Returns: of each row task, what, form, metric, queries, choices, chance, models (name → value and interval; BM25 too, of
-    text queries), difference (the first minus the second, with its paired interval) and ahead: the name of the model that is
-    ahead where the interval leaves out 0, or None.
+    text queries), difference (the first minus the second, see `evaluation.significance.paired_test`) and ahead: the name of
+    the model that is ahead where the interval leaves out 0, or None.
 
     Raises:
         ValueError: rows or queries that differ.
@@ -238,7 +238,7 @@ def compare_rows(
     for ours, other in zip(first, second, strict=True):
         if ours.names != other.names:
             raise ValueError(f"{ours.key}: the two models have different queries; expected the same on both sides")
-        difference: dict[str, Any] = {**paired_difference(other.value_N, ours.value_N, **bootstrap)}
+        difference: dict[str, Any] = {**paired_test(other.value_N, ours.value_N, **bootstrap)}
         interval = difference["interval"]
         low, high = interval
         values = {names[0]: ours.value_N, names[1]: other.value_N}

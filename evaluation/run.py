@@ -166,8 +166,9 @@ def evaluate_model(
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
     counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
-    has no score, and why), dimensions (where there are widths: see `evaluate_dimensions`), classification, query_categories,
-    attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
+    has no score, and why), per_query (the rank of each query: see `evaluation.per_query`), dimensions (where there are widths:
+    see `evaluate_dimensions`), classification, query_categories, attributes, skipped, shortened (see
+    `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
     image_search_recall, and what else `only` names.
 
     Raises:
@@ -190,7 +191,7 @@ def evaluate_model(
         "image_only": {},
         "absent": {},
     }
-    with _core_crop(processor, options.core_crop):
+    with core_crop_set(processor, options.core_crop):
         cache = _vector_cache(model, processor, chosen, options, tables)
         results |= _protocols(cache, options, chosen, results["absent"])
         results["absent"] |= _absent_labels(results, cache)
@@ -319,7 +320,8 @@ def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTable
 
 
 @contextmanager
-def _core_crop(processor: Any, wanted: bool | None) -> Iterator[None]:
+def core_crop_set(processor: Any, wanted: bool | None) -> Iterator[None]:
+    """Set whether a processor adds the core crop inside of the `with` block; `None` leaves it as it is."""
     before = getattr(processor, "core_crop", None)
     if wanted is not None:
         processor.core_crop = wanted

@@ -6,9 +6,7 @@ The page is one file without scripts and without addresses; whatever a model wro
 visible signs. Of the tables only the chosen step's is read; the curves are those of `metrics.jsonl`.
 """
 
-import base64
 import contextlib
-import io
 import itertools
 import json
 import re
@@ -19,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.pages import inline_picture
 from processing_moon import ProductError, open_image
 from product_data.atomic_files import write_atomically
 from product_data.outputs import require_writable_file
@@ -115,10 +114,7 @@ class ItemIndex:
             picture = open_image(source, item=item, field=name)
         except ProductError as error:
             return None, f"not shown: {error}"
-        picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}", ""
+        return inline_picture(picture, _THUMBNAIL_PIXELS, quality=_JPEG_QUALITY), ""
 
 
 def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTables], list[str]]:
