@@ -1,4 +1,4 @@
-"""Publish a checkpoint on the Hugging Face hub, or copy it whole into a folder."""
+"""Publish a checkpoint on the Hugging Face hub, or copy all its files into a folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ ORDER = 97
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint with its card")
-    parser.add_argument("repository", nargs="?", metavar="ORGANISATION/NAME", help="its id on the hub")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="copy it into a new folder instead of uploading it")
-    parser.add_argument("--private", action="store_true", help="make a private repository where it is not there yet")
+    parser.add_argument("repository", nargs="?", metavar="ORGANISATION/NAME", help="id of the repository on the hub")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="copy the files into a new folder instead of uploading them"
+    )
+    parser.add_argument("--private", action="store_true", help="create the repository as private if it does not exist")
     parser.add_argument("--dry-run", action="store_true", help="check everything and list the files with their sizes")
 
 

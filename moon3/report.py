@@ -8,9 +8,11 @@ ORDER = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("files", nargs="+", help="results files of moon3 evaluate")
-    parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@k, nDCG@k or MRR")
+    parser.add_argument(
+        "--compare", metavar="METRIC", help="compare one metric, with one column for each model: R@k, nDCG@k or MRR"
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -242,7 +242,7 @@ def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(wr
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from here" in errors
+    assert "the same command resumes" in errors
     with (folder / LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains any more
     suite = read_suite(path)
