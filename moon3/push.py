@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Check licences, files and metadata, then publish."""
     from model_cards.facts import CardError
-    from model_cards.publishing import check_hub_id, prepared, push_to_folder, push_to_hub, size_of
+    from model_cards.publishing import check_hub_id, prepare_files, push_to_folder, push_to_hub, size_of
     from product_data.outputs import require_writable_folder
 
     if chosen.repository is None and chosen.to is None:
@@ -30,7 +30,7 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.repository is not None:
         check_hub_id(chosen.repository)
     require_writable_folder("--to", chosen.to)
-    files = prepared(chosen.checkpoint, chosen.repository or chosen.to.name)
+    files = prepare_files(chosen.checkpoint, chosen.repository or chosen.to.name)
     for name, content in files.items():
         print(f"{size_of(content):>15,}  {name}")
     total = f"{len(files)} files, {sum(map(size_of, files.values())):,} bytes"

@@ -347,7 +347,7 @@ def test_what_came_before_cards_is_unrecorded_until_it_is_declared(final, tmp_pa
         (final / name).unlink()
     assert main(["card", str(final)]) == 0
     said = capsys.readouterr().out
-    assert "what the weights were trained on is not recorded" in said
+    assert "the training data of the weights is not recorded" in said
     assert "license: found nothing" in said
     assert main(["push", str(final), "--to", str(tmp_path / "pushed")]) == 2
     assert main(["card", str(final), "--data-licence", "old-shop=own", "--licence", "mit"]) == 0
