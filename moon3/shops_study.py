@@ -28,12 +28,12 @@ def run(chosen: argparse.Namespace) -> None:
     """Measure, and print the table and the summary sentences."""
     from evaluation.shops_study import table, write_study
 
-    models = dict(_named(option, value) for option, value in (("--first", chosen.first), ("--second", chosen.second)))
+    models = dict(_model(option, value) for option, value in (("--first", chosen.first), ("--second", chosen.second)))
     results = write_study(models, chosen.data, chosen.output, chosen.work, chosen.shops)
     print(table(results, short=True), *results["words"], sep="\n")
 
 
-def _named(option: str, value: str) -> tuple[str, str]:
+def _model(option: str, value: str) -> tuple[str, str]:
     from product_data.errors import OptionError
 
     name, separator, folder = value.partition("=")

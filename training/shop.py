@@ -291,7 +291,7 @@ def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[
 
 
 def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: RunFolder) -> list[str]:
-    """Return how much of the mined and trained queries and products was cut, and the first of them."""
+    """Return sentences on the mined and trained queries and products that were cut, and the first of them."""
     stages = {"mining": mined["shortened"], "training": shortened_summary(read_lines(run.shortened))}
     stages |= {f"evaluation {when}": found.get("shortened") for when, found in zip(SIDES, results, strict=False)}
     cut = {stage: summary for stage, summary in stages.items() if summary and summary["items"]}

@@ -206,10 +206,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         if not chosen:
             continue
         heads = ["", *(label(cell) for cell in chosen[0]["cells"])]
-        chance = results["chance"]
+        chance = [results["chance"].get(row["row"], {}).get(metric) for row in chosen]
         values = [
-            [row["row"], *map(_percent, row["cells"].values()), _chance(chance.get(row["row"], {}).get(metric))]
-            for row in chosen
+            [row["row"], *map(_percent, row["cells"].values()), _ABSENT if share is None else f"{100 * share:.1f}"]
+            for row, share in zip(chosen, chance, strict=True)
         ]
         changes = [[row["row"], *(_difference(cell["difference"]) for cell in row["cells"].values())] for row in chosen]
         parts.append(f"## {metric}, %\n\n{_table(values, [*heads, 'chance'])}")
@@ -217,10 +217,6 @@ def markdown(results: Mapping[str, Any]) -> str:
         title = f"### {metric}: paired difference to the cell before, points; bold if the interval excludes 0"
         parts.append(f"{title}\n\n{_table(without_first, [heads[0], *('+ ' + head for head in heads[2:])])}")
     return "\n\n".join(parts) + "\n"
-
-
-def _chance(value: float | None) -> str:
-    return _ABSENT if value is None else f"{100 * value:.1f}"
 
 
 def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:

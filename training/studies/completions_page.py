@@ -190,8 +190,11 @@ def reward_sentence(name: str) -> str:
 
 
 def _figure(number: int, curve: Curve, report: Report) -> Figure:
-    lines = {label: _points(report.series[name]) for name, label in curve.lines.items() if name in report.series}
-    lines = {label: points for label, points in lines.items() if points}
+    lines: dict[str, Points] = {}
+    for name, label in curve.lines.items():
+        points = sorted((step, value) for step, value in report.series.get(name, {}).items() if math.isfinite(value))
+        if points:
+            lines[label] = [*points]
     legend = [(label, _ends(points)) for label, points in lines.items()]
     logged = sum(len(report.series.get(name, ())) for name in curve.lines)
     lost = logged - sum(map(len, lines.values()))
@@ -201,10 +204,6 @@ def _figure(number: int, curve: Curve, report: Report) -> Figure:
 
 Points = list[tuple[float, float]]
 """(step, value), sorted by step."""
-
-
-def _points(series: Mapping[int, float]) -> Points:
-    return [(step, value) for step, value in sorted(series.items()) if math.isfinite(value)]
 
 
 def _ends(points: Points) -> str:

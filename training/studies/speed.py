@@ -138,7 +138,7 @@ class OurStep:
         return Candidates(vector_CD, place, torch.full_like(place, NO_ID))
 
     def gradient(self) -> Tensor:
-        """Loss, with the gradient of every parameter."""
+        """Compute the gradient of every parameter, and return the loss."""
         return self.trainer.training_step(self.model, self.batch)
 
     def __call__(self) -> None:
@@ -166,7 +166,7 @@ class TheirStep:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE)
 
     def gradient(self) -> Tensor:
-        """Loss, with the gradient of every parameter."""
+        """Compute the gradient of every parameter, and return the loss."""
         loss = self.loss(self.columns, None)
         loss.backward()
         return loss.detach()
