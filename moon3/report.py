@@ -24,9 +24,11 @@ ORDER = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("files", nargs="+", help="results files of moon3 evaluate")
-    parser.add_argument("--compare", metavar="METRIC", help="one column a model: R@k, nDCG@k or MRR")
+    parser.add_argument(
+        "--compare", metavar="METRIC", help="compare one metric, with one column for each model: R@k, nDCG@k or MRR"
+    )
     parser.add_argument("--output", type=Path, help="HTML page of everything that the files hold, with charts")
     parser.add_argument("--model", help="with --output: the checkpoint of the first file, to show what it found")
     parser.add_argument(

@@ -195,7 +195,7 @@ def test_labels_of_a_file_are_labels_too(tmp_path: Path) -> None:
 def test_options_that_cannot_be_used_are_refused(tmp_path: Path, capsys: Any) -> None:
     arguments = ["evaluate", "--model", "nowhere", "--benchmark", "mbe=nowhere.jsonl"]
     assert main([*arguments, "--columns", "query.title"]) == 2
-    assert "--columns 'query.title'; expected ROLE=COLUMN" in capsys.readouterr().err
+    assert "--columns: found 'query.title'; expected ROLE=COLUMN" in capsys.readouterr().err
     assert main([*arguments, "--fetch-seconds", "0"]) == 2
     assert "total_seconds=0.0; expected a positive number" in capsys.readouterr().err
     assert main(arguments) == 2
