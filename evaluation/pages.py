@@ -4,12 +4,15 @@ A template is a file beside the module that fills it, `<module>.html.jinja`, and
 page.
 """
 
+import base64
+import io
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 # Scripts do not run and nothing is fetched, whatever text a model or a table contains.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -37,6 +40,20 @@ def render(template: Path, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(template.name).render(policy=POLICY, **values)
+
+
+def inline_picture(picture: Image.Image, side: int, *, quality: int = 80) -> str:
+    """Return the `src` of a picture that stands in the page itself, made smaller, as JPEG.
+
+    Args:
+        picture: in RGB; it stays as it is.
+        side (`int`): longest side, in pixels.
+        quality (`int`): of the JPEG. Default 80.
+    """
+    smaller, stream = picture.copy(), io.BytesIO()
+    smaller.thumbnail((side, side))
+    smaller.save(stream, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def visible(text: str) -> str:

@@ -20,10 +20,10 @@ from evaluation.metrics import (
     chance_recall,
     classification_scores,
     ndcg_at,
-    paired_difference,
     ranks,
     search_ranks,
 )
+from evaluation.significance import paired_test
 from retrieval.encode import VectorCache
 
 CUTOFFS = (1, 10)
@@ -225,8 +225,8 @@ def compare_rows(
         seed (`int`): seed of the bootstrap. Default 0.
 
     Returns: for each row task, what, form, metric, queries, choices, chance, models (name → value and interval; also
-    BM25 for text queries), difference (the first minus the second, with its paired interval) and ahead (the name of the
-    model that is ahead if the interval excludes 0, or None).
+    BM25 for text queries), difference (the first minus the second, see `evaluation.significance.paired_test`) and ahead
+    (the name of the model that is ahead if the interval excludes 0, or None).
 
     Raises:
         ValueError: rows or queries that differ.
@@ -240,7 +240,7 @@ def compare_rows(
     for ours, other in zip(first, second, strict=True):
         if ours.names != other.names:
             raise ValueError(f"{ours.key}: the two models have different queries; expected the same queries for both")
-        difference: dict[str, Any] = {**paired_difference(other.value_N, ours.value_N, **bootstrap)}
+        difference: dict[str, Any] = {**paired_test(other.value_N, ours.value_N, **bootstrap)}
         interval = difference["interval"]
         low, high = interval
         values = {names[0]: ours.value_N, names[1]: other.value_N}

@@ -26,7 +26,7 @@ from product_data.tables import ProductRow, QueryRow
 _ABSENT = "–"
 _RELAXED_AT = 11  # first column of the relaxed rule in a row of labels
 _FOLDERS_OF_RUNS = ("final", "run")  # folders that every training has
-_DIRECTIONS = {
+ARROWS = {
     "t2mm": "t→mm",
     "i2mm": "i→mm",
     "mm2mm": "mm→mm",
@@ -61,33 +61,39 @@ def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -
         products that count as right or are left out because they are equal to an answer, and the warnings of the
         results.
     """
+    parts = [_table(rows, columns, style) for columns, rows in result_tables(results)]
+    return "\n\n".join([*(parts or ["no scores"]), *equal_lines(results), *warning_lines(results)])
+
+
+def result_tables(results: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
+    """Return the tables of `results_table`, each with its columns and its rows."""
     cutoffs, graded = _cutoffs(results), _is_graded(results)
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     retrieval = [row for result in results for row in _retrieval_rows(result, cutoffs, graded)]
     labels = [row for result in results for row in _label_rows(result)]
     head = ["model", "benchmark"]
-    parts = []
+    parts: list[tuple[list[str], list[list[str]]]] = []
     if retrieval:
         columns = [*head, "direction", *(f"R@{k}" for k in cutoffs), f"chance R@{last}"]
         columns += [*([f"nDCG@{last}"] if graded else []), "queries", "gallery"]
-        parts.append(_table(retrieval, columns, style))
+        parts.append((columns, retrieval))
     if labels:
         columns = [*head, "task", "input", "top-1", "chance", "most common", "top-10", "precision", "recall", "F1"]
         columns += [f"{name}, in 10" for name in ("precision", "recall", "F1")] if _is_relaxed(labels) else []
         columns += ["labels", "items"]
         rows = labels if _is_relaxed(labels) else [row[:_RELAXED_AT] + row[_RELAXED_AT + 3 :] for row in labels]
-        parts.append(_table(rows, columns, style))
+        parts.append((columns, rows))
     if agreeing := [row for result in results for row in _agreement_rows(result, cutoffs)]:
         columns = [*head, "direction", "attribute"]
         columns += [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
-        parts.append(_table(agreeing, [*columns, f"chance recall@{last}", "queries"], style))
+        parts.append(([*columns, f"chance recall@{last}", "queries"], agreeing))
     if written := [row for result in results for row in _written_rows(result)]:
         columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
-        parts.append(_table(written, columns, style))
-    return "\n\n".join([*(parts or ["no scores"]), *_equal_lines(results), *warning_lines(results)])
+        parts.append((columns, written))
+    return parts
 
 
-def _equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+def equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
     """Return a line for each benchmark on the products that are equal to an answer."""
     lines = []
     for result in results:
@@ -151,8 +157,8 @@ def _cutoffs(results: Sequence[dict[str, Any]]) -> list[int]:
     return sorted({k for result in results for k in result.get("cutoffs", CUTOFFS)}) or list(CUTOFFS)
 
 
-def _last(cutoffs: Sequence[int]) -> int:
-    """Return the k whose interval and chance are shown."""
+def shown_cutoff(cutoffs: Sequence[int]) -> int:
+    """Return the k whose interval and chance are shown: 10, or else the largest."""
     return 10 if 10 in cutoffs else max(cutoffs)
 
 
@@ -167,13 +173,13 @@ def _is_relaxed(rows: Sequence[Sequence[str]]) -> bool:
 def _agreement_rows(result: dict[str, Any], cutoffs: Sequence[int]) -> list[list[str]]:
     """Return the rows of attribute-level recall: the mean over keys, then each key."""
     rows = []
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     for name, recall in result.get("attribute_recall", {}).items():
         by_key = {f"mean of {recall['mean']['keys']} keys": recall["mean"]} | recall["keys"]
         for key, scores in by_key.items():
             cells = [_percent(scores.get(f"{metric}@{k}")) for metric in ("recall", "agreement") for k in cutoffs]
             cells += [_percent(scores.get(f"recall@{last}_chance")), str(scores.get("queries", _ABSENT))]
-            rows.append([_name(result), result["benchmark"], _DIRECTIONS.get(name, name), key, *cells])
+            rows.append([_name(result), result["benchmark"], ARROWS.get(name, name), key, *cells])
     return rows
 
 
@@ -196,10 +202,10 @@ def _groups(result: dict[str, Any]) -> list[tuple[str, Any, str]]:
 
 def _retrieval_rows(result: dict[str, Any], cutoffs: Sequence[int], graded: bool) -> list[list[str]]:
     rows = []
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     groups = _groups(result)
     for name, scores, note in groups:
-        label = _DIRECTIONS.get(name, name) + note
+        label = ARROWS.get(name, name) + note
         if scores is None:
             cells = [_ABSENT] * (len(cutoffs) + 3 + graded)
         else:
@@ -271,6 +277,14 @@ def comparison_table(
     Raises:
         ValueError: another metric, a wrong number of names, or two results with one name on one benchmark.
     """
+    columns, rows = side_by_side(results, names=names, metric=metric)
+    return _table(rows, columns, style)
+
+
+def side_by_side(
+    results: Sequence[dict[str, Any]], *, names: Sequence[str] | None = None, metric: str = "R@10"
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of `comparison_table`; the arguments are the same."""
     common = [k for k in _cutoffs(results) if all(k in result.get("cutoffs", CUTOFFS) for result in results)]
     known = [f"R@{k}" for k in common] + [f"nDCG@{k}" for k in common if all("cutoffs" in result for result in results)]
     if metric not in (*known, "MRR"):
@@ -284,7 +298,7 @@ def comparison_table(
     chance: dict[tuple[str, str], str] = {}
     for name, result in zip(names, results, strict=True):
         for direction, scores in result["scores"].items():
-            place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
+            place = (result["benchmark"], ARROWS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(
                     f"found two results with the name {name!r} on {result['benchmark']}; expected different names"
@@ -293,7 +307,7 @@ def comparison_table(
             cells.setdefault(place, {})[name] = value
             chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
     rows = [[*place, *(row.get(name, _ABSENT) for name in columns), chance[place]] for place, row in cells.items()]
-    return _table(rows, ["benchmark", f"{metric}, %", *columns, "chance"], style)
+    return ["benchmark", f"{metric}, %", *columns, "chance"], rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -481,6 +495,15 @@ def _distinct_names(found: Sequence[tuple[str, str, dict[str, Any]]]) -> tuple[l
     return names, [result | {"model": name} for name, (_, _, result) in zip(names, found, strict=True)]
 
 
+def named_results(paths: Sequence[str | Path]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return names and results of files; a name that two results share gets the name of the file.
+
+    Raises:
+        OptionError: a file that cannot be read or holds no scores.
+    """
+    return _distinct_names([(str(path), *pair) for path in paths for pair in read_results(path)])
+
+
 def report(paths: Sequence[str | Path], compare: str | None = None) -> str:
     """Return the contents of results files as Markdown tables.
 
@@ -492,8 +515,7 @@ def report(paths: Sequence[str | Path], compare: str | None = None) -> str:
     Raises:
         OptionError: a file that cannot be read or lacks scores, or another metric.
     """
-    found = [(str(path), *pair) for path in paths for pair in read_results(path)]
-    names, results = _distinct_names(found)
+    names, results = named_results(paths)
     if compare is None:
         return results_table(results)
     return "\n\n".join([comparison_table(results, names=names, metric=compare), *warning_lines(results)])

@@ -171,10 +171,10 @@ def evaluate_model(
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an
     answer count), label_set (the labels of classification and attributes), reasoning (query and product: their modes;
     gate_threshold with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores,
-    image_only, absent (direction → why it has no score), dimensions (for models with narrower vectors, see
-    `evaluate_dimensions`), classification, query_categories, attributes, skipped, shortened (see
-    `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs, image_search_recall, and the other
-    benchmarks that `only` names.
+    image_only, absent (direction → why it has no score), per_query (the rank of each query, see `evaluation.per_query`),
+    dimensions (for models with narrower vectors, see `evaluate_dimensions`), classification, query_categories,
+    attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
+    image_search_recall, and the other benchmarks that `only` names.
 
     Raises:
         TableError: no such split, or neither a product nor a query with categories.
@@ -196,7 +196,7 @@ def evaluate_model(
         "image_only": {},
         "absent": {},
     }
-    with _core_crop(processor, options.core_crop):
+    with core_crop_set(processor, options.core_crop):
         cache = _vector_cache(model, processor, chosen, options, tables)
         results |= _protocols(cache, options, chosen, results["absent"])
         results["absent"] |= _absent_labels(results, cache)
@@ -325,7 +325,8 @@ def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTable
 
 
 @contextmanager
-def _core_crop(processor: Any, wanted: bool | None) -> Iterator[None]:
+def core_crop_set(processor: Any, wanted: bool | None) -> Iterator[None]:
+    """Set whether a processor adds the core crop inside of the `with` block; `None` leaves it as it is."""
     before = getattr(processor, "core_crop", None)
     if wanted is not None:
         processor.core_crop = wanted

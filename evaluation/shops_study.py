@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from evaluation.paired_rows import MEAN_OF_KEYS, Row, all_rows, compare_rows
 from evaluation.provenance import PROJECT_ROOT, provenance
+from evaluation.report import ARROWS
 from product_data.errors import OptionError
 from product_data.spree import read_spree
 from product_data.tables import ProductTables, load_tables
@@ -31,7 +32,6 @@ from retrieval.encode import VectorCache, config_digest, load_for_evaluation
 
 _CODE = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation")
 TRAINED, UNSEEN = "trained on", "never seen"
-_ARROWS = {"t2mm": "t→mm", "i2mm": "i→mm", "mm2mm": "mm→mm", "t2i": "t→i", "i2t": "i→t", "i2i": "i→i", "mm2i": "mm→i"}
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def table(results: Mapping[str, Any], *, short: bool = False, style: str = "gith
 
 def _row_name(row: Mapping[str, Any]) -> str:
     if row["task"] == "retrieval":
-        return _ARROWS[row["what"]] + f" ({row['queries']} of {row['choices']})"
+        return ARROWS[row["what"]] + f" ({row['queries']} of {row['choices']})"
     labels = "" if row["choices"] is None else f", {row['choices']} labels"
     kind = "category" if row["task"] == "classification" else "attribute"
     return f"{kind} {row['what']}{labels}" + (", picture alone" if row["form"] == "i" else "")

@@ -5,13 +5,14 @@ A direction names the type of the query (t text, i image, mm both) and the form 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ndcg, search_ranks
+from evaluation.per_query import QueryValues, distinct, gallery_digest, pack, product_digest, query_digest
 from product_data.tables import ProductRow, QueryRow
 from retrieval.encode import Encoded, VectorCache, describe_skipped
 
@@ -102,20 +103,22 @@ def evaluate_retrieval(
     Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have
     grades), MRR, rank score, queries, gallery, source, unanswerable, equal (number of queries with identical products
     that count as right, and with variants that are left out), or `None`; if queries reason when unsure also "reasoned",
-    the share of queries that reasoned; "absent", direction → why there is no score; "image_search_recall", with image
-    queries: the recalls of i→mm under the name of MOON Embedding's intermediate metric (arXiv 2511.11305: from the
-    picture of a search to the purchased product).
+    the share of queries that reasoned; "per_query", see `evaluation.per_query`; "absent", direction → why there is no
+    score; "image_search_recall", with image queries: the recalls of i→mm under the name of MOON Embedding's
+    intermediate metric (arXiv 2511.11305: from the picture of a search to the purchased product).
     """
     absent: dict[str, str] = {}
     measures = Measures(tuple(cutoffs), resamples, seed)
-    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, measures) for name in DIRECTIONS}
+    ranked: dict[str, Ranked] = {}
+    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, measures, ranked) for name in DIRECTIONS}
     image_only: dict[str, Any] = {}
     for name, (kind, form) in IMAGE_ONLY.items():
         if name in scores:
             image_only[name] = scores[name]
         else:
-            image_only[name] = direction_scores(cache, name, kind, form, absent, measures)
+            image_only[name] = direction_scores(cache, name, kind, form, absent, measures, ranked)
     results: dict[str, Any] = {"scores": scores, "image_only": image_only, "absent": absent, "cutoffs": list(cutoffs)}
+    results["per_query"] = per_query(cache, ranked)
     if (image_search := scores["i2mm"]) is not None:
         queries = [query for query in cache.queries if query.type == "image" and not asks_for_category(query)]
         kept = ("R@", "MRR", "queries", "gallery")
@@ -126,21 +129,82 @@ def evaluate_retrieval(
 
 
 def direction_scores(
-    cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], measures: Measures
+    cache: VectorCache,
+    name: str,
+    kind: str,
+    form: str,
+    absent: dict[str, str],
+    measures: Measures,
+    ranked: dict[str, Ranked] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the scores of one direction, or None with the reason in `absent`; see `evaluate_retrieval`."""
+    """Return the scores of one direction, or None with the reason in `absent`; see `evaluate_retrieval`.
+
+    `ranked` receives the ranks of each query under the direction's name.
+    """
     search = make_search(cache, name, (kind, form), absent)
-    return None if search is None else scores_of(search, measures)
+    if search is None:
+        return None
+    rank_Q, ndcg = search.ranks(), search.ndcg(measures.cutoffs)
+    if ranked is not None:
+        several = any(len(right) > 1 for right in search.positives)
+        ranked[name] = Ranked(kind, form, search.indices, search.source, several, rank_Q, ndcg)
+    return scores_of(search, measures, (rank_Q, ndcg))
 
 
-def scores_of(search: Search, measures: Measures) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ranked:
+    """The ranks of each query of one direction.
+
+    Args:
+        kind, form: type of the queries and form of the gallery.
+        indices, source: see `Search`.
+        several: whether a query has several right answers.
+        rank_Q, ndcg: the rank of each best right answer; k → nDCG@k of each query.
+    """
+
+    kind: str
+    form: str
+    indices: Sequence[int]
+    source: str
+    several: bool
+    rank_Q: np.ndarray
+    ndcg: dict[int, np.ndarray]
+
+
+def per_query(cache: VectorCache, ranked: Mapping[str, Ranked]) -> dict[str, Any]:
+    """Return the ranks of single queries in the format of results files, see `evaluation.per_query`.
+
+    Args:
+        cache: the cache with the queries and products.
+        ranked: direction → the ranks of each query.
+    """
+    names = distinct(query.query_id for query in cache.queries)
+    kept = {form: cache.gallery(form).kept for form in {ranks.form for ranks in ranked.values()}}
+    digests = {form: gallery_digest(cache.products, rows, cache.equal, form) for form, rows in kept.items()}
+    directions = {}
+    for name, ranks in ranked.items():
+        if ranks.source == "products":
+            asked = f"product {'t' if ranks.kind == 'text' else 'i'}"
+            products = [cache.products[place] for place in ranks.indices]
+            own = {product.product_id: product_digest(product) for product in products}
+        else:
+            asked, own = ranks.kind, {names[place]: query_digest(cache.queries[place]) for place in ranks.indices}
+        size = len(kept[ranks.form])
+        directions[name] = QueryValues(asked, own, digests[ranks.form], size, ranks.rank_Q, ranks.ndcg)
+    return pack(directions, [name for name, ranks in ranked.items() if ranks.several])
+
+
+def scores_of(
+    search: Search, measures: Measures, found: tuple[np.ndarray, dict[int, np.ndarray]] | None = None
+) -> dict[str, Any]:
     """Return the scores of one search, as `evaluate_retrieval` names them.
 
     Args:
         search: queries and gallery.
         measures: settings of the measures.
+        found: the ranks and the nDCG of each query, if they are known.
     """
-    rank_Q = search.ranks()
+    rank_Q, ndcg = found or (search.ranks(), search.ndcg(measures.cutoffs))
     right_Q = np.asarray([len(right) for right in search.positives])
     candidates_Q = np.asarray([len(search.gallery) - len(left_out) for left_out in search.exclude])
     chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in measures.cutoffs}
@@ -148,7 +212,7 @@ def scores_of(search: Search, measures: Measures) -> dict[str, Any]:
     return (
         scores
         | chance
-        | {f"nDCG@{k}": float(value_Q.mean()) for k, value_Q in search.ndcg(measures.cutoffs).items()}
+        | {f"nDCG@{k}": float(value_Q.mean()) for k, value_Q in ndcg.items()}
         | {
             "graded": any(len(set(gains.values())) > 1 or set(gains.values()) - {1.0} for gains in search.gains),
             "rank_score": rank_score(rank_Q, candidates_Q),
@@ -376,10 +440,46 @@ def search_examples(cache: VectorCache, *, count: int = 8, top: int = 5, seed: i
         vectors, _ = cache.search_vectors([row_of[index]], gallery.vectors, [answers.repeated(query)])
         score_G = gallery.vectors @ vectors[0]
         score_G[left_out] = -np.inf
-        best = [int(row) for row in np.argsort(-score_G, kind="stable")[:top] if np.isfinite(score_G[row])]
-        results = [(cache.products[gallery.kept[row]], float(score_G[row]), row in right) for row in best]
-        examples.append(SearchExample(query, tuple(results)))
+        examples.append(SearchExample(query, _best(cache, gallery, score_G, right, top)))
     return examples
+
+
+def examples_of(
+    cache: VectorCache, direction: str, queries: Iterable[str], *, top: int = 5
+) -> dict[str, tuple[SearchExample, int]]:
+    """Return id → the first `top` products of a query in one direction, and the rank of its best right answer.
+
+    Queries that cannot be ranked in the direction are left out.
+
+    Args:
+        cache: the cache with the gallery.
+        direction (`str`): a key of `DIRECTIONS` or `IMAGE_ONLY`.
+        queries: ids of queries, not of products.
+        top (`int`): number of products. Default 5.
+    """
+    kind, form = (DIRECTIONS | IMAGE_ONLY)[direction]
+    search = make_search(cache, direction, (kind, form), {})
+    if search is None or search.source == "products":
+        return {}
+    wanted, gallery = set(queries), cache.gallery(form)
+    examples: dict[str, tuple[SearchExample, int]] = {}
+    rank_Q = search.ranks()
+    for row, place in enumerate(search.indices):
+        query = cache.queries[place]
+        if query.query_id in wanted:
+            score_G = search.gallery @ search.vectors[row]
+            score_G[search.exclude[row]] = -np.inf
+            found = _best(cache, gallery, score_G, search.positives[row], top)
+            examples[query.query_id] = SearchExample(query, found), int(rank_Q[row])
+    return examples
+
+
+def _best(
+    cache: VectorCache, gallery: Encoded, score_G: np.ndarray, right: Sequence[int], top: int
+) -> tuple[tuple[ProductRow, float, bool], ...]:
+    """Return the products with the highest scores, each with its score and whether it is right."""
+    best = [int(row) for row in np.argsort(-score_G, kind="stable")[:top] if np.isfinite(score_G[row])]
+    return tuple((cache.products[gallery.kept[row]], float(score_G[row]), row in right) for row in best)
 
 
 def _taking_turns(indices: Sequence[int], types: Sequence[str], count: int, seed: int) -> list[int]:

@@ -110,7 +110,7 @@ def test_sound_rows_score_as_they_would_alone(evaluated: Callable[..., dict[str,
         assert alone[part] == mixed[part], part
     assert "4 × rows left out: their query or product is incomplete or cannot be read (broken_rows)" in report
     assert "1 × rows left out: they repeat another row completely (repeated_rows)" in report
-    assert "the server answered 404" in report
+    assert "the server responded with 404" in report
     assert "query.box ← query bbox" in report
 
 
@@ -193,7 +193,7 @@ def test_labels_of_a_file_are_labels_too(tmp_path: Path) -> None:
 def test_options_that_cannot_be_used_are_refused(tmp_path: Path, capsys: Any) -> None:
     arguments = ["evaluate", "--model", "nowhere", "--benchmark", "mbe=nowhere.jsonl"]
     assert main([*arguments, "--columns", "query.title"]) == 2
-    assert "--columns 'query.title'; expected ROLE=COLUMN" in capsys.readouterr().err
+    assert "--columns: found 'query.title'; expected ROLE=COLUMN" in capsys.readouterr().err
     assert main([*arguments, "--fetch-seconds", "0"]) == 2
     assert "total_seconds: found 0.0; expected a positive number" in capsys.readouterr().err
     assert main(arguments) == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_benchmarks import CodeModel, CodeProcessor, cache_of, shop
+from concepts import CodeModel, CodeProcessor, cache_of, shop
 
 from evaluation.benchmarks.attribute_recall import evaluate_attribute_recall
 from evaluation.benchmarks.attributes import evaluate_attributes, evaluate_shown_attributes, grouped
@@ -249,4 +249,4 @@ def test_the_command_takes_cutoffs_keys_and_protocols(
     assert json.loads(output.read_text(encoding="utf-8"))["cutoffs"] == [1, 3]
     capsys.readouterr()
     assert main([*arguments, "--cutoffs", "ten"]) == 2
-    assert "--cutoffs 'ten'; expected numbers such as 1,5,10" in capsys.readouterr().err
+    assert "--cutoffs: found 'ten'; expected numbers such as 1,5,10" in capsys.readouterr().err

@@ -120,7 +120,9 @@ def test_a_query_reasons_once_for_all_the_searches_that_it_is_unsure_in(
     cache = make(query_reasoning="auto", gate_threshold=0.02)
     asked: list[int] = []
     think = VectorCache._reason_about
-    monkeypatch.setattr(VectorCache, "_reason_about", lambda self, indices: asked.extend(indices) or think(self, indices))
+    monkeypatch.setattr(
+        VectorCache, "_reason_about", lambda self, indices: asked.extend(indices) or think(self, indices)
+    )
     searches = [search(cache, name) for name in DIRECTIONS]
     search_examples(cache)
     unsure = {

@@ -18,6 +18,7 @@ LATE = [
     "card",
     "push",
     "report",
+    "compare",
     "heatmap",
     "gate",
     "completions",

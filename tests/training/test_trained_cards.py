@@ -152,7 +152,7 @@ def test_the_adapter_and_the_upcycled_checkpoint_have_cards_of_their_own(run):
     assert missing_files(run / "adapter", "adapter") == missing_files(run / "base", "moon") == []
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("final", 3), ("adapter", 1)])
+@pytest.mark.parametrize(("name", "blocks"), [("final", 3), pytest.param("adapter", 1, marks=pytest.mark.slow)])
 def test_each_snippet_runs(run, name, blocks):
     found = BLOCK.findall(text_of(run / name))
     assert len(found) == blocks
@@ -167,6 +167,7 @@ def test_each_snippet_runs(run, name, blocks):
         assert "tensor" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_snippet_of_a_model_that_reasons_runs(tiny_moon):
     folder = tiny_moon("qwen3_vl", preset="moon3")
     block = BLOCK.findall(text_of(folder))[3]
@@ -175,6 +176,7 @@ def test_a_snippet_of_a_model_that_reasons_runs(tiny_moon):
     assert "torch.Size([1, 32])" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_dual_tower_has_a_card_whose_snippet_runs(tiny_base, tiny_moon, tmp_path):
     processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
     tower = DualTower.from_base(tiny_base("qwen3_vl"), processor, embedding_dim=16)
@@ -261,7 +263,7 @@ def test_a_users_own_readme_stays_and_is_pushed_as_it_is_if_its_metadata_is_righ
     own = "---\nlicense: mit\npipeline_tag: feature-extraction\n---\n# Mine\n"
     (final / "README.md").write_text(own)
     assert main(["card", str(final)]) == 1
-    assert "is not of moon3 card and stays; --overwrite replaces it" in capsys.readouterr().out
+    assert "which moon3 card did not render; --overwrite replaces it" in capsys.readouterr().out
     assert main(["push", str(final), "--to", str(tmp_path / "pushed")]) == 0
     assert text_of(tmp_path / "pushed") == own
     (final / "README.md").write_text(own.replace("mit", "mitt").replace("feature-extraction", "search"))
@@ -304,7 +306,7 @@ def test_a_licence_of_the_data_that_forbids_it_keeps_weights_from_being_pushed(f
     [
         (["--data-licence", "shop=mitt"], "licence of shop: found 'mitt'; did you mean 'mit'?"),
         (["--data-licence", "other=mit"], "found other; expected a data set of the checkpoint: shop, drawn"),
-        (["--data-licence", "shop"], "--data-licence shop: expected NAME=VALUE"),
+        (["--data-licence", "shop"], "--data-licence: found 'shop'; expected NAME=VALUE"),
         (["--licence", "apache"], "--licence: found 'apache'"),
         (["--licence", "other"], "expected both with other"),
         (["--results", "nowhere.json"], "nowhere.json: cannot be read"),
@@ -347,7 +349,7 @@ def test_what_came_before_cards_is_unrecorded_until_it_is_declared(final, tmp_pa
         (final / name).unlink()
     assert main(["card", str(final)]) == 0
     said = capsys.readouterr().out
-    assert "what the weights were trained on is not recorded" in said
+    assert "the training data of the weights is not recorded" in said
     assert "license: found nothing" in said
     assert main(["push", str(final), "--to", str(tmp_path / "pushed")]) == 2
     assert main(["card", str(final), "--data-licence", "old-shop=own", "--licence", "mit"]) == 0
