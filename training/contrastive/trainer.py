@@ -22,8 +22,8 @@ from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_ro
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.encoding.momentum_encoder import MomentumEncoder
 from training.encoding.shared_pictures import vision_tower
-from training.libraries.accelerate_library import launched, zero_stage
-from training.libraries.fsdp import keep_in_step, under_its_own_class, whole_parameters
+from training.libraries.accelerate_library import sharding_backend, zero_stage
+from training.libraries.fsdp import prepare_sharded_model, whole_parameters, with_original_class
 from training.libraries.trainer import Step, prepare_inputs
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.losses.sample_filter import SampleFilter
@@ -96,7 +96,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.options = options or LossArguments()
         self.sample_filter, self.learning_rates = sample_filter, learning_rates
         self._bare: tuple[nn.Module, nn.Module] | None = None
-        self.sharded = launched() == "fsdp"
+        self.sharded = sharding_backend() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
             raise ValueError("queue_momentum: found with FSDP, whose weights lie in parts; expected None, or DDP")
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
@@ -127,14 +127,14 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's; with FSDP, also what accelerate leaves open."""
         super().create_accelerator_and_postprocess()
-        if launched() == "fsdp":
+        if sharding_backend() == "fsdp":
             use_fsdp(self.accelerator, self.model)
             self.is_fsdp_enabled = True
 
     def after_preparation(self) -> None:
         """Finish a model in parts."""
         if self.sharded:
-            keep_in_step(self.model)
+            prepare_sharded_model(self.model)
 
     # A step
 
@@ -340,7 +340,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
 
     def save_weights(self, save: Step, folder: Path) -> None:
         """As `ExactResumption`; also of a model in parts its own class is saved."""
-        with under_its_own_class(self.model):
+        with with_original_class(self.model):
             super().save_weights(save, folder)
 
     def continue_exactly(self) -> None:

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from training.libraries.accelerate_library import (
     DEEPSPEED_CONFIG_FILE,
     USE_PARALLELISM_CONFIG,
-    is_on,
-    launched,
+    is_enabled,
+    sharding_backend,
     zero_stage,
 )
 from training.libraries.fsdp import SUMS_UNUSED
@@ -30,9 +30,9 @@ def check_launch(recipe: Any) -> None:
     Raises:
         ValueError: names the key or the launcher's variable, what was found and what is expected.
     """
-    if is_on(USE_PARALLELISM_CONFIG):
+    if is_enabled(USE_PARALLELISM_CONFIG):
         raise ValueError(f"accelerate: found {USE_PARALLELISM_CONFIG}; expected the files of training/launch")
-    way = launched()
+    way = sharding_backend()
     if way is None:
         return
     training, accepted = recipe.training, "expected training/launch/ddp.yaml, or"

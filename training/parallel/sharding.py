@@ -21,7 +21,7 @@ from training.encoding.batch_encoding import BatchEncoder, BatchPart
 from training.encoding.chunked_encoding import Vectors, slice_rows
 from training.encoding.shared_pictures import vision_tower
 from training.libraries.accelerate_library import fsdp_plugin
-from training.libraries.pretrained_model import layers_in_one_piece
+from training.libraries.pretrained_model import no_split_layers
 from training.parallel.distributed import world_size
 
 IDLE = "idle"
@@ -74,7 +74,7 @@ def decoder_layers(model: nn.Module) -> list[str]:
     tower = vision_tower(model)
     seen = set() if tower is None else {id(module) for module in tower.modules()}
     there = {type(module).__name__ for module in model.modules() if id(module) not in seen}
-    names = [name for name in layers_in_one_piece(model) if name in there]
+    names = [name for name in no_split_layers(model) if name in there]
     if not names:
         raise ValueError(f"FSDP: found no decoder layers in {type(model).__name__}; expected architecture moon")
     return names

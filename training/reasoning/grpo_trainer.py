@@ -211,7 +211,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
             raise ValueError(f"vllm: found pictures in a step of {names[:5]}; expected texts alone, or vllm: false")
         return self._prompts.ids, None, pictures
 
-    def while_drawing(self) -> AbstractContextManager:
+    def generation_context(self) -> AbstractContextManager:
         """The stage's precision: a PeftModel's `generate` goes past the autocast of its `forward`."""
         return self.accelerator.autocast()
 

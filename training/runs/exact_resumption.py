@@ -14,10 +14,10 @@ from retrieval.shortened import part_of
 from training.libraries.trainer import (
     Step,
     TrainerSteps,
-    call_the_cpu_cpu,
     loss_counters,
     restore_loss_counters,
     sum_of_losses,
+    use_plain_cpu_device,
 )
 from training.parallel.distributed import rank, world_size
 from training.runs.folder import RunFolder, mark_complete
@@ -33,9 +33,10 @@ class ResumeError(RuntimeError):
 class ExactResumption(TrainerSteps):
     """Mixin before a Trainer: whole checkpoints, each process's own state in them, and logs without gap or repetition.
 
-    A checkpoint counts only with its marker, which is written last; see `training.runs.folder`. What the trainer keeps beside
-    Trainer's own state goes through `own_state` and `load_own_state`, into `<state_name>_<rank>.pt`. A full disk stops all
-    processes together. Writes `metrics.jsonl` (each logged step), `skipped.jsonl` (each unreadable item, once) and
+    A checkpoint counts only with its marker, which is written last; see `training.runs.folder`. What the trainer keeps
+    beside Trainer's own state goes through `own_state` and `load_own_state`, into `<state_name>_<rank>.pt`. A full disk
+    stops all processes together. Writes `metrics.jsonl` (each logged step), `skipped.jsonl` (each unreadable item,
+    once) and
     `shortened.jsonl` (each text that was cut and item whose pictures were made smaller, once) in output_dir.
 
     The trainer sets `save_records` and `save_processor`, called with each checkpoint folder or None, and calls
@@ -52,7 +53,7 @@ class ExactResumption(TrainerSteps):
 
     def start_resumption(self: Any) -> None:
         """Begin to watch the disk and the moment when a training begins."""
-        call_the_cpu_cpu(self.args)
+        use_plain_cpu_device(self.args)
         self.disk = DiskWatch(self.args.output_dir)
         self._resumed: Mapping[str, Any] | None = None
         self._noted: set[tuple[str, str]] = set()
