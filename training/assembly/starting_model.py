@@ -26,7 +26,7 @@ from training.model.quantization import quantization_config
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 from training.parallel.sharding import is_sharded
-from training.recipe.arguments import RecipeError, check_reasons
+from training.recipe.arguments import RecipeError, check_model_reasons
 from training.recipe.model import ModelArguments, attention_of
 from training.runs.cards import write_adapter_card, write_trained_card
 from training.runs.folder import RunFolder
@@ -46,16 +46,16 @@ def prepare_base(run: Run, tables: list[ProductTables]) -> Path:
     """
     recipe, model = run.recipe, run.recipe.model
     if run.cold_start_model is not None:
-        check_reasons(recipe, MoonConfig.get_config_dict(run.cold_start_model)[0])
+        check_model_reasons(recipe, MoonConfig.get_config_dict(run.cold_start_model)[0])
         return run.cold_start_model
     if model.base is not None and _is_moon(model.base):
         if model.moon:
             raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; expected a Qwen base")
         if model.architecture != "moon":
             raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; expected a Qwen base")
-        check_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
+        check_model_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
         return Path(model.base)
-    check_reasons(recipe, None)
+    check_model_reasons(recipe, None)
     out = run.folder.base
     if not (out / "config.json").is_file():
         shutil.rmtree(out, ignore_errors=True)

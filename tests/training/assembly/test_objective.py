@@ -89,15 +89,18 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"matryoshka_dims": [0]}, r"matryoshka_dims\[0\]: found 0; expected a number of at least 1"),
         (
             {"matryoshka_dims": [8], "matryoshka_weights": [1, 2]},
-            "matryoshka_weights: found .* expected leaving it out: .*Matryoshka",
+            "matryoshka_weights: found .* expected the key to be left out: .*Matryoshka",
         ),
         (
             {"matryoshka_dims": [8], "matryoshka_weights": [0]},
-            r"matryoshka_weights: found \[0\]; expected leaving it out",
+            r"matryoshka_weights: found \[0\]; expected the key to be left out",
         ),
         ({"filter_threshold": 0.0}, "filter_threshold: found 0.0; expected a number above 0"),
-        ({"filter_margin_end": 0.5}, "filter_margin_end: found 0.5; expected leaving it out: .* end of .*SampleFilter"),
-        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'; expected leaving it out"),
+        (
+            {"filter_margin_end": 0.5},
+            "filter_margin_end: found 0.5; expected the key to be left out: .* end of .*SampleFilter",
+        ),
+        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'; expected the key to be left out"),
         ({"alignment_weights": {"t": 1}}, "alignment_weights: found .* only with dual_alignment"),
         ({"symmetric_intra": True}, "symmetric_intra: found True; expected only with dual_alignment"),
         ({"dual_alignment": True, "alignment_weights": {"text": 1}}, "alignment_weights: unknown key 'text'"),

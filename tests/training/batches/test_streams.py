@@ -415,7 +415,7 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"data": ["catalogue"]}, "found 'catalogue' with streaming"),
         ({"data": [{"parquet": "x", "hub": "a/b"}]}, "either parquet or hub"),
         ({"data": [{"parquet": 3}]}, r"data.parquet: found 3 \(an integer\); expected text or a list"),
-        ({"data": [{"parquet": "x", "split": "train"}]}, "split: found beside parquet"),
+        ({"data": [{"parquet": "x", "split": "train"}]}, "split: found with parquet"),
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
         ({"data": [{"hub": "a/b", "columns": "x"}]}, r"columns: found 'x' \(text\); expected a mapping"),
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
@@ -425,7 +425,7 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected up to 1"),
         (
             {"interaction_half_life_days": 30},
-            "interaction_half_life_days: found 30 with streaming; expected leaving it",
+            "interaction_half_life_days: found 30 with streaming; expected null",
         ),
         ({"bucket_batches": 1}, "bucket_batches: found 1; expected a number of at least 2"),
     ],
