@@ -18,14 +18,14 @@ from model_cards.rendering import write_card
 from model_cards.scores import SIDES, check_apart, summary
 from product_data.atomic_files import PARTIAL
 from training.model.card_facts import (
-    OURS,
+    OUR_LICENCE,
     WIDTHS,
-    described_licence,
     facts_of,
     kind_of,
     licence_of,
     settings_of,
     sizes_of,
+    stated_licence,
 )
 from training.runs.folder import RunFolder
 
@@ -69,10 +69,10 @@ def _data_set(entry: Any, streaming: bool) -> DataSet:
     place = entry.get("path") or entry.get("products") or entry.get("parquet") or entry.get("hub")
     place = str(place[0] if isinstance(place, list) else place)
     if place == _CATALOGUE:
-        return DataSet(entry.get("name", _CATALOGUE), entry.get("licence", OURS))
+        return DataSet(entry.get("name", _CATALOGUE), entry.get("licence", OUR_LICENCE))
     folder = Path(place) if Path(place).is_dir() else Path(place).parent
     hub_id = entry.get("hub") or (place if streaming and not Path(place).exists() and place.count("/") == 1 else None)
-    licence = entry.get("licence") or (None if hub_id else described_licence(folder).id)
+    licence = entry.get("licence") or (None if hub_id else stated_licence(folder).id)
     return DataSet(
         entry.get("name") or (hub_id or (Path(place).name if Path(place).is_dir() else folder.name)), licence, hub_id
     )

@@ -143,7 +143,7 @@ def test_a_loss_that_the_model_serves_passes(tiny_moon):
     arguments = LossArguments(matryoshka_dims=[8, 32], dual_alignment=True, router_loss_weight=0.1, sparsity_weight=0.1)
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon2"))
     check_fits(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
-    with pytest.raises(RecipeError, match="found no learning parameter like 'lora"):
+    with pytest.raises(RecipeError, match="found no trainable parameter like 'lora"):
         check_fits(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
 
 

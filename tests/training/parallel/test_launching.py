@@ -135,7 +135,7 @@ def test_without_a_launch_file_nothing_is_refused():
         ({"quantization": "4bit"}, "quantization: found 4bit with a launch for fsdp"),
         ({"stage": "joint"}, "stage: found joint with a launch for fsdp; .* or contrastive"),
         ({"train_minutes": 3.0}, "train_minutes: found 3.0 .* or max_steps"),
-        ({"queue_momentum": 0.99}, "queue_momentum: found 0.99 .* or leaving it out"),
+        ({"queue_momentum": 0.99}, "queue_momentum: found 0.99 .* or null"),
         ({"world_size": 1}, "processes: found 1 .* or 2 or more"),
     ],
 )
