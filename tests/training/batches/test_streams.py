@@ -125,7 +125,7 @@ def test_a_stream_does_not_go_on_in_a_table_of_other_shards(tmp_path, shards):
     stream = RowStream(rows_of(shards), 3)
     stream.read(7)
     more = write_shards(tmp_path / "more", [triplet(number) for number in range(40)], 5)
-    with pytest.raises(StreamError, match="shards: found 5, and 4 where the checkpoint was written; expected the same"):
+    with pytest.raises(StreamError, match="shards: found 5, but 4 in the checkpoint; expected the same"):
         RowStream(rows_of(more), 3).load_state_dict(stream.state_dict())
     older = {name: value for name, value in stream.state_dict().items() if name != "shards"}
     again = RowStream(rows_of(shards), 3)
@@ -158,7 +158,7 @@ def test_rows_of_other_splits_are_passed_over_and_resumption_stays_exact(tmp_pat
 
 def test_a_process_without_rows_is_an_error(tmp_path):
     folder = write_shards(tmp_path / "few", [triplet(number) for number in range(2)], 1)
-    with pytest.raises(StreamError, match="process 2 of 3 found no rows"):
+    with pytest.raises(StreamError, match="process 2 of 3: found no rows"):
         RowStream(rows_of(folder), 0, 2, 3).read(1)
 
 
@@ -297,7 +297,7 @@ def test_rows_without_a_query_get_one_derived_from_their_product(tmp_path):
         forms.add("image" in pair.query)
     assert forms == {True, False}
     refused = RowPairs(opened(tmp_path, folder), PairArguments(derived_queries=False), 5, 10)
-    assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries"
+    assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries: true"
 
 
 def test_a_product_without_an_id_is_known_by_its_contents(tmp_path):
@@ -336,7 +336,9 @@ def test_spare_rows_stand_in_for_what_cannot_be_read(tmp_path, shards, processor
     fewer = collator([pairs[entry] for entry in (row(4), bad_cell, broken)])
     assert [items[1] for items in fewer["items"]] == ["mbe/d4"]
     assert len(fewer["skipped"]) == 2
-    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be made: mbe/row1: column"):
+    with pytest.raises(
+        UnreadableBatchError, match="batch: found no readable pair; expected at least one: mbe/row1: column"
+    ):
         collator([pairs[bad_cell]])
     assert isinstance(pairs[bad_cell], BadRow)
     assert isinstance(pairs[row(4)], Pair)
@@ -503,7 +505,9 @@ def test_a_text_that_is_not_utf8_is_named_before_anything_starts(tmp_path):
 def test_a_text_of_a_remote_shard_that_is_not_utf8_is_named_where_it_is_read(tmp_path):
     invalid_shard(tmp_path / "part.parquet")
     stream = RowStream(rows_of(tmp_path), seed=0)
-    with pytest.raises(StreamError, match=r"shard 0, row 1, column 'doc_title': not UTF-8 .*; expected UTF-8"):
+    with pytest.raises(
+        StreamError, match=r"shard 0, row 1, column 'doc_title': found text that is not UTF-8 .*; expected UTF-8"
+    ):
         stream.read(3)
 
 

@@ -32,7 +32,7 @@ def asked(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": None}, "quantization: found 4bit without lora; expected with lora"),
+        ({"lora": None}, "quantization: found 4bit without lora; expected lora"),
         ({"architecture": "dual_tower"}, "quantization: found 4bit with architecture dual_tower; expected moon"),
     ],
 )

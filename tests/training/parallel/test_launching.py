@@ -166,7 +166,7 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(monkeypatch, variabl
 def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     launch(monkeypatch, "deepspeed_zero2.yaml")
-    with pytest.raises(ValueError, match="DeepSpeed: found no GPU; expected GPUs .where we have not run it"):
+    with pytest.raises(ValueError, match="DeepSpeed: found no GPU; expected GPUs .we have not tested it"):
         check_launch(recipe())
 
 

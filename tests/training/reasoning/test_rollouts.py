@@ -164,7 +164,7 @@ def test_a_pair_that_a_worker_cannot_read_is_named(processor):
     pairs[1].products[0]["images"] = [b"no picture"]
     ahead = PromptsAhead(PromptCollator(processor, pairs, 1), stride=1, workers=1)
     same(ahead.prompts(rows_of([0], 1)), PromptCollator(processor, pairs, 1).prompts(rows_of([0], 1)))
-    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be read: pb: images"):
+    with pytest.raises(UnreadableBatchError, match="batch: found no readable pair; expected at least one: pb: images"):
         ahead.prompts(rows_of([1], 1))
 
 
