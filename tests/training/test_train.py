@@ -198,7 +198,7 @@ def test_a_run_that_was_stopped_while_it_was_prepared_is_known_by_its_recipe(tra
     assert "holds a run of another recipe (small_base: " in capsys.readouterr().err
     (tmp_path / "run" / "resolved_recipe.yaml").unlink()
     assert train(**values) == 2
-    assert "holds small_base, base, provenance.json of a run whose recipe is missing" in capsys.readouterr().err
+    assert "holds small_base, base, provenance.json of a run without a recipe" in capsys.readouterr().err
 
 
 def test_a_timed_run_that_was_stopped_before_its_steps_were_measured_goes_on(train, tmp_path, monkeypatch):
@@ -331,7 +331,7 @@ def test_nothing_is_cleared_that_was_there_before_the_refusal(train, tmp_path, c
     (tmp_path / "run" / "base").mkdir(parents=True)
     (tmp_path / "run" / "base" / "weights").write_text("mine")
     assert train(split="holidays") == 2
-    assert "holds base of a run whose recipe is missing" in capsys.readouterr().err
+    assert "holds base of a run without a recipe" in capsys.readouterr().err
     assert (tmp_path / "run" / "base" / "weights").read_text() == "mine"
 
 
