@@ -39,7 +39,7 @@ from training.recipe.data import interaction_options
 from training.runs.exact_resumption import ResumeError
 from training.runs.folder import RunFolder
 from training.runs.lock import alone_in
-from training.runs.progress_bars import bars_shown
+from training.runs.progress_bars import progress_bars
 from training.runs.run import Run
 from training.train import train
 
@@ -80,7 +80,7 @@ def shop(
     """
     with _called_output():
         asked = parse_recipe([str(RECIPE), *overrides])
-        with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
+        with progress_bars(not asked.training.disable_tqdm), alone_in(output, asked.training):
             return _from_tables_to_report(source, output, overrides, mining, asked, reading or ReadingOptions())
 
 
@@ -103,7 +103,7 @@ def _from_tables_to_report(
         write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
     recipe = _recipe(source, {"name": tables.name, **reading.as_entry()}, output, overrides)
     run = Run(recipe)
-    with run.forgotten_if_refused():
+    with run.removed_on_failure():
         run.open()  # it refuses other values, and clears where that is asked for
         print("2/5  The model to start from", flush=True)
         start = prepare_base(run, [tables.select(recipe.data.split)])

@@ -144,7 +144,7 @@ class DiskWatch:
 
 
 @contextlib.contextmanager
-def full_disk_named(output_dir: Path) -> Iterator[None]:
+def report_full_disk(output_dir: Path) -> Iterator[None]:
     """Context that raises DiskFullError for any error of a full disk.
 
     Args:

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 
 @contextlib.contextmanager
-def bars_shown(shown: bool) -> Iterator[None]:
+def progress_bars(shown: bool) -> Iterator[None]:
     """Context that hides the progress bars of transformers, datasets, the hub and the project unless `shown` is True.
 
     Args:

@@ -103,11 +103,11 @@ class Run:
         Raises:
             RecipeError: another run uses the folder.
         """
-        with alone_in(self.folder.path, self.recipe.training), self.forgotten_if_refused():
+        with alone_in(self.folder.path, self.recipe.training), self.removed_on_failure():
             yield
 
     @contextlib.contextmanager
-    def forgotten_if_refused(self) -> Iterator[None]:
+    def removed_on_failure(self) -> Iterator[None]:
         """Context that removes the files of a run that fails before training, so that a corrected command can start.
 
         It does nothing if the folder had files of a run before, or with several processes, which may still be reading.

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from modeling_moon import MoonModel
 from product_data.atomic_files import read_lines
-from training.assembly.objective import check_fits, filter_of, loss_of
-from training.assembly.starting_model import choose_what_learns
+from training.assembly.objective import check_objective, filter_of, loss_of
+from training.assembly.starting_model import make_trainable
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
@@ -125,26 +125,26 @@ def test_what_cannot_work_is_refused_by_key(recipe, values, message):
 @pytest.mark.parametrize(
     ("moon", "lora", "values", "message"),
     [
-        ({}, None, {"matryoshka_dims": [64]}, "matryoshka_dims: found 64 for vectors of width 32"),
+        ({}, None, {"matryoshka_dims": [64]}, "matryoshka_dims: found 64; expected at most 32"),
         ({}, None, {"sparsity_weight": 0.1}, "sparsity_weight: found expert_routing 'guided'"),
-        ({"preset": "moon2"}, {"r": 2}, {"sparsity_weight": 0.1}, "found preferences that do not learn"),
+        ({"preset": "moon2"}, {"r": 2}, {"sparsity_weight": 0.1}, "found preferences that are frozen"),
         ({"expert_routing": "none"}, None, {"router_loss_weight": 0.1}, "found a model without experts"),
         ({"preset": "moon2", "objectives": ["a"]}, None, {"dual_alignment": True}, r"found objectives \['a'\]"),
     ],
 )
 def test_a_loss_that_the_model_cannot_serve_is_refused(tiny_moon, moon, lora, values, message):
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", **moon))
-    learner = choose_what_learns(model, ModelArguments(base="x", lora=lora))
+    learner = make_trainable(model, ModelArguments(base="x", lora=lora))
     with pytest.raises(RecipeError, match=message):
-        check_fits(LossArguments(**values), ModelArguments(), learner)
+        check_objective(LossArguments(**values), ModelArguments(), learner)
 
 
 def test_a_loss_that_the_model_serves_passes(tiny_moon):
     arguments = LossArguments(matryoshka_dims=[8, 32], dual_alignment=True, router_loss_weight=0.1, sparsity_weight=0.1)
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon2"))
-    check_fits(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
+    check_objective(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
     with pytest.raises(RecipeError, match="found no trainable parameter like 'lora"):
-        check_fits(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
+        check_objective(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
 
 
 def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon, tmp_path):

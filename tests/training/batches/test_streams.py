@@ -447,7 +447,7 @@ def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shard
     with pytest.raises(RecipeError, match="found two data sets named 'mbe'"):
         open_streams(recipe(tmp_path, "x", data=[str(shards), str(shards)]))
     addresses = write_shards(tmp_path / "web", [triplet(0, doc_image="https://shop.example/1.jpg")], 1)
-    with pytest.raises(RecipeError, match="web: pictures are given as addresses; expected allow_urls: true"):
+    with pytest.raises(RecipeError, match="web: found pictures that are addresses; expected allow_urls: true"):
         opened(tmp_path, addresses)
     assert opened(tmp_path, addresses, allow_urls=True)
     empty = tmp_path / "empty"
@@ -456,7 +456,7 @@ def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shard
     with pytest.raises(RecipeError, match="empty: parquet: found no rows in 1 files"):
         opened(tmp_path, empty)
     (empty / "1.parquet").write_bytes(b"no parquet")
-    with pytest.raises(RecipeError, match=r"data: empty: parquet: .*1.parquet is not a readable parquet file"):
+    with pytest.raises(RecipeError, match=r"data: empty: parquet: found .*1.parquet, which cannot be read"):
         opened(tmp_path, empty)
 
 
@@ -528,7 +528,7 @@ def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_a
     rows = [triplet(number, doc_title=f"<b>thing</b> {number} &amp; more") for number in range(4)]
     folder = write_shards(tmp_path / "rows", rows, 1)
     (source,) = opened(tmp_path, folder)
-    assert "of the first rows: warning: 4 × cells that hold HTML" in capsys.readouterr().out
+    assert "in the first rows: warning: 4 × cells that hold HTML" in capsys.readouterr().out
     assert sample_of(source).products[0].title.startswith("<b>thing")
     (source,) = opened(tmp_path, {"parquet": str(folder), "strip_html": True, "category_separator": "/"})
     assert "HTML" not in capsys.readouterr().out
