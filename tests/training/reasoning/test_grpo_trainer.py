@@ -559,7 +559,9 @@ def test_an_unreadable_pair_without_substitute_is_named(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
     broken = trainer.ahead.collator.pairs[0]
     broken.products[0]["images"] = [b"no picture"]
-    with pytest.raises(UnreadableBatchError, match="1 pairs without a substitute to read: p0: images"):
+    with pytest.raises(
+        UnreadableBatchError, match="found 1 pairs without a readable substitute; expected one for each: p0: images"
+    ):
         trainer.train()
 
 
@@ -624,7 +626,7 @@ def test_pictures_that_vllm_would_not_see_are_refused(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
     trainer.use_vllm = True
     with pytest.raises(
-        ValueError, match=r"vllm: found pictures in a step of \['p0', 'p1', 'q0', 'q1'\]; expected texts"
+        ValueError, match=r"vllm: found pictures in a step with \['p0', 'p1', 'q0', 'q1'\]; expected only texts"
     ):
         rollouts_of(trainer, 2)
 
