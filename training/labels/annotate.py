@@ -192,7 +192,7 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
     twice = [name for name, uses in Counter(row.product_id for row in products).items() if uses > 1]
     if not products or twice:
         found = f"product_id {twice[0]!r} twice" if twice else "no products"
-        raise WritingError(f"products: found {found}; expected at least one product, each with another product_id")
+        raise WritingError(f"products: found {found}; expected at least one product, each with a distinct product_id")
     journal = _Journal(job.output.with_name(job.output.name + JOURNAL_SUFFIX))
     prompts = hashlib.sha256("".join(PROMPTS[form] for form in FORMS).encode()).hexdigest()[:16]
     settings = {name: getattr(job, name) for name in ("model", "images", "max_pixels", "seed")} | {"prompts": prompts}

@@ -67,7 +67,7 @@ class _Whole(torch.autograd.Function):
 
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
-    """Context in which the parameters of a name are whole tensors, for code that reads them outside a forward pass.
+    """Replace the parameters of a name by whole tensors in a context, for code that reads them outside a forward pass.
 
     Args:
         model: the model. A model that is not sharded does not change.
@@ -88,7 +88,7 @@ def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_original_class(model: nn.Module) -> Iterator[None]:
-    """Context in which a sharded model has its original class, whose code and name belong in a checkpoint.
+    """Give a sharded model its original class in a context, because its code and name belong in a checkpoint.
 
     FSDP2 replaces the class of a model by a subclass of it. Use the context to write weights that have been gathered.
 

@@ -249,7 +249,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Context for vectors without gradient, as in inference."""
+        """Disable dropout and gradients in a context, as in inference."""
         training = self.model.training
         self.model.eval()
         try:

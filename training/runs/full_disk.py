@@ -108,7 +108,7 @@ class DiskWatch:
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
-        """Context that keeps the error of a full disk for `stop_together`, and the errors that follow from it."""
+        """Keep the error of a full disk in a context for `stop_together`, and the errors that follow from it."""
         try:
             yield
         except Exception as error:
@@ -145,7 +145,7 @@ class DiskWatch:
 
 @contextlib.contextmanager
 def report_full_disk(output_dir: Path) -> Iterator[None]:
-    """Context that raises DiskFullError for any error of a full disk.
+    """Raise DiskFullError for any error of a full disk in a context.
 
     Args:
         output_dir: the run's folder.

@@ -89,7 +89,7 @@ def _exists(process: int) -> bool:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, training: Any = None) -> Iterator[None]:
-    """Context in which the first process of a run owns the lock of a folder.
+    """Hold the lock of a folder in the first process of a run, for the duration of a context.
 
     Args:
         folder: the run's folder, which is created if necessary.

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 @contextlib.contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Context that hides the progress bars of transformers, datasets, the hub and the project unless `shown` is True.
+    """Hide the progress bars of transformers, datasets, the hub and the project in a context unless `shown` is True.
 
     Args:
         shown: False for `disable_tqdm: true`. True does not change anything.

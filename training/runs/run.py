@@ -98,7 +98,7 @@ class Run:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Context in which the run owns its folder. If the run fails before training, its files are removed.
+        """Hold the lock of the folder in a context. If the run fails before training, its files are removed.
 
         Raises:
             RecipeError: another run uses the folder.
@@ -108,7 +108,7 @@ class Run:
 
     @contextlib.contextmanager
     def removed_on_failure(self) -> Iterator[None]:
-        """Context that removes the files of a run that fails before training, so that a corrected command can start.
+        """Remove the files of a run that fails in a context before training, so that a corrected command can start.
 
         It does nothing if the folder had files of a run before, or with several processes, which may still be reading.
         """

@@ -80,7 +80,7 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"queue_steps": -1}, "queue_steps: found -1"),
         ({"queue_warmup_steps": -0.5}, "queue_warmup_steps: found -0.5"),
         ({"queue_momentum": 1.0}, "queue_momentum: found 1.0; expected a number below 1"),
-        ({"queue_momentum": 0.9, "queue_steps": 0}, "found without a queue"),
+        ({"queue_momentum": 0.9, "queue_steps": 0}, "found with queue_steps 0"),
         ({"negative_margin": -0.1}, "negative_margin: found -0.1"),
         ({"loss_block_size": 0}, "loss_block_size: found 0"),
         ({"encode_chunk_size": 0}, "encode_chunk_size: found 0"),

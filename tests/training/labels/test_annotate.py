@@ -363,7 +363,8 @@ def test_answers_of_another_model_are_refused_unless_they_are_to_be_overwritten(
     write_attributes([product(1)], Scripted(red), job(tmp_path))
     other = job(tmp_path, model="another")
     with pytest.raises(
-        WritingError, match="model 'scripted', not 'another'; expected the same, another output, or --overwrite"
+        WritingError,
+        match="model 'scripted', not 'another'; expected the same settings, another output, or --overwrite",
     ):
         write_attributes([product(1)], Scripted(red), other)
     writer = Scripted(red)
@@ -384,7 +385,7 @@ def with_settings(**settings) -> Scripted:
         (
             {"max_new_tokens": 64, "dtype": "float32"},
             {},
-            "max_new_tokens 128, not 64; expected the same, another output",
+            "max_new_tokens 128, not 64; expected the same settings, another output",
         ),
         (
             {"max_new_tokens": 64, "dtype": "bfloat16"},
@@ -495,7 +496,9 @@ def test_a_job_that_cannot_be_done_is_refused(tmp_path, options, message):
 
 @pytest.mark.parametrize("products", [[], [product(1), product(1)]])
 def test_no_products_or_one_id_twice_is_refused(tmp_path, products):
-    with pytest.raises(WritingError, match="products: found .*expected at least one product, each with a product_id"):
+    with pytest.raises(
+        WritingError, match="products: found .*expected at least one product, each with a distinct product_id"
+    ):
         write_attributes(products, Scripted(red), job(tmp_path))
 
 

@@ -107,7 +107,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"instructions": {"query": " "}}, "instructions.query: found ' '; expected text that is not empty"),
         ({"instructions": {"query": 3}}, r"instructions.query: found 3 \(an integer\); expected text"),
         ({"evaluate_products": 0}, "evaluate_products: found 0; expected a number of at least 1"),
-        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the launcher spreads a model over GPUs: .*fsdp2.yaml"),
+        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the launcher shards a model over GPUs: .*fsdp2.yaml"),
         ({"accelerator_config": {"dispatch_batches": True}}, "'accelerator_config' cannot be set"),
         ({"data_seed": 5}, "'data_seed' cannot be set; seed decides which pairs are drawn"),
         ({"eval_steps": 5}, "'eval_steps' cannot be set; .* use evaluate_before and evaluate_after"),
