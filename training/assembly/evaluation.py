@@ -16,7 +16,7 @@ from product_data.atomic_files import write_atomically
 from product_data.tables import ProductTables
 from retrieval.encode import load_for_evaluation
 from training.assembly.sources import read_data
-from training.assembly.starting_model import encoder_of
+from training.assembly.trained_model import encoder_of
 from training.parallel.distributed import first_process_alone
 from training.runs.cards import update_results
 from training.runs.run import Run

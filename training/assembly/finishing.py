@@ -9,7 +9,7 @@ from product_data.atomic_files import read_lines, write_atomically, written_whol
 from product_data.tables import ProductTables
 from retrieval.shortened import shortened_sentence, shortened_summary
 from training.assembly.evaluation import evaluate
-from training.assembly.starting_model import save_trained, whole_trained
+from training.assembly.trained_model import save_trained, whole_trained
 from training.runs.run import Run
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
 from training.assembly import starting_model
-from training.assembly.starting_model import load_start, make_trainable, save_trained, whole_trained
+from training.assembly.starting_model import load_start, make_trainable
+from training.assembly.trained_model import save_trained, whole_trained
 from training.model import quantization
 from training.model.quantization import WHOLE_MODULES, check_quantization, quantization_config
 from training.recipe.arguments import RecipeError, parse_recipe
