@@ -23,7 +23,7 @@ ORDER = 90
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     from evaluation.data_sets import names
-    from evaluation.run import BENCHMARKS, MORE
+    from evaluation.run import BENCHMARKS, OPTIONAL_BENCHMARKS
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
 
     parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="results file, or a folder for several benchmarks")
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their five nearest products")
     parser.add_argument(
-        "--only", default=",".join(BENCHMARKS), help=f"measures to compute, of {','.join((*BENCHMARKS, *MORE))}"
+        "--only",
+        default=",".join(BENCHMARKS),
+        help=f"measures to compute, of {','.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}",
     )
     parser.add_argument(
         "--cutoffs", help="the k of R@k and nDCG@k, such as 10,100,500 (default: the data set's, or 1,5,10)"

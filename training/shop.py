@@ -28,7 +28,7 @@ from product_data.reading import ReadingOptions
 from product_data.table_files import SUFFIXES
 from product_data.tables import ProductRow, ProductTables, TableError, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
-from retrieval.shortened import shortened_sentence, shortened_summary, told
+from retrieval.shortened import describe_part, shortened_sentence, shortened_summary
 from training.assembly.sources import with_held_out_queries
 from training.assembly.starting_model import load_start, prepare_base
 from training.mining.hard_negatives import MiningOptions
@@ -301,7 +301,7 @@ def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: RunFolde
         if stage in ("mining", "training")  # the sentence of the evaluation is beside its recall
     ]
     first = shortened_summary(entry for summary in cut.values() for entry in summary["first"])["first"]
-    return [*lines, *(f"- {told(entry)}" for entry in first)] or ["Nothing."]
+    return [*lines, *(f"- {describe_part(entry)}" for entry in first)] or ["Nothing."]
 
 
 def tables_of(folder: str | None, tables: dict[str, str]) -> str | dict[str, str]:

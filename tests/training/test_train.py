@@ -284,7 +284,7 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"split": "holidays"}, "no split 'holidays'; there are: test, train, valid"),
+        ({"split": "holidays"}, "no split 'holidays'; expected one of test, train, valid"),
         ({"freeze": ["nothing*"]}, "freeze: found no parameter like 'nothing*'"),
         ({"freeze": ["*"]}, "expected some left to learn"),
         ({"lora": {"target_modules": ["nowhere"]}}, "lora: "),

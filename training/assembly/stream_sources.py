@@ -9,7 +9,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from product_data.checking import Found, check_html
+from product_data.checking import IssueLog, check_html
 from product_data.columns import ColumnError, find_columns
 from product_data.table_files import TableError, refuse_undecodable
 from product_data.tables import EVERY_SPLIT, ProductTables
@@ -161,13 +161,13 @@ def _refuse_invalid_unicode(entry: dict[str, Any]) -> None:
 
 def _notes(source: StreamSource) -> list[str]:
     """Return the issues with texts in the first rows, as in the report on a table."""
-    found = Found()
+    log = IssueLog()
     try:
         tables = sample_of(source, count=_LOOKED_AT)
     except StreamError:
         return []  # raised where rows are read
-    check_html(tables.products, tables.queries, found)
-    return [str(issue) for issue in found.issues()]
+    check_html(tables.products, tables.queries, log)
+    return [str(issue) for issue in log.issues()]
 
 
 def _check_addresses(recipe: Recipe, source: StreamSource) -> None:

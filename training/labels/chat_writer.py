@@ -255,4 +255,4 @@ def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]
     for fact in facts:
         if len(fact.value.split()) > _LONGEST_VALUE:
             return None, f"a value of more than {_LONGEST_VALUE} words: {fact.value[:60]!r}"
-    return as_attributes(fact for fact in facts if fact.said.casefold().strip(" .") not in _NOTHING), ""
+    return as_attributes(fact for fact in facts if fact.cell.casefold().strip(" .") not in _NOTHING), ""

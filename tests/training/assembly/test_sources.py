@@ -113,7 +113,7 @@ def test_queries_without_an_answer_in_the_split_are_counted_by_type():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"split": "holidays"}, "no split 'holidays'; there are: test, train"),
+        ({"split": "holidays"}, "no split 'holidays'; expected one of test, train"),
         ({"evaluate_split": "valid", "evaluate_after": True}, "no split 'valid'"),
     ],
 )

@@ -331,7 +331,7 @@ def test_spare_rows_stand_in_for_what_cannot_be_read(tmp_path, shards, processor
         items[1] for items in batch["items"]
     ] == ["mbe/d4", "mbe/d7", "mbe/d8"]
     reasons = {skip["item"]: skip["reason"] for skip in batch["skipped"]}
-    assert "column 'doc_attributes': 'red' has no colon" in reasons["mbe/row1"]
+    assert "column 'doc_attributes': found 'red' without a colon" in reasons["mbe/row1"]
     assert "not an image" in reasons["mbe/d2"]
     fewer = collator([pairs[entry] for entry in (row(4), bad_cell, broken)])
     assert [items[1] for items in fewer["items"]] == ["mbe/d4"]
@@ -440,7 +440,7 @@ def test_recipes_that_cannot_be_streamed_are_refused_by_key(tmp_path, values, me
 def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shards):
     with pytest.raises(RecipeError, match="data: none: parquet: found no file at"):
         opened(tmp_path, {"parquet": str(tmp_path / "none")})
-    with pytest.raises(RecipeError, match="data: colours: columns: found no title and no image"):
+    with pytest.raises(RecipeError, match="data: colours: columns: found neither title nor image"):
         opened(tmp_path, write_shards(tmp_path / "colours", [{"colour": "red"}], 1))
     with pytest.raises(RecipeError, match="data: mbe: columns: query.title: found no column 'kw'"):
         opened(tmp_path, {"parquet": str(shards), "columns": {"query.title": "kw"}})
@@ -518,7 +518,7 @@ def test_a_row_with_half_of_an_emoji_is_left_out_and_named(tmp_path, shards):
         bad = pairs[StreamRow(0, (0, 0, 7), triplet(7, **{column: "hat \ud83d"}))]
         assert isinstance(bad, BadRow)
         assert bad.item.endswith("/row7")
-        assert f"column '{column}': found half of a sign" in bad.reason
+        assert f"column '{column}': found a lone surrogate" in bad.reason
     named = pairs[StreamRow(0, (0, 0, 7), triplet(7, id="row\ud83d", doc_id="\ud83d"))]
     assert isinstance(named, BadRow)
     named.item.encode()
@@ -528,7 +528,7 @@ def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_a
     rows = [triplet(number, doc_title=f"<b>thing</b> {number} &amp; more") for number in range(4)]
     folder = write_shards(tmp_path / "rows", rows, 1)
     (source,) = opened(tmp_path, folder)
-    assert "in the first rows: warning: 4 × cells that hold HTML" in capsys.readouterr().out
+    assert "in the first rows: warning: 4 × cells with HTML" in capsys.readouterr().out
     assert sample_of(source).products[0].title.startswith("<b>thing")
     (source,) = opened(tmp_path, {"parquet": str(folder), "strip_html": True, "category_separator": "/"})
     assert "HTML" not in capsys.readouterr().out

@@ -639,7 +639,7 @@ def test_an_option_that_cannot_be_met_is_refused(tmp_path, capsys, options, said
 def test_an_output_that_is_a_folder_is_refused(tmp_path, capsys):
     write_step(tmp_path, [row()])
     assert main(["completions", str(tmp_path), "--output", str(tmp_path)]) == 2
-    assert "this is a folder; expected the name of a file" in capsys.readouterr().err
+    assert "found a folder; expected the name of a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
