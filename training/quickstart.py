@@ -33,7 +33,7 @@ from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductTables, QueryRow, load_tables
 from retrieval.encode import load_for_evaluation
 from training.assembly.stages import trainer_factory
-from training.assembly.starting_model import choose_what_learns, load_start, prepare_base
+from training.assembly.starting_model import load_start, make_trainable, prepare_base
 from training.assembly.step_rate import seconds_per_step
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.runs.run import Run
@@ -130,7 +130,7 @@ def quickstart(folder: Path, overrides: Sequence[str]) -> None:
     own = ["--output_dir", str(folder / "run"), "--data", str(shop), "--base", str(SHIPPED)]
     recipe = parse_recipe([str(RECIPE), *own, *overrides])
     run = Run(recipe)
-    with run.forgotten_if_refused():
+    with run.removed_on_failure():
         run.open()  # first of all: refuses other values, and clears the folder with --overwrite
         options = dict(recipe.data.catalogue or {})
         unseen = draw_catalogue(folder / "unseen", {**options, "only": UNSEEN})
@@ -195,7 +195,7 @@ def print_duration(run: Run, products: ProductTables) -> None:
     tables = [products.select(recipe.data.split)]
     start = prepare_base(run, tables)
     model, processor = load_start(run, start, on_gpu=recipe.training.device.type == "cuda", tables=tables)
-    learner = choose_what_learns(model, recipe.model)
+    learner = make_trainable(model, recipe.model)
     make = trainer_factory(run, learner, processor, tables)
     seconds, steps = seconds_per_step(run, make, learner), run.max_steps
     minutes = f"{seconds * steps / 60:.0f} minutes" if seconds * steps >= 90 else f"{seconds * steps:.0f} seconds"

@@ -39,7 +39,7 @@ from training.recipe.data import interaction_options
 from training.runs.exact_resumption import ResumeError
 from training.runs.folder import RunFolder
 from training.runs.lock import alone_in
-from training.runs.progress_bars import bars_shown
+from training.runs.progress_bars import progress_bars
 from training.runs.run import Run
 from training.train import train
 
@@ -80,7 +80,7 @@ def shop(
     """
     with _errors_name_output_option():
         requested = parse_recipe([str(RECIPE), *overrides])
-        with bars_shown(not requested.training.disable_tqdm), alone_in(output, requested.training):
+        with progress_bars(not requested.training.disable_tqdm), alone_in(output, requested.training):
             return _from_tables_to_report(source, output, overrides, mining, requested, reading or ReadingOptions())
 
 
@@ -103,7 +103,7 @@ def _from_tables_to_report(
         write_queries(tables.queries, {}, mined)  # the recipe names this file, and mining fills it
     recipe = _recipe(source, {"name": tables.name, **reading.as_entry()}, output, overrides)
     run = Run(recipe)
-    with run.forgotten_if_refused():
+    with run.removed_on_failure():
         run.open()  # refuses other values, and clears the folder with --overwrite
         print("2/5  Preparing the base model", flush=True)
         start = prepare_base(run, [tables.select(recipe.data.split)])

@@ -30,7 +30,7 @@ from processing_moon import MoonProcessor
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import load_tables
 from retrieval.encode import VectorCache, encode, load_for_evaluation
-from training.assembly.starting_model import save_trained
+from training.assembly.trained_model import save_trained
 from training.model.upcycle import upcycle
 from training.recipe.same_recipe import differing_keys
 from training.runs.cards import steps_of, training_step
