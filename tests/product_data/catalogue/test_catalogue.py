@@ -428,7 +428,7 @@ def test_the_command_line_writes_tables_and_asks_for_something_to_do(tmp_path, c
     written = {"README.md", "products.parquet", "queries.parquet", "query_images.parquet"}
     assert {path.name for path in tmp_path.iterdir()} == written
     assert main(["catalogue"]) == 2
-    assert "nothing to do" in capsys.readouterr().err
+    assert "found no option" in capsys.readouterr().err
 
 
 def test_the_picture_rate_is_counted():
