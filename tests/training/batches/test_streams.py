@@ -423,7 +423,10 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
         ({"evaluate_after": True}, "found with streaming, whose tables do not have a gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
-        ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; expected at most 1, which is what a row contains"),
+        (
+            {"hard_negatives": 2},
+            "hard_negatives: found 2 with streaming; expected at most 1, which is what a row contains",
+        ),
         ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected at most 1"),
         (
             {"interaction_half_life_days": 30},
