@@ -421,10 +421,13 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
         ({"data": [{"hub": "a/b", "columns": "x"}]}, r"columns: found 'x' \(text\); expected a mapping"),
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
-        ({"evaluate_after": True}, "found with streaming, whose tables have no gallery"),
+        ({"evaluate_after": True}, "found with streaming, whose tables do not have a gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
-        ({"hard_negatives": 2}, "hard_negatives: found 2 with streaming; expected up to 1, which is what a row holds"),
-        ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected up to 1"),
+        (
+            {"hard_negatives": 2},
+            "hard_negatives: found 2 with streaming; expected at most 1, which is what a row contains",
+        ),
+        ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected at most 1"),
         (
             {"interaction_half_life_days": 30},
             "interaction_half_life_days: found 30 with streaming; expected null",

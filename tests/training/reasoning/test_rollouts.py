@@ -171,9 +171,9 @@ def test_a_pair_that_a_worker_cannot_read_is_named(processor):
 
 
 def test_rows_in_another_order_are_refused(processor):
-    with pytest.raises(ValueError, match="each pair's query 2 times, then its product as often"):
+    with pytest.raises(ValueError, match="expected the query of each pair 2 times, then its product 2 times"):
         PromptCollator(processor, mixed(), 2).prompts(rows_of([0], 2)[::-1])
-    with pytest.raises(ValueError, match="each pair's query 2 times"):
+    with pytest.raises(ValueError, match="expected the query of each pair 2 times"):
         PromptCollator(processor, mixed(), 2).prompts(rows_of([0, 1], 1))
 
 

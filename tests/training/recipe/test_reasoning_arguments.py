@@ -41,7 +41,7 @@ def recipe(tmp_path):
         ({**COLD, "bucket_batches": 2}, "bucket_batches: found 2; expected only with streaming, or without stage"),
         (
             {**JOINT, "streaming": True, "data": ["owner/shop"]},
-            "streaming: found True with stage: grpo, .* reads pairs by index .* A cold start can be streamed",
+            "streaming: found True with stage: grpo, .* reads pairs by index, .* A cold start can be streamed",
         ),
         ({**COLD, "architecture": "dual_tower"}, "architecture: found 'dual_tower'; expected moon"),
         ({**JOINT, "rewards": {"beauty": 1}}, "rewards: found 'beauty'; expected attributes, contradiction"),

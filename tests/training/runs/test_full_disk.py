@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_written_stops_the_run_which_then_goes_on_exactly(
     monkeypatch.undo()
     message = capsys.readouterr().err
     last = f"checkpoint-{4 if moment == 'the trained model' else 2}"
-    for part in ("could not be written", " free of ", "needed: about ", f"{last} is complete", f"resumes from {last}"):
+    for part in ("could not be written", " free of ", "needed: about ", f"{last} is complete", f"resume from {last}"):
         assert part in message
     assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-2", "checkpoint-4"][
         : int(last[-1]) // 2
