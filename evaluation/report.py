@@ -123,7 +123,13 @@ def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) ->
 
 
 def short_name(model: str) -> str:
-    """What a table calls a model: the name of its folder, and of a training's `final` (or `run/final`) that of its run."""
+    """What a table calls a model: the name of its folder, and of a training's `final` (or `run/final`) that of its run.
+
+    A model of another kind, "clip=PLACE", has its kind behind the name.
+    """
+    kind, equals, place = model.partition("=")
+    if equals and place and kind.isidentifier():
+        return f"{short_name(place)} ({kind})"
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
     while len(parts) > 1 and parts[-1] in _OF_EVERY_RUN:
         parts.pop()
@@ -251,6 +257,18 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _compared(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(direction, scores) of the columns that are compared: the five directions, and what else the matrix has scores of."""
+    own = result["scores"]
+    more = {
+        f"{asked}2{form}": cell
+        for asked, row in result.get("matrix", {}).items()
+        if asked != "absent"
+        for form, cell in row.items()
+    }
+    return [*own.items(), *((name, cell) for name, cell in more.items() if name not in own)]
+
+
 def comparison_table(
     results: Sequence[dict[str, Any]],
     *,
@@ -283,7 +301,7 @@ def comparison_table(
     cells: dict[tuple[str, str], dict[str, str]] = {}
     chance: dict[tuple[str, str], str] = {}
     for name, result in zip(names, results, strict=True):
-        for direction, scores in result["scores"].items():
+        for direction, scores in _compared(result):
             place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(

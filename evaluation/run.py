@@ -164,7 +164,8 @@ def evaluate_model(
     Queries with `positive_categories` are classified together with the products, under "query_categories".
 
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
-    counted), label_set (of classification and attributes), reasoning (query and product: how they reason; gate_threshold
+    counted), label_set (of classification and attributes), peer (how a model that is no Moon embeds: see
+    `evaluation.baselines.peers.PeerConfig.recipe`; None of a Moon), reasoning (query and product: how they reason; gate_threshold
     with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
     has no score, and why), dimensions (where there are widths: see `evaluate_dimensions`), classification, query_categories,
     attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
@@ -186,6 +187,7 @@ def evaluate_model(
         "equal_products": {"identical": "right", "variants": options.variants},
         "label_set": "the categories and values of the whole data set, whatever split is evaluated",
         "reasoning": _reasoning_settings(model, options),
+        "peer": getattr(model.config, "recipe", None),
         "scores": {},
         "image_only": {},
         "absent": {},
@@ -290,7 +292,8 @@ def _vector_cache(
     whole: ProductTables,
 ) -> VectorCache:
     thinking = None if options.max_reasoning_tokens is None else {"max_tokens": options.max_reasoning_tokens}
-    return VectorCache(
+    make = getattr(model, "vector_cache", VectorCache)  # BM25 has its own
+    return make(
         model,
         processor,
         tables.products,
@@ -355,7 +358,7 @@ def evaluate_benchmarks(
     """Evaluate a checkpoint on one or several data sets, and write the results files.
 
     Args:
-        checkpoint: folder or hub id.
+        checkpoint: folder or hub id, or another kind of model such as "clip=PLACE", see `retrieval.model_kinds`.
         benchmarks: the data sets.
         options: of all of them; the names of its sheet and its reasonings get the benchmark's where there are several.
         output: the results file; with several benchmarks a folder. Default: none is written.

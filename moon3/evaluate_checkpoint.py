@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: retrieval, classification and attributes on one or several data sets."""
+"""Evaluate models, Moon and its peers: retrieval, classification and attributes on one or several data sets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from evaluation.data_sets import names
     from evaluation.run import BENCHMARKS, MORE
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
+    from retrieval.model_kinds import KINDS
 
-    parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
+    parser.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="MODEL",
+        help="folder or hub id of a Moon or dual-tower checkpoint; or a peer as KIND=PLACE, KIND one of "
+        f"{', '.join(KINDS)}; several for one table",
+    )
     parser.add_argument(
         "--benchmark",
         required=True,
@@ -34,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{TABLES}; or one of {', '.join(names())}, where need be as mbe=FILE",
     )
     parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
-    parser.add_argument("--output", type=Path, help="results file; a folder when there are several benchmarks")
+    parser.add_argument(
+        "--output", type=Path, help="results file; a folder when there are several benchmarks or models"
+    )
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
     parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join((*BENCHMARKS, *MORE))}")
     parser.add_argument(
@@ -86,8 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Evaluate and print the results."""
+    from evaluation.peer_table import evaluate_models, models_table
     from evaluation.report import results_table
-    from evaluation.run import EvaluationOptions, evaluate_benchmarks, load_benchmark, require_scores
+    from evaluation.run import EvaluationOptions, load_benchmark, require_scores
 
     options = EvaluationOptions(
         split=chosen.split,
@@ -120,8 +132,8 @@ def run(chosen: argparse.Namespace) -> None:
         )
         for source in chosen.benchmark
     ]
-    results = evaluate_benchmarks(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
-    print(results_table(results))
+    results = evaluate_models(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
+    print(models_table(results) if len(chosen.model) > 1 else results_table(results))
     require_scores(results)
 
 

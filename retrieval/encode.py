@@ -20,23 +20,28 @@ from transformers import AutoModel
 
 import modeling_moon
 import processing_moon
-from modeling_moon.gate_moon import THRESHOLD, MarginGate
+from modeling_moon.gate_moon import MarginGate
 from modeling_moon.thinking_moon import Thinking
 from processing_moon import Reasoning
 from processing_moon.batch_moon import Shortened
 from product_data.duplicates import EqualProducts
 from product_data.errors import OptionError
+from product_data.rows import QUERY_TYPES
 from product_data.tables import ProductRow, QueryRow, TableError
+from retrieval.model_kinds import KINDS as MODEL_KINDS
+from retrieval.model_kinds import CheckpointError, named_kind, require_checkpoint, require_loadable, unread_pictures
+from retrieval.reasoning_options import (
+    QUERY_REASONING,
+    REASONING,
+    ROW_REASONING,
+    VARIANTS,
+    check_reasoning,
+    check_threshold,
+    check_variants,
+)
 from retrieval.shortened import shortened_items
 
 KINDS = ("product", "query")
-# How records may be embedded; the gate of "auto" belongs to a search, see `VectorCache`.
-REASONING = ("none", "generate", "given")
-# How rows of tables may be embedded: they give no reasoning of their own.
-ROW_REASONING = ("none", "generate")
-QUERY_REASONING = (*ROW_REASONING, "auto")
-# What a search may make of the variants of a right answer.
-VARIANTS = ("left_out", "right", "wrong")
 MODEL_TYPES = {modeling_moon.MoonConfig.model_type}
 """Model types whose output has `.embeddings`; a baseline adds its own when its file is imported."""
 _PROGRESS_DELAY_SECONDS = 3.0
@@ -103,25 +108,27 @@ class EncodingSettings:
             raise ValueError(f"thinking={self.thinking!r}; expected a Thinking, a mapping of its arguments, or None")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or whose vectors cannot be used."""
-
-    exit_status = 2
-
-
 def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
-    """Model and processor of a checkpoint (Moon or dual tower), in evaluation mode.
+    """Model and processor of a checkpoint (Moon, dual tower, or another kind of model by its name), in evaluation mode.
 
     Args:
-        path: folder or hub id.
+        path: folder or hub id; of another kind of model "clip=PLACE" and so on, see `retrieval.model_kinds`.
         device (`str` or `None`): default: the first GPU, or else the CPU.
         dtype: of the weights; "auto" is that of the checkpoint.
 
     Raises:
-        CheckpointError: no such folder or hub id, a folder without config.json, or a model whose output has no vector.
+        CheckpointError: no such folder or hub id, a folder without config.json, a model whose output has no vector, or what
+            `require_loadable` refuses.
     """
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path}: no config.json; expected the folder of a saved checkpoint")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (named := named_kind(path)) is not None:
+        require_loadable(path)
+        try:
+            model, processor = MODEL_KINDS[named[0]].load(named[1], dtype=dtype)
+        except OSError as error:
+            raise CheckpointError(str(error)) from error
+        return model.to(device).eval(), processor
+    require_checkpoint(path)
     try:
         model = AutoModel.from_pretrained(path, dtype=dtype)
     except OSError as error:
@@ -129,8 +136,8 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
     if model.config.model_type not in MODEL_TYPES:
         raise CheckpointError(
             f"{path}: model type {model.config.model_type!r}; expected a Moon (see moon3 upcycle) or a dual tower"
+            + (f", or another model by its kind: {', '.join(MODEL_KINDS)}" if MODEL_KINDS else "")
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
 
 
@@ -217,42 +224,6 @@ def encode(
     return Encoded(_unit(stacked, kept), kept, skipped, texts, tokens, shortened)
 
 
-def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequence[str] = REASONING) -> None:
-    """Refuse what cannot be, before any work.
-
-    Raises:
-        ValueError: a reasoning that is not accepted here, or one that the model or its processor is not made for.
-    """
-    if reasoning not in accepted:
-        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(accepted)}")
-    if reasoning == "none":
-        return
-    for part in (getattr(model, "config", None), processor):
-        if getattr(part, "max_reasoning_tokens", None) is None:
-            raise OptionError(
-                f"reasoning={reasoning!r}: this {'processor' if part is processor else 'model'} "
-                f"({type(processor if part is processor else model).__name__}) does not reason, it has no "
-                "max_reasoning_tokens; expected 'none', or a moon3 checkpoint"
-            )
-
-
-def check_threshold(query_reasoning: str, threshold: float | None) -> float:
-    """The gate's threshold, by default 0.05; one is accepted for queries that reason when unsure.
-
-    Raises:
-        ValueError: a threshold without "auto", or not in [0, 2].
-    """
-    if threshold is None:
-        return THRESHOLD
-    if query_reasoning != "auto":
-        raise OptionError(
-            f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; expected with query_reasoning='auto'"
-        )
-    if not 0 <= threshold <= 2:
-        raise OptionError(f"gate_threshold={threshold}; expected a number in [0, 2], a difference of two cosines")
-    return threshold
-
-
 def all_skipped(what: str, encoded: Encoded) -> str:
     """Say that all of some records were skipped, and why the first was.
 
@@ -265,17 +236,6 @@ def all_skipped(what: str, encoded: Encoded) -> str:
         f"all {len(encoded.skipped)} {what} were skipped, they could not be read; "
         f"first: {first.item!r}, {first.field}: {first.reason}"
     )
-
-
-def check_variants(variants: str) -> str:
-    """What a search makes of variants, if it is one of `VARIANTS`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if variants not in VARIANTS:
-        raise OptionError(f"variants={variants!r}; expected {', '.join(VARIANTS)}")
-    return variants
 
 
 def _description(kind: str, options: Mapping[str, Any]) -> str:
@@ -439,6 +399,7 @@ class VectorCache:
                 f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
             )
         self._galleries: dict[str, Encoded] = {}
+        self._refused: dict[str, str] = {}
         self._queries: Encoded | None = None
         self._thought: dict[int, tuple[np.ndarray, Reasoning]] = {}
         self._labels: dict[tuple[str, str], np.ndarray] = {}
@@ -454,17 +415,39 @@ class VectorCache:
             made = [record(row) for row in self.products]
             rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
             chosen = [made[index] for index in rows]
+            if why := unread_pictures(self.processor, chosen, f"products of the form {form!r}"):
+                return self.refused_gallery(name, why)
             encoded = self._encode(chosen, self.product_reasoning, form=form)
             self._note_shortened("product", encoded, [str(fields["id"]) for fields in chosen])
             self._galleries[name] = _renumbered(encoded, rows)
         return self._galleries[name]
 
+    def refused_gallery(self, name: str, why: str) -> Encoded:
+        """Keep a gallery without vectors under `name`, because of what the model does not read."""
+        self._refused[name] = why
+        self._galleries[name] = Encoded(np.zeros((0, self.model.config.vector_size), np.float32), [], [])
+        return self._galleries[name]
+
+    def refusal(self, name: str) -> str:
+        """Why a gallery was refused, or "" where it was not; by the name of `varied_gallery`, or by the form."""
+        return self._refused.get(name, "")
+
+    def unread_queries(self, kind: str) -> str:
+        """Why the model cannot embed queries of a type ("text", "image", "both"), or "" where it can."""
+        records = [row.record() for row in self.queries if row.type == kind]
+        return unread_pictures(self.processor, records, f"queries of type {kind!r}")
+
     def all_queries(self) -> Encoded:
-        """Every query, by its place in `queries`; with "auto" without reasoning, as the gate sees them."""
+        """Every query, by its place in `queries`; with "auto" without reasoning, as the gate sees them.
+
+        Queries of a type whose pictures the model does not read are left out, see `unread_queries`.
+        """
         if self._queries is None:
-            records = [row.record() for row in self.queries]
+            unread = {kind for kind in QUERY_TYPES if self.unread_queries(kind)}
+            rows = [index for index, row in enumerate(self.queries) if row.type not in unread]
+            records = [self.queries[index].record() for index in rows]
             reasoning = "none" if self.query_reasoning == "auto" else self.query_reasoning
-            self._queries = self._encode(records, reasoning, kind="query")
+            self._queries = _renumbered(self._encode(records, reasoning, kind="query"), rows)
             self._note_shortened("query", self._queries, [row.query_id for row in self.queries])
         return self._queries
 
@@ -525,7 +508,7 @@ class VectorCache:
 
     def why_empty(self) -> str:
         """Why a gallery that was asked for has nothing in it, though products have what it asks for; "" where none is so."""
-        return next(
+        return next(iter(self._refused.values()), "") or next(
             (all_skipped("products", one) for one in self._galleries.values() if not one.kept and one.skipped), ""
         )
 

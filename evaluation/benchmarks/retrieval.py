@@ -182,6 +182,9 @@ def make_search(
         absent[name] = f"the data has no queries of type {kind!r}"
         return None
     gallery = (searched or cache).gallery(form)
+    if why := _refusal(cache, kind if has_queries else _OWN_PARTS[name][0], searched or cache, form):
+        absent[name] = why
+        return None
     if not gallery.kept:
         skipped = all_skipped(f"products with {_FORM_NAMES[form]}", gallery) if gallery.skipped else ""
         absent[name] = skipped or f"no product of the gallery has {_FORM_NAMES[form]}"
@@ -195,6 +198,13 @@ def make_search(
         absent[name] = skipped or f"none of the {'queries' if has_queries else 'products'} {why}"
         return None
     return search
+
+
+def _refusal(cache: VectorCache, asked: str, searched: VectorCache, form: str) -> str:
+    """Why the model cannot embed what asks (queries of a type, or products of a form) or what is searched; "" where it can."""
+    if asked in _FORM_NAMES:
+        cache.gallery(asked)
+    return searched.refusal(form) or (cache.refusal(asked) if asked in _FORM_NAMES else cache.unread_queries(asked))
 
 
 def asks_for_category(query: QueryRow) -> bool:
