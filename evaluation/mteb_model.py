@@ -77,7 +77,7 @@ class MtebEncoder(AbsEncoder):
             first = found.skipped[0]
             raise MtebInputError(
                 f"{task_metadata.name}: {len(found.skipped)} of {len(records)} inputs cannot be embedded; first: "
-                f"{first.item}, {first.field}: {first.reason}"
+                f"number {first.index}, {first.field}: {first.reason}"
             )
         return found.vectors
 

@@ -1,8 +1,8 @@
 """GME (arXiv 2412.16855) by the recipe of its reference code, `gme_inference.py`: `gme=PLACE`.
 
 Queries have an instruction as the system message, products and labels "You are a helpful assistant."; `<|endoftext|>` follows the
-generation prompt, and its state is the vector; a record has at most 1,800 tokens, a picture 256 to 1,280. Where the reference cuts the
-end of a prompt that is too long, and the token that is read with it, the text is shortened here.
+generation prompt, and its state is the vector; a record has at most 1,800 tokens, a picture 256 to 1,280. Where the reference
+cuts the end of a prompt that is too long, and the token that is read with it, the text is shortened here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Qwen3-VL-Embedding (arXiv 2601.04720) by the recipe of its reference code: `qwen3_vl_embedding=PLACE`.
 
 The instruction is the system message, by default "Represent the user's input."; the vector is the state of the last token of the
-generation prompt; a record has at most 8,192 tokens, a picture 4 to 1,800. The reference embeds the text "NULL" for a picture that
-cannot be read; here such a record is skipped and named, as everywhere.
+generation prompt; a record has at most 8,192 tokens, a picture 4 to 1,800. The reference embeds the text "NULL" for a picture
+that cannot be read; here such a record is skipped and named, as everywhere.
 """
 
 from __future__ import annotations
