@@ -110,7 +110,7 @@ def test_sound_rows_score_as_they_would_alone(evaluated: Callable[..., dict[str,
         assert alone[part] == mixed[part], part
     assert "4 × rows left out, their query or product cannot be had wholly (broken_rows)" in report
     assert "1 × rows left out, they repeat another row wholly (repeated_rows)" in report
-    assert "the server answered 404" in report
+    assert "the server responded with 404" in report
     assert "query.box ← query bbox" in report
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_benchmarks import CodeModel, CodeProcessor, cache_of, shop
+from concepts import CodeModel, CodeProcessor, cache_of, shop
 
 from evaluation.benchmarks.attribute_recall import evaluate_attribute_recall
 from evaluation.benchmarks.attributes import evaluate_attributes, evaluate_shown_attributes, grouped

@@ -152,7 +152,7 @@ def test_the_adapter_and_the_upcycled_checkpoint_have_cards_of_their_own(run):
     assert missing_files(run / "adapter", "adapter") == missing_files(run / "base", "moon") == []
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("final", 3), ("adapter", 1)])
+@pytest.mark.parametrize(("name", "blocks"), [("final", 3), pytest.param("adapter", 1, marks=pytest.mark.slow)])
 def test_each_snippet_runs(run, name, blocks):
     found = BLOCK.findall(text_of(run / name))
     assert len(found) == blocks
@@ -167,6 +167,7 @@ def test_each_snippet_runs(run, name, blocks):
         assert "tensor" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_snippet_of_a_model_that_reasons_runs(tiny_moon):
     folder = tiny_moon("qwen3_vl", preset="moon3")
     block = BLOCK.findall(text_of(folder))[3]
@@ -175,6 +176,7 @@ def test_a_snippet_of_a_model_that_reasons_runs(tiny_moon):
     assert "torch.Size([1, 32])" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_dual_tower_has_a_card_whose_snippet_runs(tiny_base, tiny_moon, tmp_path):
     processor = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"))
     tower = DualTower.from_base(tiny_base("qwen3_vl"), processor, embedding_dim=16)

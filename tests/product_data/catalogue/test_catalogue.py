@@ -425,7 +425,8 @@ def test_the_contact_sheet_is_a_wide_picture(tmp_path):
 
 def test_the_command_line_writes_tables_and_asks_for_something_to_do(tmp_path, capsys):
     assert main(["catalogue", "--output", str(tmp_path), "--products", "18", "--image-size", "64"]) == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"products.parquet", "queries.parquet", "query_images.parquet"}
+    written = {"README.md", "products.parquet", "queries.parquet", "query_images.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     assert main(["catalogue"]) == 2
     assert "nothing to do" in capsys.readouterr().err
 

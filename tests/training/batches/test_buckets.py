@@ -16,6 +16,7 @@ from training.batches.buckets import BucketedPairs, Outline, bucket_order
 from training.batches.pairs import PairDataset, PairSource
 from training.recipe.arguments import parse_recipe
 from training.recipe.pairs import PairArguments
+from training.runs.run import Run
 
 outlines = st.lists(st.builds(Outline, st.sampled_from(["image", "text", "both"]), st.integers(0, 500)), max_size=60)
 
@@ -84,9 +85,9 @@ def test_a_recipe_asks_for_buckets(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     recipe = parse_recipe([str(tmp_path / "recipe.yaml")])
     tables = [load_tables("catalogue", products=60, image_size=64, progress=False).select("train")]
-    made = pair_dataset(recipe, recipe.training, tables, steps=4)
+    made = pair_dataset(Run(recipe), recipe.training, tables, steps=4)
     assert isinstance(made, BucketedPairs)
     assert (made.batch_size, made.window, len(made)) == (3, 6, 12)
     assert sorted(made[position].position for position in range(6)) == list(range(6))
     recipe = replace(recipe, data=replace(recipe.data, bucket_batches=0))
-    assert isinstance(pair_dataset(recipe, recipe.training, tables, steps=4), PairDataset)
+    assert isinstance(pair_dataset(Run(recipe), recipe.training, tables, steps=4), PairDataset)
