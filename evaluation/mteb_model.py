@@ -146,7 +146,7 @@ def run_tasks(
     """
     require_writable_file("--output", output)
     chosen = [task_named(task) if isinstance(task, str) else task for task in tasks]
-    encoder = MtebEncoder(*load_for_evaluation(checkpoint, device=device), checkpoint, batch_size=batch_size)
+    encoder: Any = MtebEncoder(*load_for_evaluation(checkpoint, device=device), checkpoint, batch_size=batch_size)
     found = mteb.evaluate(encoder, chosen, cache=None, show_progress_bar=False)
     results = [json.loads(result.model_dump_json()) for result in found.task_results]
     if output is not None:

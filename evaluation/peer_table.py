@@ -1,7 +1,7 @@
 """Evaluate several models on the same data: Moons, dual towers and peers, one after the other, for one table.
 
 moon3 evaluate --model run/final vlm_mean=Qwen/Qwen3-VL-2B-Instruct clip=patrickjohncyh/fashion-clip bm25
-    --benchmark catalogue --only retrieval,matrix --output results/peers/
+    --benchmark catalogue --only retrieval,matrix --output peers/
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from moon3._arguments import add_device
 
 NAME = "mteb"  # a file of this name would hide the library
-ORDER = 95
+ORDER = 92
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

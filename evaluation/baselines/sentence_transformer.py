@@ -147,10 +147,10 @@ def load(place: str, dtype: Any = "auto") -> tuple[SentenceTransformerPeer, Sent
     model = SentenceTransformer(place, device="cpu", model_kwargs={"dtype": dtype})
     processor = SentenceTransformerProcessor(model)
     prompts = {task: processor.prompt(task) for task in PROMPTS}
-    recipe = {"mm": JOINT_NOTE if processor.is_joint else TOWERS_NOTE, "instruction": prompts}
+    recipe: dict[str, Any] = {"mm": JOINT_NOTE if processor.is_joint else TOWERS_NOTE, "instruction": prompts}
     recipe |= {"max_tokens": model.max_seq_length, "reads_pictures": processor.reads_pictures}
     own = getattr(getattr(model[0], "auto_model", None), "config", None)
-    size = model.get_embedding_dimension()
+    size = int(model.encode(["a"]).shape[1])
     config = PeerConfig("sentence_transformer", size, recipe, {} if own is None else own.to_dict())
     return SentenceTransformerPeer(config, model), processor
 

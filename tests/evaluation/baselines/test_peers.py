@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -346,20 +347,24 @@ def test_open_clip_models_are_read_through_that_packages_calls(place, monkeypatc
     assert module.seen.names == [f"local-dir:{folder}", "hf-hub:Marqo/marqo-ecommerce-embeddings-B"]
 
 
+@torch.inference_mode()
 def test_a_real_open_clip_model_gives_its_own_vectors(tmp_path):
     open_clip = pytest.importorskip(
         "open_clip", reason="open_clip_torch is not installed (it is no extra of the project)"
     )
-    name = "RN50"
-    torch.manual_seed(0)
-    model, processor = load_for_evaluation(f"open_clip={name}", device="cpu")
-    _, _, transform = open_clip.create_model_and_transforms(name)
-    records = [{"title": "red shoes", "images": noise(64, 48)}]
-    with torch.inference_mode():
-        text = normalize(model.model.encode_text(open_clip.get_tokenizer(name)(["red shoes"])), dim=-1)
-        picture = normalize(model.model.encode_image(transform(noise(64, 48))[None]), dim=-1)
-    expected = normalize(text + picture, dim=-1).numpy()
-    np.testing.assert_allclose(encode(model, processor, records, progress=False).vectors, expected, atol=1e-5)
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32}
+    text = {"context_length": TOKENS, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    sizes = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes, "preprocess_cfg": {}}))
+    torch.save(open_clip.CLIP(**sizes).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    name = f"local-dir:{tmp_path}"
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    written = normalize(model.eval().encode_text(open_clip.get_tokenizer(name)([TEXT["bag"]])), dim=-1)
+    picture = normalize(model.encode_image(transform(BAG["images"])[None]), dim=-1)
+    found = vectors(f"open_clip={tmp_path}", PRODUCTS)
+    np.testing.assert_allclose(found[1:2], normalize(written + picture, dim=-1).numpy(), atol=1e-6)
+    alone = np.concatenate([vectors(f"open_clip={tmp_path}", [one]) for one in PRODUCTS])
+    np.testing.assert_allclose(found, alone, atol=1e-6)
 
 
 @pytest.mark.parametrize(
