@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.report import comparison_table, results_table, short_name
-from evaluation.run import EvaluationOptions, evaluate_benchmarks
+from evaluation.run import EvaluationOptions, evaluate_benchmarks, has_scores, require_scores
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_folder
 from product_data.tables import ProductTables
@@ -90,23 +90,41 @@ def models_table(results: Sequence[dict[str, Any]]) -> str:
     if cutoffs:
         parts.append(comparison_table(results, metric=f"R@{10 if 10 in cutoffs else max(cutoffs)}"))
     parts.append(results_table(results))
-    parts.append("\n".join(dict.fromkeys(line for found in results for line in peer_lines(found))))
+    for name in dict.fromkeys(found["benchmark"] for found in results):
+        same = [found for found in results if found["benchmark"] == name]
+        of_data = set.intersection(*(set(found.get("absent", {}).values()) for found in same))
+        parts.append("\n".join(line for found in same for line in peer_lines(found, of_data)))
     return "\n\n".join(part for part in parts if part)
 
 
-def peer_lines(result: dict[str, Any]) -> list[str]:
-    """Say how a peer embeds text and picture together, and which directions it has no score for and why."""
+def peer_lines(result: dict[str, Any], of_data: Collection[str] = ()) -> list[str]:
+    """Say how a peer embeds text and picture together, and which directions it has no score for and why.
+
+    Args:
+        result: of one model on one data set; a Moon has no lines.
+        of_data: reasons that are not said, because no model has these scores.
+    """
     if not result.get("peer"):
         return []
-    name = short_name(result["model"])
-    lines = [f"{name}: mm is {result['peer']['mm']}."] if result["peer"].get("mm") else []
+    name, mm = f"{short_name(result['model'])} on {result['benchmark']}", result["peer"].get("mm")
+    lines = [f"{name}: mm is {mm}."] if mm else []
     because: dict[str, list[str]] = {}
     for direction, why in result.get("absent", {}).items():
         because.setdefault(why, []).append(direction)
-    return [
-        *lines,
-        *(f"{name} on {result['benchmark']}: no {', '.join(found)}: {why}." for why, found in because.items()),
-    ]
+    return [*lines, *(f"{name}: no {', '.join(found)}: {why}." for why, found in because.items() if why not in of_data)]
+
+
+def require_some_scores(results: Sequence[dict[str, Any]]) -> None:
+    """Check that some model has a score on every data set; a text model alone need not.
+
+    Args:
+        results: of one or several models.
+
+    Raises:
+        NothingScoredError: names the data sets without.
+    """
+    scored = {found["benchmark"] for found in results if has_scores(found)}
+    require_scores([found for found in results if found["benchmark"] not in scored])
 
 
 def _with(path: str | Path | None, name: str) -> Path | None:

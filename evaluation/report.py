@@ -258,7 +258,7 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _compared(result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(direction, scores) of the columns that are compared: the five directions, and what else the matrix has scores of."""
+    """(direction, scores) of the rows that are compared: the five directions, and what else the matrix has scores of."""
     own = result["scores"]
     more = {
         f"{asked}2{form}": cell
@@ -266,7 +266,7 @@ def _compared(result: dict[str, Any]) -> list[tuple[str, Any]]:
         if asked != "absent"
         for form, cell in row.items()
     }
-    return [*own.items(), *((name, cell) for name, cell in more.items() if name not in own)]
+    return [*own.items(), *((name, cell) for name, cell in more.items() if cell and name not in own)]
 
 
 def comparison_table(

@@ -396,14 +396,16 @@ def require_scores(results: Sequence[dict[str, Any]]) -> None:
     Raises:
         NothingScoredError: names those without.
     """
-    kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
-    without = []
-    for found in results:
-        cells = [cell for form, row in found.get("matrix", {}).items() if form != "absent" for cell in row.values()]
-        if not any((*found["scores"].values(), *found["image_only"].values(), *cells, *map(found.get, kinds))):
-            without.append(found["benchmark"])
+    without = dict.fromkeys(found["benchmark"] for found in results if not has_scores(found))
     if without:
         raise NothingScoredError(f"nothing of {', '.join(without)} could be scored; the lines above say why")
+
+
+def has_scores(found: dict[str, Any]) -> bool:
+    """Return whether results have any score."""
+    kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
+    cells = [cell for form, row in found.get("matrix", {}).items() if form != "absent" for cell in row.values()]
+    return any((*found["scores"].values(), *found["image_only"].values(), *cells, *map(found.get, kinds)))
 
 
 def _skipped_sentence(skipped: Sequence[dict[str, Any]]) -> str:

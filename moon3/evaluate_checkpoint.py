@@ -97,9 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Evaluate and print the results."""
-    from evaluation.peer_table import evaluate_models, models_table
+    from evaluation.peer_table import evaluate_models, models_table, require_some_scores
     from evaluation.report import results_table
-    from evaluation.run import EvaluationOptions, load_benchmark, require_scores
+    from evaluation.run import EvaluationOptions, load_benchmark
 
     options = EvaluationOptions(
         split=chosen.split,
@@ -134,7 +134,7 @@ def run(chosen: argparse.Namespace) -> None:
     ]
     results = evaluate_models(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
     print(models_table(results) if len(chosen.model) > 1 else results_table(results))
-    require_scores(results)
+    require_some_scores(results)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -147,7 +147,8 @@ def load(place: str, dtype: Any = "auto") -> tuple[SentenceTransformerPeer, Sent
     model = SentenceTransformer(place, device="cpu", model_kwargs={"dtype": dtype})
     processor = SentenceTransformerProcessor(model)
     prompts = {task: processor.prompt(task) for task in PROMPTS}
-    recipe: dict[str, Any] = {"mm": JOINT_NOTE if processor.is_joint else TOWERS_NOTE, "instruction": prompts}
+    joined = JOINT_NOTE if processor.is_joint else TOWERS_NOTE
+    recipe: dict[str, Any] = {"mm": joined if processor.reads_pictures else None, "instruction": prompts}
     recipe |= {"max_tokens": model.max_seq_length, "reads_pictures": processor.reads_pictures}
     own = getattr(getattr(model[0], "auto_model", None), "config", None)
     size = int(model.encode(["a"]).shape[1])

@@ -12,8 +12,9 @@ from table_files import write_table
 from tiny_peers import make_clip, make_siglip, make_text_encoder
 
 from evaluation.baselines.dual_tower import DualTower
-from evaluation.peer_table import folder_names, models_table, peer_lines
+from evaluation.peer_table import folder_names, models_table, peer_lines, require_some_scores
 from evaluation.report import short_name
+from evaluation.run import NothingScoredError
 from moon3.__main__ import main
 from processing_moon import MoonProcessor
 from product_data.errors import OptionError
@@ -77,9 +78,10 @@ def test_one_command_puts_all_models_into_one_table(
     assert all(cell[0].isdigit() for cell in rows["t→t"][2:])
     assert all(cell[0].isdigit() for cell in rows["t→mm"][2 : 2 + len(NAMES)])
     assert rows["t→mm"][2 + len(NAMES) : -1] == ["–", "–"]
-    assert "clip (clip): mm is the mean of the unit vectors of what a record has" in printed
-    assert "bm25 on shop: no t2mm" in printed
-    assert "bm25 reads no pictures, and 4 of 4 products of the form 'mm' have one." in printed
+    assert "clip (clip) on shop: mm is the mean of the unit vectors of what a record has" in printed
+    why = "bm25 reads no pictures, and 4 of 4 products of the form 'mm' have one"
+    assert f"bm25 on shop: no t2mm, i2mm, classification: {why}." in printed
+    assert "the data has no queries of type 'both'" not in printed  # no model has these scores
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.json"))
     assert files == sorted(f"{name}/shop.json" for name in folder_names(models))
     of_bm25 = json.loads((output / "bm25" / "shop.json").read_text())
@@ -121,6 +123,13 @@ def test_what_cannot_be_is_refused_before_the_first_evaluation(
     command = ["evaluate", "--model", models[0], "bm25", "--benchmark", str(shop), "--device", "cpu"]
     assert main([*command, *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_data_set_needs_a_score_of_one_model_and_not_of_all() -> None:
+    nothing = {"benchmark": "shop", "scores": {"t2mm": None}, "image_only": {}}
+    require_some_scores([nothing, nothing | {"scores": {"t2mm": {"R@1": 0.5}}}])
+    with pytest.raises(NothingScoredError, match="nothing of shop could be scored"):
+        require_some_scores([nothing, nothing])
 
 
 def test_models_are_called_by_their_folder_and_kind() -> None:
