@@ -2,7 +2,8 @@
 
 Queries have an instruction as the system message, products and labels "You are a helpful assistant."; `<|endoftext|>` follows the
 generation prompt, and its state is the vector; a record has at most 1,800 tokens, a picture 256 to 1,280. Where the reference
-cuts the end of a prompt that is too long, and the token that is read with it, the text is shortened here.
+cuts the end of a prompt that is too long, and the token that is read with it, the text is shortened here, and
+where it resizes a picture twice, it is resized once.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ from processing_moon import MoonProcessor, ProductError, crop_core
 from retrieval.encode import CheckpointError, encode, load_for_evaluation
 from retrieval.model_kinds import KINDS, named_kind, require_loadable
 
+pytestmark = pytest.mark.lowest
+
 SHOES, BAG, MUG, PHOTO = PRODUCTS
 TEXT = {
     "shoes": "red running shoes\nFashion > Shoes\ncolour: red; material: mesh, rubber",
