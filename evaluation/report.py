@@ -309,7 +309,8 @@ def comparison_table(
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value
-            chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
+            if scores is not None or place not in chance:  # a model without a score does not hide the chance
+                chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
     rows = [[*place, *(found.get(name, _ABSENT) for name in columns), chance[place]] for place, found in cells.items()]
     return _table(rows, ["benchmark", f"{metric}, %", *columns, "chance"], style)
 
