@@ -1,6 +1,6 @@
-"""Draw charts with matplotlib: pictures of panels in one style, and SVG drawings that take the colours of their page.
+"""Draw charts with matplotlib: pictures of panels in one style, and SVG drawings that use the colours of their page.
 
-Nothing here uses pyplot: no window is opened, no state is shared, and a chart is drawn the same without a screen.
+This file does not use pyplot: it opens no window, shares no state, and draws the same without a screen.
 """
 
 import io
@@ -22,9 +22,9 @@ from evaluation.fonts import font_for, readable
 
 INK, FAINT, LINE, BLUE, GREEN, RED = "#20242c", "#787e8a", "#e2e5eb", "#426eb4", "#22a054", "#cc443c"
 _GROUND, _CARD = "#f4f5f8", "#ffffff"
-# In inches, of a panel and around it; `_PIXELS` an inch.
+# Sizes of a panel and its surroundings, in inches of `_PIXELS` pixels.
 _COLUMNS, _WIDE, _HIGH, _GAP, _MARGIN, _HEAD, _PIXELS = 3, 4.0, 3.0, 0.18, 0.28, 0.84, 150
-_LEFT, _RIGHT, _TOP = 0.5, 0.26, 0.56  # of a panel, around its plot
+_LEFT, _RIGHT, _TOP = 0.5, 0.26, 0.56  # margins of the plot in its panel
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # "$" in a name is a "$"
     "text.color": INK,
@@ -42,18 +42,18 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
     "legend.frameon": False,
     "legend.fontsize": 10,
-    "svg.fonttype": "none",  # letters stay letters
-    "svg.hashsalt": "moon",  # the same drawing is the same text
+    "svg.fonttype": "none",  # letters remain text
+    "svg.hashsalt": "moon",  # the same drawing gives the same text
 } | {f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}
 
 
 @dataclass(frozen=True)
 class Panels:
-    """What `panels` opens: draw into it.
+    """The figure that `panels` opens, to draw into.
 
     Args:
-        figure: for what belongs to no panel, such as a legend.
-        axes: one a panel.
+        figure: the figure, for parts outside the panels such as a legend.
+        axes: the axes of each panel.
         lacking: the characters that no font has.
     """
 
@@ -62,7 +62,7 @@ class Panels:
     lacking: frozenset[str]
 
     def readable(self, text: str) -> str:
-        """Return a text with what no font has put into words, see `evaluation.fonts.readable`."""
+        """Put the characters that no font has into words, see `evaluation.fonts.readable`."""
         return readable(text, self.lacking)
 
 
@@ -70,15 +70,15 @@ class Panels:
 def panels(
     path: str | Path, heading: str, note: str, titles: Sequence[str], *, labels: str = "", foot: float = 0.4
 ) -> Iterator[Panels]:
-    """Open a picture of panels, three in a row; it is written as PNG when the `with` block ends.
+    """Open a picture of panels, three per row; the end of the `with` block writes it as PNG.
 
     Args:
-        path: where the PNG is written.
+        path: the PNG file to write.
         heading: one line above all panels.
         note: a smaller line below it.
-        titles: one a panel.
-        labels: all other words that will be written, so that the fonts have their characters. Default: none.
-        foot: room below each plot for its labels, in inches. Default: 0.4.
+        titles: title of each panel.
+        labels: all other text of the picture, so that the fonts have its characters. Default: none.
+        foot: space below each plot for its labels, in inches. Default: 0.4.
     """
     families, lacking = _fonts("".join([heading, note, *titles, labels]))
     rows = max(1, -(-len(titles) // _COLUMNS))
@@ -106,7 +106,7 @@ def panels(
 
 
 def _fonts(text: str) -> tuple[list[str], frozenset[str]]:
-    """The families that are tried for each character, matplotlib's own first, and the characters that none of them has."""
+    """Return the font families to try for each character, matplotlib's first, and the characters that none has."""
     own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     known = FT2Font(str(own)).get_charmap()
     others = "".join(character for character in text if ord(character) not in known)
@@ -123,7 +123,7 @@ def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     """Open a figure of one plot in the style of all charts, for `inline_svg`.
 
     Args:
-        width, height: in CSS pixels; 46 on the left and 24 at the foot are for labels of 11 pixels.
+        width, height: size in CSS pixels; 46 on the left and 24 at the bottom are for labels of 11 pixels.
     """
     own: dict[Any, Any] = {"xtick.labelsize": 11, "ytick.labelsize": 11, "path.simplify": False}
     with matplotlib.rc_context(_STYLE | own):
@@ -134,23 +134,23 @@ def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
 
 
 def inline_svg(figure: Figure, name: str, colours: Mapping[str, str]) -> str:
-    """Return a figure as an `<svg>` element that may stand in an HTML page beside others.
+    """Return a figure as an `<svg>` element for an HTML page, which may contain several.
 
-    Letters stay letters, in the page's own font; ids are the figure's own; width and height are left to the page.
+    Letters remain text, in the font of the page. Ids are unique to the figure. The page sets width and height.
 
     Args:
-        figure: of `drawing`, inside its `with` block.
-        name: another one for each figure of a page, fit for an id.
-        colours: "#rrggbb", as drawn, → what stands in its place, such as "var(--line)", so that it follows a dark page.
+        figure: from `drawing`, inside its `with` block.
+        name: a name that is unique on the page and valid in an id.
+        colours: "#rrggbb", as drawn, → its replacement, such as "var(--line)", which adapts to a dark page.
     """
     stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
     text = stream.getvalue()
-    text = text[text.index("<svg") :].strip()  # the XML declaration and doctype have no place in HTML
+    text = text[text.index("<svg") :].strip()  # HTML does not allow the XML declaration and doctype
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r' xmlns\S*="[^"]*"| (?:width|height)="[\d.]+pt"| font-family: [^;"]*;', "", text)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for drawn, shown in colours.items():
-        text = text.replace(drawn, shown)
+    for drawn, replacement in colours.items():
+        text = text.replace(drawn, replacement)
     return re.sub(r"\s*\n\s*", " ", text)

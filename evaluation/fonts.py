@@ -1,4 +1,4 @@
-"""Find a font that has the characters of a text, and write what no font has in letters that can be read."""
+"""Find a font that has the characters of a text, and describe characters that no font has in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import ImageFont
 
 Font = Callable[[int], Any]
 """Size in pixels → a font of Pillow."""
-# Looked for in the system's font folders, in this order, before all others.
+# These are tried first, in this order.
 _SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")
 _FOLDERS = (
     "/usr/share/fonts",
@@ -29,18 +29,18 @@ _FOLDERS = (
 )
 _MOST_FILES = 3000
 _SCRIPTS = {"CJK": "Chinese", "HANGUL": "Korean", "HIRAGANA": "Japanese", "KATAKANA": "Japanese"}
-_said: set[str] = set()
+_reported: set[str] = set()  # scripts
 
 
 def font_for(text: str, chosen: str | Path | None = None) -> tuple[Font, frozenset[str]]:
-    """Find a font for a text, and say which of the text's characters it lacks.
+    """Find a font for a text, and return it with the characters of the text that it lacks.
 
-    What is lacking is said once in a process, on the standard error; `readable` is what to draw in its place.
+    A process reports the lacking characters once, on standard error; draw the result of `readable` instead of them.
 
     Args:
-        text: what will be drawn.
-        chosen (`str`, `Path` or `None`): a TrueType or OpenType file. Default: Pillow's own, which has English letters only;
-            where it lacks characters of the text, a common font of the system, or else the one of all fonts of the
+        text: the text to draw.
+        chosen (`str`, `Path` or `None`): a TrueType or OpenType file. Default `None`: Pillow's font, which has English
+            letters only; if it lacks characters of the text, a common font of the system, or else the font of the
             system that has most of them.
 
     Raises:
@@ -52,16 +52,16 @@ def font_for(text: str, chosen: str | Path | None = None) -> tuple[Font, frozens
         lacking = _lacking(characters, font(12))
     else:
         font, lacking = _best_font(characters)
-    _say(lacking)
+    _report(lacking)
     return font, lacking
 
 
 def readable(text: str, lacking: Collection[str]) -> str:
-    """A text with each character that the font lacks put into words: "[fire]" for an emoji, "[Thai: 5 letters]" for letters.
+    """Put the characters that a font lacks into words: "[fire]" for an emoji, "[Thai: 5 letters]" for letters.
 
     Args:
-        text: what is to be drawn.
-        lacking: what `font_for` found.
+        text: the text to draw.
+        lacking: the lacking characters, from `font_for`.
     """
     kept = [character for place, character in enumerate(text) if not _is_invisible(text, place)]
     parts = []
@@ -70,7 +70,7 @@ def readable(text: str, lacking: Collection[str]) -> str:
         if not name:
             parts.append("".join(characters))
         elif name == "symbol":
-            parts += [f"[{unicodedata.name(one, f'U+{ord(one):04X}').lower()}]" for one in characters]
+            parts += [f"[{unicodedata.name(symbol, f'U+{ord(symbol):04X}').lower()}]" for symbol in characters]
         else:
             parts.append(f"[{name}: {len(characters)} letter{'s' if len(characters) > 1 else ''}]")
     return "".join(parts)
@@ -84,9 +84,9 @@ def _best_font(characters: frozenset[str]) -> tuple[Font, frozenset[str]]:
             break
         font = _file_font(name)
         try:
-            # A font that has none of what is lacking so far is not looked at further.
+            # The whole text is only checked if the font has some of the characters that are still lacking.
             if len(_lacking(best[1], font(12))) < len(best[1]):
-                best = min(best, (font, _lacking(characters, font(12))), key=lambda one: len(one[1]))
+                best = min(best, (font, _lacking(characters, font(12))), key=lambda pair: len(pair[1]))
         except (OSError, ValueError):  # not on this system, or a font of pictures in one size
             continue
     return best
@@ -97,7 +97,7 @@ def _file_font(name: str) -> Font:
 
 
 def _system_files() -> list[Path]:
-    """The font files of the system, plain styles first."""
+    """Return the font files of the system, plain styles first."""
     folders = (Path(folder).expanduser() for folder in _FOLDERS)
     found = (
         path
@@ -111,9 +111,9 @@ def _system_files() -> list[Path]:
 
 
 def _lacking(characters: Iterable[str], font: Any) -> frozenset[str]:
-    """The characters that have no glyph: those drawn as what is no character is drawn, each by itself, without shaping.
+    """Return the characters without a glyph, which look like a non-character when drawn alone and without shaping.
 
-    Shaping would set a mark that the font lacks on a dotted circle, which is drawn otherwise.
+    With shaping, a mark that the font lacks would get a dotted circle, which looks different.
     """
     font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
     absent = bytes(font.getmask("\uffff"))
@@ -129,7 +129,7 @@ def _is_selector(character: str) -> bool:
 
 
 def _is_invisible(text: str, place: int) -> bool:
-    """A character that only shapes its neighbours, and would be drawn as a box beside an emoji."""
+    """Return whether a character only shapes its neighbours; beside an emoji it would be drawn as a box."""
     if _is_selector(text[place]):
         return True
     if unicodedata.category(text[place]) != "Cf":
@@ -138,20 +138,20 @@ def _is_invisible(text: str, place: int) -> bool:
 
 
 def _script(character: str) -> str:
-    """The script of a letter, or "symbol"."""
+    """Return the script of a letter, or "symbol"."""
     if unicodedata.category(character)[0] not in "LMN":
         return "symbol"
     word = unicodedata.name(character, "unknown").split()[0].split("-")[0]
     return _SCRIPTS.get(word, word.capitalize())
 
 
-def _say(lacking: frozenset[str]) -> None:
-    scripts = sorted({_script(character) for character in lacking} - _said)
+def _report(lacking: frozenset[str]) -> None:
+    scripts = sorted({_script(character) for character in lacking} - _reported)
     if scripts:
-        _said.update(scripts)
-        named = ", ".join("symbols such as emoji" if script == "symbol" else script for script in scripts)
+        _reported.update(scripts)
+        names = ", ".join("symbols such as emoji" if script == "symbol" else script for script in scripts)
         print(
-            f"no font of this system has all characters of the texts that are drawn ({named}); what is lacking is put into "
-            "words, such as [fire] or [Thai: 5 letters]. Fonts such as Noto Sans, Noto Sans CJK and Noto Sans Thai have them",
+            f"no font of this system has all characters of the drawn texts ({names}); missing ones are put into words, "
+            "such as [fire] or [Thai: 5 letters]. Fonts such as Noto Sans, Noto Sans CJK and Noto Sans Thai have them",
             file=sys.stderr,
         )

@@ -1,9 +1,9 @@
-"""Thinking only when unsure: what it brings and costs; and whether vectors with and without reasoning share one space.
+"""Measure benefit and cost of reasoning only when unsure, and whether reasoned and other vectors share a space.
 
 moon3 gate --model DIR --benchmark catalogue|PATH --output results/gate.json
 
-Every query and every product is encoded once without and once with reasoning; all else is computed from these vectors.
-Beside the file lie the same numbers as tables (.md) and as curves (.png).
+Each query and product is encoded once without and once with reasoning; all results are computed from these vectors. The
+same numbers are also written as tables (.md) and curves (.png) beside the file.
 
 Shape suffixes: Q queries.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from evaluation.benchmarks.retrieval import DIRECTIONS, Search, make_search
-from evaluation.gate_report import ALL, draw_curves, in_words, markdown
+from evaluation.gate_report import ALL, draw_curves, markdown, summary_sentences
 from evaluation.metrics import bootstrap_interval, paired_difference, recall_at
 from evaluation.provenance import provenance
 from evaluation.run import limited_tables
@@ -36,7 +36,7 @@ from retrieval.shortened import shortened_summary
 WAYS = ("none", "generate")
 CUTOFFS = (1, 10)
 QUANTILES = tuple(step / 20 for step in range(21))
-# How far un-reasoned queries may lie behind reasoned ones before reasoned products, for the two to count as one space.
+# Queries without reasoning may be this far behind those with reasoning, among reasoned products, to count as one space.
 WITHIN = 0.02
 _OWN_FORMS = {"text": "t", "image": "i"}
 _TIMED_BATCHES = 2
@@ -44,17 +44,18 @@ _TIMED_BATCHES = 2
 
 @dataclass(frozen=True)
 class GateOptions:
-    """How the gate is measured.
+    """Options for measuring the gate.
 
     Args:
-        split (`str` or `None`): which split; `None` for all rows. Default "test".
-        limit (`int` or `None`): on this many products, drawn by `seed`, and on the queries that they answer.
-        batch_size (`int`): records a batch. Default 32.
-        max_reasoning_tokens (`int` or `None`): most tokens of a reasoning. Default: the model's own number.
-        seed (`int`): of the limit and the bootstrap. Default 0.
-        resamples (`int`): of the bootstrap. Default 1000.
-        rounds (`int`): how often the same two batches of queries are timed in both ways, in turn. Default 5.
-        progress (`bool`): progress bars for longer work. Default True.
+        split (`str` or `None`): the split to evaluate; `None` for all products and queries. Default "test".
+        limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
+            Default: all products.
+        batch_size (`int`): records per batch. Default 32.
+        max_reasoning_tokens (`int` or `None`): maximum number of tokens of a reasoning. Default: the model's number.
+        seed (`int`): seed of the limit and of the bootstrap. Default 0.
+        resamples (`int`): samples of the bootstrap. Default 1000.
+        rounds (`int`): rounds in which the same two batches of queries are timed both ways. Default 5.
+        progress (`bool`): show progress bars for longer work. Default True.
 
     Raises:
         OptionError: a number below 1.
@@ -77,16 +78,16 @@ class GateOptions:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One direction: what became of each query in the four ways to search.
+class DirectionOutcome:
+    """The results of each query of one direction in the four ways to search.
 
     Args:
-        ranks: (query's way, products' way) → (Q,) rank of its best right answer; a way is "none" or "generate".
+        ranks: (query's way, products' way) → (Q,) rank of the best right answer; a way is "none" or "generate".
         margins: products' way → (Q,) margin of the query without reasoning (`MarginGate`).
-        tokens: (Q,) tokens that were written when the query reasoned.
-        seconds: way → (Q,) seconds that it takes to embed a query of its kind.
-        gallery: how many products were searched.
-        source: "queries" or "products" (products' own parts).
+        tokens: (Q,) number of tokens that the query's reasoning has.
+        seconds: way → (Q,) seconds to embed a query of its kind.
+        gallery: number of products in the gallery.
+        source: "queries" or "products" (parts of products).
     """
 
     ranks: Mapping[tuple[str, str], np.ndarray]
@@ -100,19 +101,20 @@ class Asked:
 def measure_gate(
     model: Any, processor: Any, tables: ProductTables, *, model_name: str = "model", options: GateOptions | None = None
 ) -> dict[str, Any]:
-    """The curve of quality over cost of reasoning="auto", and the four ways to search, in each direction.
+    """Measure quality over cost of reasoning="auto", and the four ways to search, in each direction.
 
     Args:
-        model, processor: of a model that reasons, from `retrieval.encode.load_for_evaluation`.
+        model, processor: a model that reasons and its processor, from `retrieval.encode.load_for_evaluation`.
         tables: from `product_data.tables.load_tables`.
-        model_name (`str`): what the results call the model.
-        options: GateOptions. Default: its defaults.
+        model_name (`str`): the model's name in the results. Default "model".
+        options: options. Default: `GateOptions()`.
 
-    Returns: the content of the results file: model, benchmark, max_reasoning_tokens; "cost", kind of query → timed (records) and
-    of each way seconds, items_per_second (medians of the rounds) and tokens_per_item; "directions", direction or "all" →
-    queries, gallery, source, "curves" (products' way → `gate_curve`) and "aligned" (`aligned_space`); "words", sentences that
-    say what came out; absent, skipped, shortened (see `retrieval.shortened.shortened_summary`), provenance. "all" takes the
-    queries of all directions together, under a common threshold.
+    Returns: the content of the results file: model, benchmark, max_reasoning_tokens; "cost", kind of query → timed
+    (records) and for each way seconds, items_per_second (medians of the rounds) and tokens_per_item; "directions",
+    direction or "all" → queries, gallery, source, "curves" (products' way → `gate_curve`) and "aligned"
+    (`aligned_space`); "words", a summary in sentences; absent, skipped, shortened (see
+    `retrieval.shortened.shortened_summary`), provenance. "all" pools the queries of all directions, with a common
+    threshold.
 
     Raises:
         TableError: no such split, or no direction that can be searched.
@@ -124,20 +126,19 @@ def measure_gate(
     started = time.monotonic()
     sides = _Sides(model, processor, chosen, options)
     absent: dict[str, str] = {}
-    found = {name: sides.ask(name, absent) for name in DIRECTIONS}
-    asked = {name: one for name, one in found.items() if one is not None}
-    if not asked:
+    outcomes = {name: outcome for name in DIRECTIONS if (outcome := sides.search(name, absent)) is not None}
+    if not outcomes:
         raise TableError(f"{tables.name}: no direction can be searched; {'; '.join(absent.values())}")
     bootstrap = {"resamples": options.resamples, "seed": options.seed}
     directions = {
         name: {
-            "queries": len(one.tokens),
-            "gallery": one.gallery,
-            "source": one.source,
-            "curves": {way: gate_curve(one, way, **bootstrap) for way in WAYS},
-            "aligned": aligned_space(one, **bootstrap),
+            "queries": len(outcome.tokens),
+            "gallery": outcome.gallery,
+            "source": outcome.source,
+            "curves": {way: gate_curve(outcome, way, **bootstrap) for way in WAYS},
+            "aligned": aligned_space(outcome, **bootstrap),
         }
-        for name, one in {ALL: _together(list(asked.values())), **asked}.items()
+        for name, outcome in {ALL: _pooled(list(outcomes.values())), **outcomes}.items()
     }
     results: dict[str, Any] = {
         "model": model_name,
@@ -149,7 +150,7 @@ def measure_gate(
         "skipped": sides.skipped(),
         "shortened": sides.shortened(),
     }
-    results["words"] = in_words(results)
+    results["words"] = summary_sentences(results)
     results["provenance"] = provenance(
         options.seed,
         split=options.split,
@@ -164,27 +165,30 @@ def measure_gate(
     return results
 
 
-def gate_curve(asked: Asked, products: str, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
-    """What comes of it when the unsure share of the queries reasons, for shares of 0, 5, … 100 per cent.
+def gate_curve(
+    outcome: DirectionOutcome, products: str, *, resamples: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Compute recall and cost if the unsure share of the queries reasons, for shares of 0, 5, … 100 per cent.
 
-    A query reasons when its margin is below the threshold: at share s the threshold is the (⌊s·Q⌋ + 1)-th smallest margin, at
-    the end just above the largest. Beside the recall stands that of a coin which lets the same share reason whoever they are:
-    `coin = (1 − s)·R(none) + s·R(generate)`. Only where the gate lies above the coin does the margin say who needs it.
-    `items_per_second = Q / Σ_q (seconds_none + reasoned_q · (seconds_generate − seconds_none))`, from the measured seconds of
-    both ways: `embed(reasoning="auto")` reads a prompt once, and writing on costs what "generate" costs beyond "none". It is
-    exact where time goes with the number of rows; a device that a few rows do not fill saves less.
+    A query reasons if its margin is below the threshold: at share s the threshold is the (⌊s·Q⌋ + 1)-th smallest
+    margin, and at the end just above the largest. For comparison, a coin lets the same share of queries reason at
+    random: `coin = (1 − s)·R(none) + s·R(generate)`. The margin is useful only if the gate's recall is above the
+    coin's. `items_per_second = Q / Σ_q (seconds_none + reasoned_q · (seconds_generate − seconds_none))`, from the
+    measured seconds of both ways: `embed(reasoning="auto")` reads a prompt once, and writing costs the difference
+    between "generate" and "none". This is exact if time is proportional to the number of rows; a device that a few rows
+    do not fill saves less.
 
     Args:
-        asked: one direction.
-        products (`str`): whether the products reasoned: "none" or "generate".
-        resamples, seed (`int`): of the bootstrap. Default 1000 and 0.
+        outcome: the results of one direction.
+        products (`str`): the products' way: "none" or "generate".
+        resamples, seed (`int`): samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: for each quantile: quantile, threshold, share (that reasoned), R@1, R@10, their 95 % intervals and coins,
-    items_per_second, tokens_per_query (written, over all queries). Equal margins reason together, so that a share may be below
-    its quantile.
+    Returns: for each quantile: quantile, threshold, share (of queries that reason), R@1, R@10, their 95 % intervals and
+    coins, items_per_second, tokens_per_query (written, over all queries). Queries with equal margins reason together,
+    so that a share can be below its quantile.
     """
-    margin_Q = asked.margins[products]
-    rank_Q = {way: asked.ranks[way, products] for way in WAYS}
+    margin_Q = outcome.margins[products]
+    rank_Q = {way: outcome.ranks[way, products] for way in WAYS}
     sorted_Q = np.sort(margin_Q)
     points = []
     for quantile in QUANTILES:
@@ -194,15 +198,15 @@ def gate_curve(asked: Asked, products: str, *, resamples: int = 1000, seed: int 
         reasoned_Q = margin_Q < threshold
         share = float(reasoned_Q.mean())
         mixed_Q = np.where(reasoned_Q, rank_Q["generate"], rank_Q["none"])
-        more_Q = asked.seconds["generate"] - asked.seconds["none"]
-        seconds = float((asked.seconds["none"] + reasoned_Q * more_Q).sum())
+        more_Q = outcome.seconds["generate"] - outcome.seconds["none"]
+        seconds = float((outcome.seconds["none"] + reasoned_Q * more_Q).sum())
         point: dict[str, Any] = {"quantile": quantile, "threshold": threshold if quantile else 0.0, "share": share}
         for k in CUTOFFS:
-            plain, thought = (recall_at(rank_Q[way], k) for way in WAYS)
+            plain, reasoned = (recall_at(rank_Q[way], k) for way in WAYS)
             point |= _recall(mixed_Q, k, resamples, seed)
-            point[f"R@{k}_coin"] = (1 - share) * plain + share * thought
+            point[f"R@{k}_coin"] = (1 - share) * plain + share * reasoned
         point["items_per_second"] = len(margin_Q) / seconds if seconds > 0 else None
-        point["tokens_per_query"] = float((asked.tokens * reasoned_Q).mean())
+        point["tokens_per_query"] = float((outcome.tokens * reasoned_Q).mean())
         points.append(point)
     return points
 
@@ -212,50 +216,50 @@ def _recall(rank_Q: np.ndarray, k: int, resamples: int, seed: int) -> dict[str, 
     return {f"R@{k}": recall_at(rank_Q, k), f"R@{k}_interval": list(interval)}
 
 
-def aligned_space(asked: Asked, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Recall of the four ways to search, and how far queries without reasoning lie behind before reasoned products.
+def aligned_space(outcome: DirectionOutcome, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Compute recall of the four ways to search, and how far un-reasoned queries are behind among reasoned products.
 
     Args:
-        asked: one direction.
-        resamples, seed (`int`): of the bootstrap. Default 1000 and 0.
+        outcome: the results of one direction.
+        resamples, seed (`int`): samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: "ways": "none→generate" (un-reasoned queries, reasoned products) and the three others → R@1, R@10 with 95 %
-    intervals; "difference": R@10 of none→generate minus generate→generate over the same queries, with its interval; "within":
-    whether it is not more than 2 points behind.
+    Returns: "ways": "none→generate" (queries without reasoning, products with reasoning) and the three others → R@1,
+    R@10 with 95 % intervals; "difference": R@10 of none→generate minus generate→generate over the same queries, with
+    its interval; "within": whether none→generate is at most 2 points behind.
     """
     ways = {
         f"{query}→{products}": {
             name: value
             for k in CUTOFFS
-            for name, value in _recall(asked.ranks[query, products], k, resamples, seed).items()
+            for name, value in _recall(outcome.ranks[query, products], k, resamples, seed).items()
         }
         for query in WAYS
         for products in WAYS
     }
-    thought, plain = (asked.ranks[way, "generate"] <= 10 for way in ("generate", "none"))
-    difference = paired_difference(thought, plain, resamples=resamples, seed=seed)
-    behind = int(thought.sum()) - int(plain.sum())
+    reasoned, plain = (outcome.ranks[way, "generate"] <= 10 for way in ("generate", "none"))
+    difference = paired_difference(reasoned, plain, resamples=resamples, seed=seed)
+    behind = int(reasoned.sum()) - int(plain.sum())
     return {"ways": ways, "difference": difference, "within": behind <= WITHIN * len(plain) + 1e-9}
 
 
-def _together(asked: Sequence[Asked]) -> Asked:
-    """The queries of all directions as if they were one."""
+def _pooled(outcomes: Sequence[DirectionOutcome]) -> DirectionOutcome:
+    """Pool the queries of all directions."""
 
     def join(parts: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate(list(parts))
 
-    return Asked(
-        ranks={pair: join([one.ranks[pair] for one in asked]) for pair in asked[0].ranks},
-        margins={way: join([one.margins[way] for one in asked]) for way in WAYS},
-        tokens=join([one.tokens for one in asked]),
-        seconds={way: join([one.seconds[way] for one in asked]) for way in WAYS},
-        gallery=max(one.gallery for one in asked),
-        source="queries and products" if len({one.source for one in asked}) > 1 else asked[0].source,
+    return DirectionOutcome(
+        ranks={pair: join([outcome.ranks[pair] for outcome in outcomes]) for pair in outcomes[0].ranks},
+        margins={way: join([outcome.margins[way] for outcome in outcomes]) for way in WAYS},
+        tokens=join([outcome.tokens for outcome in outcomes]),
+        seconds={way: join([outcome.seconds[way] for outcome in outcomes]) for way in WAYS},
+        gallery=max(outcome.gallery for outcome in outcomes),
+        source="queries and products" if len({outcome.source for outcome in outcomes}) > 1 else outcomes[0].source,
     )
 
 
 class _Sides:
-    """Queries by kind, and products, each without and with reasoning."""
+    """The queries by kind and the products, each without and with reasoning."""
 
     def __init__(self, model: Any, processor: Any, tables: ProductTables, options: GateOptions) -> None:
         self.tables, self.options = tables, options
@@ -274,7 +278,7 @@ class _Sides:
             own = [row for row in tables.queries if row.type == kind]
             if not own and kind not in _OWN_FORMS:
                 continue
-            # Where products' own parts stand in for queries, the caches of products ask.
+            # If parts of products replace queries, the caches of products also provide the queries.
             self.queries[kind] = {way: cache(own, way, query_reasoning=way) for way in WAYS} if own else self.products
             self._encode(kind, bool(own))
 
@@ -297,7 +301,7 @@ class _Sides:
     def _timed(
         self, caches: Mapping[str, VectorCache], records: Sequence[dict[str, Any]], form: Mapping[str, str]
     ) -> dict[str, dict[str, Any]]:
-        """Median seconds of each way over the rounds, in which the ways take turns in going first; one round is not counted."""
+        """Return the median seconds of each way over the rounds, without the first; the ways go first in turn."""
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for number in range(self.options.rounds + 1):
             for way in WAYS if number % 2 else reversed(WAYS):
@@ -308,14 +312,14 @@ class _Sides:
                 started = time.perf_counter()
                 encode(cache.model, cache.processor, records, reasoning=way, **form, **settings)
                 seconds[way].append(time.perf_counter() - started)
-        medians = {way: statistics.median(found[1:]) for way, found in seconds.items()}
+        medians = {way: statistics.median(measured[1:]) for way, measured in seconds.items()}
         return {
-            way: {"seconds": found, "items_per_second": len(records) / found if records else None}
-            for way, found in medians.items()
+            way: {"seconds": median, "items_per_second": len(records) / median if records else None}
+            for way, median in medians.items()
         }
 
-    def ask(self, name: str, absent: dict[str, str]) -> Asked | None:
-        """One direction, or None where it cannot be searched."""
+    def search(self, name: str, absent: dict[str, str]) -> DirectionOutcome | None:
+        """Search in one direction; return None, and the reason in `absent`, if that is not possible."""
         kind, _ = DIRECTIONS[name]
         if kind not in self.queries:
             absent[name] = f"the data has no queries of type {kind!r}"
@@ -331,19 +335,19 @@ class _Sides:
                 searches[query, products] = search
         first = searches["none", "none"]
         if len(first.gallery) < 2:
-            absent[name] = "the gallery has one product: nothing to be unsure of"
+            absent[name] = "the gallery has one product, so that no query can be unsure"
             return None
-        if any(one.asked != first.asked or one.positives != first.positives for one in searches.values()):
+        if any(other.indices != first.indices or other.positives != first.positives for other in searches.values()):
             raise TableError(
-                f"{name}: other records could be encoded with reasoning than without: they cannot be compared"
+                f"{name}: found different records that could be encoded with and without reasoning; expected the same"
             )
         encoded = self.encoded[kind]["generate"]
         written = dict(zip(encoded.kept, encoded.tokens or [], strict=True))
-        count = len(first.asked)
-        return Asked(
+        count = len(first.indices)
+        return DirectionOutcome(
             ranks={pair: search.ranks() for pair, search in searches.items()},
             margins={way: _margins(searches["none", way]) for way in WAYS},
-            tokens=np.asarray([written[index] for index in first.asked]),
+            tokens=np.asarray([written[index] for index in first.indices]),
             seconds={
                 way: np.full(count, self.cost[kind][way]["seconds"] / max(1, self.cost[kind]["timed"])) for way in WAYS
             },
@@ -352,29 +356,30 @@ class _Sides:
         )
 
     def skipped(self) -> list[dict[str, Any]]:
-        """What could not be encoded, each product or query once."""
-        caches = [*self.products.values(), *(cache for ways in self.queries.values() for cache in ways.values())]
-        found = {(one["kind"], one["id"]): one for cache in caches for one in cache.skipped()}
-        return list(found.values())
+        """Return the products and queries that could not be encoded, each once."""
+        records = {(record["kind"], record["id"]): record for cache in self._caches() for record in cache.skipped()}
+        return list(records.values())
 
     def shortened(self) -> dict[str, Any]:
-        """What was cut or made smaller, each part of a product or query once."""
-        caches = [*self.products.values(), *(cache for ways in self.queries.values() for cache in ways.values())]
-        return shortened_summary(one for cache in caches for one in cache.shortened())
+        """Return a summary of what was cut or resized, each part of a product or query once."""
+        return shortened_summary(entry for cache in self._caches() for entry in cache.shortened())
+
+    def _caches(self) -> list[VectorCache]:
+        return [*self.products.values(), *(cache for ways in self.queries.values() for cache in ways.values())]
 
 
 def _margins(search: Search) -> np.ndarray:
-    """The margin of each query; of one that has a single product left to find, the largest there is."""
+    """Return the margin of each query; the largest possible one for a query with a single candidate."""
     vectors = torch.from_numpy(np.ascontiguousarray(search.vectors))
     return MarginGate(search.gallery).margins(vectors, search.repeated).clamp(max=2).numpy()
 
 
 def gate_files(output: Path) -> tuple[Path, Path, Path]:
-    """Return the results file and beside it the page and the picture; all of them can be written.
+    """Return the paths of numbers (.json), tables (.md) and curves (.png), and check that they can be written.
 
     Raises:
-        OptionError: no .json file.
-        OutputError: what cannot be written.
+        OptionError: another suffix than .json.
+        OutputError: a file that cannot be written.
     """
     if output.suffix != ".json":
         raise OptionError(f"--output {output}; expected a .json file")
@@ -385,7 +390,7 @@ def gate_files(output: Path) -> tuple[Path, Path, Path]:
 
 
 def write_gate(results: dict[str, Any], output: Path) -> None:
-    """Write what was measured: numbers (.json), tables (.md) and curves (.png).
+    """Write results: numbers (.json), tables (.md) and curves (.png).
 
     Args:
         results: from `measure_gate`.

@@ -1,4 +1,4 @@
-"""The gate's results in sentences, as tables and as curves."""
+"""Write the gate's results as sentences, tables and curves."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SHOWN = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _ABSENT = "–"
 
 
-def in_words(results: Mapping[str, Any]) -> list[str]:
-    """What came out, over the queries of all directions together, from the numbers alone.
+def summary_sentences(results: Mapping[str, Any]) -> list[str]:
+    """Summarise the results over the queries of all directions in sentences.
 
     Args:
-        results: as `evaluation.gate.measure_gate` makes them; "words" is not read.
+        results: from `evaluation.gate.measure_gate`; "words" is not read.
 
-    Returns: for each kind of products what reasoning, the gate and a coin give; then how far apart the spaces are, and in which
-    single directions un-reasoned queries are more than 2 points behind.
+    Returns: for products without and with reasoning the recall with reasoning, with the gate and with a coin; then the
+    difference between the spaces, and the directions in which queries without reasoning are more than 2 points behind.
     """
     whole = results["directions"][ALL]
     sentences = []
@@ -39,41 +39,42 @@ def in_words(results: Mapping[str, Any]) -> list[str]:
             for point in (by_quantile[0.25], by_quantile[0.5])
         ]
         sentences.append(
-            f"{_TITLES[way]}: R@10 is {_percent(first['R@10'])} % without reasoning queries and {_percent(last['R@10'])} % when "
-            f"all reason; {'; '.join(parts)}."
+            f"{_TITLES[way]}: R@10 is {_percent(first['R@10'])} % without reasoning queries and "
+            f"{_percent(last['R@10'])} % if all reason; {'; '.join(parts)}."
         )
-    return [*sentences, *_aligned_words(results["directions"])]
+    return [*sentences, _alignment_sentence(results["directions"])]
 
 
-def _aligned_words(directions: Mapping[str, Any]) -> list[str]:
+def _alignment_sentence(directions: Mapping[str, Any]) -> str:
     aligned = directions[ALL]["aligned"]
     plain, thought = (aligned["ways"][f"{way}→generate"]["R@10"] for way in ("none", "generate"))
     low, high = aligned["difference"]["interval"]
-    said = "not more than 2 points behind" if aligned["within"] else "more than 2 points behind"
-    outside = [_arrow(name) for name, one in directions.items() if name != ALL and not one["aligned"]["within"]]
+    distance = "not more than 2 points behind" if aligned["within"] else "more than 2 points behind"
+    outside = [_arrow(name) for name, found in directions.items() if name != ALL and not found["aligned"]["within"]]
     more = f"more than 2 points behind in: {', '.join(outside)}" if outside else "nor in any single direction"
-    return [
-        f"Before reasoned products un-reasoned queries find {_percent(plain)} % at R@10 and reasoned ones {_percent(thought)} %: "
-        f"{_points(aligned['difference']['difference'])} points ({_points(low)} to {_points(high)}), {said}"
+    return (
+        f"Among reasoned products, un-reasoned queries find {_percent(plain)} % at R@10 and reasoned ones "
+        f"{_percent(thought)} %: {_points(aligned['difference']['difference'])} points "
+        f"({_points(low)} to {_points(high)}), {distance}"
         f"{', ' if aligned['within'] and not outside else '; '}{more}."
-    ]
+    )
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: sentences, the four ways to search, the cost of a query, and a curve a direction.
+    """Return the results as Markdown: sentences, the four ways to search, the cost of a query, and curves.
 
     Args:
-        results: as `evaluation.gate.measure_gate` makes them.
+        results: from `evaluation.gate.measure_gate`.
     """
     name = Path(results["model"]).name or results["model"]
     parts = [
         f"# Thinking when unsure: {name} on {results['benchmark']}",
         "\n".join(f"- {sentence}" for sentence in results["words"]),
-        f"Reasoning of at most {results['max_reasoning_tokens']} tokens; R@10 in per cent with 95 % bootstrap intervals over "
-        "queries. A coin: the same share reasons, drawn without looking.",
+        f"Reasoning of at most {results['max_reasoning_tokens']} tokens; R@10 in per cent with 95 % bootstrap "
+        "intervals over queries. A coin: the same share of queries reasons, drawn at random.",
         "## One space: queries → products",
         _aligned_table(results["directions"]),
-        "## What a query costs",
+        "## Cost of a query",
         _cost_table(results["cost"]),
     ]
     for direction, found in results["directions"].items():
@@ -159,16 +160,16 @@ _COLOURS = {"none": BLUE, "generate": GREEN}
 
 
 def draw_curves(results: Mapping[str, Any], path: str | Path) -> Path:
-    """Draw R@10 against the share of queries that reasons, one panel a direction, with the coin's line dashed.
+    """Draw R@10 against the share of queries that reason, one panel per direction, with the coin's line dashed.
 
     Args:
-        results: as `evaluation.gate.measure_gate` makes them.
-        path: where the PNG is written.
+        results: from `evaluation.gate.measure_gate`.
+        path: the PNG file to write.
     """
     directions = results["directions"]
     name = Path(results["model"]).name or results["model"]
     heading = f"Thinking when unsure: {name} on {results['benchmark']}"
-    note = "R@10, %, against the share of queries that reasons, the least sure first; dashed: a coin of that share"
+    note = "R@10, %, against the share of queries that reason, the least sure first; dashed: a coin of that share"
     titles = [f"{_arrow(direction)}, {found['queries']} queries" for direction, found in directions.items()]
     with panels(path, heading, note, titles) as chart:
         for axes, found in zip(chart.axes, directions.values(), strict=True):
@@ -192,7 +193,7 @@ def _draw_panel(axes: Axes, curves: Mapping[str, Any]) -> None:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """The part of 0 … 1 that the curves take, at least 5 points high."""
+    """Return the part of 0 … 1 that the curves cover, at least 5 points high."""
     least, most = min(values), max(values)
     room = max(0.1 * (most - least), 0.5 * (0.05 - (most - least)), 0.005)
     return max(0.0, least - room), min(1.0, most + room)

@@ -1,12 +1,12 @@
-"""What a vector was read from: attention over pictures and words, modality gates, written attributes; one PNG an item.
+"""Explain what a vector is read from: attention over pictures and words, gates, written attributes; as PNG files.
 
     moon3 heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
         [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
 
-MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. How rows, heads and layers are averaged, and how the
-result is normalised, is our design; see `explain`.
+MOON's heat maps (arXiv 2508.11999 §5.4) show attention over image and text. The averaging over rows, heads and layers
+and the normalisation are our design; see `explain`.
 
-Shape suffixes: T tokens of the item, R tokens that are read, A heads, W words.
+Shape suffixes: T tokens of the product or query, R tokens that the vector is read from, A heads, W words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import ImageFont
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-import evaluation.baselines  # noqa: F401 - makes its models known
+import evaluation.baselines  # noqa: F401 - registers their models
 from evaluation.explanation import Explanation, PictureHeat
 from evaluation.heatmap_drawing import draw_explanation, save_explanation
 from modeling_moon.tokens_moon import readable_tokens
@@ -48,7 +48,7 @@ REASONING = ("none", "generate", "given")
 FIRST_TOKEN, INSTRUCTION, TEMPLATE = "first token", "instruction", "template and markers"
 READ_TOKEN, WRITTEN = "read-out token", "reasoning"
 _CORE_CROP = "core crop"
-_CONTROL, _REPLACEMENT = "\0", "\ufffd"  # what stands for a control token, and for a part of a character
+_CONTROL, _REPLACEMENT = "\0", "\ufffd"  # placeholders of a control token and of a part of a character
 INDEX_FILE = "index.json"
 Picture = tuple[str, np.ndarray, tuple[int, int]]  # name, pixels, rows and columns of image tokens
 
@@ -58,12 +58,12 @@ Picture = tuple[str, np.ndarray, tuple[int, int]]  # name, pixels, rows and colu
 # ---------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Compute attention with the "eager" implementation, which alone has the weights at hand, and restore what was set.
+    """Use the "eager" implementation of attention, the only one that returns weights, and restore the previous ones.
 
     Args:
-        model: its own choice and those of its parts (which may differ) are restored, after an error too.
+        model: the model; its implementation and those of its parts, which can differ, are restored even after an error.
     """
-    # Parents come before their parts, so that what setting a parent changes in its parts is put right after it.
+    # Parents come before their parts, since restoring a parent also changes its parts.
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
@@ -83,57 +83,59 @@ def explain(
     layers: Sequence[int] | None = None,
     relative: bool = False,
 ) -> list[Explanation]:
-    r"""What the vectors of records were read from.
+    r"""Explain what the vectors of records are read from.
 
-    `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those of
-    the tokens that the vector is read from: one for the read-outs "emb" and "last", every attended token's for "mean".
-    Our design, after MOON's heat maps (arXiv 2508.11999 §5.4). a sums to 1 over the tokens; `shares` are its sums over sets of
-    tokens. The first tokens of a text draw attention whatever they say (attention sinks, arXiv 2309.17453): the first has a
-    share of its own, and heat and word weights are normalised apart, within the image tokens and within the words.
+    `a_k = mean over layers, heads and rows r of A[r, k]`, where A is a decoder layer's attention and the rows are those
+    of the tokens that the vector is read from: one for the read-outs "emb" and "last", all attended tokens for "mean".
+    Our design, after MOON's heat maps (arXiv 2508.11999 §5.4). a sums to 1 over the tokens; `shares` are its sums over
+    sets of tokens. The first tokens of a text attract attention regardless of their content (attention sinks, arXiv
+    2309.17453): therefore the first token is a separate set, and heat and word weights are normalised separately,
+    within the image tokens and within the words.
 
-    With a mean read-out a token is seen by itself and later tokens only, so that early tokens get more even where attention
-    is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is normalised (not
-    in `shares`); where one row is read, u is the same for all tokens and nothing changes.
+    With a mean read-out, only a token itself and later tokens attend to it, so that early tokens get more even if
+    attention is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is
+    normalised (not in `shares`); with a single row, u is the same for all tokens and nothing changes.
 
-    Of a model with fusion (MOON3.0, arXiv 2604.00513), a is the decoder's attention; what the fusion itself takes from
-    pictures and title is in `gates`. Written reasoning is part of the text that `<emb>` looks back on and has its own share.
+    For a model with fusion (MOON3.0, arXiv 2604.00513), a is the decoder's attention; `gates` holds the weights of
+    pictures and title in the fusion. Written reasoning precedes `<emb>` in the text and is a separate set.
 
     Args:
         model: a MoonModel, or a MoonForConditionalGeneration.
         processor: its MoonProcessor.
-        records: product and query records, as the processor's `records=`; with reasoning="given" they bear it.
+        records: product and query records, as the processor's `records=`; with reasoning="given" they contain it.
         reasoning (`str`): "none"; "generate": the model writes attributes first; "given": those of the record's field
             "reasoning". Default "none".
         layers (`Sequence[int]` or `None`): decoder layers to average. Default: all.
         relative (`bool`): whether heat and word weights are relative to uniform attention. Default False.
 
     Raises:
-        ValueError: no Moon, another reasoning, a layer that is not there, reasoning of a model that cannot.
+        ValueError: another model than a Moon, another reasoning, a layer that does not exist, or reasoning with a model
+            that does not reason.
         ProductError: a record that cannot be used.
 
-    Relations: `draw_explanation` and `Explanation.save` draw it. One item is computed at a time: eager attention takes
-    heads × T² numbers a layer, and one layer's are held at a time.
+    Relations: `draw_explanation` and `save_explanation` draw the result. Records are computed one at a time: eager
+    attention needs heads × T² numbers per layer, and only one layer is in memory at a time.
     """
     encoder = getattr(model, "model", model)
     if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
-        raise OptionError(f"{type(model).__name__} has no joint attention to explain; expected a Moon model")
+        raise OptionError(f"model: found {type(model).__name__}, which has no joint attention; expected a Moon model")
     if reasoning not in REASONING:
         raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(REASONING)}")
     if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
         raise OptionError(
-            f"reasoning={reasoning!r}, but this model writes none (its max_reasoning_tokens is None); expected 'none'"
+            f"reasoning={reasoning!r}, but this model does not reason (max_reasoning_tokens is None); expected 'none'"
         )
-    chosen = _chosen_layers(layers, model.config.text_config.num_hidden_layers)
+    chosen = _select_layers(layers, model.config.text_config.num_hidden_layers)
     was_training = encoder.training
     encoder.eval()
     try:
         with torch.inference_mode():
-            return [_explain_one(model, processor, record, reasoning, chosen, relative) for record in records]
+            return [_explain_record(model, processor, record, reasoning, chosen, relative) for record in records]
     finally:
         encoder.train(was_training)
 
 
-def _chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def _select_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(depth))
     wrong = [layer for layer in layers if isinstance(layer, bool) or layer not in range(depth)]
@@ -142,13 +144,14 @@ def _chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return tuple(sorted(set(layers)))
 
 
-def _explain_one(
+def _explain_record(
     model: Any, processor: Any, record: Mapping[str, Any], reasoning: str, layers: tuple[int, ...], relative: bool
 ) -> Explanation:
     encoder = getattr(model, "model", model)
     inputs, written = _inputs(model, processor, record, reasoning)
     ids_T = inputs["input_ids"][0].cpu().numpy()
-    readable_T = _readable(encoder, inputs)
+    readable_1T = readable_tokens(inputs["attention_mask"], encoder.config, inputs["input_ids"])
+    readable_T = readable_1T[0].cpu().numpy()
     attention_T, output = _read_attention(encoder, inputs, np.flatnonzero(readable_T), layers)
     pictures = _pictures(inputs, processor, record)
     words, parts, word_of_T = _words(ids_T, processor, record, has_pictures=bool(pictures))
@@ -164,7 +167,7 @@ def _explain_one(
     gates = getattr(output, "modality_gates", None)
     product = is_product(record)
     return Explanation(
-        item=str(record.get("id", "product" if product else "query")),
+        record_id=str(record.get("id", "product" if product else "query")),
         kind="product" if product else "query",
         readout=encoder.config.readout,
         layers=layers,
@@ -187,7 +190,7 @@ def _explain_one(
 def _inputs(
     model: Any, processor: Any, record: Mapping[str, Any], reasoning: str
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """The model's tensors for one record, with the reasoning in `input_ids` where it is asked for, and the reasoning read."""
+    """Return the model's tensors for a record, with any reasoning in `input_ids`, and the parsed reasoning or None."""
     options = {"reasoning": "given"} if reasoning == "given" else {}
     batch = processor(records=[record], return_tensors="pt", **options)
     parameter = next(model.parameters())
@@ -196,26 +199,22 @@ def _inputs(
         for name, value in batch.items()
     }
     if reasoning == "generate":
-        found = model.embed([record], reasoning="generate", processor=processor)
-        ids_1T = found.input_ids[:, found.attention_mask[0].bool()]
+        output = model.embed([record], reasoning="generate", processor=processor)
+        ids_1T = output.input_ids[:, output.attention_mask[0].bool()]
         image_1T = (ids_1T == model.config.image_token_id).long()
         inputs |= {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "mm_token_type_ids": image_1T}
-        return inputs, found.reasoning[0]
+        return inputs, output.reasoning[0]
     if reasoning == "given":
         ids_T = inputs["input_ids"][0].cpu().numpy()
-        start, _ = _reasoning_place(ids_T, model.config)
+        start, _ = _reasoning_span(ids_T, model.config)
         return inputs, processor.read_reasoning(ids_T[None, start:])[0]
     return inputs, None
-
-
-def _readable(encoder: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    return readable_tokens(inputs["attention_mask"], encoder.config, inputs["input_ids"])[0].cpu().numpy()
 
 
 def _read_attention(
     encoder: Any, inputs: Mapping[str, torch.Tensor], rows_R: np.ndarray, layers: tuple[int, ...]
 ) -> tuple[np.ndarray, Any]:
-    """a (T,) float64 of one item, and the model's output. Each layer's weights are averaged as soon as they are there."""
+    """Return a (T,) float64 of one record, and the model's output; each layer's weights are averaged immediately."""
     rows = torch.from_numpy(rows_R).to(inputs["input_ids"].device)
     means: list[torch.Tensor] = []
 
@@ -234,10 +233,10 @@ def _read_attention(
 
 
 def _uniform(readable_T: np.ndarray) -> np.ndarray:
-    """u (T,): what each token would get if every token that is read attended equally to all that it sees."""
+    """Return u (T,): the attention that each token gets if all rows attend equally to all tokens that they see."""
     per_row_T = np.where(readable_T, 1 / (1 + np.arange(len(readable_T))), 0.0)
     uniform_T = np.cumsum(per_row_T[::-1])[::-1] / readable_T.sum()
-    return np.where(uniform_T > 0, uniform_T, 1.0)  # what no row sees has no attention either
+    return np.where(uniform_T > 0, uniform_T, 1.0)  # tokens that no row sees get no attention
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
@@ -246,10 +245,10 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which token is what
+# The meaning of tokens
 # ---------------------------------------------------------------------------------------------------------------------
 def _pictures(inputs: Mapping[str, torch.Tensor], processor: Any, record: Mapping[str, Any]) -> list[Picture]:
-    """Name, pixels and (rows, columns) of tokens of each picture, in the order of the model's input."""
+    """Return name, pixels and (rows, columns) of tokens of each picture, in the order of the model's input."""
     if "image_grid_thw" not in inputs:
         return []
     grids = inputs["image_grid_thw"].cpu().tolist()
@@ -266,7 +265,7 @@ def _pictures(inputs: Mapping[str, torch.Tensor], processor: Any, record: Mappin
 
 
 def _pixels(patches: np.ndarray, rows: int, columns: int, settings: Any) -> np.ndarray:
-    """The picture (height, width, 3) uint8 whose patches these are: the processor's steps backwards."""
+    """Reconstruct a picture (height, width, 3) uint8 from its patches by the inverse of the processor's steps."""
     patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
     first = patches.reshape(rows // merge, columns // merge, merge, merge, 3, frames, patch, patch)[:, :, :, :, :, 0]
     values = first.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
@@ -280,9 +279,9 @@ def _pixels(patches: np.ndarray, rows: int, columns: int, settings: Any) -> np.n
 def _words(
     ids_T: np.ndarray, processor: Any, record: Mapping[str, Any], *, has_pictures: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
-    """The words of the item's text, the part of each, and the word (T,) of each token, -1 for none."""
+    """Return the words of a record's text, the part of each, and the word (T,) of each token, -1 for none."""
     tokenizer = processor.tokenizer
-    start, end = _text_place(ids_T, tokenizer, processor, has_pictures)
+    start, end = _text_span(ids_T, tokenizer, processor, has_pictures)
     pieces = _pieces(ids_T, start, end, tokenizer)
     characters = [(character, number) for number, (text, _) in enumerate(pieces) for character in text]
     part_of = _parts_of([character for character, _ in characters], record)
@@ -292,26 +291,26 @@ def _words(
     before = " "
     for (character, number), part in zip(characters, part_of, strict=True):
         if not character.isspace() and character != _CONTROL:
-            fresh = before.isspace() or before == _CONTROL or parts[-1] != part
+            starts_word = before.isspace() or before == _CONTROL or parts[-1] != part
             tokens = pieces[number][1]
             first_of_token = word_of_T[tokens[0]] < 0
-            if fresh or (first_of_token and (_is_wide(character) or _is_wide(before))):
+            if starts_word or (first_of_token and (_is_wide(character) or _is_wide(before))):
                 words.append("")
                 parts.append(part)
             words[-1] += character
-            if first_of_token:  # a token that ends one word and begins the next counts for the one that it ends
+            if first_of_token:  # a token that ends one word and begins the next counts for the first
                 word_of_T[tokens] = len(words) - 1
         before = character
     return tuple(words), tuple(parts), word_of_T
 
 
 def _is_wide(character: str) -> bool:
-    """Whether a character is of a script that is written without spaces (Chinese, Japanese, …)."""
+    """Return whether a character belongs to a script that is written without spaces (Chinese, Japanese, …)."""
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def _text_place(ids_T: np.ndarray, tokenizer: Any, processor: Any, has_pictures: bool) -> tuple[int, int]:
-    """From where to where the item's text stands: after its pictures or the user's header, before the turn's end."""
+def _text_span(ids_T: np.ndarray, tokenizer: Any, processor: Any, has_pictures: bool) -> tuple[int, int]:
+    """Return start and end of a record's text: after its pictures or the user's header, and before the turn's end."""
     start_id, end_id = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
     if has_pictures:
         after = tokenizer.convert_tokens_to_ids(processor.vision_end_token)
@@ -324,7 +323,7 @@ def _text_place(ids_T: np.ndarray, tokenizer: Any, processor: Any, has_pictures:
 
 
 def _pieces(ids_T: np.ndarray, start: int, end: int, tokenizer: Any) -> list[tuple[str, list[int]]]:
-    """Text and positions of each token; tokens that only together make a character are one piece."""
+    """Return text and positions of each token; tokens that only together form a character are one piece."""
     control = set(tokenizer.added_tokens_decoder)
     pieces: list[tuple[str, list[int]]] = []
     waiting: list[int] = []
@@ -343,9 +342,9 @@ def _pieces(ids_T: np.ndarray, start: int, end: int, tokenizer: Any) -> list[tup
 
 
 def _parts_of(characters: Sequence[str], record: Mapping[str, Any]) -> list[str]:
-    """The part of the text that each character belongs to, by comparison with the record; a part may have been cut.
+    """Return the part of the text that each character belongs to, by comparison with the record; parts can be cut off.
 
-    Whitespace does not count, because the processor puts some into control tokens that stand in a user's text.
+    White space is ignored, because the processor inserts some into control tokens in a user's text.
     """
     if not is_product(record):
         return ["text"] * len(characters)
@@ -353,35 +352,35 @@ def _parts_of(characters: Sequence[str], record: Mapping[str, Any]) -> list[str]
     known = [("title", text.title), ("category", text.category)]
     known += [("attributes", pair) for pair in text.attributes] + [("description", text.description)]
     parts = ["text"] * len(characters)
-    written = [at for at, character in enumerate(characters) if not character.isspace()]
+    remaining = [place for place, character in enumerate(characters) if not character.isspace()]
     for name, whole in known:
         wanted = "".join(whole.split())
-        while wanted and written and characters[written[0]] == _CONTROL:  # the marker that opens a part
-            written.pop(0)
-        here = "".join(characters[at] for at in written)
-        if name == "attributes":  # each pair stands whole or not at all, after the sign between two pairs
-            wanted = next((one for one in (wanted, ";" + wanted) if wanted and here.startswith(one)), "")
-        same = len(os.path.commonprefix([wanted, here]))
-        for at in written[:same]:
-            parts[at] = name
-        written = written[same:]
+        while wanted and remaining and characters[remaining[0]] == _CONTROL:  # the marker that opens a part
+            remaining.pop(0)
+        rest = "".join(characters[place] for place in remaining)
+        if name == "attributes":  # a pair is complete or missing, and follows a separator
+            wanted = next((start for start in (wanted, ";" + wanted) if wanted and rest.startswith(start)), "")
+        same = len(os.path.commonprefix([wanted, rest]))
+        for place in remaining[:same]:
+            parts[place] = name
+        remaining = remaining[same:]
     return parts
 
 
 def _template_sets(ids_T: np.ndarray, processor: Any, config: Any, readable_T: np.ndarray) -> np.ndarray:
-    """The set (T,) of each token that is neither a word of the item nor of a picture."""
+    """Return the set (T,) of each token that belongs neither to a word nor to a picture."""
     set_of_T = np.full(len(ids_T), TEMPLATE, dtype=object)
     turn_ends = np.flatnonzero(ids_T == processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
     set_of_T[: turn_ends[0]] = INSTRUCTION
-    set_of_T[slice(*_reasoning_place(ids_T, config))] = WRITTEN
+    set_of_T[slice(*_reasoning_span(ids_T, config))] = WRITTEN
     if config.readout != "mean":
         set_of_T[np.flatnonzero(readable_T)[-1]] = READ_TOKEN
     set_of_T[0] = FIRST_TOKEN
     return set_of_T
 
 
-def _reasoning_place(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
-    """From where to where reasoning stands, its opening and closing tokens left out; (0, 0) where there is none."""
+def _reasoning_span(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
+    """Return start and end of the reasoning without its opening and closing tokens; (0, 0) without reasoning."""
     start_id, end_id = (getattr(config, f"think_{side}_token_id", None) for side in ("start", "end"))
     opened = [] if start_id is None else np.flatnonzero(ids_T == start_id).tolist()
     if not opened:
@@ -392,24 +391,24 @@ def _reasoning_place(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A folder of pictures: one PNG an item, and an index
+# A folder of pictures: one PNG per record, and an index
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class HeatmapOptions:
-    """What to draw of a data set.
+    """Options for drawing heat maps of a data set.
 
     Args:
-        queries (`bool`): queries instead of products. Default False.
-        ids (`Sequence[str]` or `None`): these products (or queries), in this order. Default: all.
-        first (`int` or `None`): the first ones alone. Default: all.
-        reasoning (`str`): "none" or "generate": let the model write attributes first. Default "none".
+        queries (`bool`): draw queries instead of products. Default False.
+        ids (`Sequence[str]` or `None`): draw these products (or queries), in this order. Default: all.
+        first (`int` or `None`): draw this many of the first ones only. Default: all.
+        reasoning (`str`): "none", or "generate": the model writes attributes first. Default "none".
         layers (`Sequence[int]` or `None`): decoder layers to average. Default: all.
-        relative (`bool`): heat relative to uniform attention. Default False.
-        font (`Path` or `None`): font file, for scripts that Pillow's own font lacks.
-        overwrite (`bool`): draw again what is there. Default False.
+        relative (`bool`): show heat relative to uniform attention. Default False.
+        font (`Path` or `None`): font file, for scripts that Pillow's font lacks. Default: a font of the system.
+        overwrite (`bool`): draw existing pictures again. Default False.
 
     Raises:
-        OptionError: a number below 1, or a file that is no font.
+        OptionError: a number below 1, or a file that is not a font.
     """
 
     queries: bool = False
@@ -432,13 +431,13 @@ class HeatmapOptions:
 
     @property
     def kind(self) -> str:
-        """Of what the items are: "query" or "product"."""
+        """The kind of the records: "query" or "product"."""
         return "query" if self.queries else "product"
 
 
 @dataclass
 class _Index:
-    """The index file of a folder: how its pictures were made, what each says, and what could not be read."""
+    """The index file of a folder: settings and entries of its pictures, and records that could not be read."""
 
     path: Path
     settings: dict[str, Any]
@@ -447,11 +446,11 @@ class _Index:
 
     @classmethod
     def open(cls, folder: Path, settings: dict[str, Any], *, overwrite: bool) -> _Index:
-        """The index of a folder, with the entries of pictures that are there and were made in the same way.
+        """Open the index of a folder, with the entries of pictures that have the same settings.
 
         Raises:
-            ValueError: a folder whose pictures were made otherwise, unless they are to be made anew; an index.json that is
-                no index of heat maps.
+            ValueError: pictures with other settings without `overwrite`, or an index.json that is not an index of heat
+                maps.
         """
         path = folder / INDEX_FILE
         if not path.is_file():
@@ -461,8 +460,8 @@ class _Index:
         other = sorted(name for name in settings if before["settings"].get(name) != settings[name])
         if other and not overwrite:
             raise OptionError(
-                f"{folder} holds pictures made with another {', '.join(other)}; expected another --output, or "
-                "--overwrite, which removes them"
+                f"{folder}: found pictures with another {', '.join(other)}; expected another --output, or --overwrite, "
+                "which removes them"
             )
         if other:
             for entry in items.values():
@@ -470,20 +469,20 @@ class _Index:
             items = {}
         return cls(path, settings, items, [])
 
-    def has(self, item: str) -> bool:
-        """Whether an item's picture is there."""
-        return item in self.items and (self.path.parent / self.items[item]["file"]).is_file()
+    def has(self, record_id: str) -> bool:
+        """Return whether the picture of a record exists."""
+        return record_id in self.items and (self.path.parent / self.items[record_id]["file"]).is_file()
 
-    def file_of(self, item: str) -> str:
-        """The name of an item's picture: its id where that is a safe name and no other's, or else with a digest."""
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", item)[:100].strip(".") or "item"
-        taken = {entry["file"].casefold() for other, entry in self.items.items() if other != item}
-        if safe != item or f"{safe}.png".casefold() in taken:
-            safe = f"{safe}-{hashlib.sha256(item.encode()).hexdigest()[:8]}"
+    def file_of(self, record_id: str) -> str:
+        """Return the file name of a record's picture: its id, with a digest if the id is not a safe or unique name."""
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", record_id)[:100].strip(".") or "item"
+        taken = {entry["file"].casefold() for other, entry in self.items.items() if other != record_id}
+        if safe != record_id or f"{safe}.png".casefold() in taken:
+            safe = f"{safe}-{hashlib.sha256(record_id.encode()).hexdigest()[:8]}"
         return f"{safe}.png"
 
     def write(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         content = {"settings": self.settings, "items": list(self.items.values()), "unreadable": self.unreadable}
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -493,15 +492,15 @@ class _Index:
 def _read_index(path: Path) -> dict[str, Any]:
     accepted = f"expected another --output, or a folder without {INDEX_FILE}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise OptionError(f"{path}: not readable as JSON ({error}); {accepted}") from error
-    entries = found.get("items") if isinstance(found, dict) and isinstance(found.get("settings"), dict) else None
+        raise OptionError(f"{path}: not JSON ({error}); {accepted}") from error
+    entries = index.get("items") if isinstance(index, dict) and isinstance(index.get("settings"), dict) else None
     if not isinstance(entries, list) or not all(
-        isinstance(one, dict) and {"id", "file"} <= one.keys() for one in entries
+        isinstance(entry, dict) and {"id", "file"} <= entry.keys() for entry in entries
     ):
-        raise OptionError(f"{path}: no index that this command wrote; {accepted}")
-    return found
+        raise OptionError(f"{path}: not an index of heat maps; {accepted}")
+    return index
 
 
 def draw_heatmaps(
@@ -513,21 +512,21 @@ def draw_heatmaps(
     split: str = "test",
     device: str | None = None,
 ) -> dict[str, int]:
-    """Draw items of a data set, a PNG each and index.json; what is there already is kept.
+    """Draw a PNG for each product or query of a data set, and write index.json; existing pictures are kept.
 
     Args:
         checkpoint: folder or hub id of a Moon checkpoint.
         tables: the data set.
-        output: the folder; made where it is not there.
-        options: what to draw.
-        split (`str`): to take items from; "all" for every row. Default "test".
-        device (`str` or `None`): default: the first GPU, or else the CPU.
+        output: the output folder; it is made if missing.
+        options: the records to draw, and how.
+        split (`str`): the split to draw from; "all" for all products and queries. Default "test".
+        device (`str` or `None`): device of the model. Default: the first GPU, or else the CPU.
 
     Returns:
-        How many are "drawn", "kept" and "unreadable".
+        The numbers of "drawn", "kept" and "unreadable" records.
 
     Raises:
-        OptionError: nothing to draw, an id that is not there, a folder whose pictures were made otherwise.
+        OptionError: nothing to draw, an unknown id, or a folder with pictures that have other settings.
         OutputError: a folder that cannot be written.
         TableError: no such split.
         CheckpointError: a checkpoint that cannot be used.
@@ -546,10 +545,10 @@ def draw_heatmaps(
     }
     index = _Index.open(output, settings, overwrite=options.overwrite)
     wanted = [record for record in records if options.overwrite or not index.has(record["id"])]
-    how: dict[str, Any] = {"reasoning": options.reasoning, "layers": options.layers, "relative": options.relative}
-    for record in tqdm(wanted, desc="explain", unit=" items"):
+    arguments: dict[str, Any] = {name: getattr(options, name) for name in ("reasoning", "layers", "relative")}
+    for record in tqdm(wanted, desc="explain", unit=" records"):
         try:
-            (explanation,) = explain(model, processor, [record], **how)
+            (explanation,) = explain(model, processor, [record], **arguments)
         except ProductError as error:
             print(f"not drawn: {error}", file=sys.stderr)
             index.unreadable.append({"id": record["id"], "field": error.field, "reason": error.reason})
@@ -563,7 +562,7 @@ def draw_heatmaps(
 
 
 def _records(tables: ProductTables, split: str, options: HeatmapOptions) -> list[dict[str, Any]]:
-    """The records to explain, in the order of the table or of the ids."""
+    """Return the records to explain, in the order of the table or of the ids."""
     rows: dict[str, Any] = (
         {row.query_id: row for row in tables.queries}
         if options.queries
@@ -574,8 +573,8 @@ def _records(tables: ProductTables, split: str, options: HeatmapOptions) -> list
             if name not in rows:
                 near = difflib.get_close_matches(name, rows, n=1)
                 hint = f"; the nearest is {near[0]!r}" if near else ""
-                raise OptionError(f"--ids: {tables.name}, split {split!r} has no {options.kind} {name!r}{hint}")
+                raise OptionError(f"--ids: {tables.name}, split {split!r}: found no {options.kind} {name!r}{hint}")
         rows = {name: rows[name] for name in options.ids}
     if not rows:
-        raise OptionError(f"{tables.name}, split {split!r} has no {options.kind} to explain")
+        raise OptionError(f"{tables.name}, split {split!r}: found no {options.kind}; expected at least one")
     return [row.record() for row in list(rows.values())[: options.first]]

@@ -1,4 +1,4 @@
-"""Explanations as pictures: heat over pictures and words, shares, modality gates, written attributes."""
+"""Draw explanations: heat over pictures and words, shares, modality gates, written attributes."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ _SETS: dict[str, Colour] = {
     "template and markers": (194, 200, 211),
     "first token": (216, 220, 228),
 }
-# Values above this quantile have the full colour, so that a single token that draws everything does not hide the others.
+# Values above this quantile have the full colour, so that a token with most of the attention does not hide the others.
 _FULL_COLOUR_QUANTILE = 0.98
 
 
 def draw_explanation(explanation: Explanation, *, font: str | Path | None = None) -> Image.Image:
-    """One picture of an explanation: heat over each picture and word, and what else there is.
+    """Draw an explanation: heat over pictures and words, shares, and if present gates and written attributes.
 
-    Heat and words have each their own scale, from none to the 98th percentile within the item. Our design.
+    Heat and words have separate scales, from zero to the 98th percentile within the record. Our design.
 
     Args:
         explanation: from `evaluation.heatmap.explain`.
-        font: a TrueType or OpenType file. Default: Pillow's own, which has English letters only; where it lacks characters
-            of this item, the font of the system that has most of them. What is lacking is put into words
-            (`evaluation.fonts.readable`).
+        font: a TrueType or OpenType file. Default: Pillow's font, which has English letters only; if it lacks
+            characters of the explanation, the font of the system that has most of them. Characters that the font lacks
+            are put into words (`evaluation.fonts.readable`).
 
     Raises:
         OSError: a font file that cannot be read.
@@ -86,7 +86,7 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
 
 
 def _legible(explanation: Explanation, lacking: frozenset[str]) -> Explanation:
-    """The explanation with every text in characters that the font has."""
+    """Put the characters of all texts that the font lacks into words."""
     if not lacking:
         return explanation
     reasoning = explanation.reasoning
@@ -98,12 +98,12 @@ def _legible(explanation: Explanation, lacking: frozenset[str]) -> Explanation:
         unparsed = tuple(readable(piece, lacking) for piece in reasoning.unparsed)
         reasoning = replace(reasoning, attributes=attributes, unparsed=unparsed)
     words = tuple(readable(word, lacking) for word in explanation.words)
-    return replace(explanation, item=readable(explanation.item, lacking), words=words, reasoning=reasoning)
+    return replace(explanation, record_id=readable(explanation.record_id, lacking), words=words, reasoning=reasoning)
 
 
 def _all_text(explanation: Explanation) -> str:
     written = "" if explanation.reasoning is None else explanation.reasoning.text
-    return "".join([explanation.item, *explanation.words, written])
+    return "".join([explanation.record_id, *explanation.words, written])
 
 
 def _panel(height: int, ground: Colour = _CARD, width: int = INNER) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -118,7 +118,7 @@ def _heading(explanation: Explanation, font: Font, lacking: frozenset[str]) -> I
         note += "  ·  relative to uniform attention"
     if lacking:
         note += f"  ·  characters that the font lacks: {len(lacking)}"
-    draw.text((0, 0), _cut(draw, f"{explanation.kind} {explanation.item}", font(24), panel.width), _INK, font(24))
+    draw.text((0, 0), _cut(draw, f"{explanation.kind} {explanation.record_id}", font(24), panel.width), _INK, font(24))
     draw.text((0, 36), _cut(draw, note, font(14), panel.width), _FAINT, font(14))
     return panel
 
@@ -133,7 +133,7 @@ def _layer_names(layers: Sequence[int]) -> str:
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
-    """The text, with an ellipsis in place of what is wider than `width`."""
+    """Cut a text to `width`, with an ellipsis at the end."""
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(f"{text}…", font=font) > width:
@@ -145,7 +145,7 @@ def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
 # Shares
 # ---------------------------------------------------------------------------------------------------------------------
 def _shares(explanation: Explanation, font: Font) -> Image.Image:
-    """One bar of the whole attention, and what each of its sections is."""
+    """Draw one bar of the whole attention, and the names of its sections."""
     order = [name for name in explanation.shares if _order(name) == 0]
     order += sorted((name for name in explanation.shares if _order(name)), key=_order)
     entries = [(name, explanation.shares[name]) for name in order]
@@ -170,14 +170,14 @@ def _shares(explanation: Explanation, font: Font) -> Image.Image:
 
 
 def _bar(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour) -> None:
-    """One section of a bar, with a gap of a pixel after it; none where it is narrower than that."""
+    """Draw one section of a bar with a gap of a pixel after it; nothing if it is narrower than that."""
     left, top, right, bottom = (round(side) for side in box)
     if right - left > 1:
         draw.rectangle((left, top, right - 2, bottom), fill=colour)
 
 
 def _order(name: str) -> int:
-    """Sections in the order of the input; what says nothing of the item stands last."""
+    """Return the position of a section: 0 for parts of the record; other sections come last."""
     last = ("read-out token", "instruction", "template and markers", "first token")
     return last.index(name) + 1 if name in last else 0
 
@@ -194,13 +194,13 @@ def _full_colour(weights: np.ndarray) -> float:
 
 
 def _heat_colours(value: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] of any shape -> (..., 3) float colours."""
+    """Map values in [0, 1] of any shape to (..., 3) float colours."""
     stops = np.linspace(0, 1, len(_HEAT))
     return np.stack([np.interp(value, stops, [colour[c] for colour in _HEAT]) for c in range(3)], axis=-1)
 
 
 def _overlay(picture: PictureHeat, size: tuple[int, int], full: float) -> Image.Image:
-    """The picture in grey under its heat: the stronger the heat, the more of its colour."""
+    """Draw a picture in grey under its heat; stronger heat has more colour."""
     level = Image.fromarray((picture.heat / full).clip(0, 1).astype(np.float32))
     value = np.asarray(level.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
     plain = Image.fromarray(picture.pixels).convert("L").resize(size, Image.Resampling.LANCZOS)
@@ -211,7 +211,7 @@ def _overlay(picture: PictureHeat, size: tuple[int, int], full: float) -> Image.
 
 
 def _pictures(explanation: Explanation, font: Font) -> Image.Image:
-    """Each picture beside its heat; as many pairs a row as there is room for."""
+    """Draw each picture beside its heat, with as many pairs per row as fit."""
     full = _full_colour(np.concatenate([picture.heat.ravel() for picture in explanation.pictures]))
     rows: list[list[tuple[PictureHeat, tuple[int, int]]]] = [[]]
     x = 0
@@ -235,7 +235,9 @@ def _pictures(explanation: Explanation, font: Font) -> Image.Image:
             panel.paste(_overlay(picture, size, full), (x + size[0] + 6, top))
             for left in (x, x + size[0] + 6):
                 draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=_LINE)
-            note = f"{picture.name}  ·  {100 * explanation.shares[picture.name]:.1f} %  ·  {_grid(picture)} tokens"
+            rows_of_tokens, columns_of_tokens = picture.heat.shape
+            share = f"{100 * explanation.shares[picture.name]:.1f} %"
+            note = f"{picture.name}  ·  {share}  ·  {columns_of_tokens} by {rows_of_tokens} tokens"
             width = max(2 * size[0] + 6, 210)
             draw.text((x, top + size[1] + 8), _cut(draw, note, font(13), width), fill=_INK, font=font(13))
             x += width + 26
@@ -244,12 +246,8 @@ def _pictures(explanation: Explanation, font: Font) -> Image.Image:
     return panel
 
 
-def _grid(picture: PictureHeat) -> str:
-    return f"{picture.heat.shape[1]} by {picture.heat.shape[0]}"
-
-
 def _scale(panel: Image.Image, draw: ImageDraw.ImageDraw, top: int, low: str, high: str, font: Font) -> None:
-    """The legend of the heat's colours."""
+    """Draw the legend of the heat's colours."""
     draw.text((0, top + 8), low, fill=_FAINT, font=font(12), anchor="lm")
     left = round(draw.textlength(low, font=font(12))) + 8
     colours = np.broadcast_to(_heat_colours(np.linspace(0, 1, 120)), (12, 120, 3))
@@ -264,7 +262,7 @@ _LABEL_WIDTH, _LINE_HEIGHT = 108, 30
 
 
 def _words(explanation: Explanation, font: Font) -> Image.Image:
-    """The text in its parts, each word on a ground as strong as its weight."""
+    """Draw the text in its parts, each word on a background in the colour of its weight."""
     _, ruler = _panel(1)
     places, bottom = _word_places(explanation, ruler, font)
     full = _full_colour(explanation.word_weights)
@@ -287,7 +285,7 @@ def _words(explanation: Explanation, font: Font) -> Image.Image:
 def _word_places(
     explanation: Explanation, ruler: ImageDraw.ImageDraw, font: Font
 ) -> tuple[list[tuple[str, str, float, tuple[float, float, float]]], int]:
-    """Left, top and width of each word, and where the last line ends. A word wider than a line is cut into pieces."""
+    """Return left, top and width of each word, and the bottom of the last line; words wider than a line are split."""
     room = INNER - _LABEL_WIDTH
     places: list[tuple[str, str, float, tuple[float, float, float]]] = []
     x, y, seen, first_line = 0.0, 0.0, "", 0.0
@@ -319,7 +317,7 @@ def _pieces(ruler: ImageDraw.ImageDraw, word: str, font: Any, width: float) -> l
 # Gates and reasoning
 # ---------------------------------------------------------------------------------------------------------------------
 def _gates(gates: np.ndarray, font: Font) -> Image.Image:
-    """A bar for each head and one for their mean, divided among the item's own state, pictures and title."""
+    """Draw a bar for each head and one for their mean, divided among the read-out's state, pictures and title."""
     rows = [(f"head {head + 1}", gates[head]) for head in range(len(gates))] + [("mean", gates.mean(axis=0))]
     panel, draw = _panel(26 * len(rows) + 34)
     left, length = 70, INNER - 70
@@ -342,7 +340,7 @@ def _gates(gates: np.ndarray, font: Font) -> Image.Image:
 
 
 def _reasoning(reasoning: Any, font: Font) -> Image.Image:
-    """What was written: keys and values, then what could not be parsed."""
+    """Draw the written attributes: keys and values, then unparsed text."""
     lines = [(key, ", ".join(values), _INK) for key, values in reasoning.attributes.items()]
     lines += [("unparsed", piece, (186, 56, 44)) for piece in reasoning.unparsed]
     if not reasoning.closed:
@@ -375,10 +373,11 @@ def _lines(ruler: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> li
 
 
 def save_explanation(explanation: Explanation, path: str | Path, font: str | Path | None = None) -> Path:
-    """Draw it and write the PNG; its folder is made, and the file appears only when it is whole.
+    """Draw an explanation, and write it as PNG atomically; the folder is made if missing.
 
     Args:
-        path: of the PNG.
+        explanation: from `evaluation.heatmap.explain`.
+        path: the PNG file.
         font: as in `draw_explanation`.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Local `evaluate.Metric` classes: the interface of that library, nothing downloaded and nothing left on disk."""
+"""Define local `evaluate.Metric` classes, which download nothing and leave nothing on disk."""
 
 import tempfile
 from typing import Any
@@ -9,20 +9,20 @@ from sklearn.metrics import precision_recall_fscore_support
 
 _INPUTS = """
 Args:
-    predictions: the label of each item, as a number.
-    references: its true label.
+    predictions: predicted labels, as numbers.
+    references: true labels, as numbers.
 """
 
 
 class MacroScores(evaluate.Metric):
-    """Precision, recall and F1, each averaged over the labels that some item truly has; a division by 0 gives 0.
+    """Precision, recall and F1, each averaged over the labels that occur in the truth; a division by 0 gives 0.
 
-    `MacroScores().compute(predictions=…, references=…)` → {"precision", "recall", "f1"}; `evaluation.metrics.macro_scores`
-    counts the same quickly, for the many draws of a bootstrap.
+    `MacroScores().compute(predictions=…, references=…)` → {"precision", "recall", "f1"};
+    `evaluation.metrics.macro_scores` computes the same faster, for the many samples of a bootstrap.
     """
 
     def __init__(self, **options: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # the library makes a folder even where it writes no file
+        with tempfile.TemporaryDirectory() as folder:  # the library makes a folder even if it writes no file
             super().__init__(**({"keep_in_memory": True, "cache_dir": folder} | options))
 
     def _info(self) -> evaluate.MetricInfo:

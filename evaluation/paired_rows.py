@@ -1,6 +1,6 @@
-"""Compare models on the same queries: one value a query in each row of an evaluation, and paired differences of rows.
+"""Compare models on the same queries: one value per query in each row of an evaluation, and paired differences of rows.
 
-Shape suffixes: N queries or items of a row, Q queries, G items of a gallery, L labels.
+Shape suffixes: N queries or products of a row, Q queries, G products of a gallery, D vector size, L labels.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from evaluation.metrics import (
     chance_recall,
     classification_scores,
     ndcg_at,
-    paired_difference,
     ranks,
     search_ranks,
 )
+from evaluation.significance import paired_test
 from retrieval.encode import VectorCache
 
 CUTOFFS = (1, 10)
@@ -38,13 +38,13 @@ class Row:
     Args:
         task (`str`): "retrieval", "classification" or "attributes".
         what (`str`): a direction, a level, or an attribute key.
-        form (`str`): of the products: "mm", "t" or "i".
+        form (`str`): form of the products: "mm", "t" or "i".
         metric (`str`): "R@1", "R@10", "nDCG@10" or "top-1".
         value_N (`ndarray`): one value for each query or product, whose mean is the score.
-        names (`tuple[str, ...]`): which query or product each value belongs to.
-        choices (`int` or `None`): items in the gallery, or labels; None for a mean over keys.
-        chance (`float` or `None`): what a random order gives.
-        word_N (`ndarray` or `None`): BM25's values, of text queries.
+        names (`tuple[str, ...]`): the query or product of each value.
+        choices (`int` or `None`): number of products in the gallery, or of labels; None for a mean over keys.
+        chance (`float` or `None`): the score of a random order.
+        word_N (`ndarray` or `None`): BM25's values, for text queries.
     """
 
     task: str
@@ -59,16 +59,16 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What the row is about, whichever model it is of."""
+        """Task, target, form and metric of the row, which are the same for each model."""
         return self.task, self.what, self.form, self.metric
 
 
 def all_rows(cache: VectorCache, *, least: int = 20) -> list[Row]:
-    """Return every row that the data of a cache allows: retrieval, classification, attributes.
+    """Return all rows that the data of a cache allows: retrieval, classification, attributes.
 
     Args:
-        cache: of one model.
-        least (`int`): queries, or products with a label, of which a row is made; fewer say nothing. Default 20.
+        cache: the vectors of one model.
+        least (`int`): minimum number of queries, or of products with a label, for a row. Default 20.
     """
     rows = [*retrieval_rows(cache), *classification_rows(cache), *attribute_rows(cache, least=least)]
     return [row for row in rows if len(row.names) >= least]
@@ -79,7 +79,7 @@ def all_rows(cache: VectorCache, *, least: int = 20) -> list[Row]:
 
 
 def retrieval_rows(cache: VectorCache) -> list[Row]:
-    """Return R@1 and R@10 of each direction and each image-only gallery; nDCG@10 too where answers are graded."""
+    """Return R@1 and R@10 of each direction and each image-only gallery, and nDCG@10 if answers are graded."""
     rows = []
     for name, (kind, form) in (DIRECTIONS | IMAGE_ONLY).items():
         search = make_search(cache, name, (kind, form), {})
@@ -100,18 +100,19 @@ def _search_values(
     ids = [row.query_id for row in cache.queries]
     if search.source == "products":
         ids = [row.product_id for row in cache.products]
-    names = tuple(ids[place] for place in search.asked)
+    names = tuple(ids[place] for place in search.indices)
     count_Q, candidates_Q = right_QG.sum(axis=1), (~excluded_QG).sum(axis=1)
-    both = [ranks(found, right_QG, excluded_QG) for found in (score_QG, words_QG) if found is not None]
+    score_sets = [scores for scores in (score_QG, words_QG) if scores is not None]
+    rank_sets = [ranks(scores, right_QG, excluded_QG) for scores in score_sets]
     for k in CUTOFFS:
-        hits = [(rank_Q <= k).astype(np.float64) for rank_Q in both]
+        hits = [(rank_Q <= k).astype(np.float64) for rank_Q in rank_sets]
         yield f"R@{k}", hits[0], names, shape[1], chance_recall(count_Q, candidates_Q, k), (hits + [None])[1]
     graded = search.source == "queries" and any(
-        set(cache.queries[place].answers.values()) - {1.0} for place in search.asked
+        set(cache.queries[place].answers.values()) - {1.0} for place in search.indices
     )
     if graded and not excluded_QG.any():
         gain_QG = _gains(cache, search, shape)
-        kept = [ndcg_at(found, gain_QG, 10) for found in (score_QG, words_QG) if found is not None]
+        kept = [ndcg_at(scores, gain_QG, 10) for scores in score_sets]
         yield "nDCG@10", kept[0], names, shape[1], None, (kept + [None])[1]
 
 
@@ -123,18 +124,18 @@ def _mask(indices: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarra
 
 
 def _gains(cache: VectorCache, search: Search, shape: tuple[int, int]) -> np.ndarray:
-    """(Q, G): the grade of each product for each query."""
+    """Return the grade of each product for each query, (Q, G)."""
     place = {cache.products[index].product_id: row for row, index in enumerate(cache.gallery("mm").kept)}
     gain_QG = np.zeros(shape)
-    for row, asked in enumerate(search.asked):
-        for product, weight in cache.queries[asked].answers.items():
+    for row, index in enumerate(search.indices):
+        for product, weight in cache.queries[index].answers.items():
             if product in place:
                 gain_QG[row, place[product]] = weight
     return gain_QG
 
 
 def _word_scores(cache: VectorCache, search: Search, form: str) -> np.ndarray:
-    texts = [cache.queries[place].text for place in search.asked]
+    texts = [cache.queries[place].text for place in search.indices]
     return bm25_scores(texts, [product_text(cache.products[index]) for index in cache.gallery(form).kept])
 
 
@@ -145,14 +146,14 @@ def _word_scores(cache: VectorCache, search: Search, form: str) -> np.ndarray:
 def scores_with_values(
     item_ND: np.ndarray, label_LD: np.ndarray, truth: Sequence[Sequence[int]], **bootstrap: Any
 ) -> dict[str, Any]:
-    """`classification_scores`, with whether each item's nearest label is right, and the chance of that."""
+    """Return `classification_scores` with two more entries: whether each nearest label is right, and its chance."""
     right_N = (search_ranks(item_ND, label_LD, truth) <= 1).astype(np.float64)
     chance = float(np.mean([len(set(labels)) for labels in truth])) / len(label_LD)
     return classification_scores(item_ND, label_LD, truth, **bootstrap) | {_VALUES: right_N, "chance": chance}
 
 
 def classification_rows(cache: VectorCache) -> list[Row]:
-    """Return top-1 at each level of the category tree; the deepest too, where paths are of several lengths."""
+    """Return top-1 for each level of the category tree, and for the deepest level if paths have different lengths."""
     rows = []
     for form, levels in evaluate_classification(cache, resamples=1, scorer=scores_with_values).items():
         gallery = (
@@ -170,17 +171,16 @@ def classification_rows(cache: VectorCache) -> list[Row]:
 
 
 def attribute_rows(cache: VectorCache, *, least: int = 1) -> list[Row]:
-    """Return top-1 of each attribute key that `least` products have, and the mean over these keys, to which each product
-    adds what it has of them."""
+    """Return top-1 of each attribute key that at least `least` products have, and the mean over these keys."""
     rows = []
-    for form, found in evaluate_attributes(cache, resamples=1, scorer=scores_with_values).items():
+    for form, results in evaluate_attributes(cache, resamples=1, scorer=scores_with_values).items():
         gallery = (
             cache.varied_gallery("mm, no attributes", "mm", without_attributes) if form == "mm" else cache.gallery(form)
         )
         products = [cache.products[index] for index in gallery.kept]
         of_keys = [
             _label_row("attributes", key, form, scores, [row.product_id for row in products if key in row.attributes])
-            for key, scores in found["keys"].items()
+            for key, scores in results["keys"].items()
             if scores["items"] >= least
         ]
         rows += [*of_keys, _mean_of_keys(of_keys)] if of_keys else []
@@ -189,14 +189,16 @@ def attribute_rows(cache: VectorCache, *, least: int = 1) -> list[Row]:
 
 def _label_row(task: str, what: str, form: str, scores: dict[str, Any], names: Sequence[str]) -> Row:
     if len(names) != len(scores[_VALUES]):
-        raise ValueError(f"{task}, {what}: {len(scores[_VALUES])} values for {len(names)} products")
+        raise ValueError(
+            f"{task}, {what}: found {len(scores[_VALUES])} values for {len(names)} products; expected one each"
+        )
     return Row(task, what, form, "top-1", scores[_VALUES], tuple(names), scores["labels"], scores["chance"])
 
 
 def _mean_of_keys(rows: Sequence[Row]) -> Row:
-    """The mean over keys of each key's mean, as a mean over products: `value_p = N/K · Σ_k right_pk / n_k`.
+    """Return the mean over keys of each key's mean, as a mean over products: `value_p = N/K · Σ_k right_pk / n_k`.
 
-    So products can be drawn again as pairs, with all of their keys.
+    This form allows a paired bootstrap over products, each with all of its keys.
     """
     share: dict[str, float] = {}
     for row in rows:
@@ -214,31 +216,31 @@ def _mean_of_keys(rows: Sequence[Row]) -> Row:
 def compare_rows(
     first: Sequence[Row], second: Sequence[Row], names: tuple[str, str], *, resamples: int = 1000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Compare two models row by row; `second` is what `first` is measured against.
+    """Compare two models row by row; `second` is the reference.
 
     Args:
-        first, second: rows of the same data, as `all_rows` makes them.
-        names: what the two models are called.
-        resamples (`int`): of the bootstrap. Default 1000.
-        seed (`int`): of the bootstrap. Default 0.
+        first, second: rows of the same data, as `all_rows` returns them.
+        names: names of the two models.
+        resamples (`int`): samples of the bootstrap. Default 1000.
+        seed (`int`): seed of the bootstrap. Default 0.
 
-    Returns: of each row task, what, form, metric, queries, choices, chance, models (name → value and interval; BM25 too, of
-    text queries), difference (the first minus the second, with its paired interval) and ahead: the name of the model that is
-    ahead where the interval leaves out 0, or None.
+    Returns: for each row task, what, form, metric, queries, choices, chance, models (name → value and interval; also
+    BM25 for text queries), difference (the first minus the second, see `evaluation.significance.paired_test`) and ahead
+    (the name of the model that is ahead if the interval excludes 0, or None).
 
     Raises:
         ValueError: rows or queries that differ.
     """
     if [row.key for row in first] != [row.key for row in second]:
         raise ValueError(
-            "the two models have different rows; expected the same data, with nothing skipped in one of them"
+            "the two models have different rows; expected the same data, with the same records skipped for both"
         )
     bootstrap = {"resamples": resamples, "seed": seed}
     compared = []
     for ours, other in zip(first, second, strict=True):
         if ours.names != other.names:
-            raise ValueError(f"{ours.key}: the two models have different queries; expected the same on both sides")
-        difference: dict[str, Any] = {**paired_difference(other.value_N, ours.value_N, **bootstrap)}
+            raise ValueError(f"{ours.key}: the two models have different queries; expected the same queries for both")
+        difference: dict[str, Any] = {**paired_test(other.value_N, ours.value_N, **bootstrap)}
         interval = difference["interval"]
         low, high = interval
         values = {names[0]: ours.value_N, names[1]: other.value_N}

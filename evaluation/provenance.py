@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions, seed, command, machine."""
+"""Record the origin of a result: commit, versions, seed, command, machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "pillow"
 
 
 def provenance(seed: int, **more: Any) -> dict[str, Any]:
-    """What is needed to obtain a result again.
+    """Return the facts that are needed to reproduce a result.
 
     Args:
-        seed: the seed of whatever was drawn.
+        seed: the random seed.
         **more: further facts to record.
 
-    Returns: commit and whether files differ from it (`None` outside a checkout), versions, seed, command, UTC time,
+    Returns: commit, whether files differ from it (`None` outside a checkout), versions, seed, command, UTC time,
     device, threads, and `more`.
     """
     commit = _git("rev-parse", "HEAD")
@@ -49,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints, without the last line break; `None` where there is no git or no checkout."""
+    """Return the output of git without the last line break; `None` without git or outside a checkout."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, timeout=20
@@ -60,5 +60,5 @@ def _git(*arguments: str) -> str | None:
 
 
 def _program(path: Path) -> str:
-    """What was started: a script, or a package that was run with `python -m`."""
+    """Return the name of the running program: a script, or a package that was started with `python -m`."""
     return path.parent.name if path.name == "__main__.py" else path.name

@@ -1,4 +1,4 @@
-"""What a model wrote in an evaluation: counted, kept as a table, and named wherever its scores are shown."""
+"""Count the reasonings of an evaluation, write them as a table, and note them beside a model's scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet
 from processing_moon import Reasoning
 from retrieval.encode import WrittenReasoning
 
-# A reasoning is well formed, or has one or more of the other marks.
+# A reasoning is well formed or has one or more of the other marks.
 MARKS: dict[str, Callable[[Reasoning], bool]] = {
     "well_formed": lambda reasoning: reasoning.well_formed,
     "unparsed": lambda reasoning: bool(reasoning.unparsed),
@@ -34,53 +34,53 @@ _SCHEMA = pyarrow.schema(
 
 
 def count_reasonings(written: Iterable[WrittenReasoning]) -> dict[str, dict[str, Any]]:
-    """How many reasonings of each side were well formed, had parts that could not be read, were not closed, were empty.
+    """Count for each side the reasonings that are well formed, have unparsed parts, are not closed, or are empty.
 
     Args:
         written: from `retrieval.encode.VectorCache.reasonings`.
 
-    Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": what they were written
-    from → the same numbers. A side that wrote nothing is not there. All but "well_formed" may overlap.
+    Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": the model's input →
+    the same counts. A side without reasonings is left out. All marks but "well_formed" may overlap.
     """
     groups: dict[str, dict[str, list[Reasoning]]] = {}
-    for one in written:
-        groups.setdefault(one.side, {}).setdefault(one.input, []).append(one.reasoning)
+    for entry in written:
+        groups.setdefault(entry.side, {}).setdefault(entry.input, []).append(entry.reasoning)
     return {
-        side: _counts([one for found in inputs.values() for one in found])
-        | {"inputs": {name: _counts(found) for name, found in inputs.items()}}
+        side: _counts([reasoning for group in inputs.values() for reasoning in group])
+        | {"inputs": {name: _counts(group) for name, group in inputs.items()}}
         for side, inputs in groups.items()
     }
 
 
-def _counts(found: Sequence[Reasoning]) -> dict[str, Any]:
-    return {"written": len(found)} | {name: sum(map(has, found)) for name, has in MARKS.items()}
+def _counts(reasonings: Sequence[Reasoning]) -> dict[str, Any]:
+    return {"written": len(reasonings)} | {name: sum(map(has_mark, reasonings)) for name, has_mark in MARKS.items()}
 
 
 def write_reasonings(path: str | Path, written: Iterable[WrittenReasoning]) -> Path:
-    """Write reasonings as a parquet table, one row each.
+    """Write reasonings as a parquet table, one row per reasoning.
 
-    Columns: side ("query" or "product"), input (what it was written from: "query", or a gallery's name such as "mm"), id,
+    Columns: side ("query" or "product"), input (the model's input: "query", or a gallery's name such as "mm"), id,
     text, attributes (a list of {key, value}, an entry for each value, as in the products table), unparsed (a list of
     sentences), closed, well_formed.
 
     Args:
-        path: of the file; its folder is made.
+        path: the file; its folder is made.
         written: from `retrieval.encode.VectorCache.reasonings`.
     """
-    rows = [_row(one) for one in written]
+    rows = [_row(entry) for entry in written]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_SCHEMA), path)
     return path
 
 
-def _row(one: WrittenReasoning) -> dict[str, Any]:
-    reasoning = one.reasoning
+def _row(entry: WrittenReasoning) -> dict[str, Any]:
+    reasoning = entry.reasoning
     pairs = [{"key": key, "value": value} for key, values in reasoning.attributes.items() for value in values]
     return {
-        "side": one.side,
-        "input": one.input,
-        "id": one.item,
+        "side": entry.side,
+        "input": entry.input,
+        "id": entry.record_id,
         "text": reasoning.text,
         "attributes": pairs,
         "unparsed": list(reasoning.unparsed),
@@ -90,21 +90,21 @@ def _row(one: WrittenReasoning) -> dict[str, Any]:
 
 
 def reasoning_note(settings: Mapping[str, Any] | None) -> str:
-    """What to put behind a model's name, so that scores with and without reasoning are never taken for one another.
+    """Return the note after a model's name that distinguishes scores with reasoning from scores without.
 
     Args:
-        settings: "reasoning" of a results file; `None` in a file that has none.
+        settings: "reasoning" of a results file; `None` for a file without it.
 
-    Returns: " (reasoning ≤ 32)", " (queries reason ≤ 32)", " (products reason ≤ 32)" with the most tokens that a reasoning
-    had, or nothing where neither side reasons; of queries that reason when unsure " (queries reason below a margin of 0.05,
-    ≤ 32)" or " (products reason, queries below a margin of 0.05, ≤ 32)".
+    Returns: " (reasoning ≤ 32)", " (queries reason ≤ 32)" or " (products reason ≤ 32)" with the maximum number of
+    tokens, or "" without reasoning. If queries reason when unsure: " (queries reason below a margin of 0.05, ≤ 32)" or
+    " (products reason, queries below a margin of 0.05, ≤ 32)".
     """
     settings = settings or {}
     sides = [side for side in ("query", "product") if settings.get(side, "none") != "none"]
     if not sides:
         return ""
     if settings.get("query") == "auto":
-        who_else = "products reason, queries" if len(sides) == 2 else "queries reason"
-        return f" ({who_else} below a margin of {settings['gate_threshold']:g}, ≤ {settings['max_reasoning_tokens']})"
-    who = {"query": "queries reason", "product": "products reason"}
-    return f" ({'reasoning' if len(sides) == 2 else who[sides[0]]} ≤ {settings['max_reasoning_tokens']})"
+        subject = "products reason, queries" if len(sides) == 2 else "queries reason"
+        return f" ({subject} below a margin of {settings['gate_threshold']:g}, ≤ {settings['max_reasoning_tokens']})"
+    subjects = {"query": "queries reason", "product": "products reason"}
+    return f" ({'reasoning' if len(sides) == 2 else subjects[sides[0]]} ≤ {settings['max_reasoning_tokens']})"

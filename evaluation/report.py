@@ -1,4 +1,4 @@
-"""Results as tables, and pictures of what a search found.
+"""Write results as tables, and draw the results of searches.
 
 moon3 report results/shared_*.json [--compare R@10]
 """
@@ -24,9 +24,9 @@ from product_data.errors import OptionError
 from product_data.tables import ProductRow, QueryRow
 
 _ABSENT = "–"
-_RELAXED_AT = 11  # the column of a row of labels with which the figures of the relaxed rule begin
-_OF_EVERY_RUN = ("final", "run")  # folders that each training has
-_DIRECTIONS = {
+_RELAXED_AT = 11  # first column of the relaxed rule in a row of labels
+_FOLDERS_OF_RUNS = ("final", "run")  # folders that every training has
+ARROWS = {
     "t2mm": "t→mm",
     "i2mm": "i→mm",
     "mm2mm": "mm→mm",
@@ -47,71 +47,79 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 
 def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -> str:
-    """Everything that results hold: retrieval, image-only retrieval, classification, attributes, what was written.
+    """Return all scores as tables: retrieval, image-only retrieval, classification, attributes and reasonings.
 
-    A model that reasoned says so behind its name: "moon3 (reasoning ≤ 32)", "moon3 (queries reason ≤ 32)".
+    The name of a model that reasons has a note: "moon3 (reasoning ≤ 32)", "moon3 (queries reason ≤ 32)".
 
     Args:
         results: results as `moon3 evaluate` writes them.
         style (`str`): a format of tabulate. Default "github", which is Markdown.
 
-    Returns: percentages; at R@10 (or the largest k) and at top-1, precision, recall and F1 with the 95 % interval in brackets,
-        and what chance, and at top-1 always naming the most common label, would give beside it; "in 10" are the figures of the
-        relaxed rule, see `evaluation.metrics.relaxed_scores`. Below, where there are any, what was counted as right or left out
-        because it is equal to an answer, and the warnings of the results.
+    Returns: percentages. R@10 (or the largest k), top-1, precision, recall and F1 have their 95 % interval in brackets.
+        Chance is given for R@10 and top-1, and for top-1 also the score of always predicting the most common label. "in
+        10" are the scores of the relaxed rule, see `evaluation.metrics.relaxed_scores`. Lines below the tables name the
+        products that count as right or are left out because they are equal to an answer, and the warnings of the
+        results.
     """
+    parts = [_table(rows, columns, style) for columns, rows in result_tables(results)]
+    return "\n\n".join([*(parts or ["no scores"]), *equal_lines(results), *warning_lines(results)])
+
+
+def result_tables(results: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
+    """Return the tables of `results_table`, each with its columns and its rows."""
     cutoffs, graded = _cutoffs(results), _is_graded(results)
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     retrieval = [row for result in results for row in _retrieval_rows(result, cutoffs, graded)]
     labels = [row for result in results for row in _label_rows(result)]
     head = ["model", "benchmark"]
-    parts = []
+    parts: list[tuple[list[str], list[list[str]]]] = []
     if retrieval:
         columns = [*head, "direction", *(f"R@{k}" for k in cutoffs), f"chance R@{last}"]
         columns += [*([f"nDCG@{last}"] if graded else []), "queries", "gallery"]
-        parts.append(_table(retrieval, columns, style))
+        parts.append((columns, retrieval))
     if labels:
         columns = [*head, "task", "input", "top-1", "chance", "most common", "top-10", "precision", "recall", "F1"]
         columns += [f"{name}, in 10" for name in ("precision", "recall", "F1")] if _is_relaxed(labels) else []
         columns += ["labels", "items"]
-        parts.append(_table([_without_relaxed(row, _is_relaxed(labels)) for row in labels], columns, style))
+        rows = labels if _is_relaxed(labels) else [row[:_RELAXED_AT] + row[_RELAXED_AT + 3 :] for row in labels]
+        parts.append((columns, rows))
     if agreeing := [row for result in results for row in _agreement_rows(result, cutoffs)]:
         columns = [*head, "direction", "attribute"]
         columns += [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
-        parts.append(_table(agreeing, [*columns, f"chance recall@{last}", "queries"], style))
+        parts.append(([*columns, f"chance recall@{last}", "queries"], agreeing))
     if written := [row for result in results for row in _written_rows(result)]:
         columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
-        parts.append(_table(written, columns, style))
-    return "\n\n".join([*(parts or ["no scores"]), *_equal_lines(results), *warning_lines(results)])
+        parts.append((columns, written))
+    return parts
 
 
-def _equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
-    """What became of products that are equal to an answer, once for each benchmark."""
+def equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each benchmark on the products that are equal to an answer."""
     lines = []
     for result in results:
         counts: Counter[str] = Counter()
         for scores in result.get("scores", {}).values():
             counts.update((scores or {}).get("equal", {}))
-        said = [
-            words.format(counts[name])
-            for name, words in (
+        sentences = [
+            sentence.format(counts[name])
+            for name, sentence in (
                 ("identical_right", "identical products count as right in {} searches"),
                 ("variants_left_out", "variants of the answer are left out of {} searches"),
                 ("variants_right", "variants of the answer count as right in {} searches"),
             )
             if counts[name]
         ]
-        if said:
-            lines.append(f"{result['benchmark']}: {'; '.join(said)}.")
+        if sentences:
+            lines.append(f"{result['benchmark']}: {'; '.join(sentences)}.")
     return list(dict.fromkeys(lines))
 
 
 def warning_lines(results: Sequence[dict[str, Any]]) -> list[str]:
-    """The warnings of results, each said once, with the model and the benchmark before it."""
+    """Return the warnings of results, each once, with model and benchmark."""
     lines = [
-        f"WARNING: {_name(result)} on {result['benchmark']}: {one}"
+        f"WARNING: {_name(result)} on {result['benchmark']}: {warning}"
         for result in results
-        for one in result.get("warnings", [])
+        for warning in result.get("warnings", [])
     ]
     return list(dict.fromkeys(lines))
 
@@ -123,15 +131,15 @@ def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) ->
 
 
 def short_name(model: str) -> str:
-    """What a table calls a model: the name of its folder, and of a training's `final` (or `run/final`) that of its run.
+    """Return a model's name for tables: that of its folder, or that of the run for `final` or `run/final`.
 
-    A model of another kind, "clip=PLACE", has its kind behind the name.
+    The name of a peer, "clip=PLACE", is followed by its kind.
     """
     kind, equals, place = model.partition("=")
     if equals and place and kind.isidentifier():
         return f"{short_name(place)} ({kind})"
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
-    while len(parts) > 1 and parts[-1] in _OF_EVERY_RUN:
+    while len(parts) > 1 and parts[-1] in _FOLDERS_OF_RUNS:
         parts.pop()
     return parts[-1] if parts else model
 
@@ -145,18 +153,18 @@ def _written_rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [_name(result), result["benchmark"], side if name == side else f"{side}, {name}"]
         + [str(counts[column]) for column in ("written", *MARKS)]
-        for side, found in sides.items()
-        for name, counts in found["inputs"].items()
+        for side, written in sides.items()
+        for name, counts in written["inputs"].items()
     ]
 
 
 def _cutoffs(results: Sequence[dict[str, Any]]) -> list[int]:
-    """All k of R@k that results have."""
+    """Return all k of R@k in results."""
     return sorted({k for result in results for k in result.get("cutoffs", CUTOFFS)}) or list(CUTOFFS)
 
 
-def _last(cutoffs: Sequence[int]) -> int:
-    """The k whose interval and chance are shown."""
+def shown_cutoff(cutoffs: Sequence[int]) -> int:
+    """Return the k whose interval and chance are shown: 10, or else the largest."""
     return 10 if 10 in cutoffs else max(cutoffs)
 
 
@@ -168,46 +176,42 @@ def _is_relaxed(rows: Sequence[Sequence[str]]) -> bool:
     return any(row[_RELAXED_AT] != _ABSENT for row in rows)
 
 
-def _without_relaxed(row: list[str], shown: bool) -> list[str]:
-    return row if shown else [*row[:_RELAXED_AT], *row[_RELAXED_AT + 3 :]]
-
-
 def _agreement_rows(result: dict[str, Any], cutoffs: Sequence[int]) -> list[list[str]]:
-    """Attribute-level recall: the mean of the keys, then each key."""
+    """Return the rows of attribute-level recall: the mean over keys, then each key."""
     rows = []
-    last = _last(cutoffs)
-    for name, found in result.get("attribute_recall", {}).items():
-        scored = {f"mean of {found['mean']['keys']} keys": found["mean"]} | found["keys"]
-        for key, scores in scored.items():
+    last = shown_cutoff(cutoffs)
+    for name, recall in result.get("attribute_recall", {}).items():
+        by_key = {f"mean of {recall['mean']['keys']} keys": recall["mean"]} | recall["keys"]
+        for key, scores in by_key.items():
             cells = [_percent(scores.get(f"{metric}@{k}")) for metric in ("recall", "agreement") for k in cutoffs]
             cells += [_percent(scores.get(f"recall@{last}_chance")), str(scores.get("queries", _ABSENT))]
-            rows.append([_name(result), result["benchmark"], _DIRECTIONS.get(name, name), key, *cells])
+            rows.append([_name(result), result["benchmark"], ARROWS.get(name, name), key, *cells])
     return rows
 
 
 def _groups(result: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    """(direction, scores, note) of everything that was searched, each direction once."""
+    """Return (direction, scores, note) of all searches, each direction once."""
     own, image = result.get("scores", {}), result.get("image_only", {})
     groups = [(name, scores, "") for name, scores in own.items()]
     groups += [(name, scores, ", image only") for name, scores in image.items() if name not in own]
-    for asked, cells in result.get("matrix", {}).items():
-        if asked != "absent":
-            names = {form: f"{asked}2{form}" for form in cells}
+    for query_form, cells in result.get("matrix", {}).items():
+        if query_form != "absent":
+            names = {form: f"{query_form}2{form}" for form in cells}
             groups += [(names[form], cells[form], "") for form in cells if names[form] not in {*own, *image}]
     groups += [
         (name, scores, f", first {width} numbers")
-        for width, found in result.get("dimensions", {}).items()
-        for name, scores in found["scores"].items()
+        for width, narrow in result.get("dimensions", {}).items()
+        for name, scores in narrow["scores"].items()
     ]
     return groups
 
 
 def _retrieval_rows(result: dict[str, Any], cutoffs: Sequence[int], graded: bool) -> list[list[str]]:
     rows = []
-    last = _last(cutoffs)
+    last = shown_cutoff(cutoffs)
     groups = _groups(result)
     for name, scores, note in groups:
-        label = _DIRECTIONS.get(name, name) + note
+        label = ARROWS.get(name, name) + note
         if scores is None:
             cells = [_ABSENT] * (len(cutoffs) + 3 + graded)
         else:
@@ -224,7 +228,7 @@ def _retrieval_rows(result: dict[str, Any], cutoffs: Sequence[int], graded: bool
 
 
 def _mean_of(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The mean over attribute keys, with that of the relaxed rule."""
+    """Return the mean over attribute keys, with that of the relaxed rule."""
     return attributes["mean"] | {"relaxed": attributes.get("relaxed")}
 
 
@@ -233,14 +237,16 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
     for form, levels in result.get("classification", {}).items():
         last = [name for name in levels if name != "deepest"][-1]
         for name, scores in levels.items():
-            if name != "deepest" or scores != levels[last]:  # where all paths are as long, it says nothing new
+            if (
+                name != "deepest" or scores != levels[last]
+            ):  # "deepest" repeats the last level if all paths have one length
                 found.append((f"category, {name.replace('_', ' ')}", form, scores))
     for form, attributes in result.get("attributes", {}).items():
         found.append((f"attributes, mean of {attributes['mean']['keys']} keys", form, _mean_of(attributes)))
     for form, attributes in result.get("shown_attributes", {}).items():
-        what = "picture" if form == "i" else "text"
+        part = "picture" if form == "i" else "text"
         found.append(
-            (f"attributes of the {what}, mean of {attributes['mean']['keys']} keys", form, _mean_of(attributes))
+            (f"attributes of the {part}, mean of {attributes['mean']['keys']} keys", form, _mean_of(attributes))
         )
     for kind, scores in result.get("query_categories", {}).items():
         found.append(("category of queries", kind, scores))
@@ -258,7 +264,7 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _compared(result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(direction, scores) of the rows that are compared: the five directions, and what else the matrix has scores of."""
+    """Return (direction, scores) of the rows to compare: the five directions, and the other scores of the matrix."""
     own = result["scores"]
     more = {
         f"{asked}2{form}": cell
@@ -276,43 +282,51 @@ def comparison_table(
     metric: str = "R@10",
     style: str = "github",
 ) -> str:
-    """One row a benchmark and direction, one column a model: before and after, ours and a baseline.
+    """Return a table with one row for each benchmark and direction, and one column for each model.
 
-    The same model with another reasoning is another column: what reasoned is put behind every name, given or not.
+    A model with another reasoning has another column: each name, given or not, gets a note on the reasoning.
 
     Args:
         results: results as `moon3 evaluate` writes them.
-        names (`Sequence[str]` or `None`): the columns' names, one a result. Default: the models' names.
-        metric (`str`): "MRR", or R@k or nDCG@k of a k that all results have, such as "R@1". Default "R@10".
-        style (`str`): a format of tabulate.
+        names (`Sequence[str]` or `None`): names of the columns, one per result. Default: the models' names.
+        metric (`str`): "MRR", or R@k or nDCG@k with a k that all results have, such as "R@1". Default "R@10".
+        style (`str`): a format of tabulate. Default "github".
 
     Raises:
-        ValueError: another metric, names that do not match the results, or two results of one name on one benchmark.
+        ValueError: another metric, a wrong number of names, or two results with one name on one benchmark.
     """
+    columns, rows = side_by_side(results, names=names, metric=metric)
+    return _table(rows, columns, style)
+
+
+def side_by_side(
+    results: Sequence[dict[str, Any]], *, names: Sequence[str] | None = None, metric: str = "R@10"
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of `comparison_table`; the arguments are the same."""
     common = [k for k in _cutoffs(results) if all(k in result.get("cutoffs", CUTOFFS) for result in results)]
     known = [f"R@{k}" for k in common] + [f"nDCG@{k}" for k in common if all("cutoffs" in result for result in results)]
     if metric not in (*known, "MRR"):
         raise OptionError(f"metric={metric!r}; expected {', '.join((*known, 'MRR'))}")
     names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
-        raise ValueError(f"{len(names)} names for {len(results)} results; expected one name a result")
+        raise ValueError(f"found {len(names)} names for {len(results)} results; expected one name per result")
     names = [name + reasoning_note(result.get("reasoning")) for name, result in zip(names, results, strict=True)]
     columns = list(dict.fromkeys(names))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     chance: dict[tuple[str, str], str] = {}
     for name, result in zip(names, results, strict=True):
         for direction, scores in _compared(result):
-            place = (result["benchmark"], _DIRECTIONS.get(direction, direction))
+            place = (result["benchmark"], ARROWS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(
-                    f"two results are called {name!r} on {result['benchmark']}; expected a name for each of them"
+                    f"found two results with the name {name!r} on {result['benchmark']}; expected different names"
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value
             if scores is not None or place not in chance:  # a model without a score does not hide the chance
                 chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
-    rows = [[*place, *(found.get(name, _ABSENT) for name in columns), chance[place]] for place, found in cells.items()]
-    return _table(rows, ["benchmark", f"{metric}, %", *columns, "chance"], style)
+    rows = [[*place, *(row.get(name, _ABSENT) for name in columns), chance[place]] for place, row in cells.items()]
+    return ["benchmark", f"{metric}, %", *columns, "chance"], rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,34 +338,36 @@ _RIGHT, _WRONG, _LINE = (34, 160, 84), (201, 205, 213), (226, 229, 235)
 
 
 def contact_sheet(examples: Sequence[SearchExample], path: str | Path, *, title: str = "Search results") -> Path:
-    """Draw queries with the products that were found for them; right ones are framed in green and ticked.
+    """Draw queries with the products that a search found; right products have a green frame and a tick.
+
+    Text is drawn in a font of the system that has its characters (`evaluation.fonts.font_for`). Characters that no font
+    has are put into words, after the product's id.
 
     Args:
         examples: from `evaluation.benchmarks.retrieval.search_examples`.
-        path: where the PNG is written; its folder is made.
-        title (`str`): the sheet's heading. What is written is drawn in the font of the system that has its characters
-            (`evaluation.fonts.font_for`); what no font has is put into words, behind the product's id.
+        path: the PNG file to write; its folder is made.
+        title (`str`): heading of the sheet. Default "Search results".
 
     Raises:
         ValueError: no examples.
     """
     if not examples:
-        raise ValueError("a contact sheet of 0 queries; expected at least one")
+        raise ValueError("examples: found none; expected at least one query")
     font, lacking = font_for(title + _all_text(examples))
-    columns = max(1, max(len(example.found) for example in examples))
+    columns = max(1, max(len(example.results) for example in examples))
     row_height = _TILE + _CAPTION + _GAP
     width = 2 * _MARGIN + _QUERY_WIDTH + columns * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(examples) * row_height + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 20), readable(title, lacking), fill=_INK, font=font(22))
-    hits = sum(any(right for _, _, right in example.found) for example in examples)
+    hits = sum(any(right for _, _, right in example.results) for example in examples)
     note = f"a right product among the first {columns}: {hits} of {len(examples)} queries"
     draw.text((width - _MARGIN, 26), note, fill=_FAINT, font=font(13), anchor="ra")
     for number, example in enumerate(examples):
         top = _HEAD + number * row_height
         shown = readable(example.query.text, lacking)
         _draw_query(sheet, draw, replace(example.query, text=shown), (_MARGIN, top), font)
-        for column, (product, score, right) in enumerate(example.found):
+        for column, (product, score, right) in enumerate(example.results):
             left = _MARGIN + _QUERY_WIDTH + 2 * _GAP + column * (_TILE + _GAP)
             picture = product.images[0] if product.images else None
             _draw_tile(sheet, draw, picture, (left, top, _TILE), font, frame=_RIGHT if right else _WRONG)
@@ -372,7 +388,7 @@ def _caption(product: ProductRow, lacking: frozenset[str]) -> str:
 
 
 def _all_text(examples: Sequence[SearchExample]) -> str:
-    titles = [product.title or product.product_id for example in examples for product, _, _ in example.found]
+    titles = [product.title or product.product_id for example in examples for product, _, _ in example.results]
     return "".join([*titles, *(example.query.text for example in examples)])
 
 
@@ -438,7 +454,7 @@ def _draw_tick(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float, most: int) -> list[str]:
-    """Lines no wider than `width`; what does not fit in `most` lines ends in an ellipsis. Long words are broken."""
+    """Wrap a text to a width and at most `most` lines; a longer text ends in an ellipsis. Long words are broken."""
     lines: list[str] = []
     line = ""
     for word in text.split():
@@ -464,28 +480,28 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float, most: i
 
 
 def read_results(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, result) pairs of a results file: one, or one each under "before" and "after".
+    """Return the (name, result) pairs of a results file: one pair, or one each for "before" and "after".
 
     Raises:
-        OptionError: a file that cannot be read, or without "scores".
+        OptionError: a file that cannot be read, or that lacks "scores".
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"{path}: cannot be read ({error}); expected a file that moon3 evaluate wrote") from error
-    found = [(part, content[part]) for part in ("before", "after") if part in content] or [("", content)]
+    parts = [(part, content[part]) for part in ("before", "after") if part in content] or [("", content)]
     pairs = []
-    for part, result in found:
+    for part, result in parts:
         if "scores" not in result:
-            raise OptionError(f"{path}: no 'scores'; expected a file that moon3 evaluate wrote")
+            raise OptionError(f"{path}: found no 'scores'; expected a file that moon3 evaluate wrote")
         result = {"model": content.get("model", Path(path).stem), "benchmark": content.get("benchmark", "")} | result
         name = f"{short_name(result['model'])} {part}".strip()
         pairs.append((name, result | {"model": name}))
     return pairs
 
 
-def _told_apart(found: Sequence[tuple[str, str, dict[str, Any]]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names and results of (file, name, result); where one name has two results of a benchmark, the file stands beside it."""
+def _distinct_names(found: Sequence[tuple[str, str, dict[str, Any]]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return names and results of (file, name, result); a name with two results on a benchmark gets the file's name."""
 
     def key(name: str, result: dict[str, Any]) -> tuple[str, str]:
         return name + reasoning_note(result.get("reasoning")), result["benchmark"]
@@ -498,18 +514,27 @@ def _told_apart(found: Sequence[tuple[str, str, dict[str, Any]]]) -> tuple[list[
     return names, [result | {"model": name} for name, (_, _, result) in zip(names, found, strict=True)]
 
 
+def named_results(paths: Sequence[str | Path]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return names and results of files; a name that two results share gets the name of the file.
+
+    Raises:
+        OptionError: a file that cannot be read or holds no scores.
+    """
+    return _distinct_names([(str(path), *pair) for path in paths for pair in read_results(path)])
+
+
 def report(paths: Sequence[str | Path], compare: str | None = None) -> str:
-    """Return results files as Markdown tables.
+    """Return the contents of results files as Markdown tables.
 
     Args:
         paths: results files, as `moon3 evaluate` writes them.
-        compare: a metric (R@1, R@5, R@10 or MRR): one table, with a column for each model. Default: all metrics, in rows.
+        compare: a metric (R@1, R@5, R@10 or MRR) for one table with a column for each model. Default: tables with all
+            metrics.
 
     Raises:
-        OptionError: a file that cannot be read or holds no scores, another metric.
+        OptionError: a file that cannot be read or lacks scores, or another metric.
     """
-    found = [(str(path), *pair) for path in paths for pair in read_results(path)]
-    names, results = _told_apart(found)
+    names, results = named_results(paths)
     if compare is None:
         return results_table(results)
     return "\n\n".join([comparison_table(results, names=names, metric=compare), *warning_lines(results)])

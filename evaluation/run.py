@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-import evaluation.baselines  # noqa: F401 - makes its models known
+import evaluation.baselines  # noqa: F401 - registers their models
 from evaluation.benchmarks.attribute_recall import evaluate_attribute_recall
 from evaluation.benchmarks.attributes import KEYS, OWN_KEYS, evaluate_attributes, evaluate_shown_attributes
 from evaluation.benchmarks.classification import evaluate_classification
@@ -50,43 +50,46 @@ from retrieval.encode import (
 from retrieval.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
-MORE = ("matrix", "attribute_recall", "shown_attributes")
-"""What is evaluated only where it is asked for."""
+OPTIONAL_BENCHMARKS = ("matrix", "attribute_recall", "shown_attributes")
+"""Evaluated only if `only` names them."""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate.
+    """Options of an evaluation.
 
     Args:
-        split (`str` or `None`): which split; `None` for all rows. Default "test".
-        only (`tuple[str, ...]`): which of retrieval, classification, attributes, matrix (every form of query against every
-            form of product), attribute_recall (whether what is found agrees in colour, material, …), shown_attributes (against
-            what the picture and the text show). Default: the first three.
-        cutoffs (`tuple[int, ...]` or `None`): the k of R@k and nDCG@k. Default: those that the data set's papers report, or else
-            1, 5, 10.
+        split (`str` or `None`): the split to evaluate; `None` for all products and queries. Default "test".
+        only (`tuple[str, ...]`): the benchmarks to run: retrieval, classification, attributes, matrix (each form of
+            query against each form of product), attribute_recall (whether search results agree in colour, material, …),
+            shown_attributes (attributes that the picture and the text show). Default: the first three.
+        cutoffs (`tuple[int, ...]` or `None`): the k of R@k and nDCG@k. Default: those that the data set's papers
+            report, or else 1, 5, 10.
         attribute_keys (`str`): "own", or "paper" for the ten keys of MBE. Default "own".
         limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
-        batch_size (`int`): records a batch. Default 32.
-        core_crop (`bool` or `None`): whether the core crop is added where a box is known; `None`: as the processor is set.
-        seed (`int`): of the limit, the bootstrap and the sheet's queries. Default 0.
-        resamples (`int`): of the bootstrap. Default 1000.
-        sheet (`str`, `Path` or `None`): where to draw queries with their top five.
-        progress (`bool`): progress bars for longer work. Default True.
-        variants (`str`): what a search makes of variants of a right answer (`product_data.duplicates`): "left_out" of its
+            Default: all products.
+        batch_size (`int`): records per batch. Default 32.
+        core_crop (`bool` or `None`): whether to add the core crop if a box is known. Default `None`: the processor's
+        setting.
+        seed (`int`): seed of the limit, of the bootstrap and of the sheet's queries. Default 0.
+        resamples (`int`): samples of the bootstrap. Default 1000.
+        sheet (`str`, `Path` or `None`): PNG file for a drawing of queries with their top five products. Default: none.
+        progress (`bool`): show progress bars for longer work. Default True.
+        variants (`str`): how a search treats variants of a right answer (`product_data.duplicates`): "left_out" of its
             ranking, "right" or "wrong". Identical products always count as right. Default "left_out".
-        query_reasoning, product_reasoning (`str`): "none" or "generate": whether the model writes attributes of each query,
-            of each product, before it embeds it. Label texts never reason. Queries also "auto": those that are unsure
-            without it, in each search apart. Default "none".
-        gate_threshold (`float` or `None`): of "auto": the margin below which a query is unsure, in [0, 2]. Default 0.05.
-        max_reasoning_tokens (`int` or `None`): most tokens of a reasoning. Default: the model's own number.
-        reasonings (`str`, `Path` or `None`): a .parquet file, where to write what was written.
-        dimensions (`tuple[int, ...]` or `None`): retrieval also by the first so many numbers of each vector. Default: the
-            model's `matryoshka_dims`.
+        query_reasoning, product_reasoning (`str`): "none", or "generate": the model writes attributes of each query or
+            product before it embeds it. Label texts never reason. `query_reasoning` can also be "auto": in each search,
+            the queries that are unsure without reasoning reason. Default "none".
+        gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure, in [0, 2]. Default
+        0.05.
+        max_reasoning_tokens (`int` or `None`): maximum number of tokens of a reasoning. Default: the model's number.
+        reasonings (`str`, `Path` or `None`): .parquet file for the written reasonings. Default: none.
+        dimensions (`tuple[int, ...]` or `None`): widths for retrieval with the first numbers of each vector. Default:
+            the model's `matryoshka_dims`.
 
     Raises:
-        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning where no side
-            generates, a threshold without "auto" or not in [0, 2].
+        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning without a
+            side that generates, or a threshold without "auto" or outside [0, 2].
     """
 
     split: str | None = "test"
@@ -109,9 +112,11 @@ class EvaluationOptions:
     attribute_keys: str = OWN_KEYS
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.only if name not in (*BENCHMARKS, *MORE)]
+        unknown = [name for name in self.only if name not in (*BENCHMARKS, *OPTIONAL_BENCHMARKS)]
         if unknown or not self.only:
-            raise OptionError(f"only={', '.join(self.only)!r}; expected {', '.join((*BENCHMARKS, *MORE))}")
+            raise OptionError(
+                f"only={', '.join(self.only)!r}; expected {', '.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}"
+            )
         if self.cutoffs is not None and (not self.cutoffs or min(self.cutoffs) < 1):
             raise OptionError(f"cutoffs={self.cutoffs}; expected numbers of 1 or more")
         if self.attribute_keys not in KEYS:
@@ -133,7 +138,7 @@ class EvaluationOptions:
         for name in ("max_reasoning_tokens", "reasonings"):
             if getattr(self, name) is not None and not self.generates:
                 raise OptionError(
-                    f"{name}={getattr(self, name)}, but neither queries nor products reason; expected with "
+                    f"{name}={getattr(self, name)}, but neither queries nor products reason; expected "
                     "query_reasoning or product_reasoning 'generate', or query_reasoning 'auto'"
                 )
         if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
@@ -141,7 +146,7 @@ class EvaluationOptions:
 
     @property
     def generates(self) -> bool:
-        """Whether a side, or some of it, writes before it is embedded."""
+        """Whether queries or products, or some of them, reason."""
         return {self.query_reasoning, self.product_reasoning} != {"none"}
 
 
@@ -157,29 +162,30 @@ def evaluate_model(
 
     Args:
         model, processor: from `retrieval.encode.load_for_evaluation`, or any model whose output has `.embeddings`.
-        tables: from `product_data.tables.load_tables`, all splits or one.
-        model_name (`str`): what the results call the model.
-        options: EvaluationOptions. Default: its defaults.
+        tables: from `product_data.tables.load_tables`, with all splits or one.
+        model_name (`str`): the model's name in the results. Default "model".
+        options: options of the evaluation. Default: `EvaluationOptions()`.
 
-    Queries with `positive_categories` are classified together with the products, under "query_categories".
+    With "classification", queries with `positive_categories` are classified too, under "query_categories".
 
-    Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an answer
-    counted), label_set (of classification and attributes), peer (how a model that is no Moon embeds: see
-    `evaluation.baselines.peers.PeerConfig.recipe`; None of a Moon), reasoning (query and product: how they reason; gate_threshold
-    with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores, image_only, absent (what
-    has no score, and why), dimensions (where there are widths: see `evaluate_dimensions`), classification, query_categories,
+    Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an
+    answer count), label_set (the labels of classification and attributes), peer (how a peer embeds, see
+    `evaluation.baselines.peers.PeerConfig`; None for a Moon), reasoning (query and product: their modes;
+    gate_threshold with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores,
+    image_only, absent (direction → why it has no score), per_query (the rank of each query, see `evaluation.per_query`),
+    dimensions (for models with narrower vectors, see `evaluate_dimensions`), classification, query_categories,
     attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
-    image_search_recall, and what else `only` names.
+    image_search_recall, and the other benchmarks that `only` names.
 
     Raises:
-        TableError: no such split, or nothing in the gallery and no query that asks for a category.
-        ValueError: reasoning of a model that does not.
+        TableError: no such split, or neither a product nor a query with categories.
+        ValueError: reasoning with a model that does not reason.
     """
     options = options or EvaluationOptions()
     chosen = tables.select(options.split)
     chosen = limited_tables(chosen, options.limit, options.seed) if options.limit else chosen
     if not chosen.products and not any(row.positive_categories for row in chosen.queries):
-        raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty, it has no products")
+        raise TableError(f"{tables.name}, split {options.split!r}: the gallery is empty; expected at least one product")
     started = time.monotonic()
     results: dict[str, Any] = {
         "model": model_name,
@@ -192,7 +198,7 @@ def evaluate_model(
         "image_only": {},
         "absent": {},
     }
-    with _core_crop(processor, options.core_crop):
+    with core_crop_set(processor, options.core_crop):
         cache = _vector_cache(model, processor, chosen, options, tables)
         results |= _protocols(cache, options, chosen, results["absent"])
         results["absent"] |= _absent_labels(results, cache)
@@ -226,7 +232,7 @@ def evaluate_model(
 
 
 def _by_dimensions(cache: VectorCache, options: EvaluationOptions, settings: dict[str, Any]) -> dict[str, Any]:
-    """ "dimensions": retrieval by the first numbers of each vector; nothing for a model without narrower vectors."""
+    """Return "dimensions", retrieval with narrower vectors; {} for a model without them."""
     own = getattr(getattr(cache.model, "config", None), "matryoshka_dims", None) or ()
     widths = own if options.dimensions is None else options.dimensions
     return {"dimensions": evaluate_dimensions(cache, widths, **settings)} if widths else {}
@@ -235,7 +241,7 @@ def _by_dimensions(cache: VectorCache, options: EvaluationOptions, settings: dic
 def _protocols(
     cache: VectorCache, options: EvaluationOptions, tables: ProductTables, absent: dict[str, str]
 ) -> dict[str, Any]:
-    """The results of what `only` names. `absent` takes why a score is not there."""
+    """Return the results of the benchmarks that `only` names; `absent` receives the reasons for missing scores."""
     bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     cutoffs: dict[str, Any] = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
     keys: dict[str, Any] = {"keys": options.attribute_keys}
@@ -272,14 +278,14 @@ def _reasoning_settings(model: Any, options: EvaluationOptions) -> dict[str, Any
 
 
 def _absent_labels(results: dict[str, Any], cache: VectorCache) -> dict[str, str]:
-    """Why classification or attributes have no scores, where the products have labels."""
+    """Return why classification or attributes have no scores although products have labels."""
     absent = {}
     for name, labelled in (
         ("classification", [row for row in cache.products if row.category]),
         ("attributes", [row for row in cache.products if row.attributes]),
     ):
         if name in results and not results[name] and labelled:
-            why = cache.why_empty() or "there is only one label, which would always be right"
+            why = cache.empty_gallery_reason() or "found a single label, which would always be right"
             absent[name] = why
     return absent
 
@@ -309,7 +315,7 @@ def _vector_cache(
 
 
 def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTables:
-    """Tables with `limit` products, drawn by `seed`, and the queries that they answer."""
+    """Return tables with `limit` products, drawn by `seed`, and the queries that they answer."""
     count = len(tables.products)
     kept = sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
     products = [tables.products[index] for index in kept]
@@ -322,7 +328,8 @@ def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTable
 
 
 @contextmanager
-def _core_crop(processor: Any, wanted: bool | None) -> Iterator[None]:
+def core_crop_set(processor: Any, wanted: bool | None) -> Iterator[None]:
+    """Set whether a processor adds the core crop inside of the `with` block; `None` leaves it as it is."""
     before = getattr(processor, "core_crop", None)
     if wanted is not None:
         processor.core_crop = wanted
@@ -336,13 +343,13 @@ def _core_crop(processor: Any, wanted: bool | None) -> Iterator[None]:
 def _draw_sheet(cache: VectorCache, options: EvaluationOptions, title: str) -> None:
     examples = search_examples(cache, seed=options.seed)
     if not examples:
-        print(f"no sheet drawn: no query has a right answer in the gallery ({title})", file=sys.stderr)
+        print(f"{title}: no sheet drawn, because no query has a right answer in the gallery", file=sys.stderr)
     elif options.sheet is not None:
         contact_sheet(examples, options.sheet, title=title)
 
 
 class NothingScoredError(ValueError):
-    """Data sets of which nothing could be scored."""
+    """Raised for data sets without any score."""
 
     exit_status = 2
 
@@ -358,18 +365,20 @@ def evaluate_benchmarks(
     """Evaluate a checkpoint on one or several data sets, and write the results files.
 
     Args:
-        checkpoint: folder or hub id, or another kind of model such as "clip=PLACE", see `retrieval.model_kinds`.
+        checkpoint: folder or hub id, or a peer such as "clip=PLACE", see `retrieval.model_kinds`.
         benchmarks: the data sets.
-        options: of all of them; the names of its sheet and its reasonings get the benchmark's where there are several.
-        output: the results file; with several benchmarks a folder. Default: none is written.
-        device (`str` or `None`): default: the first GPU, or else the CPU.
+        options: options for all data sets; with several, the names of sheet and reasonings get the name of the
+            benchmark.
+        output: the results file; with several benchmarks a folder. Default: no file.
+        device (`str` or `None`): device of the model. Default: the first GPU, or else the CPU.
 
     Returns:
-        The results of each, as `evaluate_model` returns them. What has no score and what was skipped is said on stderr.
+        The results of each data set, as `evaluate_model` returns them. Missing scores and skipped records are printed
+        on stderr.
 
     Raises:
-        OptionError: two benchmarks of one name, or the name of a file as output of several.
-        OutputError: what cannot be written, before the checkpoint is loaded.
+        OptionError: two benchmarks with one name, or a file as output of several benchmarks.
+        OutputError: an output that cannot be written; raised before the checkpoint is loaded.
         CheckpointError: a checkpoint that cannot be used.
     """
     names = [tables.name for tables in benchmarks]
@@ -379,50 +388,50 @@ def evaluate_benchmarks(
     for tables, path in zip(benchmarks, paths, strict=True):
         name = tables.name if len(names) > 1 else ""
         own = replace(options, sheet=_named(options.sheet, name), reasonings=_named(options.reasonings, name))
-        found = evaluate_model(model, processor, tables, model_name=checkpoint, options=own)
-        results.append(found)
+        result = evaluate_model(model, processor, tables, model_name=checkpoint, options=own)
+        results.append(result)
         if path is not None:
-            _write(found, path)
-        for reason in (f"{direction}: {why}" for direction, why in found["absent"].items()):
-            print(f"{tables.name}, no score for {reason}", file=sys.stderr)
-        if found["skipped"]:
-            print(f"{tables.name}: {_skipped_sentence(found['skipped'])}", file=sys.stderr)
+            _write(result, path)
+        for direction, why in result["absent"].items():
+            print(f"{tables.name}, no score for {direction}: {why}", file=sys.stderr)
+        if result["skipped"]:
+            print(f"{tables.name}: {_skipped_sentence(result['skipped'])}", file=sys.stderr)
     return results
 
 
 def require_scores(results: Sequence[dict[str, Any]]) -> None:
-    """Check that every data set has some score.
+    """Check that each data set has at least one score.
 
     Raises:
-        NothingScoredError: names those without.
+        NothingScoredError: data sets without a score; names them.
     """
-    without = dict.fromkeys(found["benchmark"] for found in results if not has_scores(found))
-    if without:
-        raise NothingScoredError(f"nothing of {', '.join(without)} could be scored; the lines above say why")
+    unscored = dict.fromkeys(result["benchmark"] for result in results if not has_scores(result))
+    if unscored:
+        raise NothingScoredError(f"found no scores for {', '.join(unscored)}; the lines above give the reasons")
 
 
-def has_scores(found: dict[str, Any]) -> bool:
-    """Return whether results have any score."""
+def has_scores(result: dict[str, Any]) -> bool:
+    """Return whether results have at least one score."""
     kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
-    cells = [cell for form, row in found.get("matrix", {}).items() if form != "absent" for cell in row.values()]
-    return any((*found["scores"].values(), *found["image_only"].values(), *cells, *map(found.get, kinds)))
+    cells = [cell for form, row in result.get("matrix", {}).items() if form != "absent" for cell in row.values()]
+    return any((*result["scores"].values(), *result["image_only"].values(), *cells, *map(result.get, kinds)))
 
 
 def _skipped_sentence(skipped: Sequence[dict[str, Any]]) -> str:
-    counts = Counter(one["kind"] for one in skipped)
-    named = " and ".join(f"{count} {'queries' if kind == 'query' else 'products'}" for kind, count in counts.items())
+    counts = Counter(record["kind"] for record in skipped)
+    sides = " and ".join(f"{count} {'queries' if kind == 'query' else 'products'}" for kind, count in counts.items())
     first = skipped[0]
     why = f"{first['id']!r}, {first['field']}: {first['reason']}"
-    return f"{len(skipped)} records skipped ({named}), listed in the results; first: {why}"
+    return f"{len(skipped)} records skipped ({sides}), listed in the results; first: {why}"
 
 
 def _results_files(output: Path | None, names: Sequence[str], options: EvaluationOptions) -> list[Path | None]:
-    """The results file of each benchmark; refuses what cannot be written before anything is evaluated."""
+    """Return the results file of each benchmark, and check that all outputs can be written."""
     several = len(names) > 1
     if several and output is not None and output.suffix == ".json":
-        raise OptionError(f"--output {output}: looks like a file; expected a folder when there are several benchmarks")
+        raise OptionError(f"--output {output}: found the name of a file; expected a folder for several benchmarks")
     if len(set(names)) < len(names):
-        raise OptionError(f"benchmarks are called {', '.join(names)}; expected different names, or one run for each")
+        raise OptionError(f"benchmarks: found the names {', '.join(names)}; expected different names, or separate runs")
     in_folder = output is not None and (several or output.is_dir())
     paths = [output / f"{name}.json" if output is not None and in_folder else output for name in names]
     if several:
@@ -435,9 +444,9 @@ def _results_files(output: Path | None, names: Sequence[str], options: Evaluatio
     return paths
 
 
-def _write(found: dict[str, Any], path: Path) -> None:
-    """Write a results file whole; where that fails, the results are printed, so that they are not lost."""
-    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def _write(results: dict[str, Any], path: Path) -> None:
+    """Write a complete results file, or print the results if that fails, so that they are not lost."""
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # such as /dev/null
@@ -453,7 +462,7 @@ def _write(found: dict[str, Any], path: Path) -> None:
 
 
 def _named(path: str | Path | None, name: str) -> Path | None:
-    """The path with the benchmark's name, where there are several."""
+    """Return the path with the benchmark's name, if it is given."""
     path = None if path is None else Path(path)
     return path.with_name(f"{path.stem}-{name}{path.suffix}") if path is not None and name else path
 
@@ -469,22 +478,23 @@ def load_benchmark(
     data_set: TripletOptions | None = None,
     labels: Path | None = None,
 ) -> ProductTables:
-    """Read the tables of a benchmark and say on stderr what they hold.
+    """Read the tables of a benchmark, and print their report on stderr.
 
     Args:
         source: "catalogue", a folder or a products file; or the name of a public data set, "mbe" or "mbe=PLACE" (see
             `evaluation.data_sets`).
-        split (`str`): what will be searched in; all rows are returned. Default "test".
-        seed (`int`): of the embedded catalogue. Default 0.
+        split (`str`): the split that will be evaluated, to check that it exists; all products and queries are returned.
+            Default "test".
+        seed (`int`): seed of the embedded catalogue. Default 0.
         images_root: folder that image paths are relative to. Default: the folder of the table.
-        reading: how cells are read. Default: ReadingOptions's own.
-        catalogue_products (`int`): size of the embedded catalogue. Default 600.
-        data_set: how the rows of a public data set are read; its split, seed, pictures' folder and reading are those above.
+        reading: options for reading cells. Default: `ReadingOptions()`.
+        catalogue_products (`int`): number of products of the embedded catalogue. Default 600.
+        data_set: options for reading a public data set; split, seed, images_root and reading above take precedence.
         labels: a file of further labels, see `evaluation.data_sets.load_data_set`.
 
     Raises:
         TableError: no such tables or split, or tables that cannot be used.
-        ColumnError: columns of which nothing can be made.
+        ColumnError: columns that cannot be used.
     """
     if named_source(source) is not None:
         options = replace(data_set or TripletOptions(), split=split, seed=seed, reading=reading or ReadingOptions())
@@ -502,8 +512,8 @@ def load_benchmark(
     tables.select(split)  # a wrong split is refused before the model is loaded
     if split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
         print(
-            f"{tables.name} names no splits: every row is used, also what the model may have been trained on "
-            "(training holds a fifth of such products out, for its own results_before and results_after)",
+            f"{tables.name} names no splits: all products are used, even those that the model may have been trained on "
+            "(training holds out a fifth of such products, for its results_before and results_after)",
             file=sys.stderr,
         )
     return tables

@@ -1,10 +1,10 @@
-"""Compare two models on several shops, those that they were trained on and others, over all tasks, with paired intervals.
+"""Compare two models on several shops, seen and unseen in training, over all tasks and with paired intervals.
 
 moon3 shops-study --data ../shared/data --first Moon=runs/shops_moon1/final \
     --second "dual tower=runs/shops_dual_tower/final" --output results/shops_study.json
 
-Writes the rows as JSON, and as a Markdown table beside it. What was measured is kept by shop and model in `--work`: the same
-command goes on where it stopped, and measures again what other weights, data or code would change.
+The rows are written as JSON, and as a Markdown table beside it. `--work` keeps the measured rows by shop and model: the
+same command continues after an interruption, and measures again if weights, data or code have changed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from evaluation.paired_rows import MEAN_OF_KEYS, Row, all_rows, compare_rows
 from evaluation.provenance import PROJECT_ROOT, provenance
+from evaluation.report import ARROWS
 from product_data.errors import OptionError
 from product_data.spree import read_spree
 from product_data.tables import ProductTables, load_tables
@@ -31,7 +32,6 @@ from retrieval.encode import VectorCache, config_digest, load_for_evaluation
 
 _CODE = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation")
 TRAINED, UNSEEN = "trained on", "never seen"
-_ARROWS = {"t2mm": "t→mm", "i2mm": "i→mm", "mm2mm": "mm→mm", "t2i": "t→i", "i2t": "i→t", "i2i": "i→i", "mm2i": "mm→i"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Shop:
     """One data set of the study.
 
     Args:
-        name (`str`): what it is called.
-        folder (`str`): under the folder of the data.
+        name (`str`): name of the shop.
+        folder (`str`): folder inside the folder of the data.
         seen (`str`): "trained on" or "never seen".
-        what (`str`): what is searched, in words.
-        split (`str` or `None`): the rows that are evaluated; None: all.
-        read: reads the folder. Default: `load_tables`.
+        what (`str`): description of the search.
+        split (`str` or `None`): the split to evaluate. Default `None`: all products and queries.
+        read: function that reads the folder. Default: `load_tables`.
     """
 
     name: str
@@ -55,16 +55,18 @@ class Shop:
     read: Callable[[Path], ProductTables] = load_tables
 
 
-def _spree_variants(folder: Path) -> ProductTables:
-    return read_spree(folder, variants=True)
-
-
 SHOPS = (
     Shop("fashion", "fashion", TRAINED, "products that were not trained on; texts made by a script", "test"),
     Shop("grocery", "grocery", TRAINED, "phone photos that were not trained on, of the products that were", "test"),
     Shop("ikea", "ikea", UNSEEN, "rooms and words for one thing in them → products; texts made by a script"),
     Shop("spree", "spree", UNSEEN, "pictures of a product in other colours → product", read=read_spree),
-    Shop("spree variants", "spree", UNSEEN, 'picture and "in white" → that variant', read=_spree_variants),
+    Shop(
+        "spree variants",
+        "spree",
+        UNSEEN,
+        'picture and "in white" → that variant',
+        read=functools.partial(read_spree, variants=True),
+    ),
     Shop("chorus", "chorus", UNSEEN, "words that people searched for → products, graded by people; no pictures"),
 )
 
@@ -80,11 +82,11 @@ def run_study(
     """Measure both models on each shop and compare them.
 
     Args:
-        models: name → folder of a checkpoint, the first and what it is measured against.
-        data: the folder of the shops' folders.
-        work: where what is measured is kept by shop and model.
-        shops: which shops. Default: `SHOPS`.
-        batch_size (`int`): records a batch. Default 32.
+        models: name → folder of a checkpoint: the first model and its reference.
+        data: folder with the shops' folders.
+        work: folder that keeps the measured rows by shop and model.
+        shops: the shops. Default: `SHOPS`.
+        batch_size (`int`): records per batch. Default 32.
 
     Returns: the content of the results file.
     """
@@ -101,8 +103,8 @@ def run_study(
         for name, (model, processor) in loaded.items():
             weights = (path.read_bytes() for path in sorted(Path(models[name]).glob("*.safetensors")))
             digest = _digest(code.encode(), config_digest(model).encode(), content, *weights)
-            made = functools.partial(measure, model, processor, tables, batch_size=batch_size)
-            rows[name] = _kept(work / f"{shop.name.replace(' ', '_')}-{digest}.pkl", made)
+            make = functools.partial(measure, model, processor, tables, batch_size=batch_size)
+            rows[name] = _cached(work / f"{shop.name.replace(' ', '_')}-{digest}.pkl", make)
             print(f"{shop.name}: {name} measured, {time.monotonic() - started:.0f} s", flush=True)
         results["shops"][shop.name] = {
             "seen": shop.seen,
@@ -112,7 +114,7 @@ def run_study(
             "queries": len(tables.queries),
             "rows": compare_rows(rows[names[0]], rows[names[1]], names),
         }
-    results["words"] = in_words(results)
+    results["words"] = summary_sentences(results)
     results["provenance"] = provenance(0, batch_size=batch_size)
     return results
 
@@ -124,10 +126,10 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _kept(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
-    """What was measured before, or now: written whole, then renamed."""
+def _cached(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
+    """Return the rows of a file, or make them and write the file."""
     if path.is_file():
-        return pickle.loads(path.read_bytes())  # our own file
+        return pickle.loads(path.read_bytes())  # written by this function
     rows = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -137,39 +139,40 @@ def _kept(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In words and as a table
+# Sentences and table
 
 
-def in_words(results: Mapping[str, Any]) -> list[str]:
-    """Say in sentences, from the rows alone, how often each model is ahead: by what was seen, and by task."""
+def summary_sentences(results: Mapping[str, Any]) -> list[str]:
+    """Summarise in sentences how often each model is ahead, for seen and unseen shops and by task."""
     first, second = results["models"]
     sentences = []
     for seen in (TRAINED, UNSEEN):
-        rows = [row for shop in results["shops"].values() if shop["seen"] == seen for row in _counted(shop["rows"])]
+        rows = [row for shop in results["shops"].values() if shop["seen"] == seen for row in _main_rows(shop["rows"])]
         for task in ("retrieval", "classification", "attributes"):
             ahead = Counter(row["ahead"] for row in rows if row["task"] == task)
             if total := ahead.total():
                 sentences.append(
-                    f"Shops {seen}, {task}: of {total} rows {first} is ahead in {ahead[first]}, {second} in {ahead[second]}; in "
-                    f"{ahead[None]} the paired interval holds 0."
+                    f"Shops {seen}, {task}: of {total} rows {first} is ahead in {ahead[first]}, {second} in "
+                    f"{ahead[second]}; in {ahead[None]} the paired interval contains 0."
                 )
     return sentences
 
 
-def _counted(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows that sentences count: R@10 of each search, each level of categories, the mean of the attribute keys."""
+def _main_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows that the summary counts: R@10 of each search, each category level, the mean of attribute keys."""
     return [
         row for row in rows if row["metric"] == "R@10" or row["task"] == "classification" or row["what"] == MEAN_OF_KEYS
     ]
 
 
 def table(results: Mapping[str, Any], *, short: bool = False, style: str = "github") -> str:
-    """One line a row: both models with their intervals, the paired difference and who is ahead.
+    """Return a table with one line per row: both models with their intervals, the paired difference and who is ahead.
 
     Args:
-        results: as `run_study` returns them.
-        short (`bool`): R@10 (nDCG@10 of graded answers), categories and the mean of the attribute keys alone. Default False.
-        style (`str`): a format of tabulate.
+        results: from `run_study`.
+        short (`bool`): only R@10 (nDCG@10 of graded answers), categories and the mean of the attribute keys. Default
+        False.
+        style (`str`): a format of tabulate. Default "github".
     """
     first, second = results["models"]
     lines = []
@@ -183,7 +186,7 @@ def table(results: Mapping[str, Any], *, short: bool = False, style: str = "gith
             lines.append(
                 [
                     f"{name} ({shop['seen']})",
-                    f"{_what(row)}, {row['metric']}",
+                    f"{_row_name(row)}, {row['metric']}",
                     _percent(models[first]),
                     _percent(models[second]),
                     _percent(models["BM25"]) if "BM25" in models else "–",
@@ -196,9 +199,9 @@ def table(results: Mapping[str, Any], *, short: bool = False, style: str = "gith
     return tabulate(lines, headers=head, tablefmt=style, disable_numparse=True, colalign=("left",) * 2 + ("right",) * 6)
 
 
-def _what(row: Mapping[str, Any]) -> str:
+def _row_name(row: Mapping[str, Any]) -> str:
     if row["task"] == "retrieval":
-        return _ARROWS[row["what"]] + f" ({row['queries']} of {row['choices']})"
+        return ARROWS[row["what"]] + f" ({row['queries']} of {row['choices']})"
     labels = "" if row["choices"] is None else f", {row['choices']} labels"
     kind = "category" if row["task"] == "classification" else "attribute"
     return f"{kind} {row['what']}{labels}" + (", picture alone" if row["form"] == "i" else "")
@@ -210,7 +213,7 @@ def _percent(score: Mapping[str, Any]) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The page beside the results file."""
+    """Return the results as Markdown."""
     first, second = results["models"]
     shops = [f"- {name} ({shop['seen']}): {shop['what']}." for name, shop in results["shops"].items()]
     return "\n".join(
@@ -219,10 +222,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             "",
             *shops,
             "",
-            f"Values in per cent with 95 % bootstrap intervals. The difference is {first} minus {second}. Its interval is "
-            "paired: queries (for labels: products) are drawn again for both models together. A model is ahead where that "
-            "interval leaves out 0; of rows without a difference, about one in twenty does so by chance. A direction is "
-            "followed by the number of queries and of products in the gallery. Rows of fewer than 20 queries are left out.",
+            f"Values in per cent with 95 % bootstrap intervals. The difference is {first} minus {second}. Its interval "
+            "is paired: the bootstrap draws queries (for labels: products) for both models together. A model is ahead "
+            "if that interval excludes 0; about one in twenty rows without a difference does so by chance. A direction "
+            "is followed by the number of queries and of products in the gallery. Rows of fewer than 20 queries are "
+            "left out.",
             "",
             *[f"- {sentence}" for sentence in results["words"]],
             "",
@@ -238,22 +242,22 @@ def write_study(
     """Run the study and write its results as JSON, and the page beside it.
 
     Args:
-        models: two, by what they are called → folder of the checkpoint.
-        data: folder of the shops' folders.
+        models: name → folder of a checkpoint, for two models.
+        data: folder with the shops' folders.
         output: the results file, .json.
-        work: keeps what is measured.
-        names: of the shops that are measured. Default: all.
+        work: folder that keeps the measured rows.
+        names: names of the shops to measure. Default: all.
 
     Returns:
         The results.
 
     Raises:
-        OptionError: another ending of `output`, or one name for both models.
+        OptionError: another suffix of `output`, or one name for both models.
     """
     if output.suffix != ".json":
         raise OptionError(f"--output {output}; expected a .json file")
     if len(models) < 2:
-        raise OptionError("--first and --second have one name; expected two names")
+        raise OptionError("--first, --second: found one name for both; expected two names")
     output.parent.mkdir(parents=True, exist_ok=True)
     results = run_study(models, data, work, shops=[shop for shop in SHOPS if not names or shop.name in names])
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

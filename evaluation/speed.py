@@ -1,11 +1,11 @@
-"""Speed side by side: ours against another way to compute the same, interleaved in one process.
+"""Compare the speed of our code with another way to compute the same, interleaved in one process.
 
     moon3 bench encode --output speed.json [--only NAME] [--model DIR]
 
-The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the ratios
-ours / other of neighbouring repeats, so that below 1 ours is the faster. Machines are noisy: trust the ratio, not the seconds.
-What reasoning costs ("reasoning_8", "reasoning_16", "reasoning_32", "reasoning_auto", each against vectors without reasoning)
-also has items per second of both; its five ways take turns in the same rounds.
+The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the
+ratios ours / other within a repeat, so that ours is faster below 1. Machines are noisy: trust the ratio, not the
+seconds. The cost of reasoning ("reasoning_8", "reasoning_16", "reasoning_32", "reasoning_auto", each against vectors
+without reasoning) also has items per second of both; its five ways alternate in the same rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
-import evaluation.baselines  # noqa: F401 - makes its models known
+import evaluation.baselines  # noqa: F401 - registers their models
 from evaluation.provenance import provenance
 from modeling_moon import MoonConfig, MoonModel
 from modeling_moon.gate_moon import MarginGate
@@ -48,7 +48,7 @@ _TEXT: dict[str, Any] = {
     "head_dim": 32,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
 }
-# As in Qwen3-VL-2B, encoding a picture costs the vision tower about what its tokens cost the text model.
+# As in Qwen3-VL-2B, a picture costs the vision tower about as much as its tokens cost the text model.
 _VISION = {
     "depth": 4,
     "hidden_size": 128,
@@ -65,11 +65,11 @@ _LENGTHS, _GALLERY = (8, 16, 32), 1000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways to do one thing.
+    """Two ways to compute the same.
 
     Args:
-        ours, other: functions without arguments that do it once.
-        about: what each of them is, for the file.
+        ours, other: functions without arguments that compute it once.
+        about: description of both, for the file.
     """
 
     ours: Callable[[], Any]
@@ -79,13 +79,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Series:
-    """Several ways to do a thing, all against the same other one, in the same rounds.
+    """Several ways to compute something, all compared with one other way in the same rounds.
 
     Args:
-        ways: name → a function without arguments that does it once.
-        other: what each of them is compared with.
-        about: name → what is compared, for the file.
-        items: how many vectors each of them gives.
+        ways: name → a function without arguments that computes it once.
+        other: the way that each of them is compared with.
+        about: name → description of the comparison, for the file.
+        items: number of vectors that each way returns.
     """
 
     ways: Mapping[str, Callable[[], Any]]
@@ -99,7 +99,7 @@ def _base_config(**text: Any) -> Any:
 
 
 def _marked_tokens(config: MoonConfig) -> torch.Tensor:
-    """Random text of which a quarter is category and a quarter attributes, as in a product."""
+    """Return random text with a quarter of category tokens and a quarter of attribute tokens, as in a product."""
     ids_BT = torch.randint(16, 512, (_BATCH, _TOKENS), generator=torch.Generator().manual_seed(0))
     for place, marker in ((_TOKENS // 2, 1), (_TOKENS * 3 // 4, 2), (_TOKENS * 3 // 4 + 1, 3), (_TOKENS - 1, 4)):
         ids_BT[:, place] = marker
@@ -113,7 +113,7 @@ def _moon_config(**text: Any) -> MoonConfig:
 
 
 def _mixture_step(mixture_class: type, config: MoonConfig, implementation: str, *inputs: Any) -> Callable[[], None]:
-    """Forward and backward of one mixture with an implementation of its experts."""
+    """Return a function that runs forward and backward of one mixture with an implementation of its experts."""
     config.text_config._experts_implementation = implementation
     torch.manual_seed(0)
     mixture = mixture_class(config)
@@ -126,7 +126,7 @@ _WIDE: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 3072, "num_hi
 
 
 def grouped_experts(_: Any) -> Comparison:
-    """Forward and backward of a modality-driven mixture, 2 of 4 experts a token: grouped products against the loop."""
+    """Compare grouped products with the loop over experts: forward and backward of a mixture, 2 of 4 experts active."""
     hidden = torch.randn(_BATCH, _TOKENS // 2, _WIDE["hidden_size"], requires_grad=True)
     ours, other = (
         _mixture_step(MoonModalityMoE, MoonConfig.moon2(_base_config(**_WIDE), embedding_dim=None), name, hidden)
@@ -136,7 +136,7 @@ def grouped_experts(_: Any) -> Comparison:
 
 
 def guided_experts(_: Any) -> Comparison:
-    """Forward and backward of a guided mixture with half of its tokens guided, against the loop over experts."""
+    """Compare a guided mixture, half of its tokens guided, with the loop over experts: forward and backward."""
     hidden = torch.randn(_BATCH, _TOKENS // 2, _WIDE["hidden_size"], requires_grad=True)
     aspects = (torch.arange(_TOKENS // 2) * 8 // _TOKENS - 1).clamp(min=0).expand(_BATCH, -1)
     guided = find_guided(aspects)
@@ -147,7 +147,7 @@ def guided_experts(_: Any) -> Comparison:
 
 
 def upcycled_forward(_: Any) -> Comparison:
-    """Forward of an upcycled text model with its two free experts on, against a dense one of the same active width."""
+    """Compare the forward of an upcycled text model (2 active experts) with a dense model of the same active width."""
     torch.manual_seed(0)
     config = _moon_config()
     moon = MoonModel(config).eval()
@@ -164,7 +164,7 @@ def upcycled_forward(_: Any) -> Comparison:
 
 
 def guided_forward(_: Any) -> Comparison:
-    """Forward of Moon on text that is half category and attributes, against the same text without markers."""
+    """Compare the forward of Moon on text with half category and attributes, and on the same text without markers."""
     torch.manual_seed(0)
     moon = MoonModel(_moon_config()).eval()
     marked = _marked_tokens(moon.config)
@@ -176,8 +176,8 @@ def guided_forward(_: Any) -> Comparison:
     return Comparison(run(marked), run(plain), "text forward: half of the tokens guided / none guided")
 
 
-def _products_that_reason() -> tuple[Any, dict[str, torch.Tensor]]:
-    """A moon3 and a batch of its prompts: a picture and its core crop of 256 image tokens each, and 96 tokens of text."""
+def _reasoning_batch() -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return a moon3 and a batch of prompts: picture and core crop of 256 image tokens each, and 96 tokens of text."""
     torch.manual_seed(0)
     spans = [f"{span}_{side}" for span in ("category", "attribute", "title", "think") for side in ("start", "end")]
     ids = {f"{name}_token_id": number for number, name in enumerate([*spans, "emb"], start=1)}
@@ -191,7 +191,7 @@ def _products_that_reason() -> tuple[Any, dict[str, torch.Tensor]]:
     )
     base.vision_start_token_id, base.vision_end_token_id = 14, 15
     model = MoonModel(MoonConfig.moon3(base, embedding_dim=None, max_reasoning_tokens=_REASONING, **ids)).eval()
-    side = 2 * int(_IMAGE_TOKENS**0.5)  # patches, of which two by two make a token
+    side = 2 * int(_IMAGE_TOKENS**0.5)  # patches; two by two form a token
     text = torch.randint(16, 512, (_BATCH, 96))
     text[:, 0], text[:, 40], text[:, -1] = (
         ids["title_start_token_id"],
@@ -213,8 +213,8 @@ def _products_that_reason() -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def think_then_embed_in_one_pass(_: Any) -> Comparison:
-    """32 tokens of reasoning and the vector, in one pass, against generating them and then encoding the whole text."""
-    model, batch = _products_that_reason()
+    """Compare writing 32 tokens of reasoning and the vector in one pass with generating, then encoding the text."""
+    model, batch = _reasoning_batch()
     tokenizer = SimpleNamespace(eos_token_id=None, pad_token_id=0)
     thinking, writer = Thinking(), model.writer()
     settings = generation_config(model.config, thinking, tokenizer)
@@ -239,11 +239,11 @@ def think_then_embed_in_one_pass(_: Any) -> Comparison:
 
 
 def reasoning_cost(_: Any) -> Series:
-    """Vectors behind 8, 16 and 32 tokens of reasoning, and behind 32 of them for the unsure half, against vectors without.
+    """Compare vectors after 8, 16 and 32 tokens of reasoning, and 32 for the unsure half only, with vectors without it.
 
-    No end is written before the last token, so that a model with random weights really writes them all.
+    `min_tokens` prevents an early end, so that a model with random weights writes all tokens.
     """
-    model, batch = _products_that_reason()
+    model, batch = _reasoning_batch()
     tokenizer, writer = SimpleNamespace(eos_token_id=None, pad_token_id=0), model.writer()
     plain = batch | {"input_ids": batch["input_ids"].clone()}
     plain["input_ids"][:, -1] = model.config.emb_token_id
@@ -265,20 +265,20 @@ def reasoning_cost(_: Any) -> Series:
         f"{_BATCH} products to vectors: {_REASONING} tokens for the unsure half of them (auto) / no reasoning"
     )
     for name, way in ways.items():
-        found = way()
+        output = way()
         rows, tokens = (_BATCH // 2, _REASONING) if name == "auto" else (_BATCH, int(name))
-        if (int(found.reasoned.sum()), found.reasoning_ids.shape[1]) != (rows, tokens):
+        if (int(output.reasoned.sum()), output.reasoning_ids.shape[1]) != (rows, tokens):
             raise RuntimeError(
-                f"reasoning_{name}: {tuple(found.reasoning_ids.shape)} written; {rows} × {tokens} expected"
+                f"reasoning_{name}: found {tuple(output.reasoning_ids.shape)} tokens; expected {rows} × {tokens}"
             )
     return Series(ways, without, about, _BATCH)
 
 
 def encode_products(model: Path | None) -> Comparison:
-    """`retrieval.encode` against `SentenceTransformer.encode`: the same checkpoint, products and batch size.
+    """Compare `retrieval.encode` with `SentenceTransformer.encode`: the same checkpoint, products and batch size.
 
     Raises:
-        NeedsModelError: no checkpoint was named.
+        NeedsModelError: no checkpoint is given.
     """
     if model is None:
         raise NeedsModelError("encode_products needs --model DIR, a Moon checkpoint")
@@ -294,7 +294,7 @@ def encode_products(model: Path | None) -> Comparison:
 
 
 class NeedsModelError(ValueError):
-    """A comparison that needs a checkpoint, and none was named."""
+    """Raised for a comparison that needs a checkpoint if none is given."""
 
     exit_status = 2
 
@@ -311,12 +311,12 @@ COMPARISONS: dict[str, Callable[[Path | None], Comparison | Series]] = {
 
 
 def compare(comparison: Comparison, *, repeats: int = 15, warm_up: int = 2) -> dict[str, Any]:
-    """Time both sides in turn.
+    """Time both sides alternately.
 
     Args:
-        comparison: what to time.
-        repeats: timed repeats of each side; the side that goes first changes from one to the next.
-        warm_up: untimed repeats before.
+        comparison: the two ways to time.
+        repeats: timed repeats of each side; the sides go first in turn. Default 15.
+        warm_up: untimed repeats before. Default 2.
 
     Returns:
         ours_seconds and other_seconds (medians), ratio (median of ours / other within a repeat), ratio_range, about.
@@ -329,29 +329,29 @@ def compare(comparison: Comparison, *, repeats: int = 15, warm_up: int = 2) -> d
 
 
 def compare_series(series: Series, *, repeats: int = 15, warm_up: int = 2) -> dict[str, dict[str, Any]]:
-    """Time all ways of a series in turn.
+    """Time all ways of a series alternately.
 
     Args:
-        series: what to time.
+        series: the ways to time.
         repeats, warm_up: as for `compare`.
 
     Returns:
-        By name what `compare` returns, and ours_items_per_second and other_items_per_second (of the medians).
+        Name → the result of `compare` with ours_items_per_second and other_items_per_second (from the medians).
 
     Raises:
         ValueError: fewer than 1 repeat.
     """
     seconds = _seconds({"": series.other, **series.ways}, repeats, warm_up)
     other = seconds.pop("")
-    found = {name: _result(own, other) | {"about": series.about[name]} for name, own in seconds.items()}
-    for result in found.values():
+    results = {name: _result(own, other) | {"about": series.about[name]} for name, own in seconds.items()}
+    for result in results.values():
         for side in ("ours", "other"):
             result[f"{side}_items_per_second"] = series.items / result[f"{side}_seconds"]
-    return found
+    return results
 
 
 def _seconds(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; the one that goes first changes from round to round."""
+    """Return the seconds of each way in each round; the ways go first in turn."""
     if repeats < 1:
         raise OptionError(f"repeats={repeats}; expected 1 or more")
     for _ in range(warm_up):
@@ -371,7 +371,7 @@ def _seconds(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int) 
 
 
 def _result(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-    ratios = [one / against for one, against in zip(ours, other, strict=True)]
+    ratios = [own / against for own, against in zip(ours, other, strict=True)]
     return {
         "ours_seconds": statistics.median(ours),
         "other_seconds": statistics.median(other),
@@ -382,7 +382,7 @@ def _result(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 
 
 def speed_table(results: dict[str, Any]) -> str:
-    """Results as a Markdown table: what was compared, and ours / other; where there are any, items per second of both."""
+    """Return results as a Markdown table: comparison, ratio ours / other and, if known, items per second of both."""
     rows = [[result["about"], f"{result['ratio']:.2f}", _items(result)] for result in results.values()]
     heads = ["ours / other", "ratio", "items/s, ours / other"]
     if not any(row[2] for row in rows):
@@ -404,13 +404,13 @@ def measure_speed(
         output: the JSON file.
         only: names of `COMPARISONS`. Default: all that can run.
         model: a Moon checkpoint, for the comparisons that need one.
-        repeats (`int`): rounds. Default 15.
+        repeats (`int`): number of rounds. Default 15.
 
     Returns:
-        By name what the file holds.
+        Name → result, as in the file.
 
     Raises:
-        NeedsModelError: one of `only` needs a model; of all comparisons, such a one is left out.
+        NeedsModelError: one of `only` needs a model. Without `only`, such a comparison is left out.
         OptionError: fewer than 1 repeat.
     """
     results: dict[str, Any] = {}
@@ -424,10 +424,10 @@ def measure_speed(
             continue
         if isinstance(comparison, Series):
             series = compare_series(comparison, repeats=repeats)
-            found = {f"{name}_{way}": result for way, result in series.items()}
+            measured = {f"{name}_{way}": result for way, result in series.items()}
         else:
-            found = {name: compare(comparison, repeats=repeats)}
-        results |= {key: result | {"provenance": provenance(0)} for key, result in found.items()}
+            measured = {name: compare(comparison, repeats=repeats)}
+        results |= {key: result | {"provenance": provenance(0)} for key, result in measured.items()}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results

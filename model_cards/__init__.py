@@ -1,1 +1,1 @@
-"""Model cards: the facts of a checkpoint as plain data, the template, the hub's metadata checked offline, and publishing."""
+"""Model cards: the facts of a checkpoint, the template, offline checks of the hub's metadata, and publishing."""

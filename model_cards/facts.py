@@ -1,4 +1,4 @@
-"""The facts of a checkpoint that its card shows, as plain data that lies beside the weights in `model_card.json`."""
+"""The facts that a card shows, as plain data in `model_card.json` beside the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ README_FILE = "README.md"
 
 
 class CardError(ValueError):
-    """A card that cannot be written or published: what was found, and what is expected."""
+    """Raised if a card cannot be written, or a checkpoint cannot be published."""
 
     exit_status = 2
 
@@ -23,9 +23,9 @@ class Licence:
     """The licence of weights.
 
     Args:
-        id: an identifier of the hub; `None` where nothing is declared.
-        name: with "other", what the licence is called.
-        link: with "other", a file of the checkpoint or an address where it can be read.
+        id: an identifier of the hub; `None` if no licence is declared.
+        name: with "other", the name of the licence.
+        link: with "other", a file of the checkpoint or an address with its text.
     """
 
     id: str | None = None
@@ -35,13 +35,13 @@ class Licence:
 
 @dataclass(frozen=True)
 class Base:
-    """What the weights were at first.
+    """The model that the weights started from.
 
     Args:
-        name: what a person calls it.
-        hub_id: its id on the hub, where it came from there.
-        licence: of its weights.
-        random: whether it was made with random weights.
+        name: name of the model.
+        hub_id: its id on the hub, if it was loaded from there.
+        licence: licence of its weights.
+        random: whether its weights were random.
     """
 
     name: str
@@ -55,9 +55,9 @@ class DataSet:
     """A data set that weights were trained on.
 
     Args:
-        name: what results and recipes call it.
-        licence: an identifier of the hub, or a word of `model_cards.licences.DECLARED`; `None` where nothing is declared.
-        hub_id: its id on the hub, where it was read from there.
+        name: its name in results and recipes.
+        licence: an identifier of the hub, or a word of `model_cards.licences.DECLARED`; `None` if no licence is declared.
+        hub_id: its id on the hub, if it was read from there.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Step:
     """One step in the making of the weights.
 
     Args:
-        kind: "upcycling", "training", or "unrecorded" for weights of which nothing is written down.
-        base: what was upcycled.
-        data: what was trained on.
-        details: settings by name, in the order in which the card shows them.
+        kind: "upcycling", "training", or "unrecorded" for weights of unknown origin.
+        base: the upcycled model.
+        data: the data sets of the training.
+        details: settings by name, in the order of the card.
     """
 
     kind: Literal["upcycling", "training", "unrecorded"]
@@ -84,15 +84,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a checkpoint is.
+    """The size of a checkpoint.
 
     Args:
-        parameters: numbers in its weights files.
-        active: those that a token uses which no expert of an aspect sees; `None` without a mixture of experts.
-        active_in_aspect: those that a token of the category or of the attributes uses; `None` without guided experts.
-        bytes: of its weights files.
+        parameters: number of parameters in its weights files.
+        active: number of parameters that a token outside category and attributes uses; `None` without a mixture of experts.
+        active_in_aspect: number of parameters that a token of the category or the attributes uses; `None` without guided
+            experts.
+        bytes: size of its weights files.
         vector: width of a vector; `None` for an adapter.
-        prefixes: narrower widths that it was made for (Matryoshka).
+        prefixes: narrower widths that it was trained for (Matryoshka).
     """
 
     parameters: int
@@ -108,15 +109,15 @@ class Card:
     """Everything that a card shows.
 
     Args:
-        name: its heading.
-        source: what the code on the card loads: a folder's name, or an id on the hub.
-        kind: "moon", "dual_tower", or "adapter" (LoRA weights alone).
-        sizes: of the checkpoint.
-        steps: how the weights were made, from the first on.
-        settings: of the architecture and the processor, by name.
-        licence: of the weights.
-        results: of results files, as `model_cards.scores.summary` shortens them.
-        adapter_base: of an adapter, what the code on the card loads under it.
+        name: heading of the card.
+        source: name of the folder, or id on the hub, that the code on the card loads.
+        kind: "moon", "dual_tower", or "adapter" (LoRA weights only).
+        sizes: size of the checkpoint.
+        steps: steps in the making of the weights, the first one first.
+        settings: settings of the architecture and the processor, by name.
+        licence: licence of the weights.
+        results: results files, as `model_cards.scores.summary` shortens them.
+        adapter_base: for an adapter, the checkpoint that the code on the card loads first.
     """
 
     name: str
@@ -131,12 +132,12 @@ class Card:
 
     @property
     def data(self) -> tuple[DataSet, ...]:
-        """Every data set of every step, once."""
-        return tuple({one.name: one for step in self.steps for one in step.data}.values())
+        """The data sets of all steps, each once."""
+        return tuple({data_set.name: data_set for step in self.steps for data_set in step.data}.values())
 
     @property
     def base(self) -> Base | None:
-        """What the first step began with; `None` where that is not recorded."""
+        """The model that the first step started from; `None` if it is not recorded."""
         return self.steps[0].base if self.steps else None
 
     def to_json(self) -> str:
@@ -145,15 +146,15 @@ class Card:
 
 
 def card_of(values: dict[str, Any]) -> Card:
-    """Return the facts that `Card.to_json` wrote.
+    """Return the card whose facts `Card.to_json` wrote.
 
     Args:
         values: the parsed JSON.
     """
 
-    def step(found: dict[str, Any]) -> Step:
-        base = found["base"] and Base(**{**found["base"], "licence": Licence(**found["base"]["licence"])})
-        return Step(found["kind"], base, tuple(DataSet(**one) for one in found["data"]), found["details"])
+    def step(fields: dict[str, Any]) -> Step:
+        base = fields["base"] and Base(**{**fields["base"], "licence": Licence(**fields["base"]["licence"])})
+        return Step(fields["kind"], base, tuple(DataSet(**data_set) for data_set in fields["data"]), fields["details"])
 
     sizes = Sizes(**{**values["sizes"], "prefixes": tuple(values["sizes"]["prefixes"])})
     parts = {"sizes": sizes, "steps": tuple(map(step, values["steps"])), "licence": Licence(**values["licence"])}
@@ -161,10 +162,10 @@ def card_of(values: dict[str, Any]) -> Card:
 
 
 def read_card(folder: Path) -> Card | None:
-    """Return the facts that lie in a checkpoint's folder; `None` where none do.
+    """Return the facts in a checkpoint's folder, or `None` if it has no `model_card.json`.
 
     Raises:
-        CardError: a file that is no such record.
+        CardError: the file cannot be read.
     """
     path = folder / FACTS_FILE
     if not path.is_file():

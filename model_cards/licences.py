@@ -1,4 +1,4 @@
-"""Licences: which identifiers there are, and which forbid that weights are published."""
+"""Check the identifiers of licences, and whether licences allow weights to be published."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ DECLARED = {
     "permitted": "its owner permits that weights trained on it are published",
     "none": "its owner has granted no licence",
 }
-"""What can be said of a data set instead of an identifier of the hub."""
+"""Words that can be declared for a data set instead of an identifier of the hub."""
 
 
 @functools.cache
 def hub_lists() -> dict[str, Any]:
-    """Return the names that the hub knows, by list: see `hub_lists.yaml`."""
+    """Return the names that the hub knows, by the keys of `hub_lists.yaml`."""
     return yaml.safe_load(Path(__file__).with_name("hub_lists.yaml").read_text(encoding="utf-8"))
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return "; did you mean 'x'?" where a known word is near, or nothing."""
+    """Return "; did you mean 'x'?" if a known word is similar, otherwise an empty string."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_data_licence(name: str, licence: str) -> str:
-    """Return what was declared of a data set, checked.
+    """Return the declared licence of a data set, after checking it.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         licence: an identifier of the hub, or a word of `DECLARED`.
 
     Raises:
-        CardError: another word.
+        CardError: the licence is unknown.
     """
     known = [*hub_lists()["licences"], *DECLARED]
     if licence not in known:
@@ -51,10 +51,10 @@ def check_data_licence(name: str, licence: str) -> str:
 
 
 def check_licence(licence: Licence) -> Licence:
-    """Return the licence of weights, checked.
+    """Return the licence of weights, after checking it.
 
     Raises:
-        CardError: no identifier of the hub, or "other" without a name and a link.
+        CardError: the id is not an identifier of the hub, or "other" lacks a name or a link.
     """
     known = hub_lists()["licences"]
     if licence.id not in known:
@@ -63,7 +63,7 @@ def check_licence(licence: Licence) -> Licence:
     if (licence.id == "other") != bool(licence.name and licence.link):
         raise CardError(
             f"--licence {licence.id}: found the name {licence.name!r} and the link {licence.link!r}; expected both with other, "
-            "and neither with another licence"
+            "and neither with any other licence"
         )
     return licence
 
@@ -74,26 +74,27 @@ def is_noncommercial(licence: str) -> bool:
 
 
 def why_not_published(card: Card) -> list[str]:
-    """Return why licences forbid that the weights are published, a sentence each; empty where nothing does.
+    """Return one sentence for each licence that does not allow the weights to be published.
 
-    Our rule: a data set without a licence, or under one that forbids derived works, cannot be published from; one that forbids
-    commercial use only under a licence that does so, too. Weights of a base whose licence is not permissive keep it.
+    Our rule: weights trained on a data set without a licence, or under a licence that forbids derived works, cannot be
+    published. If a data set's licence forbids commercial use, the licence of the weights must forbid it too. Weights keep a
+    licence of their base that is not permissive.
 
     Args:
         card: the facts of the checkpoint.
     """
-    said = [_of_data(one.name, one.licence, card.licence) for one in card.data]
+    obstacles = [_of_data(data_set.name, data_set.licence, card.licence) for data_set in card.data]
     if any(step.kind == "unrecorded" and not step.data for step in card.steps) or not card.steps:
-        said.append(
-            "what the weights were trained on is not recorded; expected moon3 card CHECKPOINT --data-licence NAME=LICENCE, for "
+        obstacles.append(
+            "the training data of the weights is not recorded; expected moon3 card CHECKPOINT --data-licence NAME=LICENCE, for "
             "each data set"
         )
-    said += [
+    obstacles += [
         _of_base(step.base.name, step.base.licence, card.licence)
         for step in card.steps
         if step.base and step.base.licence
     ]
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in obstacles if sentence]
 
 
 def _of_data(name: str, licence: str | None, weights: Licence) -> str | None:
@@ -104,7 +105,7 @@ def _of_data(name: str, licence: str | None, weights: Licence) -> str | None:
         why = (
             "its owner has granted no licence" if licence == "none" else "licence 'other' does not say what it permits"
         )
-        return f"data set {name}: {why}; expected one that permits derived works, or 'permitted' by its owner"
+        return f"data set {name}: {why}; expected a licence that permits derived works, or 'permitted' by its owner"
     if "-nd" in licence:
         return f"data set {name}: {licence} forbids derived works; expected data that permits them"
     if is_noncommercial(licence) and not is_noncommercial(weights.id or ""):

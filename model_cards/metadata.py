@@ -1,4 +1,4 @@
-"""Check a card's metadata and community results as the hub would, without the hub."""
+"""Check a card's metadata and community results as the hub would, but offline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def front_matter(text: str) -> dict[str, Any]:
         text: the whole card.
 
     Raises:
-        ValueError: no block between two lines of three hyphens, or one that is no mapping.
+        ValueError: the card has no block between two lines of three hyphens, or the block is not a YAML mapping.
     """
     block = _FRONT.match(text)
     if block is None:
@@ -44,7 +44,7 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def problems_of(text: str) -> list[str]:
-    """Return what the hub would refuse or not understand in a card's metadata, a sentence each.
+    """Return one sentence for each problem of a card's metadata that the hub would refuse or ignore.
 
     Args:
         text: the whole card.
@@ -57,9 +57,9 @@ def problems_of(text: str) -> list[str]:
     return [problem for check in checks for problem in check(values)]
 
 
-def _one_of(field: str, found: Any, known: list[str], what: str) -> Iterator[str]:
-    if not isinstance(found, str) or found not in known:
-        yield f"{field}: found {found!r}{nearest(str(found), known)}; expected {what}"
+def _known_word(field: str, value: Any, known: list[str], expected: str) -> Iterator[str]:
+    if not isinstance(value, str) or value not in known:
+        yield f"{field}: found {value!r}{nearest(str(value), known)}; expected {expected}"
 
 
 def _licence(values: dict[str, Any]) -> Iterator[str]:
@@ -67,8 +67,8 @@ def _licence(values: dict[str, Any]) -> Iterator[str]:
     if found is None:
         yield "license: found nothing; expected an identifier of the hub such as apache-2.0"
         return
-    for one in found if isinstance(found, list) else [found]:
-        yield from _one_of("license", one, hub_lists()["licences"], "an identifier of the hub such as apache-2.0")
+    for name in found if isinstance(found, list) else [found]:
+        yield from _known_word("license", name, hub_lists()["licences"], "an identifier of the hub such as apache-2.0")
     if found == "other":
         for field in ("license_name", "license_link"):
             if not isinstance(values.get(field), str) or not values[field].strip():
@@ -77,10 +77,10 @@ def _licence(values: dict[str, Any]) -> Iterator[str]:
 
 def _task(values: dict[str, Any]) -> Iterator[str]:
     if "pipeline_tag" in values:
-        yield from _one_of("pipeline_tag", values["pipeline_tag"], hub_lists()["tasks"], "a task of the hub")
+        yield from _known_word("pipeline_tag", values["pipeline_tag"], hub_lists()["tasks"], "a task of the hub")
     if "base_model_relation" in values:
         known = hub_lists()["base_model_relations"]
-        yield from _one_of("base_model_relation", values["base_model_relation"], known, ", ".join(known))
+        yield from _known_word("base_model_relation", values["base_model_relation"], known, ", ".join(known))
 
 
 def _tags(values: dict[str, Any]) -> Iterator[str]:
@@ -94,9 +94,9 @@ def _tags(values: dict[str, Any]) -> Iterator[str]:
         if not isinstance(tag, str) or not _TAG.fullmatch(tag):
             yield f"tags: found {tag!r}; expected a short word of letters, digits and hyphens"
         elif tag.startswith(tuple(lists["reserved_tags"])):
-            yield f"tags: found {tag!r}, which the hub makes from another field; expected that field"
+            yield f"tags: found {tag!r}, which the hub derives from another field; expected that field"
         elif tag not in known and (near := nearest(tag.lower(), known)):
-            yield f"tags: found {tag!r}{near}; expected the known word, or one that is not nearly it"
+            yield f"tags: found {tag!r}{near}; expected the known word, or a word that is less similar to it"
 
 
 def _ids(values: dict[str, Any]) -> Iterator[str]:
@@ -105,9 +105,9 @@ def _ids(values: dict[str, Any]) -> Iterator[str]:
         ("datasets", _DATA_SET_ID, "ids of data sets of the hub"),
     ):
         found = values.get(field, [])
-        for one in found if isinstance(found, list) else [found]:
-            if not isinstance(one, str) or not pattern.fullmatch(one):
-                yield f"{field}: found {one!r}; expected {expected}"
+        for name in found if isinstance(found, list) else [found]:
+            if not isinstance(name, str) or not pattern.fullmatch(name):
+                yield f"{field}: found {name!r}; expected {expected}"
 
 
 def _texts(values: dict[str, Any]) -> Iterator[str]:
@@ -115,11 +115,11 @@ def _texts(values: dict[str, Any]) -> Iterator[str]:
         if field in values and (not isinstance(values[field], str) or not values[field].strip()):
             yield f"{field}: found {values[field]!r}; expected text"
     languages = values.get("language", [])
-    for one in languages if isinstance(languages, list) else [languages]:
-        if not isinstance(one, str) or not _LANGUAGE.fullmatch(one):
-            yield f"language: found {one!r}; expected a code such as en, or multilingual"
+    for language in languages if isinstance(languages, list) else [languages]:
+        if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+            yield f"language: found {language!r}; expected a code such as en, or multilingual"
     metrics = values.get("metrics", [])
-    if not isinstance(metrics, list) or not all(isinstance(one, str) for one in metrics):
+    if not isinstance(metrics, list) or not all(isinstance(name, str) for name in metrics):
         yield f"metrics: found {metrics!r}; expected a list of names"
 
 
@@ -150,7 +150,7 @@ def _result(where: str, result: Any) -> Iterator[str]:
         return
     task, data = _mapping(result.get("task")), _mapping(result.get("dataset"))
     known = [*hub_lists()["tasks"], *hub_lists()["further_tasks"]]
-    yield from _one_of(f"{where}.task.type", task.get("type"), known, "a task such as information-retrieval")
+    yield from _known_word(f"{where}.task.type", task.get("type"), known, "a task such as information-retrieval")
     for name in ("type", "name"):
         yield from _text_at(f"{where}.dataset.{name}", data.get(name))
     metrics = result.get("metrics")
@@ -166,22 +166,22 @@ def _result(where: str, result: Any) -> Iterator[str]:
             yield f"{place}.args: found {_short(metric['args'])}; expected a mapping"
 
 
-def _text_at(where: str, found: Any) -> Iterator[str]:
-    if not isinstance(found, str) or not found.strip():
-        yield f"{where}: found {found!r}; expected text"
+def _text_at(where: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, str) or not value.strip():
+        yield f"{where}: found {value!r}; expected text"
 
 
-def _value(where: str, found: Any) -> Iterator[str]:
-    """A number that is one, or text that says one."""
-    number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-    if not number and not (isinstance(found, str) and re.search(r"\d", found)):
-        yield f"{where}: found {found!r}; expected a finite number"
+def _value(where: str, value: Any) -> Iterator[str]:
+    """Check that a value is a finite number, or text with a digit."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number and not (isinstance(value, str) and re.search(r"\d", value)):
+        yield f"{where}: found {value!r}; expected a finite number"
 
 
 def community_problems(folder: Path) -> list[str]:
-    """Return what the hub would refuse in `.eval_results/*.yaml` of a checkpoint, a sentence each.
+    """Return one sentence for each problem of `.eval_results/*.yaml` that the hub would refuse.
 
-    The fields are those of the hub's page on evaluation results: dataset.id and dataset.task_id and value are required.
+    The fields follow the hub's page on evaluation results: dataset.id, dataset.task_id and value are required.
 
     Args:
         folder: the checkpoint.
@@ -213,16 +213,16 @@ def _entry(where: str, entry: Any) -> Iterator[str]:
         try:
             datetime.datetime.fromisoformat(str(entry["date"]))
         except ValueError:
-            yield f"{where}.date: found {entry['date']!r}; expected a date of ISO 8601"
+            yield f"{where}.date: found {entry['date']!r}; expected a date in ISO 8601"
     source = entry.get("source", {"url": "https://"})
     if not isinstance(source, dict) or not str(source.get("url", "")).startswith("https://"):
         yield f"{where}.source.url: found {_short(source)}; expected an address that begins with https://"
 
 
-def _mapping(found: Any) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {}
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _short(found: Any) -> str:
-    text = repr(found)
+def _short(value: Any) -> str:
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,4 +1,4 @@
-"""Publish a checkpoint: check that it is whole and may be published, then upload it or copy it into a folder."""
+"""Publish a checkpoint: check that it is complete and may be published, then upload it or copy it into a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model_cards.licences import why_not_published
 from model_cards.metadata import HUB_ID, community_problems, problems_of
 from model_cards.rendering import MARK, render
 
-LEFT_BEHIND = ("*.partial", "*.pyc", "*/__pycache__/*", "__pycache__/*", ".git/*", ".cache/*", "complete.json") + (
+NOT_PUBLISHED = ("*.partial", "*.pyc", "*/__pycache__/*", "__pycache__/*", ".git/*", ".cache/*", "complete.json") + (
     "optimizer.*",
     "scheduler.*",
     "scaler.*",
@@ -26,7 +26,7 @@ LEFT_BEHIND = ("*.partial", "*.pyc", "*/__pycache__/*", "__pycache__/*", ".git/*
     "training_args.bin",
     "events.out.*",
 )
-"""What lies in a checkpoint's folder for another reason than to be published."""
+"""Patterns of files in a checkpoint's folder that are not published."""
 _NEEDED = {
     "moon": (
         "config.json",
@@ -42,17 +42,17 @@ _IMPORTED = re.compile(r"^\s*from \.(\w+) import", flags=re.MULTILINE)
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files of a checkpoint that are published, sorted, as paths below its folder.
+    """Return the published files of a checkpoint, sorted, as paths relative to its folder.
 
     Args:
         folder: the checkpoint.
     """
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [name for name in names if not any(fnmatch.fnmatch(name.as_posix(), one) for one in LEFT_BEHIND)]
+    return [name for name in names if not any(fnmatch.fnmatch(name.as_posix(), pattern) for pattern in NOT_PUBLISHED)]
 
 
 def missing_files(folder: Path, kind: str) -> list[str]:
-    """Return the names of files without which a checkpoint does not load elsewhere.
+    """Return the names of missing files that a checkpoint needs to load elsewhere.
 
     Args:
         folder: the checkpoint.
@@ -60,7 +60,8 @@ def missing_files(folder: Path, kind: str) -> list[str]:
     """
     needed = {*_NEEDED[kind]}
     if kind != "adapter":
-        needed |= _weights(folder)
+        index = folder / "model.safetensors.index.json"
+        needed |= {*_json(index)["weight_map"].values()} if index.is_file() else {"model.safetensors"}
         config = _json(folder / "config.json")
         auto = [
             *config.get("auto_map", {}).values(),
@@ -69,17 +70,13 @@ def missing_files(folder: Path, kind: str) -> list[str]:
         needed |= _code(folder, {name.partition(".")[0] for name in auto})
     if kind == "moon" and (folder / "modules.json").is_file():
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        needed |= _code(folder, {one["type"].partition(".")[0] for one in modules if one["type"].count(".") == 1})
+        types = [module["type"] for module in modules]
+        needed |= _code(folder, {name.partition(".")[0] for name in types if name.count(".") == 1})
     return sorted(name for name in needed if not (folder / name).is_file())
 
 
-def _weights(folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
-    return {*_json(index)["weight_map"].values()} if index.is_file() else {"model.safetensors"}
-
-
 def _code(folder: Path, modules: set[str]) -> set[str]:
-    """The files of modules, and of all that they import from beside them."""
+    """Return the files of modules, and of all modules in the folder that they import."""
     found: set[str] = set()
     while modules:
         name = modules.pop()
@@ -94,18 +91,18 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def prepared(folder: Path, source: str) -> dict[str, Path | bytes]:
-    """Return what is published: each path below the checkpoint with its file, or with its content where that is made here.
+def prepare_files(folder: Path, source: str) -> dict[str, Path | bytes]:
+    """Return the files to publish: each relative path with its file, or with its content if it is rendered here.
 
-    A card of ours is rendered with the name that the checkpoint will have; a user's own README.md goes as it is.
+    A rendered card is rendered again with the new name of the checkpoint; a user's own README.md is not changed.
 
     Args:
         folder: the checkpoint.
-        source: an id of the hub, or a folder's name: what the code on the card loads, and its heading.
+        source: an id of the hub, or the name of a folder, which the code on the card loads; also the heading of the card.
 
     Raises:
-        CardError: no checkpoint, files that are missing, an adapter over a base that only this machine has, licences that
-            forbid it, metadata that the hub would refuse.
+        CardError: the folder is not a checkpoint, lacks files, is an adapter over a base that only this machine has, has
+            data whose licences do not allow publishing, or has metadata that the hub would refuse.
     """
     if not folder.is_dir():
         raise CardError(f"{folder}: found no folder; expected a checkpoint")
@@ -115,17 +112,15 @@ def prepared(folder: Path, source: str) -> dict[str, Path | bytes]:
         raise CardError(f"{folder}: found no {lacking}; expected a checkpoint with a card, which moon3 card writes")
     missing = missing_files(folder, card.kind)
     if missing:
-        raise CardError(
-            f"{folder}: found no {', '.join(missing)}; expected a checkpoint that loads without anything else"
-        )
+        raise CardError(f"{folder}: found no {', '.join(missing)}; expected all files that loading needs")
     if card.kind == "adapter" and not HUB_ID.fullmatch(card.adapter_base or ""):
         raise CardError(
-            f"{folder}: found an adapter over {card.adapter_base!r}, which is not on the hub; expected the model that it is "
-            "merged into, which the same training wrote"
+            f"{folder}: found an adapter over {card.adapter_base!r}, which is not on the hub; expected the model with the "
+            "merged adapter, which the same training wrote"
         )
     refused = why_not_published(card)
     if refused:
-        raise CardError("\n".join([f"{folder} cannot be published:", *(f"- {one}" for one in refused)]))
+        raise CardError("\n".join([f"{folder} cannot be published:", *(f"- {sentence}" for sentence in refused)]))
     files: dict[str, Path | bytes] = {name.as_posix(): folder / name for name in files_of(folder)}
     text = (folder / README_FILE).read_text(encoding="utf-8")
     if MARK in text:
@@ -134,28 +129,30 @@ def prepared(folder: Path, source: str) -> dict[str, Path | bytes]:
         files |= {README_FILE: text.encode(), FACTS_FILE: card.to_json().encode()}
     problems = [*problems_of(text), *community_problems(folder)]
     if problems:
-        raise CardError("\n".join([f"{folder / README_FILE} would be refused:", *(f"- {one}" for one in problems)]))
+        raise CardError(
+            "\n".join([f"the hub would refuse {folder / README_FILE}:", *(f"- {text}" for text in problems)])
+        )
     return files
 
 
 def size_of(content: Path | bytes) -> int:
-    """Return how many bytes a file has.
+    """Return the size of a file in bytes.
 
     Args:
-        content: of `prepared`.
+        content: a value of `prepare_files`.
     """
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def push_to_folder(files: dict[str, Path | bytes], target: Path) -> None:
-    """Copy a checkpoint into a folder, which appears only when complete.
+    """Copy a checkpoint into a folder, which appears only when it is complete.
 
     Args:
-        files: of `prepared`.
-        target: the folder, which is empty or not there.
+        files: from `prepare_files`.
+        target: the folder, which is empty or does not exist.
 
     Raises:
-        CardError: a file, or a folder that holds something.
+        CardError: the target is a file, or a folder that is not empty.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CardError(f"{target}: found a file, or a folder that is not empty; expected the name of a new folder")
@@ -178,10 +175,10 @@ def push_to_folder(files: dict[str, Path | bytes], target: Path) -> None:
 
 
 def check_hub_id(name: str) -> str:
-    """Return an id of the hub, checked.
+    """Return an id of the hub, after checking it.
 
     Raises:
-        CardError: what is none.
+        CardError: the name is not an id of the hub.
     """
     if not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
         raise CardError(f"found {name!r}; expected an id of the hub, ORGANISATION/NAME")
@@ -194,10 +191,10 @@ def push_to_hub(
     """Upload a checkpoint in one commit and return its address.
 
     Args:
-        files: of `prepared`.
-        repository: the id on the hub; it is made where it is not there.
+        files: from `prepare_files`.
+        repository: id on the hub; the repository is created if it does not exist.
         private (`bool`): whether a new repository is private. Default False.
-        api: the connection. Default: the hub, with the token of `hf auth login`.
+        api: client of the hub. Default: a client with the token of `hf auth login`.
     """
     api = api or HfApi()
     api.create_repo(repository, private=private, exist_ok=True)

@@ -14,7 +14,7 @@ from huggingface_hub.utils import yaml_dump
 from model_cards.facts import FACTS_FILE, README_FILE, Base, Card, Licence
 from model_cards.licences import DECLARED
 from model_cards.metadata import EVAL_FOLDER
-from model_cards.scores import community_results, dimension_table, index_of, label_table, paired, retrieval_table
+from model_cards.scores import community_results, dimension_table, index_of, label_table, pair_results, retrieval_table
 from model_cards.snippets import snippets
 from model_cards.words import escaped, limits, making, unmeasured, what_it_is
 
@@ -26,8 +26,8 @@ _TAGS = ("sentence-transformers", "feature-extraction", "multimodal", "e-commerc
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One result as the template shows it: heading, a sentence on what was searched, tables as Markdown."""
+class ShownResult:
+    """One result as the template shows it: heading, a sentence on the searched data, tables as Markdown."""
 
     heading: str
     words: str
@@ -39,7 +39,7 @@ def render(card: Card) -> str:
     """Return a checkpoint's README.md.
 
     Args:
-        card: the facts. Every number of the text is one of them.
+        card: the facts. Every number in the text comes from them.
     """
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -58,22 +58,29 @@ def render(card: Card) -> str:
         snippets=snippets(card),
         licence=_licence(card.licence),
         making=making(card),
-        measured=[_measured(card, before, after) for before, after in paired(card.results)],
+        measured=[_shown_result(card, before, after) for before, after in pair_results(card.results)],
         limits=limits(card),
         unmeasured=unmeasured(card),
     )
 
 
 def metadata(card: Card) -> ModelCardData:
-    """Return the hub's metadata of a card; what is not known is left out.
+    """Return the hub's metadata of a card, without unknown fields.
 
     Args:
         card: the facts.
     """
     tags = [*_TAGS, *([card.settings["backbone"]] if "backbone" in card.settings else [])]
-    tags += [tag for tag, holds in _tags_that_hold(card).items() if holds]
+    optional = {
+        "mixture-of-experts": card.sizes.active is not None,
+        "matryoshka": bool(card.sizes.prefixes),
+        "lora": card.kind == "adapter",
+        "dual-tower": card.kind == "dual_tower",
+        "upcycled": {step.kind for step in card.steps} == {"upcycling"},
+    }
+    tags += [tag for tag, applies in optional.items() if applies]
     base = card.base.hub_id if card.base else None
-    hub_data = [one.hub_id for one in card.data if one.hub_id]
+    hub_data = [data_set.hub_id for data_set in card.data if data_set.hub_id]
     index = index_of(card.results)
     return ModelCardData(
         license=card.licence.id,
@@ -90,16 +97,6 @@ def metadata(card: Card) -> ModelCardData:
     )
 
 
-def _tags_that_hold(card: Card) -> dict[str, bool]:
-    return {
-        "mixture-of-experts": card.sizes.active is not None,
-        "matryoshka": bool(card.sizes.prefixes),
-        "lora": card.kind == "adapter",
-        "dual-tower": card.kind == "dual_tower",
-        "upcycled": {step.kind for step in card.steps} == {"upcycling"},
-    }
-
-
 def _at_a_glance(card: Card) -> list[tuple[str, str]]:
     sizes, settings = card.sizes, card.settings
     active = "" if sizes.active is None else f"{sizes.active:,} for a token"
@@ -107,7 +104,9 @@ def _at_a_glance(card: Card) -> list[tuple[str, str]]:
         active += f", {sizes.active_in_aspect:,} for a token of the category or the attributes"
     rows = {
         "Base": "not recorded" if card.base is None else _linked(card.base),
-        "Architecture": ", ".join(f"{_named(name)} {_shown(value)}" for name, value in settings.items()),
+        "Architecture": ", ".join(
+            f"{name.removeprefix('num_').replace('_', ' ')} {_setting_text(value)}" for name, value in settings.items()
+        ),
         "Vector": f"{sizes.vector} numbers" if sizes.vector else "",
         "Narrower vectors (Matryoshka)": ", ".join(map(str, sizes.prefixes)),
         "Parameters": f"{sizes.parameters:,}",
@@ -123,12 +122,7 @@ def _linked(base: Base) -> str:
     return f"{base.name}, made with random weights" if base.random else base.name
 
 
-def _named(setting: str) -> str:
-    """What a person calls a setting: `num_experts_per_token` is "experts per token"."""
-    return setting.removeprefix("num_").replace("_", " ")
-
-
-def _shown(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -136,17 +130,18 @@ def _shown(value: Any) -> str:
 
 def _licence(licence: Licence) -> str:
     if licence.id is None:
-        return "No licence of the weights is declared."
+        return "The licence of the weights is not declared."
     if licence.name:
         return f"The weights are under {f'[{licence.name}]({licence.link})' if licence.link else licence.name}."
     return f"The weights are under the licence `{licence.id}`."
 
 
-def _measured(card: Card, before: dict[str, Any] | None, after: dict[str, Any]) -> Measured:
+def _shown_result(card: Card, before: dict[str, Any] | None, after: dict[str, Any]) -> ShownResult:
     facts = after["facts"]
     split = f"split {facts['split']!r}, " if facts.get("split") else ""
     words = (
-        f"Of {split}{facts.get('products', '–')} products and {facts.get('queries', '–')} queries (`{after['file']}`"
+        f"Measured on {split}{facts.get('products', '–')} products and {facts.get('queries', '–')} queries "
+        f"(`{after['file']}`"
     )
     words += f"; before training: `{before['file']}`)." if before else ")."
     tables = [retrieval_table(before, after), label_table(after)]
@@ -154,7 +149,7 @@ def _measured(card: Card, before: dict[str, Any] | None, after: dict[str, Any]) 
     reasoning = {how for side in ("query", "product") if (how := after["reasoning"].get(side, "none")) != "none"}
     heading = after["benchmark"] + (f", reasoning {' and '.join(sorted(reasoning))}" if reasoning else "")
     dimensions = dimension_table(after, card.sizes.vector)
-    return Measured(heading, words, shown or ("Nothing could be scored.",), _table(dimensions) if dimensions else "")
+    return ShownResult(heading, words, shown or ("Nothing was scored.",), _table(dimensions) if dimensions else "")
 
 
 def _table(rows: list[list[str]]) -> str:
@@ -172,10 +167,10 @@ def _of_data(licence: str | None) -> str:
 
 
 def is_rendered(path: Path) -> bool:
-    """Return whether a README.md is one of ours: it bears the mark, or is not there yet.
+    """Return whether a README.md has the mark of a rendered card, or does not exist.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
     return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
 
@@ -186,10 +181,10 @@ def write_card(folder: Path, card: Card, *, overwrite: bool = False) -> bool:
     Args:
         folder: the checkpoint, which exists.
         card: the facts.
-        overwrite (`bool`): replace a README.md that bears no mark of ours. Default False.
+        overwrite (`bool`): replace a README.md without the mark of a rendered card. Default False.
 
     Returns:
-        Whether README.md was written; a user's own stays.
+        Whether README.md was written; a user's own file is kept.
     """
     _write(folder / FACTS_FILE, card.to_json())
     for stale in (folder / EVAL_FOLDER).glob("*.yaml"):
@@ -204,7 +199,7 @@ def write_card(folder: Path, card: Card, *, overwrite: bool = False) -> bool:
 
 
 def community_files(card: Card) -> dict[str, str]:
-    """Return the hub's community results as YAML, by the path in the checkpoint.
+    """Return the hub's community results as YAML, by path in the checkpoint.
 
     Args:
         card: the facts.
@@ -216,7 +211,7 @@ def community_files(card: Card) -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole: a reader finds the old text or the new."""
+    """Write a file atomically, so that a reader finds the old text or the new."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")

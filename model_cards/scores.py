@@ -1,4 +1,4 @@
-"""Results files as a card shows them: shortened, as rows of tables, as a model-index, and as the hub's community results."""
+"""Shorten results files for a card: as rows of tables, as a model-index, and as community results of the hub."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _FACTS = ("split", "limit", "products", "queries", "time", "commit", "bootstrap_
 
 
 def summary(result: dict[str, Any], file: str, side: str = "after") -> dict[str, Any]:
-    """Return what a card keeps of one result.
+    """Return the parts of a result that a card keeps.
 
     Args:
-        result: the content of a results file of `moon3 evaluate`, or a part "before" or "after" of one.
-        file: its name, without folders.
-        side: "after" for a result of these weights, "before" for one of the weights that a training started from.
+        result: the content of a results file of `moon3 evaluate`, or its part "before" or "after".
+        file: name of the file, without folders.
+        side: "after" for a result of these weights, "before" for a result of the weights that a training started from.
 
     Returns:
-        file, side, benchmark, hub_dataset (`None`), retrieval and labels (rows with their scores as they stand in the file),
-        absent, dimensions, reasoning, warnings, facts.
+        file, side, benchmark, hub_dataset (`None`), retrieval and labels (rows with the scores of the file), absent,
+        dimensions, reasoning, warnings, facts.
 
     Raises:
-        CardError: a result without scores.
+        CardError: the result has no scores, or cannot be read.
     """
     if not isinstance(result.get("scores"), dict) or not isinstance(result.get("benchmark"), str):
         raise CardError(f"{file}: found no 'scores' and 'benchmark'; expected a file that moon3 evaluate wrote")
@@ -54,7 +54,10 @@ def summary(result: dict[str, Any], file: str, side: str = "after") -> dict[str,
             "retrieval": _retrieval(result),
             "labels": _labels(result),
             "absent": dict(result.get("absent") or {}),
-            "dimensions": _dimensions(result),
+            "dimensions": {
+                str(width): _retrieval({"scores": narrow["scores"]})
+                for width, narrow in (result.get("dimensions") or {}).items()
+            },
             "reasoning": dict(result.get("reasoning") or {}),
             "warnings": list(result.get("warnings") or []),
             "facts": {name: value for name, value in result.get("provenance", {}).items() if name in _FACTS},
@@ -92,15 +95,8 @@ def _labels(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _dimensions(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Retrieval by the first numbers of each vector, by how many."""
-    return {
-        str(width): _retrieval({"scores": found["scores"]}) for width, found in (result.get("dimensions") or {}).items()
-    }
-
-
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """Return a share in per cent with one decimal, and its interval in brackets where there is one."""
+    """Return a share in per cent with one decimal, followed by its interval in brackets if given."""
     if value is None:
         return _ABSENT
     around = f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else ""
@@ -108,14 +104,14 @@ def percent(value: float | None, interval: Sequence[float] | None = None) -> str
 
 
 def direction(row: dict[str, Any]) -> str:
-    """Return what a card calls a direction of retrieval."""
+    """Return the name of a retrieval direction on a card."""
     name = DIRECTIONS.get(row["direction"], row["direction"])
     own = ", own parts" if row.get("source") == "products" else ""
     return name + (", image only" if row["image_only"] else "") + own
 
 
 def search_of(result: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what two results of one search have in common: benchmark, split, limit, and how both sides were embedded.
+    """Return what identifies the search of a result: benchmark, split, limit, and the reasoning of both sides.
 
     Args:
         result: as `summary` returns it.
@@ -126,13 +122,13 @@ def search_of(result: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def check_apart(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Return results of which no two are of one search, before or after a training.
+    """Return the results, after checking that no two belong to the same search, before or after a training.
 
     Args:
         results: as `summary` returns them.
 
     Raises:
-        CardError: names the two files.
+        CardError: two results belong to the same search; names the two files.
     """
     seen: dict[tuple[Any, ...], str] = {}
     for result in results:
@@ -144,8 +140,8 @@ def check_apart(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]
     return tuple(results)
 
 
-def paired(results: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
-    """Return each result of these weights, with the one before the training on the same benchmark, or `None`.
+def pair_results(results: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
+    """Return each result of these weights, together with the result before training on the same benchmark, or `None`.
 
     Args:
         results: as `summary` returns them.
@@ -156,7 +152,7 @@ def paired(results: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any] | Non
 
 
 def retrieval_table(before: dict[str, Any] | None, after: dict[str, Any]) -> list[list[str]]:
-    """Return head and rows of the table of retrieval, cells as text; no rows where nothing was searched."""
+    """Return head and rows of the retrieval table, with cells as text."""
     earlier = {(row["direction"], row["image_only"]): row for row in before["retrieval"]} if before else {}
     head = ["direction", "R@1", "R@5", "R@10 (interval)", "chance R@10", "queries", "products"]
     if earlier:
@@ -173,7 +169,7 @@ def retrieval_table(before: dict[str, Any] | None, after: dict[str, Any]) -> lis
 
 
 def label_table(after: dict[str, Any]) -> list[list[str]]:
-    """Return head and rows of the table of categories and attributes, as `retrieval_table`."""
+    """Return head and rows of the table of categories and attributes, with cells as text."""
     head = ["task", "input", "top-1 (interval)", "chance", "most common", "labels", "items"]
     return [
         head,
@@ -187,13 +183,13 @@ def label_table(after: dict[str, Any]) -> list[list[str]]:
 
 
 def dimension_table(after: dict[str, Any], vector: int | None) -> list[list[str]]:
-    """Return head and rows of recall by how many numbers of a vector are used, the whole vector last.
+    """Return head and rows of the table of recall by width of the vector, the whole vector last.
 
     Args:
         after: a result of these weights.
         vector: the width of the whole vector.
     """
-    by_width = sorted(((int(width), rows) for width, rows in after["dimensions"].items()), key=lambda one: one[0])
+    by_width = sorted(((int(width), rows) for width, rows in after["dimensions"].items()), key=lambda pair: pair[0])
     if not by_width:
         return []
     names = list(dict.fromkeys(direction(row) for _, rows in by_width for row in rows))
@@ -210,10 +206,10 @@ def dimension_table(after: dict[str, Any], vector: int | None) -> list[list[str]
 
 
 def index_of(results: Sequence[dict[str, Any]]) -> list[EvalResult]:
-    """Return R@10 of each direction and top-1 of each task as the hub's `model-index` has them, in per cent.
+    """Return R@10 of each direction and top-1 of each task in per cent, in the form of the hub's `model-index`.
 
     Args:
-        results: as `summary` returns them; those of weights before a training are left out.
+        results: as `summary` returns them; results before a training are left out.
     """
     found = []
     for result in results:
@@ -244,10 +240,9 @@ def index_of(results: Sequence[dict[str, Any]]) -> list[EvalResult]:
 
 
 def _config(result: dict[str, Any]) -> str:
-    """What keeps two results apart that are not of one search: the benchmark, and how both sides were embedded."""
-    reasoning = [
-        f"{side}-{how}" for side in ("query", "product") if (how := result["reasoning"].get(side, "none")) != "none"
-    ]
+    """Return the configuration that distinguishes searches: the benchmark, and the reasoning of both sides."""
+    modes = {side: result["reasoning"].get(side, "none") for side in ("query", "product")}
+    reasoning = [f"{side}-{mode}" for side, mode in modes.items() if mode != "none"]
     return "-".join([result["benchmark"], *reasoning])
 
 
@@ -257,10 +252,10 @@ def _args(row: dict[str, Any], interval: str, counts: Sequence[str]) -> dict[str
 
 
 def community_results(results: Sequence[dict[str, Any]]) -> dict[str, list[EvalResultEntry]]:
-    """Return R@10 by direction for `.eval_results/`, the hub's community results, by the name of the file.
+    """Return R@10 by direction for `.eval_results/`, the hub's community results, by name of the file.
 
-    The hub takes them for its own benchmark data sets only, so results whose `hub_dataset` is not declared are left out. A
-    direction is the `task_id`: the benchmark's eval.yaml has to name its tasks so.
+    The hub accepts them for its own benchmark data sets only, so results without a declared `hub_dataset` are left out. The
+    direction is the `task_id`: the benchmark's eval.yaml must give its tasks the same names.
 
     Args:
         results: as `summary` returns them.
@@ -269,6 +264,8 @@ def community_results(results: Sequence[dict[str, Any]]) -> dict[str, list[EvalR
     for result in results:
         if result["side"] != "after" or result["hub_dataset"] is None:
             continue
+        stamp = result["facts"].get("time")
+        time = None if stamp is None else datetime.datetime.fromisoformat(stamp).astimezone(datetime.UTC)
         for row in result["retrieval"]:
             interval = row.get("R@10_interval")
             around = f", interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
@@ -277,16 +274,8 @@ def community_results(results: Sequence[dict[str, Any]]) -> dict[str, list[EvalR
                 dataset_id=result["hub_dataset"],
                 task_id=row["direction"],
                 value=round(100 * row["R@10"], 1),
-                date=_utc(result["facts"].get("time")),
+                date=None if time is None else time.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 notes=notes,
             )
             files.setdefault(re.sub(r"[^\w.-]", "_", _config(result)) + ".yaml", []).append(entry)
     return files
-
-
-def _utc(time: str | None) -> str | None:
-    return (
-        None
-        if time is None
-        else datetime.datetime.fromisoformat(time).astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    )

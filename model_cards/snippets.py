@@ -1,4 +1,4 @@
-"""Code that loads a checkpoint, as its card shows it. Each block runs by itself."""
+"""Write the code on a card that loads its checkpoint. Each block runs on its own."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PICTURES = (
 
 
 def snippets(card: Card) -> list[tuple[str, str]]:
-    """Return what a card says on loading: sentence and Python code, in their order.
+    """Return the loading examples of a card, in order: a sentence and Python code each.
 
     Args:
-        card: the facts; `source` is what is loaded.
+        card: the facts; the code loads `source`.
     """
     if card.kind == "adapter":
-        return [("With peft, over the weights that it was trained on:", _adapter(card))]
+        return [("With peft, on top of the weights that it was trained on:", _adapter(card))]
     if card.kind == "dual_tower":
         return [
             (
-                "The baseline does not ship: its code is in our package.",
+                "The code of this baseline is not in the checkpoint, but in our package.",
                 _with_package(card, "evaluation.baselines"),
             )
         ]
@@ -47,7 +47,7 @@ def snippets(card: Card) -> list[tuple[str, str]]:
         ("With sentence-transformers:", _sentence_transformers(card)),
     ]
     if card.settings.get("max_reasoning_tokens"):
-        found.append(("It can write attributes before it embeds:", _reasoning(card)))
+        found.append(("To write attributes before embedding:", _reasoning(card)))
     return found
 
 

@@ -1,17 +1,16 @@
-"""Run `moon3 <command>`, or list the commands in the order in which a person needs them.
+"""Run `moon3 <command>`, or list the commands in the order of use.
 
-A command is one file of this folder, and nothing else has to know of it. The first line of its docstring is its help and
-`ORDER` places it in the list. `add_arguments(parser)` names what it takes, and `run(chosen)` calls the library and prints.
-Three things are optional: `NAME`, where the file cannot bear the command's name; `TAKES_RECIPE_KEYS = True`, where words that
-the parser does not know are `--key value` of a recipe (they are in `chosen.keys`); and a file without `add_arguments` gets its
-words as they are, in `run(words)`. Torch, transformers and our own packages are imported inside these functions alone, so that
-`moon3 --help` answers at once.
+Each file of this folder is one command. The first line of its docstring is its help text, and `ORDER` sets its place in the
+list. `add_arguments(parser)` adds its options, and `run(chosen)` calls the library and prints. Three parts are optional:
+`NAME`, if the file cannot have the name of the command; `TAKES_RECIPE_KEYS = True`, if unknown options are `--key value` of a
+recipe (`chosen.keys` holds them); and a file without `add_arguments` receives its unparsed words in `run(words)`. Torch,
+transformers and our own packages are imported inside these functions only, so that `moon3 --help` answers at once.
 
-An error that a user can put right bears the class attribute `exit_status`; it is printed as one line, here and nowhere else.
-Every other error is a defect and keeps its traceback.
+An error that a user can correct has the class attribute `exit_status`. It is printed as one line, and only here. Every other
+error is a defect and keeps its traceback.
 
-Exit status of every command: 0 done; 1 done, and what was checked is not in order; 2 refused before the work began; 3 stopped
-on the way, by bad data or a full disk, and the same command goes on from there.
+Exit status of every command: 0 done; 1 done, but a check failed; 2 refused before the work began; 3 interrupted by bad data or
+a full disk, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ import moon3
 
 
 def commands() -> dict[str, ModuleType]:
-    """Return the commands by name, in their order."""
+    """Return the commands by name, in the order of use."""
     files = [found.name for found in pkgutil.iter_modules(moon3.__path__) if not found.name.startswith("_")]
     modules = sorted((import_module(f"moon3.{name}") for name in files), key=lambda module: module.ORDER)
     return {name_of(module): module for module in modules}
 
 
 def name_of(command: ModuleType) -> str:
-    """Return what a command is called: its file's name with hyphens, or its own `NAME`."""
+    """Return the name of a command: `NAME`, or the name of its file with hyphens."""
     return getattr(command, "NAME", command.__name__.rpartition(".")[2].replace("_", "-"))
 
 
@@ -44,20 +43,20 @@ def help_of(command: ModuleType) -> str:
 
 
 def usage() -> str:
-    """Return what `moon3 --help` prints."""
+    """Return the text of `moon3 --help`."""
     known = commands()
     width = max(map(len, known))
     lines = [f"  {name:{width}}  {help_of(command)}" for name, command in known.items()]
     return "\n".join(
-        ["usage: moon3 <command> [options]", "", *lines, "", "moon3 <command> --help says what a command takes."]
+        ["usage: moon3 <command> [options]", "", *lines, "", "moon3 <command> --help lists the options of a command."]
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; see this file's docstring.
+    """Run one command and return its exit status; see the docstring of this file.
 
     Args:
-        arguments: the command and its options. Default: those of the process.
+        arguments: the command and its options. Default: `sys.argv[1:]`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -80,11 +79,11 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
 
     Args:
         command: its module.
-        words: what follows its name on the command line.
+        words: the words after its name on the command line.
     """
     try:
-        return command.run(parsed(command, words)) or 0
-    except SystemExit as stop:  # argparse, after its help or after a sentence on what it cannot parse
+        return command.run(parse_words(command, words)) or 0
+    except SystemExit as stop:  # argparse exits after its help and after an error
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
         status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)
@@ -94,8 +93,8 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
         return status
 
 
-def parsed(command: ModuleType, words: Sequence[str]) -> argparse.Namespace | list[str]:
-    """Return the options of a command, or its words as they are where it has no parser."""
+def parse_words(command: ModuleType, words: Sequence[str]) -> argparse.Namespace | list[str]:
+    """Return the parsed options of a command, or its unparsed words if it has no parser."""
     if not hasattr(command, "add_arguments"):
         return list(words)
     parser = argparse.ArgumentParser(prog=f"moon3 {name_of(command)}", description=help_of(command), allow_abbrev=False)

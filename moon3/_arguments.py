@@ -15,11 +15,13 @@ TABLES = "catalogue, or a folder or products file in the two-table format"
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how the cells of tables are read."""
-    parser.add_argument("--strip-html", action="store_true", help="read texts without tags and entities of HTML")
-    parser.add_argument("--category-separator", help="what separates category levels, such as / (default: it is found)")
+    """Add the options for reading the cells of tables."""
+    parser.add_argument("--strip-html", action="store_true", help="remove HTML tags and entities from texts")
+    parser.add_argument("--category-separator", help="separator of category levels, such as / (default: detected)")
     parser.add_argument(
-        "--simplify-chinese", action="store_true", help="read texts in simplified Chinese characters (moon3[chinese])"
+        "--simplify-chinese",
+        action="store_true",
+        help="convert texts to simplified Chinese characters (needs moon3[chinese])",
     )
 
 
@@ -30,22 +32,22 @@ def add_images_root(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add `--device`."""
-    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, or else the CPU)")
+    parser.add_argument("--device", help="cpu, cuda, … (default: the first GPU, otherwise the CPU)")
 
 
 def add_catalogue(parser: argparse.ArgumentParser, seeded: str) -> None:
     """Add the size and the seed of the embedded catalogue.
 
     Args:
-        parser: gets the options.
-        seeded: what the seed is of.
+        parser: receives the options.
+        seeded: help text of the seed, "of …".
     """
     parser.add_argument("--catalogue-products", type=int, default=600, help="size of the embedded catalogue")
     parser.add_argument("--seed", type=int, default=0, help=seeded)
 
 
 def reading_of(chosen: argparse.Namespace, interactions: InteractionOptions | None = None) -> ReadingOptions:
-    """Return what the options of `add_reading` say."""
+    """Return the options of `add_reading` as `ReadingOptions`."""
     from product_data.interactions import InteractionOptions
     from product_data.reading import ReadingOptions
 
@@ -58,32 +60,32 @@ def reading_of(chosen: argparse.Namespace, interactions: InteractionOptions | No
 
 
 def add_data_set(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how the rows of a public data set are read."""
+    """Add the options for reading the rows of a public data set."""
     parser.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="ROLE=COLUMN",
-        help="of public data sets: query.title=keyword, positive.image=a,b, negative.image= (none)",
+        help="columns of public data sets: query.title=keyword, positive.image=a,b, negative.image= (none)",
     )
     parser.add_argument("--sample", type=int, help="read this many rows of a public data set, drawn by --seed")
     parser.add_argument(
-        "--labels", type=Path, help="JSON file of further categories and attribute values that count as labels"
+        "--labels", type=Path, help="JSON file of additional categories and attribute values to use as labels"
     )
-    parser.add_argument("--picture-cache", type=Path, help="folder for pictures that are given as addresses")
-    parser.add_argument("--no-fetch", action="store_true", help="take pictures from that folder alone")
-    parser.add_argument("--fetch-seconds", type=float, help="most seconds for all pictures together")
-    parser.add_argument("--fetch-megabytes", type=float, help="most megabytes of all pictures together")
+    parser.add_argument("--picture-cache", type=Path, help="folder for downloaded pictures")
+    parser.add_argument("--no-fetch", action="store_true", help="read pictures from that folder only")
+    parser.add_argument("--fetch-seconds", type=float, help="time limit for all pictures together")
+    parser.add_argument("--fetch-megabytes", type=float, help="size limit for all pictures together")
     parser.add_argument(
         "--allow-private-addresses", action="store_true", help="also fetch pictures from addresses that are not public"
     )
 
 
 def data_set_of(chosen: argparse.Namespace) -> TripletOptions:
-    """Return what the options of `add_data_set` say.
+    """Return the options of `add_data_set` as `TripletOptions`.
 
     Raises:
-        OptionError: columns that are not written as ROLE=COLUMN, or a limit that is not positive.
+        OptionError: a column is not written as ROLE=COLUMN, or a limit is not positive.
     """
     from product_data.errors import OptionError
     from product_data.picture_files import PictureFetching, default_folder
@@ -93,7 +95,7 @@ def data_set_of(chosen: argparse.Namespace) -> TripletOptions:
     for entry in chosen.columns:
         role, equals, names = entry.partition("=")
         if not equals:
-            raise OptionError(f"--columns {entry!r}; expected ROLE=COLUMN, such as query.title=keyword")
+            raise OptionError(f"--columns: found {entry!r}; expected ROLE=COLUMN, such as query.title=keyword")
         columns[role] = [name for name in names.split(",") if name] or None
     pictures = PictureFetching(
         folder=chosen.picture_cache or default_folder(),

@@ -1,4 +1,4 @@
-"""Let a chat model write what the picture and what the text of each product show."""
+"""Let a chat model write the attributes that the picture and the text of each product show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ORDER = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     from training.labels.annotate import FORMS, WritingJob
 
     parser.add_argument("products", help=TABLES)
@@ -19,29 +19,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, type=Path, help="the table to write, FOLDER/written_attributes.parquet"
     )
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="what to ask about (both)")
-    parser.add_argument("--split", help="ask about the products of one split (all)")
-    parser.add_argument("--limit", type=int, help="ask about the first LIMIT products (all)")
+    parser.add_argument(
+        "--forms", nargs="+", default=list(FORMS), choices=FORMS, help="what to describe (default: both)"
+    )
+    parser.add_argument("--split", help="describe the products of one split (default: all)")
+    parser.add_argument("--limit", type=int, help="describe the first LIMIT products (default: all)")
     add_images_root(parser)
     add_reading(parser)
-    parser.add_argument("--images", type=int, default=1, help="pictures shown of a product (1)")
+    parser.add_argument("--images", type=int, default=1, help="number of pictures of a product to show (default: 1)")
     parser.add_argument(
-        "--max-pixels", type=int, default=WritingJob.max_pixels, help="larger pictures are shown smaller"
+        "--max-pixels", type=int, default=WritingJob.max_pixels, help="size to which larger pictures are reduced"
     )
-    parser.add_argument("--batch-size", type=int, default=WritingJob.batch_size, help="questions answered together (8)")
     parser.add_argument(
-        "--attempts", type=int, default=WritingJob.attempts, help="for an answer that cannot be read (3)"
+        "--batch-size", type=int, default=WritingJob.batch_size, help="number of questions in a batch (default: 8)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="length at which an answer is cut off (128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the words of second and later attempts (0)")
-    parser.add_argument("--device", help="cpu or cuda (a GPU where there is one)")
-    parser.add_argument("--allow-urls", action="store_true", help="fetch pictures from public addresses")
-    parser.add_argument("--overwrite", action="store_true", help="forget the answers of another model or setting")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--attempts", type=int, default=WritingJob.attempts, help="attempts for an unreadable answer (default: 3)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="maximum length of an answer (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of second and later attempts (default: 0)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if available)")
+    parser.add_argument("--allow-urls", action="store_true", help="download pictures from public addresses")
+    parser.add_argument("--overwrite", action="store_true", help="delete answers of another model or setting")
+    parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Have the attributes written, and print how it went."""
+    """Let the model write the attributes, and print the counts."""
     from product_data.outputs import require_writable_file
     from product_data.tables import load_tables
     from training.labels.annotate import WritingJob, write_attributes
@@ -61,4 +65,4 @@ def run(chosen: argparse.Namespace) -> None:
             f"{form}: {found['written']} of {found['asked']} sets written ({found['empty']} of them empty), {found['unread']} "
             f"answers could not be read, {found['unreadable']} pictures cannot be opened"
         )
-    print(f"{job.output}: the reasons stand in problem_image and problem_text")
+    print(f"{job.output}: problem_image and problem_text give the reasons")

@@ -1,4 +1,4 @@
-"""Time ours against other ways to compute the same: encode (vectors, reasoning) or train (a training step)."""
+"""Time Moon against alternatives with the same result: encode (vectors, reasoning) or train (a training step)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ SIZES = ("batch_size", "chunk_size", "hidden_size", "num_layers", "image_tokens"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|train")
     add_encode_arguments(kinds.add_parser("encode", help="layers, encoding, reasoning", allow_abbrev=False))
     add_train_arguments(kinds.add_parser("train", help="time and peak memory of a training step", allow_abbrev=False))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, comparisons: list[str]) -> None:
-    """Name what both kinds take."""
+    """Add the options of both kinds."""
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--only", nargs="+", choices=comparisons, help="default: all that can run")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds in which the sides take turns (default: 15)")
+    parser.add_argument("--only", nargs="+", choices=comparisons, help="comparisons to run (default: all that can run)")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="number of rounds, in which the sides alternate (default: 15)"
+    )
 
 
 def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what `bench encode` takes."""
+    """Add the options of `bench encode`."""
     from evaluation.speed import COMPARISONS
 
     add_common_arguments(parser, list(COMPARISONS))
@@ -32,19 +34,19 @@ def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what `bench train` takes."""
+    """Add the options of `bench train`."""
     from training.studies.speed import COMPARISONS, Sizes
 
     own = Sizes()
     add_common_arguments(parser, list(COMPARISONS))
-    parser.add_argument("--model", help="a Moon checkpoint in the place of a small random model")
+    parser.add_argument("--model", help="a Moon checkpoint (default: a small random model)")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=int, default=getattr(own, name))
     parser.add_argument("--candidates", type=int, nargs="+", default=list(own.candidates))
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Measure, write and print."""
+    """Measure, write the results file, and print it."""
     from product_data.outputs import require_writable_file
 
     require_writable_file("--output", chosen.output)

@@ -1,4 +1,4 @@
-"""Render the card of a checkpoint, its README.md, from its own files and from results files."""
+"""Render the card of a checkpoint, README.md, from its files and from results files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ORDER = 95
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint")
     parser.add_argument(
         "--results",
@@ -18,29 +18,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="results files of moon3 evaluate on these weights (default: those of the run, or those on the card)",
     )
-    parser.add_argument("--name", help="heading of the card (default: as it is)")
-    parser.add_argument("--licence", help="of the weights, an identifier of the hub (default: what base and data give)")
-    parser.add_argument("--licence-name", help="with --licence other: what it is called")
-    parser.add_argument("--licence-link", help="with --licence other: a file of the checkpoint, or an address")
+    parser.add_argument("--name", help="heading of the card (default: unchanged)")
+    parser.add_argument(
+        "--licence", help="licence of the weights, an identifier of the hub (default: derived from base and data)"
+    )
+    parser.add_argument("--licence-name", help="name of the licence, with --licence other")
+    parser.add_argument("--licence-link", help="file of the checkpoint or address, with --licence other")
     parser.add_argument(
         "--data-licence",
         nargs="+",
         default=[],
         metavar="NAME=LICENCE",
-        help="of data sets that were trained on: an identifier of the hub, own, permitted or none",
+        help="licence of a training data set: an identifier of the hub, own, permitted or none",
     )
     parser.add_argument(
         "--hub-dataset",
         nargs="+",
         default=[],
         metavar="BENCHMARK=OWNER/NAME",
-        help="the hub's data set of a benchmark in the results, for .eval_results",
+        help="data set on the hub of a benchmark in the results, for .eval_results",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a README.md that was not rendered here")
+    parser.add_argument("--overwrite", action="store_true", help="replace a README.md that moon3 card did not render")
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Write the card, and say what is left to declare before the checkpoint can be published."""
+    """Write the card, and print what is missing before the checkpoint can be published."""
     from model_cards.facts import README_FILE, Licence
     from model_cards.licences import why_not_published
     from model_cards.metadata import problems_of
@@ -60,9 +62,9 @@ def run(chosen: argparse.Namespace) -> int:
     )
     path = chosen.checkpoint / README_FILE
     written = write_card(chosen.checkpoint, card, overwrite=chosen.overwrite)
-    print(f"wrote {path}" if written else f"{path} is not of moon3 card and stays; --overwrite replaces it")
+    print(f"wrote {path}" if written else f"kept {path}, which moon3 card did not render; --overwrite replaces it")
     for sentence in (*why_not_published(card), *problems_of(path.read_text(encoding="utf-8"))):
-        print(f"before it can be published: {sentence}")
+        print(f"before publishing: {sentence}")
     return 0 if written else 1
 
 
@@ -70,7 +72,7 @@ def pairs(option: str, words: list[str]) -> dict[str, str]:
     """Return NAME=VALUE words as a mapping.
 
     Raises:
-        CardError: a word without "=", a name or a value.
+        CardError: a word lacks "=", a name or a value.
     """
     from model_cards.facts import CardError
 
@@ -78,6 +80,6 @@ def pairs(option: str, words: list[str]) -> dict[str, str]:
     for word in words:
         name, _, value = word.rpartition("=")
         if not name or not value:
-            raise CardError(f"{option} {word}: expected NAME=VALUE")
+            raise CardError(f"{option}: found {word!r}; expected NAME=VALUE")
         found[name] = value
     return found

@@ -1,4 +1,4 @@
-"""Show what a GRPO stage writes, finished or not, as one HTML page."""
+"""Show the completions of a GRPO training, finished or running, as one HTML page."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ ORDER = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     from training.runs.folder import RunFolder
     from training.studies.completions_report import LAST, ORDERS
 
     parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training with stage: grpo")
     parser.add_argument("--output", type=Path, help=f"the page (default: {RunFolder(Path('RUN')).completions_page})")
-    parser.add_argument("--step", default=LAST, help="which step's completions; default: last")
-    parser.add_argument("--items", type=int, default=40, help="at most so many pairs of query and product; default: 40")
+    parser.add_argument("--step", default=LAST, help="step whose completions are shown (default: last)")
+    parser.add_argument(
+        "--items", type=int, default=40, help="maximum number of pairs of query and product (default: 40)"
+    )
     parser.add_argument(
         "--order",
         choices=ORDERS,
         default=ORDERS[0],
-        help="best and worst first by the rank's change or by the weighted reward, or as they came; default: change",
+        help="best and worst by change of rank or by weighted reward, or the order of the step (default: change)",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="titles and words only")
+    parser.add_argument("--no-pictures", action="store_true", help="show titles and words only")
 
 
 def run(chosen: argparse.Namespace) -> None:

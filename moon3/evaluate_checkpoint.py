@@ -21,9 +21,9 @@ ORDER = 90
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     from evaluation.data_sets import names
-    from evaluation.run import BENCHMARKS, MORE
+    from evaluation.run import BENCHMARKS, OPTIONAL_BENCHMARKS
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
     from retrieval.model_kinds import KINDS
 
@@ -33,30 +33,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="MODEL",
-        help="folder or hub id of a Moon or dual-tower checkpoint; or a peer as KIND=PLACE, KIND one of "
+        help="folder or hub id of a Moon or dual-tower checkpoint, or a peer as KIND=PLACE, with KIND one of "
         f"{', '.join(KINDS)}; several for one table",
     )
     parser.add_argument(
         "--benchmark",
         required=True,
         nargs="+",
-        help=f"{TABLES}; or one of {', '.join(names())}, where need be as mbe=FILE",
+        help=f"{TABLES}; or one of {', '.join(names())}, if necessary as mbe=FILE",
     )
-    parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
+    parser.add_argument("--split", default="test", help="split to search in, or all (default: test)")
+    parser.add_argument("--output", type=Path, help="results file, or a folder for several benchmarks or models")
+    parser.add_argument("--sheet", type=Path, help="PNG of queries with their five nearest products")
     parser.add_argument(
-        "--output", type=Path, help="results file; a folder when there are several benchmarks or models"
+        "--only",
+        default=",".join(BENCHMARKS),
+        help=f"measures to compute, of {','.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}",
     )
-    parser.add_argument("--sheet", type=Path, help="PNG of queries with their top five")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"some of {','.join((*BENCHMARKS, *MORE))}")
     parser.add_argument(
         "--cutoffs", help="the k of R@k and nDCG@k, such as 10,100,500 (default: the data set's, or 1,5,10)"
     )
     parser.add_argument(
         "--attribute-keys",
         default="own",
-        help="own, or paper: the ten keys of MBE, in whatever language (default: own)",
+        help="own, or paper: the ten keys of MBE, in any language (default: own)",
     )
-    parser.add_argument("--limit", type=int, help="evaluate on this many products")
+    parser.add_argument("--limit", type=int, help="number of products to evaluate on (default: all)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--core-crop", action=argparse.BooleanOptionalAction, help="add the crop of the known box")
     parser.add_argument(
@@ -65,34 +67,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--query-reasoning",
         choices=QUERY_REASONING,
-        help="of queries (default: as --reasoning); auto: only when unsure",
+        help="reasoning of queries (default: as --reasoning); auto: only when unsure",
     )
     parser.add_argument(
-        "--gate-threshold", type=float, help="of auto: the margin of two cosines below which a query is unsure (0.05)"
+        "--gate-threshold",
+        type=float,
+        help="margin of two cosines below which auto reasons for a query (default: 0.05)",
     )
-    parser.add_argument("--product-reasoning", choices=ROW_REASONING, help="of products (default: as --reasoning)")
     parser.add_argument(
-        "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
+        "--product-reasoning", choices=ROW_REASONING, help="reasoning of products (default: as --reasoning)"
+    )
+    parser.add_argument(
+        "--max-reasoning-tokens", type=int, help="maximum length of a reasoning (default: that of the model)"
     )
     parser.add_argument(
         "--variants",
         choices=VARIANTS,
         default=VARIANTS[0],
-        help="of a right answer, in its ranking (default: left_out)",
+        help="how variants of a right answer count in the ranking (default: left_out)",
     )
     parser.add_argument(
         "--dimensions",
         type=int,
         nargs="*",
         metavar="WIDTH",
-        help="retrieval also by the first so many numbers of each vector (default: the model's Matryoshka widths)",
+        help="also search with the first WIDTH numbers of each vector (default: the model's Matryoshka widths)",
     )
-    parser.add_argument("--reasonings", type=Path, help="parquet file for what was written")
+    parser.add_argument("--reasonings", type=Path, help="parquet file for the generated reasonings")
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)
     add_data_set(parser)
-    add_catalogue(parser, "of the catalogue, limit, sample, bootstrap and sheet")
+    add_catalogue(parser, "seed of the catalogue, limit, sample, bootstrap and sheet")
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -143,4 +149,4 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return None if text is None else tuple(sorted({int(number) for number in text.split(",")}))
     except ValueError as error:
-        raise OptionError(f"--cutoffs {text!r}; expected numbers such as 1,5,10") from error
+        raise OptionError(f"--cutoffs: found {text!r}; expected numbers such as 1,5,10") from error

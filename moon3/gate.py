@@ -1,4 +1,4 @@
-"""Measure what reasoning only when unsure brings and costs, and whether both kinds of vectors share a space."""
+"""Measure recall and time of reasoning only when unsure, and whether both kinds of vectors share a space."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ ORDER = 120
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("--model", required=True, help="folder or hub id of a Moon checkpoint that reasons")
     parser.add_argument("--benchmark", required=True, help=TABLES)
     parser.add_argument(
-        "--output", type=Path, required=True, help="results file (.json); .md and .png are put beside it"
+        "--output", type=Path, required=True, help="results file (.json); .md and .png are written beside it"
     )
-    parser.add_argument("--split", default="test", help="split to search in; all for every row (default: test)")
-    parser.add_argument("--limit", type=int, help="on this many products")
+    parser.add_argument("--split", default="test", help="split to search in, or all (default: test)")
+    parser.add_argument("--limit", type=int, help="number of products to measure on (default: all)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--max-reasoning-tokens", type=int, help="most tokens of a reasoning (default: the model's own)"
+        "--max-reasoning-tokens", type=int, help="maximum length of a reasoning (default: that of the model)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timing rounds (default: 5)")
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)
-    add_catalogue(parser, "of the catalogue, limit and bootstrap")
+    add_catalogue(parser, "seed of the catalogue, limit and bootstrap")
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Measure, write and print."""
+    """Measure, write the results files, and print them."""
     from evaluation.gate import GateOptions, gate_files, measure_gate, write_gate
     from evaluation.gate_report import markdown
     from evaluation.run import load_benchmark

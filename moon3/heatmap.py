@@ -1,4 +1,4 @@
-"""Draw what vectors were read from: attention over pictures and words, a PNG for each product or query."""
+"""Draw the attention of vectors over pictures and words, one PNG for each product or query."""
 
 from __future__ import annotations
 
@@ -12,30 +12,37 @@ ORDER = 110
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("--model", required=True, help="folder or hub id of a Moon checkpoint")
     parser.add_argument("--data", required=True, help=TABLES)
-    parser.add_argument("--output", required=True, type=Path, help="folder of the PNGs and of index.json")
-    parser.add_argument("--split", default="test", help="split to take items from; all for every row (default: test)")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the PNGs and index.json")
+    parser.add_argument("--split", default="test", help="split of the products, or all (default: test)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ids", nargs="+", metavar="ID", help="these products (or queries)")
-    which.add_argument("--first", type=int, metavar="N", help="the first N (default: all)")
-    parser.add_argument("--queries", action="store_true", help="queries instead of products")
-    parser.add_argument("--reasoning", choices=("none", "generate"), default="none", help="let the model write first")
+    which.add_argument("--ids", nargs="+", metavar="ID", help="ids of the products (or queries) to draw")
+    which.add_argument("--first", type=int, metavar="N", help="draw the first N (default: all)")
+    parser.add_argument("--queries", action="store_true", help="draw queries instead of products")
+    parser.add_argument(
+        "--reasoning",
+        choices=("none", "generate"),
+        default="none",
+        help="generate: let the model write attributes first",
+    )
     parser.add_argument(
         "--layers", nargs="+", type=int, metavar="LAYER", help="decoder layers to average (default: all)"
     )
-    parser.add_argument("--relative", action="store_true", help="heat relative to uniform attention (mean read-out)")
-    parser.add_argument("--font", type=Path, help="font file, for scripts that Pillow's own font lacks")
-    parser.add_argument("--overwrite", action="store_true", help="draw again what is there")
+    parser.add_argument(
+        "--relative", action="store_true", help="show attention relative to uniform attention (mean read-out)"
+    )
+    parser.add_argument("--font", type=Path, help="font file, for scripts that Pillow's default font lacks")
+    parser.add_argument("--overwrite", action="store_true", help="draw existing heat maps again")
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)
-    add_catalogue(parser, "of the catalogue")
+    add_catalogue(parser, "seed of the catalogue")
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Draw; the exit status is 1 where nothing could be drawn."""
+    """Draw the heat maps. Return 1 if none could be drawn."""
     from evaluation.heatmap import INDEX_FILE, HeatmapOptions, draw_heatmaps
     from product_data.outputs import require_writable_folder
     from product_data.tables import load_tables

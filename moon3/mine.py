@@ -1,4 +1,4 @@
-"""Mine hard negatives with a model: near to a query, of its answer's category, and yet not an answer."""
+"""Mine hard negatives with a model: products near to a query and in the category of its answer, but not answers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ NUMBERS = {"per_query": int, "first_rank": int, "last_rank": int, "margin": floa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     from training.mining.hard_negatives import CHOICES, MiningOptions
 
     parser.add_argument("--model", required=True, help="folder or hub id of a checkpoint")
     parser.add_argument("--data", required=True, help=TABLES)
     add_images_root(parser)
     add_reading(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, or to go on in")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, or to resume in")
     parser.add_argument("--action-weights", help="relevance of actions in an interactions table, {purchase: 1, …}")
-    parser.add_argument("--half-life-days", type=float, help="days after which an interaction counts half")
+    parser.add_argument("--half-life-days", type=float, help="age in days at which an interaction counts half")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--shard-rows", type=int, default=1024)
@@ -29,8 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = MiningOptions()
     for name, kind in NUMBERS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(defaults, name))
-    parser.add_argument("--category-levels", type=int, help="levels of the category that must agree; default: all")
-    parser.add_argument("--keep-variants", action="store_true", help="products of the answer's group may be negatives")
+    parser.add_argument("--category-levels", type=int, help="number of category levels that must agree (default: all)")
+    parser.add_argument(
+        "--keep-variants", action="store_true", help="allow products of the answer's group as negatives"
+    )
     parser.add_argument("--choose", choices=CHOICES, default=defaults.choose)
     parser.add_argument("--seed", type=int, default=0)
 

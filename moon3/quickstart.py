@@ -10,13 +10,15 @@ TAKES_RECIPE_KEYS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
-    parser.epilog = "Every key of the recipe can be replaced by --key value: see moon3 train --help."
-    parser.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written")
+    """Add the options of the command."""
+    parser.epilog = "--key value replaces any key of the recipe: see moon3 train --help."
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/quickstart"), help="folder to write (default: %(default)s)"
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Do the whole of it."""
+    """Run all steps of the quickstart."""
     from training.quickstart import quickstart
 
     quickstart(chosen.folder, chosen.keys)

@@ -1,4 +1,4 @@
-"""Train the checkpoint that the package ships again, from drawn products alone, and measure it."""
+"""Train the shipped checkpoint again, from drawn products only, and measure it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ ORDER = 180
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
-    parser.add_argument("--folder", type=Path, default=Path("runs/moon1_catalogue"), help="where everything is made")
+    """Add the options of the command."""
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/moon1_catalogue"), help="folder for products and trainings"
+    )
     parser.add_argument("--target", type=Path, help="folder of the checkpoint (default: the shipped one)")
     parser.add_argument("--results", type=Path, help="results file (default: results/moon1_catalogue.json)")
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Train twice, measure, and write the checkpoint with its card."""
+    """Run both trainings, measure the model, and write the checkpoint with its card."""
     from training.shipped_checkpoint import RESULTS, SHIPPED, card_table, make_shipped_checkpoint
 
     target, results_file = chosen.target or SHIPPED, chosen.results or RESULTS

@@ -12,18 +12,18 @@ TAKES_RECIPE_KEYS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     from training.mining.hard_negatives import MiningOptions
     from training.recipe.data import TABLE_KEYS
 
     defaults = MiningOptions()
-    parser.epilog = "Every key of the recipe can be replaced by --key value: see moon3 train --help."
-    parser.add_argument("--data", help="the folder that holds the tables")
+    parser.epilog = "--key value replaces any key of the recipe: see moon3 train --help."
+    parser.add_argument("--data", help="folder of the tables")
     for key in TABLE_KEYS:
         parser.add_argument(
-            f"--{key}", help="a folder of pictures" if key == "images" else "a .csv, .jsonl or .parquet"
+            f"--{key}", help="folder of pictures" if key == "images" else "a .csv, .jsonl or .parquet file"
         )
-    parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     add_reading(parser)
     parser.add_argument("--mine-per-query", type=int, default=defaults.per_query, help="hard negatives for each search")
     parser.add_argument("--mine-ratio", type=float, default=defaults.ratio, help="see moon3 mine")

@@ -1,4 +1,4 @@
-"""Kill a training again and again, while it saves too, and compare it with the same training left alone."""
+"""Kill a training repeatedly, also while it saves, and compare it with the uninterrupted training."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ TAKES_RECIPE_KEYS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
-    parser.add_argument("recipe", help="a recipe of training")
-    parser.add_argument("--kills", type=int, default=10, help="how often to kill (default 10)")
-    parser.add_argument("--saves", type=int, help="how many of them to aim at a save (default: half of them)")
-    parser.add_argument("--at-least-in-saves", type=int, default=3, help="how many have to hit one (default 3)")
-    parser.add_argument("--processes", type=int, default=2, help="processes that train together (default 2)")
-    parser.add_argument("--save-steps", type=int, default=2, help="steps between checkpoints (default 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    """Add the options of the command."""
+    parser.add_argument("recipe", help="recipe to train")
+    parser.add_argument("--kills", type=int, default=10, help="number of kills (default: 10)")
+    parser.add_argument("--saves", type=int, help="number of kills aimed at a save (default: half of them)")
+    parser.add_argument(
+        "--at-least-in-saves", type=int, default=3, help="number of kills that must interrupt a save (default: 3)"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="number of training processes (default: 2)")
+    parser.add_argument("--save-steps", type=int, default=2, help="steps between checkpoints (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (default: 0)")
     parser.add_argument(
         "--pause-seconds",
         type=float,
         default=0.02,
-        help="wait at each file of a save, so that a kill can hit the save of a small model (default 0.02)",
+        help="pause at each file of a save, so that a kill can hit the save of a small model (default: 0.02)",
     )
-    parser.add_argument("--output", type=Path, required=True, help="a folder for the two runs, new or empty")
-    parser.add_argument("--results", type=Path, help="the JSON file to write (default: soak.json in --output)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the two runs, new or empty")
+    parser.add_argument("--results", type=Path, help="JSON file to write (default: soak.json in --output)")
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Soak and print the verdict; the exit status is 1 where something differs or a training ended by itself."""
+    """Run the test and print the verdict. Return 1 if the runs differ or a training ended by itself."""
     from training.studies.soak import SoakOptions, run_soak
 
     names = ("output", "kills", "saves", "at_least_in_saves", "processes", "save_steps", "seed", "pause_seconds")
@@ -38,6 +40,6 @@ def run(chosen: argparse.Namespace) -> int:
     found = run_soak(chosen.recipe, chosen.keys, options, chosen.results)
     for difference in found["differences"][:20]:
         print(f"differs: {difference}", file=sys.stderr)
-    verdict = "the same as left alone" if found["passed"] else "NOT PASSED"
+    verdict = "equal to the uninterrupted training" if found["passed"] else "NOT PASSED"
     print(f"{chosen.kills} kills, {found['kills_in_a_save']} in a save: {verdict}; written to {found['results']}")
     return 0 if found["passed"] else 1

@@ -1,4 +1,4 @@
-"""Check product data: print the report on its tables, every picture opened."""
+"""Check product data: open every picture and print a report on the tables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ORDER = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument("source", help=TABLES)
     add_images_root(parser)
     add_reading(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Print the report; the exit status is 1 where something fatal was found."""
+    """Print the report. Return 1 if it contains a fatal problem."""
     from product_data.tables import load_tables
 
     reading = reading_of(chosen)

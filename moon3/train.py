@@ -1,4 +1,4 @@
-"""Train a model as a recipe says; several processes: accelerate launch training/train.py."""
+"""Train a model from a recipe (several processes: accelerate launch training/train.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def run(words: list[str]) -> None:
     """Train, or print the keys of recipes.
 
     Args:
-        words: `RECIPE.yaml --key value …`
+        words: `RECIPE.yaml --key value …`.
     """
     from training.recipe.arguments import parse_recipe, usage
 

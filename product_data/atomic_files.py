@@ -1,4 +1,4 @@
-"""Write files and folders so that a reader, or the next attempt, never takes a part for the whole."""
+"""Write files and folders so that neither a reader nor the next attempt ever sees an incomplete one."""
 
 import contextlib
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
-"""The ending of a name under which something is written that is not whole yet."""
+"""The suffix of a file or folder that is not complete yet."""
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old contents or the new, never a part."""
+    """Write a text file so that a reader sees either the old contents or the new, never a part."""
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("w", encoding="utf-8") as stream:
@@ -28,12 +28,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """Give the name under which a folder is to be written, and give it its own name once all of it is there.
+    """Yield a temporary name for a folder, and rename the folder once it is complete.
 
-    An error leaves nothing; a killed process leaves the other name, which the next attempt clears away.
+    After an error the temporary folder is removed. A killed process leaves it behind, and the next attempt removes it.
 
     Args:
-        folder: what shall appear whole; what is there under its name is replaced.
+        folder: the final name; an existing folder of that name is replaced.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +48,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON object as a line; where that fails, as on a full disk, no part of the line stays."""
+    """Append one JSON object as a line; if that fails, as on a full disk, no part of the line is left."""
     line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
     with path.open("ab", buffering=0) as stream:
         before = os.fstat(stream.fileno()).st_size
@@ -61,7 +61,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file of lines; a last line that was cut off in writing is left out."""
+    """Return the JSON objects of a file of lines, without a last line that was not written completely."""
     if not path.is_file():
         return []
     whole = path.read_bytes()
@@ -70,18 +70,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps, which a resumed run writes again."""
+    """Remove the lines of later steps, which a resumed run writes again."""
     if path.is_file():
         kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
         write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def mend_lines(path: Path) -> None:
-    """Drop a last line that was cut off in writing, so that lines can be appended again."""
+    """Remove a last line that was not written completely, so that lines can be appended again."""
     if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def size_of(folder: Path) -> int:
-    """Return how many bytes the files of a folder hold together."""
+    """Return the total size of a folder's files in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,8 +1,8 @@
-"""A shop's attribute keys in the ten keys of MBE, and how a value is written.
+"""Translate a shop's attribute keys into the ten keys of MBE, and write their values as a reasoning does.
 
-Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that the tables below and
-`attribute_keys_zh.yaml`, the words of Chinese shops, do not have is left out and named, never guessed. Values keep their
-language.
+Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that neither the tables
+below nor `attribute_keys_zh.yaml` (the keys of Chinese shops) contain is left out and reported, never guessed. Values
+keep their language.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ from processing_moon.reasoning_moon import REASONING_KEYS
 from product_data.words import words
 
 CHINESE_TABLE = Path(__file__).with_name("attribute_keys_zh.yaml")
-# MBE's key → what shops call it, beside the key itself.
+# MBE's key → the names that shops use for it, besides the key itself.
 _SHOP_KEYS: dict[str, tuple[str, ...]] = {
     "colour": ("color", "main colour", "main color", "base colour", "base color", "colour family", "color family"),
     "category": ("type", "product type", "item type", "article type", "product category", "coarse class"),
@@ -33,7 +33,7 @@ _SHOP_KEYS: dict[str, tuple[str, ...]] = {
     "target demographic": ("gender", "age", "age group", "audience", "target group", "target audience", "department"),
     "season/occasion": ("season", "occasion", "usage", "use", "event", "room"),
 }
-# Parts of a product whose colour or number shops state; they become style elements such as "white sole" and "3 knobs".
+# Parts of a product; shops state their colour or number. They become style elements such as "white sole" and "3 knobs".
 PART_KEYS = frozenset(
     (
         *("band", "bands", "base", "belt", "brim", "buttons", "cap", "collar", "cone", "cuffs", "dial", "drawstring"),
@@ -54,10 +54,10 @@ PART_KEYS = frozenset(
         *("stitching", "strap", "straps", "stripe", "trim", "zip"),
     )
 )
-# Style elements whose value is not understood without its key, yet tells enough in a query: "a mug with a star".
+# Style elements whose value needs its key in a reasoning ("star logo"), but not in a query: "a mug with a star".
 SHOWN_KEYS = frozenset(("pattern", "print", "logo"))
 VISUAL_KEYS = ("colour", "category", "category modifier", "material", "style elements", "fashion style")
-"""What a picture shows, where nobody has said what it shows: neither brand nor size, buyer nor season."""
+"""The keys that a picture shows if the table does not say what it shows: not brand, size, buyer or season."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +66,33 @@ class Fact:
 
     Args:
         key (`str`): one of REASONING_KEYS.
-        value (`str`): as a reasoning writes it: "white sole".
-        said (`str`): as the table has it: "white".
+        value (`str`): the value as a reasoning writes it: "white sole".
+        cell (`str`): the value as the table writes it: "white".
 
-    Relations: `product_data.synonyms.states` tells whether a text names it.
+    Relations: `product_data.synonyms.states` returns whether a text states it.
     """
 
     key: str
     value: str
-    said: str
+    cell: str
 
 
 def mbe_key(key: str) -> str | None:
-    """Return the key of MBE that a shop's key is, English or Chinese, or None.
+    """Return the key of MBE that a shop's key means, English or Chinese, or None.
 
-    Case, what parts the words, and full width do not matter.
+    Case, separators between words and full width are ignored.
     """
     return _KEY_OF.get(_plain_key(key)) or chinese_key(key)
 
 
 def chinese_key(key: str) -> str | None:
-    """Return the key of MBE that a Chinese shop's key is ("颜色" → "colour"), or None. Spaces and full width do not matter."""
+    """Return the key of MBE that a Chinese shop's key means ("颜色" → "colour"), or None; spaces are ignored."""
     return _chinese_keys().get("".join(unicodedata.normalize("NFKC", key).split()))
 
 
 def chinese_names(key: str) -> tuple[str, ...]:
-    """Return what Chinese shops call one of MBE's keys."""
-    return tuple(name for name, found in _chinese_keys().items() if found == key)
+    """Return the names that Chinese shops use for one of MBE's keys."""
+    return tuple(name for name, meaning in _chinese_keys().items() if meaning == key)
 
 
 @cache
@@ -104,43 +104,44 @@ def _chinese_keys() -> dict[str, str]:
 def facts_of(
     attributes: Mapping[str, Iterable[str]], category: Sequence[str] = ()
 ) -> tuple[list[Fact], dict[str, tuple[str, ...]]]:
-    """Return the attributes of a product in MBE's keys, in their order, and those that have none.
+    """Return the attributes of a product under MBE's keys, in their order, and the attributes of other keys.
 
-    Rule: a key is looked up in the tables above. The value of a part (sole, buttons) is written with the part, and so is
-    that of a pattern, print or logo. Where no attribute names the category, the last level of the category path does.
+    Rule: a key is looked up in the tables above. The value of a part (sole, buttons) is written with the part, and the
+    value of a pattern, print or logo with that word. If no attribute names the category, the last level of the category
+    path does.
 
     Args:
-        attributes: key → values, as a products table has them.
-        category: the category path, the root first.
+        attributes: key → values, as in a products table.
+        category: the category path, root first.
     """
     facts: list[Fact] = []
     unknown: dict[str, tuple[str, ...]] = {}
     for key, values in attributes.items():
-        found = mbe_key(key)
-        if found is None:
+        known = mbe_key(key)
+        if known is None:
             unknown[key] = tuple(values)
         else:
-            facts += [_fact(found, _plain_key(key), value) for value in values if value.strip()]
+            facts += [_fact(known, _plain_key(key), value) for value in values if value.strip()]
     if category and not any(fact.key == "category" for fact in facts):
         facts.append(Fact("category", category[-1], category[-1]))
     return sorted(facts, key=lambda fact: REASONING_KEYS.index(fact.key)), unknown
 
 
 def as_attributes(facts: Iterable[Fact]) -> dict[str, tuple[str, ...]]:
-    """Return facts as key → values in the order of REASONING_KEYS, each value once whatever its case."""
-    found: dict[str, dict[str, str]] = {key: {} for key in REASONING_KEYS}
+    """Return facts as key → values in the order of REASONING_KEYS; values that differ only in case are kept once."""
+    attributes: dict[str, dict[str, str]] = {key: {} for key in REASONING_KEYS}
     for fact in facts:
-        found[fact.key].setdefault(_folded(fact.value), fact.value)
-    return {key: tuple(values.values()) for key, values in found.items() if values}
+        attributes[fact.key].setdefault(_folded(fact.value), fact.value)
+    return {key: tuple(values.values()) for key, values in attributes.items() if values}
 
 
 def same_value(first: Fact, second: Fact) -> bool:
-    """Return whether two facts say the same."""
+    """Return whether two facts have the same key and value; case is ignored."""
     return first.key == second.key and _folded(first.value) == _folded(second.value)
 
 
 def key_names(key: str) -> tuple[str, ...]:
-    """Return what shops call one of MBE's keys: its own names, those of the table above, and the Chinese ones."""
+    """Return the names of one of MBE's keys: its own, those of the table above, and the Chinese ones."""
     return (*key.split("/"), *_SHOP_KEYS[key], *chinese_names(key)) if key in _SHOP_KEYS else ()
 
 
@@ -149,8 +150,8 @@ def _fact(key: str, shop_key: str, value: str) -> Fact:
     is_part = shop_key in PART_KEYS
     if not (is_part or shop_key in SHOWN_KEYS) or set(words(shop_key)) <= set(words(value)):
         return Fact(key, value, value)
-    one = value in ("1", "one")
-    part = " ".join((*shop_key.split()[:-1], *words(shop_key.split()[-1]))) if one else shop_key
+    is_singular = value in ("1", "one")
+    part = " ".join((*shop_key.split()[:-1], *words(shop_key.split()[-1]))) if is_singular else shop_key
     return Fact(key, f"{value} {part}", value)
 
 

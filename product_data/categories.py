@@ -1,7 +1,7 @@
-"""Category paths as shops write them: lists, "A > B", "A>>B", "A|B", "A/B", with spaces or without.
+"""Read category paths as shops write them: lists, "A > B", "A>>B", "A|B", "A/B", with spaces or without.
 
-Signs that no label holds (">", ">>", "»", "›", "→", "|") always separate levels. A slash also stands inside of labels
-("Tops/Blouses"), so that the whole column decides about it.
+Separators that labels never contain (">", ">>", "»", "›", "→", "|") always separate levels. Labels can contain a slash
+("Tops/Blouses"), so the whole column decides whether a slash separates levels.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _DOCUMENTED = (" > ", ">", "|")
 
 @dataclass(frozen=True)
 class CategoryCell:
-    """What was read of a cell.
+    """The category path of a cell, and how it was read.
 
     Args:
-        path: its category path, the first level first.
-        separator: what separated the levels of a text, "" for nothing or a list.
-        paths: all category paths that the cell names, where there are several.
-        undecided: whether it is a text with a slash that was read as one label.
+        path: the category path, root first.
+        separator: the separator between the levels of a text; "" for a single label or a list.
+        paths: all category paths of the cell, if it names several.
+        undecided: whether the cell is a text with a slash that was read as one label.
     """
 
     path: tuple[str, ...] = ()
@@ -40,16 +40,17 @@ class CategoryCell:
 
 
 class CategoryReader:
-    """Reads the cells of one column.
+    """Read the category paths of one column.
 
-    A slash separates levels where no cell of the column has another separator, and either every cell that is not empty holds
-    a slash, or two labels that hold one begin alike ("Home/Sofas", "Home/Lamps"). Several paths in one cell
-    ("A > B, A > C") are told from a label that holds a comma by their first level, which must be that of the cell or of another
-    cell of the column; the first path that no other continues counts. Our design.
+    A slash separates levels if no cell of the column has another separator and either every cell that is not empty
+    contains a slash, or two labels with a slash have the same first level ("Home/Sofas", "Home/Lamps"). A comma
+    separates two paths in one cell ("A > B, A > C") if what follows it starts with a first level of this cell or of
+    another cell of the column; otherwise it belongs to a label. Of several paths the first that no other continues is
+    read. Our design.
 
     Args:
-        cells: all cells of the column, in any spelling. Default: none, so that a slash separates nothing.
-        separator (`str` or `None`): what separates levels, in place of all signs above. Default: found.
+        cells: all cells of the column, in any spelling. Default: none, so that a slash never separates levels.
+        separator (`str` or `None`): the separator of levels, instead of those above. Default `None`: it is detected.
     """
 
     def __init__(self, cells: Iterable[Any] = (), separator: str | None = None) -> None:
@@ -78,7 +79,7 @@ class CategoryReader:
         return _cell(paths, separator)
 
     def _sign(self, text: str, slashes: bool = True) -> re.Pattern[str] | None:
-        """What separates the levels of a text, or None where it is one label."""
+        """Return the separator of a text's levels, or None if the text is one label."""
         signs = [self._given] if self._given else [_ARROW, _BAR, *([_SLASH] if self.slashes and slashes else [])]
         return next((sign for sign in signs if _first_cut(text, sign)), None)
 
@@ -91,36 +92,36 @@ class CategoryReader:
         return [path for part in self._parts(text, sign) if (path := tuple(filter(None, _pieces(part, sign))))]
 
     def _parts(self, text: str, sign: re.Pattern[str]) -> list[str]:
-        """The texts of the paths that a cell names."""
+        """Return the text of each path of a cell."""
         breaks = [match for match in _outside_html(text, _PATH_BREAK) if not sign.search(match[0])]
         pieces = _cut(text, breaks)
-        if all(_first_cut(piece, sign) for piece in pieces) and not any("," in found[0] for found in breaks):
+        if all(_first_cut(piece, sign) for piece in pieces) and not any("," in match[0] for match in breaks):
             return pieces
         roots = {_root(pieces[0], sign)}
         parts = [pieces[0]]
-        for found, piece in zip(breaks, pieces[1:], strict=True):
+        for match, piece in zip(breaks, pieces[1:], strict=True):
             root = _root(piece, sign)
-            is_path = root in roots or (root in self._roots and _first_cut(piece, sign)) or "|" in found[0]
+            is_path = root in roots or (root in self._roots and _first_cut(piece, sign)) or "|" in match[0]
             if is_path:
                 parts.append(piece)
             else:
-                parts[-1] += found[0] + piece
+                parts[-1] += match[0] + piece
         return parts
 
 
 def _as_written(separator: str) -> re.Pattern[str]:
-    """A separator with any spaces around it; one that is given with spaces, such as " - ", with these alone."""
+    """Return the pattern of a separator with any spaces around it, or with its own spaces if it has some (" - ")."""
     literal = re.escape(separator)
     return re.compile(literal if separator != separator.strip() else rf"\s*{literal}\s*")
 
 
 def parse_category(value: Any) -> tuple[str, ...]:
-    """The category path of a single cell: a list, a JSON list, "a > b > c" or "a|b|c", with spaces or without."""
+    """Return the category path of a cell: a list, a JSON list, "a > b > c" or "a|b|c", with spaces or without."""
     return CategoryReader().read(value).path
 
 
 def is_documented(separator: str) -> bool:
-    """Whether a separator is one of those that the two-table format names, so that nothing needs to be said."""
+    """Return whether the two-table format documents a separator, so that the report need not mention it."""
     return separator in _DOCUMENTED or separator.strip() == "|" or not separator
 
 
@@ -142,7 +143,7 @@ def _root(text: str, sign: re.Pattern[str]) -> str:
 
 
 def _first_cut(text: str, sign: re.Pattern[str]) -> str:
-    """The first separator of a text as it is written, or nothing."""
+    """Return the first separator of a text as it is written, or ""."""
     return next((match[0] for match in _outside_html(text, sign)), "")
 
 
@@ -156,7 +157,7 @@ def _cut(text: str, cuts: Sequence[re.Match[str]]) -> list[str]:
 
 
 def _outside_html(text: str, sign: re.Pattern[str]) -> list[re.Match[str]]:
-    """Where a sign stands inside of a text, but not in a tag or an entity, and not as "more than" before a number."""
+    """Return the matches of a separator outside HTML tags and entities, without ">" before a number ("more than")."""
     spans = list(html_spans(text))
     return [
         match

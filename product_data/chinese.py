@@ -1,7 +1,7 @@
-"""Write Chinese in simplified characters, so that 紅色 and 红色 are one value.
+"""Convert Chinese to simplified characters, so that 紅色 and 红色 are one value.
 
-Which characters belong together depends on words (乾 is 干 or stays), so that a library decides: OpenCC, an optional extra. It is
-asked only where a reading option says so: what a table says never depends on what is installed.
+The simplified form of a character depends on its word (乾 is 干 or stays), so a library converts: OpenCC, an optional
+extra. It is used only if a reading option requires it, so that what is read never depends on what is installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from product_data.errors import OptionError
 
 @lru_cache(maxsize=65536)
 def simplified(text: str) -> str:
-    """Return a text with its traditional Chinese characters in simplified form; other text stays as it is.
+    """Return a text with its traditional Chinese characters in simplified form; other text is unchanged.
 
     Args:
         text: any string.
@@ -29,7 +29,7 @@ def require_converter() -> None:
     """Check that OpenCC is installed.
 
     Raises:
-        OptionError: it is not.
+        OptionError: OpenCC is not installed.
     """
     _converter()
 
@@ -40,6 +40,6 @@ def _converter() -> Any:
         from opencc import OpenCC
     except ImportError as error:
         raise OptionError(
-            "simplify_chinese needs OpenCC, which is not installed; expected pip install moon3[chinese]"
+            "simplify_chinese: found no installed OpenCC; expected it to be installed with pip install moon3[chinese]"
         ) from error
     return OpenCC("t2s")

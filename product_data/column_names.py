@@ -1,4 +1,4 @@
-"""Guess which column of a table stands for one that is missing, for the message that names it."""
+"""Suggest which column of a table could be a missing one, for error messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Names that exports of shops use, without case, spaces and signs; the likeliest first.
+# Names that exports of shops use, without case, spaces and punctuation; the likeliest first.
 _OFTEN_CALLED = {
     "product_id": "productid sku uniqid handle slug id itemid articleid articlenumber asin gtin ean variantid code url",
     "title": "title name productname producttitle itemname displayname label",
@@ -24,16 +24,16 @@ _OFTEN_CALLED = {
 _LISTED = 3
 
 
-def likely_columns(wanted: Sequence[str], there: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Quote the columns that could be one of those wanted, the likeliest first, three at most.
+def likely_columns(wanted: Sequence[str], unused: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that could be one of those wanted, quoted, the likeliest first, three at most.
 
     Args:
         wanted: names of the format, such as "product_id".
-        there: the table's columns that have no meaning yet.
-        rows: the table; of columns for an id, those whose cells repeat come last, and say so.
+        unused: the table's columns that have no role yet.
+        rows: the table; where an id is wanted, columns whose cells repeat come last, with a note.
     """
-    plain = {column: re.sub(r"[\W_]+", "", str(column)).casefold() for column in there}
-    found: list[str] = []
+    plain = {column: re.sub(r"[\W_]+", "", str(column)).casefold() for column in unused}
+    likely: list[str] = []
     for name in wanted:
         often = _OFTEN_CALLED.get(name, name.replace("_", "")).split()
         ranked = sorted((often.index(form), column) for column, form in plain.items() if form in often)
@@ -42,10 +42,10 @@ def likely_columns(wanted: Sequence[str], there: Sequence[str], rows: Sequence[M
         candidates += [column for column, form in plain.items() if form in near]
         if name.endswith("_id"):
             candidates.sort(key=lambda column: _repeats(column, rows))
-        found += candidates
-    distinct = list(dict.fromkeys(found))[:_LISTED]
-    an_id = any(name.endswith("_id") for name in wanted)
-    return [f"{column!r}{' (its cells repeat)' if an_id and _repeats(column, rows) else ''}" for column in distinct]
+        likely += candidates
+    distinct = list(dict.fromkeys(likely))[:_LISTED]
+    wants_id = any(name.endswith("_id") for name in wanted)
+    return [f"{column!r}{' (its cells repeat)' if wants_id and _repeats(column, rows) else ''}" for column in distinct]
 
 
 def _repeats(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,7 +1,7 @@
-"""Which columns of a triplet table hold the query, the purchased product and the hard negative, found by pattern.
+"""Find the columns of a triplet table that hold the query, the purchased product and the hard negative, by their names.
 
-Public tables of triplets name their columns as they like (MBE: `doc_title`, `doc_image`, `doc_cate1_name` …, the query's and
-the negative's names unpublished). What was taken for what is always printed, and any choice can be replaced.
+Public tables of triplets have no common column names (MBE: `doc_title`, `doc_image`, `doc_cate1_name` …; the names for
+query and negative are unpublished). The chosen columns are always printed, and the user can replace each choice.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ __all__ = ["ColumnError", "RowColumns", "content_id", "find_columns", "parse_any
 PARTS = ("query", "positive", "negative")
 _ATTRIBUTES = ("attributes", "attributes_image", "attributes_text")
 FIELDS = ("id", "title", "description", "image", "box", "category", *_ATTRIBUTES, "group")
-ROW_ID = "row.id"  # an id that does not say whose it is names the row, for messages
+ROW_ID = "row.id"  # an id that names neither query nor product; it names the row in messages
 _QUERY_FIELDS = ("id", "title", "image", "box")
 _MANY = ("image", "category")  # fields that several columns may hold, in their order
 # Words of a column's name → part; the first part with a word wins, so that "neg_doc_title" is the negative's.
@@ -32,7 +32,7 @@ _PART_WORDS = (
     ("query", {"query", "q", "qry", "search", "anchor"}),
     ("positive", {"doc", "pos", "positive", "positives", "item", "product", "target", "answer", "goods", "candidate"}),
 )
-# What Chinese names of columns mean, in the words above and below.
+# Chinese words in column names → the words above and below.
 _CHINESE = {
     "负例": "negative", "负样本": "negative", "查询": "query", "搜索": "query", "搜索词": "query title", "查询词": "query title",
     "商品": "item", "正例": "positive", "正样本": "positive", "标题": "title", "名称": "title", "图片": "image",
@@ -54,7 +54,7 @@ _FIELD_WORDS = (
     ("title", {"title", "name", "text", "keyword", "keywords", "caption"}),
     ("group", {"group", "spu", "variant"}),
 )
-# What may stand beside "image" in the name of a column of pictures; with any other word nobody knows what it holds.
+# Words that may accompany "image" in the name of a picture column; with any other word the contents are unclear.
 _OF_PICTURES = frozenset(
     (
         "url",
@@ -79,19 +79,19 @@ _BESIDE = {"image": _OF_PICTURES, "box": frozenset(("core", "xyxy", "main", "ima
 
 
 class ColumnError(ValueError):
-    """Columns from which no training pair can be made."""
+    """Raised for columns that cannot be assigned, or that contain no training pair."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True)
 class RowColumns:
-    """What each column is taken for.
+    """The role of each column.
 
     Args:
-        taken: "query.title", "positive.image", … → the columns, in order.
-        unread: the columns that nothing is read from.
-        unclear: those of them whose name is like that of a picture or box, yet says something else too.
+        taken: role ("query.title", "positive.image", …) → its columns, in order.
+        unread: the columns without a role.
+        unclear: those of them whose name contains a word for a picture or box, and other words as well.
     """
 
     taken: dict[str, tuple[str, ...]]
@@ -99,36 +99,38 @@ class RowColumns:
     unclear: tuple[str, ...] = ()
 
     def has(self, part: str) -> bool:
-        """Return whether there are words or pictures of a part."""
+        """Return whether a part has a text or pictures."""
         return any(f"{part}.{name}" in self.taken for name in ("title", "image"))
 
     def __str__(self) -> str:
         lines = [f"{role} ← {', '.join(columns)}" for role, columns in self.taken.items()]
         if not self.has("query"):
-            lines.append("no query column: queries are derived from the products")
+            lines.append("no column of queries: queries are derived from the products")
         if not self.has("negative"):
             lines.append("no column of hard negatives: negatives come from the batch and the queue")
         if plain := [name for name in self.unread if name not in self.unclear]:
             lines.append(f"not read: {', '.join(plain)}")
         if self.unclear:
-            lines.append(f"unclear, so not read unless `columns` names them: {', '.join(self.unclear)}")
+            lines.append(f"unclear, not read unless `columns` names them: {', '.join(self.unclear)}")
         return "\n  ".join(lines)
 
 
 def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -> RowColumns:
-    """Find what each column is.
+    """Find the role of each column.
 
-    A name is cut into words at case changes, digits, "_", "-", "." and spaces; one word says the part (query, positive,
-    negative; none: the positive), one the field (title, image, …; none: the title, for a column that says its part). Words of
-    pictures beside words of attributes name what the picture shows ("doc_image_attributes"). A column is one of pictures only
-    where every word of its name may be said of a picture ("query_image_url"): "image_width" is unclear and not read.
+    A name is split into words at case changes, digits, "_", "-", "." and spaces. One word gives the part (query,
+    positive or negative; default: positive), one the field (title, image, …; default: title, if the name gives a part).
+    A word for pictures with a word for attributes means the attributes that the picture shows ("doc_image_attributes").
+    A column holds pictures only if every word of its name can describe a picture ("query_image_url"): "image_width" is
+    unclear and not read.
 
     Args:
         names: all columns; those inside a struct as "struct.column".
-        given: roles such as "query.title" → a column, a list of columns, or None for none, which replace what is found.
+        given: roles such as "query.title" → a column, a list of columns, or None for no column; they replace the found
+            ones.
 
     Raises:
-        ColumnError: a role or column that does not exist, one role found twice, or no words and no picture of the
+        ColumnError: an unknown role or column, two columns for one role, or neither a text nor a picture of the
             positive.
     """
     names = list(names)
@@ -142,25 +144,21 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
             continue
         if role in taken and role.split(".")[1] not in _MANY:
             raise ColumnError(
-                f"columns: both {taken[role][0]!r} and {name!r} look like {role}; expected columns: {{{role}: one of them}}"
+                f"columns: found {taken[role][0]!r} and {name!r} for {role}; expected columns: {{{role}: one of them}}"
             )
         taken[role] = (*taken.get(role, ()), name)
     taken |= {role: columns for role, columns in chosen.items() if columns}
     used = {column for columns in taken.values() for column in columns}
     unread = tuple(name for name in names if name not in used)
     unclear = tuple(name for name in unread if _is_unclear(name))
-    found = RowColumns({role: _in_order(role, taken[role]) for role in sorted(taken, key=_rank)}, unread, unclear)
+    order = [f"{part}.{name}" for part in ("row", *PARTS) for name in FIELDS]
+    found = RowColumns({role: _in_order(role, taken[role]) for role in order if role in taken}, unread, unclear)
     if not found.has("positive"):
         raise ColumnError(
-            f"columns: found no title and no image of the product among {', '.join(names) or 'no columns'}; "
+            f"columns: found neither title nor image of the product in {', '.join(names) or 'no columns'}; "
             "expected columns: {positive.title: NAME, positive.image: NAME, query.title: NAME, …}"
         )
     return found
-
-
-def _rank(role: str) -> tuple[int, int]:
-    part, name = role.split(".")
-    return ("row", *PARTS).index(part), FIELDS.index(name)
 
 
 def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) -> tuple[str, ...]:
@@ -169,7 +167,7 @@ def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) 
     listed = [] if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for column in listed:
         if column not in names:
-            raise ColumnError(f"columns: {role}: found no column {column!r}; the columns are: {', '.join(names)}")
+            raise ColumnError(f"columns: {role}: found no column {column!r}; expected one of {', '.join(names)}")
     return tuple(listed)
 
 
@@ -178,7 +176,7 @@ def _words_of(name: str) -> list[str]:
 
 
 def names_a_part(name: str) -> bool:
-    """Return whether a name says a query or product and nothing of it, so that a mapping under it holds fields ("neg")."""
+    """Return whether a name gives a part but no field, so that a mapping in its cells holds the fields ("neg")."""
     words = _words_of(name)
     return "id" not in words and _field_of(words) is None and any(known.intersection(words) for _, known in _PART_WORDS)
 
@@ -191,34 +189,34 @@ def _role_of(name: str) -> str | None:
         return None if field is not None else ROW_ID if part is None else f"{part}.id"  # image_id names no picture
     if (part is None and field is None) or (part == "query" and field not in (None, *_QUERY_FIELDS)):
         return None
-    if field in _BESIDE and not _says_only(words, field):
+    if field in _BESIDE and not _only_names(words, field):
         return None
     if field is None and not set(words) <= {word for _, known in _PART_WORDS for word in known} | {"hard"}:
-        return None  # "query_time" is no query
+        return None  # "query_time" does not hold queries
     return f"{part or 'positive'}.{field or 'title'}"
 
 
 def _field_of(words: Sequence[str]) -> str | None:
     fields = [field for field, known in _FIELD_WORDS if known.intersection(words)]
     if "attributes" in fields:
-        shown = next((end for end in ("image", "title") if end in fields), "")
-        return {"image": "attributes_image", "title": "attributes_text"}.get(shown, "attributes")
+        source = next((field for field in ("image", "title") if field in fields), "")
+        return {"image": "attributes_image", "title": "attributes_text"}.get(source, "attributes")
     return fields[0] if fields else None
 
 
-def _says_only(words: Sequence[str], field: str) -> bool:
-    """Whether a name says a part and a field of pictures, and nothing that would make it something else."""
+def _only_names(words: Sequence[str], field: str) -> bool:
+    """Return whether the words of a name give only a part and a field of pictures."""
     known = {word for _, words_of_part in _PART_WORDS for word in words_of_part} | dict(_FIELD_WORDS)[field]
     return all(word.isdigit() or word in known or word in _BESIDE[field] for word in words)
 
 
 def _is_unclear(name: str) -> bool:
     words = _words_of(name)
-    return "id" not in words and (field := _field_of(words)) in _BESIDE and not _says_only(words, str(field))
+    return "id" not in words and (field := _field_of(words)) in _BESIDE and not _only_names(words, str(field))
 
 
 def _in_order(role: str, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Category levels by their number, an industry above them; pictures by their number."""
+    """Sort the columns of category levels by their number, after an industry; those of pictures by their number."""
 
     def key(name: str) -> tuple[bool, list[int]]:
         return "industry" not in _words_of(name), _numbers_in(name)
@@ -231,9 +229,9 @@ def _numbers_in(name: str) -> list[int]:
 
 
 def level_names(columns: RowColumns, part: str = "positive") -> tuple[str, ...]:
-    """Return what the levels of the category path are called: "industry", "level_1", … as their columns say, the first one first.
+    """Return the names of the category levels, root first: "industry", "level_1", … according to their columns.
 
-    Nothing where one column holds the whole path.
+    Empty if one column holds the whole path.
     """
     taken = columns.taken.get(f"{part}.category", ())
     if len(taken) < 2:
@@ -250,13 +248,13 @@ def level_names(columns: RowColumns, part: str = "positive") -> tuple[str, ...]:
 def product_fields(
     row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions | None = None
 ) -> dict[str, Any]:
-    """Return a part of a row as the fields of a `ProductRow`, pictures as the row holds them.
+    """Return a part of a row as the fields of a `ProductRow`, with pictures as the row holds them.
 
     Args:
-        row: its cells.
-        columns: what they are taken for.
+        row: the cells of the row.
+        columns: the roles of its columns.
         part: "query", "positive" or "negative".
-        reading: how cells are read. Default: ReadingOptions's own.
+        reading: options for reading cells. Default: `ReadingOptions()`.
 
     Raises:
         ValueError: a cell that cannot be read, with its column.
@@ -267,7 +265,7 @@ def product_fields(
             _refuse_invalid_unicode(row, names)
     fields: dict[str, Any] = {}
     pictures = [cell_of(row, column) for column in columns.taken.get(f"{part}.image", ())]
-    fields["images"] = tuple(item for cell in pictures for item in (cell if isinstance(cell, list) else [cell]))
+    fields["images"] = tuple(image for cell in pictures for image in (cell if isinstance(cell, list) else [cell]))
     for name in ("title", "description"):
         if text := reading.clean(_first_text(row, columns.taken.get(f"{part}.{name}", ()))):
             fields[name] = text
@@ -284,11 +282,13 @@ def product_fields(
         for level in _parsed(lambda cell: reader.read(reading.clean_category(cell)).path, row, column, ())
     ]
     fields["category"] = tuple(category)
-    return fields | _shown(row, columns, part, reading)
+    return fields | _attributes_and_box(row, columns, part, reading)
 
 
-def _shown(row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions) -> dict[str, Any]:
-    """The attributes of a part, those of its picture and of its text, and its core box."""
+def _attributes_and_box(
+    row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions
+) -> dict[str, Any]:
+    """Return the attributes of a part, those that its picture and its text show, and its core box."""
     fields: dict[str, Any] = {}
     for name in _ATTRIBUTES:
         for column in columns.taken.get(f"{part}.{name}", ()):
@@ -300,10 +300,10 @@ def _shown(row: Mapping[str, Any], columns: RowColumns, part: str, reading: Read
 
 
 def content_id(fields: Mapping[str, Any]) -> str:
-    """Return a name for a product without an id: a digest of its title and pictures.
+    """Return an id for a product without one: a digest of its title and pictures.
 
     Args:
-        fields: "title" and "images", a list of bytes, paths, addresses or PIL images.
+        fields: "title", and "images": a list of bytes, paths, addresses or PIL images.
     """
     digest = hashlib.blake2b(fields.get("title", "").encode(), digest_size=8)
     for image in fields["images"]:
@@ -316,13 +316,11 @@ def content_id(fields: Mapping[str, Any]) -> str:
 def _refuse_invalid_unicode(row: Mapping[str, Any], columns: Sequence[str]) -> None:
     for column in columns:
         if half := lone_surrogate(cell_of(row, column)):
-            raise ValueError(
-                f"column {mended(column)!r}: found half of a sign (a lone surrogate) in {half!r}; expected Unicode"
-            )
+            raise ValueError(f"column {mended(column)!r}: found a lone surrogate in {half!r}; expected valid Unicode")
 
 
 def cell_of(row: Mapping[str, Any], column: str) -> Any:
-    """Return a cell; "struct.column" is looked for inside the struct."""
+    """Return a cell; "struct.column" means a column inside a struct."""
     if column in row:
         return row[column]
     outer, _, inner = column.partition(".")

@@ -1,5 +1,6 @@
-"""Read CSV files strictly: an unbalanced quote or another delimiter is named by its line, where the reader of the
-standard library would join rows or drop quotes without a word.
+"""Read CSV files strictly: an error names the line of an unbalanced quote or of another delimiter.
+
+The reader of the standard library joins rows or drops quotes silently instead.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ _SHOWN = 40  # characters of a cell in a message
 
 
 class CsvError(ValueError):
-    """A file that is not CSV, or whose quotes or delimiter are not those of CSV; the file itself is not named."""
+    """Raised for a file that is not CSV, or that has other quotes or delimiters; the caller adds the file's name."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True)
 class SwallowedRows:
-    """A quoted cell with line breaks in which whole rows may be hidden.
+    """A quoted cell with line breaks that may hide whole rows.
 
     Args:
-        line: on which its quote opens, from 1.
-        last: line on which the quote closes.
-        column: of the cell.
-        text: how the cell begins.
+        line: the line where its quote opens, from 1.
+        last: the line where the quote closes.
+        column: the column of the cell.
+        text: the beginning of the cell.
     """
 
     line: int
@@ -44,7 +45,7 @@ class SwallowedRows:
 
 
 class CsvRows(list[dict[str, Any]]):
-    """The rows of a CSV file, and the cells in which other rows may be hidden."""
+    """The rows of a CSV file, and the cells that may hide other rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class CsvRows(list[dict[str, Any]]):
 
 
 class _Quote(NamedTuple):
-    """A quote that opens a cell: on which line of the record (from 0), in which cell, and what comes after it."""
+    """A quote that opens a cell: its line within the record (from 0), its cell, and the text after it."""
 
     line: int
     cell: int
@@ -60,7 +61,7 @@ class _Quote(NamedTuple):
 
 
 class _Lines:
-    """The lines of a file; those of the record that is being read are kept."""
+    """The lines of a file; keeps those of the record that is being read."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -78,7 +79,7 @@ class _Lines:
 
     @property
     def first(self) -> int:
-        """The number of the record's first line."""
+        """Return the number of the record's first line."""
         return self.count - len(self.record) + 1
 
 
@@ -86,11 +87,11 @@ def read_csv(path: Path, *, errors: str = "strict") -> CsvRows:
     """Read a comma-separated file with a header line; cells stay text.
 
     Args:
-        path: of the file.
-        errors: what is done with bytes that are not UTF-8, as `open` takes it. Default "strict".
+        path: the file.
+        errors: how to handle bytes that are not UTF-8, as in `open`. Default "strict".
 
     Raises:
-        CsvError: another delimiter, two columns of one name, a row that has more or fewer cells than the header, and a quote
+        CsvError: another delimiter, two columns of one name, a row with more or fewer cells than the header, or a quote
             that is never closed or closes before the cell ends.
         UnicodeDecodeError: bytes that are not UTF-8.
     """
@@ -116,16 +117,16 @@ def read_csv(path: Path, *, errors: str = "strict") -> CsvRows:
                 lines.record = []
         except csv.Error as error:
             raise CsvError(_why_not_csv(error, names, lines)) from error
-    rows.swallowed = [found for first, record in spanning if (found := _hidden_rows(first, record, names, shapes))]
+    rows.swallowed = [cell for first, record in spanning if (cell := _hidden_rows(first, record, names, shapes))]
     return rows
 
 
 def _check_header(names: list[str], line: str) -> None:
-    for delimiter, called in _OTHER_DELIMITERS.items():
+    for delimiter, plural in _OTHER_DELIMITERS.items():
         count = line.count(delimiter)
         if count > line.count(","):
             raise CsvError(
-                f"line 1: found {count + 1} names that are separated by {called} ({delimiter!r}): {_begin(line)!r}; "
+                f"line 1: found {count + 1} names that are separated by {plural} ({delimiter!r}): {_begin(line)!r}; "
                 "expected commas: save the file as comma-separated"
             )
     for name, uses in Counter(names).items():
@@ -157,8 +158,8 @@ def _opening(opened: _Quote, names: list[str], lines: _Lines) -> str:
 
 
 def _last_quote(record: list[str]) -> _Quote | None:
-    """The last quote of a record that opens a cell, up to the place where the record stops being CSV."""
-    found, cell, at_start, inside = None, 0, True, False
+    """Return the last quote of a record that opens a cell, up to the place where the record stops being CSV."""
+    quote, cell, at_start, inside = None, 0, True, False
     for number, line in enumerate(record):
         place = 0
         while place < len(line):
@@ -169,16 +170,16 @@ def _last_quote(record: list[str]) -> _Quote | None:
                 else:
                     inside = False
                     if line[place + 1 : place + 2] not in ("", ",", "\r", "\n"):
-                        return found
+                        return quote
             elif not inside and sign == ",":
                 cell, at_start = cell + 1, True
                 place += 1
                 continue
             elif not inside and sign == '"' and at_start:
-                found, inside = _Quote(number, cell, _begin(line[place + 1 :])), True
+                quote, inside = _Quote(number, cell, _begin(line[place + 1 :])), True
             at_start = False
             place += 1
-    return found
+    return quote
 
 
 def _begin(text: str) -> str:
@@ -187,10 +188,11 @@ def _begin(text: str) -> str:
 
 
 def _hidden_rows(first: int, record: list[str], names: list[str], shapes: set[str]) -> SwallowedRows | None:
-    """Whether each line of a record would be a row of its own: as many commas as the header, and a first cell like others'.
+    """Return the opening quote of a record whose lines all look like rows, or None.
 
-    A quoted cell may hold line breaks; that its lines also look like rows is what an inch sign at the beginning of one cell
-    and another at the end of a later one bring about, which no reader of CSV can tell from quotes that belong there.
+    A line looks like a row if it has as many commas as the header and a first cell like those of other rows. A quoted
+    cell may hold line breaks. Its lines also look like rows where one cell begins with an inch sign and a later one
+    ends with one; a reader of CSV cannot distinguish these inch signs from quotes.
     """
     opened = _last_quote(record)
     if opened is None or len(names) < 2 or any(line.count(",") != len(names) - 1 for line in record):
@@ -203,5 +205,5 @@ def _hidden_rows(first: int, record: list[str], names: list[str], shapes: set[st
 
 
 def _shape(cell: str) -> str:
-    """A cell with every run of digits as 9 and every run of letters as a."""
+    """Return a cell with each run of digits written as "9" and each run of letters as "a"."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", cell.strip().strip('"')))

@@ -1,13 +1,13 @@
-"""Find products that are equal: identical in all that a model sees, or variants of one product.
+"""Find products that are equal: identical in everything that a model sees, or variants of one product.
 
-Two products are *identical* in a form where their texts and pictures in that form are the same: no model can tell them
-apart. They are *variants* where they share title and pictures, and differ in attributes or descriptions at most, or where
-the table puts them into one `group` (and, for scores, into one category: a group that spans categories is a kind of thing,
-such as apples, and not one product). Our design; precedents: the near-duplicate removal of MOON Embedding
-(arXiv 2511.11305) and the false-negative masks of Qwen3-VL-Embedding (arXiv 2601.04720).
+Two products are *identical* in a form if their texts and pictures in that form are the same: a model cannot tell them
+apart. They are *variants* if they share title and pictures and differ at most in attributes or descriptions, or if the
+table gives them the same `group`. For scores, variants also need the same category: a group that spans categories, such
+as apples, is not one product. Our design; precedents: the near-duplicate removal of MOON Embedding (arXiv 2511.11305)
+and the false-negative masks of Qwen3-VL-Embedding (arXiv 2601.04720).
 
-Texts are compared without differences of case, white space and Unicode compatibility forms. Pictures are compared by their
-bytes, wherever they lie: the same file under two names is one picture, the same photo saved twice as JPEG is not.
+The comparison of texts ignores case, white space and Unicode compatibility forms. Pictures are compared by their bytes:
+the same file under two names is one picture; the same photo saved twice as JPEG is two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLES = 5
 
 
 class Product(Protocol):
-    """What is compared; see `product_data.tables.ProductRow`."""
+    """The fields of a product that are compared; see `product_data.tables.ProductRow`."""
 
     @property
     def product_id(self) -> str: ...
@@ -49,11 +49,13 @@ class Product(Protocol):
 
 
 class EqualProducts:
-    """Which of some products are equal. Every answer is computed once.
+    """Find equal products; each answer is computed once.
+
+    An answer is a list with one entry for each product: the place of the first product that equals it, or its own place
+    if there is no earlier one.
 
     Args:
-        products: the products; an answer is a list with an entry for each, the place of the first product that equals it
-            (its own place where none comes before).
+        products: the products to compare.
     """
 
     def __init__(self, products: Sequence[Product]) -> None:
@@ -61,7 +63,10 @@ class EqualProducts:
         self._identical: dict[str, list[int]] = {}
 
     def identical(self, form: str = "mm") -> list[int]:
-        """The first product that looks the same to a model in a form ("mm", "t", "i"); an empty one equals nothing."""
+        """Return for each product the first one that looks the same to a model in a form ("mm", "t" or "i").
+
+        A product without content in that form equals only itself.
+        """
         if form not in self._identical:
             self._identical[form] = _first_equal(
                 self.products, lambda row: _text_of(row, form), with_pictures=form != "t", needs_pictures=form == "i"
@@ -70,28 +75,28 @@ class EqualProducts:
 
     @functools.cached_property
     def same_looks(self) -> list[int]:
-        """The first product with the same title and the same pictures, at least one."""
+        """Return for each product the first one with the same title and the same pictures, at least one picture."""
         return _first_equal(self.products, lambda row: _plain(row.title), with_pictures=True, needs_pictures=True)
 
     @functools.cached_property
     def variants(self) -> list[int]:
-        """The first variant of each product: same looks, or the same group in the same category."""
-        return self._joined(lambda row: (row.group, row.category) if row.group else None)
+        """Return the first variant of each product: same title and pictures, or the same group in the same category."""
+        return self._join(lambda row: (row.group, row.category) if row.group else None)
 
     @functools.cached_property
     def variants_by_group(self) -> list[int]:
-        """The first variant of each product: same looks, or the same group whatever the category."""
-        return self._joined(lambda row: row.group or None)
+        """Return the first variant of each product: same title and pictures, or the same group in any category."""
+        return self._join(lambda row: row.group or None)
 
-    def _joined(self, group_of: Callable[[Product], Hashable]) -> list[int]:
+    def _join(self, group_of: Callable[[Product], Hashable]) -> list[int]:
         first = [min(pair) for pair in zip(self.identical(), self.same_looks, strict=True)]
         seen: dict[Hashable, int] = {}
         for place, row in enumerate(self.products):
-            one, other = _root(first, place), _root(first, self.same_looks[place])
-            first[max(one, other)] = min(one, other)
+            root, other = _root(first, place), _root(first, self.same_looks[place])
+            first[max(root, other)] = min(root, other)
             if (group := group_of(row)) is not None:
-                one, other = _root(first, place), _root(first, seen.setdefault(group, place))
-                first[max(one, other)] = min(one, other)
+                root, other = _root(first, place), _root(first, seen.setdefault(group, place))
+                first[max(root, other)] = min(root, other)
         return [_root(first, place) for place in range(len(first))]
 
 
@@ -102,15 +107,19 @@ def _root(first: list[int], place: int) -> int:
 
 
 def classes(first: Iterable[int]) -> Iterator[list[int]]:
-    """The places of equal products, of each class that has more than one; `first` is an answer of `EqualProducts`."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for place, one in enumerate(first):
-        found[one].append(place)
-    return (places for places in found.values() if len(places) > 1)
+    """Return the places of equal products, one list for each class of two or more.
+
+    Args:
+        first: an answer of `EqualProducts`.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, representative in enumerate(first):
+        members[representative].append(place)
+    return (places for places in members.values() if len(places) > 1)
 
 
 def identical_examples(equal: EqualProducts) -> Iterator[tuple[int, str]]:
-    """(how many repeat the first, how a report names them) for each class of products that are identical in all they have."""
+    """Yield for each class of identical products how many repeat the first, and how a report names them."""
     for places in classes(equal.identical()):
         names = [repr(equal.products[place].product_id) for place in places]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -118,14 +127,14 @@ def identical_examples(equal: EqualProducts) -> Iterator[tuple[int, str]]:
 
 
 def variants_sentence(equal: EqualProducts) -> str:
-    """What a table report says about variants, or nothing where there are none."""
+    """Return the sentence of a table report about variants; "" if the table has none."""
     groups = list(classes(equal.variants))
     if not groups:
         return ""
     return (
         f"variants: {sum(map(len, groups))} products are {len(groups)} products in several variants (same title and "
-        "pictures, or same group and category). Training takes them for no negatives of each other; scores leave the variants "
-        "of a right answer out unless a query tells them apart (`negatives`, `reference_product_id`)"
+        "pictures, or same group and category). Training never uses them as negatives of each other; scores leave out "
+        "the variants of a right answer unless a query distinguishes them (`negatives`, `reference_product_id`)"
     )
 
 
@@ -136,7 +145,7 @@ def _first_equal(
     with_pictures: bool,
     needs_pictures: bool,
 ) -> list[int]:
-    """Pictures are read only where texts, and the pictures' sizes, agree."""
+    """Return the first equal product of each; pictures are read only where texts and the sizes of pictures agree."""
     first = list(range(len(products)))
     keys: list[Callable[[Product], Hashable]] = [text_of]
     if with_pictures:
@@ -208,6 +217,9 @@ def _digest(content: bytes) -> str:
 
 
 def looks_of(row: Product) -> str:
-    """A name for a product's title and pictures, the same wherever both are met again; files count by their path, unread."""
+    """Return a digest of a product's title and pictures, which another product shares only if both are the same.
+
+    Picture files are compared by their path and are not read.
+    """
     pictures = sorted(repr(_digest_of(image, lambda path: path)) for image in row.images)
     return _digest(repr((_plain(row.title), pictures)).encode())

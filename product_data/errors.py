@@ -1,7 +1,7 @@
-"""The error of an option whose value cannot be used."""
+"""Define the error that an option with an unusable value raises."""
 
 
 class OptionError(ValueError):
-    """An option whose value cannot be used: which option, what was found, what is expected."""
+    """Raised for an option whose value cannot be used; names the option, what was found and what is expected."""
 
     exit_status = 2

@@ -1,6 +1,6 @@
-"""A shop's log of searches and what was clicked, put into the cart or bought → queries with graded answers.
+"""Turn a shop's log of searches, clicks, carts and purchases into queries with graded answers.
 
-Graded relevance is one number for each answer of a query, greater than 0, 1 for a purchase: a query's `positive_weights`.
+Graded relevance is one number above 0 for each answer of a query, 1 for a purchase: the query's `positive_weights`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from product_data.table_files import ImageSource
 
 ACTION_WEIGHTS: Mapping[str, float] = {"purchase": 1.0, "cart": 0.5, "click": 0.25}
 _SECONDS_PER_DAY = 86_400.0
-_FIRST_DAY, _LAST_DAY = 19000101, 21001231  # numbers between are calendar days where they can be
-_END_OF_TIME = 253_402_300_800.0  # seconds: the year 10000, which milliseconds pass in 1978
-_UNITS = (1.0, 1e3, 1e6, 1e9)  # of numbers, for each second
+_FIRST_DAY, _LAST_DAY = 19000101, 21001231  # numbers between are calendar days if their digits form a date
+_END_OF_TIME = 253_402_300_800.0  # the year 10000 in seconds; times in milliseconds exceed it from 1978 on
+_UNITS = (1.0, 1e3, 1e6, 1e9)  # units per second
 _ACCEPTED_TIMES = "expected seconds since 1970, or text such as 2024-05-31T12:00 or 2024-05-31 12:00:00 UTC"
-# A moment and the zone that follows it: after a space, or at once.
+# A moment and the zone that follows it, with or without a space.
 _ZONE = re.compile(
     r"(?P<moment>\d{4}-?\d\d-?\d\d[T ]\d\d[\d:.,]*)\s*"
     r"(?P<zone>[+-]\d\d?(?::?\d\d)?|[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+/-]+)?)"
@@ -34,16 +34,16 @@ _ZONE = re.compile(
 
 @dataclass(frozen=True)
 class InteractionOptions:
-    """How interactions become weights.
+    """Options that turn interactions into weights.
 
     Args:
-        action_weights (`Mapping[str, float]`): relevance of one such action, above 0 and at most 1; actions are compared
-            without regard to case. Default: purchase 1.0, cart 0.5, click 0.25.
-        half_life_days (`float` or `None`): an interaction counts half for every so many days that it is older than the
-            newest one of the table; rows without a time count in full. Default `None`: age does not matter.
+        action_weights (`Mapping[str, float]`): action → relevance of one such action, above 0 and at most 1; case is
+            ignored. Default: purchase 1.0, cart 0.5, click 0.25.
+        half_life_days (`float` or `None`): half-life of an interaction in days, counted back from the newest
+            interaction of the table; rows without a time count in full. Default `None`: age is ignored.
 
     Raises:
-        ValueError: no action, a weight outside (0, 1], or a half-life that is not above 0.
+        ValueError: no action, a weight outside (0, 1], or a half-life of 0 or less.
     """
 
     action_weights: Mapping[str, float] = field(default_factory=lambda: dict(ACTION_WEIGHTS))
@@ -60,13 +60,13 @@ class InteractionOptions:
             raise OptionError(f"half_life_days: found {self.half_life_days!r}; expected a number above 0, or None")
 
     def weight_of(self, action: str) -> float | None:
-        """Return the weight of one such action, None for an action that has none."""
+        """Return the weight of one such action, or None if it has none."""
         return {name.casefold(): float(weight) for name, weight in self.action_weights.items()}.get(action.casefold())
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One row of the log, checked: `key` names the query, `weight` is that of its action, `time` is in seconds UTC."""
+    """One checked row of the log: `key` names the query, `weight` is that of the action, `time` is in seconds UTC."""
 
     key: str
     text: str
@@ -81,7 +81,7 @@ class Interaction:
 
 @dataclass(frozen=True)
 class GradedQuery:
-    """A query of the log with its answers, the best first, and their weights (above 0, at most 1)."""
+    """A query of the log with its answers, best first, and their weights (above 0, at most 1)."""
 
     key: str
     text: str
@@ -92,36 +92,37 @@ class GradedQuery:
 
 
 def query_key(text: str, image: ImageSource | None, image_name: str) -> str:
-    """Name a query by its words, without regard to case and spacing, and by its picture.
+    """Return a key for a query from its text (case and spacing are ignored) and its picture.
 
     Args:
-        text: the words, or "".
+        text: the text, or "".
         image: the picture, or None.
-        image_name: the picture's path as the table gives it, or "" for one that has none and is known by its bytes.
+        image_name: the picture's path as the table gives it, or "" if it has none; its bytes then identify it.
     """
     words = " ".join(text.casefold().split())
-    picture = image_name.encode() if image_name or image is None else _content(image)
+    if image_name or image is None:
+        picture = image_name.encode()
+    elif isinstance(image, bytes):
+        picture = image
+    else:
+        picture = image.encode() if isinstance(image, str) else image.tobytes()
     return hashlib.blake2b(words.encode() + b"\0" + picture, digest_size=8).hexdigest()
-
-
-def _content(image: ImageSource) -> bytes:
-    return image if isinstance(image, bytes) else image.encode() if isinstance(image, str) else image.tobytes()
 
 
 def graded_queries(interactions: Iterable[Interaction], half_life_days: float | None = None) -> list[GradedQuery]:
     """Join the rows of each query, and grade its products.
 
-    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`, g_a the weight of action a and n_a how often it happened, each time
-    halved for every half-life of age. One action gives g_a; more of the same give more and never above 1, so that no
-    number of clicks outweighs a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
+    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`, with g_a the weight of action a and n_a how often it happened, each
+    time halved for every half-life of age. One action gives g_a; repeated actions give more but never above 1, so that
+    clicks never outweigh a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
     Probabilistic Reasoning in Intelligent Systems, 1988; the logarithm damps popular products).
 
     Args:
-        interactions: checked rows; those of one `key` are one query, whose spelling and picture are the first row's.
+        interactions: checked rows; rows with one `key` are one query, with the text and picture of the first row.
         half_life_days: see `InteractionOptions`.
 
     Returns:
-        Queries in order of first appearance. A query's split is that of its first row that names one, "" for none.
+        Queries in order of first appearance. A query's split is the first that its rows name, or "".
     """
     rows = list(interactions)
     newest = max((row.time for row in rows if row.time is not None), default=0.0)
@@ -138,7 +139,7 @@ def graded_queries(interactions: Iterable[Interaction], half_life_days: float | 
     queries = []
     for key, products in counts.items():
         graded = {product_id: _grade(actions, weights) for product_id, actions in products.items()}
-        ranked = sorted(graded, key=lambda product_id: -graded[product_id])  # stable: equals stay in the log's order
+        ranked = sorted(graded, key=lambda product_id: -graded[product_id])  # stable: equal grades keep the log's order
         queries.append(
             GradedQuery(
                 key, first[key].text, first[key].image, tuple(ranked), tuple(graded[p] for p in ranked), splits[key]
@@ -157,28 +158,29 @@ def _grade(counts: Mapping[str, float], weights: Mapping[str, float]) -> float:
     missed = 1.0
     for action, count in counts.items():
         missed *= (1.0 - weights[action]) ** math.log2(1.0 + count)
-    return max(1.0 - missed, float(np.finfo(np.float32).tiny))  # a very old click is worth little, not nothing
+    return max(1.0 - missed, float(np.finfo(np.float32).tiny))  # a very old click keeps a weight above 0
 
 
 def parse_count(value: Any) -> float:
-    """How often something happened: a whole number of at least 1.
+    """Parse how often something happened: a whole number of at least 1.
 
     Raises:
         ValueError: anything else.
     """
     number = float(value)
     if not number.is_integer() or number < 1:
-        raise ValueError(f"{value!r} found; expected a whole number of at least 1")
+        raise ValueError(f"found {value!r}; expected a whole number of at least 1")
     return number
 
 
 def parse_time(value: Any) -> float:
-    """A moment in seconds since 1970 UTC.
+    """Parse a time into seconds since 1970 UTC.
 
-    Text is ISO 8601, or as BigQuery and databases write it: "2024-05-01 10:00:00.123456 UTC", "2024-05-01 10:00:00 +02",
-    "2024-05-01 10:00:00 America/New_York". Without a zone it is UTC. Fractions keep six digits. A number is seconds; from 1978 on
-    also milliseconds, microseconds (as in Google Analytics) or nanoseconds, which its size tells. A calendar day written as
-    eight digits, as text or as a number (20240531), is that day. As seconds it would lie in 1970.
+    Text is ISO 8601 or the format of BigQuery and databases: "2024-05-01 10:00:00.123456 UTC", "2024-05-01 10:00:00
+    +02", "2024-05-01 10:00:00 America/New_York". Without a zone it is UTC. Fractions keep six digits. A number is in
+    seconds or, from 1978 on, in milliseconds, microseconds (as in Google Analytics) or nanoseconds; its size determines
+    the unit. Eight digits that form a date (20240531), as text or as a number, are that calendar day; as seconds they
+    would lie in 1970.
 
     Args:
         value: text, a number, a date or a datetime.
@@ -200,16 +202,16 @@ def parse_time(value: Any) -> float:
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{value!r} found; {_ACCEPTED_TIMES}")
+        raise ValueError(f"found {value!r}; {_ACCEPTED_TIMES}")
     seconds = float(value)
     for unit in _UNITS:
         if seconds / unit < _END_OF_TIME:
             return seconds / unit
-    raise ValueError(f"{value!r} found; {_ACCEPTED_TIMES}")
+    raise ValueError(f"found {value!r}; {_ACCEPTED_TIMES}")
 
 
 def _day(number: Any) -> Any:
-    """The calendar day that eight digits write, or the number itself where they write none."""
+    """Return the calendar day that eight digits form, or the number itself if they form none."""
     try:
         return datetime.strptime(f"{number:.0f}", "%Y%m%d") if float(number).is_integer() else number
     except ValueError:
@@ -229,4 +231,4 @@ def _parse_moment(text: str) -> datetime:
             return datetime.fromisoformat(f"{moment.isoformat()}{sign}{int(hours):02}:{minutes or '00'}")
         return moment.replace(tzinfo=ZoneInfo(zone))
     except (ValueError, OSError, ZoneInfoNotFoundError) as error:
-        raise ValueError(f"{text!r} found; {_ACCEPTED_TIMES}") from error
+        raise ValueError(f"found {text!r}; {_ACCEPTED_TIMES}") from error

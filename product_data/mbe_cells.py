@@ -1,7 +1,7 @@
-"""Cells as MBE writes them: attributes "key:value,,key:value!!!value" and boxes of core products, with full-width signs too.
+"""Parse cells in the format of MBE: attributes "key:value,,key:value!!!value" and boxes of core products.
 
-Source: MBE (MOON, arXiv 2508.11999 §4.2). Rows typed with a Chinese keyboard hold "：", "，", "！" in place of ":", ",", "!";
-keys and values are put into their compatibility form (Unicode NFKC), so that "Ｌ" and "L" are one value.
+Source: MBE (MOON, arXiv 2508.11999 §4.2). Texts typed with a Chinese keyboard contain "：", "，", "！" instead of ":",
+",", "!". Keys and values are converted to their compatibility form (Unicode NFKC), so that "Ｌ" and "L" are one value.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _FULL_WIDTH = str.maketrans({"，": ",", "：": ":", "！": "!", "；": ";", "�
 
 
 def compatible(text: str) -> str:
-    """Return a text in Unicode's compatibility form NFKC: full-width letters, digits and signs become plain ones."""
+    """Return a text in Unicode's compatibility form NFKC: full-width characters become plain ones."""
     return unicodedata.normalize("NFKC", text)
 
 
 def parse_any_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[str, tuple[str, ...]]:
-    """Attributes as MBE writes them ("key:value!!!value,,key:value"), or as `parse_attributes` reads them.
+    """Parse attributes in the format of MBE ("key:value!!!value,,key:value") or in those of `parse_attributes`.
 
     Args:
-        value: the cell; its full-width colons, commas, exclamation marks and semicolons count as plain ones.
-        clean: applied to each key and each value, before NFKC.
+        value: the cell; full-width colons, commas, exclamation marks and semicolons count as plain ones.
+        clean: function that is applied to each key and each value, before NFKC.
 
     Raises:
-        ValueError: a pair without a colon, or a cell that is neither.
+        ValueError: a pair without a colon, or another format.
     """
 
     def plain(text: str) -> str:
@@ -48,17 +48,17 @@ def _pairs(text: str) -> list[dict[str, Any]]:
     for pair in filter(None, (pair.strip() for pair in text.split(_PAIR))):
         key, colon, values = pair.partition(":")
         if not colon:
-            raise ValueError(f"{pair[:40]!r} has no colon; expected 'key:value,,key:value!!!value'")
+            raise ValueError(f"found {pair[:40]!r} without a colon; expected 'key:value,,key:value!!!value'")
         pairs.append({"key": key, "value": [part for part in values.split(_VALUE) if part.strip()]})
     return pairs
 
 
 def parse_any_box(value: Any) -> tuple[float, float, float, float] | None:
-    """A box as `parse_box` reads it, or as a mapping of corners, a list that holds one box, or four zeros for no box.
+    """Parse a box as `parse_box`, or from a mapping of corners or a list with one box; four zeros mean None.
 
     Args:
-        value: the cell, in pixels: "[x0, y0, x1, y1]", "x0，y0，x1，y1", {"x0": …, "y0": …, "x1": …, "y1": …} (or x1 … y2, or
-            left, top, right, bottom), [[x0, y0, x1, y1]].
+        value: the cell, in pixels: "[x0, y0, x1, y1]", "x0，y0，x1，y1", {"x0": …, "y0": …, "x1": …, "y1": …} (or x1 … y2,
+            or left, top, right, bottom), [[x0, y0, x1, y1]].
 
     Raises:
         ValueError: anything else, or several boxes.
@@ -70,14 +70,14 @@ def parse_any_box(value: Any) -> tuple[float, float, float, float] | None:
         value = value[0]
     if isinstance(value, list | tuple):
         if any(isinstance(number, list | tuple | Mapping) for number in value):
-            raise ValueError(f"{str(value)[:60]} found; expected one box x0, y0, x1, y1")
+            raise ValueError(f"found {str(value)[:60]}; expected one box x0, y0, x1, y1")
         if len(value) == 4 and not any(value):
             return None
     return parse_box(value)
 
 
 def _corners(value: Any) -> Any:
-    """The numbers of a cell, whatever names them."""
+    """Return the corners of a cell as a list, or its text if that is not JSON."""
     if isinstance(value, str):
         value = compatible(value.translate(_FULL_WIDTH)).strip()
         if value[:1] not in ("[", "{"):
@@ -90,5 +90,5 @@ def _corners(value: Any) -> Any:
         return value
     corners = next((names for names in _CORNERS if all(name in value for name in names)), None)
     if corners is None:
-        raise ValueError(f"{sorted(value)} found; expected x0, y0, x1, y1")
+        raise ValueError(f"found {sorted(value)}; expected x0, y0, x1, y1")
     return [value[name] for name in corners]

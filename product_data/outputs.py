@@ -1,4 +1,4 @@
-"""Refuse a file or folder that cannot be written before the work whose result it is for begins."""
+"""Check that an output can be written before the work that fills it begins."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 
 
 class OutputError(ValueError):
-    """A file or folder that cannot be written; names the option and the path."""
+    """Raised for a file or folder that cannot be written; names the option and the path."""
 
     exit_status = 2
 
 
 def require_writable_file(option: str, path: str | Path | None) -> None:
-    """Check that a file can be written, by opening it; what is there stays as it is.
+    """Check that a file can be written, by opening it; an existing file keeps its contents.
 
     Args:
-        option (`str`): what a message calls the path, such as "--output".
-        path: the file; `None` is not looked at.
+        option (`str`): the option that a message names, such as "--output".
+        path: the file; `None` is not checked.
 
     Raises:
-        OutputError: a folder is there, or the file cannot be opened for writing; names the option and the path.
+        OutputError: the path is a folder, or the file cannot be opened for writing; names the option and the path.
     """
     if path is None:
         return
     path = Path(path)
     try:
         if path.is_dir():
-            raise OutputError(f"{option} {path}: this is a folder; expected the name of a file")
+            raise OutputError(f"{option} {path}: found a folder; expected the name of a file")
         if path.exists():
             with path.open("ab"):
                 return
@@ -41,19 +41,19 @@ def require_writable_file(option: str, path: str | Path | None) -> None:
             _try_folder(folder, path)
     except OSError as error:
         raise OutputError(
-            f"{option} {path}: cannot be written ({_reason(error)}); expected a file in a folder of yours"
+            f"{option} {path}: cannot be written ({error.strerror or error}); expected a file in a folder of yours"
         ) from error
 
 
 def require_writable_folder(option: str, path: str | Path | None) -> None:
-    """Check that a folder is there, or can be made, and takes files.
+    """Check that a folder exists or can be made, and that files can be written into it.
 
     Args:
-        option (`str`): what a message calls the path.
-        path: the folder; `None` is not looked at.
+        option (`str`): the option that a message names.
+        path: the folder; `None` is not checked.
 
     Raises:
-        OutputError: a file is there, or nothing can be written; names the option and the path.
+        OutputError: the path is a file, or nothing can be written there; names the option and the path.
     """
     if path is None:
         return
@@ -62,15 +62,15 @@ def require_writable_folder(option: str, path: str | Path | None) -> None:
         _try_folder(_nearest_folder(path), path)
     except OSError as error:
         raise OutputError(
-            f"{option} {path}: cannot be written ({_reason(error)}); expected a folder of yours"
+            f"{option} {path}: cannot be written ({error.strerror or error}); expected a folder of yours"
         ) from error
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The path, or the nearest of its parents that is there.
+    """Return the path, or the nearest of its parents that exists.
 
     Raises:
-        OSError: it is no folder.
+        OSError: it is not a folder.
     """
     for folder in (path, *path.parents):
         if folder.exists():
@@ -86,7 +86,3 @@ def _try_folder(folder: Path, wanted: Path) -> None:
             raise OSError(36, f"the name {part[:20]}… is too long")
     with tempfile.TemporaryFile(dir=folder):
         pass
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

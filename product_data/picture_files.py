@@ -1,7 +1,7 @@
-"""Fetch pictures that tables give as addresses: each once, several at a time, into a folder that is used again.
+"""Fetch pictures that tables give as addresses: each once, several at a time, into a folder that later runs reuse.
 
-Our design (precedent: img2dataset, which fetches a table of addresses within limits and counts why some fail). Only public
-addresses are asked, as `processing_moon.product_moon.open_image` does it, unless private ones are allowed.
+Our design (precedent: img2dataset, which fetches a table of addresses within limits and counts failures by reason).
+Only public addresses are fetched, as in `processing_moon.product_moon.open_image`, unless private ones are allowed.
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ ENVIRONMENT = "MOON_PICTURE_CACHE"
 
 
 def default_folder() -> Path:
-    """The folder that `MOON_PICTURE_CACHE` names, or else `moon/pictures` in the user's cache."""
-    if named := os.environ.get(ENVIRONMENT):
-        return Path(named)
+    """Return the folder that `MOON_PICTURE_CACHE` names, or else `moon/pictures` in the user's cache."""
+    if folder := os.environ.get(ENVIRONMENT):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moon" / "pictures"
 
 
 @dataclass(frozen=True)
 class PictureFetching:
-    """How pictures are fetched.
+    """Settings and limits for fetching pictures.
 
     Args:
-        folder (`Path`): where they are kept. Default: see `default_folder`.
-        fetch (`bool`): whether the network is asked for what the folder lacks. Default True.
-        workers (`int`): how many at a time. Default 16.
-        timeout_seconds (`float`): for one picture. Default 10.
-        total_seconds (`float` or `None`): for all of them together; what is left then counts as failed. Default: none.
-        max_bytes (`int`): of one picture. Default 32 MiB.
-        total_bytes (`int` or `None`): of all that is fetched; what is left then counts as failed. Default: none.
-        allow_private (`bool`): also ask addresses that are not public. Default False.
+        folder (`Path`): the folder that keeps them. Default: see `default_folder`.
+        fetch (`bool`): whether to fetch what the folder lacks from the network. Default True.
+        workers (`int`): pictures that are fetched at a time. Default 16.
+        timeout_seconds (`float`): limit for one picture. Default 10.
+        total_seconds (`float` or `None`): limit for all pictures together; the rest counts as failed. Default: no
+        limit.
+        max_bytes (`int`): limit for one picture. Default 32 MiB.
+        total_bytes (`int` or `None`): limit for all fetched pictures together; the rest counts as failed. Default: no
+        limit.
+        allow_private (`bool`): also fetch from addresses that are not public. Default False.
 
     Raises:
         OptionError: a number that is not positive.
@@ -64,18 +66,18 @@ class PictureFetching:
         for name in ("workers", "timeout_seconds", "total_seconds", "max_bytes", "total_bytes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise OptionError(f"{name}={value!r}; expected a positive number")
+                raise OptionError(f"{name}: found {value!r}; expected a positive number")
 
 
 @dataclass(frozen=True)
 class FetchedPictures:
-    """What became of addresses.
+    """The outcome of fetching pictures.
 
     Args:
         files: address → file.
-        failures: address → why there is none.
-        fetched: how many came over the network, not from the folder.
-        bytes: their size together.
+        failures: address → why there is no picture.
+        fetched: number of pictures that came over the network, not from the folder.
+        bytes: their total size.
     """
 
     files: dict[str, str]
@@ -86,66 +88,66 @@ class FetchedPictures:
     def __str__(self) -> str:
         kept = len(self.files) - self.fetched
         return (
-            f"pictures by address: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), {kept} were there, "
-            f"{len(self.failures)} failed"
+            f"pictures by address: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), "
+            f"{kept} already in the folder, {len(self.failures)} failed"
         )
 
 
-def fetch_pictures(addresses: Iterable[str], how: PictureFetching | None = None) -> FetchedPictures:
-    """Fetch each address once, unless its file is there; write `failures.csv` (address, reason) where some fail.
+def fetch_pictures(addresses: Iterable[str], settings: PictureFetching | None = None) -> FetchedPictures:
+    """Fetch each address once, unless its file exists; write `failures.csv` (address, reason) if some fail.
 
-    A picture counts only if it opens wholly; a file appears under its name when it is complete, so that several runs may share a
-    folder. What failed is asked again by the next run.
+    A picture counts only if it can be opened completely. A file gets its name once it is complete, so that several runs
+    can share a folder. The next run tries failed addresses again.
 
     Args:
         addresses: http(s) addresses, repeated or not.
-        how: Default: `PictureFetching()`.
+        settings: limits and folder. Default: `PictureFetching()`.
 
-    Returns: see `FetchedPictures`; the order of `addresses` is kept.
+    Returns: see `FetchedPictures`; keeps the order of `addresses`.
     """
-    how = how or PictureFetching()
+    settings = settings or PictureFetching()
     wanted = list(dict.fromkeys(addresses))
     if not wanted:
         return FetchedPictures({}, {})
-    how.folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(how)
-    with ThreadPoolExecutor(min(how.workers, len(wanted))) as pool:
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(settings)
+    with ThreadPoolExecutor(min(settings.workers, len(wanted))) as pool:
         progress = tqdm(
-            pool.map(run.picture, wanted), total=len(wanted), desc="pictures fetched", unit="picture", delay=3.0
+            pool.map(run.fetch, wanted), total=len(wanted), desc="pictures fetched", unit="picture", delay=3.0
         )
         reasons = list(progress)
-    files = {url: str(_file_of(how.folder, url)) for url, why in zip(wanted, reasons, strict=True) if not why}
+    files = {url: str(_file_of(settings.folder, url)) for url, why in zip(wanted, reasons, strict=True) if not why}
     failures = {url: why for url, why in zip(wanted, reasons, strict=True) if why}
-    _write_failures(how.folder / FAILURES, failures)
+    _write_failures(settings.folder / FAILURES, failures)
     return FetchedPictures(files, failures, run.fetched, run.bytes)
 
 
 class _Run:
     """The limits that all pictures of one run share."""
 
-    def __init__(self, how: PictureFetching) -> None:
-        self.how, self.fetched, self.bytes = how, 0, 0
-        self._ends = time.monotonic() + how.total_seconds if how.total_seconds is not None else None
+    def __init__(self, settings: PictureFetching) -> None:
+        self.settings, self.fetched, self.bytes = settings, 0, 0
+        self._ends = time.monotonic() + settings.total_seconds if settings.total_seconds is not None else None
         self._lock = threading.Lock()
 
-    def picture(self, url: str) -> str:
-        """Have the picture of an address in the folder; why there is none, or nothing."""
+    def fetch(self, url: str) -> str:
+        """Fetch the picture of an address into the folder; return why that failed, or "" if it did not."""
         from processing_moon import ImageLimits, ProductError, open_image  # brings torch
         from processing_moon.errors_moon import ImageError
         from processing_moon.urls_moon import fetch
 
-        path, how = _file_of(self.how.folder, url), self.how
+        path, settings = _file_of(self.settings.folder, url), self.settings
         if path.is_file():
             return ""
-        if why := self._spent():
+        if why := self._limit_reached():
             return why
-        limits = ImageLimits(timeout_seconds=how.timeout_seconds, max_bytes=how.max_bytes)
+        limits = ImageLimits(timeout_seconds=settings.timeout_seconds, max_bytes=settings.max_bytes)
         try:
             data = fetch(
                 url,
                 timeout_seconds=limits.timeout_seconds,
                 max_bytes=limits.max_bytes,
-                allow_private=how.allow_private,
+                allow_private=settings.allow_private,
             )
             open_image(data, limits=limits)
         except (ImageError, ProductError) as error:
@@ -162,13 +164,13 @@ class _Run:
             self.bytes += len(data)
         return ""
 
-    def _spent(self) -> str:
-        if not self.how.fetch:
-            return f"not in {self.how.folder}, and nothing is fetched"
+    def _limit_reached(self) -> str:
+        if not self.settings.fetch:
+            return f"not in {self.settings.folder}, and fetching is turned off"
         if self._ends is not None and time.monotonic() >= self._ends:
-            return f"not asked: the {self.how.total_seconds:g} seconds for all pictures were over"
-        if self.how.total_bytes is not None and self.bytes >= self.how.total_bytes:
-            return f"not asked: the {self.how.total_bytes} bytes for all pictures were used"
+            return f"not fetched: the {self.settings.total_seconds:g} seconds for all pictures were used up"
+        if self.settings.total_bytes is not None and self.bytes >= self.settings.total_bytes:
+            return f"not fetched: the {self.settings.total_bytes} bytes for all pictures were used up"
         return ""
 
 
@@ -177,7 +179,7 @@ def _file_of(folder: Path, url: str) -> Path:
 
 
 def _write_failures(path: Path, failures: dict[str, str]) -> None:
-    """Write what failed in the last run, or nothing where nothing did."""
+    """Write the failures of the last run; remove the file if there are none."""
     if not failures:
         path.unlink(missing_ok=True)
         return

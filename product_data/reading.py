@@ -1,4 +1,4 @@
-"""Rows of files → the rows of a data set. What a cell holds wrongly is noted, and no row is left out."""
+"""Turn the rows of files into products and queries; issues of cells are noted, and no product or query is left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from product_data.categories import CategoryReader, is_documented
-from product_data.checking import Found, Ids
+from product_data.checking import Ids, IssueLog
 from product_data.chinese import require_converter, simplified
 from product_data.column_names import likely_columns
 from product_data.csv_files import CsvRows
@@ -87,7 +87,7 @@ _WRITTEN_COLUMNS = (
     "attempts_text",
     "model",
 )
-# Other names that files use. An alias counts only where the table has no column of the real name.
+# Other names that files use. An alias counts only if the table has no column of the real name.
 _PRODUCT_ALIASES = {
     "id": "product_id",
     "image": "images",
@@ -104,16 +104,16 @@ READING_KEYS = ("strip_html", "category_separator", "simplify_chinese")
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How cells are read.
+    """Options for reading cells.
 
     Args:
-        strip_html (`bool`): read titles, descriptions, categories, attributes and words of queries without HTML. Default
+        strip_html (`bool`): remove HTML from titles, descriptions, categories, attributes and texts of queries. Default
             `False`: HTML stays, and the report counts it.
-        category_separator (`str` or `None`): what separates the levels of a category, such as "/". Default `None`: it is found,
+        category_separator (`str` or `None`): separator of category levels, such as "/". Default `None`: it is detected,
             see `product_data.categories.CategoryReader`.
-        interactions: how a log becomes graded answers. Default: InteractionOptions's own.
-        simplify_chinese (`bool`): read the same texts in simplified Chinese characters; needs OpenCC (`moon3[chinese]`). Default
-            `False`.
+        interactions: options that turn a log into graded answers. Default: `InteractionOptions()`.
+        simplify_chinese (`bool`): convert the same texts to simplified Chinese characters; needs OpenCC
+            (`moon3[chinese]`). Default `False`.
 
     Raises:
         ValueError: an empty separator, or simplify_chinese without OpenCC.
@@ -136,7 +136,7 @@ class ReadingOptions:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
-        """Return what an entry of `data` in a recipe says; its other keys are not read.
+        """Return the options of an entry of `data` in a recipe; its other keys are not read.
 
         Raises:
             ValueError: a value that cannot be used.
@@ -145,13 +145,13 @@ class ReadingOptions:
         return cls(**given, interactions=interactions or InteractionOptions())
 
     def as_entry(self) -> dict[str, Any]:
-        """Return the keys that say the same in an entry of `data` in a recipe."""
-        said = {
+        """Return these options as keys of an entry of `data` in a recipe."""
+        options = {
             "strip_html": self.strip_html or None,
             "category_separator": self.category_separator,
             "simplify_chinese": self.simplify_chinese or None,
         }
-        return {key: value for key, value in said.items() if value is not None}
+        return {key: value for key, value in options.items() if value is not None}
 
     def clean(self, text: str) -> str:
         """Return a text as these options read it."""
@@ -159,7 +159,7 @@ class ReadingOptions:
         return simplified(text) if self.simplify_chinese else text
 
     def clean_category(self, cell: Any) -> Any:
-        """Return a category's cell as these options read it, its separators still in it."""
+        """Return a category cell as these options read it, with its separators."""
         if not (self.strip_html or self.simplify_chinese):
             return cell
         if isinstance(cell, list | tuple | np.ndarray):
@@ -168,9 +168,9 @@ class ReadingOptions:
 
 
 class Table:
-    """Rows of one table under their known column names, and the cells that could not be read."""
+    """The rows of one table with access by the known column names; issues of cells are noted in `log`."""
 
-    def __init__(self, part: str, source: Any, found: Found, options: ReadingOptions) -> None:
+    def __init__(self, part: str, source: Any, log: IssueLog, options: ReadingOptions) -> None:
         columns, aliases = {
             "products": (_PRODUCT_COLUMNS, _PRODUCT_ALIASES),
             "queries": (_QUERY_COLUMNS, _QUERY_ALIASES),
@@ -178,120 +178,124 @@ class Table:
             "interactions": (_INTERACTION_COLUMNS, _INTERACTION_ALIASES),
             "written_attributes": (_WRITTEN_COLUMNS, {}),
         }[part]
-        self.part, self.found, self.options = part, found, options
+        self.part, self.log, self.options = part, log, options
         self.label = str(source) if isinstance(source, str | Path) else part
         self.folder = Path(source).parent if isinstance(source, str | Path) else Path()
         self.rows = read_rows(Path(source)) if isinstance(source, str | Path) else [dict(row) for row in source]
         if isinstance(self.rows, CsvRows):
             for cell in self.rows.swallowed:
-                found.add("swallowed_rows", f"{self.label}, {cell}")
+                log.add("swallowed_rows", f"{self.label}, {cell}")
         self._mend_unicode()
-        there = columns_of(self.rows)
-        self.names = {column: column for column in there if column in columns}
-        for column in there:
+        present = columns_of(self.rows)
+        self.names = {column: column for column in present if column in columns}
+        for column in present:
             if column in columns:
                 continue
             if column in aliases and aliases[column] not in self.names:
                 self.names[aliases[column]] = column
             else:
                 near = difflib.get_close_matches(column, [*columns, *aliases], n=1)
-                found.add("unknown_columns", f"{part}: {column!r}" + (f" (nearest known: {near[0]!r})" if near else ""))
+                log.add("unknown_columns", f"{part}: {column!r}" + (f" (nearest known: {near[0]!r})" if near else ""))
 
     def _mend_unicode(self) -> None:
-        """Note each cell and each column's name with half a sign, which no tokenizer and no file takes."""
+        """Note and replace lone surrogates in cells and column names, which tokenizers and files refuse."""
         names = {column for column in columns_of(self.rows) if lone_surrogate(column)}
         for index, row in enumerate(self.rows):
             for column in [column for column, cell in row.items() if lone_surrogate(cell) or column in names]:
                 half = lone_surrogate(column) or lone_surrogate(row[column])
-                self.found.add("invalid_unicode", f"{self.label}, row {index}, column {mended(column)!r}: {half!r}")
+                self.log.add("invalid_unicode", f"{self.label}, row {index}, column {mended(column)!r}: {half!r}")
                 self.rows[index] = {mended(name): mended(cell) for name, cell in self.rows[index].items()}
 
     def require(self, *columns: str) -> None:
-        """Raise unless one of `columns` is there (an empty table has no columns and needs none)."""
+        """Check that the table has one of `columns`; an empty table needs none.
+
+        Raises:
+            TableError: none of them; names similar columns and all columns of the table.
+        """
         if self.rows and not any(column in self.names for column in columns):
-            there = columns_of(self.rows)
-            unread = [column for column in there if column not in self.names.values()]
+            present = columns_of(self.rows)
+            unread = [column for column in present if column not in self.names.values()]
             likely = likely_columns(columns, unread, self.rows)
             hint = f"; {' or '.join(likely)} could be it: rename it" if likely else ""
             wanted = " or ".join(map(repr, columns))
-            raise TableError(f"{self.label}: no column {wanted}{hint}; the columns are: {', '.join(there)}")
+            raise TableError(f"{self.label}: found no column {wanted}{hint}; the columns are: {', '.join(present)}")
 
     def ids(self, column: str) -> list[str]:
-        """The rows' own names.
+        """Return the ids in a column.
 
         Raises:
-            TableError: one that is no text and no number.
+            TableError: an id that is neither text nor a number.
         """
-        found = []
+        ids = []
         for index, row in enumerate(self.rows):
             try:
-                found.append(parse_text(row.get(self.names[column])))
+                ids.append(parse_text(row.get(self.names[column])))
             except ValueError as error:
                 raise TableError(f"{self.label}, row {index}, column {self.names[column]!r}: {error}") from error
-        return found
+        return ids
 
     def cell(
         self,
         index: int,
-        item: str,
+        name: str,
         column: str,
         parse: Callable[[Any], Any],
         empty: Any,
         *,
         kind: str = "malformed_cells",
     ) -> Any:
-        """One parsed cell; `empty` where there is none, or where it is malformed, which is noted."""
+        """Return a parsed cell; `empty` if it is absent or malformed, which is noted."""
         value = self.rows[index].get(self.names.get(column, ""))
         try:
             return empty if is_absent(value) else parse(value)
         except (ValueError, TypeError) as error:
-            self.found.add(kind, f"{self.part} {item!r}, column {column!r}: {error}")
+            self.log.add(kind, f"{self.part} {name!r}, column {column!r}: {error}")
             return empty
 
-    def shown(self, index: int, item: str, column: str) -> dict[str, tuple[str, ...]] | None:
-        """What a picture or a text shows: attributes, none where the cell is an empty list or dict, None where it is absent."""
+    def shown_attributes(self, index: int, name: str, column: str) -> dict[str, tuple[str, ...]] | None:
+        """Return the attributes that a picture or text shows: {} for an empty list or dict, None for an absent cell."""
         value = self.rows[index].get(self.names.get(column, ""))
         if isinstance(value, list | tuple | dict | np.ndarray) and len(value) == 0:
             return {}
-        return self.attributes(index, item, column, None)
+        return self.attributes(index, name, column, None)
 
-    def text(self, index: int, item: str, column: str) -> str:
-        """What a person wrote, without HTML where that is asked for."""
-        return self.cell(index, item, column, lambda value: self.options.clean(parse_text(value)), "")
+    def text(self, index: int, name: str, column: str) -> str:
+        """Return a text that a person wrote, cleaned according to the options."""
+        return self.cell(index, name, column, lambda value: self.options.clean(parse_text(value)), "")
 
-    def query_text(self, index: int, item: str, column: str, has_picture: bool) -> str:
-        """The words of a query; "nan", "null" and "None" are words, and noted."""
+    def query_text(self, index: int, name: str, column: str, has_picture: bool) -> str:
+        """Return the text of a query; "nan", "null" and "None" are read as words and noted."""
         value = self.rows[index].get(self.names.get(column, ""))
         if not is_word_for_nothing(value):
-            return self.text(index, item, column)
+            return self.text(index, name, column)
         text = parse_query_text(value, has_picture=has_picture)
         if text:
-            self.found.add("words_for_nothing", f"{self.part} {item!r}: {text!r}")
+            self.log.add("words_for_nothing", f"{self.part} {name!r}: {text!r}")
         return text
 
-    def attributes(self, index: int, item: str, column: str, empty: Any) -> Any:
-        """Attributes, without HTML where that is asked for."""
-        return self.cell(index, item, column, lambda value: parse_attributes(value, self.options.clean), empty)
+    def attributes(self, index: int, name: str, column: str, empty: Any) -> Any:
+        """Return parsed attributes, cleaned according to the options."""
+        return self.cell(index, name, column, lambda value: parse_attributes(value, self.options.clean), empty)
 
     def categories(self, column: str) -> CategoryReader:
-        """The reader of a column of category paths."""
+        """Return the reader for a column of category paths."""
         name = self.names.get(column, "")
         cells = [self.options.clean_category(row.get(name)) for row in self.rows] if name else []
         return CategoryReader(cells, self.options.category_separator)
 
-    def category(self, index: int, item: str, column: str, reader: CategoryReader) -> tuple[str, ...]:
-        """A category path; a separator that had to be found, and paths that are left out, are noted."""
+    def category(self, index: int, name: str, column: str, reader: CategoryReader) -> tuple[str, ...]:
+        """Return a category path; detected separators and further paths of the cell are noted."""
         value = self.rows[index].get(self.names.get(column, ""))
-        cell = self.cell(index, item, column, lambda value: reader.read(self.options.clean_category(value)), None)
+        cell = self.cell(index, name, column, lambda value: reader.read(self.options.clean_category(value)), None)
         if cell is None:
             return ()
-        place = f"{item!r}: {value!r}"
+        place = f"{name!r}: {value!r}"
         if not is_documented(cell.separator) and self.options.category_separator is None:
-            self.found.add("split_categories", f"{place} → {' > '.join(cell.path)}")
+            self.log.add("split_categories", f"{place} → {' > '.join(cell.path)}")
         if cell.paths:
-            self.found.add("several_categories", f"{place} → {' > '.join(cell.path)}")
+            self.log.add("several_categories", f"{place} → {' > '.join(cell.path)}")
         if cell.undecided:
-            self.found.add("undecided_categories", place)
+            self.log.add("undecided_categories", place)
         return cell.path
 
 
@@ -302,42 +306,42 @@ def read_products(table: Table, root: str | Path | None) -> list[ProductRow]:
     categories = table.categories("category_path")
     rows = []
     for index, product_id in enumerate(table.ids("product_id")):
-        item = product_id or f"row {index}"
+        name = product_id or f"row {index}"
         if not product_id:
-            table.found.add("missing_product_ids", item)
+            table.log.add("missing_product_ids", name)
         rows.append(
             ProductRow(
                 product_id=product_id,
-                title=table.text(index, item, "title"),
-                description=table.text(index, item, "description"),
-                category=table.category(index, item, "category_path", categories),
-                attributes=table.attributes(index, item, "attributes", {}),
-                images=table.cell(index, item, "images", lambda value: parse_images(value, folder), ()),
-                split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
-                group=table.cell(index, item, "group", parse_text, None),
-                core_box=table.cell(index, item, "core_box", parse_box, None),
-                attributes_image=table.shown(index, item, "attributes_image"),
-                attributes_text=table.shown(index, item, "attributes_text"),
+                title=table.text(index, name, "title"),
+                description=table.text(index, name, "description"),
+                category=table.category(index, name, "category_path", categories),
+                attributes=table.attributes(index, name, "attributes", {}),
+                images=table.cell(index, name, "images", lambda value: parse_images(value, folder), ()),
+                split=table.cell(index, name, "split", parse_text, EVERY_SPLIT),
+                group=table.cell(index, name, "group", parse_text, None),
+                core_box=table.cell(index, name, "core_box", parse_box, None),
+                attributes_image=table.shown_attributes(index, name, "attributes_image"),
+                attributes_text=table.shown_attributes(index, name, "attributes_text"),
             )
         )
     return rows
 
 
 def with_written_attributes(products: list[ProductRow], table: Table) -> list[ProductRow]:
-    """The products with what was written about them; what their own table says stays."""
+    """Return products with the written attributes of a table; attributes in the products table take precedence."""
     table.require("product_id")
     table.require("attributes_image", "attributes_text")
     known = Ids(row.product_id for row in products)
     written: dict[str, tuple[Any, Any]] = {}
     for index, product_id in enumerate(table.ids("product_id")):
         if product_id not in known:
-            table.found.add_dangling("dangling_written_attributes", f"row {index}", product_id, known)
+            table.log.add_dangling("dangling_written_attributes", f"row {index}", product_id, known)
         elif product_id in written:
-            table.found.add("duplicate_written_attributes", f"row {index} → {product_id!r}")
+            table.log.add("duplicate_written_attributes", f"row {index} → {product_id!r}")
         else:
             written[product_id] = (
-                table.shown(index, product_id, "attributes_image"),
-                table.shown(index, product_id, "attributes_text"),
+                table.shown_attributes(index, product_id, "attributes_image"),
+                table.shown_attributes(index, product_id, "attributes_text"),
             )
     rows = []
     for row in products:
@@ -367,48 +371,48 @@ def read_queries(table: Table, images: Mapping[str, ImageSource], root: str | Pa
     folder = Path(root) if root is not None else table.folder
     rows = []
     for index, query_id in enumerate(table.ids("query_id")):
-        item = query_id or f"row {index}"
+        name = query_id or f"row {index}"
         if not query_id:
-            table.found.add("missing_query_ids", item)
-        image = _query_image(table, index, item, images, folder)
-        text = table.query_text(index, item, "text", image is not None)
-        positives = tuple(dict.fromkeys(table.cell(index, item, "positives", parse_texts, ())))
+            table.log.add("missing_query_ids", name)
+        image = _query_image(table, index, name, images, folder)
+        text = table.query_text(index, name, "text", image is not None)
+        positives = tuple(dict.fromkeys(table.cell(index, name, "positives", parse_texts, ())))
         rows.append(
             QueryRow(
                 query_id=query_id,
-                type=_query_type(table, index, item, bool(text), image is not None),
+                type=_query_type(table, index, name, bool(text), image is not None),
                 text=text,
                 image=image,
-                box=table.cell(index, item, "bbox", parse_box, None),
+                box=table.cell(index, name, "bbox", parse_box, None),
                 positives=positives,
-                split=table.cell(index, item, "split", parse_text, EVERY_SPLIT),
-                kind=table.cell(index, item, "kind", parse_text, ""),
-                derived=table.cell(index, item, "derived", parse_flag, False),
-                reference_product_id=table.cell(index, item, "reference_product_id", parse_text, None),
-                negatives=table.cell(index, item, "negatives", parse_texts, ()),
-                positive_categories=table.cell(index, item, "positive_categories", parse_texts, ()),
-                positive_weights=_positive_weights(table, index, item, positives),
+                split=table.cell(index, name, "split", parse_text, EVERY_SPLIT),
+                kind=table.cell(index, name, "kind", parse_text, ""),
+                derived=table.cell(index, name, "derived", parse_flag, False),
+                reference_product_id=table.cell(index, name, "reference_product_id", parse_text, None),
+                negatives=table.cell(index, name, "negatives", parse_texts, ()),
+                positive_categories=table.cell(index, name, "positive_categories", parse_texts, ()),
+                positive_weights=_positive_weights(table, index, name, positives),
             )
         )
     return rows
 
 
-def _positive_weights(table: Table, index: int, item: str, positives: tuple[str, ...]) -> tuple[float, ...]:
-    """The weights in order of the positives; a positive that is named twice keeps its greatest weight."""
-    weights = table.cell(index, item, "positive_weights", parse_weights, ())
+def _positive_weights(table: Table, index: int, name: str, positives: tuple[str, ...]) -> tuple[float, ...]:
+    """Return the weights in order of the positives; a repeated positive gets its greatest weight."""
+    weights = table.cell(index, name, "positive_weights", parse_weights, ())
     if not weights:
         return ()
-    named = table.cell(index, item, "positives", parse_texts, ())
+    named = table.cell(index, name, "positives", parse_texts, ())
     if len(weights) != len(named):
         problem = f"{len(weights)} weights for {len(named)} positives; expected one for each, or none"
-        table.found.add("malformed_cells", f"{table.part} {item!r}, column 'positive_weights': {problem}")
+        table.log.add("malformed_cells", f"{table.part} {name!r}, column 'positive_weights': {problem}")
         return ()
     pairs = list(zip(named, weights, strict=True))
     return tuple(max(weight for name, weight in pairs if name == positive) for positive in positives)
 
 
 def read_interactions(table: Table, products: list[ProductRow], root: str | Path | None) -> list[QueryRow]:
-    """The log as queries. One without a split goes with its best answer."""
+    """Return the queries of an interaction log; a query without a split gets that of its best answer."""
     table.require("product_id")
     table.require("action")
     table.require("query", "query_image")
@@ -421,18 +425,18 @@ def read_interactions(table: Table, products: list[ProductRow], root: str | Path
         row = _read_interaction(table, index, folder, options)
         if row is None:
             continue
-        # Rows that a time tells apart are one event each, and so are all rows without a time.
+        # Rows with different times are separate events, and so is each row without a time.
         same = (row.key, row.product_id, row.action.casefold(), index if row.time is None else row.time)
         if row.product_id not in split_of:
-            table.found.add_dangling("dangling_interactions", f"row {index}", row.product_id, known)
+            table.log.add_dangling("dangling_interactions", f"row {index}", row.product_id, known)
         elif same in usable:
-            table.found.add("duplicate_interactions", f"row {index} ({row.action} of {row.product_id!r})")
+            table.log.add("duplicate_interactions", f"row {index} ({row.action} of {row.product_id!r})")
         else:
             usable[same] = row
     if usable and options.half_life_days is not None and all(row.time is None for row in usable.values()):
-        table.found.add("no_times", f"{table.label}: half_life_days {options.half_life_days:g}")
+        table.log.add("no_times", f"{table.label}: half_life_days {options.half_life_days:g}")
     if not usable:
-        table.found.add("no_interactions", f"{table.label}: {len(table.rows)} rows")
+        table.log.add("no_interactions", f"{table.label}: {len(table.rows)} rows")
     queries = graded_queries(usable.values(), options.half_life_days)
     return [_logged_query(query, query.split or split_of[query.positives[0]]) for query in queries]
 
@@ -451,57 +455,57 @@ def _logged_query(query: GradedQuery, split: str) -> QueryRow:
 
 
 def _read_interaction(table: Table, index: int, folder: Path, options: InteractionOptions) -> Interaction | None:
-    """One row of the log, or None where the report says why it cannot be used."""
-    item = f"row {index}"
-    pictures = table.cell(index, item, "query_image", lambda value: parse_images(value, folder), ())
+    """Return a row of the log, or None if it cannot be used, which is noted."""
+    name = f"row {index}"
+    pictures = table.cell(index, name, "query_image", lambda value: parse_images(value, folder), ())
     image = pictures[0] if pictures else None
-    text = table.query_text(index, item, "query", image is not None)
+    text = table.query_text(index, name, "query", image is not None)
     if not text and image is None:
-        table.found.add("empty_interactions", item)
+        table.log.add("empty_interactions", name)
         return None
-    action = table.cell(index, item, "action", parse_text, "")
+    action = table.cell(index, name, "action", parse_text, "")
     weight = options.weight_of(action)
     if weight is None:
         near = difflib.get_close_matches(action.casefold(), [name.casefold() for name in options.action_weights], n=1)
         hint = f"the nearest: {near[0]!r}" if near else f"expected {', '.join(options.action_weights)}"
-        table.found.add("unknown_actions", f"{item}: {action!r} ({hint})")
+        table.log.add("unknown_actions", f"{name}: {action!r} ({hint})")
         return None
-    counted = table.rows[index].get(table.names.get("count", ""))
+    cell = table.rows[index].get(table.names.get("count", ""))
     try:
-        count = 1.0 if is_absent(counted) else parse_count(counted)
+        count = 1.0 if is_absent(cell) else parse_count(cell)
     except (ValueError, TypeError):
-        table.found.add("unusable_counts", f"{item}: {counted!r}")
+        table.log.add("unusable_counts", f"{name}: {cell!r}")
         return None
-    named = table.rows[index].get(table.names.get("query_image", ""))
+    image_name = table.rows[index].get(table.names.get("query_image", ""))
     return Interaction(
-        key=query_key(text, image, named.strip() if isinstance(named, str) else ""),
+        key=query_key(text, image, image_name.strip() if isinstance(image_name, str) else ""),
         text=text,
         image=image,
-        product_id=table.cell(index, item, "product_id", parse_text, ""),
+        product_id=table.cell(index, name, "product_id", parse_text, ""),
         action=action.casefold(),
         weight=weight,
         count=count,
-        time=table.cell(index, item, "time", parse_time, None, kind="unusable_times"),
-        split=table.cell(index, item, "split", parse_text, ""),
+        time=table.cell(index, name, "time", parse_time, None, kind="unusable_times"),
+        split=table.cell(index, name, "split", parse_text, ""),
     )
 
 
 def _query_image(
-    table: Table, index: int, item: str, images: Mapping[str, ImageSource], folder: Path
+    table: Table, index: int, name: str, images: Mapping[str, ImageSource], folder: Path
 ) -> ImageSource | None:
-    pictures = table.cell(index, item, "image", lambda value: parse_images(value, folder), ())
+    pictures = table.cell(index, name, "image", lambda value: parse_images(value, folder), ())
     if pictures:
         return pictures[0]
-    image_id = table.cell(index, item, "image_id", parse_text, "")
+    image_id = table.cell(index, name, "image_id", parse_text, "")
     if not image_id:
         return None
-    # An id without a picture in query_images is taken as a file name; where there is no such file, the report says so.
+    # An id without a picture in query_images is read as a file name; the report names it if that file does not exist.
     return images[image_id] if image_id in images else str(folder / image_id)
 
 
-def _query_type(table: Table, index: int, item: str, has_text: bool, has_image: bool) -> str:
-    there = "both" if has_text and has_image else "image" if has_image else "text"
-    declared = table.cell(index, item, "type", parse_text, there)
+def _query_type(table: Table, index: int, name: str, has_text: bool, has_image: bool) -> str:
+    actual = "both" if has_text and has_image else "image" if has_image else "text"
+    declared = table.cell(index, name, "type", parse_text, actual)
     if not has_text and not has_image:
         return "text"  # counted as an empty query
     if declared not in QUERY_TYPES:
@@ -510,5 +514,5 @@ def _query_type(table: Table, index: int, item: str, has_text: bool, has_image: 
         problem = f"type {declared!r} without {'image' if has_text else 'text'}"
     else:
         return declared
-    table.found.add("type_mismatches", f"{item!r}: {problem}")
-    return there
+    table.log.add("type_mismatches", f"{name!r}: {problem}")
+    return actual

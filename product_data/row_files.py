@@ -1,4 +1,4 @@
-"""Open the rows of a public data set: JSON lines, JSON, parquet or CSV files, a folder of them, or a data set of the hub."""
+"""Open the rows of a public data set: JSON lines, JSON, parquet or CSV files, a folder of them, or a hub data set."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def open_rows(place: str | Path, *, split: str | None = None, config: str | None = None) -> Rows:
-    """Return the rows of files or of a data set of the hub, pictures as they are stored.
+    """Return the rows of files or of a data set on the hub, with pictures as they are stored.
 
     Args:
         place: a file, a folder whose files are read in the order of their names, or a hub id such as "owner/name".
-        split (`str` or `None`): of a data set of the hub; of a folder the files whose name holds it, where there are such files.
-        config (`str` or `None`): of a data set of the hub.
+        split (`str` or `None`): split of a data set on the hub. In a folder, only files with the split in their path
+            are read, if there are any.
+        config (`str` or `None`): configuration of a data set on the hub.
 
     Raises:
-        TableError: no such file, none in the folder, files that cannot be read, or a data set that cannot be opened.
+        TableError: a missing file, a folder without files, a file that cannot be read, or a data set that cannot be
+            opened.
     """
     path = Path(place)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _SUFFIXES)
         chosen = [file for file in files if split and split in file.relative_to(path).as_posix()] or files
         if not chosen:
-            raise TableError(f"{path}: found no file; expected {', '.join(_SUFFIXES)} in that folder")
+            raise TableError(f"{path}: found no data file; expected {', '.join(_SUFFIXES)} in that folder")
         return [row for file in chosen for row in _read(file)]
     if path.is_file():
         return _read(path)
     if path.suffix.lower() in _SUFFIXES or len(path.parts) != 2:
         raise TableError(
-            f"{place}: no such file or folder; expected one, or the id of a data set of the hub, owner/name"
+            f"{place}: no such file or folder; expected one of these, or the id of a data set on the hub, owner/name"
         )
     return _of_hub(str(place), split, config)
 
@@ -69,7 +71,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _mapping(row: Any, path: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise TableError(f"{path}: {type(row).__name__} found among the rows; expected JSON objects")
+        raise TableError(f"{path}: found {type(row).__name__} as a row; expected JSON objects")
     return row
 
 
@@ -90,7 +92,7 @@ def _of_hub(name: str, split: str | None, config: str | None) -> Rows:
 
 
 def column_names(rows: Rows) -> list[str]:
-    """Return all columns in order of first appearance; those of a mapping that is a whole query or product as "outer.inner"."""
+    """Return all columns in order of first appearance; fields of a mapping with a query or product as "outer.inner"."""
     features = getattr(rows, "features", None)
     seen = [features] if features is not None else rows
     names: dict[str, None] = {}
@@ -98,13 +100,13 @@ def column_names(rows: Rows) -> list[str]:
         for name, cell in row.items():
             inner = list(cell) if isinstance(cell, Mapping) and names_a_part(name) else []
             names |= dict.fromkeys(
-                [name] if not inner or {"bytes", "path"} >= set(inner) else [f"{name}.{one}" for one in inner]
+                [name] if not inner or {"bytes", "path"} >= set(inner) else [f"{name}.{field}" for field in inner]
             )
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
 def sampled(count: int, sample: int | None, seed: int) -> list[int]:
-    """Return the places of `sample` rows of `count`, drawn by `seed`, in their order; all of them for None.
+    """Return the indices of `sample` of `count` rows, drawn by `seed`, in ascending order; all of them for None.
 
     Raises:
         TableError: a sample below 1.

@@ -1,4 +1,4 @@
-"""The rows of a data set: products, and queries with their right answers."""
+"""Define the products of a data set, and its queries with their right answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EVERY_SPLIT = "all"
 
 @dataclass(frozen=True, slots=True)
 class ProductRow:
-    """One product. Pictures stay encoded: a row is light and pickles.
+    """One product. Pictures stay encoded, so that a row is small and can be pickled.
 
-    `attributes_image` and `attributes_text` are what the picture and what the text show, None where nobody has said; they
-    are no part of the record that a model sees.
+    `attributes_image` and `attributes_text` are the attributes that the picture and the text show, None if unknown. The
+    record that a model sees does not contain them.
     """
 
     product_id: str
@@ -35,11 +35,11 @@ class ProductRow:
 
     @property
     def has_text(self) -> bool:
-        """Whether any field can be written into a prompt."""
+        """Whether the product has a text field that can be written into a prompt."""
         return bool(self.title or self.description or self.category or self.attributes)
 
     def record(self, form: str = "mm", *, without: Iterable[str] = ()) -> dict[str, Any]:
-        """The product record for MoonProcessor.
+        """Return the product record for MoonProcessor.
 
         Args:
             form (`str`): "mm" everything, "t" the text fields only, "i" the images (and core box) only.
@@ -83,12 +83,12 @@ class QueryRow:
 
     @property
     def answers(self) -> dict[str, float]:
-        """Product id → relevance weight of each known answer, 1 where the table gives none."""
+        """Return product id → relevance weight of each known answer, 1 if the table gives no weights."""
         weights = self.positive_weights or (1.0,) * len(self.positives)
         return dict(zip(self.positives, weights, strict=True))
 
     def record(self) -> dict[str, Any]:
-        """The query record for MoonProcessor; a query of type "image" leaves its text out and the reverse."""
+        """Return the query record for MoonProcessor; type "image" leaves out the text, type "text" the image."""
         fields: dict[str, Any] = {"id": self.query_id}
         if self.type != "image" and self.text:
             fields["text"] = self.text

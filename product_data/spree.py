@@ -1,7 +1,8 @@
-"""Read the product import file of Spree, a shop system, into tables: products, and their other pictures as queries.
+"""Read the product import file of the shop system Spree into tables: products, and their other pictures as queries.
 
-The file has a row for each product and, below it, a row for each of its variants, all with the product's `slug`. A product's
-first row has its name, description and category; a variant's row has the value of an option (such as a colour) and a picture.
+The file has a row for each product and, below it, a row for each of its variants, all with the product's `slug`. A
+product's first row has its name, description and category; a variant's row has the value of an option (such as a
+colour) and a picture.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
     """Read `products.csv` and `images/` of a folder.
 
     Args:
-        folder: holds the file, and the pictures under the last part of the addresses that the file gives.
-        variants (`bool`): what a row of the products table is. False: a product with its first picture; the queries are the
-            pictures of its variants, and a query's answer is the product. True: a variant with its picture and the value of
-            its option; the queries are a product's first picture with "in white", and the answer is that variant.
+        folder: folder with the file and the pictures; a picture has the name at the end of its address.
+        variants (`bool`): whether variants are separate products. If False, a product has its first picture; the
+            queries are the pictures of its variants, and the answer is the product. If True, a product is a variant
+            with its picture and the value of its option; the queries are the first picture with a text such as "in
+            white", and the answer is that variant.
 
     Raises:
-        TableError: no such file, a column that is missing, rows before the first product, or a picture that is not there.
+        TableError: a missing file, column or picture, or a variant before its product.
     """
     folder = Path(folder)
     path = folder / "products.csv"
     rows = read_rows(path)
     if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
-        raise TableError(f"{path}: no column {', '.join(map(repr, missing))}; expected a product import file of Spree")
+        raise TableError(
+            f"{path}: found no column {', '.join(map(repr, missing))}; expected a product import file of Spree"
+        )
     products: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
     for first, others in _products(path, rows):
@@ -63,13 +67,13 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
 
 
 def _products(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """The first row of each product, and the rows of its variants that have a picture."""
+    """Yield the first row of each product, and the rows of its variants that have a picture."""
     by_slug: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_slug.setdefault(row["slug"], []).append(row)
     for slug, (first, *others) in by_slug.items():
         if not first["name"] or first["option1_value"]:
-            raise TableError(f"{path}, slug {slug!r}: a variant stands first; expected first the product's own row")
+            raise TableError(f"{path}, slug {slug!r}: found a variant in the first row; expected the product's own row")
         yield first, [row for row in others if row["option1_value"] and row["image1_src"]]
 
 
@@ -88,5 +92,5 @@ def _picture(folder: Path, row: dict[str, Any]) -> str:
     name = PurePosixPath(urlsplit(row["image1_src"] or "").path).name
     path = folder / "images" / name
     if not name or not path.is_file():
-        raise TableError(f"{folder / 'products.csv'}, slug {row['slug']!r}: no picture {path}")
+        raise TableError(f"{folder / 'products.csv'}, slug {row['slug']!r}: found no picture {path}")
     return str(path.resolve())

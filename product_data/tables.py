@@ -1,16 +1,16 @@
-"""The one reader of product data: the embedded catalogue, a folder in the two-table format, a user's own files.
+"""Read product data: the embedded catalogue, a folder in the two-table format, or a user's files.
 
 Two tables make a data set. `products`: product_id, title, description, category_path, attributes, images, split, group,
-core_box; and, as in MBE3.0, attributes_image and attributes_text: what the picture and what the text show of a product, in
-cells like those of attributes (an empty list says that it shows nothing, a missing cell that nobody has looked).
-`queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights, negatives, split,
-kind, derived, reference_product_id, positive_categories. Pictures named by `image_id` stand in `query_images` (image_id,
-image). `positive_weights` grades the answers: a number above 0 for each of `positives`, 1 for a purchase; without the column
-every answer has 1. Beside or instead of `queries`, a shop's log `interactions` (query, query_image, product_id, action,
-count, time, split) becomes such queries: see `product_data.interactions`. A table `written_attributes` (product_id,
-attributes_image, attributes_text), as `moon3 annotate` makes it, fills cells of these columns that products
-lack.
-What is wrong with a table is counted and named in a report before anything starts; no row is left out on reading.
+core_box; and, as in MBE3.0, attributes_image and attributes_text: the attributes that the picture and the text show of
+a product, in cells like those of attributes (an empty list means that it shows none, a missing cell that this is
+unknown). `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights,
+negatives, split, kind, derived, reference_product_id, positive_categories. The table `query_images` (image_id, image)
+holds the pictures that `image_id` names. `positive_weights` grades the answers: a number above 0 for each of
+`positives`, 1 for a purchase; without the column every answer has 1. With or instead of `queries`, a shop's log
+`interactions` (query, query_image, product_id, action, count, time, split) becomes queries: see
+`product_data.interactions`. A table `written_attributes` (product_id, attributes_image, attributes_text), as `moon3
+annotate` makes it, fills in these attributes where the products table lacks them. A report counts and names the issues
+of the tables before a training or evaluation starts; reading leaves out no product.
 
     moon3 tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]
 
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from product_data.checking import (
-    Found,
     Ids,
     Issue,
+    IssueLog,
     ValidationReport,
     check_html,
     check_pictures,
@@ -38,7 +38,7 @@ from product_data.checking import (
 )
 from product_data.duplicates import EqualProducts, identical_examples, variants_sentence
 from product_data.interactions import InteractionOptions
-from product_data.missing_images import found_beside, table_folders
+from product_data.missing_images import find_beside, table_folders
 from product_data.reading import (
     ReadingOptions,
     Table,
@@ -72,9 +72,9 @@ _PARTS = ("products", "queries", "query_images", "interactions", "written_attrib
 class ProductTables:
     """Products and queries of one data set (or of one split of it).
 
-    `report` is the report on the tables as they were read; `validate()` looks again, at these rows. `labels` are rows whose
-    categories and attribute values are labels of the data set too, though nothing of them is searched or evaluated.
-    `level_names` says what the levels of the category path are called, the first one first; empty: level_1, level_2, ….
+    `report` describes the tables as they were read; `validate()` checks the current products and queries again.
+    `labels` are rows that only contribute labels (categories and attribute values); they are neither searched nor
+    evaluated. `level_names` are the names of the category levels, root first; empty: level_1, level_2, ….
     """
 
     name: str
@@ -89,22 +89,22 @@ class ProductTables:
 
     @property
     def splits(self) -> dict[str, tuple[int, int]]:
-        """Split → (products, queries) that bear exactly this name."""
+        """Return split → (products, queries) with exactly this name."""
         products = Counter(row.split for row in self.products)
         queries = Counter(row.split for row in self.queries)
         return {split: (products[split], queries[split]) for split in dict.fromkeys([*products, *queries])}
 
     def select(self, split: str | None) -> ProductTables:
-        """The rows of one split; those of split "all" belong to every split. `None` or "all" keeps everything.
+        """Return the products and queries of one split and of split "all"; `None` or "all" keeps everything.
 
         Raises:
-            TableError: no such split, naming those there are.
+            TableError: no such split; names the existing ones.
         """
         names = self.splits
         if split in (None, EVERY_SPLIT) or set(names) <= {EVERY_SPLIT}:
             return self
         if split not in names:
-            raise TableError(f"{self.name}: no split {split!r}; there are: {', '.join(sorted(names))}")
+            raise TableError(f"{self.name}: found no split {split!r}; expected one of {', '.join(sorted(names))}")
         kept = (split, EVERY_SPLIT)
         return replace(
             self,
@@ -113,22 +113,22 @@ class ProductTables:
         )
 
     def validate(self, *, check_images: bool = False) -> ValidationReport:
-        """Check ids, contents and image files.
+        """Check ids, contents and image files, and return a report.
 
         Args:
-            check_images (`bool`): also open every picture, as the processor would. Default False.
+            check_images (`bool`): also open each picture, as the processor does. Default False.
         """
-        found = Found(self.reading_issues)
-        check_products(self.products, found, any(row.positive_categories for row in self.queries))
+        log = IssueLog(self.reading_issues)
+        check_products(self.products, log, any(row.positive_categories for row in self.queries))
         equal = EqualProducts(self.products)
         for count, example in identical_examples(equal):
-            found.add("identical_products", example, count)
+            log.add("identical_products", example, count)
         notes = (*self.notes, *filter(None, [variants_sentence(equal)]))
-        check_queries(self.queries, Ids(row.product_id for row in self.products), found)
-        check_html(self.products, self.queries, found)
-        check_pictures(named_images(self.products, self.queries), found, check_images)
+        check_queries(self.queries, Ids(row.product_id for row in self.products), log)
+        check_html(self.products, self.queries, log)
+        check_pictures(named_images(self.products, self.queries), log, check_images)
         counts = len(self.products), len(self.queries)
-        return ValidationReport(self.name, *counts, self.splits, found.issues(), self.interactions, notes)
+        return ValidationReport(self.name, *counts, self.splits, log.issues(), self.interactions, notes)
 
 
 def load_tables(
@@ -145,25 +145,25 @@ def load_tables(
     """Read a data set.
 
     Args:
-        source: "catalogue" (the embedded one); a folder with products.{parquet,jsonl,csv} and, where there are any,
+        source: "catalogue" (the embedded one); a folder with products.{parquet,jsonl,csv} and optionally
             queries.*, query_images.*, interactions.* and written_attributes.*; a products file; or {"products": …,
             "queries": …, "query_images": …, "interactions": …, "written_attributes": …, "images": folder} whose tables
             are files or iterables of row dicts, such as a `datasets.Dataset`.
-        split (`str` or `None`): keep one split. Default: all rows.
+        split (`str` or `None`): keep one split. Default: all.
         images_root: folder that image paths are relative to. Default: the folder of the table.
         seed (`int`): seed of the embedded catalogue; other sources do not use it. Default 0.
-        check_images (`bool`): open every picture for the report. Default False.
-        interactions: how the interactions become weights. Default: InteractionOptions's own.
-        reading: how cells are read: HTML, category separators. Default: ReadingOptions's own.
+        check_images (`bool`): open each picture for the report. Default False.
+        interactions: options that turn interactions into weights. Default: `InteractionOptions()`.
+        reading: options for reading cells: HTML, category separators. Default: `ReadingOptions()`.
         **catalogue_options: options of `product_data.catalogue.making.make_catalogue`; for "catalogue" only.
 
     Raises:
-        TableError: a source, file, required column or split that is not there.
+        TableError: a missing source, file, required column or split.
 
-    Relations: `tables.report.raise_if_fatal()` before training or evaluation.
+    Relations: call `tables.report.raise_if_fatal()` before training or evaluation.
     """
     if source == "catalogue":
-        from product_data.catalogue.making import make_catalogue  # drawing is needed by this source alone
+        from product_data.catalogue.making import make_catalogue  # only this source needs to draw
 
         products, queries = make_catalogue(seed=seed, **catalogue_options)
         parts: dict[str, Any] = {"products": products, "queries": queries}
@@ -183,10 +183,10 @@ def load_tables(
 
 
 def _with_pictures_beside(tables: ProductTables, folders: Sequence[Path]) -> ProductTables:
-    """The tables with missing picture files taken from a folder `images` beside them."""
-    products, found = found_beside(tables.products, "images", folders)
-    queries, more = found_beside(tables.queries, "image", folders)
-    count = len(found | more)
+    """Replace missing picture files by those of a folder `images` beside the tables."""
+    products, of_products = find_beside(tables.products, "images", folders)
+    queries, of_queries = find_beside(tables.queries, "image", folders)
+    count = len(of_products | of_queries)
     notes = (f"{count} picture files were found in the folder 'images' beside the table",) if count else ()
     return replace(tables, products=products, queries=queries, notes=(*tables.notes, *notes))
 
@@ -196,7 +196,9 @@ def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, 
         accepted = (*_PARTS, "images")
         unknown = set(source) - set(accepted)
         if unknown or not source:
-            raise TableError(f"source has {', '.join(sorted(unknown)) or 'no entry'}; expected {', '.join(accepted)}")
+            raise TableError(
+                f"source: found {', '.join(sorted(unknown)) or 'no entry'}; expected {', '.join(accepted)}"
+            )
         path = source.get("products")
         return (Path(path).parent.name or "tables") if isinstance(path, str | Path) else "tables", dict(source)
     path = Path(source)
@@ -213,21 +215,21 @@ def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, 
 
 
 def _find_table(folder: Path, part: str) -> Path | None:
-    there = [folder / f"{part}{suffix}" for suffix in SUFFIXES if (folder / f"{part}{suffix}").is_file()]
-    if len(there) > 1:
-        raise TableError(f"{folder}: {' and '.join(path.name for path in there)} are both there; keep one of them")
-    return there[0] if there else None
+    files = [folder / f"{part}{suffix}" for suffix in SUFFIXES if (folder / f"{part}{suffix}").is_file()]
+    if len(files) > 1:
+        raise TableError(f"{folder}: found {' and '.join(path.name for path in files)}; expected only one of them")
+    return files[0] if files else None
 
 
 def _build(
     name: str, parts: Mapping[str, Any], images_root: str | Path | None, options: ReadingOptions
 ) -> ProductTables:
-    found = Found()
+    log = IssueLog()
     root = images_root or parts.get("images")
     if root is not None and not Path(root).is_dir():
         raise TableError(f"images folder {root}: no such folder")
     tables = {
-        part: Table(part, parts[part], found, options) for part in parts if part != "images" and parts[part] is not None
+        part: Table(part, parts[part], log, options) for part in parts if part != "images" and parts[part] is not None
     }
     products = read_products(tables["products"], root) if "products" in tables else []
     if "written_attributes" in tables:
@@ -236,7 +238,7 @@ def _build(
     queries = read_queries(tables["queries"], images, root) if "queries" in tables else []
     if "interactions" in tables:
         queries += read_interactions(tables["interactions"], products, root)
-    issues = found.issues()
+    issues = log.issues()
     empty = ValidationReport(name, len(products), len(queries), {}, issues)
     rows = len(tables["interactions"].rows) if "interactions" in tables else 0
     return ProductTables(name, products, queries, empty, issues, rows)

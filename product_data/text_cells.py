@@ -1,4 +1,4 @@
-"""What the texts of a table may hold that nobody sees: HTML, halves of signs, and characters without ink."""
+"""Find and remove what readers of a text do not see: HTML, lone surrogates and blank characters."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ REPLACEMENT = "\ufffd"
 
 
 def has_visible_text(text: str) -> bool:
-    """Whether a text has a character that can be seen: not only spaces, controls, zero-width and other blank ones."""
-    return any(unicodedata.category(sign) not in _BLANK_CATEGORIES and sign not in _BLANK for sign in text)
+    """Return whether a text has a visible character, other than spaces, controls and zero-width characters."""
+    return any(
+        unicodedata.category(character) not in _BLANK_CATEGORIES and character not in _BLANK for character in text
+    )
 
 
 def html_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where tags, comments and entities of HTML stand in a text; `<New>` is no tag, and `&shop;` no entity."""
+    """Yield start and end of each HTML tag, comment and entity of a text; `<New>` and `&shop;` are none of these."""
     if "<" in text or "&" in text:
         for match in _HTML.finditer(text):
             if _is_html(match):
@@ -44,19 +46,19 @@ def _is_html(match: re.Match[str]) -> bool:
 
 
 def html_in(text: str) -> str:
-    """The first tag or entity of a text, or nothing."""
+    """Return the first HTML tag, comment or entity of a text, or ""."""
     return next((text[start:end] for start, end in html_spans(text)), "")
 
 
 def strip_html(text: str) -> str:
-    """A text without HTML: "Home &amp; Living<br>new" → "Home & Living new".
+    """Remove HTML from a text: "Home &amp; Living<br>new" → "Home & Living new".
 
-    Entities become their characters, tags and comments go, scripts and styles with their contents. A tag that begins a line
-    of its own leaves a space, one inside of a line (`<b>`) nothing. It is repeated until no HTML is left, because feeds are
-    often escaped twice ("&amp;amp;"). Our design.
+    Entities become their characters. Tags and comments are removed, scripts and styles with their contents. A tag that
+    starts a new line becomes a space, a tag inside a line (`<b>`) nothing. The removal is repeated until no HTML is
+    left, because feeds are often escaped twice ("&amp;amp;"). Our design.
 
     Args:
-        text: any text; one without HTML is returned as it is.
+        text: any text; a text without HTML is returned unchanged.
     """
     while html_in(text):
         text = " ".join(_HTML.sub(_plain, text).split())
@@ -70,15 +72,15 @@ def _plain(match: re.Match[str]) -> str:
 
 
 def lone_surrogate(value: Any) -> str:
-    """The first half of a surrogate pair that stands alone in a cell, with the characters before it, or nothing.
+    """Return the first lone surrogate of a cell, with up to 20 characters before it, or "".
 
     Args:
-        value: a text, or a list, array or mapping of what cells hold.
+        value: a text, or a list, array or mapping of cell values.
     """
     if isinstance(value, str):
-        if value.isascii() or (found := _SURROGATE.search(value)) is None:
+        if value.isascii() or (match := _SURROGATE.search(value)) is None:
             return ""
-        return value[max(0, found.start() - 20) : found.end()]
+        return value[max(0, match.start() - 20) : match.end()]
     if isinstance(value, Mapping):
         return next((half for pair in value.items() for part in pair if (half := lone_surrogate(part))), "")
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind in "OU"):
@@ -87,7 +89,7 @@ def lone_surrogate(value: Any) -> str:
 
 
 def mended(value: Any) -> Any:
-    """A cell with the replacement character (U+FFFD) in place of every lone surrogate."""
+    """Return a cell with the replacement character (U+FFFD) in place of each lone surrogate."""
     if isinstance(value, str):
         return _SURROGATE.sub(REPLACEMENT, value)
     if isinstance(value, Mapping):

@@ -1,19 +1,18 @@
 """Turn a table of triplets (query, purchased product, hard negative) into a gallery of products and its queries.
 
-Source: the rows of MBE (MOON, arXiv 2508.11999 §4.2). What a row becomes is our design, since the papers evaluate rows and say
-nothing of a gallery: products are merged by id, and a row that cannot be read wholly is left out and named, so that the scores
-of the other rows are those that they would have alone.
+Source: the rows of MBE (MOON, arXiv 2508.11999 §4.2). The gallery is our design, since the papers evaluate rows and do
+not describe one: products are merged by id, and a row that cannot be read completely is left out and reported, so that
+it does not change the scores of the other rows.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from product_data.checking import Found, ValidationReport
+from product_data.checking import IssueLog, ValidationReport
 from product_data.columns import (
     ROW_ID,
     RowColumns,
@@ -23,6 +22,7 @@ from product_data.columns import (
     level_names,
     product_fields,
 )
+from product_data.missing_images import is_missing
 from product_data.picture_files import FAILURES, FetchedPictures, PictureFetching, fetch_pictures
 from product_data.reading import ReadingOptions
 from product_data.row_files import Rows, column_names, sampled
@@ -48,17 +48,17 @@ _FILLED = (
 
 @dataclass(frozen=True)
 class TripletOptions:
-    """How a table of triplets is read.
+    """Options for reading a table of triplets.
 
     Args:
-        columns: roles such as "query.title" → a column, a list of columns or None, in place of what the names say; see
-            `product_data.columns.find_columns`.
+        columns: roles such as "query.title" → a column, a list of columns or None; replaces what the columns' names
+            suggest, see `product_data.columns.find_columns`.
         images_root (`Path`): folder that paths of pictures are relative to. Default: the working directory.
-        split (`str` or `None`): where there is a column "split", its rows of this split are read.
-        sample (`int` or `None`): read this many rows, drawn by `seed`; the labels stay those of all rows.
-        seed (`int`): of the sample. Default 0.
-        reading: how cells are read.
-        pictures: how addresses are fetched.
+        split (`str` or `None`): read the rows of this split only, if the table has a column "split".
+        sample (`int` or `None`): read this many rows, drawn by `seed`; the labels are still those of all rows.
+        seed (`int`): seed of the sample. Default 0.
+        reading: options for reading cells.
+        pictures: settings for fetching pictures.
     """
 
     columns: Mapping[str, Any] | None = None
@@ -72,7 +72,7 @@ class TripletOptions:
 
 @dataclass(frozen=True)
 class _Triplet:
-    """A row that could be read. `query` has title, images and core_box, `positive` and `negative` the fields of a product."""
+    """A row that could be read: `query` has title, images and core_box; `positive` and `negative` are (id, fields)."""
 
     index: int
     name: str
@@ -83,7 +83,7 @@ class _Triplet:
 
     @property
     def pictures(self) -> Iterator[ImageSource]:
-        """All pictures of the row."""
+        """Yield all pictures of the row."""
         for fields in (self.query, self.positive[1], *([self.negative[1]] if self.negative else [])):
             yield from fields["images"]
 
@@ -91,26 +91,28 @@ class _Triplet:
 def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None) -> ProductTables:
     """Return the products and queries of a table of triplets.
 
-    - A product is known by its id; a product without one by its title and pictures. Of rows that give one id the first that has a
-      field counts; a later one that says otherwise is named (`conflicting_products`).
-    - A row is a query in each form that it has: text, image, and both where it has both, with the row's box as its core box.
-      Rows with one query id and the same query are one query with several answers. A row that repeats another wholly is left
-      out (`repeated_rows`); one that only has another's id keeps its own, with its place behind it (`shared_row_ids`).
-    - Category columns are levels, in order and never cut; a path ends before its first empty level.
-    - A row is left out (`broken_rows`) if a cell of its query or product cannot be read, if its product has neither text nor
-      picture, or if the picture of its query or all pictures of its product cannot be had. A negative that cannot be read is
-      left out alone (`broken_negatives`), and of several pictures of a product those that cannot be had (`missing_images`).
+    - A product is identified by its id, or by its title and pictures if it has no id. If several rows give one id, the
+      first row that has a field determines it; a later row with another value is reported (`conflicting_products`).
+    - A row is one query for each form that it has: text, image, and both if it has both. The row's box is its core box.
+      Rows with the same query id and the same query are one query with several answers. A row that repeats another
+      completely is left out (`repeated_rows`). A row that only shares another's id is a separate query with its row
+      number after the id (`shared_row_ids`).
+    - Category columns are levels, in order, and are never split; a path ends before its first empty level.
+    - A row is left out (`broken_rows`) if a cell of its query or product cannot be read, if its product has neither
+      text nor picture, or if the picture of its query or all pictures of its product are missing. If only the negative
+      cannot be read, only the negative is left out (`broken_negatives`); of several pictures of a product only the
+      missing ones are left out (`missing_images`).
 
     Args:
-        name (`str`): of the data set.
+        name (`str`): name of the data set.
         rows: see `product_data.row_files.open_rows`.
-        options: default: `TripletOptions()`.
+        options: options for reading. Default: `TripletOptions()`.
 
-    Returns: tables whose report says which columns were taken, `level_names` as the columns call the levels, and `labels`, the
-        categories and attribute values of the rows that a sample left out.
+    Returns: tables whose report lists the role of each column, with `level_names` (the names of the category levels)
+        and `labels` (the categories and attribute values of the rows that are not in the sample).
 
     Raises:
-        ColumnError: columns of which no product can be made.
+        ColumnError: the columns contain no product.
         TableError: a sample below 1.
     """
     options = options or TripletOptions()
@@ -120,25 +122,25 @@ def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None)
     light = _without_pictures(rows, columns)
     places = [place for place in range(len(rows)) if not by_split or _is_of_split(light[place], options.split)]
     chosen = [places[place] for place in sampled(len(places), options.sample, options.seed)]
-    found = Found()
-    reader = _Reader(columns, options, found)
+    log = IssueLog()
+    reader = _Reader(columns, options, log)
     read = [triplet for place in chosen if (triplet := reader.read(place, rows[place])) is not None]
-    read, note = _with_pictures(read, options, found)
-    gallery = _Gallery(found)
+    read, note = _with_pictures(read, options, log)
+    gallery = _Gallery(log)
     for triplet in read:
         gallery.add(triplet)
     left = set(places).difference(chosen)
     notes = [f"columns:\n    {str(columns).replace(chr(10), chr(10) + '  ')}", *filter(None, [note])]
     if left:
         notes.append(
-            f"a sample of {len(chosen)} of {len(places)} rows (seed {options.seed}); labels are those of all rows"
+            f"a sample of {len(chosen)} of {len(places)} rows (seed {options.seed}), with the labels of all rows"
         )
     tables = ProductTables(
         name,
         list(gallery.products.values()),
         gallery.queries(),
         ValidationReport(name, 0, 0, {}),
-        reading_issues=found.issues(),
+        reading_issues=log.issues(),
         notes=tuple(notes),
         labels=reader.labels(light[place] for place in sorted(left)),
         level_names=level_names(columns),
@@ -151,7 +153,7 @@ def _is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
 
 
 def _without_pictures(rows: Rows, columns: RowColumns) -> Rows:
-    """The rows without their columns of pictures, where rows are columns on disk: looking at all of them is then cheap."""
+    """Return the rows of a data set on disk without their picture columns, so that reading all rows is cheap."""
     if not hasattr(rows, "remove_columns"):
         return rows
     pictures = {name for role, names in columns.taken.items() if role.endswith(".image") for name in names}
@@ -159,34 +161,34 @@ def _without_pictures(rows: Rows, columns: RowColumns) -> Rows:
 
 
 class _Reader:
-    """Reads rows; what is wrong with one is noted."""
+    """Read rows, and note their issues."""
 
-    def __init__(self, columns: RowColumns, options: TripletOptions, found: Found) -> None:
-        self.columns, self.options, self.found = columns, options, found
+    def __init__(self, columns: RowColumns, options: TripletOptions, log: IssueLog) -> None:
+        self.columns, self.options, self.log = columns, options, log
         self.levels = columns.taken.get("positive.category", ())
 
     def read(self, index: int, row: Mapping[str, Any]) -> _Triplet | None:
-        """A row, or None where its query or its product cannot be read."""
+        """Read a row; return None if its query or its product cannot be read."""
         name = self._text(row, ROW_ID) or f"row {index}"
         try:
             positive = self._product(row, "positive")
             query = self._fields(row, "query")
             query_name = self._text(row, "query.id")
         except (ValueError, TypeError) as error:
-            self.found.add("broken_rows", f"row {index}: {error}")
+            self.log.add("broken_rows", f"row {index}: {error}")
             return None
         if positive is None:
-            self.found.add("broken_rows", f"row {index}: the product has neither text nor picture")
+            self.log.add("broken_rows", f"row {index}: the product has neither text nor picture")
             return None
         try:
             negative = self._product(row, "negative") if self.columns.has("negative") else None
         except (ValueError, TypeError) as error:
-            self.found.add("broken_negatives", f"row {index}: {error}")
+            self.log.add("broken_negatives", f"row {index}: {error}")
             negative = None
         return _Triplet(index, name, query, query_name, positive, negative)
 
     def labels(self, rows: Iterator[Mapping[str, Any]]) -> tuple[ProductRow, ...]:
-        """The categories and attribute values of rows, each once, as products that have nothing else."""
+        """Return the categories and attribute values of rows, each once, as products without other fields."""
         paths: dict[tuple[str, ...], None] = {}
         sets: dict[str, dict[str, dict[str, None]]] = {name: {} for name in _ATTRIBUTE_SETS}
         for row in rows:
@@ -225,106 +227,104 @@ class _Reader:
         return next((text for column in columns if (text := parse_text(cell_of(row, column)))), "")
 
 
-def _with_pictures(read: list[_Triplet], options: TripletOptions, found: Found) -> tuple[list[_Triplet], str]:
-    """The rows with files in place of addresses, without those whose pictures cannot be had; and what fetching did."""
-    addresses = [str(image) for one in read for image in one.pictures if is_address(image)]
+def _with_pictures(read: list[_Triplet], options: TripletOptions, log: IssueLog) -> tuple[list[_Triplet], str]:
+    """Fetch the pictures of rows; return the rows whose pictures exist, and a note on the fetching."""
+    addresses = [str(image) for triplet in read for image in triplet.pictures if is_address(image)]
     fetched = fetch_pictures(addresses, options.pictures)
-    kept = [had for triplet in read if (had := _had(triplet, fetched, found)) is not None]
+    kept = [with_files for triplet in read if (with_files := _with_files(triplet, fetched, log)) is not None]
     note = str(fetched) if fetched.files or fetched.failures else ""
     if fetched.failures:
         note += f"; why: {options.pictures.folder / FAILURES}"
     return kept, note
 
 
-def _had(triplet: _Triplet, fetched: FetchedPictures, found: Found) -> _Triplet | None:
-    item, negative = f"row {triplet.index}", triplet.negative
-    query = had_pictures(f"{item}, query", triplet.query, fetched, found)
+def _with_files(triplet: _Triplet, fetched: FetchedPictures, log: IssueLog) -> _Triplet | None:
+    place, negative = f"row {triplet.index}", triplet.negative
+    query = with_picture_files(f"{place}, query", triplet.query, fetched, log)
     if query is None:
         return None
-    positive = had_pictures(f"{item}, product", triplet.positive[1], fetched, found)
+    positive = with_picture_files(f"{place}, product", triplet.positive[1], fetched, log)
     if positive is None:
         return None
     if negative is not None:
-        lost = Found()
-        fields = had_pictures(f"{item}, negative", negative[1], fetched, lost)
+        lost = IssueLog()
+        fields = with_picture_files(f"{place}, negative", negative[1], fetched, lost)
         for issue in lost.issues():
             kind = "broken_negatives" if issue.kind == "broken_rows" else issue.kind
             for example in issue.examples:
-                found.add(kind, example)
+                log.add(kind, example)
         negative = None if fields is None else (negative[0], fields)
     return replace(triplet, query=query, positive=(triplet.positive[0], positive), negative=negative)
 
 
 def pictures_of(cells: Sequence[Any], folder: Path) -> tuple[ImageSource, ...]:
-    """Return the pictures of cells, each of which may hold several: a list, a JSON list, or paths or addresses parted by "|".
+    """Return the pictures of cells; a cell may hold a list, a JSON list, or paths or addresses separated by "|".
 
     Raises:
-        ValueError: a cell that holds no picture.
+        ValueError: a cell that does not hold pictures.
     """
     return tuple(image for cell in cells for image in parse_images(cell, folder))
 
 
-def had_pictures(item: str, fields: dict[str, Any], fetched: FetchedPictures, found: Found) -> dict[str, Any] | None:
-    """Return fields with files in place of addresses; None, which is noted, where not one of its pictures can be had.
+def with_picture_files(
+    place: str, fields: dict[str, Any], fetched: FetchedPictures, log: IssueLog
+) -> dict[str, Any] | None:
+    """Replace addresses of pictures by their files and leave out missing pictures; return None if all are missing.
 
     Args:
-        item (`str`): what the report calls it.
-        fields: those of a product or query, with "images".
-        fetched: what became of addresses.
-        found: takes what cannot be had.
+        place (`str`): the product or query, as the report names it.
+        fields: fields of a product or query, with "images".
+        fetched: the outcome of fetching.
+        log: collects the missing pictures.
     """
     left = []
     lost = {}
     for image in fields["images"]:
         why = fetched.failures.get(image) if isinstance(image, str) else None
-        why = "no such file" if why is None and _is_missing(image) else why
+        why = "no such file" if why is None and is_missing(image) else why
         if why is None:
             left.append(fetched.files.get(image, image) if isinstance(image, str) else image)
         else:
             lost[image] = why
     if lost and not left:
         image, why = next(iter(lost.items()))
-        found.add("broken_rows", f"{item}: {image}: {why}")
+        log.add("broken_rows", f"{place}: {image}: {why}")
         return None
     for image, why in lost.items():
-        found.add("missing_images", f"{item}: {image}: {why}")
+        log.add("missing_images", f"{place}: {image}: {why}")
     return fields | {"images": tuple(left)}
-
-
-def _is_missing(image: ImageSource) -> bool:
-    return isinstance(image, str) and not is_address(image) and not os.path.isfile(image)
 
 
 class _Gallery:
     """Products by id, and the queries of rows."""
 
-    def __init__(self, found: Found) -> None:
-        self.found = found
+    def __init__(self, log: IssueLog) -> None:
+        self.log = log
         self.products: dict[str, ProductRow] = {}
         self._queries: dict[str, QueryRow] = {}
         self._rows: dict[str, list[Any]] = {}
         self._conflicts: set[tuple[str, str]] = set()
 
     def add(self, triplet: _Triplet) -> None:
-        """Add what a row has."""
-        asked = (triplet.query.get("title", ""), triplet.query["images"], triplet.query.get("core_box"))
+        """Add the products and queries of a row."""
+        content = (triplet.query.get("title", ""), triplet.query["images"], triplet.query.get("core_box"))
         answers = (triplet.positive[0], triplet.negative[0] if triplet.negative else None)
         name = triplet.query_name or triplet.name
         before = self._rows.setdefault(name, [])
-        if (asked, answers) in before:
-            self.found.add("repeated_rows", f"row {triplet.index} ({name!r})")
+        if (content, answers) in before:
+            self.log.add("repeated_rows", f"row {triplet.index} ({name!r})")
             return
-        same_query = bool(triplet.query_name) and any(other == asked for other, _ in before)
+        same_query = bool(triplet.query_name) and any(other == content for other, _ in before)
         if before and not same_query:
-            self.found.add("shared_row_ids", f"row {triplet.index} ({name!r})")
+            self.log.add("shared_row_ids", f"row {triplet.index} ({name!r})")
             name = f"{name}#{triplet.index}"
-        before.append((asked, answers))
+        before.append((content, answers))
         for product in filter(None, (triplet.positive, triplet.negative)):
             self._add_product(triplet.index, *product)
-        self._add_queries(name, asked, answers)
+        self._add_queries(name, content, answers)
 
     def queries(self) -> list[QueryRow]:
-        """All queries; what is an answer of one is not its negative."""
+        """Return all queries; an answer of a query is never one of its negatives."""
         return [
             replace(query, negatives=tuple(name for name in query.negatives if name not in query.positives))
             for query in self._queries.values()
@@ -338,16 +338,16 @@ class _Gallery:
             return
         filled = {}
         for part in _FILLED:
-            mine, other = getattr(old, part), getattr(new, part)
-            if not mine and other:
-                filled[part] = other
-            elif mine and other and mine != other and (name, part) not in self._conflicts:
+            before, now = getattr(old, part), getattr(new, part)
+            if not before and now:
+                filled[part] = now
+            elif before and now and before != now and (name, part) not in self._conflicts:
                 self._conflicts.add((name, part))
-                self.found.add("conflicting_products", f"row {index}, product {name!r}: another {part}")
+                self.log.add("conflicting_products", f"row {index}, product {name!r}: another {part}")
         self.products[name] = replace(old, **filled) if filled else old
 
-    def _add_queries(self, name: str, asked: tuple[Any, ...], answers: tuple[str, str | None]) -> None:
-        text, images, box = asked
+    def _add_queries(self, name: str, content: tuple[Any, ...], answers: tuple[str, str | None]) -> None:
+        text, images, box = content
         positives, negatives = (answers[0],), tuple(filter(None, answers[1:]))
         for form, needs_text, needs_image in _FORMS:
             if (needs_text and not text) or (needs_image and not images):

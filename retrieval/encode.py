@@ -1,6 +1,7 @@
-"""Records → unit vectors, for any model whose output has `.embeddings`; and each set of records encoded only once.
+"""Encode product and query records into unit vectors, with any model whose output has `.embeddings`.
 
-A model that reasons may first write attributes of each record and then be read; what it wrote stays beside the vectors.
+A model that reasons can first write attributes of each record; these are returned with the vectors. `VectorCache`
+encodes each record only once for several benchmarks.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from retrieval.shortened import shortened_items
 
 KINDS = ("product", "query")
 MODEL_TYPES = {modeling_moon.MoonConfig.model_type}
-"""Model types whose output has `.embeddings`; a baseline adds its own when its file is imported."""
+"""Model types whose output has `.embeddings`; a baseline adds its type when its file is imported."""
 _PROGRESS_DELAY_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """A record that could not be encoded: its place in the input, its name, the field, and why."""
+    """A record that could not be encoded: its index in the input, its name, the field, and the reason."""
 
     index: int
     item: str
@@ -57,7 +58,7 @@ class SkippedRecord:
     reason: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For the results file."""
+        """Return the entry of the results file."""
         return {"item": self.item, "field": self.field, "reason": self.reason}
 
 
@@ -65,11 +66,12 @@ class SkippedRecord:
 class Encoded:
     """Vectors of the records that could be encoded.
 
-    `reasoning[r]` is what was written, or given, before the vector in row r was read; None where nothing was. `tokens[r]` is how
-    many tokens were written for it, `</think>` included; None unless they were written. `shortened` are the texts that were cut
-    and the pictures that were made smaller to keep the token budget, by the record's place in the input.
+    `reasoning[r]` is the written or given reasoning of row r; `reasoning` is None without reasoning. `tokens[r]` is the
+    number of tokens that the model wrote for row r, `</think>` included; `tokens` is None unless the model wrote them.
+    `shortened` lists the texts that were cut and the pictures that were resized to keep the token budget, by the
+    record's index in the input.
 
-    Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`, ascending.
+    Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`; `kept` is ascending.
     """
 
     vectors: np.ndarray
@@ -82,17 +84,17 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How records are encoded, whatever they are.
+    """Settings for encoding products and queries.
 
     Args:
-        batch_size (`int`): records a batch. Default 32.
-        progress (`bool`): a bar, once the work has taken more than a few seconds. Default True.
-        thinking (`Thinking`, its arguments or `None`): how a reasoning is written; goes with reasoning="generate".
-            Default `None`: greedily, up to the model's own number of tokens. What is drawn (`do_sample`) depends on the
-            batches too.
+        batch_size (`int`): records per batch. Default 32.
+        progress (`bool`): show a progress bar after a few seconds. Default True.
+        thinking (`Thinking`, its arguments or `None`): settings for writing a reasoning; requires reasoning="generate".
+            Default `None`: greedy, up to the model's number of tokens. With `do_sample`, the result also depends on the
+            batches.
 
     Raises:
-        ValueError: a batch size below 1, a `thinking` of another type, or what `Thinking` refuses.
+        ValueError: a batch size below 1, a `thinking` of another type, or arguments that `Thinking` refuses.
     """
 
     batch_size: int = 32
@@ -109,16 +111,16 @@ class EncodingSettings:
 
 
 def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
-    """Model and processor of a checkpoint (Moon, dual tower, or another kind of model by its name), in evaluation mode.
+    """Load model and processor of a checkpoint (Moon, dual tower or a peer), in evaluation mode.
 
     Args:
-        path: folder or hub id; of another kind of model "clip=PLACE" and so on, see `retrieval.model_kinds`.
-        device (`str` or `None`): default: the first GPU, or else the CPU.
-        dtype: of the weights; "auto" is that of the checkpoint.
+        path: folder or hub id; for a peer "clip=PLACE" and so on, see `retrieval.model_kinds`.
+        device (`str` or `None`): device of the model. Default `None`: the first GPU, or else the CPU.
+        dtype: type of the weights. Default "auto": the checkpoint's.
 
     Raises:
-        CheckpointError: no such folder or hub id, a folder without config.json, a model whose output has no vector, or what
-            `require_loadable` refuses.
+        CheckpointError: no such folder or hub id, a folder without config.json, a model whose output has no vectors, or
+            a model that `require_loadable` refuses.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (named := named_kind(path)) is not None:
@@ -135,8 +137,8 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
         raise CheckpointError(str(error)) from error
     if model.config.model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path}: model type {model.config.model_type!r}; expected a Moon (see moon3 upcycle) or a dual tower"
-            + (f", or another model by its kind: {', '.join(MODEL_KINDS)}" if MODEL_KINDS else "")
+            f"{path}: found model type {model.config.model_type!r}; expected a Moon (see moon3 upcycle) or a dual tower"
+            + (f", or a peer by its kind: {', '.join(MODEL_KINDS)}" if MODEL_KINDS else "")
         )
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
 
@@ -153,37 +155,38 @@ def encode(
     reasoning: str = "none",
     **settings: Any,
 ) -> Encoded:
-    """Vectors of product or query records.
+    """Encode product or query records.
 
-    Records of like length share a batch, the next batch is prepared while one is computed, and the order is restored.
+    Records of similar length share a batch, and the next batch is prepared while the current one is computed. The
+    vectors are in the order of the records.
 
     Args:
-        model: takes the processor's tensors and returns `.embeddings`; used on its device, in its dtype, in evaluation
-            mode, and left as it was found.
+        model: takes the processor's tensors and returns `.embeddings`; it runs on its device, in its dtype and in
+            evaluation mode, and gets its previous mode back.
         processor: a MoonProcessor.
         records: product or query records.
         kind (`str`): "product" or "query". Default "product".
-        form (`str`): of products: "mm", "t" or "i". Default "mm".
-        task (`str` or `None`): of queries: "query" (the default), "category", "attribute".
-        reasoning (`str`): "none"; "generate": the model writes attributes of each record and is read behind them; "given":
-            it is read behind the record's own "reasoning". Default "none".
+        form (`str`): form of products: "mm", "t" or "i". Default "mm".
+        task (`str` or `None`): task of queries: "query", "category" or "attribute". Default `None`: "query".
+        reasoning (`str`): "none"; "generate": the model writes attributes of each record before the vector is read;
+            "given": the vector is read after the record's "reasoning". Default "none".
         **settings: batch_size, progress, thinking: see `EncodingSettings`.
 
     Raises:
-        ValueError: another kind or reasoning, reasoning of a model that does not, `thinking` without reasoning="generate",
-            what `EncodingSettings` refuses, or vectors that are not finite.
+        ValueError: another kind or reasoning, reasoning with a model that does not reason, `thinking` without
+            reasoning="generate", settings that `EncodingSettings` refuses, or vectors that are not finite.
 
-    Relations: `VectorCache` when several benchmarks need the same vectors.
+    Relations: use `VectorCache` if several benchmarks need the same vectors.
     """
-    how = EncodingSettings(**settings)
+    encoding = EncodingSettings(**settings)
     if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; expected kind product or query")
+        raise ValueError(f"kind={kind!r}; expected product or query")
     check_reasoning(model, processor, reasoning, REASONING)
-    if how.thinking is not None and reasoning != "generate":
-        raise ValueError(f"thinking={how.thinking} with reasoning={reasoning!r}; expected with reasoning='generate'")
+    if encoding.thinking is not None and reasoning != "generate":
+        raise ValueError(f"thinking={encoding.thinking} with reasoning={reasoning!r}; expected reasoning='generate'")
     unread = () if reasoning == "given" else ("reasoning",)
     order = sorted(range(len(records)), key=lambda index: _length(records[index], unread))
-    groups = [order[start : start + how.batch_size] for start in range(0, len(order), how.batch_size)]
+    groups = [order[start : start + encoding.batch_size] for start in range(0, len(order), encoding.batch_size)]
     options: dict[str, Any] = {"form": form} if kind == "product" else {"task": task or "query"}
     options |= {} if reasoning == "none" else {"reasoning": reasoning}
 
@@ -200,17 +203,17 @@ def encode(
     model.eval()
     try:
         bar = tqdm(
-            _prepared_ahead(prepare, groups),
+            _prepare_ahead(prepare, groups),
             total=len(groups),
             desc=_description(kind, options),
             delay=_PROGRESS_DELAY_SECONDS,
-            disable=not how.progress,
+            disable=not encoding.progress,
         )
         for group, batch in bar:
-            for kept, found in zip(batch.kept, _rows(model, processor, batch, reasoning, how), strict=True):
-                vectors[group[kept]], written[group[kept]], counts[group[kept]] = found
+            for kept, row in zip(batch.kept, _rows(model, processor, batch, reasoning, encoding), strict=True):
+                vectors[group[kept]], written[group[kept]], counts[group[kept]] = row
             skipped += [SkippedRecord(group[s.index], str(s.item), str(s.field), str(s.reason)) for s in batch.skipped]
-            shortened += [replace(one, index=group[one.index]) for one in batch.shortened]
+            shortened += [replace(entry, index=group[entry.index]) for entry in batch.shortened]
     finally:
         model.train(was_training)
     kept = sorted(vectors)
@@ -220,27 +223,27 @@ def encode(
     texts = None if reasoning == "none" else [written[index] for index in kept]
     tokens = [counts[index] for index in kept] if reasoning == "generate" else None
     skipped.sort(key=lambda record: record.index)
-    shortened.sort(key=lambda one: one.index)
+    shortened.sort(key=lambda entry: entry.index)
     return Encoded(_unit(stacked, kept), kept, skipped, texts, tokens, shortened)
 
 
-def all_skipped(what: str, encoded: Encoded) -> str:
-    """Say that all of some records were skipped, and why the first was.
+def describe_skipped(records: str, encoded: Encoded) -> str:
+    """Return a sentence that all records were skipped, with the reason for the first.
 
     Args:
-        what: what the records are, such as "products".
-        encoded: nothing kept, at least one skipped.
+        records: name of the records, such as "products".
+        encoded: a result without vectors and with at least one skipped record.
     """
     first = encoded.skipped[0]
     return (
-        f"all {len(encoded.skipped)} {what} were skipped, they could not be read; "
+        f"all {len(encoded.skipped)} {records} were skipped because they could not be read; "
         f"first: {first.item!r}, {first.field}: {first.reason}"
     )
 
 
 def _description(kind: str, options: Mapping[str, Any]) -> str:
-    what = f"products, {options['form']}" if kind == "product" else f"queries, task {options['task']}"
-    return f"encode {what}" + (f", reasoning {options['reasoning']}" if "reasoning" in options else "")
+    records = f"products, {options['form']}" if kind == "product" else f"queries, task {options['task']}"
+    return f"encode {records}" + (f", reasoning {options['reasoning']}" if "reasoning" in options else "")
 
 
 def _length(record: dict[str, Any], unread: Sequence[str]) -> tuple[int, int]:
@@ -250,12 +253,12 @@ def _length(record: dict[str, Any], unread: Sequence[str]) -> tuple[int, int]:
     return count, sum(len(str(value)) for name, value in record.items() if name not in no_text)
 
 
-def _prepared_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+def _prepare_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming: Future | None = pool.submit(prepare, groups[0]) if groups else None
+        upcoming: Future | None = pool.submit(prepare, groups[0]) if groups else None
         for number, group in enumerate(groups):
-            batch = coming.result() if coming is not None else None
-            coming = pool.submit(prepare, groups[number + 1]) if number + 1 < len(groups) else None
+            batch = upcoming.result() if upcoming is not None else None
+            upcoming = pool.submit(prepare, groups[number + 1]) if number + 1 < len(groups) else None
             yield group, batch
 
 
@@ -263,32 +266,31 @@ def vectors_of(output: Any) -> torch.Tensor:
     """Return the vectors (B, D) of a model's output.
 
     Raises:
-        ValueError: the output has none, because no row holds what the model reads a vector from.
+        ValueError: the output has no vectors, because the input lacks the tokens that the model reads them from.
     """
     if output.embeddings is None:
         raise ValueError(
-            "the model read no vectors: found rows without the tokens that it reads (such as <emb>); expected a batch of "
-            "the processor that belongs to the checkpoint"
+            "the model returned no vectors: found inputs without the tokens that it reads them from (such as <emb>); "
+            "expected a batch of the checkpoint's processor"
         )
     return output.embeddings
 
 
 def _rows(
-    model: Any, processor: Any, batch: Any, reasoning: str, how: EncodingSettings
+    model: Any, processor: Any, batch: Any, reasoning: str, settings: EncodingSettings
 ) -> Iterator[tuple[np.ndarray, Reasoning | None, int]]:
-    """Each row's vector, what was written before it was read, and the number of tokens that the model wrote."""
+    """Return an iterator over each row's vector, its reasoning, and the number of tokens that the model wrote."""
     if not batch.kept:
         return iter(())
-    nothing = [0] * len(batch.kept)
+    counts = [0] * len(batch.kept)
     if reasoning == "none":
-        return zip(_embed(model, batch), [None] * len(batch.kept), nothing, strict=True)
-    # As a dict: a model loaded from a checkpoint's own code has a Thinking of its own.
-    thinking = asdict(how.thinking) if isinstance(how.thinking, Thinking) else None
-    found = model.embed(batch, reasoning=reasoning, processor=processor, thinking=thinking)
-    counts = nothing
+        return zip(_embed(model, batch), [None] * len(batch.kept), counts, strict=True)
+    # As a dict: a model that was loaded from a checkpoint's code has another class Thinking.
+    thinking = asdict(settings.thinking) if isinstance(settings.thinking, Thinking) else None
+    output = model.embed(batch, reasoning=reasoning, processor=processor, thinking=thinking)
     if reasoning == "generate":
-        counts = (found.reasoning_ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
-    return zip(found.embeddings.float().cpu().numpy(), found.reasoning, counts, strict=True)
+        counts = (output.reasoning_ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
+    return zip(output.embeddings.float().cpu().numpy(), output.reasoning, counts, strict=True)
 
 
 def _embed(model: Any, batch: Any) -> np.ndarray:
@@ -303,40 +305,42 @@ def _embed(model: Any, batch: Any) -> np.ndarray:
 def _unit(vectors_ND: np.ndarray, kept: list[int]) -> np.ndarray:
     bad = [kept[row] for row in np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))]
     if bad:
-        raise CheckpointError(f"the model gave vectors that are not finite for {len(bad)} records (indices {bad[:5]})")
+        raise CheckpointError(
+            f"found vectors that are not finite for {len(bad)} records (indices {bad[:5]}); expected finite numbers"
+        )
     norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     return (vectors_ND / np.maximum(norm_N1, 1e-12)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class WrittenReasoning:
-    """What a model wrote about one product or query.
+    """The reasoning that a model wrote about one product or query.
 
     Args:
         side (`str`): "product" or "query".
-        input (`str`): what it was written from: the name of the gallery, such as "mm" or "mm, no category"; or "query".
-        item (`str`): product_id or query_id.
-        reasoning: as it was read.
+        input (`str`): the model's input: the name of the gallery, such as "mm" or "mm, no category"; or "query".
+        record_id (`str`): product_id or query_id.
+        reasoning: the parsed reasoning.
     """
 
     side: str
     input: str
-    item: str
+    record_id: str
     reasoning: Reasoning
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What counts as right, and which labels there are.
+    """Rules for right answers, and the source of labels.
 
     Args:
-        variants (`str`): what a search makes of the variants of a right answer (see `product_data.duplicates`): "left_out"
-            of its ranking, "right", or "wrong". Default "left_out".
-        label_products, label_queries (`Sequence` or `None`): the rows whose categories and attribute values are labels, those of
-            the whole data set. Default: the rows that are evaluated.
+        variants (`str`): how a search treats variants of a right answer (see `product_data.duplicates`): "left_out" of
+            the ranking, "right", or "wrong". Default "left_out".
+        label_products, label_queries (`Sequence` or `None`): products and queries whose categories and attribute values
+            are the labels, such as those of the whole data set. Default: the evaluated ones.
 
     Raises:
-        ValueError: other variants.
+        ValueError: another value of `variants`.
     """
 
     variants: str = VARIANTS[0]
@@ -348,26 +352,27 @@ class Scoring:
 
 
 class VectorCache:
-    """Each form of the gallery, each query and each label text encoded at most once for one model.
+    """Encode each form of the gallery, each query and each label text at most once for one model.
 
-    Queries and products may be embedded in different ways, since vectors with and without reasoning share one space. Label
-    texts never reason: they are one value each, and nothing can be drawn out of them.
+    Queries and products can use different modes of reasoning, since vectors with and without reasoning share one space.
+    Label texts never reason, because each is a single value.
 
     Args:
         model, processor: as for `encode`.
-        products, queries: the rows of the split that is evaluated.
-        query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`; every gallery is of the product
-            side, also where products' own parts stand in for queries. Default "none". Queries also "auto": in each search
-            those reason whose vector without reasoning is unsure among that gallery's (`MarginGate`).
-        gate_threshold (`float` or `None`): of "auto", the margin below which a query is unsure. Default 0.05.
-        scoring (`Scoring` or `None`): what counts as right, and which labels there are. Default: `Scoring()`.
+        products, queries: the products and queries to evaluate.
+        query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`. Default "none". All galleries
+            use `product_reasoning`, even where parts of products replace queries. `query_reasoning` can also be "auto":
+            in each search, the queries that are unsure of their nearest product without reasoning then reason
+            (`MarginGate`).
+        gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure. Default 0.05.
+        scoring (`Scoring` or `None`): rules for right answers, and the source of labels. Default: `Scoring()`.
         **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
 
     Raises:
-        ValueError: another reasoning, reasoning of a model that does not, `thinking` where no side generates, a threshold
-            without "auto" or not in [0, 2].
+        ValueError: another mode, reasoning with a model that does not reason, `thinking` without a side that generates,
+            or a threshold without "auto" or outside [0, 2].
 
-    Relations: handed to every benchmark of a run.
+    Relations: all benchmarks of a run share one cache.
     """
 
     def __init__(
@@ -401,46 +406,46 @@ class VectorCache:
         self._galleries: dict[str, Encoded] = {}
         self._refused: dict[str, str] = {}
         self._queries: Encoded | None = None
-        self._thought: dict[int, tuple[np.ndarray, Reasoning]] = {}
+        self._reasoned: dict[int, tuple[np.ndarray, Reasoning]] = {}
         self._labels: dict[tuple[str, str], np.ndarray] = {}
         self._shortened: list[dict[str, Any]] = []
 
     def gallery(self, form: str) -> Encoded:
-        """The products that have what `form` asks for: "mm" anything, "t" text, "i" an image."""
+        """Return the encoded products that have the form: "mm" any content, "t" text, "i" an image."""
         return self.varied_gallery(form, form, lambda row: row.record(form))
 
     def varied_gallery(self, name: str, form: str, record: Callable[[ProductRow], dict[str, Any]]) -> Encoded:
-        """A gallery of records that `record` makes of the rows, kept under `name`; a row without content is left out."""
+        """Return the encoded records that `record` makes from products; cached under `name`, without empty records."""
         if name not in self._galleries:
             made = [record(row) for row in self.products]
             rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
             chosen = [made[index] for index in rows]
             if why := unread_pictures(self.processor, chosen, f"products of the form {form!r}"):
-                return self.refused_gallery(name, why)
+                return self.refuse_gallery(name, why)
             encoded = self._encode(chosen, self.product_reasoning, form=form)
             self._note_shortened("product", encoded, [str(fields["id"]) for fields in chosen])
             self._galleries[name] = _renumbered(encoded, rows)
         return self._galleries[name]
 
-    def refused_gallery(self, name: str, why: str) -> Encoded:
-        """Keep a gallery without vectors under `name`, because of what the model does not read."""
+    def refuse_gallery(self, name: str, why: str) -> Encoded:
+        """Cache a gallery without vectors under `name`, with the reason: the model does not read its records."""
         self._refused[name] = why
         self._galleries[name] = Encoded(np.zeros((0, self.model.config.vector_size), np.float32), [], [])
         return self._galleries[name]
 
     def refusal(self, name: str) -> str:
-        """Why a gallery was refused, or "" where it was not; by the name of `varied_gallery`, or by the form."""
+        """Return why a gallery was refused, or "" if it was not, by the name of `varied_gallery` or by form."""
         return self._refused.get(name, "")
 
     def unread_queries(self, kind: str) -> str:
-        """Why the model cannot embed queries of a type ("text", "image", "both"), or "" where it can."""
+        """Return why the model cannot embed queries of a type ("text", "image", "both"), or "" if it can."""
         records = [row.record() for row in self.queries if row.type == kind]
         return unread_pictures(self.processor, records, f"queries of type {kind!r}")
 
     def all_queries(self) -> Encoded:
-        """Every query, by its place in `queries`; with "auto" without reasoning, as the gate sees them.
+        """Return the encoded queries, by index in `queries`; with "auto" without reasoning, as the gate needs them.
 
-        Queries of a type whose pictures the model does not read are left out, see `unread_queries`.
+        Queries of a type that the model does not read are left out, see `unread_queries`.
         """
         if self._queries is None:
             unread = {kind for kind in QUERY_TYPES if self.unread_queries(kind)}
@@ -451,19 +456,19 @@ class VectorCache:
             self._note_shortened("query", self._queries, [row.query_id for row in self.queries])
         return self._queries
 
-    def asked(
+    def search_vectors(
         self, rows: Sequence[int], gallery_GD: np.ndarray, exclude: Sequence[Sequence[int]]
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Queries as they search a gallery, and with "auto" which of them reasoned for it; each reasons at most once.
+        """Return the vectors of queries for a search of a gallery, and with "auto" which queries reasoned for it.
 
-        A gallery of one item leaves nothing to be unsure of.
+        A query reasons at most once for all searches. In a gallery of one product no query is unsure.
 
         Args:
-            rows: of `all_queries`.
-            gallery_GD: the vectors that are searched.
-            exclude: for each of the rows the places in the gallery that are left out, whatever the right answer is.
+            rows: rows of `all_queries`.
+            gallery_GD: the vectors to search.
+            exclude: for each of the rows the indices in the gallery to leave out, independent of the right answers.
 
-        Shapes: returns (Q, D) float32 and (Q,) bool or None.
+        Shapes: returns (Q, D) float32, and (Q,) bool or None.
 
         Raises:
             ValueError: a query that can be embedded but cannot reason.
@@ -477,43 +482,48 @@ class VectorCache:
             gate = MarginGate(gallery_GD, self.gate_threshold)
             unsure_Q = gate.unsure(gate.margins(torch.from_numpy(vector_QD), exclude)).numpy()
         chosen = [encoded.kept[row] for row, unsure in zip(rows, unsure_Q, strict=True) if unsure]
-        self._think_of([index for index in chosen if index not in self._thought])
+        self._reason_about([index for index in chosen if index not in self._reasoned])
         if chosen:
-            vector_QD[unsure_Q] = np.stack([self._thought[index][0] for index in chosen])
+            vector_QD[unsure_Q] = np.stack([self._reasoned[index][0] for index in chosen])
         return vector_QD, unsure_Q
 
-    def _think_of(self, indices: Sequence[int]) -> None:
+    def _reason_about(self, indices: Sequence[int]) -> None:
         records = [self.queries[index].record() for index in indices]
-        found = self._encode(records, "generate", kind="query")
-        if found.skipped:
-            raise TableError(f"query {found.skipped[0].item!r} cannot reason: {found.skipped[0].reason}")
-        self._note_shortened("query", found, [self.queries[index].query_id for index in indices])
-        texts = found.reasoning or []
-        self._thought.update(zip(indices, zip(found.vectors, texts, strict=True), strict=True))
+        encoded = self._encode(records, "generate", kind="query")
+        if encoded.skipped:
+            raise TableError(f"query {encoded.skipped[0].item!r} cannot reason: {encoded.skipped[0].reason}")
+        self._note_shortened("query", encoded, [self.queries[index].query_id for index in indices])
+        texts = encoded.reasoning or []
+        self._reasoned.update(zip(indices, zip(encoded.vectors, texts, strict=True), strict=True))
 
     def labels(self, texts: Sequence[str], task: str) -> np.ndarray:
-        """Vectors (L, D) of label texts under the instruction of `task` ("category" or "attribute").
+        """Return the vectors (L, D) of label texts with the instruction of `task` ("category" or "attribute").
 
         Raises:
             TableError: a label that cannot be encoded.
         """
         missing = [text for text in dict.fromkeys(texts) if (task, text) not in self._labels]
         records = [{"text": text, "id": text} for text in missing]
-        found = self._encode(records, "none", kind="query", task=task)
-        if found.skipped:
-            raise TableError(f"label {found.skipped[0].item!r} cannot be encoded: {found.skipped[0].reason}")
-        self._note_shortened("label", found, missing)
-        self._labels.update({(task, text): vector for text, vector in zip(missing, found.vectors, strict=True)})
+        encoded = self._encode(records, "none", kind="query", task=task)
+        if encoded.skipped:
+            raise TableError(f"label {encoded.skipped[0].item!r} cannot be encoded: {encoded.skipped[0].reason}")
+        self._note_shortened("label", encoded, missing)
+        self._labels.update({(task, text): vector for text, vector in zip(missing, encoded.vectors, strict=True)})
         return np.stack([self._labels[task, text] for text in texts])
 
-    def why_empty(self) -> str:
-        """Why a gallery that was asked for has nothing in it, though products have what it asks for; "" where none is so."""
+    def empty_gallery_reason(self) -> str:
+        """Return why a gallery is empty although products have its form; "" if there is no such gallery."""
         return next(iter(self._refused.values()), "") or next(
-            (all_skipped("products", one) for one in self._galleries.values() if not one.kept and one.skipped), ""
+            (
+                describe_skipped("products", gallery)
+                for gallery in self._galleries.values()
+                if not gallery.kept and gallery.skipped
+            ),
+            "",
         )
 
     def skipped(self) -> list[dict[str, Any]]:
-        """Everything so far that could not be encoded, each product or query once."""
+        """Return the products and queries that could not be encoded so far, each once."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for record in (record for gallery in self._galleries.values() for record in gallery.skipped):
             row = self.products[record.index]
@@ -524,14 +534,14 @@ class VectorCache:
         return list(found.values())
 
     def shortened(self) -> list[dict[str, Any]]:
-        """Everything so far that was cut or made smaller, as `retrieval.shortened.shortened_items` names it.
+        """Return everything that was cut or resized so far, as entries of `retrieval.shortened.shortened_items`.
 
-        What several forms or label texts of one item have in common stands there once for each.
+        A part that several forms of a product share has one entry for each form.
         """
         return list(self._shortened)
 
     def size(self) -> int:
-        """How many products, queries and label texts were encoded so far, each counted once."""
+        """Return the number of products, queries and label texts that were encoded so far, each counted once."""
         products = {row for gallery in self._galleries.values() for row in gallery.kept}
         return len(products) + (len(self._queries.kept) if self._queries else 0) + len(self._labels)
 
@@ -539,13 +549,13 @@ class VectorCache:
         self._shortened += shortened_items(kind, encoded.shortened, names)
 
     def reasonings(self) -> list[WrittenReasoning]:
-        """Everything written so far: of each gallery in the order of the products, then of the queries."""
+        """Return all reasonings written so far: each gallery's in the order of products, then those of queries."""
         found = []
         for name, gallery in self._galleries.items():
             for index, text in _written(gallery):
                 found.append(WrittenReasoning("product", name, self.products[index].product_id, text))
-        thought = [(index, text) for index, (_, text) in sorted(self._thought.items())]
-        for index, text in [*(_written(self._queries) if self._queries else ()), *thought]:
+        reasoned = [(index, text) for index, (_, text) in sorted(self._reasoned.items())]
+        for index, text in [*(_written(self._queries) if self._queries else ()), *reasoned]:
             found.append(WrittenReasoning("query", "query", self.queries[index].query_id, text))
         return found
 
@@ -563,12 +573,12 @@ def _written(encoded: Encoded) -> Iterator[tuple[int, Reasoning]]:
 def _renumbered(encoded: Encoded, rows: Sequence[int]) -> Encoded:
     skipped = [SkippedRecord(rows[s.index], s.item, s.field, s.reason) for s in encoded.skipped]
     kept = [rows[index] for index in encoded.kept]
-    shortened = [replace(one, index=rows[one.index]) for one in encoded.shortened]
+    shortened = [replace(entry, index=rows[entry.index]) for entry in encoded.shortened]
     return Encoded(encoded.vectors, kept, skipped, encoded.reasoning, encoded.tokens, shortened)
 
 
 def config_digest(model: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of the model's configuration, wherever it was loaded from."""
+    """Return the first 16 hex digits of the SHA-256 of a model's configuration, without the path it was loaded from."""
     settings = json.loads(model.config.to_json_string(use_diff=False))
     text = json.dumps({name: settings[name] for name in settings if name != "_name_or_path"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

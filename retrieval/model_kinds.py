@@ -81,7 +81,7 @@ def require_checkpoint(path: str | Path) -> None:
         CheckpointError: a folder without config.json.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path}: no config.json; expected the folder of a saved checkpoint")
+        raise CheckpointError(f"{path}: found no config.json; expected the folder of a saved checkpoint")
 
 
 def unread_pictures(processor: Any, records: Sequence[dict[str, Any]], what: str) -> str:

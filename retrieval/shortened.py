@@ -1,4 +1,4 @@
-"""Count and name what was made smaller to keep the token budget: texts that were cut, pictures that were resized."""
+"""Count and name the texts that were cut and the pictures that were resized to keep the token budget."""
 
 from __future__ import annotations
 
@@ -7,79 +7,77 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 FIRST = 10
-"""Items that a summary names."""
+"""Number of entries that a summary lists."""
 _LONGEST_NAME = 60
 
 
 def shortened_items(kind: str, shortened: Iterable[Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what the processor shortened, by name.
+    """Return what the processor shortened, with the name of each record.
 
     Args:
-        kind (`str`): what the records are: "product", "query" or "label".
-        shortened: of a batch: entries with `index`, `field`, `tokens_before` and `tokens_after`.
-        names: what each record is called, by index.
+        kind (`str`): kind of the records: "product", "query" or "label".
+        shortened: entries of a batch, with `index`, `field`, `tokens_before` and `tokens_after`.
+        names: name of each record, by index.
 
     Returns: for each entry kind, item, field ("images", "description", …), tokens_before, tokens_after.
     """
     return [
         {
             "kind": kind,
-            "item": names[one.index],
-            "field": one.field,
-            "tokens_before": one.tokens_before,
-            "tokens_after": one.tokens_after,
+            "item": names[entry.index],
+            "field": entry.field,
+            "tokens_before": entry.tokens_before,
+            "tokens_after": entry.tokens_after,
         }
-        for one in shortened
+        for entry in shortened
     ]
 
 
-def part_of(one: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What an entry is about: kind, item, field."""
-    return one["kind"], one["item"], one["field"]
+def part_of(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the part of a record that an entry describes: kind, name, field."""
+    return entry["kind"], entry["item"], entry["field"]
 
 
-def shortened_summary(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Count entries of `shortened_items`; what is said twice of one part of one item counts once.
+def shortened_summary(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count entries of `shortened_items`; several entries for one part of a record count once.
 
-    Returns: items (how many), fields (field → items), first (the first ten entries).
+    Returns: items (number of records), fields (field → number of records), first (the first ten entries).
     """
     parts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for one in found:
-        parts.setdefault(part_of(one), dict(one))
+    for entry in entries:
+        parts.setdefault(part_of(entry), dict(entry))
     return {
-        "items": len({(kind, item) for kind, item, _ in parts}),
+        "items": len({(kind, name) for kind, name, _ in parts}),
         "fields": dict(Counter(field for _, _, field in parts)),
         "first": list(parts.values())[:FIRST],
     }
 
 
 def shortened_sentence(summary: Mapping[str, Any], max_tokens: int | None, total: int | None = None) -> str:
-    """Say how many items were shortened, which parts of them, and the first.
+    """Return a sentence with the number of shortened records, their shortened parts, and the first of them.
 
     Args:
-        summary: of `shortened_summary`, of at least one item.
-        max_tokens (`int` or `None`): the processor's; `None` where it is not known.
-        total (`int` or `None`): how many items there were, for the share; `None` where it is not known.
+        summary: result of `shortened_summary` with at least one record.
+        max_tokens (`int` or `None`): the processor's `max_tokens`; `None` if unknown.
+        total (`int` or `None`): number of all records, for the share; `None` if unknown.
     """
     budget = "the token budget" if max_tokens is None else f"max_tokens={max_tokens}"
     fields = ", ".join(
         f"pictures made smaller in {count}" if field == "images" else f"{field} cut in {count}"
         for field, count in summary["fields"].items()
     )
-    items = _how_many(summary["items"], total)
-    return f"{items} over {budget}: {fields}; first: {told(summary['first'][0])}"
-
-
-def _how_many(items: int, total: int | None) -> str:
-    """A number of items with its verb, and its share where the total is known."""
+    count = summary["items"]
+    verb = "is" if count == 1 else "are"
     if total is None:
-        return "1 item is" if items == 1 else f"{items} items are"
-    return f"{items:,} of {total:,} items ({100 * items / total:.2g} %) {'is' if items == 1 else 'are'}"
+        subject = f"{count} {'item' if count == 1 else 'items'} {verb}"
+    else:
+        subject = f"{count:,} of {total:,} items ({100 * count / total:.2g} %) {verb}"
+    return f"{subject} over {budget}: {fields}; first: {describe_part(summary['first'][0])}"
 
 
-def told(one: Mapping[str, Any]) -> str:
-    """Say what became of one part of an item; a long name, such as that of a label text, is shown by its beginning."""
-    name = one["item"] if len(one["item"]) <= _LONGEST_NAME else one["item"][: _LONGEST_NAME - 1] + "…"
-    if not one["tokens_after"]:
-        return f"{one['kind']} {name!r}, {one['field']}: left out ({one['tokens_before']} tokens)"
-    return f"{one['kind']} {name!r}, {one['field']}: {one['tokens_before']} → {one['tokens_after']} tokens"
+def describe_part(entry: Mapping[str, Any]) -> str:
+    """Return a phrase that describes a shortened part of a record; a long name is abbreviated."""
+    name = entry["item"] if len(entry["item"]) <= _LONGEST_NAME else entry["item"][: _LONGEST_NAME - 1] + "…"
+    if not entry["tokens_after"]:
+        return f"{entry['kind']} {name!r}, {entry['field']}: left out ({entry['tokens_before']} tokens)"
+    return f"{entry['kind']} {name!r}, {entry['field']}: {entry['tokens_before']} → {entry['tokens_after']} tokens"

@@ -1,7 +1,7 @@
-"""Errors that a person can put right, raised from more than one room."""
+"""Errors of several packages that a user can correct."""
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run, in a sentence that says which key, what was found and what is expected."""
+    """A recipe that cannot be run. The message names the key, what was found and what is expected."""
 
     exit_status = 2

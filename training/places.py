@@ -1,4 +1,4 @@
-"""The places of the project's own files: recipes, launch files and the training script."""
+"""Paths of the project's files: recipes, launch files and the training script."""
 
 from pathlib import Path
 

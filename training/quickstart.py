@@ -1,13 +1,13 @@
-"""The main job in five minutes: search with a small trained Moon, then train it further on a shop's own products.
+"""Show the main use in five minutes: search with a small trained Moon, then train it further on a shop's own products.
 
     moon3 quickstart
 
-The searches of the first minute use the checkpoint that the package ships, so that they are the same on every machine. The
-training that follows has a fixed number of steps, and says how long it will take before it starts.
+The searches of the first minute use the shipped checkpoint, so they are the same on every machine. The training after them has
+a fixed number of steps, and its duration is printed before it starts.
 
-Everything is written to runs/quickstart: the shipped checkpoint, complete (shipped), its searches (search.png), the products
-as a shop would bring them (parquet tables), the run with its metrics, the checkpoint that was trained further (run/final), its
-searches (search_after.png) and results.json. Stopped at any moment, the same command goes on.
+runs/quickstart then holds the complete shipped checkpoint (shipped), its searches (search.png), the products as parquet tables
+like those of a shop, the run with its metrics, the checkpoint that was trained further (run/final), its searches
+(search_after.png) and results.json. The same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from product_data.catalogue.making import write_catalogue
 from product_data.tables import ProductTables, QueryRow, load_tables
 from retrieval.encode import load_for_evaluation
 from training.assembly.stages import trainer_factory
-from training.assembly.starting_model import choose_what_learns, load_start, prepare_base
+from training.assembly.starting_model import load_start, make_trainable, prepare_base
 from training.assembly.step_rate import seconds_per_step
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.runs.run import Run
@@ -44,11 +44,19 @@ RECIPE = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 SEARCHES = ("text", "image", "both")
 OPTIONS_FILE = "options.json"
 UNSEEN = "test"
-"""The split of the catalogue that is searched, and never trained on."""
+"""The split of the catalogue for searches, which is never trained on."""
 
 
 def draw_catalogue(folder: Path, options: dict[str, Any]) -> ProductTables:
-    """The embedded catalogue as parquet tables in `folder`, drawn once for its options, and read like any shop's own."""
+    """Draw the embedded catalogue as parquet tables once for its options, and return the tables as read from them.
+
+    Args:
+        folder: folder of the tables.
+        options: arguments of `product_data.catalogue.making.write_catalogue`.
+
+    Raises:
+        RecipeError: the options cannot be used.
+    """
     stored = folder / OPTIONS_FILE
     if not stored.is_file() or json.loads(stored.read_text(encoding="utf-8")) != options:
         partial = folder.with_name(folder.name + PARTIAL)
@@ -64,12 +72,12 @@ def draw_catalogue(folder: Path, options: dict[str, Any]) -> ProductTables:
 
 
 def measure(model: Any, processor: Any, tables: ProductTables, name: str) -> dict[str, Any]:
-    """Recall in the five directions over the unseen products of the catalogue."""
+    """Return recall in the five directions over the unseen products of the catalogue."""
     return evaluate_model(model, processor, tables, model_name=name, options=EvaluationOptions(only=("retrieval",)))
 
 
 def check_both_libraries(checkpoint: Path, products: list[dict[str, Any]]) -> float:
-    """Largest difference between the vectors of `AutoModel` and of `SentenceTransformer` from the same folder."""
+    """Return the largest difference between the vectors of `AutoModel` and `SentenceTransformer` from the same folder."""
     model, processor = AutoModel.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
     with torch.inference_mode():
         ours = model(**processor(products=products, return_tensors="pt")).embeddings.numpy()
@@ -78,7 +86,13 @@ def check_both_libraries(checkpoint: Path, products: list[dict[str, Any]]) -> fl
 
 
 def search(checkpoint: Path, tables: ProductTables, top: int = 5) -> list[SearchExample]:
-    """Answer one text, one photo and one photo-with-text query among the unseen products, with sentence-transformers."""
+    """Search with a text, a photo, and a photo with text among the unseen products, using sentence-transformers.
+
+    Args:
+        checkpoint: folder of the model.
+        tables: the unseen products and their queries.
+        top: number of products to show for each query.
+    """
     encoder = SentenceTransformer(str(checkpoint))
     gallery = encoder.encode_document([row.record() for row in tables.products], show_progress_bar=True)
     queries = [_example_query(tables, kind) for kind in SEARCHES]
@@ -94,21 +108,21 @@ def search(checkpoint: Path, tables: ProductTables, top: int = 5) -> list[Search
 
 
 def _example_query(tables: ProductTables, kind: str) -> QueryRow:
-    """A query of a kind whose answer is in the gallery; which one does not depend on the model."""
+    """Return a query of a kind whose answer is in the gallery, chosen independently of the model."""
     known = {row.product_id for row in tables.products}
     fitting = [query for query in tables.queries if query.type == kind and known & set(query.positives)]
     return fitting[len(fitting) * (1 + SEARCHES.index(kind)) // 4]
 
 
 def quickstart(folder: Path, overrides: Sequence[str]) -> None:
-    """The whole of it; what an earlier call has finished is kept.
+    """Search, train further and search again, keeping the finished steps of an earlier call.
 
     Args:
-        folder: where everything is written.
-        overrides: `--key value` pairs that replace the recipe's; `--overwrite` starts the run anew.
+        folder: folder to write.
+        overrides: `--key value` pairs that replace keys of the recipe; `--overwrite` deletes an earlier run.
 
     Raises:
-        RecipeError: the folder holds a run of other values, or a value that cannot be used.
+        RecipeError: the folder holds a run of other values, or a value cannot be used.
     """
     started = time.monotonic()
     shop = folder / "shop"
@@ -116,15 +130,15 @@ def quickstart(folder: Path, overrides: Sequence[str]) -> None:
     own = ["--output_dir", str(folder / "run"), "--data", str(shop), "--base", str(SHIPPED)]
     recipe = parse_recipe([str(RECIPE), *own, *overrides])
     run = Run(recipe)
-    with run.forgotten_if_refused():
-        run.open()  # before anything is drawn or made: it refuses other values, and clears where that is asked for
+    with run.removed_on_failure():
+        run.open()  # first of all: refuses other values, and clears the folder with --overwrite
         options = dict(recipe.data.catalogue or {})
         unseen = draw_catalogue(folder / "unseen", {**options, "only": UNSEEN})
         before = first_minute(folder, unseen)
-        print(f"seconds until the first searches and their measure: {time.monotonic() - started:.0f}", flush=True)
-        print(f"4/6  The shop's own products, drawn into {shop}", flush=True)
+        print(f"     first searches and recall after {time.monotonic() - started:.0f} seconds", flush=True)
+        print(f"4/6  Drawing the shop's own products into {shop}", flush=True)
         own_products = draw_catalogue(shop, {**options, "only": recipe.data.split})
-        say_how_long(run, own_products)
+        print_duration(run, own_products)
     train(run)
     after = second_look(folder, run.folder.final, unseen, before)
     difference = check_both_libraries(run.folder.final, [row.record() for row in unseen.products[:8]])
@@ -149,31 +163,31 @@ def quickstart(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def first_minute(folder: Path, unseen: ProductTables) -> dict[str, Any]:
-    """Search and measure with the shipped checkpoint; nothing here depends on how fast the machine is.
+    """Search and measure with the shipped checkpoint, independently of the speed of the machine.
 
     Args:
-        folder: where the complete checkpoint and the searches are written.
+        folder: folder for the complete checkpoint and the searches.
         unseen: products that no training saw, and their queries.
 
     Returns:
         The results of the checkpoint.
     """
-    print(f"1/6  {len(unseen.products)} products that the shipped checkpoint has never seen", flush=True)
+    print(f"1/6  Reading {len(unseen.products)} products that the shipped checkpoint was not trained on", flush=True)
     checkpoint = unpack(folder / "shipped")
-    print("2/6  Three searches: words, a photo, a photo and words", flush=True)
+    print("2/6  Searching with words, with a photo, and with a photo and words", flush=True)
     _draw_searches(checkpoint, unseen, folder / "search.png", "The shipped checkpoint")
-    print("3/6  What it finds", flush=True)
+    print("3/6  Measuring recall", flush=True)
     before = measure(*load_for_evaluation(checkpoint), unseen, "shipped")
     print(comparison_table([before], names=["shipped"]), flush=True)
     return before
 
 
-def say_how_long(run: Run, products: ProductTables) -> None:
-    """Measure a few steps, put every weight back, and print how long the training will take on this machine.
+def print_duration(run: Run, products: ProductTables) -> None:
+    """Time a few steps, restore the weights, and print how long the training will take on this machine.
 
     Args:
-        run: the training; nothing is printed where it has finished.
-        products: what it trains on.
+        run: the training; a finished training prints nothing.
+        products: its training data.
     """
     if run.folder.finished.is_file():
         return
@@ -181,7 +195,7 @@ def say_how_long(run: Run, products: ProductTables) -> None:
     tables = [products.select(recipe.data.split)]
     start = prepare_base(run, tables)
     model, processor = load_start(run, start, on_gpu=recipe.training.device.type == "cuda", tables=tables)
-    learner = choose_what_learns(model, recipe.model)
+    learner = make_trainable(model, recipe.model)
     make = trainer_factory(run, learner, processor, tables)
     seconds, steps = seconds_per_step(run, make, learner), run.max_steps
     minutes = f"{seconds * steps / 60:.0f} minutes" if seconds * steps >= 90 else f"{seconds * steps:.0f} seconds"
@@ -189,8 +203,8 @@ def say_how_long(run: Run, products: ProductTables) -> None:
 
 
 def second_look(folder: Path, checkpoint: Path, unseen: ProductTables, before: dict[str, Any]) -> dict[str, Any]:
-    """Measure and search with the checkpoint that was trained further, beside what the shipped one found."""
-    print("6/6  What it finds now, among the same products", flush=True)
+    """Measure and search with the checkpoint that was trained further, and print both results."""
+    print("6/6  Measuring recall again, among the same products", flush=True)
     after = measure(*load_for_evaluation(checkpoint), unseen, "trained further")
     print(comparison_table([before, after], names=["shipped", "trained further"]), flush=True)
     _draw_searches(checkpoint, unseen, folder / "search_after.png", "Trained further")
@@ -198,5 +212,5 @@ def second_look(folder: Path, checkpoint: Path, unseen: ProductTables, before: d
 
 
 def _draw_searches(checkpoint: Path, unseen: ProductTables, path: Path, name: str) -> None:
-    contact_sheet(search(checkpoint, unseen), path, title=f"{name}, among products that it never saw")
+    contact_sheet(search(checkpoint, unseen), path, title=f"{name}, among products that it was not trained on")
     print(f"     wrote {path}", flush=True)

@@ -1,13 +1,13 @@
-"""The small trained checkpoint that the package ships: unpack it, or train it again and measure it.
+"""Unpack the small trained checkpoint that the package ships, or train it again and measure it.
 
     moon3 shipped-checkpoint
 
-draws the products, trains by training/recipes/quickstart_checkpoint.yaml and then quickstart_checkpoint_photos.yaml, measures
+draws the products, trains with training/recipes/quickstart_checkpoint.yaml and then quickstart_checkpoint_photos.yaml, measures
 on products of two other seeds, and writes training/checkpoints/moon1-catalogue with its card, and results/moon1_catalogue.json.
 
-The checkpoint lies in a package, beside the recipes, so that an installed wheel has it as a checkout does. Its folder is
-named as a repository of the hub would be, and holds no code: that is the package's own, so that the two cannot drift apart.
-`unpack` writes a complete folder, which loads anywhere.
+The checkpoint is in a package, beside the recipes, so that installed wheels contain it. Its folder has a name like a repository
+on the hub. It contains no copy of the code, which could differ from the code of the package. `unpack` writes a complete folder,
+which loads anywhere.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from training.train import train
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "moon1-catalogue"
 RECIPES = {"run": "quickstart_checkpoint.yaml", "photos": "quickstart_checkpoint_photos.yaml"}
-"""The two trainings, by the folder that each writes; the second begins with the model of the first."""
+"""The recipes of the two trainings, by their folder; the second starts from the model of the first."""
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "moon1_catalogue.json"
 TRAINED_ON = {"products": 6000, "seed": 1, "image_size": 96}
 MEASURED_ON = {
     "validation": {"products": 3400, "seed": 2, "image_size": 96},
     "unseen": {"products": 3400, "seed": 0, "image_size": 96},
 }
-"""The test splits of these catalogues: 510 products each. Settings were chosen by the first, and nothing by the second."""
+"""Catalogues whose test splits have 510 products each. Settings were chosen on the first, and nothing on the second."""
 
 CARD = """\
 ---
@@ -56,15 +56,15 @@ tags: [multimodal, e-commerce, product-search, moon]
 # moon1-catalogue
 
 A very small Moon (preset `moon1`, {parameters:.1f} million parameters, {megabytes:.1f} MB, vectors of 128 numbers) that
-`make quickstart` searches with. It shows what the architecture does; it is no model for a real shop.
+`make quickstart` searches with. It demonstrates the architecture and is not a model for a real shop.
 
 ## Data and licence
 Drawn products only: 4,800 products of the embedded catalogue (seed 1) with their photos and queries, as
-`product_data.catalogue.making` makes them. There is no picture or text of anyone else in it. Weights and drawings are under the
-licence of the code, Apache-2.0.
+`product_data.catalogue.making` draws them. They contain no pictures or texts of other people. Weights and drawings are under
+the licence of the code, Apache-2.0.
 
 ## How to load it
-The folder holds weights and settings; the code is the package's own.
+The folder holds weights and settings; the code is in the package.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -79,29 +79,29 @@ vectors = encoder.encode_document([{{"title": "Noru low-top sneakers", "attribut
 (`trust_remote_code=True`); `make quickstart` does so in `runs/quickstart/shipped`.
 
 ## What it finds
-R@10 in per cent, with 95 % intervals, among 510 drawn products each that it never saw: of seed 2, by which the settings
-were chosen ("validation"), and of seed 0, which chose nothing ("unseen"). t: text, i: a photo on cluttered ground, mm: both.
-The numbers are those of `results/moon1_catalogue.json`.
+R@10 in per cent, with 95 % intervals, among 510 drawn products each that it was not trained on: of seed 2, on which the
+settings were chosen ("validation"), and of seed 0, on which nothing was chosen ("unseen"). t: text, i: a photo on a cluttered
+background, mm: both. The numbers are from `results/moon1_catalogue.json`.
 
 {table}
 
 ## Limits
 - It knows 24 kinds of drawn products, {vocabulary:,} byte-pair tokens of English, and pictures of 96 × 96 pixels.
-  Photographs of real products are foreign to it.
+  It does not know photographs of real products.
 - One training, one seed.
-- Photos come with the box of the product, as in its training; what it finds without boxes was not measured.
+- Photos come with the box of the product, as in its training; recall without boxes was not measured.
 
 ## How it was made
-`moon3 shipped-checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two trainings, of which
-the second shows it mostly photos. `resolved_recipe.yaml` and `provenance.json` are of the second training.
+`moon3 shipped-checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two trainings. The second
+one uses mostly photos. `resolved_recipe.yaml` and `provenance.json` belong to the second training.
 """
 
 
 def unpack(folder: Path) -> Path:
-    """Write the shipped checkpoint with the code that loads it, and return its folder; one that is there is left alone.
+    """Write the shipped checkpoint with the code that loads it, and return its folder.
 
     Args:
-        folder: where to write.
+        folder: folder to write; an existing folder is not changed.
     """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,8 +117,8 @@ def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Return the results of a checkpoint on the two catalogues that its training did not see.
 
     Args:
-        checkpoint: its folder.
-        folder: where the catalogues are drawn.
+        checkpoint: folder of the model.
+        folder: folder for the drawn catalogues.
     """
     model, processor = load_for_evaluation(checkpoint)
     found: dict[str, Any] = {}
@@ -133,14 +133,14 @@ def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
 
 def ship(final: Path, results: dict[str, Any], target: Path) -> None:
-    """Write a trained checkpoint as it is shipped: weights, settings, how it was made and the card, without the code.
+    """Write a trained checkpoint as it is shipped: weights, settings, provenance and the card, without code.
 
-    README.md is the one above, in our own words; `model_card.json` holds the facts that `moon3 push` and further trainings read.
+    `CARD` is the text of README.md; `model_card.json` holds the facts that `moon3 push` and further trainings read.
 
     Args:
         final: the trained checkpoint.
-        results: of `measure`, and "steps".
-        target: the folder to write.
+        results: the result of `measure`, and "steps".
+        target: folder to write.
     """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(final, target, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
@@ -159,15 +159,15 @@ def ship(final: Path, results: dict[str, Any], target: Path) -> None:
 
 
 def card_table(results: dict[str, Any]) -> str:
-    """The card's table: recall on both catalogues."""
+    """Return the table of the card, with recall on both catalogues."""
     return comparison_table([results[name] for name in MEASURED_ON], names=["moon1-catalogue"] * len(MEASURED_ON))
 
 
 def train_twice(folder: Path) -> tuple[Path, int]:
-    """Run both trainings, or find them finished, and return the last model and the steps of both together.
+    """Run both trainings, unless they are finished, and return the last model and the sum of their steps.
 
     Args:
-        folder: where the products lie, in "catalogue", and where the trainings are written.
+        folder: folder of the products, in "catalogue", and of the trainings.
     """
     steps, start = 0, []
     for name, file in RECIPES.items():
@@ -181,12 +181,12 @@ def train_twice(folder: Path) -> tuple[Path, int]:
 
 
 def make_shipped_checkpoint(folder: Path, target: Path = SHIPPED, results_file: Path = RESULTS) -> dict[str, Any]:
-    """Train, measure and write; what an earlier call has finished is kept.
+    """Train, measure and write the shipped checkpoint, keeping the finished steps of an earlier call.
 
     Args:
-        folder: where everything is made.
-        target: the folder of the shipped checkpoint.
-        results_file: what it finds, as JSON.
+        folder: folder for the products and the trainings.
+        target: folder of the shipped checkpoint.
+        results_file: JSON file for the results.
 
     Returns:
         The results.

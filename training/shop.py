@@ -1,11 +1,11 @@
-"""From a shop's tables to a fine-tuned model and a report: hard negatives mined, adapter trained, before and after.
+"""Fine-tune a model on a shop's tables: mine hard negatives, train an adapter, and report recall before and after.
 
     moon3 shop --data my_shop --output runs/my_shop
     moon3 shop --products products.csv --interactions log.csv --images pictures/ --output runs/my_shop
 
 The folder holds products.{csv,jsonl,parquet} and interactions.* (query, query_image, product_id, action, count, time) or
-queries.*. Any further --key value replaces the recipe's. Stopped at any moment, the same command goes on. OUTPUT/report.md
-says what was read, what was left out, and what is found before and after, with pictures of searches beside it.
+queries.*. --key value replaces any key of the recipe. The same command resumes an interrupted one. OUTPUT/report.md lists what
+was read and left out, and recall before and after, with pictures of searches beside it.
 """
 
 import json
@@ -28,7 +28,7 @@ from product_data.reading import ReadingOptions
 from product_data.table_files import SUFFIXES
 from product_data.tables import ProductRow, ProductTables, TableError, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
-from retrieval.shortened import shortened_sentence, shortened_summary, told
+from retrieval.shortened import describe_part, shortened_sentence, shortened_summary
 from training.assembly.sources import with_held_out_queries
 from training.assembly.starting_model import load_start, prepare_base
 from training.mining.hard_negatives import MiningOptions
@@ -39,7 +39,7 @@ from training.recipe.data import interaction_options
 from training.runs.exact_resumption import ResumeError
 from training.runs.folder import RunFolder
 from training.runs.lock import alone_in
-from training.runs.progress_bars import bars_shown
+from training.runs.progress_bars import progress_bars
 from training.runs.run import Run
 from training.train import train
 
@@ -47,11 +47,11 @@ RECIPE = RECIPES / "shop.yaml"
 REPORT_FILE = "report.md"
 SIDES = ("before", "after")
 _METRICS = ("R@1", "R@5", "R@10")
-_LARGEST_PICTURED_GALLERY = 2000  # products among which the pictured searches are made
+_LARGEST_PICTURED_GALLERY = 2000  # products in the gallery of the pictured searches
 _PICTURED_SEARCHES = 6
-_FEW_SEARCHES = 100  # below, the report says so
-_OUTPUT_DIR = re.compile(r"(?<![\w/.-])(?:--)?output_dir\b")  # what a refused training calls the folder, and not a path
-_LISTED = 50  # items named in one list of the report
+_FEW_SEARCHES = 100  # the report warns about fewer held-out searches
+_OUTPUT_DIR = re.compile(r"(?<![\w/.-])(?:--)?output_dir\b")  # the key in an error of the training, but not in a path
+_LISTED = 50  # entries in one list of the report
 
 
 def shop(
@@ -61,27 +61,27 @@ def shop(
     mining: MiningOptions,
     reading: ReadingOptions | None = None,
 ) -> Path:
-    """Do the whole of it; what an earlier call has finished is kept.
+    """Mine, train and write the report, keeping the finished steps of an earlier call.
 
     Args:
         source: a folder, or the tables by name, as `product_data.tables.load_tables` reads them.
-        output: where everything is written: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
-        overrides: recipe keys, `--key value`; `--overwrite` starts anew.
+        output: folder to write: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
+        overrides: recipe keys, `--key value`; `--overwrite` deletes the results of an earlier call.
         mining: the guards of the hard negatives.
-        reading: how cells are read. Default: ReadingOptions's own.
+        reading: options for reading cells. Default: `ReadingOptions()`.
 
     Returns:
-        The report.
+        The path of the report.
 
     Raises:
-        TableError: tables that cannot be used.
-        RecipeError: keys that cannot be used, an output of other keys, or one in which another process is at work.
-        MiningError: an output of other tables.
+        TableError: the tables cannot be used.
+        RecipeError: a key cannot be used, or the output belongs to other keys or is in use by another process.
+        MiningError: the output belongs to other tables.
     """
-    with _called_output():
-        asked = parse_recipe([str(RECIPE), *overrides])
-        with bars_shown(not asked.training.disable_tqdm), alone_in(output, asked.training):
-            return _from_tables_to_report(source, output, overrides, mining, asked, reading or ReadingOptions())
+    with _errors_name_output_option():
+        requested = parse_recipe([str(RECIPE), *overrides])
+        with progress_bars(not requested.training.disable_tqdm), alone_in(output, requested.training):
+            return _from_tables_to_report(source, output, overrides, mining, requested, reading or ReadingOptions())
 
 
 def _from_tables_to_report(
@@ -89,37 +89,37 @@ def _from_tables_to_report(
     output: Path,
     overrides: Sequence[str],
     mining: MiningOptions,
-    asked: Recipe,
+    requested: Recipe,
     reading: ReadingOptions,
 ) -> Path:
     mined = output / "mined"
-    print("1/5  The tables, every picture opened", flush=True)
-    anew = asked.training.overwrite
-    reading = replace(reading, interactions=interaction_options(asked.data))
+    print("1/5  Reading the tables and all pictures", flush=True)
+    overwrite = requested.training.overwrite
+    reading = replace(reading, interactions=interaction_options(requested.data))
     tables = read_shop(source, reading)
     print(tables.report, flush=True)
-    if anew or not (mined / QUERIES_FILE).is_file():
+    if overwrite or not (mined / QUERIES_FILE).is_file():
         mined.mkdir(exist_ok=True)
-        write_queries(tables.queries, {}, mined)  # the recipe names the file, which mining fills
+        write_queries(tables.queries, {}, mined)  # the recipe names this file, and mining fills it
     recipe = _recipe(source, {"name": tables.name, **reading.as_entry()}, output, overrides)
     run = Run(recipe)
-    with run.forgotten_if_refused():
-        run.open()  # it refuses other values, and clears where that is asked for
-        print("2/5  The model to start from", flush=True)
+    with run.removed_on_failure():
+        run.open()  # refuses other values, and clears the folder with --overwrite
+        print("2/5  Preparing the base model", flush=True)
         start = prepare_base(run, [tables.select(recipe.data.split)])
         model, processor = load_start(run, start, on_gpu=torch.cuda.is_available())
     model = model.to(recipe.training.device)
-    print("3/5  Hard negatives, mined with it", flush=True)
+    print("3/5  Mining hard negatives with it", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size
     shown = not recipe.training.disable_tqdm
-    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=anew, options=mining, progress=shown)
+    job = MiningJob(mined, recipe.data.split, batch_size, overwrite=overwrite, options=mining, progress=shown)
     facts = mine(model, processor, tables, job, str(start))
     print(report_text(facts), flush=True)
     pictures = {"before": _draw(model, processor, tables, recipe, output, "before")}
     del model
-    print("4/5  Training, and recall before and after", flush=True)
+    print("4/5  Training, and measuring recall before and after", flush=True)
     train(run)
-    print("5/5  The report", flush=True)
+    print("5/5  Writing the report", flush=True)
     pictures["after"] = _draw(*load_for_evaluation(run.folder.final), tables, recipe, output, "after")
     path = output / REPORT_FILE
     write_atomically(path, write_report(tables, facts, _results(run.folder), pictures, Models(run.folder, start)))
@@ -127,21 +127,21 @@ def _from_tables_to_report(
 
 
 def read_shop(source: str | Path | dict[str, str], reading: ReadingOptions | None = None) -> ProductTables:
-    """Read a shop's tables, every picture opened, and hold out a fifth of the searches where no split is named.
+    """Read a shop's tables and open every picture; hold out a fifth of the searches if the tables have no splits.
 
     Args:
         source: a folder, or the tables by name.
-        reading: how cells are read, and how interactions become weights.
+        reading: options for reading cells, and for weighting interactions.
 
     Raises:
-        TableError: tables that cannot be used, without searches, or with pictures of which no product's can be opened.
+        TableError: the tables cannot be used, have no searches, or have no product whose pictures can be opened.
     """
     tables = load_tables(source, check_images=True, reading=reading)
     tables.report.raise_if_fatal()
     if not tables.queries:
         raise TableError(
             f"{tables.name}: found no searches; expected interactions.* or queries.* beside products.*; "
-            "training/train.py derives queries from products alone"
+            "training/train.py can train without searches, on queries derived from products"
         )
     if not any(map(_can_be_opened, tables.products)):
         raise TableError(
@@ -164,7 +164,7 @@ def _can_be_opened(row: ProductRow) -> bool:
 def _recipe(
     source: str | Path | dict[str, str], entry: dict[str, Any], output: Path, overrides: Sequence[str]
 ) -> Recipe:
-    """The recipe on the products as they are and the queries as mined."""
+    """Write and parse the recipe with the shop's products and the mined queries."""
     if isinstance(source, dict):
         parts = {key: source[key] for key in ("products", "images") if key in source}
     else:
@@ -180,7 +180,7 @@ def _products_of(folder: Path) -> list[Path]:
 
 
 def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, output: Path, when: str) -> Path | None:
-    """Picture some held-out searches and what is found for them; None where no held-out search has an answer."""
+    """Draw some held-out searches and their nearest products; return None if no held-out search has an answer."""
     part = tables.select(recipe.training.evaluate_split)
     answers = {name for query in part.queries for name in query.positives}
     products = sorted(part.products, key=lambda row: row.product_id not in answers)[:_LARGEST_PICTURED_GALLERY]
@@ -193,25 +193,25 @@ def _draw(model: Any, processor: Any, tables: ProductTables, recipe: Recipe, out
 
 
 def _results(run: RunFolder) -> list[dict[str, Any]]:
-    """The results before and after, where the recipe asks for them."""
+    """Return the results before and after training that the run holds."""
     paths = [run.results(when) for when in SIDES]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
 @dataclass(frozen=True)
 class Models:
-    """Where a report says that the models lie; paths beside the report are told from its folder.
+    """The models that a report names, with paths relative to the folder of the report.
 
     Args:
-        run: the folder of the training.
-        start: the model that it started from.
+        run: folder of the training.
+        start: the model that the training started from.
     """
 
     run: RunFolder
     start: Path
 
-    def told(self) -> list[str]:
-        """How to load the trained model, and its adapter where there is one."""
+    def describe(self) -> list[str]:
+        """Return how to load the trained model, and its adapter if it has one."""
         final, adapter = self._from_report(self.run.final), self.run.adapter
         lines = [
             f"- Fine-tuned model: `{final}`. Load it with `SentenceTransformer({final!r}, trust_remote_code=True)` "
@@ -220,13 +220,13 @@ class Models:
         if adapter.is_dir():
             base, path = self._from_report(self.start), self._from_report(adapter)
             lines.append(
-                f"- Adapter alone: `{path}`. Load it with `PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, "
-                f"trust_remote_code=True), {path!r})` (peft); in the fine-tuned model it is merged already."
+                f"- Adapter: `{path}`. Load it with `PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, "
+                f"trust_remote_code=True), {path!r})` (peft). It is already merged into the fine-tuned model."
             )
         return lines
 
     def _from_report(self, path: Path) -> str:
-        """A path from the report's folder, or as it is where it lies elsewhere."""
+        """Return a path relative to the report's folder, or unchanged if it is outside this folder."""
         report, path = self.run.path.parent.resolve(), path if not path.exists() else path.resolve()
         return str(path.relative_to(report)) if path.is_relative_to(report) else str(path)
 
@@ -244,17 +244,17 @@ def write_report(
         tables: the shop's tables.
         mined: the report of mining.
         results: the results before and after training.
-        pictures: the sheets of searches, by side.
-        models: where the trained model lies.
+        pictures: the sheets of searches before and after training.
+        models: the models of the training.
     """
     splits = Counter(row.split for row in tables.queries)
-    lines = [f"# {tables.name}", "", "## The model", "", *models.told(), "", "## What was read", ""]
+    lines = [f"# {tables.name}", "", "## The model", "", *models.describe(), "", "## What was read", ""]
     lines += [f"{len(tables.products)} products, {tables.interactions} interactions, {len(tables.queries)} searches"]
     lines[-1] += f" ({', '.join(f'{split}: {count}' for split, count in sorted(splits.items()))})."
     lines += ["", *(f"- {issue}" for issue in tables.report.issues)] if tables.report.issues else []
     lines += ["", "## Hard negatives", ""]
     rows = [[f"{count} negatives", queries] for count, queries in mined["negatives"].items()]
-    rows += [[f"fewer than wanted: {reason}", queries] for reason, queries in mined["reasons"].items()]
+    rows += [[f"fewer than requested: {reason}", queries] for reason, queries in mined["reasons"].items()]
     lines += [tabulate(rows, headers=["training searches with", "number"], tablefmt="github")]
     lines += ["", "## Before and after", ""]
     if len(results) == len(SIDES):
@@ -263,7 +263,7 @@ def write_report(
         lines += ["Not measured: evaluate_before or evaluate_after is off."]
     left_out = _left_out(mined, results)
     lines += ["", "## What could not be encoded", ""]
-    lines += [f"- {one}" for one in left_out[:_LISTED]] or ["Nothing."]
+    lines += [f"- {entry}" for entry in left_out[:_LISTED]] or ["Nothing."]
     lines += [f"- … and {len(left_out) - _LISTED} more"] if len(left_out) > _LISTED else []
     lines += ["", "## What was cut to the token budget", "", *_cut(mined, results, models.run)]
     lines += ["", "## Searches", ""]
@@ -274,54 +274,54 @@ def write_report(
 
 
 def _tables_of(results: Sequence[dict[str, Any]], held_out: int) -> list[str]:
-    lines = ["Recall over the held-out searches, in per cent with 95 % intervals, and what chance would give.", ""]
+    lines = ["Recall over the held-out searches and by chance, in per cent with 95 % intervals.", ""]
     if held_out < _FEW_SEARCHES:
-        lines += [f"Only {held_out} searches are held out: differences within the intervals are no findings.", ""]
+        lines += [f"Only {held_out} searches are held out: differences within the intervals are not significant.", ""]
     for metric in _METRICS:
         lines += [comparison_table(results, names=SIDES, metric=metric), ""]
     return [*lines, *(f"WARNING: {warning}" for warning in results[-1].get("warnings", []))]
 
 
 def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[str]:
-    """Each product or search that mining or the evaluation could not encode, once."""
-    named = [(kind, one["item"], one) for kind, records in mined["unreadable"].items() for one in records]
-    named += [(one["kind"], one["id"], one) for result in results for one in result["skipped"]]
-    found = {(kind, item): f"{kind} {item}, {one['field']}: {one['reason']}" for kind, item, one in named}
-    return list(found.values())
+    """Return each product or search that mining or the evaluation could not encode, once."""
+    unread = [(kind, entry["item"], entry) for kind, entries in mined["unreadable"].items() for entry in entries]
+    unread += [(entry["kind"], entry["id"], entry) for result in results for entry in result["skipped"]]
+    lines = {(kind, name): f"{kind} {name}, {entry['field']}: {entry['reason']}" for kind, name, entry in unread}
+    return list(lines.values())
 
 
 def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: RunFolder) -> list[str]:
-    """How much of what was mined with and trained on did not fit, and the first items that anything met."""
+    """Return sentences on the mined and trained queries and products that were cut, and the first of them."""
     stages = {"mining": mined["shortened"], "training": shortened_summary(read_lines(run.shortened))}
     stages |= {f"evaluation {when}": found.get("shortened") for when, found in zip(SIDES, results, strict=False)}
     cut = {stage: summary for stage, summary in stages.items() if summary and summary["items"]}
     lines = [
         f"- {stage}: {shortened_sentence(summary, mined['max_tokens'])}"
         for stage, summary in cut.items()
-        if stage in ("mining", "training")  # the evaluation's own sentence stands beside its recall
+        if stage in ("mining", "training")  # the sentence of the evaluation is beside its recall
     ]
-    first = shortened_summary(one for summary in cut.values() for one in summary["first"])["first"]
-    return [*lines, *(f"- {told(one)}" for one in first)] or ["Nothing."]
+    first = shortened_summary(entry for summary in cut.values() for entry in summary["first"])["first"]
+    return [*lines, *(f"- {describe_part(entry)}" for entry in first)] or ["Nothing."]
 
 
 def tables_of(folder: str | None, tables: dict[str, str]) -> str | dict[str, str]:
-    """Return the source of a shop's tables: the folder that holds them, or the tables by name.
+    """Return the source of a shop's tables: their folder, or the tables by name.
 
     Raises:
-        RecipeError: neither or both, tables without products, a folder without them.
+        RecipeError: neither or both are given, or the tables or the folder lack products.
     """
     if (folder is None) == (not tables):
         raise RecipeError("found neither or both of --data and tables; expected --data FOLDER, or --products FILE …")
     if folder is None and "products" not in tables:
-        raise RecipeError(f"found {', '.join(tables)} without products; expected --products beside them")
+        raise RecipeError(f"found {', '.join(tables)} without products; expected --products as well")
     if folder is not None and not _products_of(Path(folder)):
-        raise RecipeError(f"{folder}: found no products{{{','.join(SUFFIXES)}}}; expected a folder that holds it")
+        raise RecipeError(f"{folder}: found no products{{{','.join(SUFFIXES)}}}; expected a folder with this file")
     return folder or tables
 
 
 @contextmanager
-def _called_output() -> Iterator[None]:
-    """Name the folder `--output` in what is refused, as the command does, where training calls it output_dir."""
+def _errors_name_output_option() -> Iterator[None]:
+    """Replace the key output_dir in errors of the training by `--output`, the option of this command."""
     try:
         yield
     except (RecipeError, ResumeError) as error:

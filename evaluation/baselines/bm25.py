@@ -102,7 +102,7 @@ class BM25Cache(VectorCache):
     def varied_gallery(self, name: str, form: str, record: Callable[[ProductRow], dict[str, Any]]) -> Encoded:
         """A gallery of products' texts; one that is made for labels is refused."""
         if name not in PRODUCT_FORMS and name not in self._galleries:
-            return self.refused_gallery(name, "bm25 scores products for queries; the texts of labels are not queries")
+            return self.refuse_gallery(name, "bm25 scores products for queries; the texts of labels are not queries")
         return super().varied_gallery(name, form, record)
 
     def _encode(self, records: Sequence[dict[str, Any]], reasoning: str, **options: Any) -> Encoded:

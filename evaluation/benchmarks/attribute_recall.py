@@ -1,7 +1,7 @@
-"""Attribute-level recall: whether what a search finds agrees with the answer in colour, material and so on.
+"""Evaluate attribute-level recall: whether the results of a search agree with the answer in colour, material, ….
 
-A search that finds another product of the right colour and material is nearer than one that finds neither, which R@k does
-not see. Our design (precedent: precision at k, with a value in place of the product as what is right).
+R@k does not distinguish a search that finds another product of the right colour and material from one that finds
+neither. Our design (precedent: precision at k, with the right value instead of the right product).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Attributes = Mapping[str, Sequence[str]]
 def evaluate_attribute_recall(
     cache: VectorCache, *, keys: str = OWN_KEYS, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """For each attribute key, how often the first k products have a value of the answer.
+    """Compute for each attribute key how often the first k products have a value of the answer.
 
-    For a query whose right answers have the key, products without it are left out of the ranking, as are those that the search
-    leaves out; a product agrees if it has one of the answers' values.
-    recall@k: the share of queries with an agreeing product among the first k. agreement@k: the mean share of the first k that
-    agree. Ties are counted against the model.
+    A query counts for a key if its right answers have the key. Products without the key and products that the search
+    leaves out are not in the ranking. A product agrees if it has one of the answers' values. recall@k is the share of
+    queries with an agreeing product among the first k; agreement@k is the mean share of the first k that agree. Ties
+    count against the model.
 
     Args:
-        cache: of one model.
+        cache: the vectors of one model.
         keys: "own", or "paper" for the ten keys of MBE, see `evaluation.benchmarks.attributes.grouped`.
-        cutoffs: the k.
-        resamples, seed: of the bootstrap of recall@k.
+        cutoffs: the k. Default 1, 5, 10.
+        resamples, seed: samples and seed of the bootstrap of recall@k. Default 1000 and 0.
 
-    Returns: direction → "keys" (key → recall@k with its interval and chance, agreement@k, queries) and "mean" over the keys; a
-        direction without queries or attributes is left out.
+    Returns: direction → "keys" (key → recall@k with its interval and chance, agreement@k, queries) and "mean" over the
+        keys; directions without queries or attributes are left out.
     """
     results: dict[str, Any] = {}
     for name in SEARCHES:
@@ -62,18 +62,18 @@ def _key_scores(
     search: Search, attributes: Sequence[Attributes], key: str, cutoffs: Sequence[int], bootstrap: tuple[int, int]
 ) -> dict[str, Any] | None:
     rows_of: dict[str, list[int]] = {}
-    for row, found in enumerate(attributes):
-        for value in found.get(key, ()):
+    for row, of_product in enumerate(attributes):
+        for value in of_product.get(key, ()):
             rows_of.setdefault(value, []).append(row)
-    lacking = [row for row, found in enumerate(attributes) if key not in found]
+    lacking = [row for row, of_product in enumerate(attributes) if key not in of_product]
     wanted = [{value for row in right for value in attributes[row].get(key, ())} for right in search.positives]
-    asked = [row for row, values in enumerate(wanted) if values]
-    if not asked:
+    queries = [row for row, values in enumerate(wanted) if values]
+    if not queries:
         return None
     ranks_B, counts_B, candidates_B = [], [], []
     shares_B: dict[int, list[np.ndarray]] = {k: [] for k in cutoffs}
-    for start in range(0, len(asked), _ROWS_PER_BLOCK):
-        block = asked[start : start + _ROWS_PER_BLOCK]
+    for start in range(0, len(queries), _ROWS_PER_BLOCK):
+        block = queries[start : start + _ROWS_PER_BLOCK]
         similarity = search.vectors[block] @ search.gallery.T
         agree, left_out = np.zeros(similarity.shape, dtype=bool), np.zeros(similarity.shape, dtype=bool)
         left_out[:, lacking] = True
@@ -86,7 +86,7 @@ def _key_scores(
         for k in cutoffs:
             shares_B[k].append(agreement_at(similarity, agree, left_out, k))
     rank_Q, count_Q, candidates_Q = map(np.concatenate, (ranks_B, counts_B, candidates_B))
-    scores: dict[str, Any] = {"queries": len(asked)}
+    scores: dict[str, Any] = {"queries": len(queries)}
     for k in cutoffs:
         hit_Q = (rank_Q <= k).astype(np.float64)
         scores[f"recall@{k}"] = float(hit_Q.mean())

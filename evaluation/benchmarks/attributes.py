@@ -1,4 +1,4 @@
-"""Zero-shot attribute prediction: for each key the value text nearest to a product (MOON, arXiv 2508.11999 §2)."""
+"""Evaluate zero-shot attribute prediction: for each key the nearest value text (MOON, arXiv 2508.11999 §2)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ AVERAGED = ("top1", "top1_chance", "top10", "top10_chance", "precision", "recall
 
 
 def without_attributes(product: ProductRow) -> dict[str, Any]:
-    """The product's record without its attributes, and without its category where that repeats an attribute's value."""
-    values = {value.casefold() for found in product.attributes.values() for value in found}
+    """Return a product's record without its attributes, and without its category if that repeats a value of them."""
+    values = {value.casefold() for listed in product.attributes.values() for value in listed}
     repeats = any(name.casefold() in values for name in product.category)
     return product.record("mm", without=("attributes", "category") if repeats else ("attributes",))
 
 
 def grouped(attributes: Mapping[str, Sequence[str]], keys: str = OWN_KEYS) -> dict[str, tuple[str, ...]]:
-    """Return attributes under the keys that are evaluated.
+    """Group attributes by the keys of the evaluation.
 
     Args:
         attributes: key → values.
-        keys: "own": as the data has them; "paper": under the ten keys of MBE (`processing_moon`'s REASONING_KEYS), so that
-            "颜色分类" and "主颜色" are one key; a key that is none of them is left out. Values stay as they are.
+        keys: "own": the keys of the data; "paper": the ten keys of MBE (`processing_moon`'s REASONING_KEYS), so that
+            "颜色分类" and "主颜色" are one key; other keys are left out. Values are unchanged.
     """
     if keys == OWN_KEYS:
         return {key: tuple(values) for key, values in attributes.items()}
-    found: dict[str, dict[str, None]] = {}
+    joined: dict[str, dict[str, None]] = {}
     for key, values in attributes.items():
-        if (meant := mbe_key(key)) is not None:
-            found.setdefault(meant, {}).update(dict.fromkeys(values))
-    return {key: tuple(values) for key, values in found.items()}
+        if (known := mbe_key(key)) is not None:
+            joined.setdefault(known, {}).update(dict.fromkeys(values))
+    return {key: tuple(values) for key, values in joined.items()}
 
 
 def evaluate_attributes(
@@ -51,19 +51,20 @@ def evaluate_attributes(
     scorer: Scorer = classification_scores,
     keys: str = OWN_KEYS,
 ) -> dict[str, Any]:
-    """The four metrics of classification for every attribute key, their mean over keys, and accuracy over all pairs.
+    """Compute the metrics of classification for each attribute key, their mean over keys, and accuracy over all pairs.
 
-    The candidates of a key are the values that it has anywhere in the data set, evaluated or not, each embedded as a query of
-    task "attribute". Products without the key are skipped; a product with several values is right with any of them. A key
-    with one value only would always be right: it is left out and named. Products are encoded without their attributes,
-    and without a category that repeats one (form "mm"), and from the image alone (form "i").
+    The candidates of a key are all of its values in the whole data set, each embedded as a query of task "attribute".
+    Products without the key are skipped; a product with several values is right with any of them. A key with a single
+    value would always be right; it is left out and named. Products are encoded without their attributes and without a
+    category that repeats one (form "mm"), and from the image alone (form "i").
 
-    `scorer` makes the scores of a key, with the arguments of `classification_scores`; the study of shops keeps more. `keys` is
-    "own" or "paper", see `grouped`.
+    `scorer` computes the scores of a key, with the arguments of `classification_scores`; the study of shops also keeps
+    single values. `keys` is "own" or "paper", see `grouped`.
 
-    Returns: form → "keys" (key → scores), "mean" (over keys, with the 95 % interval of its top-1 over products), "relaxed"
-    (`evaluation.metrics.relaxed_scores`, mean over the keys with more than ten values), "all" (over all
-    pairs of product and key: pairs, top1 with its interval, top10), "single_valued" (keys left out); empty without attributes.
+    Returns: form → "keys" (key → scores), "mean" (over keys, with the 95 % interval of its top-1 over products),
+    "relaxed" (`evaluation.metrics.relaxed_scores`, mean over the keys with more than ten values), "all" (over all pairs
+    of product and key: pairs, top1 with its interval, top10), "single_valued" (keys that are left out); empty without
+    attributes.
     """
     truth = [grouped(product.attributes, keys) for product in cache.products]
     labels = _values_by_key(grouped(product.attributes, keys) for product in cache.label_products)
@@ -81,13 +82,13 @@ def evaluate_attributes(
 def evaluate_shown_attributes(
     cache: VectorCache, *, resamples: int = 1000, seed: int = 0, keys: str = OWN_KEYS
 ) -> dict[str, Any]:
-    """Attribute prediction against what the picture and what the text shows (MOON3.0, arXiv 2604.00513).
+    """Evaluate attribute prediction against the attributes that picture and text show (MOON3.0, arXiv 2604.00513).
 
-    A product's picture alone (form "i") is judged by `attributes_image`, its text alone without its attributes (form "t") by
-    `attributes_text`; products of which nobody has said what they show are skipped. Candidates are the values of that set in the
-    whole data set.
+    A product's picture alone (form "i") is compared with `attributes_image`, its text alone without its attributes
+    (form "t") with `attributes_text`; products for which these are unknown are skipped. Candidates are the values of
+    that set in the whole data set.
 
-    Returns: as `evaluate_attributes`, of the forms "i" and "t".
+    Returns: as `evaluate_attributes`, for the forms "i" and "t".
     """
     results: dict[str, Any] = {}
     scored = functools.partial(classification_scores, resamples=resamples, seed=seed)
@@ -127,7 +128,7 @@ def _form_scores(
     scored: Scorer,
     bootstrap: tuple[int, int],
 ) -> dict[str, Any]:
-    """The scores of one form of products; empty where no key can be scored."""
+    """Return the scores of one form of products; empty if no key can be scored."""
     scores, single = {}, []
     found_ranks: list[np.ndarray] = []
     evaluated = {key for row in truth for key in row}
@@ -163,7 +164,7 @@ def _key(
     key_and_values: tuple[str, list[str]],
     scorer: Scorer,
 ) -> tuple[dict[str, Any], np.ndarray] | None:
-    """The scores of a key, and of each product of the gallery the rank of its value, NaN where it has none."""
+    """Return the scores of a key, and the rank of each gallery product's value, NaN without a value."""
     key, values = key_and_values
     place = {value: number for number, value in enumerate(values)}
     rows = [row for row, index in enumerate(gallery.kept) if key in truth[index]]
@@ -177,31 +178,29 @@ def _key(
 
 
 def _mean_over_pairs(hit_NK: np.ndarray) -> float:
-    """The share of hits among all pairs of product and key."""
+    """Return the share of hits among all pairs of product and key."""
     return 0.0 if np.isnan(hit_NK).all() else float(np.nanmean(hit_NK))
 
 
 def _mean_over_keys(hit_NK: np.ndarray) -> float:
-    """The mean over keys of the share of hits; a key that none of the products has does not count."""
-    there_K = (~np.isnan(hit_NK)).sum(axis=0)
-    return float((np.nansum(hit_NK, axis=0)[there_K > 0] / there_K[there_K > 0]).mean()) if there_K.any() else 0.0
+    """Return the mean over keys of the share of hits, without keys that none of the products has."""
+    count_K = (~np.isnan(hit_NK)).sum(axis=0)
+    return float((np.nansum(hit_NK, axis=0)[count_K > 0] / count_K[count_K > 0]).mean()) if count_K.any() else 0.0
 
 
 def _relaxed_mean(scores: dict[str, dict[str, Any]]) -> dict[str, float | int] | None:
-    """The mean of the relaxed figures over the keys that have more values than the rule looks at."""
-    there = [found["relaxed"] for found in scores.values() if found["relaxed"]]
+    """Return the mean of the relaxed scores over the keys that have them; None if no key has."""
+    relaxed = [of_key["relaxed"] for of_key in scores.values() if of_key["relaxed"]]
+    if not relaxed:
+        return None
     metrics = ("accuracy", "precision", "recall", "f1")
-    return (
-        {"keys": len(there)} | {name: float(np.mean([one[name] for one in there])) for name in metrics}
-        if there
-        else None
-    )
+    return {"keys": len(relaxed)} | {name: float(np.mean([of_key[name] for of_key in relaxed])) for name in metrics}
 
 
 def _mean(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Each metric's mean over the keys that have it (top-10 is null with ten values or fewer)."""
+    """Return each metric's mean over the keys that have it (top-10 is null with ten values or fewer)."""
     mean: dict[str, Any] = {"keys": len(scores)}
     for metric in AVERAGED:
-        there = [found[metric] for found in scores.values() if found[metric] is not None]
-        mean[metric] = float(np.mean(there)) if there else None
+        values = [of_key[metric] for of_key in scores.values() if of_key[metric] is not None]
+        mean[metric] = float(np.mean(values)) if values else None
     return mean

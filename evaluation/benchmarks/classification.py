@@ -1,4 +1,4 @@
-"""Zero-shot classification: the category label text nearest to a product (MOON, arXiv 2508.11999 §2)."""
+"""Evaluate zero-shot classification: the category label text nearest to a product (MOON, arXiv 2508.11999 §2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEPARATOR = " > "
 
 
 def without_category(product: ProductRow) -> dict[str, Any]:
-    """The product's record without its category, and without the attribute values that repeat a name of its path."""
+    """Return a product's record without its category, and without attribute values that repeat a name of its path."""
     names = {name.casefold() for name in product.category}
     record = product.record("mm", without=("category",))
     attributes = {
@@ -36,19 +36,20 @@ def evaluate_classification(
     scorer: Scorer = classification_scores,
     level_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Top-1, top-10, macro precision, recall and F1 at each level of the category tree and at each product's deepest.
+    """Compute top-1, top-10, macro precision, recall and F1 for each level of the category tree and the deepest one.
 
-    Each is strict, and under "relaxed" by the rule of MOON, see `evaluation.metrics.relaxed_scores`.
+    The scores are strict; "relaxed" holds those by the rule of MOON, see `evaluation.metrics.relaxed_scores`.
 
-    A label is a path of names ("Home > Kitchen > Mugs") embedded as a query of task "category", so that two branches may
-    share a name; the labels of a level are all paths of that length in the whole data set, evaluated or not (with one label
-    everything would be right: such a level is null). Products are encoded without their
-    category and without attributes that repeat it (form "mm"), and from the image alone (form "i").
+    A label is a path of names ("Home > Kitchen > Mugs"), so that two branches can share a name; it is embedded as a
+    query of task "category". The labels of a level are all paths of that length in the whole data set. A level with a
+    single label is null, since it would always be right. Products are encoded without their category and without
+    attributes that repeat it (form "mm"), and from the image alone (form "i").
 
-    `scorer` makes the scores of a level, with the arguments of `classification_scores`; the study of shops keeps more.
-    `level_names` names the levels, the first one first, such as "industry"; a level without a name is level_1, level_2, ….
+    `scorer` computes the scores of a level, with the arguments of `classification_scores`; the study of shops also
+    keeps single values. `level_names` are the names of the levels, root first, such as "industry"; the default names
+    are level_1, level_2, ….
 
-    Returns: form → "level_1", …, "deepest" → scores; an empty dict where no product has a category.
+    Returns: form → "level_1", …, "deepest" → scores; an empty dict if no product has a category.
     """
     depth = max((len(product.category) for product in cache.label_products), default=0)
     if depth == 0:
@@ -82,6 +83,6 @@ def _level(cache: VectorCache, gallery: Encoded, level: int | None, scorer: Scor
 
 
 def _path(product: ProductRow, level: int | None) -> tuple[str, ...]:
-    """The product's path down to a level (`None`: its deepest), or nothing where it does not reach so far."""
+    """Return a product's path down to a level (`None`: its deepest), or () if the path is shorter."""
     path = product.category if level is None else product.category[:level]
     return path if level is None or len(path) == level else ()

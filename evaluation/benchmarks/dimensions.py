@@ -1,4 +1,4 @@
-"""Retrieval with the first numbers of each vector alone: what a narrower vector (Matryoshka, arXiv 2205.13147) costs."""
+"""Evaluate retrieval with the first numbers of each vector: the cost of a width (Matryoshka, arXiv 2205.13147)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def evaluate_dimensions(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Recall in every direction by the first numbers of each vector, normalised again; nothing is encoded twice.
+    """Compute recall in every direction with the first numbers of each vector, normalised, without encoding again.
 
-    Which queries reason when unsure is decided by the whole vector.
+    The whole vector determines which queries are unsure and reason.
 
     Args:
         cache: the vectors of the gallery and the queries.
-        widths: how many numbers of a vector are used, at least 1 and at most all.
+        widths: numbers of each vector to use, at least 1 and at most all.
         cutoffs: the k of R@k and nDCG@k. Default 1, 5, 10.
-        resamples, seed: of the bootstrap.
+        resamples, seed: samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: the width as text → {"scores": direction → what `evaluate_retrieval` returns, without directions that have no
-    queries}.
+    Returns: the width as text → {"scores": direction → scores as in `evaluate_retrieval`, without directions that have
+    no queries}.
 
     Raises:
         OptionError: a width out of range.
     """
-    found: dict[str, dict[str, Any]] = {str(width): {"scores": {}} for width in widths}
+    results: dict[str, dict[str, Any]] = {str(width): {"scores": {}} for width in widths}
     for name, kind_and_form in DIRECTIONS.items():
         search = make_search(cache, name, kind_and_form, {})
         if search is None:
@@ -49,11 +49,11 @@ def evaluate_dimensions(
                     f"dimensions={width}; expected 1 to {search.gallery.shape[1]}, the width of the vectors"
                 )
             narrow = replace(search, vectors=_first(search.vectors, width), gallery=_first(search.gallery, width))
-            found[str(width)]["scores"][name] = scores_of(narrow, Measures(tuple(cutoffs), resamples, seed))
-    return found
+            results[str(width)]["scores"][name] = scores_of(narrow, Measures(tuple(cutoffs), resamples, seed))
+    return results
 
 
 def _first(vector_ND: np.ndarray, width: int) -> np.ndarray:
-    """The first `width` numbers of each row, of length 1."""
+    """Return the first `width` numbers of each row, normalised to length 1."""
     narrow_NW = vector_ND[:, :width]
     return narrow_NW / np.linalg.norm(narrow_NW, axis=1, keepdims=True).clip(1e-12)

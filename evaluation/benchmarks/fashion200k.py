@@ -1,7 +1,8 @@
-"""Fashion200K as M-BEIR has it (UniIR, arXiv 2311.17136): captions → pictures (task 0) and pictures → captions (task 3).
+"""Load Fashion200K from M-BEIR (UniIR, arXiv 2311.17136): captions → pictures (task 0), pictures → captions (task 3).
 
-Place: M-BEIR's folder (`TIGER-Lab/M-BEIR` on the hub, whose pictures are one archive to unpack there), with
-`query/test/mbeir_fashion200k_…` and `cand_pool/local/mbeir_fashion200k_…`; or a folder or data set of the hub in mteb's form.
+Place: M-BEIR's folder (`TIGER-Lab/M-BEIR` on the hub; unpack its archive of pictures there), with
+`query/test/mbeir_fashion200k_…` and `cand_pool/local/mbeir_fashion200k_…`; or a folder or data set on the hub in mteb's
+format.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PREFIX = "mbeir_fashion200k"
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Return both tasks as tables; see `product_data.retrieval_sets.mbeir_tables`."""
+    """Load both tasks as tables; see `product_data.retrieval_sets.mbeir_tables`."""
     if next(Path(place).rglob(f"{PREFIX}*.jsonl"), None) is not None:
         return mbeir_tables("fashion200k", place, PREFIX, options)
     return mteb_tables("fashion200k", place, options)

@@ -1,7 +1,7 @@
-"""Each form of query against each form of product: a three by three matrix of text, image and both.
+"""Evaluate each form of query against each form of product: a three by three matrix of text, image and both.
 
-The five directions of MOON2.0 and MOON3.0 (arXiv 2511.12449, 2604.00513) are five of its cells; all nine show what a form of
-query finds whatever the products have. Our design.
+The five directions of MOON2.0 and MOON3.0 (arXiv 2511.12449, 2604.00513) are five of its cells; the other four cover
+the remaining combinations. Our design.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ QUERY_FORMS = {"t": "text", "i": "image", "mm": "both"}
 def evaluate_form_matrix(
     cache: VectorCache, *, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The scores of every form of query against every form of product.
+    """Compute the scores of each form of query against each form of product.
 
-    Returns: form of the query ("t", "i", "mm") → form of the product → scores as `evaluate_retrieval` has them, or None;
-        "absent", "t2mm" and so on → why there is no score. Where the data has no queries of text (image), t→i (i→t) asks with
-        the products' own parts, as there.
+    Returns: form of the query ("t", "i", "mm") → form of the product → scores as in `evaluate_retrieval`, or None;
+        "absent" → direction ("t2mm", …) → why there is no score. Without text (image) queries, parts of products search
+        in t→i (i→t), as in `evaluate_retrieval`.
     """
     absent: dict[str, str] = {}
-    how = Measures(tuple(cutoffs), resamples, seed)
+    measures = Measures(tuple(cutoffs), resamples, seed)
     matrix: dict[str, Any] = {
-        asked: {form: direction_scores(cache, f"{asked}2{form}", kind, form, absent, how) for form in PRODUCT_FORMS}
-        for asked, kind in QUERY_FORMS.items()
+        query: {
+            form: direction_scores(cache, f"{query}2{form}", kind, form, absent, measures) for form in PRODUCT_FORMS
+        }
+        for query, kind in QUERY_FORMS.items()
     }
     return matrix | {"absent": absent}

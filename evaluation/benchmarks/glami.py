@@ -1,7 +1,7 @@
-"""GLAMI-1M: fashion products with pictures and titles in 13 languages (arXiv 2211.14451), in the form of mteb.
+"""Load GLAMI-1M: fashion products with pictures and titles in 13 languages (arXiv 2211.14451), in the format of mteb.
 
-Place: a folder or a data set of the hub with `corpus`, `queries` and `qrels`. Which one is not known here. Columns beside id,
-text and image are found by pattern and printed; `--columns` replaces them.
+Place: a folder or a data set on the hub with `corpus`, `queries` and `qrels`; there is no default. Columns besides id,
+text and image are found by their names and printed; `--columns` replaces them.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Return its tables; see `product_data.retrieval_sets.mteb_tables`."""
+    """Load its tables; see `product_data.retrieval_sets.mteb_tables`."""
     return mteb_tables("glami", place, options)

@@ -1,7 +1,8 @@
-"""M5Product: products of Taobao with picture, caption and attributes (arXiv 2109.04275), searched at R@10, 100 and 500.
+"""Load M5Product: products of Taobao with picture, caption and attributes (arXiv 2109.04275), with R@10, 100 and 500.
 
-The columns of its release, and a place on the hub, are not known here: a table of triplets or of products is read by pattern and
-its columns are printed; `--columns` replaces them. A table without queries is searched by the products' own parts (t→i, i→t).
+The column names of its release and a place on the hub are unknown: the columns of a table of triplets or products are
+found by their names and printed; `--columns` replaces them. In a table without queries the parts of products search
+each other (t→i, i→t).
 """
 
 from __future__ import annotations
@@ -15,5 +16,5 @@ CUTOFFS = (10, 100, 500)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Return M5Product's rows as tables; see `product_data.triplets.triplet_tables`."""
+    """Load M5Product's rows as tables; see `product_data.triplets.triplet_tables`."""
     return triplet_tables("m5product", open_rows(place, split=options.split), options)

@@ -1,6 +1,6 @@
-"""MBE2.0, the benchmark of MOON2.0: triplets with rewritten titles and re-set pictures (arXiv 2511.12449).
+"""Load MBE2.0, the benchmark of MOON2.0: triplets with rewritten titles and re-set pictures (arXiv 2511.12449).
 
-Its columns are not known here: they are found by pattern, as those of MBE, and printed; `--columns` replaces them.
+Its columns are unknown: they are found by their names, as those of MBE, and printed; `--columns` replaces them.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Return MBE2.0's rows of a split as tables; see `product_data.triplets.triplet_tables`."""
+    """Load MBE2.0's rows of a split as tables; see `product_data.triplets.triplet_tables`."""
     return triplet_tables("mbe2", open_rows(place, split=options.split), options)

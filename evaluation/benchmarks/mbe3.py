@@ -1,8 +1,9 @@
-"""MBE3.0, the benchmark of MOON3.0: triplets whose elements have three sets of attributes (arXiv 2604.00513).
+"""Load MBE3.0, the benchmark of MOON3.0: triplets whose elements have three sets of attributes (arXiv 2604.00513).
 
-What the picture shows, what the text says, and their union. No place on the hub is known here, and the columns are not: they are
-found by pattern (`doc_image_attributes`, `doc_text_attributes`, `doc_attributes`) and printed; `--columns` replaces them
-(positive.attributes_image, positive.attributes_text, positive.attributes).
+The sets are the attributes that the picture shows, those that the text shows, and their union. A place on the hub and
+the columns are unknown: columns are found by their names (`doc_image_attributes`, `doc_text_attributes`,
+`doc_attributes`) and printed; `--columns` replaces them (positive.attributes_image, positive.attributes_text,
+positive.attributes).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Return MBE3.0's rows of a split as tables; attributes that no column gives are the union of the two other sets."""
+    """Load MBE3.0's rows of a split as tables; missing attributes are the union of the two other sets."""
     tables = triplet_tables("mbe3", open_rows(place, split=options.split), options)
     return replace(
         tables,
@@ -29,7 +30,7 @@ def load(place: str, options: TripletOptions) -> ProductTables:
 
 
 def with_union(row: ProductRow) -> ProductRow:
-    """Return a product whose attributes are the union of what its picture and its text show, where it has none of its own."""
+    """Return a product without attributes with the union of those that its picture and text show."""
     sets = [shown for shown in (row.attributes_text, row.attributes_image) if shown]
     if row.attributes or not sets:
         return row

@@ -1,6 +1,7 @@
-"""Zero-shot classification of queries: the category label text nearest to a user's photo or words (MOON §2).
+"""Evaluate zero-shot classification of queries: the category label text nearest to a user's photo or words (MOON §2).
 
-For queries whose answer is a category and not a product (`positive_categories`), such as the regions of a street photo.
+It is for queries whose answer is a category, not a product (`positive_categories`), such as the regions of a street
+photo.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ TYPES = ("text", "image", "both")
 def evaluate_query_categories(
     cache: VectorCache, absent: dict[str, str], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The scores of classification for the queries that have `positive_categories`, each type of query apart.
+    """Compute the scores of classification for queries with `positive_categories`, separately for each type of query.
 
-    A query is embedded as any other (its box is its core crop), a label as a query of task "category". A query with several
-    categories is right with any of them. The labels are the categories that any query of the whole data set has, and where
-    these are categories of its products (as paths "Home > Kitchen > Mugs", or as the last names of such paths) all of the
-    products' too. Queries never reason here: "auto" needs a gallery, and the vectors are those that searches begin with.
+    A query is embedded as any other (its box is its core crop), a label as a query of task "category". A query with
+    several categories is right with any of them. The labels are the categories of all queries of the whole data set. If
+    these are also categories of products (as paths "Home > Kitchen > Mugs", or as the last names of such paths), the
+    labels include all categories of products. With "auto", the vectors are those without reasoning, since the gate
+    needs a gallery.
 
     Args:
-        cache: whose queries are classified, against the labels of its `label_products` and `label_queries`.
-        absent: takes why there is no score, under "query_categories".
+        cache: the cache with the queries, and with `label_products` and `label_queries` for the labels.
+        absent: receives the reason under "query_categories" if there is no score.
+        resamples, seed: samples and seed of the bootstrap. Default 1000 and 0.
 
-    Returns: type → scores of `evaluation.metrics.classification_scores` and "skipped", how many queries could not be encoded;
-        empty without such queries.
+    Returns: type → scores of `evaluation.metrics.classification_scores`, and "skipped", the number of queries that
+        could not be encoded; empty without such queries.
     """
     wanted = [row for row in cache.queries if row.positive_categories]
     if not wanted:
@@ -38,7 +41,7 @@ def evaluate_query_categories(
     labels = category_labels(cache.label_products, cache.label_queries)
     if len(labels) < 2:
         absent["query_categories"] = (
-            f"the only category that queries have is {labels[0]!r}: every answer would be right"
+            f"the only category of queries is {labels[0]!r}, so that every answer would be right"
         )
         return {}
     encoded = cache.all_queries()
@@ -46,8 +49,8 @@ def evaluate_query_categories(
     label_LD = cache.labels(labels, "category")
     results: dict[str, Any] = {}
     for kind in TYPES:
-        rows = [row for row, index in enumerate(encoded.kept) if _is_asked(cache.queries[index], kind)]
-        total = sum(_is_asked(query, kind) for query in cache.queries)
+        rows = [row for row, index in enumerate(encoded.kept) if _has_category(cache.queries[index], kind)]
+        total = sum(_has_category(query, kind) for query in cache.queries)
         if not rows:
             if total:
                 why = cache.unread_queries(kind) or f"all {total} queries with categories were skipped"
@@ -60,7 +63,7 @@ def evaluate_query_categories(
 
 
 def category_labels(products: list[ProductRow] | Any, queries: list[QueryRow] | Any) -> list[str]:
-    """The labels that a query's category may have: see `evaluate_query_categories`."""
+    """Return the labels for the categories of queries; see `evaluate_query_categories`."""
     named = {name for query in queries for name in query.positive_categories}
     paths = {SEPARATOR.join(row.category[:depth]) for row in products for depth in range(1, len(row.category) + 1)}
     leaves = {row.category[-1] for row in products if row.category}
@@ -70,5 +73,5 @@ def category_labels(products: list[ProductRow] | Any, queries: list[QueryRow] | 
     return sorted(named | full) if named <= paths else sorted(named)
 
 
-def _is_asked(query: QueryRow, kind: str) -> bool:
+def _has_category(query: QueryRow, kind: str) -> bool:
     return query.type == kind and bool(query.positive_categories)

@@ -1,19 +1,20 @@
-"""Retrieval in the five directions of MOON2.0/3.0 (t→mm, i→mm, mm→mm, t→i, i→t), and image-only scores beside them.
+"""Evaluate retrieval in the five directions of MOON2.0/3.0 (t→mm, i→mm, mm→mm, t→i, i→t), and in image-only galleries.
 
-Text, image and both name the type of the query; mm, i, t the form that the gallery's products are encoded in.
+A direction names the type of the query (t text, i image, mm both) and the form of the gallery's products (mm, i or t).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from evaluation.metrics import CUTOFFS, chance_recall, rank_score, retrieval_scores, search_ndcg, search_ranks
+from evaluation.per_query import QueryValues, distinct, gallery_digest, pack, product_digest, query_digest
 from product_data.tables import ProductRow, QueryRow
-from retrieval.encode import Encoded, VectorCache, all_skipped
+from retrieval.encode import Encoded, VectorCache, describe_skipped
 
 # direction → (type of the queries, form of the gallery)
 DIRECTIONS = {
@@ -24,7 +25,7 @@ DIRECTIONS = {
     "i2t": ("image", "t"),
 }
 IMAGE_ONLY = {"t2i": ("text", "i"), "i2i": ("image", "i"), "mm2i": ("both", "i")}
-# Directions in which a product's own text finds its own image, and the reverse, where the data has no such queries.
+# Directions in which a product's text searches its image, or the reverse, if the data has no queries of that type.
 _OWN_PARTS = {"t2i": ("t", "i"), "i2t": ("i", "t")}
 _FORM_NAMES = {"mm": "text or image", "t": "text", "i": "image"}
 _EXAMPLES = 5
@@ -32,25 +33,26 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Search:
-    """Queries ready to be ranked against one gallery.
+    """Queries with their vectors and right answers, to rank against one gallery.
 
     Args:
         vectors, gallery: (Q, D) and (G, D) float32.
-        asked: of each query its place in the cache's queries; of a product's own part the product's place.
-        positives, exclude: of each query its right answers, and what is left out of its ranking, as rows of the gallery.
-        repeated: of each query what it cannot find apart, whatever its answer: its reference, and products that are identical
-            to another one of the gallery; a gate does not look at them.
-        equal: how many queries have a product that is counted as right because it is identical to an answer, or left out
-            (or right) as a variant.
+        indices: index of each query in the cache's queries; for parts of products, the index of the product.
+        positives, exclude: for each query its right answers, and the products to leave out of its ranking, as rows of
+            the gallery.
         source: "queries" or "products".
-        unanswerable: ids of queries without a right answer in the gallery, which are not among the Q.
-        reasoned: (Q,) bool, which queries reasoned because they were unsure; None without a gate.
-        gains: of each query the grade of each right answer, by its row of the gallery; empty: all are 1.
+        unanswerable: ids of queries without a right answer in the gallery; they are not among the Q.
+        reasoned: (Q,) bool, the queries that reasoned because they were unsure; None without a gate.
+        repeated: for each query the rows that a gate ignores: its reference product, and products that are identical to
+            another product of the gallery.
+        equal: number of queries with a product that counts as right because it is identical to an answer, and with a
+            variant that is left out (or right).
+        gains: for each query the grade of each right answer, by its row of the gallery; empty: all grades are 1.
     """
 
     vectors: np.ndarray
     gallery: np.ndarray
-    asked: list[int]
+    indices: list[int]
     positives: list[list[int]]
     exclude: list[list[int]]
     source: str
@@ -61,22 +63,22 @@ class Search:
     gains: list[dict[int, float]] = field(default_factory=list)
 
     def ranks(self) -> np.ndarray:
-        """(Q,) float64: the rank of each query's best right answer."""
+        """Return the rank of each query's best right answer, (Q,) float64."""
         return search_ranks(self.vectors, self.gallery, self.positives, self.exclude)
 
     def ndcg(self, cutoffs: Sequence[int]) -> dict[int, np.ndarray]:
-        """k → (Q,) float64: nDCG@k of each query, its answers graded where the data grades them."""
+        """Return k → nDCG@k of each query, (Q,) float64, with graded answers if the data grades them."""
         gains = self.gains or [dict.fromkeys(right, 1.0) for right in self.positives]
         return search_ndcg(self.vectors, self.gallery, gains, self.exclude, cutoffs)
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is counted of each direction.
+    """Settings of the measures of a direction.
 
     Args:
         cutoffs: the k of R@k and nDCG@k. Default 1, 5, 10.
-        resamples, seed: of the bootstrap.
+        resamples, seed: samples and seed of the bootstrap. Default 1000 and 0.
     """
 
     cutoffs: tuple[int, ...] = CUTOFFS
@@ -87,66 +89,130 @@ class Measures:
 def evaluate_retrieval(
     cache: VectorCache, *, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Recall and nDCG at each cut-off, by default 1, 5 and 10, and mean reciprocal rank in every direction that the data allows.
+    """Compute recall and nDCG at each cut-off, by default 1, 5 and 10, and mean reciprocal rank in every direction.
 
-    A query is found when any of its positives is among the first k. Its `reference_product_id` is not in its ranking.
-    Products that are identical to a positive in the gallery's form are right too: no model can tell them apart. Its variants
-    are what `cache.variants` says, by default left out of the ranking, except where the query tells variants apart: those that it
-    has as `negatives`, and all where it has a `reference_product_id`, stay wrong.
-    Queries none of whose positives is in the gallery are left out of the scores, counted and named under "unanswerable".
-    Without text (image) queries, t→i (i→t) takes each product's own text (image) as the query and its own image (text) as
-    the answer, "source": "products"; products whose text is the same are then all right. The
-    other directions are null without queries of their type. Own parts are embedded as products, with the products' reasoning.
+    A query counts as found at k if any of its positives is among the first k. Its `reference_product_id` is left out of
+    its ranking. Products that are identical to a positive in the gallery's form are right too, since a model cannot
+    tell them apart. `cache.variants` sets how variants of a positive count, by default left out of the ranking.
+    Variants that a query lists as `negatives` stay wrong, and all variants do if it has a `reference_product_id`.
+    Queries without a positive in the gallery are left out of the scores; "unanswerable" counts and names them. Without
+    text (image) queries, t→i (i→t) uses each product's text (image) as a query and its image (text) as the answer
+    ("source": "products"); all products with the same text are then right. The other directions are null without
+    queries of their type. Parts of products are embedded as products, with the products' reasoning.
 
-    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have grades),
-    MRR, rank score, queries, gallery, source, unanswerable, equal (queries for which identical products counted as right, and for
-    which variants were left out), or `None`; with queries that reason when unsure also "reasoned", the share of them that did;
-    "absent", direction → why there is no score; "image_search_recall" where users' pictures ask (MOON Embedding's intermediate
-    metric, arXiv 2511.11305: from the picture of a search to the purchased product), the recalls of i→mm under their own name.
+    Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have
+    grades), MRR, rank score, queries, gallery, source, unanswerable, equal (number of queries with identical products
+    that count as right, and with variants that are left out), or `None`; if queries reason when unsure also "reasoned",
+    the share of queries that reasoned; "per_query", see `evaluation.per_query`; "absent", direction → why there is no
+    score; "image_search_recall", with image queries: the recalls of i→mm under the name of MOON Embedding's
+    intermediate metric (arXiv 2511.11305: from the picture of a search to the purchased product).
     """
     absent: dict[str, str] = {}
-    how = Measures(tuple(cutoffs), resamples, seed)
-    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, how) for name in DIRECTIONS}
+    measures = Measures(tuple(cutoffs), resamples, seed)
+    ranked: dict[str, Ranked] = {}
+    scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, measures, ranked) for name in DIRECTIONS}
     image_only: dict[str, Any] = {}
     for name, (kind, form) in IMAGE_ONLY.items():
         if name in scores:
             image_only[name] = scores[name]
         else:
-            image_only[name] = direction_scores(cache, name, kind, form, absent, how)
-    found: dict[str, Any] = {"scores": scores, "image_only": image_only, "absent": absent, "cutoffs": list(cutoffs)}
-    if (searched := scores["i2mm"]) is not None:
+            image_only[name] = direction_scores(cache, name, kind, form, absent, measures, ranked)
+    results: dict[str, Any] = {"scores": scores, "image_only": image_only, "absent": absent, "cutoffs": list(cutoffs)}
+    results["per_query"] = per_query(cache, ranked)
+    if (image_search := scores["i2mm"]) is not None:
         queries = [query for query in cache.queries if query.type == "image" and not asks_for_category(query)]
         kept = ("R@", "MRR", "queries", "gallery")
-        named = {name: value for name, value in searched.items() if name.startswith(kept)}
+        recalls = {name: value for name, value in image_search.items() if name.startswith(kept)}
         derived = float(np.mean([query.derived for query in queries]))
-        found["image_search_recall"] = {"direction": "i2mm", **named, "derived": derived}
-    return found
+        results["image_search_recall"] = {"direction": "i2mm", **recalls, "derived": derived}
+    return results
 
 
 def direction_scores(
-    cache: VectorCache, name: str, kind: str, form: str, absent: dict[str, str], how: Measures
+    cache: VectorCache,
+    name: str,
+    kind: str,
+    form: str,
+    absent: dict[str, str],
+    measures: Measures,
+    ranked: dict[str, Ranked] | None = None,
 ) -> dict[str, Any] | None:
-    """The scores of one direction, or None, with why in `absent`; see `evaluate_retrieval` and `make_search`."""
+    """Return the scores of one direction, or None with the reason in `absent`; see `evaluate_retrieval`.
+
+    `ranked` receives the ranks of each query under the direction's name.
+    """
     search = make_search(cache, name, (kind, form), absent)
-    return None if search is None else scores_of(search, how)
+    if search is None:
+        return None
+    rank_Q, ndcg = search.ranks(), search.ndcg(measures.cutoffs)
+    if ranked is not None:
+        several = any(len(right) > 1 for right in search.positives)
+        ranked[name] = Ranked(kind, form, search.indices, search.source, several, rank_Q, ndcg)
+    return scores_of(search, measures, (rank_Q, ndcg))
 
 
-def scores_of(search: Search, how: Measures) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ranked:
+    """The ranks of each query of one direction.
+
+    Args:
+        kind, form: type of the queries and form of the gallery.
+        indices, source: see `Search`.
+        several: whether a query has several right answers.
+        rank_Q, ndcg: the rank of each best right answer; k → nDCG@k of each query.
+    """
+
+    kind: str
+    form: str
+    indices: Sequence[int]
+    source: str
+    several: bool
+    rank_Q: np.ndarray
+    ndcg: dict[int, np.ndarray]
+
+
+def per_query(cache: VectorCache, ranked: Mapping[str, Ranked]) -> dict[str, Any]:
+    """Return the ranks of single queries in the format of results files, see `evaluation.per_query`.
+
+    Args:
+        cache: the cache with the queries and products.
+        ranked: direction → the ranks of each query.
+    """
+    names = distinct(query.query_id for query in cache.queries)
+    kept = {form: cache.gallery(form).kept for form in {ranks.form for ranks in ranked.values()}}
+    digests = {form: gallery_digest(cache.products, rows, cache.equal, form) for form, rows in kept.items()}
+    directions = {}
+    for name, ranks in ranked.items():
+        if ranks.source == "products":
+            asked = f"product {'t' if ranks.kind == 'text' else 'i'}"
+            products = [cache.products[place] for place in ranks.indices]
+            own = {product.product_id: product_digest(product) for product in products}
+        else:
+            asked, own = ranks.kind, {names[place]: query_digest(cache.queries[place]) for place in ranks.indices}
+        size = len(kept[ranks.form])
+        directions[name] = QueryValues(asked, own, digests[ranks.form], size, ranks.rank_Q, ranks.ndcg)
+    return pack(directions, [name for name, ranks in ranked.items() if ranks.several])
+
+
+def scores_of(
+    search: Search, measures: Measures, found: tuple[np.ndarray, dict[int, np.ndarray]] | None = None
+) -> dict[str, Any]:
     """Return the scores of one search, as `evaluate_retrieval` names them.
 
     Args:
         search: queries and gallery.
-        how: what is counted.
+        measures: settings of the measures.
+        found: the ranks and the nDCG of each query, if they are known.
     """
-    rank_Q = search.ranks()
+    rank_Q, ndcg = found or (search.ranks(), search.ndcg(measures.cutoffs))
     right_Q = np.asarray([len(right) for right in search.positives])
     candidates_Q = np.asarray([len(search.gallery) - len(left_out) for left_out in search.exclude])
-    chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in how.cutoffs}
-    scores = retrieval_scores(rank_Q, cutoffs=how.cutoffs, resamples=how.resamples, seed=how.seed)
+    chance = {f"R@{k}_chance": chance_recall(right_Q, candidates_Q, k) for k in measures.cutoffs}
+    scores = retrieval_scores(rank_Q, cutoffs=measures.cutoffs, resamples=measures.resamples, seed=measures.seed)
     return (
         scores
         | chance
-        | {f"nDCG@{k}": float(value_Q.mean()) for k, value_Q in search.ndcg(how.cutoffs).items()}
+        | {f"nDCG@{k}": float(value_Q.mean()) for k, value_Q in ndcg.items()}
         | {
             "graded": any(len(set(gains.values())) > 1 or set(gains.values()) - {1.0} for gains in search.gains),
             "rank_score": rank_score(rank_Q, candidates_Q),
@@ -167,14 +233,14 @@ def make_search(
     absent: dict[str, str],
     searched: VectorCache | None = None,
 ) -> Search | None:
-    """The search of one direction, or None where the data has none.
+    """Return the search of one direction, or None if the data does not allow it.
 
     Args:
-        cache: whose queries ask.
-        name: of the direction.
-        kind_and_form: the type of the queries and the form of the gallery, see `DIRECTIONS`.
-        absent: takes why there is no search, under the direction's name.
-        searched: whose products are searched, of the same rows. Default: those of `cache`.
+        cache: the cache with the queries.
+        name: name of the direction.
+        kind_and_form: type of the queries and form of the gallery, see `DIRECTIONS`.
+        absent: receives the reason under the direction's name if there is no search.
+        searched: the cache with the gallery, of the same products. Default `None`: `cache`.
     """
     kind, form = kind_and_form
     has_queries = any(query.type == kind and not asks_for_category(query) for query in cache.queries)
@@ -186,49 +252,49 @@ def make_search(
         absent[name] = why
         return None
     if not gallery.kept:
-        skipped = all_skipped(f"products with {_FORM_NAMES[form]}", gallery) if gallery.skipped else ""
+        skipped = describe_skipped(f"products with {_FORM_NAMES[form]}", gallery) if gallery.skipped else ""
         absent[name] = skipped or f"no product of the gallery has {_FORM_NAMES[form]}"
         return None
     search = (
         _search_queries(cache, kind, gallery, form) if has_queries else _search_own_parts(cache, name, gallery, form)
     )
     if not len(search.vectors):
-        why = "has a right answer in the gallery" if has_queries else "has both text and image"
+        condition = "has a right answer in the gallery" if has_queries else "has both text and image"
         skipped = _queries_skipped(cache, kind) if has_queries else _own_parts_skipped(cache, _OWN_PARTS[name][0])
-        absent[name] = skipped or f"none of the {'queries' if has_queries else 'products'} {why}"
+        absent[name] = skipped or f"none of the {'queries' if has_queries else 'products'} {condition}"
         return None
     return search
 
 
 def _refusal(cache: VectorCache, asked: str, searched: VectorCache, form: str) -> str:
-    """Why the model cannot embed what asks (queries of a type, or products of a form) or what is searched; "" where it can."""
+    """Return why the model cannot embed the queries (of a type, or products of a form) or the gallery; "" if it can."""
     if asked in _FORM_NAMES:
         cache.gallery(asked)
     return searched.refusal(form) or (cache.refusal(asked) if asked in _FORM_NAMES else cache.unread_queries(asked))
 
 
 def asks_for_category(query: QueryRow) -> bool:
-    """Whether a query's answer is a category and not a product: see `evaluation.benchmarks.query_categories`."""
+    """Return whether the answer of a query is a category; see `evaluation.benchmarks.query_categories`."""
     return bool(query.positive_categories) and not query.positives
 
 
 def _queries_skipped(cache: VectorCache, kind: str) -> str:
-    """That all queries of a type were skipped, or nothing where one was not."""
+    """Return a sentence if all queries of a type were skipped, or ""."""
     encoded = cache.all_queries()
     if any(cache.queries[index].type == kind for index in encoded.kept):
         return ""
-    skipped = [one for one in encoded.skipped if cache.queries[one.index].type == kind]
-    return all_skipped(f"queries of type {kind!r}", replace(encoded, skipped=skipped)) if skipped else ""
+    skipped = [record for record in encoded.skipped if cache.queries[record.index].type == kind]
+    return describe_skipped(f"queries of type {kind!r}", replace(encoded, skipped=skipped)) if skipped else ""
 
 
 def _own_parts_skipped(cache: VectorCache, form: str) -> str:
     encoded = cache.gallery(form)
-    none_read = encoded.skipped and not encoded.kept
-    return all_skipped(f"products with {_FORM_NAMES[form]}", encoded) if none_read else ""
+    all_were_skipped = encoded.skipped and not encoded.kept
+    return describe_skipped(f"products with {_FORM_NAMES[form]}", encoded) if all_were_skipped else ""
 
 
 class _Answers:
-    """The right answers of queries among the products of a gallery, with what is equal to them."""
+    """Find the right answers of queries in a gallery, and the products that are equal to them."""
 
     def __init__(self, cache: VectorCache, gallery: Encoded, form: str) -> None:
         self.cache, self.gallery = cache, gallery
@@ -241,12 +307,12 @@ class _Answers:
         self.equal = {"identical_right": 0, f"variants_{cache.variants}": 0}
 
     def of(self, positives: Sequence[int], wrong: Sequence[int], reference: int | None) -> tuple[list[int], list[int]]:
-        """(right, left out) rows of the gallery for a query with these rows.
+        """Return the (right, left out) rows of the gallery for a query.
 
         Args:
-            positives: known answers.
-            wrong: known wrong answers.
-            reference: the product that the query starts from, which also says that it tells variants apart.
+            positives: rows of known answers.
+            wrong: rows of known wrong answers.
+            reference: row of the product that the query starts from; such a query distinguishes variants.
         """
         left_out: set[int] = set()
         if reference is not None:
@@ -268,28 +334,28 @@ class _Answers:
         return list(right), sorted(left_out)
 
     def of_query(self, query: QueryRow) -> tuple[list[int], list[int]]:
-        """(right, left out) of a query of the table."""
+        """Return the (right, left out) rows for a query of the table."""
         right, wrong = self._rows(query.positives), self._rows(query.negatives)
         return self.of(right, wrong, self.row_of.get(query.reference_product_id or ""))
 
     def gains(self, query: QueryRow, right: Iterable[int]) -> dict[int, float]:
-        """The grade of each right row: its own, or the best of the answers that it is equal to."""
+        """Return the grade of each right row: its own, or the best grade of the answers that it is equal to."""
         grades = {self.row_of[name]: grade for name, grade in query.answers.items() if name in self.row_of}
         classes: dict[tuple[str, int], float] = {}
         for row, grade in grades.items():
             for key in (("identical", self.identical[row]), ("variant", self.variants[row])):
                 classes[key] = max(grade, classes.get(key, 0.0))
-        found = {}
+        gains = {}
         for row in right:
             equal = classes.get(("identical", self.identical[row]), classes.get(("variant", self.variants[row]), 1.0))
-            found[row] = grades.get(row, equal)
-        return found
+            gains[row] = grades.get(row, equal)
+        return gains
 
     def _rows(self, names: Iterable[str]) -> list[int]:
         return [self.row_of[name] for name in names if name in self.row_of]
 
     def repeated(self, query: QueryRow) -> list[int]:
-        """What a query cannot find apart, whatever its answer is."""
+        """Return the rows that a gate ignores for a query; see `Search`."""
         reference = self.row_of.get(query.reference_product_id or "")
         if reference is None:
             return self.repeats
@@ -297,13 +363,13 @@ class _Answers:
 
     @staticmethod
     def _same(places: dict[int, list[int]], class_of: list[int], rows: Iterable[int]) -> set[int]:
-        return {row for one in {class_of[row] for row in rows} for row in places[one]}
+        return {row for number in {class_of[row] for row in rows} for row in places[number]}
 
 
 def _places(class_of: Sequence[int]) -> dict[int, list[int]]:
     places: dict[int, list[int]] = {}
-    for row, one in enumerate(class_of):
-        places.setdefault(one, []).append(row)
+    for row, number in enumerate(class_of):
+        places.setdefault(number, []).append(row)
     return places
 
 
@@ -324,12 +390,12 @@ def _search_queries(cache: VectorCache, kind: str, gallery: Encoded, form: str) 
         exclude.append(left_out)
         repeated.append(answers.repeated(query))
         gains.append(answers.gains(query, right))
-    vectors, reasoned = cache.asked(rows, gallery.vectors, repeated)
-    asked = [encoded.kept[row] for row in rows]
+    vectors, reasoned = cache.search_vectors(rows, gallery.vectors, repeated)
+    indices = [encoded.kept[row] for row in rows]
     return Search(
         vectors,
         gallery.vectors,
-        asked,
+        indices,
         positives,
         exclude,
         "queries",
@@ -342,51 +408,88 @@ def _search_queries(cache: VectorCache, kind: str, gallery: Encoded, form: str) 
 
 
 def _search_own_parts(cache: VectorCache, name: str, gallery: Encoded, form: str) -> Search:
-    asked = cache.gallery(_OWN_PARTS[name][0])
+    parts = cache.gallery(_OWN_PARTS[name][0])
     place = {index: row for row, index in enumerate(gallery.kept)}
-    rows = [row for row, index in enumerate(asked.kept) if index in place]
+    rows = [row for row, index in enumerate(parts.kept) if index in place]
     answers = _Answers(cache, gallery, form)
     texts = cache.equal.identical("t")
     same_text: dict[int, list[int]] = {}
     for index in place:
         same_text.setdefault(texts[index], []).append(place[index])
-    found = [answers.of(same_text[texts[asked.kept[row]]], (), None) for row in rows]
-    indices = [asked.kept[row] for row in rows]
-    positives, exclude = [right for right, _ in found], [left_out for _, left_out in found]
+    answers_of = [answers.of(same_text[texts[parts.kept[row]]], (), None) for row in rows]
+    indices = [parts.kept[row] for row in rows]
+    positives, exclude = [right for right, _ in answers_of], [left_out for _, left_out in answers_of]
     repeated = [answers.repeats for _ in rows]
-    vectors = asked.vectors[rows]
+    vectors = parts.vectors[rows]
     return Search(vectors, gallery.vectors, indices, positives, exclude, "products", [], None, repeated, answers.equal)
 
 
 @dataclass(frozen=True)
 class SearchExample:
-    """One query with its best products: what a contact sheet shows. `found` holds (product, score, whether right)."""
+    """One query with its best products, for a contact sheet. `results` holds (product, score, whether it is right)."""
 
     query: QueryRow
-    found: tuple[tuple[ProductRow, float, bool], ...]
+    results: tuple[tuple[ProductRow, float, bool], ...]
 
 
 def search_examples(cache: VectorCache, *, count: int = 8, top: int = 5, seed: int = 0) -> list[SearchExample]:
-    """The first `top` products of `count` queries drawn by `seed`, the query types taking turns.
+    """Return the first `top` products of `count` queries, drawn by `seed` from each query type in turn.
 
-    Only queries with a right answer in the gallery are drawn; what is left out of the scores is left out here.
+    Only queries with a right answer in the gallery are drawn. Products that are left out of the scores are left out
+    here too.
     """
     gallery = cache.gallery("mm")
     answers = _Answers(cache, gallery, "mm")
     encoded = cache.all_queries()
     row_of = {index: row for row, index in enumerate(encoded.kept)}
-    found_of = {index: answers.of_query(cache.queries[index]) for index in row_of}
-    answerable = [index for index, (right, _) in found_of.items() if right]
+    answers_of = {index: answers.of_query(cache.queries[index]) for index in row_of}
+    answerable = [index for index, (right, _) in answers_of.items() if right]
     examples = []
     for index in _taking_turns(answerable, [query.type for query in cache.queries], count, seed):
-        query, (right, left_out) = cache.queries[index], found_of[index]
-        vectors, _ = cache.asked([row_of[index]], gallery.vectors, [answers.repeated(query)])
+        query, (right, left_out) = cache.queries[index], answers_of[index]
+        vectors, _ = cache.search_vectors([row_of[index]], gallery.vectors, [answers.repeated(query)])
         score_G = gallery.vectors @ vectors[0]
         score_G[left_out] = -np.inf
-        best = [int(row) for row in np.argsort(-score_G, kind="stable")[:top] if np.isfinite(score_G[row])]
-        found = [(cache.products[gallery.kept[row]], float(score_G[row]), row in right) for row in best]
-        examples.append(SearchExample(query, tuple(found)))
+        examples.append(SearchExample(query, _best(cache, gallery, score_G, right, top)))
     return examples
+
+
+def examples_of(
+    cache: VectorCache, direction: str, queries: Iterable[str], *, top: int = 5
+) -> dict[str, tuple[SearchExample, int]]:
+    """Return id → the first `top` products of a query in one direction, and the rank of its best right answer.
+
+    Queries that cannot be ranked in the direction are left out.
+
+    Args:
+        cache: the cache with the gallery.
+        direction (`str`): a key of `DIRECTIONS` or `IMAGE_ONLY`.
+        queries: ids of queries, not of products.
+        top (`int`): number of products. Default 5.
+    """
+    kind, form = (DIRECTIONS | IMAGE_ONLY)[direction]
+    search = make_search(cache, direction, (kind, form), {})
+    if search is None or search.source == "products":
+        return {}
+    wanted, gallery = set(queries), cache.gallery(form)
+    examples: dict[str, tuple[SearchExample, int]] = {}
+    rank_Q = search.ranks()
+    for row, place in enumerate(search.indices):
+        query = cache.queries[place]
+        if query.query_id in wanted:
+            score_G = search.gallery @ search.vectors[row]
+            score_G[search.exclude[row]] = -np.inf
+            found = _best(cache, gallery, score_G, search.positives[row], top)
+            examples[query.query_id] = SearchExample(query, found), int(rank_Q[row])
+    return examples
+
+
+def _best(
+    cache: VectorCache, gallery: Encoded, score_G: np.ndarray, right: Sequence[int], top: int
+) -> tuple[tuple[ProductRow, float, bool], ...]:
+    """Return the products with the highest scores, each with its score and whether it is right."""
+    best = [int(row) for row in np.argsort(-score_G, kind="stable")[:top] if np.isfinite(score_G[row])]
+    return tuple((cache.products[gallery.kept[row]], float(score_G[row]), row in right) for row in best)
 
 
 def _taking_turns(indices: Sequence[int], types: Sequence[str], count: int, seed: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Any table of triplets: a query, the product that answers it, and, where there is one, a hard negative.
+"""Load any table of triplets: a query, the product that answers it, and optionally a hard negative.
 
-Columns are found by pattern and printed; `--columns` replaces them.
+Columns are found by their names and printed; `--columns` replaces them.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Return the rows as tables, called like their file; see `product_data.triplets.triplet_tables`."""
+    """Load the rows as tables with the name of their file; see `product_data.triplets.triplet_tables`."""
     return triplet_tables(Path(place).stem, open_rows(place, split=options.split), options)

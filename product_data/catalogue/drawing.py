@@ -1,4 +1,4 @@
-"""The catalogue's pen, its studio and its streets: smooth shaded areas, product shots, photos on cluttered ground.
+"""Draw the catalogue's pictures: smooth shaded areas, product shots, and photos on cluttered ground.
 
 Coordinates of the pen are per cent of the picture, (0, 0) at the top left. Sprites are drawn at twice the size and
 without anti-aliasing; the reduction by two smooths them.
@@ -23,32 +23,32 @@ _SPLINE_STEPS = 7
 
 
 def mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
-    """`colour` with `share` (0..1) of `other`."""
+    """Mix `colour` with a share (0..1) of `other`."""
     return tuple(round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))  # type: ignore[return-value]
 
 
 def darker(colour: Rgb, share: float = 0.35) -> Rgb:
-    """`colour` mixed with black."""
+    """Mix `colour` with black."""
     return mix(colour, (16, 14, 24), share)
 
 
 def lighter(colour: Rgb, share: float = 0.4) -> Rgb:
-    """`colour` mixed with white."""
+    """Mix `colour` with white."""
     return mix(colour, (255, 255, 255), share)
 
 
 def luminance(colour: Rgb) -> float:
-    """Perceived brightness, 0..255."""
+    """Return the perceived brightness, 0..255."""
     return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
 
 
 def contrast(colour: Rgb) -> Rgb:
-    """Ink that stands out on `colour`: cream on dark, night blue on light."""
+    """Return an ink that stands out on `colour`: cream on dark, night blue on light."""
     return (252, 248, 236) if luminance(colour) < 140 else (34, 30, 58)
 
 
 def second_tone(colour: Rgb) -> Rgb:
-    """The second colour of a pattern on `colour`."""
+    """Return the second colour of a pattern on `colour`."""
     return lighter(colour, 0.62) if luminance(colour) < 165 else darker(colour, 0.42)
 
 
@@ -59,14 +59,14 @@ _HERMITE = tuple(
 
 
 def smooth(points: Sequence[Point], *, closed: bool = True) -> list[Point]:
-    """A centripetal Catmull-Rom curve (Yuksel et al. 2011) through `points`; a point given twice is a sharp corner."""
+    """Return a centripetal Catmull-Rom curve (Yuksel et al. 2011) through `points`; a repeated point is a corner."""
     array = np.asarray(points, dtype=np.float64)
     if not closed:
         array = np.concatenate([array[:1], array, array[-1:]])
     n = len(array)
     index = (np.arange(n)[:, None] + np.arange(-1, 3)) % n if closed else np.arange(n - 3)[:, None] + np.arange(4)
     chords = np.diff(array[index], axis=1)
-    kept = np.any(chords[:, 1] != 0, axis=1)  # a point given twice spans no curve
+    kept = np.any(chords[:, 1] != 0, axis=1)  # a repeated point spans no curve
     corners, chords = array[index][kept], chords[kept]
     span = np.maximum((chords**2).sum(2) ** 0.25, 1e-9)[..., None]
     rate = chords / span
@@ -83,13 +83,13 @@ def smooth(points: Sequence[Point], *, closed: bool = True) -> list[Point]:
 
 
 def mirror(points: Sequence[Point], axis: float = 50.0) -> list[Point]:
-    """`points` of the right half, top to bottom, and their mirror image: a closed symmetric outline."""
+    """Return a closed symmetric outline: `points` of the right half, top to bottom, and their mirror image."""
     return [*points, *((2 * axis - x, y) for x, y in reversed(points) if x != axis)]
 
 
 @lru_cache(maxsize=64)
 def _pattern_mask(pattern: str, pixels: int, scale: int) -> Image.Image:
-    """Where a pattern shows its second colour: (pixels, pixels) of 0..255."""
+    """Return the mask of a pattern's second colour: (pixels, pixels) of 0..255."""
     y, x = np.mgrid[0:pixels, 0:pixels] * (100.0 / pixels)
     step = (5.0, 6.5, 8.0)[scale]
     if pattern == "striped":
@@ -104,7 +104,7 @@ def _pattern_mask(pattern: str, pixels: int, scale: int) -> Image.Image:
     elif pattern == "zigzag":
         cover = ((y + np.abs(x % (2 * step) - step)) % (1.7 * step) < 0.65 * step) * 255
     else:
-        raise ValueError(f"pattern {pattern!r} has no drawing; expected striped, dotted, checked, zigzag")
+        raise ValueError(f"pattern: found {pattern!r}; expected striped, dotted, checked or zigzag")
     return Image.fromarray(cover.astype(np.uint8), "L")
 
 
@@ -117,7 +117,7 @@ def _weave_mask(pixels: int) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _shade_masks(form: str) -> tuple[Image.Image, Image.Image]:
-    """(dark, light) masks of 24 x 24 for a flat, a round (upright cylinder) or a ball-like part; light comes from the left."""
+    """Return (dark, light) masks of 24 x 24 for a flat, round (cylinder) or ball-like part, lit from the left."""
     v, u = np.mgrid[0:24, 0:24] / 23.0
     if form == "flat":
         dark, light = (0.5 * u + 0.7 * v - 0.45) * 0.3, (0.55 - 0.5 * u - 0.6 * v) * 0.3
@@ -131,12 +131,12 @@ def _shade_masks(form: str) -> tuple[Image.Image, Image.Image]:
 
 
 class Pen:
-    """Draws one sprite: a transparent square of `size` x SUPERSAMPLING pixels.
+    """Draw one sprite: a transparent square of `size` x SUPERSAMPLING pixels.
 
     Args:
-        size: of the finished picture, in pixels.
-        finish: "matt", "gloss" (stronger lights) or "weave" (a fine grain) for every area filled with `area`.
-        scale: 0, 1, 2: how coarse patterns are.
+        size: size of the finished picture, in pixels.
+        finish: "matt", "gloss" (stronger lights) or "weave" (a fine grain), for all areas that `area` fills.
+        scale: coarseness of patterns: 0, 1 or 2.
     """
 
     def __init__(self, size: int, finish: str = "matt", scale: int = 1) -> None:
@@ -160,7 +160,7 @@ class Pen:
         curved: bool = True,
         edge: bool = True,
     ) -> None:
-        """Fills the closed outline `points`, shades it as `form` ("flat", "round", "ball") and outlines it."""
+        """Fill the closed outline `points`, shade it as `form` ("flat", "round", "ball") and outline it."""
         outline = self._scaled(smooth(points) if curved else points)
         xs, ys = [p[0] for p in outline], [p[1] for p in outline]
         left, top = max(0, math.floor(min(xs))), max(0, math.floor(min(ys)))
@@ -182,12 +182,12 @@ class Pen:
             self.draw.line([*outline, outline[0]], fill=darker(colour, 0.45), width=max(1, round(0.7 * self.unit)))
 
     def line(self, points: Sequence[Point], colour: Rgb, width: float = 1.0, *, curved: bool = True) -> None:
-        """An open line of `width` per cent through `points`."""
+        """Draw an open line of `width` per cent through `points`."""
         path = self._scaled(smooth(points, closed=False) if curved else points)
         self.draw.line(path, fill=colour, width=max(1, round(width * self.unit)), joint="curve")
 
     def stitch(self, points: Sequence[Point], colour: Rgb, width: float = 1.0) -> None:
-        """A dashed line: a seam."""
+        """Draw a dashed line: a seam."""
         path = np.asarray(self._scaled(smooth(points, closed=False)))
         steps = np.hypot(*np.diff(path, axis=0).T)
         at = np.concatenate([[0.0], np.cumsum(steps)])
@@ -198,17 +198,17 @@ class Pen:
             self.draw.line([(x[0], y[0]), (x[1], y[1])], fill=colour, width=thickness)
 
     def oval(self, x: float, y: float, rx: float, ry: float, colour: Rgb, *, edge: Rgb | None = None) -> None:
-        """A plain ellipse around (x, y)."""
+        """Draw a plain ellipse around (x, y)."""
         u = self.unit
         box = ((x - rx) * u, (y - ry) * u, (x + rx) * u, (y + ry) * u)
         self.draw.ellipse(box, fill=colour, outline=edge, width=max(1, round(0.6 * u)))
 
     def flat(self, points: Sequence[Point], colour: Rgb) -> None:
-        """A plain polygon without shade or outline."""
+        """Draw a plain polygon without shade or outline."""
         self.draw.polygon(self._scaled(points), fill=colour)
 
     def logo(self, name: str, x: float, y: float, radius: float, colour: Rgb) -> None:
-        """A small emblem around (x, y)."""
+        """Draw a small emblem around (x, y)."""
         if name == "circle":
             u = self.unit
             box = ((x - radius) * u, (y - radius) * u, (x + radius) * u, (y + radius) * u)
@@ -217,7 +217,7 @@ class Pen:
         self.flat([(x + px * radius, y + py * radius) for px, py in _logo_outline(name)], colour)
 
     def marks(self, x: float, y: float, inner: float, outer: float, angles: Sequence[float], colour: Rgb) -> None:
-        """Short rays around (x, y): the hour marks of a dial."""
+        """Draw short rays around (x, y): the hour marks of a dial."""
         ends = zip(_around(angles, [inner] * len(angles)), _around(angles, [outer] * len(angles)), strict=True)
         for (ax, ay), (bx, by) in ends:
             self.line([(x + ax, y + ay), (x + bx, y + by)], colour, 1.4, curved=False)
@@ -229,7 +229,7 @@ def _around(angles: Sequence[float], radii: Sequence[float]) -> list[Point]:
 
 @lru_cache(maxsize=16)
 def _logo_outline(name: str) -> list[Point]:
-    """An emblem's outline within the unit circle."""
+    """Return an emblem's outline within the unit circle."""
     if name == "star":
         return _around(range(0, 360, 36), [1.1, 0.45] * 5)
     if name == "heart":
@@ -255,7 +255,7 @@ def _logo_outline(name: str) -> list[Point]:
 
 
 def encode(image: Image.Image) -> bytes:
-    """JPEG at quality 90 with full colour resolution: details of a few pixels keep their colour."""
+    """Encode as JPEG at quality 90 with full colour resolution, so that details of a few pixels keep their colour."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90, subsampling=0)
     return buffer.getvalue()
@@ -278,7 +278,7 @@ _STUDIO: tuple[Rgb, ...] = (
 
 
 def studio_shot(sprite: Image.Image, rng: random.Random, size: int) -> Image.Image:
-    """The sprite on plain light ground with a soft shadow: an RGB product shot of (size, size)."""
+    """Return an RGB product shot of (size, size): the sprite on plain light ground with a soft shadow."""
     ground = rng.choice(_STUDIO)
     picture = Image.new("RGB", (size, size), ground)
     picture.paste(darker(ground, 0.25), mask=_studio_light(size))
@@ -289,7 +289,7 @@ def studio_shot(sprite: Image.Image, rng: random.Random, size: int) -> Image.Ima
 
 
 def _cast_shadow(picture: Image.Image, product: Image.Image, offset: tuple[int, int], strength: float) -> None:
-    """Darkens `picture` softly beside `product`, in place; computed at a quarter of the size."""
+    """Darken `picture` softly beside `product`, in place; computed at a quarter of the size."""
     size = picture.width
     small = product.getchannel("A").reduce(4).filter(ImageFilter.GaussianBlur(size / 110))
     shadow = small.resize((size, size), Image.Resampling.BILINEAR).point(lambda v: round(v * strength))
@@ -298,7 +298,7 @@ def _cast_shadow(picture: Image.Image, product: Image.Image, offset: tuple[int, 
 
 @lru_cache(maxsize=24)
 def _ground_texture(kind: str, size: int) -> np.ndarray:
-    """(size, size, 3) float brightness around 1 of a ground; tinted and turned by the photo."""
+    """Return the brightness of a ground, (size, size, 3) float around 1; the photo tints and turns it."""
     rng = np.random.default_rng(len(kind) * 31 + size)
     y, x = np.mgrid[0:size, 0:size] * (100.0 / size)
     fine = rng.normal(0, 1, (size, size))
@@ -345,7 +345,7 @@ _GROUNDS: tuple[tuple[str, tuple[Rgb, ...]], ...] = (
 
 
 def ground(rng: random.Random, size: int) -> Image.Image:
-    """A coloured, textured ground of (size, size): wood, tiles, stripes, carpet, bricks, tablecloth, grass, plaster."""
+    """Draw a coloured, textured ground: wood, tiles, stripes, carpet, bricks, tablecloth, grass or plaster."""
     kind, tints = rng.choice(_GROUNDS)
     tint = np.asarray([v + rng.randint(-14, 14) for v in rng.choice(tints)], dtype=np.float32)
     level = np.rot90(_ground_texture(kind, size), rng.randrange(4))
@@ -361,7 +361,7 @@ def ground(rng: random.Random, size: int) -> Image.Image:
 def pose(
     sprite: Image.Image, rng: random.Random, size: int, scale: float, centre: Point, *, turn: float
 ) -> Image.Image:
-    """The sprite turned by up to `turn` degrees, sheared, perhaps mirrored, scaled, its centre at `centre` (0..1).
+    """Turn a sprite by up to `turn` degrees, shear, sometimes mirror and scale it, and centre it at `centre` (0..1).
 
     Returns:
         RGBA (size, size).
@@ -379,13 +379,13 @@ def pose(
 
 
 def covered_share(product: Image.Image, other: Image.Image) -> float:
-    """Which share of the product's pixels an object in front of it hides."""
+    """Return the share of the product's pixels that an object in front of it hides."""
     mask = np.asarray(product.getchannel("A")) > 127
     return float((mask & (np.asarray(other.getchannel("A")) > 127)).sum() / max(1, mask.sum()))
 
 
 def relight(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Another light: brightness, contrast, colour temperature and a falling-off across the picture."""
+    """Change the light of a picture: brightness, contrast, colour temperature and a fall-off across it."""
     size = picture.width
     warmth, bright = rng.uniform(-0.09, 0.09), rng.uniform(0.78, 1.16)
     angle, fall = rng.uniform(0, 2 * math.pi), rng.uniform(0.0, 0.28)
@@ -399,17 +399,18 @@ def relight(picture: Image.Image, rng: random.Random) -> Image.Image:
 def street_photo(
     sprite: Image.Image, distractors: Sequence[Image.Image], rng: random.Random, size: int
 ) -> tuple[Image.Image, list[int], Image.Image]:
-    """The product of `sprite` among other objects on cluttered ground.
+    """Draw the product of `sprite` among other objects on cluttered ground.
 
     Args:
         sprite: RGBA, `size` x SUPERSAMPLING square.
-        distractors: sprites of other objects, (size, size); the last may stand in front, hiding at most 6 % of the product.
-        rng: decides pose, light and ground.
-        size: of the photo, in pixels.
+        distractors: sprites of other objects, (size, size); the last may be in front and hide at most 6 % of the
+            product.
+        rng: draws pose, light and ground.
+        size: size of the photo, in pixels.
 
     Returns:
-        the RGB photo, the box [x0, y0, x1, y1] of the product in its pixels (what an object in front hides included;
-        x1, y1 exclusive), and the product's own mask ("L", 255 where it is).
+        the RGB photo; the box [x0, y0, x1, y1] of the product in pixels, hidden parts included, x1 and y1 exclusive;
+        and the mask of the product ("L", 255 inside it).
     """
     picture = ground(rng, size)
     scale = rng.uniform(0.48, 0.73)
@@ -428,7 +429,7 @@ def street_photo(
     mask = product.getchannel("A").point(lambda v: 255 if v > 60 else 0)
     box = mask.getbbox()
     if box is None:
-        raise ValueError("the sprite is empty: there is nothing to photograph")
+        raise ValueError("sprite: found no visible pixel; expected a drawn product")
     return relight(picture, rng), list(box), mask
 
 
@@ -439,7 +440,7 @@ def _put(picture: Image.Image, layer: Image.Image) -> None:
 
 
 def _beside(other: Image.Image, centre: Point, rng: random.Random, size: int) -> Image.Image:
-    """Another object, posed somewhere around the product's centre."""
+    """Pose another object somewhere around the product's centre."""
     angle, far = rng.uniform(0, 2 * math.pi), rng.uniform(0.42, 0.62)
     where = (centre[0] + far * math.cos(angle), centre[1] + far * math.sin(angle))
     where = (min(1.0, max(0.0, where[0])), min(1.0, max(0.0, where[1])))

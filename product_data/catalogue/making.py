@@ -1,9 +1,9 @@
-"""The embedded catalogue: drawn products and queries, made from a seed, without a download.
+"""Make the embedded catalogue: products and queries that are drawn from a seed, without a download.
 
 Products come in families of six: two groups (designs) that differ in exactly one fine detail, each in three colours.
-All that a family is follows from (seed, family index) alone. Families, and so groups, lie wholly in one split.
+A family depends only on (seed, family index). All products of a family, and so of a group, are in one split.
 Queries are text (colloquial), image (the product re-posed and re-lit on cluttered ground, its box known) and both
-("same in blue"); a text query's positives are all products of its split that satisfy everything it says.
+("same in blue"). The positives of a text query are all products of its split that satisfy the whole text.
 
     moon3 catalogue --output DIR --products 600 --seed 0 --sheet sheet.png
     moon3 catalogue --rate
@@ -43,12 +43,12 @@ SPLITS = (("train", 0.8), ("valid", 0.05), ("test", 0.15))
 QUERY_TYPES = ("image", "text", "both")
 IMAGE_SIZE = 128
 GROUP_LETTERS = "aabbab"
-"""Group of each of a family's products, in their order."""
+"""The group of each product of a family, in order."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One product before it is drawn: where it stands in the catalogue and its design."""
+class PlannedProduct:
+    """One product before it is drawn: its place in the catalogue and its design."""
 
     index: int
     product_id: str
@@ -58,7 +58,7 @@ class Item:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """Key → value, true of the drawing."""
+        """The attributes of the drawing: key → value."""
         return self.design.attributes
 
 
@@ -72,40 +72,42 @@ def make_catalogue(
     only: str | None = None,
     progress: bool = True,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Draws a catalogue: the tables `products` and `queries` as lists of rows. Our design (synthetic benchmark).
+    """Draw a catalogue: the tables `products` and `queries` as lists of rows. Our design (synthetic benchmark).
 
     Args:
-        products: how many; 3,400 give over 500 unseen test products with the default splits.
-        seed: decides everything; the first n products of a seed are the same whatever `products` is.
-        image_size: side of every picture, in pixels, at least 64.
-        queries_per_product: 0 or more; types alternate image, text, both, so that 3 give one of each.
+        products: number of products; 3,400 give over 500 unseen test products with the default splits.
+        seed: seed of the catalogue; its first n products do not depend on `products`.
+        image_size: side of each picture, in pixels, at least 64.
+        queries_per_product: 0 or more; the types image, text and both alternate, so that 3 give one of each.
         splits: names and shares; each split gets at least one family of six products.
-        only: the split that is drawn; its rows are those of the whole catalogue. Default None: all splits.
+        only: draw this split only; its rows are the same as in the whole catalogue. Default None: all splits.
         progress: whether to show a progress bar.
 
     Returns:
         products: dicts of product_id, title, description, category_path (list of 3), attributes (list of {key, value}),
             images (list of JPEG bytes), split, group.
-        queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1, y1]
-            in pixels of the image, or None), positives (product ids), negatives (product ids: same category, exactly one
-            attribute differs from a positive's; never the reference product), split, kind, derived (True: a script wrote the
-            text), reference_product_id.
+        queries: dicts of query_id, type ("text", "image", "both"), text, image (JPEG bytes or None), bbox ([x0, y0, x1,
+            y1] in pixels of the image, or None), positives (product ids), negatives (product ids: same category,
+            exactly one attribute differs from a positive's; never the reference product), split, kind, derived (True if
+            the text is generated), reference_product_id.
 
     Raises:
-        ValueError: a count or size out of range, shares that are not positive, or too few products for the splits.
+        ValueError: a count or size out of range, a share that is not positive, or too few products for the splits.
     """
     _check(products, image_size, queries_per_product, splits)
     if only not in (None, *(name for name, _ in splits)):
         raise ValueError(f"only={only!r}; expected one of {', '.join(name for name, _ in splits)}, or None")
-    items = make_items(products, seed=seed, splits=splits)
-    catalogue = _Relations(items)
+    planned = plan_products(products, seed=seed, splits=splits)
+    catalogue = _Relations(planned)
     product_rows, query_rows = [], []
-    drawn = [item for item in items if only in (None, item.split)]
-    for item in tqdm(drawn, desc="catalogue", unit="product", disable=not progress, delay=2.0, leave=False):
-        sprite = draw_sprite(item.design, image_size)
-        product_rows.append(_product_row(item, sprite, seed, image_size))
-        photographer = _Photographer(item, sprite, seed, image_size)
-        query_rows += [_query_row(catalogue, item, number, photographer, seed) for number in range(queries_per_product)]
+    drawn = [product for product in planned if only in (None, product.split)]
+    for product in tqdm(drawn, desc="catalogue", unit="product", disable=not progress, delay=2.0, leave=False):
+        sprite = draw_sprite(product.design, image_size)
+        product_rows.append(_product_row(product, sprite, seed, image_size))
+        photographer = _Photographer(product, sprite, seed, image_size)
+        query_rows += [
+            _query_row(catalogue, product, number, photographer, seed) for number in range(queries_per_product)
+        ]
     return product_rows, [row for row in query_rows if row is not None]
 
 
@@ -125,7 +127,7 @@ def _check(products: int, image_size: int, queries_per_product: int, splits: Seq
 
 
 def split_sequence(splits: Sequence[tuple[str, float]]) -> Iterator[str]:
-    """The split of family 0, 1, 2, …: first each split once, then whichever lags furthest behind its share.
+    """Yield the split of family 0, 1, 2, …: first each split once, then always the one furthest below its share.
 
     Args:
         splits: names and shares; the shares need not sum to 1.
@@ -140,76 +142,80 @@ def split_sequence(splits: Sequence[tuple[str, float]]) -> Iterator[str]:
         yield name
 
 
-def make_items(products: int, *, seed: int = 0, splits: Sequence[tuple[str, float]] = SPLITS) -> list[Item]:
-    """The first `products` designs of a seed with their ids, groups and splits, without drawing a picture."""
-    items: list[Item] = []
+def plan_products(
+    products: int, *, seed: int = 0, splits: Sequence[tuple[str, float]] = SPLITS
+) -> list[PlannedProduct]:
+    """Return the first `products` designs of a seed with their ids, groups and splits; draws no picture."""
+    planned: list[PlannedProduct] = []
     split_of_family = split_sequence(splits)
     for family in range(-(-products // FAMILY_SIZE)):
         split = next(split_of_family)
         for position, design in enumerate(draw_family(seed, family)):
             index = family * FAMILY_SIZE + position
             group = f"c{seed}-g{family:05d}{GROUP_LETTERS[position]}"
-            items.append(Item(index, f"c{seed}-{index:06d}", group, split, design))
-    return items[:products]
+            planned.append(PlannedProduct(index, f"c{seed}-{index:06d}", group, split, design))
+    return planned[:products]
 
 
-def differing(first: Item, second: Item) -> list[str]:
-    """The attribute keys in which two products of one category differ."""
+def differing_keys(first: PlannedProduct, second: PlannedProduct) -> list[str]:
+    """Return the attribute keys in which two products of one category differ."""
     a, b = first.attributes, second.attributes
     return [key for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 class _Relations:
-    """Who is like whom: products by split and type, and the members of each family."""
+    """Find similar products: by split and type, and within a family."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self._by_type: dict[tuple[str, str], list[Item]] = defaultdict(list)
-        self._families: dict[int, list[Item]] = defaultdict(list)
-        for item in items:
-            self._by_type[item.split, item.design.kind.name].append(item)
-            self._families[item.index // FAMILY_SIZE].append(item)
+    def __init__(self, products: Sequence[PlannedProduct]) -> None:
+        self._by_type: dict[tuple[str, str], list[PlannedProduct]] = defaultdict(list)
+        self._families: dict[int, list[PlannedProduct]] = defaultdict(list)
+        for product in products:
+            self._by_type[product.split, product.design.kind.name].append(product)
+            self._families[product.index // FAMILY_SIZE].append(product)
 
-    def satisfying(self, item: Item, stated: dict[str, str]) -> list[Item]:
-        """All products of the item's split and type that have every stated value."""
-        pool = self._by_type[item.split, item.design.kind.name]
+    def satisfying(self, product: PlannedProduct, stated: dict[str, str]) -> list[PlannedProduct]:
+        """Return all products of the same split and type that have each stated value."""
+        pool = self._by_type[product.split, product.design.kind.name]
         return [p for p in pool if all(p.attributes[key] == value for key, value in stated.items())]
 
-    def variants(self, item: Item) -> list[Item]:
-        """The item's group in other colours."""
-        return [p for p in self._families[item.index // FAMILY_SIZE] if p.group == item.group and p is not item]
+    def variants(self, product: PlannedProduct) -> list[PlannedProduct]:
+        """Return the products of the same group in other colours."""
+        return [
+            p for p in self._families[product.index // FAMILY_SIZE] if p.group == product.group and p is not product
+        ]
 
-    def twin(self, item: Item) -> Item | None:
-        """The near-twin of the same colour: one fine detail differs. None where the catalogue was cut before it."""
-        family = self._families[item.index // FAMILY_SIZE]
-        same = [p for p in family if p is not item and p.attributes["colour"] == item.attributes["colour"]]
+    def twin(self, product: PlannedProduct) -> PlannedProduct | None:
+        """Return the near-twin: the same colour, one other fine detail; None if the catalogue lacks it."""
+        family = self._families[product.index // FAMILY_SIZE]
+        same = [p for p in family if p is not product and p.attributes["colour"] == product.attributes["colour"]]
         return same[0] if same else None
 
-    def near(self, item: Item) -> list[Item]:
-        """The products that differ from the item in exactly one attribute."""
-        twin = self.twin(item)
-        return self.variants(item) + ([twin] if twin else [])
+    def neighbours(self, product: PlannedProduct) -> list[PlannedProduct]:
+        """Return the products that differ in exactly one attribute."""
+        twin = self.twin(product)
+        return self.variants(product) + ([twin] if twin else [])
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
 class _Photographer:
-    """Takes the pictures of one product; its sprite is drawn once."""
+    """Take the pictures of one product; its sprite is drawn once."""
 
-    def __init__(self, item: Item, sprite: Image.Image, seed: int, size: int) -> None:
-        self._item, self._sprite, self._seed, self._size = item, sprite, seed, size
+    def __init__(self, product: PlannedProduct, sprite: Image.Image, seed: int, size: int) -> None:
+        self._product, self._sprite, self._seed, self._size = product, sprite, seed, size
 
     def photo(self, number: int) -> tuple[bytes, list[int]]:
-        """JPEG and box of the product's `number`-th street photo."""
-        rng = random.Random(f"photo/{self._seed}/{self._item.index}/{number}")
-        picture, box, _ = photograph(self._item.design, self._sprite, rng, self._size)
+        """Return JPEG and box of the product's `number`-th street photo."""
+        rng = random.Random(f"photo/{self._seed}/{self._product.index}/{number}")
+        picture, box, _ = photograph(self._product.design, self._sprite, rng, self._size)
         return encode(picture), box
 
 
 def photograph(
     design: Design, sprite: Image.Image, rng: random.Random, size: int
 ) -> tuple[Image.Image, list[int], Image.Image]:
-    """A street photo of `sprite` with two or three objects of other types: photo, box and mask as `street_photo` gives them."""
+    """Draw a street photo of `sprite` with two or three objects of other types; returns what `street_photo` returns."""
     others = [kind for kind in PRODUCT_TYPES if kind is not design.kind]
     distractors = [
         draw_distractor(rng.choice(others).name, rng.randrange(6), size) for _ in range(rng.choice((2, 2, 3)))
@@ -217,17 +223,17 @@ def photograph(
     return street_photo(sprite, distractors, rng, size)
 
 
-def _product_row(item: Item, sprite: Image.Image, seed: int, size: int) -> dict[str, Any]:
-    rng = random.Random(f"studio/{seed}/{item.index}")
+def _product_row(product: PlannedProduct, sprite: Image.Image, seed: int, size: int) -> dict[str, Any]:
+    rng = random.Random(f"studio/{seed}/{product.index}")
     return {
-        "product_id": item.product_id,
-        "title": write_title(item, seed),
-        "description": write_description(item, seed),
-        "category_path": list(item.design.kind.category_path),
-        "attributes": [{"key": key, "value": value} for key, value in item.attributes.items()],
+        "product_id": product.product_id,
+        "title": write_title(product, seed),
+        "description": write_description(product, seed),
+        "category_path": list(product.design.kind.category_path),
+        "attributes": [{"key": key, "value": value} for key, value in product.attributes.items()],
         "images": [encode(studio_shot(sprite, rng, size))],
-        "split": item.split,
-        "group": item.group,
+        "split": product.split,
+        "group": product.group,
     }
 
 
@@ -237,10 +243,10 @@ def _product_row(item: Item, sprite: Image.Image, seed: int, size: int) -> dict[
 _OWNERS = {"women": "women's", "men": "men's", "kids": "kids'"}
 
 
-def write_title(item: Item, seed: int) -> str:
-    """A title as shops write them: brand, some adjectives, the noun, perhaps a detail; never everything."""
-    rng = random.Random(f"title/{seed}/{item.group}")
-    a, kind = item.attributes, item.design.kind
+def write_title(product: PlannedProduct, seed: int) -> str:
+    """Write a title as shops do: brand, some adjectives, the noun, sometimes a detail; never all attributes."""
+    rng = random.Random(f"title/{seed}/{product.group}")
+    a, kind = product.attributes, product.design.kind
     people = a.get("target demographic", "")
     words = [a["brand"]]
     if people in _OWNERS and rng.random() < 0.5:
@@ -259,15 +265,15 @@ def write_title(item: Item, seed: int) -> str:
 
 
 def _listed(key: str, value: str) -> str:
-    """A detail as a shop lists it: "white sole", "star logo", "4 buttons"."""
+    """Return a detail as a shop lists it: "white sole", "star logo", "4 buttons"."""
     noun = key[:-1] if value == "1" and key.endswith("s") else key
     return f"{value} {noun}"
 
 
-def write_description(item: Item, seed: int) -> str:
-    """Two or three sentences of a shop, stating some of the attributes, truthfully."""
-    rng = random.Random(f"description/{seed}/{item.group}")
-    a, kind = item.attributes, item.design.kind
+def write_description(product: PlannedProduct, seed: int) -> str:
+    """Write two or three sentences as shops do, which truthfully state some of the attributes."""
+    rng = random.Random(f"description/{seed}/{product.group}")
+    a, kind = product.attributes, product.design.kind
     be = "are" if kind.plural else "is"
     these = "These" if kind.plural else "This"
     sentences = [
@@ -285,18 +291,18 @@ def write_description(item: Item, seed: int) -> str:
 _OPENERS = ("", "", "", "", "looking for {a} ", "i need {a} ", "got any ", "where can i find {a} ", "want {a} ", "any ")
 
 
-def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
-    """What a shopper types who has this product in mind, and the attribute values that the words state.
+def write_query(product: PlannedProduct, rng: random.Random) -> tuple[str, dict[str, str]]:
+    """Write a query for a product as shoppers do, and return the attribute values that it states.
 
     Args:
-        item: the product in mind.
-        rng: decides what is said and how.
+        product: the product.
+        rng: draws content and wording.
 
     Returns:
-        text: colloquial, lower case; it names the type, mostly the colour, one or two details, perhaps the use.
-        stated: attribute key → value; a product of the type answers the text exactly if it has all of them.
+        text: colloquial, lower case; it names the type, mostly the colour, one or two details, sometimes the use.
+        stated: attribute key → value; a product of the type answers the text if and only if it has all of them.
     """
-    a, kind = item.attributes, item.design.kind
+    a, kind = product.attributes, product.design.kind
     stated: dict[str, str] = {}
     before: list[str] = []
     after: list[str] = []
@@ -324,12 +330,12 @@ def write_query(item: Item, rng: random.Random) -> tuple[str, dict[str, str]]:
 
 
 def _with_articles(text: str) -> str:
-    """ "a" before a vowel becomes "an"."""
+    """Replace "a" before a vowel by "an"."""
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _say_aside(rng: random.Random, key: str, value: str, before: list[str], after: list[str]) -> None:
-    """Adds the words for a fact that is no fine detail."""
+    """Add the words for an attribute that is not a fine detail."""
     if key in ("category modifier", "material"):
         before.append(value)
     elif key == "target demographic":
@@ -354,56 +360,58 @@ _POINTED = ("the {n} in this photo", "where can i get {this} {n}", "{n} like in 
 
 
 def _query_row(
-    catalogue: _Relations, item: Item, number: int, photographer: _Photographer, seed: int
+    catalogue: _Relations, product: PlannedProduct, number: int, photographer: _Photographer, seed: int
 ) -> dict[str, Any] | None:
-    """Query `number` of a product; None where its other half was cut off at the end of the catalogue."""
-    rng = random.Random(f"query/{seed}/{item.index}/{number}")
-    query_type = QUERY_TYPES[(item.index + number) % 3]
+    """Return query `number` of a product; None if the catalogue ends before the product that it asks for."""
+    rng = random.Random(f"query/{seed}/{product.index}/{number}")
+    query_type = QUERY_TYPES[(product.index + number) % 3]
     row: dict[str, Any] = {
-        "query_id": f"{item.product_id}-q{number}",
+        "query_id": f"{product.product_id}-q{number}",
         "type": query_type,
         "text": None,
         "image": None,
         "bbox": None,
-        "split": item.split,
+        "split": product.split,
         "derived": query_type != "image",
         "reference_product_id": None,
     }
-    positives = [item]
+    positives = [product]
     if query_type == "text":
         row["kind"] = "colloquial"
-        row["text"], stated = write_query(item, rng)
-        positives = catalogue.satisfying(item, stated)
+        row["text"], stated = write_query(product, rng)
+        positives = catalogue.satisfying(product, stated)
     else:
         row["kind"] = "photo"
         row["image"], row["bbox"] = photographer.photo(number)
     if query_type == "both":
-        row["kind"], row["text"], target = _ask_with_photo(catalogue, item, number, rng)
+        row["kind"], row["text"], target = _query_with_photo(catalogue, product, number, rng)
         if target is None:
             return None
         positives = [target]
-        row["reference_product_id"] = item.product_id if target is not item else None
+        row["reference_product_id"] = product.product_id if target is not product else None
     row["positives"] = [p.product_id for p in positives]
     row["negatives"] = _hard_negatives(catalogue, positives, row["reference_product_id"])
     return row
 
 
-def _ask_with_photo(catalogue: _Relations, item: Item, number: int, rng: random.Random) -> tuple[str, str, Item | None]:
-    """Kind, words and target of a query that shows `item` and says what should be different (or which object is meant)."""
-    kind = item.design.kind
+def _query_with_photo(
+    catalogue: _Relations, product: PlannedProduct, number: int, rng: random.Random
+) -> tuple[str, str, PlannedProduct | None]:
+    """Return kind, text and target of a query that shows `product` and states what should differ (or the object)."""
+    kind = product.design.kind
     this = "these" if kind.plural else "this"
-    wish = (item.index // 2 + number) % 3
+    wish = (product.index // 2 + number) % 3
     if wish == 0:
-        return "pointed", rng.choice(_POINTED).format(n=rng.choice(kind.nouns), this=this), item
-    if wish == 1 and (twin := catalogue.twin(item)):
-        key = differing(item, twin)[0]
+        return "pointed", rng.choice(_POINTED).format(n=rng.choice(kind.nouns), this=this), product
+    if wish == 1 and (twin := catalogue.twin(product)):
+        key = differing_keys(product, twin)[0]
         words = detail_phrase(rng, kind, key, twin.attributes[key])
         return (
             "same_with_detail",
             _with_articles(rng.choice(("same but {w}", "like this {w}", "this one {w}")).format(w=words)),
             twin,
         )
-    variants = catalogue.variants(item)
+    variants = catalogue.variants(product)
     if not variants:
         return "same_in_colour", "", None
     target = rng.choice(variants)
@@ -412,10 +420,10 @@ def _ask_with_photo(catalogue: _Relations, item: Item, number: int, rng: random.
     return "same_in_colour", words, target
 
 
-def _hard_negatives(catalogue: _Relations, positives: Sequence[Item], reference: str | None) -> list[str]:
-    """Products that differ from a positive in exactly one attribute, and are neither positives nor the one photographed."""
+def _hard_negatives(catalogue: _Relations, positives: Sequence[PlannedProduct], reference: str | None) -> list[str]:
+    """Return the products that differ from a positive in exactly one attribute, without positives and the reference."""
     right = {p.product_id for p in positives} | {reference}
-    near = {n.product_id for p in positives for n in catalogue.near(p)}
+    near = {n.product_id for p in positives for n in catalogue.neighbours(p)}
     return sorted(near - right)
 
 
@@ -433,14 +441,14 @@ Every picture and text was drawn from a seed. None of it is anyone else's.
 
 
 def write_catalogue(folder: str | Path, **options: Any) -> Path:
-    """Writes `make_catalogue(**options)` as products, queries and query_images.parquet, and their licence into README.md.
+    """Write the tables of `make_catalogue(**options)` as parquet files, and their licence into README.md.
 
     Pictures are struct{bytes, path} with Hugging Face feature metadata: `datasets.load_dataset("parquet", …)` decodes
     them. Queries refer to their picture by `image_id`.
 
     Args:
-        folder: made if missing; its files are replaced.
-        options: those of `make_catalogue`.
+        folder: the output folder; it is made if missing, and existing files are replaced.
+        options: options of `make_catalogue`.
 
     Returns:
         the folder.
@@ -484,11 +492,11 @@ def write_catalogue(folder: str | Path, **options: Any) -> Path:
 
 
 def contact_sheet(path: str | Path, *, seed: int = 0) -> Path:
-    """Draws the catalogue at a glance: every type, photos with boxes, near-twins, queries. About 1,200 pixels wide.
+    """Draw an overview of the catalogue, about 1,200 pixels wide: every type, photos with boxes, near-twins, queries.
 
     Args:
-        path: of the picture to write, .png or (a third of the size) .jpg.
-        seed: of the catalogue shown.
+        path: the picture to write, .png or (a third of the size) .jpg.
+        seed: seed of the catalogue.
     """
     products, queries = make_catalogue(
         products=len(PRODUCT_TYPES) * FAMILY_SIZE,
@@ -502,16 +510,16 @@ def contact_sheet(path: str | Path, *, seed: int = 0) -> Path:
 
 
 def picture_rate(*, seconds: float = 5.0, image_size: int = IMAGE_SIZE, seed: int = 0) -> float:
-    """Pictures per second that this process draws and encodes, half product shots, half street photos."""
-    items = make_items(600, seed=seed)
+    """Measure how many pictures per second this process draws and encodes, half product shots, half street photos."""
+    planned = plan_products(600, seed=seed)
     for kind in PRODUCT_TYPES:  # the pool of other objects is drawn once per process
         for variant in range(6):
             draw_distractor(kind.name, variant, image_size)
     drawn, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
-        item = items[(drawn // 2) % len(items)]
-        sprite = draw_sprite(item.design, image_size)
-        _product_row(item, sprite, seed, image_size)
-        _Photographer(item, sprite, seed, image_size).photo(0)
+        product = planned[(drawn // 2) % len(planned)]
+        sprite = draw_sprite(product.design, image_size)
+        _product_row(product, sprite, seed, image_size)
+        _Photographer(product, sprite, seed, image_size).photo(0)
         drawn += 2
     return drawn / elapsed

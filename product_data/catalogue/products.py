@@ -1,8 +1,8 @@
-"""What the embedded catalogue sells: colours, brands, product types, their attributes and the words shoppers use.
+"""Define the vocabulary of the embedded catalogue: colours, brands, product types, attributes and shoppers' words.
 
-Only vocabulary and the sampling of designs stand here; `shapes` draws a design, `making.py` makes
-products and queries of it. A *family* is six products: two near-twin groups that differ in one detail, each in three
-colours. Every attribute that a type lists under `details` is visible in its drawing.
+This file also samples designs; `shapes` draws a design, and `making.py` makes products and queries from it. A *family*
+is six products: two near-twin groups that differ in one detail, each in three colours. Every attribute that a type
+lists under `details` is visible in its drawing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BRANDS = ("Noru", "Veldt", "Ostara", "Kipling Row", "Lumo", "Harbour & Pine", "T
 COUNTS = {"1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six"}
 
 MBE_KEYS = REASONING_KEYS
-"""The ten attribute keys of MBE (MOON, arXiv 2508.11999 App. A). A type leaves out those that make no sense for it."""
+"""The ten attribute keys of MBE (MOON, arXiv 2508.11999 App. A). A type leaves out those that do not apply to it."""
 
 DEMOGRAPHIC_WORDS: dict[str, tuple[str, ...]] = {
     "women": ("for women", "for her", "for my girlfriend"),
@@ -73,16 +73,15 @@ _COUNT_345 = ("3", "4", "5")
 
 @dataclass(frozen=True)
 class ProductType:
-    """One leaf of the category tree and everything that its products may be.
+    """One leaf of the category tree, with the possible values of its products' attributes.
 
     Args:
-        name: the leaf's name as shops write it; `path` is the whole path above and including it.
-        nouns: what shoppers call it; the first is the shop's own singular or plural noun.
+        name: the leaf's name as shops write it; `path` is the path above it.
+        nouns: the shoppers' nouns for it; the first is the noun that shops use.
         plural: whether the nouns are plural ("trainers").
         modifiers, elements: values of "category modifier" and "style elements"; both change the drawn shape.
-        details: fine details: attribute key → values, all drawn.
-        place: where the logo sits, for texts ("side", "chest"); "" where there is none.
-        gloss: materials drawn shiny; weave: materials drawn with a woven texture; others are matt.
+        details: fine details: attribute key → values, all visible in the drawing.
+        place: position of the logo, for texts ("side", "chest"); "" without a logo.
     """
 
     name: str
@@ -101,10 +100,11 @@ class ProductType:
 
     @property
     def category_path(self) -> tuple[str, str, str]:
-        """The three levels, from the root."""
+        """The three levels, root first."""
         return (*self.path, self.name)
 
 
+# Materials that are drawn shiny, and materials with a woven texture; all others are matt.
 GLOSS = {"leather", "patent leather", "satin", "steel", "aluminium", "glazed ceramic", "porcelain", "glass", "plastic"}
 WEAVE = {"canvas", "linen", "wool", "knit", "denim", "corduroy", "jute", "mesh", "nylon", "fleece"}
 
@@ -481,7 +481,7 @@ _DETAIL_PHRASES: dict[str, tuple[str, ...]] = {
 
 
 def detail_phrase(rng: random.Random, kind: ProductType, key: str, value: str) -> str:
-    """How a shopper says that detail `key` is `value` ("with white soles")."""
+    """Return a shopper's phrase for a detail ("with white soles")."""
     if key == "pattern":
         return "without a pattern" if value == "plain" else f"with a {rng.choice(PATTERN_WORDS[value])} pattern"
     template = rng.choice(_DETAIL_PHRASES[key])
@@ -491,13 +491,13 @@ def detail_phrase(rng: random.Random, kind: ProductType, key: str, value: str) -
 
 @dataclass(frozen=True)
 class Design:
-    """What is needed to draw one product.
+    """The design of one product, which determines its drawing.
 
     Args:
-        kind: its type.
+        kind: the product type.
         attributes: key → value, in the order in which shops list them.
-        body: the colour of its main part, red green blue 0..255: the named colour, slightly varied.
-        proportions: eight numbers in 0..1 shared by a family, that vary the shape without being attributes.
+        body: the colour of its main part (red, green, blue, 0..255): the named colour, slightly varied.
+        proportions: eight numbers in 0..1 that a family shares; they vary the shape and are not attributes.
     """
 
     kind: ProductType
@@ -506,11 +506,11 @@ class Design:
     proportions: tuple[float, ...] = field(default=(0.5,) * 8)
 
     def vary(self, index: int, low: float, high: float) -> float:
-        """Proportion `index` scaled into low..high."""
+        """Return proportion `index` scaled to low..high."""
         return low + self.proportions[index] * (high - low)
 
     def detail_rgb(self, key: str) -> Rgb:
-        """The colour that the attribute `key` names."""
+        """Return the colour that the attribute `key` names."""
         return COLOURS[self.attributes[key]]
 
 
@@ -519,13 +519,13 @@ FAMILY_SIZE = 6
 
 
 def _distance(first: str, second: str) -> float:
-    """How far apart two colours look: green counts most, blue least; 0..440."""
+    """Return the perceived distance of two colours, 0..440: green counts most, blue least."""
     squares = ((a - b) ** 2 for a, b in zip(COLOURS[first], COLOURS[second], strict=True))
     return (sum(w * d for w, d in zip((0.92, 1.85, 0.23), squares, strict=True))) ** 0.5
 
 
 def _visible(values: tuple[str, ...], colours: list[str], least: float = 95.0) -> list[str]:
-    """The values that can be told from every one of `colours`; values that are no colours all can."""
+    """Return the values that are clearly visible on all of `colours`; values that are not colours always are."""
     return [v for v in values if v not in COLOURS or all(_distance(v, c) > least for c in colours)]
 
 
@@ -536,14 +536,14 @@ _TOUCHING = {"dial": "second hand", "second hand": "dial"}
 
 
 def _choices(key: str, values: tuple[str, ...], chosen: dict[str, str], colours: list[str]) -> list[str]:
-    """The values of detail `key` that are visible on the bodies' colours and beside what was `chosen` for its neighbour."""
+    """Return the values of detail `key` that are visible on the bodies' colours and beside its neighbour's colour."""
     beside = [chosen[_TOUCHING[key]]] if _TOUCHING.get(key) in chosen else []
     clear = _visible(values, colours + beside, 126.0) if key in _THIN else []
     return clear if len(clear) > 1 else _visible(values, colours + beside)
 
 
 def _three_colours(rng: random.Random) -> list[str]:
-    """Colours of a family: such that three detail colours stand out on all of them, two of them even as thin lines."""
+    """Draw the colours of a family so that three detail colours are visible on all of them, two even as thin lines."""
     while True:
         colours = rng.sample(sorted(COLOURS), 3)
         if len(_visible(DETAIL_COLOURS, colours)) >= 3 and len(_visible(DETAIL_COLOURS, colours, 126.0)) >= 2:
@@ -551,13 +551,13 @@ def _three_colours(rng: random.Random) -> list[str]:
 
 
 def draw_family(seed: int, family: int) -> list[Design]:
-    """The six designs of a family, in the order a0 a1 b0 b1 a2 b2 (group letter, colour number).
+    """Return the six designs of a family, in the order a0 a1 b0 b1 a2 b2 (group letter, colour number).
 
-    Groups a and b agree in every attribute but one detail; within a group only the colour differs. Sequential in
-    nothing: family 7 is the same whether 8 or 8,000 families are asked for.
+    Groups a and b have the same attributes except for one detail; within a group only the colour differs. A family does
+    not depend on other families: family 7 is the same in a catalogue of 8 or 8,000 families.
 
     Args:
-        seed: of the catalogue.
+        seed: seed of the catalogue.
         family: index, from 0.
     """
     block = list(PRODUCT_TYPES)
@@ -566,7 +566,7 @@ def draw_family(seed: int, family: int) -> list[Design]:
 
 
 def sample_family(kind: ProductType, rng: random.Random) -> list[Design]:
-    """Six designs of one type in the order of `draw_family`."""
+    """Return six designs of one type in the order of `draw_family`."""
     colours = _three_colours(rng)
     shared = {
         "category": kind.name.lower(),

@@ -1,4 +1,4 @@
-"""The embedded catalogue at a glance: one picture for the README, drawn from the tables that `make_catalogue` returns."""
+"""Draw an overview picture of the embedded catalogue for the README, from the tables of `make_catalogue`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURE = 144
 
 
 def draw_sheet(products: list[Row], queries: list[Row]) -> Image.Image:
-    """An RGB picture 1,200 pixels wide: every type, photos with boxes, near-twins, and queries with their answers.
+    """Draw an RGB picture 1,200 pixels wide: every type, photos with boxes, near-twins, and queries with their answers.
 
     Args:
         products, queries: a catalogue with a family of each type, in pictures of `PICTURE` pixels.
@@ -48,7 +48,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _open(
     data: bytes, size: int, box: Sequence[float] | None = None, frame: tuple[int, int, int] = FRAME
 ) -> Image.Image:
-    """A picture of (size, size) with a frame and, where given, the core box."""
+    """Open a picture at (size, size), and draw a frame and the core box, if it is given."""
     picture = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(picture)
     if box:
@@ -70,7 +70,7 @@ def _caption(
 
 
 def _firsts(products: Sequence[Row]) -> list[Row]:
-    """One product of each type, in the order of the category tree."""
+    """Return one product of each type, in the order of the category tree."""
     first: dict[str, Row] = {}
     for product in products:
         first.setdefault(product["category_path"][-1], product)

@@ -24,7 +24,7 @@ def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system without any font but Pillow's own."""
     monkeypatch.setattr(fonts, "_SYSTEM_FONTS", ())
     monkeypatch.setattr(fonts, "_FOLDERS", ())
-    monkeypatch.setattr(fonts, "_said", set())
+    monkeypatch.setattr(fonts, "_reported", set())
     fonts._best_font.cache_clear()
 
 

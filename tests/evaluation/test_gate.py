@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.gate import Asked, GateOptions, aligned_space, gate_curve, measure_gate
-from evaluation.gate_report import ALL, draw_curves, in_words, markdown
+from evaluation.gate import DirectionOutcome, GateOptions, aligned_space, gate_curve, measure_gate
+from evaluation.gate_report import ALL, draw_curves, markdown, summary_sentences
 from evaluation.run import EvaluationOptions, evaluate_model
 from moon3.__main__ import main
 from product_data.tables import TableError, load_tables
@@ -21,7 +21,7 @@ from retrieval.encode import load_for_evaluation
 ARROWS = ("none→none", "none→generate", "generate→none", "generate→generate")
 
 
-def asked(count: int = 40, seed: int = 0, **changes: Any) -> Asked:
+def asked(count: int = 40, seed: int = 0, **changes: Any) -> DirectionOutcome:
     rng = np.random.default_rng(seed)
     ranks = {
         (query, products): rng.integers(1, 25, count).astype(float)
@@ -31,7 +31,7 @@ def asked(count: int = 40, seed: int = 0, **changes: Any) -> Asked:
     margins = {way: rng.random(count).astype(np.float32) for way in ("none", "generate")}
     seconds = {"none": np.full(count, 0.5), "generate": np.full(count, 2.0)}
     made = {"ranks": ranks, "margins": margins, "tokens": rng.integers(1, 9, count), "seconds": seconds}
-    return Asked(**(made | {"gallery": 30, "source": "queries"} | changes))
+    return DirectionOutcome(**(made | {"gallery": 30, "source": "queries"} | changes))
 
 
 @pytest.mark.parametrize("products", ["none", "generate"])
@@ -167,7 +167,7 @@ def test_cost_and_words_are_there_and_are_shown(measured: Any, tmp_path: Path) -
         assert one["timed"] == 6
         assert all(one[way]["seconds"] > 0 for way in ("none", "generate"))
         assert 1 <= one["generate"]["tokens_per_item"] <= 3
-    words = in_words(found)
+    words = summary_sentences(found)
     assert words == found["words"]
     assert len(words) == 3
     assert words[0].startswith("un-reasoned products: R@10 is ")
@@ -188,9 +188,9 @@ def test_sentences_name_the_directions_that_are_more_than_two_points_behind(meas
     changed = json.loads(json.dumps(measured[3]))
     for name, within in ((ALL, True), ("t2mm", False), ("t2i", True), ("i2t", True)):
         changed["directions"][name]["aligned"]["within"] = within
-    assert in_words(changed)[2].endswith("not more than 2 points behind; more than 2 points behind in: t→mm.")
+    assert summary_sentences(changed)[2].endswith("not more than 2 points behind; more than 2 points behind in: t→mm.")
     changed["directions"]["t2mm"]["aligned"]["within"] = True
-    assert in_words(changed)[2].endswith("not more than 2 points behind, nor in any single direction.")
+    assert summary_sentences(changed)[2].endswith("not more than 2 points behind, nor in any single direction.")
 
 
 def test_the_command_writes_numbers_tables_and_curves(

@@ -97,7 +97,7 @@ def test_attention_of_pictures_crop_and_words_is_that_of_a_loop_over_tokens(
     assert np.array_equal(found.input_ids, ids)
     np.testing.assert_allclose(found.attention, expected, atol=1e-6)
     assert found.attention.sum() == pytest.approx(1, abs=1e-5)
-    assert (found.item, found.kind, found.readout, found.layers) == ("p1", "product", readout, (0, 1))
+    assert (found.record_id, found.kind, found.readout, found.layers) == ("p1", "product", readout, (0, 1))
 
     of_images = expected[ids == model.config.image_token_id]
     assert [picture.name for picture in found.pictures] == ["picture 1", "core crop", "picture 2"]
@@ -294,7 +294,7 @@ def test_what_cannot_be_explained_is_refused(
         explain(AutoModel.from_pretrained(tiny_base()), processor, [TEXT_ONLY])
     with pytest.raises(ValueError, match="expected none, generate, given"):
         explain(model, processor, [TEXT_ONLY], reasoning="think")
-    with pytest.raises(ValueError, match="this model writes none"):
+    with pytest.raises(ValueError, match="this model does not reason"):
         explain(model, processor, [TEXT_ONLY], reasoning="generate")
 
 
@@ -406,7 +406,7 @@ def by_hand(**changes: Any) -> Explanation:
     heat = np.zeros((4, 4), np.float32)
     heat[0, 3] = 1
     made = Explanation(
-        item="x",
+        record_id="x",
         kind="product",
         readout="emb",
         layers=(0, 1, 2),
@@ -474,7 +474,7 @@ def test_long_titles_many_pictures_and_odd_shapes_stay_within_the_sheet() -> Non
     words = ("a" * 400, *("word",) * 200)
     drawn = draw_explanation(
         by_hand(
-            item="y" * 500,
+            record_id="y" * 500,
             pictures=(thin, tall, *(replace(tall, name=f"picture {n}") for n in range(3, 12))),
             words=words,
             word_parts=("title",) * 201,
@@ -585,5 +585,5 @@ def test_an_index_of_something_else_is_left_alone(
 
 def test_bytes_are_read_as_well_as_files(load: Callable[..., tuple[Any, Any]]) -> None:
     (found,) = explain(*load(), [{"title": "mug", "images": [file_of(noise(64, 64))]}])
-    assert found.item == "product"
+    assert found.record_id == "product"
     assert found.pictures[0].heat.shape == (2, 2)

@@ -128,7 +128,7 @@ def test_what_cannot_be_is_refused_before_the_first_evaluation(
 def test_a_data_set_needs_a_score_of_one_model_and_not_of_all() -> None:
     nothing = {"benchmark": "shop", "scores": {"t2mm": None}, "image_only": {}}
     require_some_scores([nothing, nothing | {"scores": {"t2mm": {"R@1": 0.5}}}])
-    with pytest.raises(NothingScoredError, match="nothing of shop could be scored"):
+    with pytest.raises(NothingScoredError, match="found no scores for shop"):
         require_some_scores([nothing, nothing])
 
 

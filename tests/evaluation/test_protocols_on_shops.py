@@ -249,4 +249,4 @@ def test_the_command_takes_cutoffs_keys_and_protocols(
     assert json.loads(output.read_text(encoding="utf-8"))["cutoffs"] == [1, 3]
     capsys.readouterr()
     assert main([*arguments, "--cutoffs", "ten"]) == 2
-    assert "--cutoffs 'ten'; expected numbers such as 1,5,10" in capsys.readouterr().err
+    assert "--cutoffs: found 'ten'; expected numbers such as 1,5,10" in capsys.readouterr().err

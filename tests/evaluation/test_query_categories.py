@@ -84,7 +84,7 @@ def test_one_category_alone_is_no_benchmark_and_the_results_say_so() -> None:
     )
     results = evaluated(tables)
     assert results["query_categories"] == {}
-    assert "the only category that queries have is 'concept 0'" in results["absent"]["query_categories"]
+    assert "the only category of queries is 'concept 0'" in results["absent"]["query_categories"]
 
 
 def test_photos_that_cannot_be_read_are_counted_as_skipped() -> None:

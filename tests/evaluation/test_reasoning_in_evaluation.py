@@ -187,7 +187,7 @@ def test_a_model_or_a_processor_that_does_not_reason_is_refused_before_any_work(
 def test_wrong_settings_of_a_reasoning_are_refused(moon3: Pair) -> None:
     with pytest.raises(ValueError, match="reasoning='always'; expected none, generate, given"):
         encode(*moon3, PRODUCTS, reasoning="always")
-    with pytest.raises(ValueError, match="with reasoning='none'; expected with reasoning='generate'"):
+    with pytest.raises(ValueError, match="with reasoning='none'; expected reasoning='generate'"):
         encode(*moon3, PRODUCTS, thinking={"max_tokens": 3})
     with pytest.raises(ValueError, match="thinking='long'; expected a Thinking"):
         encode(*moon3, PRODUCTS, reasoning="generate", thinking="long")
@@ -233,11 +233,11 @@ def test_each_side_reasons_or_not_and_labels_never_do(moon3: Pair) -> None:
         )
     assert neither.reasonings() == []
     products.gallery("i")
-    assert [(one.side, one.input, one.item) for one in products.reasonings()] == [
+    assert [(one.side, one.input, one.record_id) for one in products.reasonings()] == [
         *[("product", "mm", name) for name in "abcde"],
         *[("product", "i", name) for name in "acd"],
     ]
-    assert [(one.side, one.input, one.item) for one in queries.reasonings()] == [
+    assert [(one.side, one.input, one.record_id) for one in queries.reasonings()] == [
         ("query", "query", name) for name in "qrs"
     ]
     assert [one.reasoning for one in queries.reasonings()] == queries.all_queries().reasoning

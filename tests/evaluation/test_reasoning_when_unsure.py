@@ -94,7 +94,7 @@ def test_the_unsure_half_of_a_search_has_reasoned_vectors_and_the_other_half_non
     assert found.reasoned.sum() == 4
     expected = np.where(found.reasoned[:, None], thought.vectors, plain.vectors)
     np.testing.assert_allclose(found.vectors, expected, atol=1e-4)
-    assert (found.asked, found.positives, found.exclude) == (plain.asked, plain.positives, plain.exclude)
+    assert (found.indices, found.positives, found.exclude) == (plain.indices, plain.positives, plain.exclude)
     if name == "mm2mm":
         assert all(len(left_out) == 1 for left_out in found.exclude)
     scores = evaluate_retrieval(cache, resamples=5)["scores"]
@@ -119,20 +119,22 @@ def test_a_query_reasons_once_for_all_the_searches_that_it_is_unsure_in(
 ) -> None:
     cache = make(query_reasoning="auto", gate_threshold=0.02)
     asked: list[int] = []
-    think = VectorCache._think_of
-    monkeypatch.setattr(VectorCache, "_think_of", lambda self, indices: asked.extend(indices) or think(self, indices))
+    think = VectorCache._reason_about
+    monkeypatch.setattr(
+        VectorCache, "_reason_about", lambda self, indices: asked.extend(indices) or think(self, indices)
+    )
     searches = [search(cache, name) for name in DIRECTIONS]
     search_examples(cache)
     unsure = {
         index
         for one in searches
-        for index, reasoned in zip(one.asked, np.asarray(one.reasoned), strict=True)
+        for index, reasoned in zip(one.indices, np.asarray(one.reasoned), strict=True)
         if reasoned
     }
     assert 0 < len(unsure) <= 24
     assert len(asked) == len(set(asked))
     assert unsure <= set(asked)
-    written = [one.item for one in cache.reasonings()]
+    written = [one.record_id for one in cache.reasonings()]
     assert written == [cache.queries[index].query_id for index in sorted(asked)]
 
 
@@ -180,7 +182,7 @@ def test_what_does_not_go_together_is_refused(moon3: Pair, tiny_moon: Callable[.
     for settings, message in (
         (
             {"gate_threshold": 0.1},
-            "gate_threshold=0.1 with query_reasoning='none'; expected with query_reasoning='auto'",
+            "gate_threshold=0.1 with query_reasoning='none'; expected query_reasoning='auto'",
         ),
         ({"query_reasoning": "auto", "gate_threshold": 2.5}, r"gate_threshold=2.5; expected a number in \[0, 2\]"),
         ({"query_reasoning": "auto", "gate_threshold": float("nan")}, "gate_threshold=nan"),

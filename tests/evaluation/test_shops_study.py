@@ -73,7 +73,7 @@ def test_what_cannot_be_compared_is_refused(study, capsys):
     assert study("--second", "A=x") == 2
     assert "expected two names" in capsys.readouterr().err
     assert study("--second", "x") == 2
-    assert "--second x; expected NAME=FOLDER" in capsys.readouterr().err
+    assert "--second: found 'x'; expected NAME=FOLDER" in capsys.readouterr().err
 
 
 def test_the_shops_are_some_that_were_trained_on_and_some_that_were_not():

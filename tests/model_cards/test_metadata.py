@@ -59,7 +59,7 @@ def test_good_metadata_has_no_problems():
         ({"tags": "moon"}, "tags: found 'moon'; expected a list"),
         ({"tags": ["moon", False]}, "tags: found False"),
         ({"tags": ["sentence-transformer"]}, "did you mean 'sentence-transformers'?"),
-        ({"tags": ["license:mit"]}, "which the hub makes from another field"),
+        ({"tags": ["license:mit"]}, "which the hub derives from another field"),
         ({"base_model": "Qwen3-VL"}, "base_model: found 'Qwen3-VL'; expected an id of the hub"),
         ({"base_model": "/home/me/qwen"}, "base_model: found '/home/me/qwen'"),
         ({"base_model_relation": "child"}, "base_model_relation: found 'child'"),

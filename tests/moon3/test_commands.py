@@ -19,6 +19,7 @@ LATE = [
     "card",
     "push",
     "report",
+    "compare",
     "heatmap",
     "gate",
     "completions",

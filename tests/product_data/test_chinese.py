@@ -163,5 +163,5 @@ def test_without_opencc_it_is_refused_at_once(monkeypatch):
 
     chinese._converter.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(OptionError, match=r"expected pip install moon3\[chinese\]"):
+    with pytest.raises(OptionError, match=r"pip install moon3\[chinese\]"):
         ReadingOptions(simplify_chinese=True)

@@ -98,7 +98,7 @@ def test_identical_products_are_right_on_the_sheet_and_do_not_make_a_query_unsur
     tables = load_tables({"products": shoes(), "queries": queries()})
     cache = cache_of(tables)
     for example in search_examples(cache, top=5):
-        assert [right for _, _, right in example.found] == [True] * 5
+        assert [right for _, _, right in example.results] == [True] * 5
     search = make_search(cache, "t2mm", ("text", "mm"), {})
     assert search is not None
     assert all(len(repeated) == SHOES * (SIZES - 1) for repeated in search.repeated)

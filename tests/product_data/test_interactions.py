@@ -138,13 +138,15 @@ def test_everything_that_is_left_out_is_counted_and_named() -> None:
     assert "row 4: '' (expected purchase, cart, click)" in text
     assert "row 5 → 'gone'" in text
     assert "row 1 (click of 'a')" in text
-    assert "their count is no whole number of at least 1 (unusable_counts): row 7: 0, row 8: -1, row 9: 'some'" in text
+    assert (
+        "their count is not a whole number of at least 1 (unusable_counts): row 7: 0, row 8: -1, row 9: 'some'" in text
+    )
     assert tables.report.ok
     assert tables.queries[0].answers == {"a": pytest.approx(1 - 0.75 ** math.log2(1 + 4))}
 
 
 def test_a_log_of_which_nothing_can_be_used_is_fatal() -> None:
-    with pytest.raises(TableError, match="not one interaction can be used"):
+    with pytest.raises(TableError, match="none of the interactions can be used"):
         log(row("shoe", "gone", "click")).report.raise_if_fatal()
 
 

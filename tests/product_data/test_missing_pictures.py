@@ -62,7 +62,7 @@ def test_all_pictures_missing_is_refused_and_names_the_option(
     folder = write_shop(tmp_path / "shop", "pictures")
     assert main(["evaluate", "--model", "nowhere", "--benchmark", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert "all 4 products that name pictures name files that are not there" in said
+    assert "all 4 products with pictures: found no picture file" in said
     assert "--images-root FOLDER" in said
 
 
@@ -80,12 +80,12 @@ def test_skipped_is_told_from_absent() -> None:
     rows = [{"product_id": f"p{n}", "title": "unreadable", "images": ["https://example.org/x"]} for n in range(3)]
     results = evaluate_retrieval(cache_of(shop(products_rows=rows)))
     assert results["absent"]["t2mm"] == (
-        "all 3 products with text or image were skipped, they could not be read; first: 'p0', images: unreadable"
+        "all 3 products with text or image were skipped because they could not be read; first: 'p0', images: unreadable"
     )
     queries = [{"query_id": "q", "text": "unreadable", "positives": ["p1"]}]
     results = evaluate_retrieval(cache_of(shop(queries_rows=queries)))
     assert results["absent"]["t2mm"] == (
-        "all 1 queries of type 'text' were skipped, they could not be read; first: 'q', images: unreadable"
+        "all 1 queries of type 'text' were skipped because they could not be read; first: 'q', images: unreadable"
     )
 
 
@@ -100,5 +100,5 @@ def test_an_evaluation_without_a_score_is_no_success(
     assert main(["evaluate", *arguments]) == 2
     said = capsys.readouterr().err
     assert "no score for i2t: all 4" in said
-    assert "nothing of shop could be scored" in said
+    assert "found no scores for shop" in said
     assert json.loads(output.read_text())["scores"]["i2t"] is None

@@ -58,7 +58,7 @@ def test_what_is_there_stays_and_what_is_not_leaves_no_trace(tmp_path):
 
 
 def test_folders_files_long_names_and_refusals_of_the_system_are_told(tmp_path, monkeypatch):
-    with pytest.raises(OutputError, match="this is a folder; expected the name of a file"):
+    with pytest.raises(OutputError, match="found a folder; expected the name of a file"):
         require_writable_file("--output", tmp_path)
     for path in (tmp_path / ("n" * 300), tmp_path / "new" / ("n" * 300) / "x"):
         with pytest.raises(OutputError, match="cannot be written"):

@@ -58,13 +58,13 @@ def test_the_limits_hold(tmp_path):
         assert "at most max_bytes=50" in too_big.failures[addresses[0]]
         some = fetch_pictures(addresses, how(tmp_path / "b", workers=1, total_bytes=1))
         assert len(some.files) == 1
-        assert all("bytes for all pictures were used" in why for why in some.failures.values())
+        assert all("bytes for all pictures were used up" in why for why in some.failures.values())
         late = fetch_pictures(addresses, how(tmp_path / "c", total_seconds=1e-9))
-        assert all("seconds for all pictures were over" in why for why in late.failures.values())
+        assert all("seconds for all pictures were used up" in why for why in late.failures.values())
         asked = sum(server.asked.values())
         offline = fetch_pictures(addresses, how(tmp_path / "b", fetch=False))
         assert (len(offline.files), sum(server.asked.values())) == (1, asked)
-        assert "nothing is fetched" in next(iter(offline.failures.values()))
+        assert "fetching is turned off" in next(iter(offline.failures.values()))
 
 
 def test_no_addresses_make_no_folder(tmp_path):
@@ -75,5 +75,5 @@ def test_no_addresses_make_no_folder(tmp_path):
 def test_the_folder_can_be_named_and_limits_are_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("MOON_PICTURE_CACHE", str(tmp_path))
     assert default_folder() == tmp_path
-    with pytest.raises(OptionError, match="workers=0; expected a positive number"):
+    with pytest.raises(OptionError, match="workers: found 0; expected a positive number"):
         PictureFetching(folder=tmp_path, workers=0)

@@ -66,12 +66,14 @@ def test_a_picture_with_a_colour_asks_for_that_variant(shop):
 
 
 def test_what_is_no_such_file_is_refused_by_name(shop):
-    with pytest.raises(TableError, match=r"products.csv: no column 'slug'; expected a product import file of Spree"):
+    with pytest.raises(
+        TableError, match=r"products.csv: found no column 'slug'; expected a product import file of Spree"
+    ):
         read_spree(shop(columns=("handle", *COLUMNS[1:])))
-    with pytest.raises(TableError, match=r"slug 'fan': a variant stands first"):
+    with pytest.raises(TableError, match=r"slug 'fan': found a variant in the first row"):
         read_spree(shop(rows=ROWS[1:]))
     (shop() / "images" / "iron-blue.webp").unlink()
-    with pytest.raises(TableError, match=r"slug 'iron': no picture .*iron-blue.webp"):
+    with pytest.raises(TableError, match=r"slug 'iron': found no picture .*iron-blue.webp"):
         read_spree(shop(pictures=PICTURES[:-1]))
 
 

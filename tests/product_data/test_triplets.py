@@ -120,7 +120,7 @@ def test_rows_with_one_query_id_are_one_query_with_several_answers():
 @pytest.mark.parametrize(
     ("cells", "why"),
     [
-        ({"doc_attributes": "颜色,,材质:棉"}, "column 'doc_attributes': '颜色' has no colon"),
+        ({"doc_attributes": "颜色,,材质:棉"}, "column 'doc_attributes': found '颜色' without a colon"),
         ({"query bbox": [5, 5, 1, 1]}, "column 'query bbox': .*expected x0, y0, x1, y1"),
         ({"doc_title": "", "doc_image": None}, "the product has neither text nor picture"),
         ({"doc_image": "nowhere.jpg"}, "product: nowhere.jpg: no such file"),
@@ -175,9 +175,9 @@ def test_columns_with_other_names_are_found_or_named():
         {"kw": "包", "what": "黑色 包", "pic_hash": "f00"}, columns={"query.title": "kw", "positive.title": "what"}
     )
     assert (named.queries[0].text, named.products[0].title) == ("包", "黑色 包")
-    assert "unclear, so not read unless `columns` names them: pic_hash" in str(named.report)
+    assert "unclear, not read unless `columns` names them: pic_hash" in str(named.report)
     assert named.products[0].images == ()
-    with pytest.raises(ColumnError, match="found no title and no image"):
+    with pytest.raises(ColumnError, match="found neither title nor image"):
         tables({"kw": "包"})
 
 
@@ -240,9 +240,9 @@ def test_rows_are_read_from_files_of_every_kind(tmp_path, form):
     ("name", "content", "message"),
     [
         ("rows.json", "[1", "line 1: not JSON"),
-        ("rows.json", '{"a": 1}\n3', "int found among the rows"),
+        ("rows.json", '{"a": 1}\n3', "found int as a row"),
         ("nowhere.jsonl", None, "no such file or folder"),
-        ("empty", None, "found no file"),
+        ("empty", None, "found no data file"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(tmp_path, name, content, message):

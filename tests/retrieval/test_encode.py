@@ -14,7 +14,7 @@ from pictures import file_of, plain
 
 from product_data.tables import load_tables
 from retrieval.encode import VectorCache, config_digest, encode, load_for_evaluation, vectors_of
-from retrieval.shortened import shortened_sentence, shortened_summary, told
+from retrieval.shortened import describe_part, shortened_sentence, shortened_summary
 
 PRODUCTS = [
     {
@@ -92,7 +92,7 @@ def test_forms_and_tasks_change_the_vectors(moon: tuple[Any, Any]) -> None:
 
 
 def test_wrong_arguments_and_vectors_that_are_not_finite_are_refused(moon: tuple[Any, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected kind product or query"):
+    with pytest.raises(ValueError, match="expected product or query"):
         encode(*moon, PRODUCTS, kind="produkt")
     with pytest.raises(ValueError, match="batch_size=0"):
         encode(*moon, PRODUCTS, batch_size=0)
@@ -162,8 +162,8 @@ def test_what_was_shortened_is_named_by_the_records_own_place_and_each_cache_cou
 
 def test_a_part_that_nothing_is_left_of_is_said_to_be_left_out() -> None:
     one = {"kind": "product", "item": "c0-1", "field": "description", "tokens_before": 33, "tokens_after": 0}
-    assert "→ 0 tokens" not in told(one)
-    assert told(one) == "product 'c0-1', description: left out (33 tokens)"
+    assert "→ 0 tokens" not in describe_part(one)
+    assert describe_part(one) == "product 'c0-1', description: left out (33 tokens)"
 
 
 def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: Callable[..., Path]) -> None:
@@ -173,5 +173,5 @@ def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: 
 
 
 def test_an_output_without_vectors_is_an_error_that_says_what_is_expected():
-    with pytest.raises(ValueError, match="expected a batch of the processor that belongs to the checkpoint"):
+    with pytest.raises(ValueError, match="expected a batch of the checkpoint's processor"):
         vectors_of(SimpleNamespace(embeddings=None))

@@ -52,7 +52,7 @@ def test_the_shipped_checkpoint_is_searched_and_measured_before_anything_is_trai
 
     monkeypatch.setattr(quickstart, "measure", lambda *given: shown.append(given[2]) or {"scores": {}})
     monkeypatch.setattr(quickstart, "comparison_table", lambda *_, **__: "")
-    monkeypatch.setattr(quickstart, "say_how_long", stop)
+    monkeypatch.setattr(quickstart, "print_duration", stop)
     assert main(["quickstart", "--folder", str(tmp_path), *SMALL]) == 2
     assert (tmp_path / "search.png").is_file()
     assert (tmp_path / "shipped" / "modeling_moon.py").is_file()
@@ -95,7 +95,7 @@ def test_other_values_are_refused_before_anything_is_drawn_and_overwrite_starts_
         raise ReachedError("the training is reached")
 
     monkeypatch.setattr(quickstart, "first_minute", lambda *_: {})
-    monkeypatch.setattr(quickstart, "say_how_long", lambda *_: None)
+    monkeypatch.setattr(quickstart, "print_duration", lambda *_: None)
     monkeypatch.setattr(quickstart, "train", reached)
     assert main(["quickstart", "--folder", str(tmp_path), *SMALL]) == 2
     assert "the training is reached" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from model_cards.facts import read_card
 from model_cards.licences import why_not_published
 from model_cards.metadata import problems_of
 from model_cards.scores import summary
-from product_data.catalogue.making import make_items
+from product_data.catalogue.making import plan_products
 from training import quickstart, shipped_checkpoint
 from training.model.card_facts import sizes_of
 from training.recipe.arguments import parse_recipe
@@ -75,8 +75,8 @@ def test_it_was_not_trained_on_what_it_is_measured_on():
     told_apart = [
         {(item.design.kind.name, *sorted(item.attributes.items()), item.design.proportions) for item in items}
         for items in (
-            [item for item in make_items(TRAINED_ON["products"], seed=TRAINED_ON["seed"]) if item.split == "train"],
-            [item for item in make_items(3400, seed=0) if item.split == "test"],
+            [item for item in plan_products(TRAINED_ON["products"], seed=TRAINED_ON["seed"]) if item.split == "train"],
+            [item for item in plan_products(3400, seed=0) if item.split == "test"],
         )
     ]
     assert len(told_apart[1]) == 510

@@ -49,16 +49,16 @@ def test_the_report_says_where_model_and_adapter_lie_and_how_they_are_loaded(tmp
     (tmp_path / "run" / "final").mkdir(parents=True)
     (tmp_path / "run" / "base").mkdir()
     models = Models(RunFolder(tmp_path / "run"), tmp_path / "run" / "base")
-    (alone,) = models.told()
+    (alone,) = models.describe()
     assert "`run/final`" in alone
     assert "SentenceTransformer('run/final', trust_remote_code=True)" in alone
     (tmp_path / "run" / "adapter").mkdir()
-    _, adapter = models.told()
+    _, adapter = models.describe()
     assert (
         "PeftModel.from_pretrained(AutoModel.from_pretrained('run/base', trust_remote_code=True), 'run/adapter')"
         in adapter
     )
-    assert "from_pretrained('some/hub-id', " in Models(RunFolder(tmp_path / "run"), Path("some/hub-id")).told()[1]
+    assert "from_pretrained('some/hub-id', " in Models(RunFolder(tmp_path / "run"), Path("some/hub-id")).describe()[1]
 
 
 def test_refusals_name_the_key_of_this_command(tmp_path, capsys, monkeypatch):

@@ -153,7 +153,7 @@ def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys)
     assert train(**data, query_mix={"t": 1, "mm": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
     printed = capsys.readouterr().out
     assert printed.count("seconds a step") == 1
-    assert printed.count("query_mix: no data set has queries of the form 'mm'; none are drawn") == 1
+    assert printed.count("query_mix: found no queries of the form 'mm', which are therefore not drawn") == 1
     assert printed.count("queue_steps: auto is 199 with 1 process\n") == 1
     assert json.loads((tmp_path / "run" / "final" / "provenance.json").read_text())["queue_steps"] == 199
 
@@ -198,7 +198,7 @@ def test_a_run_that_was_stopped_while_it_was_prepared_is_known_by_its_recipe(tra
     assert "holds a run of another recipe (small_base: " in capsys.readouterr().err
     (tmp_path / "run" / "resolved_recipe.yaml").unlink()
     assert train(**values) == 2
-    assert "holds small_base, base, provenance.json of a run whose recipe is missing" in capsys.readouterr().err
+    assert "holds small_base, base, provenance.json of a run without a recipe" in capsys.readouterr().err
 
 
 def test_a_timed_run_that_was_stopped_before_its_steps_were_measured_goes_on(train, tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_a_run_does_not_go_on_with_data_of_which_other_pairs_would_be_drawn(trai
 def test_what_was_trained_on_and_evaluated_on_is_said_in_the_results(train, tmp_path):
     assert train(split="all", evaluate_after=True, evaluate_products=6, max_steps=1) == 0
     (warning,) = json.loads((tmp_path / "run" / "results_after.json").read_text())["warnings"]
-    assert "18 of 18 queries and 6 of 6 products of evaluate_split 'test' are also trained on" in warning
+    assert "18 of 18 queries and 6 of 6 products of evaluate_split 'test' are also in the training split" in warning
     for folder in (tmp_path / "run", tmp_path / "run" / "final"):
         assert json.loads((folder / "provenance.json").read_text())["warnings"] == [warning]
 
@@ -284,7 +284,7 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"split": "holidays"}, "no split 'holidays'; there are: test, train, valid"),
+        ({"split": "holidays"}, "no split 'holidays'; expected one of test, train, valid"),
         ({"freeze": ["nothing*"]}, "freeze: found no parameter like 'nothing*'"),
         ({"freeze": ["*"]}, "expected some left to learn"),
         ({"lora": {"target_modules": ["nowhere"]}}, "lora: "),
@@ -331,7 +331,7 @@ def test_nothing_is_cleared_that_was_there_before_the_refusal(train, tmp_path, c
     (tmp_path / "run" / "base").mkdir(parents=True)
     (tmp_path / "run" / "base" / "weights").write_text("mine")
     assert train(split="holidays") == 2
-    assert "holds base of a run whose recipe is missing" in capsys.readouterr().err
+    assert "holds base of a run without a recipe" in capsys.readouterr().err
     assert (tmp_path / "run" / "base" / "weights").read_text() == "mine"
 
 

@@ -30,7 +30,7 @@ from processing_moon import MoonProcessor
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import load_tables
 from retrieval.encode import VectorCache, encode, load_for_evaluation
-from training.assembly.starting_model import save_trained
+from training.assembly.trained_model import save_trained
 from training.model.upcycle import upcycle
 from training.recipe.same_recipe import differing_keys
 from training.runs.cards import steps_of, training_step
@@ -263,7 +263,7 @@ def test_a_users_own_readme_stays_and_is_pushed_as_it_is_if_its_metadata_is_righ
     own = "---\nlicense: mit\npipeline_tag: feature-extraction\n---\n# Mine\n"
     (final / "README.md").write_text(own)
     assert main(["card", str(final)]) == 1
-    assert "is not of moon3 card and stays; --overwrite replaces it" in capsys.readouterr().out
+    assert "which moon3 card did not render; --overwrite replaces it" in capsys.readouterr().out
     assert main(["push", str(final), "--to", str(tmp_path / "pushed")]) == 0
     assert text_of(tmp_path / "pushed") == own
     (final / "README.md").write_text(own.replace("mit", "mitt").replace("feature-extraction", "search"))
@@ -306,7 +306,7 @@ def test_a_licence_of_the_data_that_forbids_it_keeps_weights_from_being_pushed(f
     [
         (["--data-licence", "shop=mitt"], "licence of shop: found 'mitt'; did you mean 'mit'?"),
         (["--data-licence", "other=mit"], "found other; expected a data set of the checkpoint: shop, drawn"),
-        (["--data-licence", "shop"], "--data-licence shop: expected NAME=VALUE"),
+        (["--data-licence", "shop"], "--data-licence: found 'shop'; expected NAME=VALUE"),
         (["--licence", "apache"], "--licence: found 'apache'"),
         (["--licence", "other"], "expected both with other"),
         (["--results", "nowhere.json"], "nowhere.json: cannot be read"),
@@ -349,7 +349,7 @@ def test_what_came_before_cards_is_unrecorded_until_it_is_declared(final, tmp_pa
         (final / name).unlink()
     assert main(["card", str(final)]) == 0
     said = capsys.readouterr().out
-    assert "what the weights were trained on is not recorded" in said
+    assert "the training data of the weights is not recorded" in said
     assert "license: found nothing" in said
     assert main(["push", str(final), "--to", str(tmp_path / "pushed")]) == 2
     assert main(["card", str(final), "--data-licence", "old-shop=own", "--licence", "mit"]) == 0

@@ -1,4 +1,4 @@
-"""Run a cold start before a stage of GRPO, and begin that stage with its model."""
+"""Train a cold start before GRPO, and start GRPO from its model."""
 
 import gc
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from training.runs.run import Run
 
 
 def cold_start_of(run: Run) -> Run | None:
-    """Return the run of the cold start that a recipe asks for, checked before anything is written, or None.
+    """Return the run of a recipe's cold start, or None for a recipe without one. No files are written.
 
     Raises:
-        RecipeError: what the recipe's `cold_start` names cannot be run.
+        RecipeError: the recipe of the cold start cannot be run.
     """
     if run.recipe.reasoning.cold_start is None:
         return None
@@ -26,17 +26,17 @@ def cold_start_of(run: Run) -> Run | None:
         raise RecipeError(f"cold_start: {error}") from error
 
 
-def cold_started(run: Run, cold_start: Run, train: Callable[[Run], None]) -> None:
-    """Train the cold start, or find it finished, and let the stage begin with its model.
+def train_cold_start(run: Run, cold_start: Run, train: Callable[[Run], None]) -> None:
+    """Train the cold start, unless it is finished, and set its model as the starting point of the run.
 
     Args:
-        run: of the stage.
-        cold_start: from `cold_start_of`.
+        run: the run of GRPO.
+        cold_start: the run from `cold_start_of`.
         train: `training.train.train`.
     """
     if run.is_first:
         keys = yaml.safe_dump(cold_start.resolved, sort_keys=False, allow_unicode=True)
         write_atomically(run.folder.cold_start_recipe, keys)
     train(cold_start)
-    gc.collect()  # its trainer and its callbacks hold each other, and with them its model and the optimizer's state
+    gc.collect()  # frees its model and optimizer, because its trainer and callbacks reference each other
     run.cold_start_model = cold_start.folder.final

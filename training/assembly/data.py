@@ -1,4 +1,4 @@
-"""Open the data of a run: tables read whole, or streams."""
+"""Open the data of a run: tables in memory, or streams."""
 
 import functools
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from training.runs.run import Run
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on and is evaluated on.
+    """The data of a run's training and evaluation.
 
     Args:
-        tables: the data sets whole; none where they are streamed.
+        tables: the data sets with all their splits; empty for streams.
         training: the training split of each data set, or the streams.
-        is_sampled: of streams, whether rows are read for a tokenizer or a token budget.
+        is_sampled: whether rows of streams are read for a tokenizer or a token budget.
     """
 
     tables: list[ProductTables]
@@ -28,10 +28,10 @@ class RunData:
 
     @functools.cached_property
     def sample(self) -> list[ProductTables]:
-        """What a tokenizer and a token budget are measured on: the training split, or the first rows of each stream.
+        """Return the data for a tokenizer and a token budget: the training split, or the first rows of each stream.
 
         Raises:
-            RecipeError: a stream without rows.
+            RecipeError: a stream does not have rows.
         """
         streams: Any = self.training
         if self.tables:
@@ -40,11 +40,11 @@ class RunData:
 
 
 def open_data(run: Run) -> RunData:
-    """Read or open every data set, and note what of it decides which pairs are drawn.
+    """Read every data set or open every stream, and record digests of the data that decide which pairs are drawn.
 
     Raises:
-        RecipeError: the recipe asks for what a data set does not have.
-        TableError: a data set that cannot be used.
+        RecipeError: a data set does not have what the recipe requires.
+        TableError: a data set cannot be used.
     """
     recipe = run.recipe
     if recipe.data.streaming:
@@ -56,5 +56,5 @@ def open_data(run: Run) -> RunData:
     run.facts["data_digests"] = {table.name: digest_of(table) for table in training}
     if unanswered := unanswered_queries(training):
         run.facts["queries_without_an_answer_in_the_split"] = unanswered
-        run.say(f"queries of the split without an answer in it, which are not drawn, by type: {unanswered}")
+        run.say(f"queries that are not drawn, because their answers are not in the split, by type: {unanswered}")
     return RunData(tables, training)

@@ -1,4 +1,4 @@
-"""Evaluate a run's model before and after its training, into the run's results files."""
+"""Evaluate the model of a run before and after training, and write the run's results files."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from product_data.atomic_files import write_atomically
 from product_data.tables import ProductTables
 from retrieval.encode import load_for_evaluation
 from training.assembly.sources import read_data
-from training.assembly.starting_model import encoder_of
+from training.assembly.trained_model import encoder_of
 from training.parallel.distributed import first_process_alone
 from training.runs.cards import update_results
 from training.runs.run import Run
@@ -25,17 +25,17 @@ from training.runs.run import Run
 def evaluate(
     run: Run, model: PreTrainedModel, processor: MoonProcessor, tables: list[ProductTables], when: str, steps: int
 ) -> None:
-    """Evaluate on every data set's evaluation split, in the main process; results that exist already are kept.
+    """Evaluate a model on the evaluation split of every data set, in the main process, and keep existing results.
 
-    One data set: results_before.json or results_after.json; several: one file each, results_before-NAME.json; with
-    reasoning results_before_generate…. Before and after are computed in the same precision, that of the training.
+    The file is results_before.json or results_after.json, for several data sets results_before-NAME.json, and with
+    reasoning results_before_generate…. Both evaluations have the precision of the training.
 
     Args:
-        run: its recipe says which split and how many products.
-        model, processor: what is evaluated.
-        tables: the data sets, whole.
+        run: the run, whose recipe sets the split and the number of products.
+        model, processor: the model and its processor.
+        tables: the data sets, with all their splits.
         when: "before" or "after".
-        steps: how many steps the model was trained for.
+        steps: the number of steps for which the model was trained.
     """
     args = run.recipe.training
     with first_process_alone() as first:
@@ -50,27 +50,27 @@ def evaluate(
         )
         encoder = encoder_of(model).to(args.device)
         for table, mode, path in evaluation_files(run, when, tables):
-            if _is_asked_for(path, args):
+            if _is_current(path, args):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             own = dataclasses.replace(options, query_reasoning=mode, product_reasoning=mode)
             with _precision_of(args):
-                found = evaluate_model(
+                result = evaluate_model(
                     encoder, processor, table, model_name=f"{args.output_dir} {when} training", options=own
                 )
-            found["provenance"] |= {"training_seed": args.seed, "steps": steps, "autocast": _autocast_name(args)}
-            found["warnings"] = [*run.facts.get("warnings", []), *found["warnings"]]
-            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-            print(results_table([found]))
+            result["provenance"] |= {"training_seed": args.seed, "steps": steps, "autocast": _autocast_name(args)}
+            result["warnings"] = [*run.facts.get("warnings", []), *result["warnings"]]
+            write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            print(results_table([result]))
         if when == "after":
             update_results(run.folder.final)
 
 
 def evaluation_files(run: Run, when: str, tables: list[ProductTables]) -> Iterator[tuple[ProductTables, str, Path]]:
-    """Yield each evaluation of a run: the data set, how both sides are embedded, and its results file.
+    """Yield each evaluation of a run: the data set, how queries and products are embedded, and the results file.
 
     Args:
-        run: a stage that reasons is evaluated in several ways.
+        run: the run. A reasoning stage is evaluated in the ways of `evaluate_reasoning`.
         when: "before" or "after".
         tables: the data sets.
     """
@@ -82,16 +82,16 @@ def evaluation_files(run: Run, when: str, tables: list[ProductTables]) -> Iterat
 
 
 def finish_evaluation(run: Run) -> None:
-    """Evaluate the model of a finished run where a results file is asked for and does not exist."""
+    """Evaluate the model of a finished run if the recipe requires results that do not exist."""
     args = run.recipe.training
     tables = read_data(run) if args.evaluate_after else []
-    if not all(_is_asked_for(path, args) for _, _, path in evaluation_files(run, "after", tables)):
+    if not all(_is_current(path, args) for _, _, path in evaluation_files(run, "after", tables)):
         model, processor = load_for_evaluation(run.folder.final, device=str(args.device))
         evaluate(run, model, processor, tables, "after", steps=run.folder.steps())
 
 
-def _is_asked_for(path: Path, args: Any) -> bool:
-    """Whether a results file exists and is of the split and the number of products that the recipe names."""
+def _is_current(path: Path, args: Any) -> bool:
+    """Return whether a results file exists and has the recipe's split and number of products."""
     if not path.is_file():
         return False
     facts = json.loads(path.read_text(encoding="utf-8"))["provenance"]

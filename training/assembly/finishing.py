@@ -9,22 +9,22 @@ from product_data.atomic_files import read_lines, write_atomically, written_whol
 from product_data.tables import ProductTables
 from retrieval.shortened import shortened_sentence, shortened_summary
 from training.assembly.evaluation import evaluate
-from training.assembly.starting_model import save_trained, whole_trained
+from training.assembly.trained_model import save_trained, whole_trained
 from training.runs.run import Run
 
 
 def finish(run: Run, trainer: Any, processor: MoonProcessor, tables: list[ProductTables], start: Path) -> None:
-    """Save the trained model, evaluate it where the recipe says so, and mark the run as finished.
+    """Save the trained model, evaluate it if the recipe says so, and mark the run as finished.
 
     Args:
         run: the run.
-        trainer: after its training.
-        processor: of the model.
-        tables: the data sets, whole.
-        start: the checkpoint that training started from.
+        trainer: the trainer, after training.
+        processor: the processor of the model.
+        tables: the data sets, with all their splits.
+        start: the checkpoint from which training started.
 
     Raises:
-        DiskFullError: a file could not be written; in every process.
+        DiskFullError: a file could not be written; raised in every process.
     """
     model = whole_trained(run, trainer, start)
     with trainer.disk.keeping():
@@ -44,7 +44,7 @@ def finish(run: Run, trainer: Any, processor: MoonProcessor, tables: list[Produc
 
 
 def report_shortened(run: Run, processor: MoonProcessor) -> None:
-    """Print how many of the queries and products trained on did not fit into the token budget, and the first."""
+    """Print how many queries and products of the training did not fit into the token budget, with the first one."""
     shortened = shortened_summary(read_lines(run.folder.shortened))
     if shortened["items"]:
         sentence = shortened_sentence(shortened, processor.max_tokens)

@@ -1,4 +1,4 @@
-"""The objective of a recipe's loss, and whether it fits the model."""
+"""Create the objective of a recipe, and check that it matches the model."""
 
 import fnmatch
 
@@ -29,46 +29,48 @@ def loss_of(arguments: LossArguments) -> DualAlignmentLoss:
 
 
 def filter_of(arguments: LossArguments) -> SampleFilter | None:
-    """Return what weighs the triplets of a recipe, None where all count alike."""
+    """Return the sample filter of a recipe; None if all triplets have the same weight."""
     return SampleFilter(arguments.filter_threshold) if arguments.sample_filter else None
 
 
-def check_fits(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:
-    """Refuse a loss, or learning rates, that ask for what the model does not have.
+def check_objective(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:
+    """Raise RecipeError for a loss or learning rates that do not match the model.
 
     Args:
-        arguments: the recipe's loss.
-        model: the recipe's model, for its learning rates.
-        learner: the model that will be trained, with adapters where there are some.
+        arguments: the recipe's keys of the loss.
+        model: the recipe's keys of the model, for its learning rates.
+        learner: the model to train, with its adapters.
 
     Raises:
-        RecipeError: learning rates of parameters that do not learn; widths above that of the vectors; the load-balancing
-            loss without experts; the entropy of preferences that the model has not, or that do not learn; objectives of
-            the model that are not the three forms.
+        RecipeError: learning rates do not match trainable parameters, a width exceeds that of the vectors, the model
+            has no experts for the load-balancing loss or no trainable preferences for their entropy, or its objectives
+            do not contain the three forms.
     """
     learning = [name for name, parameter in learner.named_parameters() if parameter.requires_grad]
     for pattern in model.learning_rates or {}:
         if not fnmatch.filter(learning, pattern):
             raise RecipeError(
-                f"learning_rates: found no learning parameter like {pattern!r}; expected a pattern such as '*visual*'"
+                f"learning_rates: found no trainable parameter like {pattern!r}; expected a pattern such as '*visual*'"
             )
     config = learner.config
     widest = max(arguments.matryoshka_dims, default=0)
     if widest > config.vector_size:
         raise RecipeError(
-            f"matryoshka_dims: found {widest} for vectors of width {config.vector_size}; expected up to that"
+            f"matryoshka_dims: found {widest}; expected at most {config.vector_size}, the width of the vectors"
         )
     if arguments.router_loss_weight and not getattr(config, "mixture_layers", ()):
         raise RecipeError(
             "router_loss_weight: found a model without experts; expected expert_routing guided or modality, or 0"
         )
     routing = getattr(config, "expert_routing", None)
-    preferences = [one for name, one in learner.named_parameters() if name.endswith(".preference")]
-    if arguments.sparsity_weight and (routing != "modality" or not any(one.requires_grad for one in preferences)):
+    preferences = [value for name, value in learner.named_parameters() if name.endswith(".preference")]
+    if arguments.sparsity_weight and (routing != "modality" or not any(value.requires_grad for value in preferences)):
         found = (
-            f"expert_routing {routing!r}" if routing != "modality" else "preferences that do not learn (lora, freeze)"
+            f"expert_routing {routing!r}"
+            if routing != "modality"
+            else "preferences that are frozen (by lora or freeze)"
         )
-        raise RecipeError(f"sparsity_weight: found {found}; expected learning modality-driven experts (moon2), or 0")
+        raise RecipeError(f"sparsity_weight: found {found}; expected trainable modality-driven experts (moon2), or 0")
     from_model = arguments.dual_alignment and arguments.alignment_weights is None and routing == "modality"
     if from_model and not set(FORMS) <= set(config.objectives):
         raise RecipeError(

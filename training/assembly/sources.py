@@ -1,6 +1,6 @@
-"""The data sets of a recipe, read once: held-out products where a table names no splits, and what training would leak.
+"""Read the data sets of a recipe, split tables without splits, and check for an overlap of training and evaluation.
 
-A table without splits is split here, so that what is reported after training is about products that were not trained on.
+A table without splits is split here, so that the evaluation after training uses products that were not trained on.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from training.recipe.data import TABLE_KEYS, interaction_options, reading_of
 from training.runs.run import Run
 
 TRAIN, TEST = "train", "test"
-_HELD_OUT_OF = 5  # one product (with its variants) in five is held out
+_HELD_OUT_OF = 5  # one of five products (with its variants) is held out
 
 
 def read_data(run: Run) -> list[ProductTables]:
-    """Load every data set whole, print its validation report, and stop where it cannot be used.
+    """Load every data set into memory and print its validation report.
 
     Args:
-        run: the `split` and `evaluate_split` of its recipe must exist and have products. Takes note of "warnings" and
-            "split_by_us" (the data sets that `with_splits` split).
+        run: the run. The `split` and `evaluate_split` of its recipe must have products. Its facts get "warnings" and
+            "split_by_us" (the data sets that `with_splits` has split).
 
     Raises:
-        RecipeError: the recipe asks for what a data set does not have.
-        TableError: a data set that cannot be used.
+        RecipeError: a data set does not have what the recipe requires.
+        TableError: a data set cannot be used.
     """
     recipe = run.recipe
     tables: list[ProductTables] = []
@@ -45,7 +45,7 @@ def read_data(run: Run) -> list[ProductTables]:
         if recipe.data.split != EVERY_SPLIT and set(table.splits) == {EVERY_SPLIT}:
             table = with_splits(table)
             run.facts.setdefault("split_by_us", []).append(table.name)
-            messages.append(f"{table.name}: names no splits; split by group or product id: {_counts(table)}")
+            messages.append(f"{table.name}: found no splits; split by group or product id: {_counts(table)}")
         messages += _check_splits(run, table)
         if run.is_first:
             print("\n".join(messages), flush=True)
@@ -69,12 +69,12 @@ def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
 
 @functools.lru_cache(maxsize=1)
 def _catalogue(options: str) -> ProductTables:
-    """The embedded catalogue of options as JSON, drawn once for a cold start and the stage behind it."""
+    """Return the drawn catalogue for options in JSON, cached for GRPO after its cold start."""
     return load_tables("catalogue", **json.loads(options))
 
 
 def _check_splits(run: Run, table: ProductTables) -> list[str]:
-    """Refuse a split without products; return what makes the evaluation say less than it seems to."""
+    """Raise TableError for a split without products; return a warning if training and evaluation overlap."""
     recipe = run.recipe
     _require_products(table, "split", recipe.data.split)
     if not (recipe.training.evaluate_before or recipe.training.evaluate_after):
@@ -96,16 +96,16 @@ def _counts(table: ProductTables) -> str:
 
 
 def with_splits(table: ProductTables) -> ProductTables:
-    """Split a table that names no splits: a fifth of the products for "test", the rest for "train".
+    """Split a table without splits: a fifth of the products for "test", the rest for "train".
 
-    A product goes where the hash of its group (of its id, where it has none) says, so that variants stay together and
-    a product keeps its side when the shop grows. A query goes with its first known answer. Our design.
+    The hash of a product's group, or of its id without a group, decides its split, so that variants stay together and a
+    product keeps its split when the shop grows. A query has the split of its first known answer. Our design.
 
     Args:
-        table: a table whose rows are all of split "all".
+        table: a table whose rows all have the split "all".
 
     Returns:
-        The table with splits; unchanged where it has fewer than two products or groups.
+        The table with splits; unchanged if it has fewer than two products or groups.
     """
     unit_of = {
         row.product_id: f"group {row.group}" if row.group else f"product {row.product_id}" for row in table.products
@@ -129,28 +129,30 @@ def with_splits(table: ProductTables) -> ProductTables:
 
 
 def with_held_out_queries(table: ProductTables) -> ProductTables:
-    """Split the queries of a table that names no splits: a fifth for "test", the rest for "train"; every product in both.
+    """Split the queries of a table without splits: a fifth for "test", the rest for "train". Both have all products.
 
-    For a shop that will search what it already sells: the gallery is the whole catalogue, and what is held out are searches.
-    A query goes where the hash of its id says. Our design.
+    This is for a shop that searches its present products: the gallery is the whole catalogue, and searches are held
+    out. The hash of a query's id decides its split. Our design.
 
     Args:
         table: any table.
 
     Returns:
-        The table with split queries; unchanged where products or queries name splits.
+        The table with split queries; unchanged if products or queries have splits.
 
     Raises:
-        TableError: fewer than two queries with an answer among the products.
+        TableError: fewer than two queries have an answer among the products.
     """
     if set(table.splits) - {EVERY_SPLIT}:
         return table
-    there = {row.product_id for row in table.products}
-    answerable = {row.query_id: stable_id(row.query_id) for row in table.queries if not there.isdisjoint(row.positives)}
+    products = {row.product_id for row in table.products}
+    answerable = {
+        row.query_id: stable_id(row.query_id) for row in table.queries if not products.isdisjoint(row.positives)
+    }
     if len(answerable) < 2:
         raise TableError(
             f"{table.name}: found {len(answerable)} queries with an answer among the products; "
-            "expected two or more, one to train on and one to test"
+            "expected at least two, for training and for testing"
         )
     by_hash = sorted(answerable, key=lambda query_id: answerable[query_id])
     held_out = {query_id for query_id in by_hash if answerable[query_id] % _HELD_OUT_OF == 0} or {by_hash[0]}
@@ -160,14 +162,15 @@ def with_held_out_queries(table: ProductTables) -> ProductTables:
 
 
 def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str) -> str | None:
-    """Say what is trained on and evaluated on alike, or return None.
+    """Return a warning about queries and products of both training and evaluation, or None.
 
-    Products of split "all" are every split's gallery by design; they count only where no query tests anything else.
+    Products of the split "all" belong to the gallery of every split by design. They count only if the evaluation does
+    not have queries.
 
     Args:
-        table: the whole data set.
-        split: what is trained on.
-        evaluate_split: what is evaluated on.
+        table: the data set, with all its splits.
+        split: the split for training.
+        evaluate_split: the split for evaluation.
     """
     trained, tested = table.select(split), table.select(evaluate_split)
     trained_queries = {row.query_id for row in trained.queries}
@@ -180,12 +183,13 @@ def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str
         return None
     return (
         f"{table.name}: {queries} of {len(tested.queries)} queries and {products} of {len(tested.products)} products of "
-        f"evaluate_split {evaluate_split!r} are also trained on (split {split!r}): the recalls say nothing about unseen ones"
+        f"evaluate_split {evaluate_split!r} are also in the training split {split!r}; the recalls do not measure "
+        "performance on unseen products"
     )
 
 
 def digest_of(table: ProductTables) -> str:
-    """Name what decides which pairs are drawn from a table: its products and queries, their order, the answers, what is equal.
+    """Return a digest of all that decides which pairs are drawn: products, queries, order, answers, and equal products.
 
     Args:
         table: the training split of a data set.
@@ -202,10 +206,10 @@ def digest_of(table: ProductTables) -> str:
 
 
 def unanswered_queries(tables: list[ProductTables]) -> dict[str, int]:
-    """Count, by type, the training queries whose answers are all outside the training split, so that none is drawn."""
+    """Count, by type, the queries that are not drawn because none of their answers is in the training split."""
     counts: dict[str, int] = defaultdict(int)
     for table in tables:
-        there = {row.product_id for row in table.products}
+        products = {row.product_id for row in table.products}
         for query in table.queries:
-            counts[query.type] += there.isdisjoint(query.positives)
+            counts[query.type] += products.isdisjoint(query.positives)
     return {kind: count for kind, count in counts.items() if count}

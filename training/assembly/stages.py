@@ -1,4 +1,4 @@
-"""From a recipe to the trainer of its stage: contrastive, cold start, or GRPO with rewards."""
+"""Create the trainer of a recipe's stage: contrastive, cold start, or GRPO."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ from training.recipe.reasoning import COLD_START, GRPO
 from training.runs.run import Run
 
 MakeTrainer = Callable[[Any, int], Any]
-"""(training arguments, steps) → a trainer with a fresh queue, so that measuring leaves no trace."""
-_REPORTED_ROWS = 200  # of each stream, by which a cold start says what there is to write
+"""(training arguments, steps) → a trainer with a new queue, so that measuring steps does not change the training."""
+_REPORTED_ROWS = 200  # rows of each stream for the report on its attributes
 
 
 def trainer_factory(
@@ -36,13 +36,13 @@ def trainer_factory(
     """Return a function (arguments, steps) → trainer of the recipe's stage.
 
     Args:
-        run: its recipe says what to train and how.
-        model: what learns.
+        run: the run.
+        model: the model to train.
         processor: its processor.
         data: the tables of the training split, or the streams.
 
     Raises:
-        RecipeError: data without any negative.
+        RecipeError: the data does not contain negatives.
     """
     recipe = run.recipe
     try:
@@ -58,7 +58,7 @@ def trainer_factory(
 
 
 def _note_queue(run: Run) -> None:
-    """Note, and say, how long the queue is where that follows from the number of processes."""
+    """Record and print the length of the queue if it follows from the number of processes."""
     if run.recipe.loss.queue_steps != AUTO:
         return
     processes = run.recipe.training.world_size
@@ -67,14 +67,14 @@ def _note_queue(run: Run) -> None:
 
 
 def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
-    """Refuse data in which each query has its own answer as the only candidate."""
+    """Raise ValueError for data in which the only candidate of each query is its own answer."""
     weight = recipe.reasoning.infonce_weight
     if recipe.data.streaming:
-        there = any(source.columns.has("negative") for source in data)
-        check_candidates(recipe.pairs, recipe.loss, recipe.training, weight, there)
+        has_negatives = any(source.columns.has("negative") for source in data)
+        check_candidates(recipe.pairs, recipe.loss, recipe.training, weight, has_negatives)
     elif weight:
-        given = [entry if isinstance(entry, dict) else {} for entry in recipe.data.data]
-        check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in given])
+        entries = [entry if isinstance(entry, dict) else {} for entry in recipe.data.data]
+        check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in entries])
 
 
 def _shared(run: Run, model: nn.Module, processor: MoonProcessor, args: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _grpo(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args:
 
 
 def _reasoned(run: Run, pairs: Any, processor: MoonProcessor, data: Any, args: Any) -> ReasonedPairs:
-    """The pairs with what is known of their attributes."""
+    """Return the pairs with the reasonings that the model learns to write."""
     targets = ReasoningTargets(data, processor)
     if targets.report:
         run.say(targets.report)
@@ -173,27 +173,27 @@ def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: in
     """Return the pairs of a number of steps.
 
     Args:
-        run: of its recipe the data sets, and whether to bucket.
-        args: batch size, seed and number of processes.
+        run: the run, whose recipe has the data sets and `bucket_batches`.
+        args: the training arguments, with batch size, seed and number of processes.
         tables: the training split of each data set.
-        steps: optimizer steps.
+        steps: the number of optimizer steps.
 
     Raises:
-        RecipeError: no pair can be drawn.
+        RecipeError: pairs cannot be drawn from the data.
     """
     recipe, data = run.recipe, run.recipe.data
-    given = [entry if isinstance(entry, dict) else {} for entry in data.data]
+    entries = [entry if isinstance(entry, dict) else {} for entry in data.data]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     try:
         sources = [
             PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
-            for entry, table in zip(given, tables, strict=True)
+            for entry, table in zip(entries, tables, strict=True)
         ]
         dataset = PairDataset(sources, recipe.pairs, args.seed, length=steps * batch)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():
-        run.say(f"query_mix: no data set has queries of the form {form!r}; none are drawn")
+        run.say(f"query_mix: found no queries of the form {form!r}, which are therefore not drawn")
     if not data.bucket_batches:
         return dataset
     return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)

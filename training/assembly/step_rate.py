@@ -1,4 +1,4 @@
-"""Measure how long a step takes, and turn a time budget into a number of steps."""
+"""Measure the duration of a step, and convert a time budget into a number of steps."""
 
 import shutil
 import time
@@ -16,13 +16,13 @@ _MOST_STEPS = 10_000
 _MEASURED_SHARE = 0.02  # of a time budget
 
 
-def settle_max_steps(run: Run, make_trainer: MakeTrainer, model: nn.Module) -> None:
-    """Set a run's number of steps from its time budget where it is not known yet, and write the recipe with it.
+def set_max_steps(run: Run, make_trainer: MakeTrainer, model: nn.Module) -> None:
+    """Set the number of steps of a run from its time budget, unless it is known, and write the recipe with it.
 
     Args:
-        run: its recipe names max_steps or train_minutes.
+        run: a run whose recipe sets max_steps or train_minutes.
         make_trainer: see `training.assembly.stages.trainer_factory`.
-        model: what learns.
+        model: the model to train.
     """
     args, minutes = run.recipe.training, run.recipe.training.train_minutes
     if run.max_steps < 1 and minutes is not None:
@@ -32,23 +32,23 @@ def settle_max_steps(run: Run, make_trainer: MakeTrainer, model: nn.Module) -> N
             torch.distributed.broadcast(steps, src=0)
         run.max_steps = int(steps)
         if run.is_first:
-            shutil.rmtree(run.folder.completions, ignore_errors=True)  # of the throwaway steps
+            shutil.rmtree(run.folder.completions, ignore_errors=True)  # of the measured steps
             print(f"{seconds:.3f} seconds a step: {run.max_steps} steps in {minutes:g} minutes", flush=True)
     if run.is_first and run.folder.last_good_checkpoint() is None:
         run.write_records()
 
 
 def seconds_per_step(run: Run, make_trainer: MakeTrainer, model: nn.Module, budget_seconds: float = 0.0) -> float:
-    """Time optimizer steps on the run's own first pairs, and put every weight back as it was.
+    """Return the mean duration of optimizer steps on the first pairs of a run, and restore all weights.
 
-    The measurement takes `budget_seconds`, and at least eight steps, of which the first three do not count.
+    The measurement takes at least `budget_seconds` and eight steps, of which the first three do not count.
     """
     learning = [tensor for tensor in [*model.parameters(), *model.buffers()] if _may_change(tensor)]
     before = [tensor.detach().to("cpu", copy=True) for tensor in learning]
     clock = StepClock(budget_seconds)
     quiet: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
     trainer = make_trainer(run.arguments(max_steps=_MOST_STEPS, **quiet), _MOST_STEPS)
-    trainer.remove_callback(PrinterCallback)  # its summary would look like the result of the run
+    trainer.remove_callback(PrinterCallback)  # its summary would look like that of the run
     trainer.add_callback(clock)
     if run.is_first:
         print("measuring the step rate …")
@@ -65,10 +65,10 @@ def _may_change(tensor: torch.Tensor) -> bool:
 
 
 class StepClock(TrainerCallback):
-    """Stops a training when enough steps are timed.
+    """Stop a training after enough steps have been timed.
 
     Args:
-        budget_seconds: how long to measure, at least.
+        budget_seconds: the minimum duration of the measurement.
     """
 
     def __init__(self, budget_seconds: float) -> None:
@@ -80,12 +80,12 @@ class StepClock(TrainerCallback):
         measured = len(self.ends) - _WARM_UP_STEPS
         timed = self.ends[-1] - self.ends[min(_WARM_UP_STEPS, len(self.ends)) - 1]
         enough = torch.tensor(measured >= _LEAST_MEASURED_STEPS and timed >= self.budget_seconds, device=args.device)
-        if args.world_size > 1:  # the clocks differ, and all processes have to stop at the same step
+        if args.world_size > 1:  # clocks differ, but all processes must stop at the same step
             torch.distributed.broadcast(enough, src=0)
         control.should_training_stop = bool(enough)
         return control
 
     def seconds_per_step(self) -> float:
-        """Return the mean over the steps that count."""
+        """Return the mean duration of the steps that count."""
         counted = self.ends[_WARM_UP_STEPS - 1 :]
         return (counted[-1] - counted[0]) / (len(counted) - 1)

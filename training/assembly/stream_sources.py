@@ -1,4 +1,4 @@
-"""The streams of a recipe: parquet shards and data sets of the hub, opened without reading them, their columns found."""
+"""Open the streams of a recipe, parquet files and data sets of the hub, and identify their columns."""
 
 import glob
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from product_data.checking import Found, check_html
+from product_data.checking import IssueLog, check_html
 from product_data.columns import ColumnError, find_columns
 from product_data.table_files import TableError, refuse_undecodable
 from product_data.tables import EVERY_SPLIT, ProductTables
@@ -32,15 +32,15 @@ _LOOKED_AT = 100  # rows
 
 
 def open_streams(recipe: Recipe) -> list[StreamSource]:
-    """Open every entry of `data` as a stream, and print which columns were taken for what.
+    """Open every entry of `data` as a stream, and print the roles of its columns.
 
     Raises:
-        RecipeError: files or a data set that cannot be opened, columns of which no pair can be made, two data sets of one
-            name, or pictures that are addresses where allow_urls is off.
+        RecipeError: files or a data set cannot be opened, pairs cannot be made from the columns, two data sets have the
+            same name, or pictures are addresses and allow_urls is false.
     """
     sources: list[StreamSource] = []
-    for given in recipe.data.data:
-        entry: dict[str, Any] = dict(given) if isinstance(given, dict) else stream_entry(given)
+    for item in recipe.data.data:
+        entry: dict[str, Any] = dict(item) if isinstance(item, dict) else stream_entry(item)
         name = entry.get("name") or Path(str(entry.get("hub") or _first(entry["parquet"]))).stem
         try:
             rows = _encoded_pictures(_open(entry, recipe.data.split))
@@ -56,17 +56,17 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
         split = recipe.data.split if SPLIT_COLUMN in columns.unread and recipe.data.split != EVERY_SPLIT else None
         source = StreamSource(name, rows, columns, weight, mask_groups, images, split, reading_of(entry))
         if recipe.training.process_index == 0:
-            which = "" if split is None else f", rows of split {split!r} and 'all'"
-            print(f"{name}: streamed in {rows.num_shards} shards{which}\n  {columns}", flush=True)
+            splits = "" if split is None else f", rows of split {split!r} and 'all'"
+            print(f"{name}: streamed in {rows.num_shards} shards{splits}\n  {columns}", flush=True)
             for note in _notes(source):
-                print(f"  of the first rows: {note}", flush=True)
+                print(f"  in the first rows: {note}", flush=True)
         _check_addresses(recipe, source)
         sources.append(source)
     return sources
 
 
 def stream_entry(place: str) -> dict[str, Any]:
-    """Return what a plain text in `data` stands for: files that are there, or a data set of the hub."""
+    """Return the mapping for a plain text in `data`: existing files, or otherwise a data set of the hub."""
     return {"parquet": place} if Path(place).exists() or glob.glob(place) else {"hub": place}
 
 
@@ -78,27 +78,31 @@ def parquet_files(place: Any) -> list[str]:
     """Return the files of a folder, a pattern, a file, or a list of these, in order.
 
     Raises:
-        StreamError: one of them is not there.
+        StreamError: a path does not match a file.
     """
     files: list[str] = []
-    for one in [place] if isinstance(place, str | Path) else place:
-        found = sorted(map(str, Path(one).glob("*.parquet"))) if Path(one).is_dir() else sorted(glob.glob(str(one)))
-        if not found:
+    for path in [place] if isinstance(place, str | Path) else place:
+        matches = (
+            sorted(map(str, Path(path).glob("*.parquet"))) if Path(path).is_dir() else sorted(glob.glob(str(path)))
+        )
+        if not matches:
             raise StreamError(
-                f"parquet: found no file at {one}; expected a parquet file, a pattern, or a folder of them"
+                f"parquet: found no file at {path}; expected a parquet file, a pattern, or a folder of them"
             )
-        files += found
+        files += matches
     return files
 
 
 def _with_rows(files: list[str]) -> list[str]:
-    """Leave out files without rows, of which `datasets` makes an error."""
+    """Return the files that have rows, because `datasets` raises an error for empty ones."""
     filled = []
     for file in files:
         try:
             rows = pyarrow.parquet.read_metadata(file).num_rows
         except (pyarrow.ArrowException, OSError) as error:
-            raise StreamError(f"parquet: {file} is not a readable parquet file ({error})") from error
+            raise StreamError(
+                f"parquet: found {file}, which cannot be read ({error}); expected a parquet file"
+            ) from error
         filled += [file] if rows else []
     if not filled:
         raise StreamError(f"parquet: found no rows in {len(files)} files; expected at least one row")
@@ -119,11 +123,14 @@ def _open(entry: dict[str, Any], split: str) -> datasets.IterableDataset:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, StreamError):
             raise
-        raise StreamError(f"cannot be opened ({type(error).__name__}: {error})") from error
+        raise StreamError(
+            f"found data that cannot be opened ({type(error).__name__}: {error}); expected parquet files or a data set "
+            "of the hub"
+        ) from error
 
 
 def _encoded_pictures(rows: datasets.IterableDataset) -> datasets.IterableDataset:
-    """Leave pictures as the files hold them: workers decode."""
+    """Return the rows with pictures that are not decoded, because the workers decode them."""
     rows = with_features(rows)
     for name, feature in (rows.features or {}).items():
         inner = getattr(feature, "feature", None)
@@ -144,7 +151,7 @@ def _column_names(rows: datasets.IterableDataset) -> list[str]:
 
 
 def _refuse_invalid_unicode(entry: dict[str, Any]) -> None:
-    """Look through the texts of local files. Those of the hub are named where they are read."""
+    """Raise StreamError for local files with text that is not UTF-8. Data of the hub is checked when it is read."""
     for file in parquet_files(entry["parquet"]) if "parquet" in entry else ():
         try:
             refuse_undecodable(Path(file))
@@ -153,18 +160,18 @@ def _refuse_invalid_unicode(entry: dict[str, Any]) -> None:
 
 
 def _notes(source: StreamSource) -> list[str]:
-    """What the report on a table would say of the texts of its first rows."""
-    found = Found()
+    """Return the issues with texts in the first rows, as in the report on a table."""
+    log = IssueLog()
     try:
         tables = sample_of(source, count=_LOOKED_AT)
     except StreamError:
-        return []  # said where rows are asked for
-    check_html(tables.products, tables.queries, found)
-    return [str(issue) for issue in found.issues()]
+        return []  # raised where rows are read
+    check_html(tables.products, tables.queries, log)
+    return [str(issue) for issue in log.issues()]
 
 
 def _check_addresses(recipe: Recipe, source: StreamSource) -> None:
-    """Refuse pictures that nobody would be allowed to fetch, before training."""
+    """Raise RecipeError for pictures that are addresses if allow_urls is false."""
     if recipe.data.allow_urls:
         return
     try:
@@ -172,14 +179,14 @@ def _check_addresses(recipe: Recipe, source: StreamSource) -> None:
     except StreamError as error:
         raise RecipeError(f"data: {error}") from error
     if has_addresses(first):
-        raise RecipeError(f"data: {source.name}: pictures are given as addresses; expected allow_urls: true")
+        raise RecipeError(f"data: {source.name}: found pictures that are addresses; expected allow_urls: true")
 
 
 def sample_tables(sources: list[StreamSource]) -> list[ProductTables]:
-    """Return the first thousand rows of each stream, for the tokenizer of a small base.
+    """Return the first thousand rows of each stream, for a tokenizer or a token budget.
 
     Raises:
-        RecipeError: a stream without rows.
+        RecipeError: a stream does not have rows.
     """
     try:
         return [sample_of(source) for source in sources]
@@ -198,12 +205,12 @@ def stream_batches(
     """Return the batches of this process for a number of steps.
 
     Args:
-        recipe: shuffle_rows and bucket_batches.
-        args: batch size, seed, and which process this is.
-        sources: what `open_streams` returned.
-        options: how a pair is made of a row.
-        steps: optimizer steps of the run.
-        make_pairs: called as `RowPairs` is.
+        recipe: the recipe, with shuffle_rows and bucket_batches.
+        args: the training arguments, with batch size, seed and the index of this process.
+        sources: the streams from `open_streams`.
+        options: the recipe's keys of pairs.
+        steps: the number of optimizer steps of the run.
+        make_pairs: `RowPairs`, or a function with the same arguments.
     """
     data = recipe.data
     batches = steps * args.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""Choose the token budget of an item by the data: what nearly all products and queries need, and no more."""
+"""Choose a token budget by the data, so that nearly all products and queries fit."""
 
 from __future__ import annotations
 
@@ -13,56 +13,57 @@ from processing_moon import MoonProcessor
 from product_data.tables import ProductTables
 
 SHARE = 0.99
-"""Of the items that have to fit whole."""
+"""The share of products and queries that must fit completely."""
 _SAMPLE, _STEP = 128, 8
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What items need, and the budget that follows from it.
+    """The measured lengths of products and queries, and the budget that follows from them.
 
     Args:
-        tokens: the budget that holds 99 % of the measured items whole.
-        lengths: tokens of each measured item.
+        tokens: the budget in which 99 % of the measured products and queries fit.
+        lengths: the number of tokens of each of them.
     """
 
     tokens: int
     lengths: tuple[int, ...]
 
     def share(self, tokens: int) -> float:
-        """Share of the measured items, 0 to 1, that are whole within so many tokens."""
+        """Return the share of the measured products and queries, 0 to 1, that fit into a number of tokens."""
         return sum(length <= tokens for length in self.lengths) / len(self.lengths) if self.lengths else 1.0
 
     def chosen(self) -> str:
-        """Say what `max_tokens: auto` stands for."""
-        return f"max_tokens: auto is {self.tokens} here, which holds {self._whole(self.tokens)}"
+        """Return a message with the value of `max_tokens: auto`."""
+        return f"max_tokens: auto is {self.tokens}, which holds {self._coverage(self.tokens)}"
 
     def complaint(self, tokens: int) -> str | None:
-        """Say that another budget is too small for many items, or return None where it holds as many as it should."""
+        """Return a warning that another budget is too small, or None if enough products and queries fit."""
         if self.share(tokens) >= SHARE:
             return None
         return (
-            f"max_tokens={tokens} holds {self._whole(tokens)}; the others lose their description first, then their longest "
-            f"attributes. max_tokens: auto would be {self.tokens}"
+            f"max_tokens={tokens} holds {self._coverage(tokens)}; the others lose their description first, then their "
+            f"longest attributes. max_tokens: auto would be {self.tokens}"
         )
 
-    def _whole(self, tokens: int) -> str:
+    def _coverage(self, tokens: int) -> str:
         return f"{100 * self.share(tokens):.3g} % of the products and queries whole (measured on {len(self.lengths)})"
 
 
 def token_budget(processor: MoonProcessor, tables: Sequence[ProductTables], allow_urls: bool = False) -> TokenBudget:
-    """Measure items as the processor writes them, and return the budget that holds 99 % of them whole. Our design.
+    """Measure products and queries, and return the budget in which 99 % of them fit. Our design.
 
-    At most 128 products and 128 queries of each data set are measured, evenly spaced, pictures included. The budget is a
-    multiple of 8, and no larger than the processor's own. Longer items lose whole parts by priority, see `MoonProcessor`.
+    At most 128 products and 128 queries of each data set are measured, evenly spaced, including their pictures. The
+    budget is a multiple of 8 and at most that of the processor. Longer products and queries lose whole parts by
+    priority; see `MoonProcessor`.
 
     Args:
-        processor: with the budget of pictures, the instructions and the read-out that training will use.
+        processor: the processor, with the picture budget, the instructions and the read-out of the training.
         tables: the training split of each data set.
-        allow_urls: whether pictures that are given as addresses are fetched.
+        allow_urls: whether to download pictures that are addresses.
 
     Returns:
-        The budget. Where not one item can be read, the processor's own.
+        The budget; that of the processor if no product or query can be read.
     """
     options: dict[str, Any] = {"on_error": "skip", "allow_urls": allow_urls, "return_tensors": None, "padding": False}
     lengths: list[int] = []
@@ -77,23 +78,23 @@ def token_budget(processor: MoonProcessor, tables: Sequence[ProductTables], allo
     return TokenBudget(min(processor.max_tokens, math.ceil(needed / _STEP) * _STEP), tuple(lengths))
 
 
-def settle_budget(
-    processor: MoonProcessor, asked: int | str | None, tables: Sequence[ProductTables], allow_urls: bool = False
+def set_budget(
+    processor: MoonProcessor, max_tokens: int | str | None, tables: Sequence[ProductTables], allow_urls: bool = False
 ) -> str | None:
-    """Set the processor's budget to what a recipe asks for, and return what there is to say about it, if anything.
+    """Set the processor's token budget to that of a recipe, and return a message about it, or None.
 
     Args:
-        processor: with its own budget, which is changed.
-        asked: `max_tokens` of the recipe.
-        tables: the training split of each data set; without any, "auto" leaves the processor's own and nothing is said.
-        allow_urls: whether pictures that are given as addresses are fetched.
+        processor: the processor, whose budget is changed.
+        max_tokens: the recipe's `max_tokens`.
+        tables: the training split of each data set. Without tables, "auto" keeps the processor's budget.
+        allow_urls: whether to download pictures that are addresses.
     """
-    if asked is None:
+    if max_tokens is None:
         return None
     measured = token_budget(processor, tables, allow_urls) if tables else None
-    if not isinstance(asked, str):
-        processor.max_tokens = asked
-        return None if measured is None else measured.complaint(asked)
+    if not isinstance(max_tokens, str):
+        processor.max_tokens = max_tokens
+        return None if measured is None else measured.complaint(max_tokens)
     if measured is None:
         return None
     processor.max_tokens = measured.tokens
@@ -101,6 +102,6 @@ def settle_budget(
 
 
 def _spread(rows: Sequence[Any]) -> list[Any]:
-    """At most `_SAMPLE` rows, evenly spaced."""
+    """Return at most `_SAMPLE` rows, evenly spaced."""
     places = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int) if rows else []
     return [rows[place] for place in places]

@@ -1,4 +1,4 @@
-"""Batches of like items: pictures with pictures, long texts with long texts, so that little of a batch is padding."""
+"""Group pairs of the same query form and similar length into batches, so that little of a batch is padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from torch.utils.data import Dataset
 
 from training.batches.pairs import Pair, PairDataset
 
-_SALT = 0x6275636B  # keeps these draws apart from those of the pairs, which share the seed
+_SALT = 0x6275636B  # these draws differ from those of the pairs, which use the same seed
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What can be told of a pair without opening a picture.
+    """The properties of a pair that are known without opening a picture.
 
     Args:
-        modality: the query's type, "image", "text" or "both", by which batches are ordered.
-        length: characters of all its texts.
+        modality: the type of the query, "image", "text" or "both".
+        length: the number of characters of all texts.
     """
 
     modality: str
@@ -26,17 +26,17 @@ class Outline:
 
 
 def bucket_order(outlines: Sequence[Outline], batch_size: int, rng: np.random.Generator) -> list[int]:
-    """Return an order in which each batch holds items of one modality and like length, the batches in random order.
+    """Return an order in which each batch has pairs of one modality and similar length, in random order of batches.
 
-    Items are shuffled, sorted by (modality, length) and cut into batches; where the items do not divide evenly, the short
-    batch comes last. Only neighbours in the sorted order meet in one batch, so that at most one batch for each border
-    between modalities is mixed. Our design (precedent: the length-grouped sampler of transformers, and the bucketing of
-    Sutskever et al., arXiv 1409.3215).
+    Pairs are shuffled, sorted by (modality, length) and cut into batches. An incomplete batch comes last. Each batch
+    contains neighbours in the sorted order, so that at most one batch for each boundary between modalities is mixed.
+    Our design (precedent: the length-grouped sampler of transformers, and the bucketing of Sutskever et al., arXiv
+    1409.3215).
 
     Args:
-        outlines: what is known of each item.
-        batch_size: items a batch, 1 or more.
-        rng: source of every choice.
+        outlines: the outline of each pair.
+        batch_size: the number of pairs in a batch, at least 1.
+        rng: the generator of all random choices.
     """
     shuffled = rng.permutation(len(outlines)).tolist()
     ordered = sorted(shuffled, key=lambda index: (outlines[index].modality, outlines[index].length))  # stable
@@ -48,15 +48,16 @@ def bucket_order(outlines: Sequence[Outline], batch_size: int, rng: np.random.Ge
 
 
 class BucketedPairs(Dataset):
-    """A PairDataset whose positions are reordered within windows, so that each batch of consecutive ones is alike.
+    """A PairDataset that is reordered within windows, so that each batch of consecutive positions has similar pairs.
 
-    Which pairs a window holds does not change, only which batch they are in; a position is a function of (seed, position)
-    as before, so that a run resumes at a number.
+    A window keeps its pairs, which are only assigned to other batches. A pair remains a function of (seed, position),
+    so that a run can resume at any position.
 
     Args:
         pairs: the data set.
-        batch_size: pairs of one process and step.
-        window_batches: batches a window, 2 or more; more make batches more alike and their order less random.
+        batch_size: the number of pairs of a process and step.
+        window_batches: the number of batches in a window, at least 2. Larger windows give batches of more similar
+            pairs, in a less random order.
     """
 
     def __init__(self, pairs: PairDataset, batch_size: int, window_batches: int) -> None:
@@ -89,9 +90,9 @@ class BucketedPairs(Dataset):
         return bucket_order(outlines, self.batch_size, np.random.default_rng((self.pairs.seed, _SALT, window)))
 
     def draw(self, position: int, attempt: int = 0) -> Pair:
-        """Return a substitute as `PairDataset.draw` does; positions are the data set's own."""
+        """Return a substitute like `PairDataset.draw`, by the position in the data set before reordering."""
         return self.pairs.draw(position, attempt)
 
     def missing_forms(self) -> list[str]:
-        """Return what `PairDataset.missing_forms` does."""
+        """Return the result of `PairDataset.missing_forms`."""
         return self.pairs.missing_forms()

@@ -1,7 +1,7 @@
-"""From pairs to tensors: the processor on queries and products, and the ids that masking needs.
+"""Collate pairs into tensors: the processor's output for queries and products, and the ids for masking.
 
 Shape suffixes: B pairs, C candidates (positives and hard negatives), Q encoded positives of a query, K known positives,
-P further products that are no negatives, N known negatives; T tokens and the picture tensors are the processor's.
+P other products that are not negatives, N known negatives; T tokens and the picture tensors are the processor's.
 """
 
 import dataclasses
@@ -19,50 +19,50 @@ from training.batches.negatives import NO_ID
 from training.batches.pairs import Pair
 from training.batches.reasoning_labels import reasoning_labels
 
-SUBSTITUTES = 8  # other pairs tried in the place of one that cannot be read
+SUBSTITUTES = 8  # pairs that are tried instead of an unreadable one
 
 
 class UnreadableBatchError(ValueError):
-    """Not one pair of a batch could be read, nor any of their substitutes."""
+    """No pair of a batch and no substitute could be read."""
 
     exit_status = 3
 
 
 class PairCollator:
-    """Make a batch of pairs; runs in data-loader workers, and what it makes of a pair depends on that pair alone.
+    """Collate pairs into a batch, in the workers of the data loader. The tensors of a pair depend on that pair alone.
 
-    A pair with an unreadable query, positive or hard negative is named in the batch, and the first of its substitutes
-    that can be read stands in its place; where there is none, the pair is left out as a whole.
+    A pair with an unreadable query, positive or hard negative is listed in the batch and replaced by its first readable
+    substitute. Without one, the whole pair is left out.
 
     Args:
-        processor: makes the tensors; its own settings bound tokens and pictures.
-        substitute: called as substitute(position, attempt), attempt from 1 to SUBSTITUTES, such as `PairDataset.draw`;
-            where it returns None the pair is left out. None: unreadable pairs are left out.
-        allow_urls: whether pictures are fetched from public addresses.
-        forms: whether to give the modality forms of each item beside the item, for dual alignment. Each picture is fetched
-            and decoded once, whatever the number of forms.
-        reasoning: how queries and products are written, as the processor's call option of that name. Default "none".
+        processor: the processor, whose settings limit tokens and pictures.
+        substitute: called as substitute(position, attempt) with attempts from 1 to SUBSTITUTES, such as
+            `PairDataset.draw`. If it returns None, the pair is left out. None: leave out unreadable pairs.
+        allow_urls: whether to download pictures from public addresses.
+        forms: whether to return the modality forms of queries and products, too, for dual alignment. Each picture is
+            downloaded and decoded once, whatever the number of forms.
+        reasoning: how queries and products are written; see the processor's option. Default: "none".
 
     Raises:
-        ValueError: an unknown `reasoning`, or one beside `forms`.
-        UnreadableBatchError: nothing of the batch can be read; names the items and reasons.
+        ValueError: `reasoning` is unknown, or used together with `forms`.
+        UnreadableBatchError: no pair of the batch can be read; the message names the records and the reasons.
 
     Shapes:
         The batch: "queries" and "products", each the processor's tensors ((B, T) and (C, T) input_ids, …); "target"
         (B,) row of the first positive; "product" and "group" (C,); "query_group" (B,); "other" (B, P) and "negative"
         (B, N), padded with NO_ID; all int64. Several and graded positives: "positive" (B, Q) int64 rows of the
         encoded positives among this batch's products, the first being "target", padded with NO_ID, and
-        "positive_weight" (B, Q) float32 their relevance, 0 where padded; "known_positive" (B, K) int64 ids of every
-        known positive, encoded or not, padded with NO_ID, and "known_weight" (B, K) float32. "items": a list of B
-        [query name, first positive's name]; "skipped": a list of {"item", "field", "reason"}; "shortened": what was cut or made
-        smaller to keep the token budget, as `retrieval.shortened.shortened_items` names it, and its "row" among the queries
-        or the products. Forms have at least the room of the item itself, and are not looked at.
-        With forms: "query_forms" and "product_forms", of the queries and of the products: "has_text" and "has_image"
-        (B,) or (C,) bool; "t" and "i", each {"rows" (R,) int64, the items that have both text and picture, ascending, and
-        "inputs", the processor's tensors of these with their text, or their pictures, alone; None where R is 0}. The
-        form "mm" of such an item is the item itself, and an item of one modality is its own only form.
-        With reasoning "given" or "mixed", "queries" and "products" also hold "labels" (B, T) and (C, T) int64: the tokens
-        that the model has to write, see `training.batches.reasoning_labels.reasoning_labels`.
+        "positive_weight" (B, Q) float32 their relevance, padded with 0; "known_positive" (B, K) int64 ids of all
+        known positives, encoded or not, padded with NO_ID, and "known_weight" (B, K) float32. "items": a list of B
+        [name of the query, name of the first positive]; "skipped": a list of {"item", "field", "reason"}; "shortened":
+        the parts that were cut or reduced to fit into the token budget, as in `retrieval.shortened.shortened_items`,
+        and their "row" among the queries or the products. Shortened forms are not listed, because a form has at least
+        as much room. With forms: "query_forms" and "product_forms": "has_text" and "has_image" (B,) or (C,) bool; "t"
+        and "i", each {"rows" (R,) int64, the queries or products with text and picture, ascending, and "inputs", the
+        processor's tensors of these rows with only their text, or only their pictures; None if R is 0}. "queries" and
+        "products" contain the form "mm" of these rows, and the only form of the others.
+        With reasoning "given" or "mixed", "queries" and "products" also contain "labels" (B, T) and (C, T) int64: the
+        tokens that the model learns to write, see `training.batches.reasoning_labels.reasoning_labels`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PairCollator:
         if reasoning not in REASONINGS:
             raise ValueError(f"reasoning: found {reasoning!r}; expected {', '.join(REASONINGS)}")
         if forms and reasoning != "none":
-            raise ValueError(f"reasoning: found {reasoning!r} beside forms of each item; expected 'none', or no forms")
+            raise ValueError(f"reasoning: found {reasoning!r} with forms=True; expected 'none', or forms=False")
         self.processor = processor
         self.substitute = substitute
         self.forms, self.reasoning = forms, reasoning
@@ -96,8 +96,8 @@ class PairCollator:
             bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
             if not bad:
                 batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
-                asked = [pair.query for pair in left]
-                shortened = [*_shortened("query", queries, asked), *_shortened("product", products, records)]
+                query_records = [pair.query for pair in left]
+                shortened = [*_shortened("query", queries, query_records), *_shortened("product", products, records)]
                 return batch | {"shortened": shortened}
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
             skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
@@ -108,23 +108,23 @@ class PairCollator:
             left = [self._opened(pair) for pair, _ in tried if pair is not None]
             attempts = [attempt for pair, attempt in tried if pair is not None]
         reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
-        raise UnreadableBatchError(f"no pair of this batch can be read: {reasons}")
+        raise UnreadableBatchError(f"batch: found no readable pair; expected at least one: {reasons}")
 
     def _side(self, tensors: Any) -> dict[str, Any]:
-        """The processor's tensors, with labels where reasonings are given."""
+        """Return the processor's tensors, with labels if reasonings are given."""
         if self.reasoning not in ("given", "mixed"):
             return dict(tensors)
         ids = [self.processor.tokenizer.convert_tokens_to_ids(token) for token in (THINK_START, THINK_END, EMB_TOKEN)]
         return {**tensors, "labels": reasoning_labels(tensors["input_ids"], *ids)}
 
     def _next(self, pair: Pair, attempt: int) -> Pair | None:
-        """What is tried in the place of an unreadable pair."""
+        """Return the next substitute of an unreadable pair, or None."""
         if self.substitute is None or attempt == SUBSTITUTES:
             return None
         return self.substitute(pair.position, attempt + 1)
 
     def _opened(self, pair: Pair) -> Pair:
-        """With forms, the pair with its pictures decoded; one that cannot be is left for the processor to name."""
+        """Return the pair, with forms its pictures decoded. The processor reports pictures that cannot be decoded."""
         if not self.forms:
             return pair
         urls = self.options["allow_urls"]
@@ -142,15 +142,18 @@ class PairCollator:
             return {}
         queries = [pair.query for pair in pairs]
         products = [product for pair in pairs for product in pair.products]
-        return {"query_forms": self._of_side(queries, "image"), "product_forms": self._of_side(products, "images")}
+        return {
+            "query_forms": self._side_forms(queries, "image"),
+            "product_forms": self._side_forms(products, "images"),
+        }
 
-    def _of_side(self, records: list[dict[str, Any]], picture: str) -> dict[str, Any]:
-        """The forms of queries (`picture` "image") or of products ("images")."""
+    def _side_forms(self, records: list[dict[str, Any]], picture: str) -> dict[str, Any]:
+        """Return the forms of queries (`picture` "image") or of products ("images")."""
         of_picture = (picture, "core_box")
         has_image = [bool(record.get(picture)) for record in records]
         has_text = [bool(record.keys() - {"id", "reasoning", *of_picture}) for record in records]
         rows = [row for row in range(len(records)) if has_text[row] and has_image[row]]
-        found: dict[str, Any] = {"has_text": torch.tensor(has_text), "has_image": torch.tensor(has_image)}
+        forms: dict[str, Any] = {"has_text": torch.tensor(has_text), "has_image": torch.tensor(has_image)}
         for form in ("t", "i"):
             chosen = [
                 {
@@ -162,8 +165,8 @@ class PairCollator:
             ]
             side = {"products": chosen, "form": form} if picture == "images" else {"queries": chosen, "task": "query"}
             inputs = dict(self.processor(**side, on_error="raise")) if rows else None
-            found[form] = {"rows": torch.tensor(rows, dtype=torch.int64), "inputs": inputs}
-        return found
+            forms[form] = {"rows": torch.tensor(rows, dtype=torch.int64), "inputs": inputs}
+        return forms
 
     def _batch(
         self, pairs: list[Pair], queries: dict[str, Any], products: dict[str, Any], skipped: list[dict[str, str]]
@@ -193,7 +196,7 @@ class PairCollator:
 
 
 def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
-    """Pairs of one query know each other's answers, which are then no negatives of it; see `Pair.query_key`."""
+    """Return the pairs, each with the answers of all pairs of its query, which are then not negatives."""
     answers: dict[str, dict[int, float]] = {}
     for pair in pairs:
         known = answers.setdefault(pair.query_key, {})
@@ -209,7 +212,7 @@ def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
 
 
 def _decoded(image: Any, allow_urls: bool) -> Any:
-    """The picture opened, or as it was where it cannot be."""
+    """Return the opened picture, or the image itself if it cannot be opened."""
     try:
         return open_image(image, limits=ImageLimits(allow_urls=allow_urls))
     except ProductError:
@@ -220,10 +223,10 @@ def _named(skip: Any, record: dict[str, Any]) -> dict[str, str]:
     return {"item": str(record.get("id", skip.item)), "field": str(skip.field), "reason": str(skip.reason)}
 
 
-def _shortened(kind: str, found: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the processor shortened of a side, by name and row; all of its records are there."""
-    items = shortened_items(kind, found.shortened, [str(record.get("id", "")) for record in records])
-    return [item | {"row": one.index} for item, one in zip(items, found.shortened, strict=True)]
+def _shortened(kind: str, tensors: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts of queries or products that the processor shortened, by name and row."""
+    parts = shortened_items(kind, tensors.shortened, [str(record.get("id", "")) for record in records])
+    return [part | {"row": source.index} for part, source in zip(parts, tensors.shortened, strict=True)]
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

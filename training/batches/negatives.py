@@ -1,7 +1,7 @@
-"""Negatives beyond the batch: the queue of past steps, its drift, and the candidates that are no negatives.
+"""Negatives beyond the batch: the queue of past steps, its drift, and the masking of false negatives.
 
-Shape suffixes: B queries, C candidates, K candidates of one block, D embedding width, P known positives of a query (padded
-with NO_ID), N known negatives of a query (padded with NO_ID), M rows of a probe, U different products.
+Shape suffixes: B queries, C candidates, K candidates of one block, D embedding width, P known positives of a query
+(padded with NO_ID), N known negatives of a query (padded with NO_ID), M rows of a probe, U different products.
 """
 
 import hashlib
@@ -18,24 +18,24 @@ NO_ID = -1
 
 
 def stable_id(text: str) -> int:
-    """Return the 63-bit integer that stands for a product or group name, the same in every process and run.
+    """Return the 63-bit integer id of a product or group name, which is the same in every process and run.
 
-    Our design: a BLAKE2b digest instead of a table, so that ids in a saved queue stay right on every rank and when
-    a data set grows. Two of a billion names collide with a probability of about 5 %, two of a million with 5e-8.
+    Our design: a BLAKE2b digest instead of a table, so that ids in a saved queue remain valid on every rank and if a
+    data set grows. Two of a billion names collide with a probability of about 5 %, two of a million with 5e-8.
 
     Args:
-        text: the full name, with the data set in front ("fashion/fa-10000").
+        text: the full name, including the data set, such as "fashion/fa-10000".
     """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass
 class Candidates:
-    """Vectors that queries are compared with, and what is known about each.
+    """The vectors with which queries are compared, with the ids of their products and variant groups.
 
     Shapes:
-        vector_CD (C, D) float; product_C (C,) int64 ids from `stable_id`; group_C (C,) int64, NO_ID where a product
-        belongs to no variant group.
+        vector_CD (C, D) float; product_C (C,) int64 ids from `stable_id`; group_C (C,) int64, NO_ID for a product
+        without a variant group.
     """
 
     vector_CD: Tensor
@@ -47,19 +47,19 @@ class Candidates:
 
 
 class NegativeQueue:
-    """The candidates of the last w steps, as further negatives without gradient.
+    """The candidates of the last w steps, which are additional negatives without gradient.
 
-    Source: MOON's temporal negatives, arXiv 2508.11999 §3.2: 2·P·B·(w+1) candidates a step (P workers, B queries, one
-    positive and one hard negative each). A ring over steps, not over items, so that every step's items leave
-    together even where steps differ in size. The rows lie in one buffer on the device, of at most twice the queue's size:
-    nothing is copied to read it, and a row that a graph may still look at is never written over.
+    Source: MOON's temporal negatives, arXiv 2508.11999 §3.2: 2·P·B·(w+1) candidates in a step (P workers, B queries,
+    each with a positive and a hard negative). The queue is a ring over steps, not over products, so that all candidates
+    of a step leave together even if steps differ in size. The rows are in a single buffer on the device, of at most
+    twice the queue's size. Reading does not copy, and a row that a graph may still use is never overwritten.
 
     Args:
-        max_steps: w, the number of past steps kept; 0 keeps none. A step is one forward pass: with gradient
-            accumulation every micro-batch counts.
+        max_steps: w, the number of past steps; 0 for an empty queue. A step is one forward pass: with gradient
+            accumulation, every micro-batch counts.
 
     Raises:
-        ValueError: `max_steps` is negative; the pushed tensors do not fit each other or what is already kept; or a
+        ValueError: `max_steps` is negative, the shapes of pushed tensors do not match each other or the queue, or a
             saved state belongs to a queue of another length.
     """
 
@@ -75,7 +75,7 @@ class NegativeQueue:
         return sum(self._sizes)
 
     def push(self, step: Candidates) -> None:
-        """Keep one step's candidates, detached; the oldest step leaves when the queue is full."""
+        """Add the detached candidates of a step. If the queue is full, the oldest step is removed."""
         if step.vector_CD.dim() != 2 or not len(step.vector_CD) == len(step.product_C) == len(step.group_C):
             raise ValueError(
                 f"step: found vectors {tuple(step.vector_CD.shape)} with {len(step.product_C)} product ids and "
@@ -94,12 +94,12 @@ class NegativeQueue:
         buffer = self._with_room_for(step)
         end = self._first + len(self)
         for name, tensor in _tensors(buffer).items():
-            # .data leaves no trace in the buffer's version, so that graphs over the rows before stay valid.
+            # .data does not change the version of the buffer, so that graphs over its other rows remain valid.
             tensor.data[end : end + len(step)] = getattr(step, name).detach()
         self._sizes.append(len(step))
 
     def _with_room_for(self, step: Candidates) -> Candidates:
-        """The buffer, or a new one twice as large as needed with the kept rows at its beginning."""
+        """Return the buffer, or a new one of twice the needed size that begins with the rows of the queue."""
         kept = self.items()
         if self._buffer is not None and self._first + len(self) + len(step) <= len(self._buffer):
             return self._buffer
@@ -112,14 +112,14 @@ class NegativeQueue:
         return self._buffer
 
     def items(self) -> Candidates | None:
-        """Return everything kept, the oldest step first, or None while nothing is. Rows of the buffer, not copies."""
+        """Return all candidates, the oldest step first, as views of the buffer; None if the queue is empty."""
         if not len(self) or self._buffer is None:
             return None
         part = slice(self._first, self._first + len(self))
         return Candidates(**{name: tensor[part] for name, tensor in _tensors(self._buffer).items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to continue exactly."""
+        """Return the state of the queue, from which `load_state_dict` continues exactly."""
         kept = self.items()
         parts = {} if kept is None else {name: t.split(list(self._sizes)) for name, t in _tensors(kept).items()}
         steps = [
@@ -129,11 +129,11 @@ class NegativeQueue:
         return {"max_steps": self.max_steps, "steps": steps}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        """Take over a saved state.
+        """Restore a saved state.
 
         Args:
-            state: what `state_dict` returned.
-            device: where the vectors shall lie.
+            state: the state from `state_dict`.
+            device: the device of the vectors.
         """
         if state["max_steps"] != self.max_steps:
             raise ValueError(f"queue: found a saved queue of {state['max_steps']} steps; expected {self.max_steps}")
@@ -148,15 +148,15 @@ def _tensors(candidates: Candidates) -> dict[str, Tensor]:
 
 
 class DriftProbe:
-    """Measures how stale the queue is: a few items are encoded again when their step is the queue's oldest.
+    """Measure how outdated the queue is, by encoding a few products again when their step is the oldest of the queue.
 
-    `drift = mean_m (1 - cos(f_now(x_m), f_then(x_m)))`, over the items of one step, w steps later; then a new step is
-    watched. Our design (precedent: the drift of features in cross-batch memory, arXiv 1912.06798). It costs the encoding
-    of M items every w steps.
+    `drift = mean_m (1 - cos(f_now(x_m), f_then(x_m)))` over products of a step, w steps later; then the probe starts
+    with another step. Our design (precedent: the drift of features in cross-batch memory, arXiv 1912.06798). The cost
+    is the encoding of M products every w steps.
 
     Args:
-        max_age: w of the queue, in steps; 0 watches nothing.
-        max_items: M, the number of items watched.
+        max_age: w of the queue, in steps; 0 disables the probe.
+        max_items: M, the number of products.
     """
 
     def __init__(self, max_age: int, max_items: int = 8) -> None:
@@ -166,11 +166,11 @@ class DriftProbe:
     def step(
         self, take: Callable[[int], tuple[dict[str, Any], Tensor]], encode: Callable[[dict[str, Any]], Tensor]
     ) -> Tensor | None:
-        """Count one step of the queue; returns the drift when it is measured.
+        """Count a step of the queue and return the drift if it is measured in this step, otherwise None.
 
         Args:
-            take: called with M, gives the inputs of M items of this step and their vectors as queued, (M, D).
-            encode: gives the vectors (M, D) of inputs as the queue would receive them now.
+            take: called with M; returns the inputs of M products of this step and their vectors in the queue, (M, D).
+            encode: returns the vectors (M, D) that the queue would receive for inputs now.
         """
         if not self.max_age:
             return None
@@ -187,16 +187,16 @@ class DriftProbe:
         return drift
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to continue exactly."""
+        """Return the state of the probe, from which `load_state_dict` continues exactly."""
         return {"watched": _moved(self._watched, "cpu")}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        """Take over a saved state, with its tensors on a device."""
+        """Restore a saved state, with its tensors on a device."""
         self._watched = _moved(state["watched"], device)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    """A copy of nested dictionaries with every tensor on a device."""
+    """Return a copy of nested dictionaries with all tensors on a device."""
     if isinstance(value, dict):
         return {name: _moved(part, device) for name, part in value.items()}
     return value.to(device, copy=True) if isinstance(value, Tensor) else value
@@ -204,12 +204,12 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 
 @dataclass
 class QueryFacts:
-    """What is known about each query of a batch, as far as masking needs it.
+    """The products that are related to each query of a batch, for masking.
 
     Shapes:
         product_B (B,) the product that answers it; group_B (B,) that product's variant group, NO_ID to ignore
-        groups; other_BP (B, P) further products that are no negatives (known positives, the reference product of a
-        "same in blue" query); negative_BN (B, N) products known to be wrong, which a shared group does not excuse.
+        groups; other_BP (B, P) other products that are not negatives (known positives, the reference product of a
+        "same in blue" query); negative_BN (B, N) known negatives, which remain negatives even in the answer's group.
         All int64 ids, padded with NO_ID.
     """
 
@@ -222,19 +222,19 @@ class QueryFacts:
 def false_negative_mask(
     queries: QueryFacts, product_C: Tensor, group_C: Tensor, target_B: Tensor | None = None
 ) -> Tensor:
-    """Mark the candidates that must not count as negatives of a query.
+    """Return a mask of the candidates that must not be negatives of a query.
 
     excluded(b, c) = same product as the answer, or a known positive of b, or the answer's variant group and not a
     known negative of b; never the answer's own row.
 
-    Source: our design (precedent: the false-negative masks of Qwen3-VL-Embedding, arXiv 2601.04720). The paper
-    is silent, but with a queue of past steps the same product comes back within a few steps.
+    Source: our design (precedent: the false-negative masks of Qwen3-VL-Embedding, arXiv 2601.04720). MOON does not
+    mention it, but in a queue of past steps the same product occurs again within a few steps.
 
     Args:
-        queries: what is known about each query.
-        product_C: the candidates' product ids.
-        group_C: the candidates' group ids, NO_ID for none.
-        target_B: the row of each query's own answer, where it is among the candidates.
+        queries: the related products of each query.
+        product_C: the product ids of the candidates.
+        group_C: the group ids of the candidates, NO_ID for none.
+        target_B: the row of each query's answer, if it is among the candidates.
 
     Shapes:
         product_C, group_C (C,) int64; target_B (B,) int64. Returns (B, C) bool.
@@ -254,23 +254,23 @@ def false_negative_mask(
 
 
 class FalseNegatives:
-    """The false negatives of a batch, found block by block of candidates, so that no (B, C) mask is kept.
+    """Mask the false negatives of a batch in blocks of candidates, without storing a (B, C) mask.
 
-    excluded(b, c) as in `false_negative_mask`, and with a margin also where `q_b·c > q_b·positive + margin`: what is that
-    much nearer than the positive answers the query too, more likely than not. Products known to be wrong answers are not
-    excused. Source of the margin: Qwen3-VL-Embedding, arXiv 2601.04720 (0.1); off by default.
+    excluded(b, c) as in `false_negative_mask`, and with a margin also if `q_b·c > q_b·positive + margin`: a candidate
+    that is so much nearer than the positive probably answers the query, too. Known negatives are never excluded by the
+    margin. Source of the margin: Qwen3-VL-Embedding, arXiv 2601.04720 (0.1); off by default.
 
-    An `Exclusion` for the losses of `training.losses.info_nce`; it also counts what it excludes, at the first pass over the
-    candidates (the widest vectors where there are several widths).
+    It is an `Exclusion` for the losses of `training.losses.info_nce`, and counts the excluded candidates in the first
+    pass over them (with several widths, that of the widest vectors).
 
     Args:
-        queries: what is known about each query.
+        queries: the related products of each query.
         product_C, group_C: the ids and groups of all candidates, in the order in which the loss compares them.
-        target_B: the row of each query's own answer.
-        margin: on the cosine similarity, from 0 to 2; None: only ids decide.
+        target_B: the row of each query's answer.
+        margin: a difference of cosine similarities, from 0 to 2. None: exclude by ids only.
 
     Raises:
-        ValueError: a negative margin.
+        ValueError: the margin is negative.
     """
 
     def __init__(
@@ -301,16 +301,16 @@ class FalseNegatives:
         return excluded_BK
 
     def __len__(self) -> int:
-        """The number of queries."""
+        """Return the number of queries."""
         return len(self.facts.product_B)
 
     def excluded(self) -> Tensor:
-        """The number of (query, candidate) pairs that were excluded, once a loss has gone over the candidates; 0 before."""
+        """Return the number of excluded (query, candidate) pairs; 0 until a loss has compared the candidates."""
         return sum(self._counts.values(), torch.zeros((), dtype=torch.int64, device=self.product_C.device))
 
 
 def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
-    """Return (B, C) bool: whether row b of the ids, padded with NO_ID, holds product c."""
+    """Return (B, C) bool: whether row b of the ids, padded with NO_ID, contains product c."""
     row, _, column = places(ids_BK, product_C)
     found_BC = torch.zeros((len(ids_BK), len(product_C)), dtype=torch.bool, device=product_C.device)
     found_BC[row, column] = True
@@ -318,14 +318,14 @@ def contains(ids_BK: Tensor, product_C: Tensor) -> Tensor:
 
 
 def places(ids_BK: Tensor, product_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where ids stand among products, as a list: memory grows with what is found, not with B·K·C.
+    """Return the positions of ids among products as lists, whose memory grows with the matches, not with B·K·C.
 
     Args:
-        ids_BK: ids, padded with NO_ID, which is nowhere.
-        product_C: the products' ids; one may stand there several times.
+        ids_BK: ids, padded with NO_ID, which does not match.
+        product_C: the ids of products, possibly repeated.
 
     Shapes:
-        (B, K), (C,) int64 → three (found,) int64: the row b, the place k in it, and the product's place c.
+        (B, K), (C,) int64 → three (matches,) int64: the row b, the column k, and the index c of the product.
     """
     sorted_C, order_C = product_C.sort(stable=True)
     flat = ids_BK.reshape(-1)
@@ -338,12 +338,12 @@ def places(ids_BK: Tensor, product_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def false_negatives_among(queries: QueryFacts, row_N: Tensor, product_N: Tensor, group_N: Tensor) -> Tensor:
-    """As `false_negative_mask`, for single pairs of a query and a candidate.
+    """Return whether the candidate of each (query, candidate) pair is a false negative; see `false_negative_mask`.
 
     Args:
-        queries: what is known about each query.
-        row_N: each pair's query.
-        product_N, group_N: each pair's candidate.
+        queries: the related products of each query.
+        row_N: the query of each pair.
+        product_N, group_N: the product id and group id of each pair's candidate.
 
     Shapes:
         (N,) int64 each → (N,) bool.

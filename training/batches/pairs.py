@@ -1,7 +1,8 @@
-"""Training pairs: a query, the product that answers it, and hard negatives, each a pure function of (seed, position).
+"""Draw training pairs: a query, a product that answers it, and hard negatives, as a pure function of (seed, position).
 
-There are no epochs: position i of the data set is drawn by a generator seeded with (seed, i), whichever process or
-worker asks. So a run resumes at a position without replaying what came before, and two processes see what one would.
+There are no epochs: position i of the data set is drawn by a generator with the seed (seed, i), in any process or
+worker. A run can therefore resume at a position without replaying earlier ones, and two processes see the same pairs as
+one.
 """
 
 import dataclasses
@@ -21,31 +22,32 @@ from training.batches.views import altered_view
 from training.recipe.pairs import PairArguments
 
 FORM_OF_TYPE = {"image": "i", "text": "t", "both": "mm"}
-"""What a table calls the type of a query → its form."""
+"""Type of a query in a table → form."""
 _TYPE_OF_FORM = {form: kind for kind, form in FORM_OF_TYPE.items()}
 _TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training item: records for MoonProcessor, and ids (see `stable_id`) for masking.
+    """A training pair: records for `MoonProcessor`, and ids (see `stable_id`) for masking.
 
     Args:
         query: the query record; its "id" names the query.
         products: product records, the positives first, then the hard negatives.
-        names: the products' full names ("fashion/fa-10000"), as `products`.
-        product_ids: ids of `names`; products that are identical in text and pictures have one id, that of the first of them.
-        group_ids: the products' variant groups, NO_ID for none (see `PairSource.variants`).
-        query_group: the positive's group where variants are no negatives of this query, otherwise NO_ID.
-        other_ids: further products that are no negatives: known positives and the reference product.
-        negative_ids: products known to be wrong answers.
-        position: the place in the data set that it was drawn for.
-        positive_count: how many of `products` are positives, at least one.
-        answers: id → relevance weight of every known positive, those among `products` first and in their order; a
+        names: the full names of `products`, such as "fashion/fa-10000".
+        product_ids: ids of `products`. Products that are identical in text and pictures share the id of the first.
+        group_ids: ids of the products' variant groups, NO_ID for none (see `PairSource.variants`).
+        query_group: the group of the positive if variants are not negatives of this query, otherwise NO_ID.
+        other_ids: other products that are not negatives: known positives and the reference product.
+        negative_ids: known negatives.
+        position: the position in the data set.
+        positive_count: the number of positives among `products`, at least 1.
+        answers: id → relevance weight of every known positive, those among `products` first and in their order. A
             weight is greater than 0, and 1 for a purchase or an ungraded positive. Empty: the positives, each with 1.
-        query_key: names the query where other pairs may know further answers of it, as in a stream; "" where all are known.
-        query_labels, product_labels: the attributes that the query and the first product support in the form that they have
-            here, key → values; None where none is known or nobody looked (see `training.labels.reasoning.ReasonedPairs`).
+        query_key: a key that pairs of the same query share if other pairs may know more of its answers, as in a stream;
+            "" if all answers are known.
+        query_labels, product_labels: key → values of the attributes that the query and the first product support in
+            their form; None if none are known or labels are not used (see `training.labels.reasoning.ReasonedPairs`).
     """
 
     query: dict[str, Any]
@@ -70,7 +72,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A query before its targets are encoded: those chosen, and all known answers with their weights."""
+    """A drawn query with its chosen positives, and all its known answers with their weights."""
 
     record: dict[str, Any]
     chosen: Sequence[ProductRow]
@@ -80,19 +82,20 @@ class _Drawn:
 
 
 class PairSource:
-    """One data set to draw from.
+    """A data set from which pairs are drawn.
 
     Args:
         tables: products and queries of the training split.
-        weight: how often this data set is drawn, relative to others; None: the square root of the number of its
-            products and queries, so that a small data set is seen more often than its share (our design; precedent:
-            the temperature sampling of multilingual training, arXiv 1907.05019).
-        mask_groups: whether products of the answer's group are no negatives. Identical products, and those with the answer's
-            title and pictures, never are.
-        streamed: whether other rows with these products are read elsewhere, so that title and pictures name a variant group.
+        weight: the frequency of draws from this data set, relative to others. None: the square root of the number of
+            its products and queries, so that a small data set is drawn more often than its share (our design;
+            precedent: the temperature sampling of multilingual training, arXiv 1907.05019).
+        mask_groups: whether to exclude products of the answer's group from the negatives. Identical products, and
+            products with the answer's title and pictures, are always excluded.
+        streamed: whether other rows of a stream may contain the same products, so that title and pictures identify a
+            variant group.
 
     Raises:
-        ValueError: there is no product, or the weight is not positive.
+        ValueError: the split has no products, or the weight is not positive.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class PairSource:
             self._index(row)
 
     def _variants(self, products: Sequence[ProductRow], equal: EqualProducts) -> dict[str, str]:
-        """Product id → the name of its variants: its group where groups are masked, or the first product of the same looks."""
+        """Return product id → name of its variants: its masked group, or the first product with the same looks."""
         named = {row.product_id: f"group/{row.group}" for row in products if row.group and self.mask_groups}
         for places in classes(equal.variants_by_group if self.mask_groups else equal.same_looks):
             ids = [products[place].product_id for place in places]
@@ -145,13 +148,13 @@ class PairSource:
             self.of_fact[fact].add(row.product_id)
 
     def pool_size(self, form: str, derived_queries: bool) -> int:
-        """Return how many different queries of a form can be drawn."""
+        """Return the number of different queries of a form that can be drawn."""
         real = len(self.queries[form])
         too_few = derived_queries and real < len(self.products)
         return real + (len(self.derivable[form]) if too_few else 0)
 
     def name_of(self, product_id: str) -> str:
-        """Return the product's name across data sets."""
+        """Return the full name of a product, which is unique across data sets."""
         return f"{self.name}/{product_id}"
 
     def same_as(self, product_id: str) -> str:
@@ -159,35 +162,35 @@ class PairSource:
         return self._identical_to.get(product_id, product_id)
 
     def id_of(self, product_id: str) -> int:
-        """Return the id that masking knows a product by, one for all that are identical."""
+        """Return the id of a product for masking, which identical products share."""
         return stable_id(self.name_of(self.same_as(product_id)))
 
     def variants_of(self, names: Iterable[str]) -> set[str]:
-        """Return the names of the variants of products of this data set, see `variants`."""
+        """Return the names of the variant groups of products of this data set; see `variants`."""
         return {self.variants[name] for name in names if name in self.variants}
 
     def group_id(self, row: ProductRow) -> int:
-        """Return the id of the product's variants, NO_ID for none."""
+        """Return the id of a product's variant group, NO_ID for none."""
         name = self.variants.get(row.product_id) or (f"looks/{looks_of(row)}" if self.streamed else "")
         return stable_id(f"{self.name}/{name}") if name else NO_ID
 
 
 class PairDataset(Dataset):
-    """Pairs from one or several data sets, by position.
+    """Pairs of one or several data sets, by position.
 
-    A form of query is drawn by `query_mix` among the forms that any data set has, then a data set by weight among
-    those that have it, then a query. Source: MOON's triplets (query, purchased positive, hard negative of the same
+    A query form is drawn by `query_mix` among the forms that any data set has, then a data set with that form by
+    weight, then a query. Source: MOON's triplets (query, purchased positive, hard negative of the same
     category), arXiv 2508.11999 §3.2, and its mix of forms, §5.1; queries derived from products are our design.
 
     Args:
         sources: the data sets.
-        options: how to draw.
-        seed: of every draw.
-        length: number of positions, the number of pairs that the run will see.
+        options: the recipe's keys of pairs.
+        seed: the seed of all draws.
+        length: the number of positions, which is the number of pairs that the run will see.
 
     Raises:
-        ValueError: no data set, or no query can be drawn of any form in the mix.
-        IndexError: a position outside the length.
+        ValueError: no query of any form in the mix can be drawn.
+        IndexError: a position is not below the length.
     """
 
     def __init__(self, sources: Sequence[PairSource], options: PairArguments, seed: int, length: int) -> None:
@@ -212,7 +215,7 @@ class PairDataset(Dataset):
         return self.length
 
     def missing_forms(self) -> list[str]:
-        """Return the forms of the mix that no data set has, which are therefore not drawn."""
+        """Return the forms of the mix that are not drawn, because no data set has them."""
         return [form for form, share in self.options.query_mix.items() if share > 0 and form not in self.able]
 
     def __getitem__(self, position: int) -> Pair:
@@ -221,28 +224,28 @@ class PairDataset(Dataset):
         return self.draw(position)
 
     def draw(self, position: int, attempt: int = 0) -> Pair:
-        """Return the pair of a position, or another one in its place where that cannot be read.
+        """Return the pair of a position, or a substitute for a pair that cannot be read.
 
         Args:
             position: 0 or more.
-            attempt: 0 is the pair itself, 1 and above its substitutes, each drawn from (seed, position, attempt) alone.
+            attempt: 0 for the pair, 1 and above for its substitutes, which are functions of (seed, position, attempt).
         """
         rng = np.random.default_rng((self.seed, position, attempt) if attempt else (self.seed, position))
         return dataclasses.replace(self.draw_by(rng), position=position)
 
     def draw_by(self, rng: np.random.Generator) -> Pair:
-        """Return the pair that a generator decides on."""
+        """Return the pair that is drawn by a generator."""
         form, source, number = self._first_choices(rng)
         drawn = self._draw(rng, source, form, number)
         negatives = self._hard_negatives(rng, source, drawn)
         return self._pair(rng, source, drawn, negatives)
 
     def outline(self, position: int) -> tuple[str, int]:
-        """Return the query's type and the characters of the pair's texts, about, without opening a picture."""
+        """Return the type of the query and the approximate length of the pair's texts, without opening a picture."""
         return self.outline_by(np.random.default_rng((self.seed, position)))
 
     def outline_by(self, rng: np.random.Generator) -> tuple[str, int]:
-        """Return the outline of what `draw_by` would draw with a generator in the same state."""
+        """Return the outline of the pair that `draw_by` draws with a generator in the same state."""
         form, source, number = self._first_choices(rng)
         real = source.queries[form]
         if number >= len(real):
@@ -253,7 +256,7 @@ class PairDataset(Dataset):
         return _TYPE_OF_FORM[form], _text_length(answer) + (len(query.text) if form != "i" else 0)
 
     def _first_choices(self, rng: np.random.Generator) -> tuple[str, PairSource, int]:
-        """Which form, of which data set, and which of its queries (beyond their number: which product to derive from)."""
+        """Draw a form, a data set and the index of a query, or beyond the queries of a product to derive one from."""
         form = _choose(rng, list(self.able), [self.options.query_mix[form] for form in self.able])
         able = self.able[form]
         source = _choose(rng, able, [source.weight for source in able])
@@ -265,17 +268,17 @@ class PairDataset(Dataset):
             return self._derived(rng, source, source.derivable[form][number - len(real)], form)
         query = real[number]
         answers = {source.same_as(name): name for name in reversed(query.positives) if name in source.products}
-        there = list(answers.values())[::-1]  # identical answers are one
+        distinct = list(answers.values())[::-1]  # identical answers count once
         record = query.record()
         if "image" in record and rng.random() < self.options.augment_queries:
             record["image"] = self._view(record["image"], rng, geometry="core_box" not in record)
-        first = there.pop(int(rng.integers(len(there))))
-        more = rng.permutation(len(there))[: self.options.positives_per_query - 1] if there else ()
-        chosen = [source.products[first], *(source.products[there[index]] for index in more)]
+        first = distinct.pop(int(rng.integers(len(distinct))))
+        more = rng.permutation(len(distinct))[: self.options.positives_per_query - 1] if distinct else ()
+        chosen = [source.products[first], *(source.products[distinct[index]] for index in more)]
         return _Drawn(record, chosen, query.answers, query.negatives, query.reference_product_id)
 
     def _derived(self, rng: np.random.Generator, source: PairSource, row: ProductRow, form: str) -> _Drawn:
-        """A query made of a product: an altered view of its picture, a short text about it, or both."""
+        """Derive a query from a product: an altered view of its picture, a short text about it, or both."""
         record: dict[str, Any] = {"id": f"derived from {source.name_of(row.product_id)}"}
         positives: Sequence[str] = (row.product_id,)
         if form != "t":
@@ -292,19 +295,19 @@ class PairDataset(Dataset):
         return _Drawn(record, [row], dict.fromkeys(positives, 1.0))
 
     def _view(self, image: Any, rng: np.random.Generator, geometry: bool) -> Any:
-        """The altered picture; one that cannot be opened is passed on, so that the processor names and skips it."""
+        """Return the altered picture, or the image itself if it cannot be opened, which the processor then reports."""
         try:
             return altered_view(open_image(image), rng, geometry)
         except ProductError:
             return image
 
     def _hard_negatives(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn) -> list[ProductRow]:
-        """The query's own negatives first, then products of the same category, other product, other group."""
+        """Draw hard negatives: known negatives of the query first, then other products of the same category."""
         answers = [drawn.chosen[0].product_id, *drawn.answers]
         taken = {source.same_as(name) for name in (*answers, drawn.reference) if name is not None}
         variants = source.variants_of(answers)
-        given = dict.fromkeys(name for name in drawn.negatives if name in source.products)
-        names = [name for name in given if source.same_as(name) not in taken]
+        negatives = dict.fromkeys(name for name in drawn.negatives if name in source.products)
+        names = [name for name in negatives if source.same_as(name) not in taken]
         known = [source.products[names[index]] for index in rng.permutation(len(names))]
         chosen: list[ProductRow] = []
         while len(chosen) < self.options.hard_negatives:
@@ -320,10 +323,10 @@ class PairDataset(Dataset):
         rng: np.random.Generator,
         source: PairSource,
         positive: ProductRow,
-        not_these: tuple[set[str], set[str]],
+        excluded: tuple[set[str], set[str]],
     ) -> ProductRow | None:
-        """A product of the positive's category, or of a parent of it, that is none of these products and no such variant."""
-        taken, variants = not_these
+        """Draw a product of the positive's category, or of a parent, without the excluded products and variants."""
+        taken, variants = excluded
         for depth in range(len(positive.category), -1, -1):
             near = source.of_category[positive.category[:depth]]
             for _ in range(_TRIES):
@@ -340,7 +343,7 @@ class PairDataset(Dataset):
         # A query that names its variant ("same in blue") must be able to tell variants apart.
         mask_group = drawn.reference is None
         others = {name: True for name in [*drawn.answers, *([drawn.reference] if drawn.reference else [])]}
-        if mask_group and len(drawn.answers) > 1:  # `query_group` knows one group; the other answers' go by product
+        if mask_group and len(drawn.answers) > 1:  # `query_group` holds a single group
             variants = source.variants_of(drawn.answers) - source.variants_of([drawn.chosen[0].product_id])
             wrong = set(drawn.negatives)
             others |= {
@@ -368,13 +371,13 @@ class PairDataset(Dataset):
 
 
 def _choose(rng: np.random.Generator, options: list[Any], weights: list[float]) -> Any:
-    """Return one option by weight."""
+    """Draw an option by weight."""
     bounds = np.cumsum(np.asarray(weights, dtype=np.float64))
     return options[min(int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right")), len(options) - 1)]
 
 
 def _target(row: ProductRow, form: str) -> dict[str, Any]:
-    """The product record in a form; a product that lacks what the form asks for is encoded with what it has."""
+    """Return the record of a product in a form. A product without that form is encoded with all that it has."""
     if form == "i" and row.images:
         return row.record("i")
     return row.record("t") if form == "t" and row.has_text else row.record("mm")
@@ -386,22 +389,22 @@ def _text_length(row: ProductRow) -> int:
 
 
 def _facts(row: ProductRow) -> list[tuple[str, str]]:
-    """Everything a phrase can say about a product: attribute values and the leaf category."""
+    """Return the facts of a product that a phrase can contain: attribute values and the leaf category."""
     facts = [(key, value) for key, values in row.attributes.items() for value in values]
     return facts + ([("", row.category[-1])] if row.category else [])
 
 
 def _short_texts(row: ProductRow) -> dict[str, bool]:
-    """The kinds of short text that a product offers."""
-    return {kind: True for kind, there in (("title", row.title), ("phrase", _facts(row))) if there}
+    """Return the kinds of short text that can be derived from a product."""
+    return {kind: True for kind, content in (("title", row.title), ("phrase", _facts(row))) if content}
 
 
 def _phrase(rng: np.random.Generator, source: PairSource, row: ProductRow) -> tuple[str, list[str]]:
-    """One to three attribute values and the category, and all products that this describes."""
+    """Return a phrase of one to three attribute values and the category, and all products that it describes."""
     facts = _facts(row)
     leaf = [fact for fact in facts if fact[0] == ""]
     values = [fact for fact in facts if fact[0] != ""]
     count = int(rng.integers(1, 4)) if values else 0
-    said = [values[index] for index in rng.permutation(len(values))[:count]] + leaf
-    described = set.intersection(*(source.of_fact[fact] for fact in said))
-    return " ".join(value for _, value in said), sorted(described)
+    chosen = [values[index] for index in rng.permutation(len(values))[:count]] + leaf
+    described = set.intersection(*(source.of_fact[fact] for fact in chosen))
+    return " ".join(value for _, value in chosen), sorted(described)

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt with a reasoning the model itself has to write.
+"""Label the tokens of a reasoning, which the model learns to write.
 
 Shape suffixes: B rows, T tokens of a row.
 """
@@ -7,26 +7,27 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a token that is not to be learned, as transformers and PyTorch have it."""
+"""The label of a token that does not enter the cross-entropy, as in transformers and PyTorch."""
 
 
 def reasoning_labels(input_ids_BT: Tensor, think_start: int, think_end: int, emb: int) -> Tensor:
-    """Return the tokens behind the last `<think>` of each row up to and with `</think>`, and `IGNORED` elsewhere.
+    """Return the tokens after the last `<think>` of each row, up to and including `</think>`, and `IGNORED` elsewhere.
 
-    A label stands at its own token's place: the state before it has to predict it. `<emb>` is no label, because it is put
-    behind `</think>` and never written. Only a `</think>` that `<emb>` follows directly closes a reasoning, so that a chat
-    template's own empty `<think></think>` is none. Our design (precedent: LREM, arXiv 2510.14321, whose cross-entropy is
-    taken on the reasoning alone).
+    A label is at the position of its token, which the state before it predicts. `<emb>` is not a label, because it is
+    appended after `</think>` and never generated. Only a `</think>` directly before `<emb>` closes a reasoning, so that
+    an empty `<think></think>` of a chat template does not count. Our design (precedent: LREM, arXiv 2510.14321,
+    computes the cross-entropy on the reasoning only).
 
     Args:
-        input_ids_BT: ids of prompts; padding on either side.
+        input_ids_BT: ids of prompts, with padding on either side.
         think_start, think_end, emb: ids of `<think>`, `</think>` and `<emb>`.
 
     Shapes:
-        (B, T) int64 → (B, T) int64; a row without a reasoning has no label.
+        (B, T) int64 → (B, T) int64; a row without a reasoning does not have labels.
 
     Relations:
-        `training.batches.collate.PairCollator` calls it on what `MoonProcessor` wrote, in whose texts these tokens are escaped.
+        `training.batches.collate.PairCollator` calls it for prompts of `MoonProcessor`, which escapes these tokens in
+        texts.
     """
     place_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
     start_B1 = torch.where(input_ids_BT == think_start, place_T, -1).amax(dim=1, keepdim=True)

@@ -1,9 +1,9 @@
-"""Tables of triplets larger than memory: read row by row, decoded in worker processes, resumed exactly at any batch.
+"""Stream tables of triplets that are larger than memory, decode them in workers, and resume exactly at any batch.
 
-Rows are read in blocks by the main process, encoded as they are; a block is shuffled, put into batches and handed to the
-data loader's workers, which open the pictures. What follows a block depends on the state of the streams at its start alone, so
-that the state of a run is that state and the number of batches since. Our design (precedent: the shuffle buffer of
-`datasets`, which loses its contents on resumption).
+The main process reads rows in blocks, without decoding pictures. A block is shuffled, split into batches and sent to
+the workers of the data loader, which open the pictures. A block depends only on the state of the streams at its start,
+so that the state of a run consists of that state and the number of batches since. Our design (precedent: the shuffle
+buffer of `datasets`, which loses its contents when a run resumes).
 """
 
 import itertools
@@ -31,31 +31,31 @@ from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.pairs import FORM_OF_TYPE, Pair, PairDataset, PairSource
 from training.recipe.pairs import PairArguments
 
-SPARES = 4  # rows that travel with a batch, in case that some of its own cannot be read
+SPARES = 4  # additional rows that are sent with a batch, which replace unreadable rows
 SPLIT_COLUMN = "split"
-_KEPT_STATES = 4096  # more than the batches that workers can be ahead
+_KEPT_STATES = 4096  # more than the number of batches that workers prefetch
 _BLOCK_SALT, _SHARD_SALT = 0x626C6F63, 0x73686172
 
 
 class StreamError(ValueError):
-    """A stream that cannot be read, or gives no rows."""
+    """A stream that cannot be read or does not have rows."""
 
     exit_status = 3
 
 
 @dataclass(frozen=True)
 class StreamSource:
-    """One table of triplets.
+    """A streamed table of triplets.
 
     Args:
-        name: of the data set.
+        name: the name of the data set.
         rows: a `datasets.IterableDataset` whose pictures are not decoded.
-        columns: what its columns are.
-        weight: how often it is drawn, relative to the others.
-        mask_groups: whether variants of the answer are no negatives.
-        images: the folder that paths of pictures are relative to.
-        split: where the table has a column "split", rows of this one and of "all" are read; None: all rows.
-        reading: how cells are read.
+        columns: the roles of its columns.
+        weight: the frequency of draws, relative to the other tables.
+        mask_groups: whether to exclude variants of the answer from the negatives.
+        images: the folder to which paths of pictures are relative.
+        split: the value of the column "split" whose rows are read, besides those of "all". None: all rows.
+        reading: the options for reading cells.
     """
 
     name: str
@@ -70,7 +70,7 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class StreamRow:
-    """A row on its way to a worker: of which source, and the numbers that seed its draws: epoch, shard, row."""
+    """A row that is sent to a worker, with the index of its source and its key (epoch, shard, row), a seed of draws."""
 
     source: int
     key: tuple[int, int, int]
@@ -80,29 +80,29 @@ class StreamRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row of which no pair can be made, and why."""
+    """A row from which a pair cannot be made, and the reason."""
 
     item: str
     reason: str
 
 
 class RowStream:
-    """The rows of one process, without end: epoch after epoch, each row of the table once an epoch in one process.
+    """The rows of a process in an infinite stream. In each epoch, each row of the table occurs once in one process.
 
-    An epoch reads the shards in an order of its own, drawn by (seed, epoch). Where the number of shards divides by that of
-    processes each reads its own shards, otherwise every process reads all and keeps its share of the rows
-    (`datasets.distributed.split_dataset_by_node`). A process goes into its next epoch when it is through, whatever the others
-    do: no batch is short, and none waits.
+    The order of the shards in an epoch is drawn by (seed, epoch). If the number of shards is a multiple of the number
+    of processes, each process reads its own shards. Otherwise every process reads all shards and keeps its share of the
+    rows (`datasets.distributed.split_dataset_by_node`). A process continues with its next epoch independently of the
+    others, so that no batch is short and no process waits.
 
     Args:
         rows: the table.
-        seed: of the order of shards.
-        rank: this process.
-        world_size: number of processes.
+        seed: the seed of the order of shards.
+        rank: the index of this process.
+        world_size: the number of processes.
         split: see `StreamSource`.
 
     Raises:
-        StreamError: an epoch without rows, a shard that cannot be read, or a saved state of another number of shards.
+        StreamError: an epoch does not have rows, a shard cannot be read, or a saved state has another number of shards.
     """
 
     def __init__(
@@ -131,15 +131,15 @@ class RowStream:
 
     def read(self, count: int) -> list[tuple[tuple[int, int, int], dict[str, Any]]]:
         """Return the next rows, each with its key (epoch, shard, row in the shard)."""
-        found: list[tuple[tuple[int, int, int], dict[str, Any]]] = []
-        while len(found) < count:
+        rows: list[tuple[tuple[int, int, int], dict[str, Any]]] = []
+        while len(rows) < count:
             shard = self._order_of(self._state["epoch"])[self._state["place"]]
             try:
                 row = next(self._open(shard), None)
             except UnicodeDecodeError as error:
                 place = ", ".join(undecodable_in(self.rows.shard(num_shards=self.shards, index=shard)))
                 raise StreamError(
-                    f"shard {shard}{place and f', {place}'}: not UTF-8 ({error}); expected UTF-8"
+                    f"shard {shard}{place and f', {place}'}: found text that is not UTF-8 ({error}); expected UTF-8"
                 ) from error
             except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
                 raise StreamError(f"shard {shard} cannot be read ({type(error).__name__}: {error})") from error
@@ -148,10 +148,10 @@ class RowStream:
                 continue
             step, offset = (1, 0) if self._own_shards else (self.world_size, self.rank)
             if is_of_split(row, self.split):
-                found.append(((self._state["epoch"], shard, self._state["row"] * step + offset), row))
+                rows.append(((self._state["epoch"], shard, self._state["row"] * step + offset), row))
                 self._state["in_epoch"] += 1
             self._state["row"] += 1
-        return found
+        return rows
 
     def _open(self, shard: int) -> Iterator[dict[str, Any]]:
         if self._iterator is None:
@@ -169,34 +169,33 @@ class RowStream:
         if self._state["place"] < len(self._order_of(self._state["epoch"])):
             return
         if not self._state["in_epoch"]:
-            wanted = "" if self.split is None else f" of split {self.split!r}"
+            of_split = "" if self.split is None else f" of split {self.split!r}"
             raise StreamError(
-                f"process {self.rank} of {self.world_size} found no rows{wanted}; expected at least one for each"
+                f"process {self.rank} of {self.world_size}: found no rows{of_split}; expected at least one row for each "
+                "process"
             )
         self._state |= {"epoch": self._state["epoch"] + 1, "place": 0, "in_epoch": 0}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the next row is read; plain numbers and texts."""
+        """Return the position of the next row, as plain numbers and texts."""
         shard = self._opened.state_dict() if self._opened is not None else self._state["shard"]
         return self._state | {"shards": self.shards, "shard": shard}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from the position in a state of `state_dict`.
 
         Raises:
-            StreamError: the table then had another number of shards, so that nobody knows which rows were read.
+            StreamError: the number of shards has changed, so that it is unknown which rows were read.
         """
-        shards = state.get("shards", self.shards)  # states of older runs do not say
+        shards = state.get("shards", self.shards)  # states of older runs do not contain it
         if shards != self.shards:
-            raise StreamError(
-                f"shards: found {self.shards}, and {shards} where the checkpoint was written; expected the same files"
-            )
+            raise StreamError(f"shards: found {self.shards}, but {shards} in the checkpoint; expected the same files")
         self._state = dict(state)
         self._opened = self._iterator = None
 
 
 def undecodable_in(rows: datasets.IterableDataset) -> list[str]:
-    """Return row and column of the first text that is not UTF-8; nothing where there is none."""
+    """Return the row and the column of the first text that is not UTF-8; empty if all texts are."""
     first = 0
     for table in rows.with_format("arrow").iter(batch_size=1024):
         if place := undecodable(table, first):
@@ -206,19 +205,19 @@ def undecodable_in(rows: datasets.IterableDataset) -> list[str]:
 
 
 class RowPairs(Dataset):
-    """Makes the pair of a row: what a worker does before the pictures are opened.
+    """Make the pair of a row, in a worker, before the pictures are opened.
 
-    The query's form is drawn by `query_mix` among those that the row offers (any that it offers where the mix has none of
-    them); a row without a query gets one derived from its product. A product without an id of its own is known by its
-    title and picture, so that it is never its own negative; so are variants where no column names their group. Answers of one
-    query that meet in a batch of this process are no negatives of it; those of other processes, and of past steps in the
-    queue, are not known.
+    The form of the query is drawn by `query_mix` among the forms of the row, or uniformly if the mix has none of them.
+    For a row without a query, one is derived from its product. A product without an id is identified by its title and
+    picture, so that it is never its own negative, and so are variants without a column of groups. Answers of the same
+    query in a batch of this process are excluded from its negatives. Those of other processes and of past steps in the
+    queue are not known.
 
     Args:
         sources: the tables.
-        options: how to draw.
-        seed: of every draw, together with the row's key.
-        length: number of rows that the run will see, for the trainer.
+        options: the recipe's keys of pairs.
+        seed: the seed of all draws, together with the key of the row.
+        length: the number of rows that the run will see, for the trainer.
     """
 
     def __init__(self, sources: Sequence[StreamSource], options: PairArguments, seed: int, length: int) -> None:
@@ -232,7 +231,7 @@ class RowPairs(Dataset):
         return row if row.spare else self.pair(row)
 
     def pair(self, row: StreamRow) -> Pair | BadRow:
-        """Return the row's pair, a pure function of (seed, source, key), or why there is none."""
+        """Return the pair of a row, a pure function of (seed, source, key), or the reason why it cannot be made."""
         try:
             dataset = self._dataset(row)
             pair = dataset.draw_by(self._rng(row))
@@ -242,55 +241,55 @@ class RowPairs(Dataset):
         return pair if query is None else replace(pair, query_key=_content_key(query))
 
     def outline(self, row: StreamRow) -> Outline:
-        """Return what can be told of the row's pair without opening a picture."""
+        """Return the outline of the row's pair, without opening a picture."""
         try:
             return Outline(*self._dataset(row).outline_by(self._rng(row)))
         except ValueError:
-            return Outline("unreadable", 0)  # named when a worker makes the pair
+            return Outline("unreadable", 0)  # reported when a worker makes the pair
 
     def _rng(self, row: StreamRow) -> np.random.Generator:
         return np.random.default_rng((self.seed, row.source, *row.key))
 
     def name_of(self, row: StreamRow) -> str:
-        """Return what errors call a row: its own id or its product's, or its place."""
+        """Return the name of a row in errors: its id, that of its product, or its position."""
         source = self.sources[row.source]
         columns = source.columns.taken.get(ROW_ID, source.columns.taken.get("positive.id", ()))
-        own = [cell_of(row.row, column) for column in columns]
+        ids = [cell_of(row.row, column) for column in columns]
         return (
-            f"{source.name}/{mended(own[0])}"
-            if own and own[0] is not None
+            f"{source.name}/{mended(ids[0])}"
+            if ids and ids[0] is not None
             else f"{source.name}, shard {row.key[1]}, row {row.key[2]}"
         )
 
     def _dataset(self, row: StreamRow) -> PairDataset:
-        """A data set of this one row."""
+        """Return a data set that consists of a row."""
         source = self.sources[row.source]
         tables = self.tables(row)
         positive = tables.products[0]
         pairs = PairSource(tables, 1.0, source.mask_groups, streamed=True)
         options = self.options
         if tables.queries:
-            there = [FORM_OF_TYPE[query.type] for query in tables.queries]
-            mix = {form: options.query_mix.get(form, 0.0) for form in there}
-            usable = mix if sum(mix.values()) > 0 else dict.fromkeys(there, 1.0)
+            forms = [FORM_OF_TYPE[query.type] for query in tables.queries]
+            mix = {form: options.query_mix.get(form, 0.0) for form in forms}
+            usable = mix if sum(mix.values()) > 0 else dict.fromkeys(forms, 1.0)
             options = replace(options, query_mix=usable, derived_queries=False)
         elif not options.derived_queries:
-            raise ValueError("found no query; expected one, or derived_queries")
-        for rows in pairs.derivable.values():  # only the positive stands for a query
+            raise ValueError("found no query; expected one, or derived_queries: true")
+        for rows in pairs.derivable.values():  # derive queries only from the positive
             rows[:] = [row for row in rows if row is positive]
         return PairDataset([pairs], options, seed=0, length=1)
 
     def tables(self, row: StreamRow) -> ProductTables:
-        """Return a row as the tables of one query: its product first, then the hard negative where there is one.
+        """Return a row as the tables of a query, with the positive and, if present, the hard negative.
 
         Raises:
-            ValueError: a cell that cannot be read, or a product without text and picture.
+            ValueError: a cell cannot be read, or the product has neither text nor picture.
         """
         source = self.sources[row.source]
         parts = ("positive", "negative") if source.columns.has("negative") else ("positive",)
         products = [product for part in parts if (product := self._product(row, part)) is not None]
         if not products:
-            raise ValueError("the product has neither text nor picture")
+            raise ValueError("found a product without text and picture; expected one of them")
         queries = (
             self._queries(row, [product.product_id for product in products]) if source.columns.has("query") else []
         )
@@ -303,46 +302,46 @@ class RowPairs(Dataset):
         fields["images"] = parse_images([image for image in fields["images"] if image is not None], source.images)
         if not fields.get("title") and not fields["images"]:
             if part == "positive":
-                raise ValueError("the product has neither text nor picture")
+                raise ValueError("found a product without text and picture; expected one of them")
             return None
-        own = [cell_of(row.row, column) for column in source.columns.taken.get(f"{part}.id", ())]
-        name = str(own[0]) if own and own[0] is not None else content_id(fields)
+        ids = [cell_of(row.row, column) for column in source.columns.taken.get(f"{part}.id", ())]
+        name = str(ids[0]) if ids and ids[0] is not None else content_id(fields)
         return ProductRow(product_id=name, **fields)
 
     def _queries(self, row: StreamRow, products: list[str]) -> list[QueryRow]:
-        """The query in every form that it offers."""
+        """Return the query in each of its forms."""
         source = self.sources[row.source]
         fields = product_fields(row.row, source.columns, "query", source.reading)
         images = parse_images([image for image in fields["images"] if image is not None], source.images)
         text, image = fields.get("title", ""), images[0] if images else None
-        forms = [form for form, there in (("text", text), ("image", image), ("both", text and image)) if there]
-        own = [cell_of(row.row, column) for column in source.columns.taken.get("query.id", ())]
-        name = f"query {own[0]}" if own else f"query of {self.name_of(row)}"
+        forms = [form for form, content in (("text", text), ("image", image), ("both", text and image)) if content]
+        ids = [cell_of(row.row, column) for column in source.columns.taken.get("query.id", ())]
+        name = f"query {ids[0]}" if ids else f"query of {self.name_of(row)}"
         positives, negatives = (products[0],), tuple(name for name in products[1:] if name != products[0])
         box = fields.get("core_box")
         return [QueryRow(name, form, text, image, box, positives, negatives=negatives) for form in forms]
 
 
 def _content_key(query: QueryRow) -> str:
-    """Name a query of a row by all that it says, whatever form of it is drawn."""
+    """Return a key of a query that depends on its text and picture, but not on the drawn form."""
     return content_id(
         {"title": " ".join(query.text.casefold().split()), "images": [query.image] if query.image is not None else []}
     )
 
 
 class StreamBatches:
-    """The batch sampler of a streaming run: yields lists of rows in place of indices.
+    """The batch sampler of a streaming run, which yields lists of rows instead of indices.
 
-    torch's data loader iterates it in the main process and sends each list to a worker. Each block of rows is shuffled (and
-    bucketed) by (seed, process, block). With each batch travel some rows of the next as spares.
+    The data loader of torch iterates it in the main process and sends each list to a worker. Each block of rows is
+    shuffled (and bucketed) by (seed, process, block). Each batch contains some rows of the next batch as spares.
 
     Args:
-        streams: one a source.
+        streams: a stream for each source.
         pairs: makes the pairs.
-        batch_size: pairs of one process and micro-step.
-        batches: how many to yield, all of the run.
-        block_rows: rows that are shuffled among each other, rounded up to whole batches.
-        bucket_batches: batches of like items are formed within windows of so many; 0: not.
+        batch_size: the number of pairs of a process and micro-step.
+        batches: the number of batches of the run.
+        block_rows: the number of rows that are shuffled together, rounded up to whole batches.
+        bucket_batches: the number of batches in a window within which similar pairs are grouped; 0 to disable.
     """
 
     def __init__(
@@ -369,7 +368,7 @@ class StreamBatches:
         yield from itertools.islice(self._all_batches(), self.batches)
 
     def _all_batches(self) -> Iterator[list[StreamRow]]:
-        """Every batch; those before the loaded state are empty, for whoever skips them."""
+        """Yield all batches. Those before the loaded state are empty, because the trainer skips them."""
         number, offset = self._start["consumed"], self._start["offset"]
         yield from ([] for _ in range(number))
         if self._start["streams"] is not None:
@@ -416,37 +415,37 @@ class StreamBatches:
         ]
 
     def state_dict(self, consumed: int) -> dict[str, Any]:
-        """Return the state after so many batches were trained on, whatever workers have fetched beyond them.
+        """Return the state after a number of trained batches, even if workers have prefetched more.
 
         Args:
-            consumed: batches trained on since the beginning of the run.
+            consumed: the number of batches that the run has trained on.
 
         Raises:
-            StreamError: a batch that was not yielded, or too long ago.
+            StreamError: the batch has not been yielded yet, or was yielded too long ago.
         """
         if consumed not in self._states:
             raise StreamError(f"consumed: found {consumed}; expected {min(self._states)} to {max(self._states)}")
         return self._states[consumed]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the batches that a state had consumed; iteration begins with as many empty batches."""
+        """Continue after the batches that a state has consumed. Iteration begins with as many empty batches."""
         self._start = dict(state)
         self._states = OrderedDict({self._start["consumed"]: self._start})
 
 
 class StreamCollator:
-    """`PairCollator` for batches of a stream: spare rows stand in for those of which no pair can be made.
+    """`PairCollator` for batches of a stream, in which spare rows replace rows from which a pair cannot be made.
 
     Args:
-        processor: makes the tensors.
-        pairs: makes the pairs of spare rows; `training.labels.reasoning.ReasonedRows` where reasonings are given.
-        allow_urls, forms, reasoning: as `PairCollator`.
+        processor: the processor.
+        pairs: makes the pairs of spare rows; `training.labels.reasoning.ReasonedRows` if reasonings are given.
+        allow_urls, forms, reasoning: see `PairCollator`.
 
     Raises:
-        UnreadableBatchError: nothing of the batch and its spares can be read.
+        UnreadableBatchError: no row of the batch and no spare can be read.
 
     Shapes:
-        As `PairCollator`.
+        See `PairCollator`.
     """
 
     def __init__(
@@ -481,44 +480,44 @@ class StreamCollator:
             elif isinstance(item, Pair):
                 kept.append(item)
         if not kept:
-            reasons = "; ".join(f"{one['item']}: {one['reason']}" for one in skipped[:5])
-            raise UnreadableBatchError(f"no pair of this batch can be made: {reasons}")
+            reasons = "; ".join(f"{skip['item']}: {skip['reason']}" for skip in skipped[:5])
+            raise UnreadableBatchError(f"batch: found no readable pair; expected at least one: {reasons}")
         batch = PairCollator(self.processor, next_spare, **self.settings)(kept)
         return batch | {"skipped": skipped + batch["skipped"]}
 
 
 def sample_of(source: StreamSource, count: int = 1000) -> ProductTables:
-    """Return the first rows of a stream as tables: texts for a tokenizer, and what its pictures are.
+    """Return the first rows of a stream as tables.
 
     Args:
         source: the stream.
-        count: how many rows.
+        count: the number of rows.
 
     Raises:
-        StreamError: no rows, or not one that can be read.
+        StreamError: the stream does not have rows, or none of them can be read.
     """
     pairs = RowPairs([source], PairArguments(), seed=0, length=count)
-    found, reasons = [], []
+    sampled, reasons = [], []
     rows = (row for row in source.rows if is_of_split(row, source.split))
     for number, row in enumerate(itertools.islice(rows, count)):
         try:
-            found.append(pairs.tables(StreamRow(0, (0, 0, number), row)))
+            sampled.append(pairs.tables(StreamRow(0, (0, 0, number), row)))
         except ValueError as error:
             reasons.append(str(error))
-    if not found:
-        wanted = "" if source.split is None else f" of split {source.split!r}"
-        reason = f"no row can be read: {reasons[0]}" if reasons else f"found no rows{wanted}"
-        raise StreamError(f"{source.name}: {reason}")
-    products = [row for tables in found for row in tables.products]
-    queries = [query for tables in found for query in tables.queries[:1]]
+    if not sampled:
+        of_split = "" if source.split is None else f" of split {source.split!r}"
+        reason = f"found no readable rows ({reasons[0]})" if reasons else f"found no rows{of_split}"
+        raise StreamError(f"{source.name}: {reason}; expected at least one")
+    products = [row for tables in sampled for row in tables.products]
+    queries = [query for tables in sampled for query in tables.queries[:1]]
     return ProductTables(source.name, products, queries, ValidationReport(source.name, len(products), len(queries), {}))
 
 
 def is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
-    """Return whether a row is to be read: its own split is absent, "all", or the one that is asked for."""
+    """Return whether a row belongs to a split: its own split is missing, "all", or the requested one."""
     return split is None or is_absent(row.get(SPLIT_COLUMN)) or row[SPLIT_COLUMN] in (split, EVERY_SPLIT)
 
 
 def has_addresses(tables: ProductTables) -> bool:
-    """Return whether pictures are given as http(s) addresses."""
+    """Return whether any picture is an http(s) address."""
     return any(is_address(image) for row in tables.products for image in row.images)

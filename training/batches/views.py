@@ -1,22 +1,22 @@
-"""Altered views of a picture: how a product's own picture becomes a query photo.
+"""Alter a picture of a product so that it can be used as a query photo.
 
-Our design, for data sets without photo queries (precedent: the view pairs of SimCLR, arXiv 2002.05709). Pillow and
-numpy only; every choice comes from the generator that is passed in, so that a view is a function of its seed.
+Our design, for data sets without photo queries (precedent: the view pairs of SimCLR, arXiv 2002.05709). All random
+choices come from the generator that is passed, so that a view is a function of its seed.
 """
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-MAX_SIDE = 512  # pixels; larger pictures are reduced first, because the model sees fewer anyway
+MAX_SIDE = 512  # pixels; larger pictures are reduced first, because the model reduces them, too
 
 
 def altered_view(image: Image.Image, rng: np.random.Generator, geometry: bool = True) -> Image.Image:
-    """Return the picture cut, mirrored, tilted or set on other ground, and in other light.
+    """Return a picture that is randomly cropped, mirrored, rotated or placed on a plain background, in other light.
 
     Args:
-        image: an RGB picture; it stays as it is.
-        rng: source of every choice.
-        geometry: False changes the light only, so that a box in pixels stays right.
+        image: an RGB picture, which is not changed.
+        rng: the generator of all random choices.
+        geometry: whether to change more than the light. If False, boxes in pixels remain valid.
 
     Shapes:
         any size → any size up to MAX_SIDE on the longer side (unchanged without geometry).
@@ -37,7 +37,7 @@ def altered_view(image: Image.Image, rng: np.random.Generator, geometry: bool = 
 
 
 def _cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random rectangle of 50 to 100 % of the area and 3:4 to 4:3 of the shape."""
+    """Crop a random rectangle of 50 to 100 % of the area, with 3:4 to 4:3 of the aspect ratio."""
     area, shape = rng.uniform(0.5, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     width = max(1, min(image.width, round(image.width * float(np.sqrt(area * shape)))))
     height = max(1, min(image.height, round(image.height * float(np.sqrt(area / shape)))))
@@ -47,13 +47,13 @@ def _cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _tilted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turned by up to 15 degrees; the corners take the colour of the picture's own corner."""
+    """Rotate by up to 15 degrees, and fill the corners with the colour of the picture's corner."""
     angle = rng.uniform(-15, 15)
     return image.rotate(angle, resample=Image.Resampling.BILINEAR, fillcolor=image.getpixel((0, 0)))
 
 
 def _on_plain_ground(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Reduced to 50 to 90 % and set somewhere on one random colour."""
+    """Reduce to 50 to 90 % and place at a random position on a random colour."""
     ground = Image.new("RGB", image.size, tuple(int(value) for value in rng.integers(0, 256, size=3)))
     scale = rng.uniform(0.5, 0.9)
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

@@ -1,4 +1,4 @@
-"""The contrastive trainer on streams: batches come from a sampler of rows, whose state is saved with each checkpoint."""
+"""Train the contrastive stage on streams, with a sampler of rows whose state is saved in each checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from training.contrastive.trainer import ContrastiveTrainer
 
 
 class StreamedTrainer(ContrastiveTrainer):
-    """ContrastiveTrainer whose `train_dataset` is made of rows in place of positions.
+    """ContrastiveTrainer for streams, whose batches are lists of rows instead of positions.
 
-    Resumption is exact in the middle of an epoch: the streams go on where the last batch of the checkpoint had been read, and
-    no picture is opened for what came before.
+    A run resumes exactly, even within an epoch: the streams continue after the last batch of the checkpoint, without
+    opening the pictures of earlier batches.
 
     Args:
-        batches: the rows of this process; every process has its own.
-        **kwargs: as ContrastiveTrainer, with `train_dataset` `batches.pairs` and a StreamCollator.
+        batches: the batches of this process, which differ from those of other processes.
+        **kwargs: arguments of ContrastiveTrainer, with a StreamCollator. `train_dataset` is `batches.pairs`.
     """
 
     def __init__(self, *, batches: StreamBatches, **kwargs: Any) -> None:
@@ -27,11 +27,11 @@ class StreamedTrainer(ContrastiveTrainer):
         self.batches = batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader as it is: the rows are this process's own, and are not to be parted once more."""
+        """Return a data loader that accelerate does not distribute, because the rows already belong to this process."""
         workers = self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,
-            batch_sampler=self.batches,  # type: ignore[arg-type]  # lists of rows stand for lists of indices
+            batch_sampler=self.batches,  # type: ignore[arg-type]  # lists of rows instead of indices
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -44,6 +44,6 @@ class StreamedTrainer(ContrastiveTrainer):
         return super().own_state() | {"stream": json.dumps(self.batches.state_dict(consumed))}
 
     def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        """As ContrastiveTrainer; the streams go on where they were."""
+        """Restore the state of ContrastiveTrainer and of the streams."""
         super().load_own_state(state, checkpoint)
         self.batches.load_state_dict(json.loads(state["stream"]))

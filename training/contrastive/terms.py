@@ -1,7 +1,8 @@
-"""From vectors to the terms of the objective: targets, candidates of the processes and the queue, masks and weights.
+"""Make the terms of the objective from vectors: targets, candidates of all processes and the queue, masks and weights.
 
 Shape suffixes: B queries of this process, N products of this process, C candidates of all processes, D embedding width,
-P positives of a query (padded with -1), R rows of one form, I products with image and text, L mixture layers, E experts.
+P positives of a query (padded with -1), R rows of one form, I products with image and text, L mixture layers, E
+experts.
 """
 
 import math
@@ -29,22 +30,22 @@ from training.parallel.distributed import first_row, gather_all_with_gradient, g
 from training.recipe.loss import LossArguments
 
 GIVEN = "given"
-"""The form of a query as it came."""
+"""The form in which a query was drawn."""
 
 
 @dataclass
 class Terms:
-    """The terms of one step.
+    """The terms of a step.
 
     Args:
-        inter: a term for each form that a query of any process has; "given" alone without forms.
+        inter: a term for each form that a query of any process has; only "given" without forms.
         intra: the terms between images and texts.
-        batch: the products of all processes, or of this one alone where the spatial half is off.
-        target_B: each query's own answer among them.
-        exclusions: what leaves out false negatives, by form.
-        gates: expert gates (R, L, E) of the queries of all processes and each one's form (R,) as its place in
-            t, i, mm; None where the model gives none.
-        measures: what is worth logging, by name.
+        batch: the products of all processes, or without spatial negatives those of this process.
+        target_B: the index of each query's answer in `batch`.
+        exclusions: the masks of false negatives, by form.
+        gates: expert gates (R, L, E) of the queries of all processes, and the form (R,) of each as its index in t, i,
+            mm; None for a model without gates.
+        measures: values to log, by name.
     """
 
     inter: dict[str, ContrastiveTerm]
@@ -67,15 +68,15 @@ def make_terms(
     """Return the terms of a batch.
 
     Args:
-        vectors: what `training.encoding.batch_encoding.BatchEncoder` gave, all parts together.
-        inputs: the batch of `training.batches.collate.PairCollator`: "target", "product", "group", "query_group", "other",
-            "negative"; where there are several positives "positive", "positive_weight", "known_positive",
-            "known_weight"; with forms "query_forms" and "product_forms".
-        queued: the queue's candidates.
-        options: the recipe's keys of the loss: several_positives, negative_margin, dual_alignment and those of the image
-            terms, spatial_negatives.
-        progress: the share of the training that is done.
-        sample_filter: weights of triplets; None: all count alike.
+        vectors: the vectors of all parts from `training.encoding.batch_encoding.BatchEncoder`.
+        inputs: the batch of `training.batches.collate.PairCollator`: "target", "product", "group", "query_group",
+            "other", "negative"; with several positives "positive", "positive_weight", "known_positive", "known_weight";
+            with forms "query_forms" and "product_forms".
+        queued: the candidates of the queue.
+        options: the recipe's keys of the loss, of which several_positives, negative_margin, spatial_negatives,
+            dual_alignment and those of the image terms are read.
+        progress: the finished share of the training.
+        sample_filter: the filter that weighs triplets. None: all have the same weight.
     """
     gathered = _Gathered(vectors, inputs, options)
     facts = QueryFacts(inputs["product"][inputs["target"]], inputs["query_group"], inputs["other"], inputs["negative"])
@@ -103,13 +104,13 @@ def make_terms(
 
 
 class _Gathered:
-    """What comes from all processes, in one exchange; without spatial negatives the gates alone do."""
+    """The vectors and ids of all processes, gathered at once; without spatial negatives only the gates."""
 
     def __init__(self, vectors: Vectors, inputs: Mapping[str, Any], options: LossArguments) -> None:
         product_ND = vectors["products"]
         own = {"products": product_ND}
         if options.aligns_images:
-            rows_t = _rows_of_form(inputs["product_forms"], "t")
+            rows_t = inputs["product_forms"]["t"]["rows"]
             own["t"] = vectors.get("products/t", product_ND[:0])
             own["i"] = vectors.get("products/i", product_ND[:0])
             self.both_product, self.both_group = inputs["product"][rows_t], inputs["group"][rows_t]
@@ -118,9 +119,9 @@ class _Gathered:
         exchanged = own if options.spatial_negatives else {}
         if gates is not None:
             exchanged = exchanged | {"gates": gates[0]}
-        self.found = own | dict(zip(exchanged, gather_all_with_gradient(list(exchanged.values())), strict=True))
-        self.gates = None if gates is None else (self.found["gates"], gather_ids(gates[1]))
-        self.batch = Candidates(self.found["products"], inputs["product"], inputs["group"])
+        self.vectors = own | dict(zip(exchanged, gather_all_with_gradient(list(exchanged.values())), strict=True))
+        self.gates = None if gates is None else (self.vectors["gates"], gather_ids(gates[1]))
+        self.batch = Candidates(self.vectors["products"], inputs["product"], inputs["group"])
         self.first = first_row(len(product_ND), product_ND.device) if options.spatial_negatives else 0
         if options.spatial_negatives:
             self.batch = replace(
@@ -135,7 +136,7 @@ class _Gathered:
 
 
 def _own_gates(vectors: Vectors, inputs: Mapping[str, Any], forms: bool) -> tuple[Tensor, Tensor] | None:
-    """Expert gates of this process's queries in each form, and each one's form as its place in t, i, mm."""
+    """Return the expert gates of this process's queries in each form, and the form of each as its index in t, i, mm."""
     if not forms or "queries/gates" not in vectors:
         return None
     has_text, has_image = inputs["query_forms"]["has_text"], inputs["query_forms"]["has_image"]
@@ -148,30 +149,26 @@ def _own_gates(vectors: Vectors, inputs: Mapping[str, Any], forms: bool) -> tupl
     return torch.cat(gates), torch.cat(places)
 
 
-def _rows_of_form(forms: Mapping[str, Any], name: str) -> Tensor:
-    return forms[name]["rows"]
-
-
 def _query_forms(vectors: Vectors, inputs: Mapping[str, Any], forms: bool) -> dict[str, tuple[Tensor, Tensor]]:
-    """The vectors of each form and the queries' rows; a query of one modality is encoded once, in that form."""
+    """Return the vectors and rows of queries by form. A query of one modality is encoded once, in that form."""
     query_BD = vectors["queries"]
     every_B = torch.arange(len(query_BD), device=query_BD.device)
     if not forms:
         return {GIVEN: (query_BD, every_B)}
-    given = inputs["query_forms"]
-    has_text, has_image = given["has_text"], given["has_image"]
-    found = {}
+    query_forms = inputs["query_forms"]
+    has_text, has_image = query_forms["has_text"], query_forms["has_image"]
+    by_form = {}
     for form, alone in (("t", has_text & ~has_image), ("i", has_image & ~has_text)):
         rows, vector_RD = every_B[alone], query_BD[alone]
         if f"queries/{form}" in vectors:
-            rows = torch.cat([_rows_of_form(given, form), rows])
+            rows = torch.cat([query_forms[form]["rows"], rows])
             vector_RD = torch.cat([vectors[f"queries/{form}"], vector_RD])
-        found[form] = (vector_RD, rows)
-    return found | {"mm": (query_BD[has_text & has_image], every_B[has_text & has_image])}
+        by_form[form] = (vector_RD, rows)
+    return by_form | {"mm": (query_BD[has_text & has_image], every_B[has_text & has_image])}
 
 
 def _positives(gathered: _Gathered, inputs: Mapping[str, Any], several: bool) -> tuple[Tensor, Tensor]:
-    """Rows of each query's positives among the candidates of all processes, and their weights."""
+    """Return the indices of each query's positives among the candidates of all processes, and their weights."""
     rows_BP = inputs.get("positive", inputs["target"][:, None])
     weight_BP = inputs.get("positive_weight")
     weight_BP = torch.ones_like(rows_BP, dtype=torch.float32) if weight_BP is None else weight_BP
@@ -187,7 +184,7 @@ def _positives(gathered: _Gathered, inputs: Mapping[str, Any], several: bool) ->
 
 
 def _padded_lists(rows: Tensor, columns: Tensor, weights: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(query, candidate, weight) triples as lists by query, padded; of the same pair the first counts."""
+    """Return (query, candidate, weight) triples as padded lists by query. Of repeated pairs, the first counts."""
     queries, candidates = shape
     pair, place = (rows * candidates + columns).sort(stable=True)
     first = torch.ones_like(pair, dtype=torch.bool)
@@ -214,28 +211,28 @@ def _exclusion(
 def _filtered(
     vectors: Vectors, inputs: Mapping[str, Any], facts: QueryFacts, sample_filter: SampleFilter, progress: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of each query's triplet with its nearest hard negative, which are down-weighted, which have one at all."""
+    """Return the weight of each query's triplet with its nearest hard negative, if lowered, and if there is one."""
     query_BD, product_ND = vectors["queries"].detach().float(), vectors["products"].detach().float()
     target_B = inputs["target"]
     every_N = torch.arange(len(product_ND), device=target_B.device)
     owner_N = torch.searchsorted(target_B, every_N, right=True) - 1
     similarity_N = (query_BD[owner_N] * product_ND).sum(dim=1)
-    none_N = false_negatives_among(facts, owner_N, inputs["product"], inputs["group"])
+    excluded_N = false_negatives_among(facts, owner_N, inputs["product"], inputs["group"])
     nearest_B = similarity_N.new_full((len(target_B),), -math.inf)
-    nearest_B = nearest_B.scatter_reduce(0, owner_N, similarity_N.masked_fill(none_N, -math.inf), "amax")
+    nearest_B = nearest_B.scatter_reduce(0, owner_N, similarity_N.masked_fill(excluded_N, -math.inf), "amax")
     weights = sample_filter.weights(similarity_N[target_B], nearest_B, progress)
     return *weights, ~nearest_B.isinf()
 
 
 def hits(query_BD: Tensor, batch: Candidates, facts: QueryFacts, target_B: Tensor, block_size: int = 4096) -> Tensor:
-    """Whether each query's answer is nearer than every other valid candidate of the batch, block by block.
+    """Return whether each query's answer is nearer than all other valid candidates of the batch.
 
     Args:
-        query_BD: the queries' vectors.
+        query_BD: the vectors of the queries.
         batch: the candidates.
-        facts: what is known about the queries.
-        target_B: the row of each query's answer.
-        block_size: candidates that are compared at a time.
+        facts: the related products of the queries.
+        target_B: the index of each query's answer.
+        block_size: the number of candidates that are compared at a time.
 
     Shapes:
         (B, D) → (B,) bool.
@@ -244,28 +241,31 @@ def hits(query_BD: Tensor, batch: Candidates, facts: QueryFacts, target_B: Tenso
     best_B = query_BD.new_full((len(query_BD),), -math.inf)
     for start in range(0, len(batch), block_size):
         part = slice(start, start + block_size)
-        gone_BK = false_negative_mask(facts, batch.product_C[part], batch.group_C[part])
+        excluded_BK = false_negative_mask(facts, batch.product_C[part], batch.group_C[part])
         here_B = (target_B >= part.start) & (target_B < part.stop)
-        gone_BK[here_B.nonzero()[:, 0], target_B[here_B] - start] = True
-        best_B = best_B.maximum((query_BD @ candidate_CD[part].T).masked_fill(gone_BK, -math.inf).amax(dim=1))
+        excluded_BK[here_B.nonzero()[:, 0], target_B[here_B] - start] = True
+        best_B = best_B.maximum((query_BD @ candidate_CD[part].T).masked_fill(excluded_BK, -math.inf).amax(dim=1))
     return (query_BD * candidate_CD[target_B]).sum(dim=1) > best_B
 
 
 def _intra(
     vectors: Vectors, inputs: Mapping[str, Any], gathered: _Gathered, options: LossArguments
 ) -> list[ContrastiveTerm]:
-    """Image → text, and text → image where asked for: over products alone, because the text of a query of both often says
-    what its image does not show ("same in blue"). Texts of the same product or variant group are no negatives."""
-    rows = _rows_of_form(inputs["product_forms"], "t")
+    """Return the term image → text of products, and with `symmetric_intra` the term text → image.
+
+    Queries are not used, because the text of a query with an image often says what the image does not show ("same in
+    blue"). Texts of the same product or variant group are not negatives.
+    """
+    rows = inputs["product_forms"]["t"]["rows"]
     count = mean_rows(len(rows), rows.device)
     if not count:
         return []
-    nothing = rows.new_zeros((len(rows), 0))
-    facts = QueryFacts(inputs["product"][rows], inputs["group"][rows], nothing, nothing)
+    no_ids = rows.new_zeros((len(rows), 0))
+    facts = QueryFacts(inputs["product"][rows], inputs["group"][rows], no_ids, no_ids)
     target_I = torch.arange(len(rows), device=rows.device) + gathered.first_both
     terms = []
-    for one, other in (("i", "t"), ("t", "i"))[: 2 if options.symmetric_intra else 1]:
+    for source, target in (("i", "t"), ("t", "i"))[: 2 if options.symmetric_intra else 1]:
         exclusion = FalseNegatives(facts, gathered.both_product, gathered.both_group, target_I)
-        own_ID = vectors.get(f"products/{one}", vectors["products"][:0])
-        terms.append(ContrastiveTerm(own_ID, [gathered.found[other]], target_I, count, exclusion))
+        own_ID = vectors.get(f"products/{source}", vectors["products"][:0])
+        terms.append(ContrastiveTerm(own_ID, [gathered.vectors[target]], target_I, count, exclusion))
     return terms

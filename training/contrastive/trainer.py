@@ -1,4 +1,4 @@
-"""The contrastive stage on transformers' Trainer: encoding, gathered candidates, a queue, exact resumption.
+"""Train the contrastive stage with transformers' Trainer: encoding, gathered candidates, a queue, exact resumption.
 
 Shape suffixes: B queries of this process, N products of this process, C candidates of all processes and the queue,
 D embedding width, M objectives.
@@ -22,8 +22,8 @@ from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_ro
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
 from training.encoding.momentum_encoder import MomentumEncoder
 from training.encoding.shared_pictures import vision_tower
-from training.libraries.accelerate_library import launched, zero_stage
-from training.libraries.fsdp import keep_in_step, under_its_own_class, whole_parameters
+from training.libraries.accelerate_library import sharding_backend, zero_stage
+from training.libraries.fsdp import prepare_sharded_model, whole_parameters, with_original_class
 from training.libraries.trainer import Step, prepare_inputs
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.losses.sample_filter import SampleFilter
@@ -35,41 +35,45 @@ from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
 
 MOMENTUM_FILE = "momentum_encoder.pt"
-_DRIFT_ITEMS = 4
-"""Items that are encoded again to measure the queue's drift, each time that it has renewed itself; checkpoints hold them."""
+_DRIFT_PRODUCTS = 4
+"""Products that are encoded again to measure the queue's drift. Checkpoints contain their inputs."""
 _ALWAYS = ("accuracy", "negatives", "masked_share")
-_OF_FORMS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
-_OF_COLD_START = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
-_OF_TERMS = ("filtered_share", "queue_drift", *_OF_FORMS, "loss_intra", "loss_aux", "loss_sparsity")
+_FORM_METERS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter", "omega"))
+_COLD_START_METERS = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
+_TERM_METERS = ("filtered_share", "queue_drift", *_FORM_METERS, "loss_intra", "loss_aux", "loss_sparsity")
 _SHORTENED = "shortened_share"
-_METERS = (*_ALWAYS, *_OF_TERMS, *_OF_COLD_START, _SHORTENED)  # a checkpoint has them in this order; new ones come last
+_METERS = (*_ALWAYS, *_TERM_METERS, *_COLD_START_METERS, _SHORTENED)  # the order in checkpoints; append new ones
 
 
 class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
-    """Trainer for batches of `training.batches.collate.PairCollator` and a model whose forward gives `.embeddings`.
+    """Trainer for batches of `training.batches.collate.PairCollator` and a model whose forward returns `.embeddings`.
 
-    Candidates of a query: the positives and hard negatives of all processes (or of its own alone), with gradient, and those
-    of the last w steps from the queue; false negatives are masked. Source: MOON, arXiv 2508.11999 §3.2, spatial and temporal
-    negatives.
+    The candidates of a query are the positives and hard negatives of all processes (or only of its own), with gradient,
+    and those of the last w steps from the queue. False negatives are masked. Source: MOON, arXiv 2508.11999 §3.2,
+    spatial and temporal negatives.
 
     Args:
-        loss: `DualAlignmentLoss`, or a contrastive loss (`InfoNCELoss`, `MatryoshkaLoss`) on the queries as they come.
+        loss: `DualAlignmentLoss`, or a contrastive loss (`InfoNCELoss`, `MatryoshkaLoss`) for queries in their drawn
+            form.
         queue: the candidates of past steps.
         options: the recipe's keys of the loss.
-        sample_filter: weights of triplets; None: all count alike.
+        sample_filter: the filter that weighs triplets. None: all have the same weight.
         learning_rates: pattern of parameter names → learning rate; see `training.model.parameter_groups.group_by_rate`.
-        save_records: called with each checkpoint folder, to put the recipe and provenance beside the weights.
-        save_processor: called with each checkpoint folder, to save what encodes the inputs.
-        **kwargs: Trainer's own; `processing_class` is not used, because Trainer would change the model's token ids.
+        save_records: called with each checkpoint folder, to write the recipe and the provenance.
+        save_processor: called with each checkpoint folder, to save the processor.
+        **kwargs: arguments of Trainer. `processing_class` is not used, because Trainer would change the model's token
+            ids.
 
     Raises:
-        NonFiniteLossError: the loss or its gradient is NaN or infinite; the weights have not taken the step.
-        DiskFullError: a file could not be written; raised in every process, with the last good checkpoint untouched.
+        NonFiniteLossError: the loss or its gradient is NaN or infinite; the weights have not been updated.
+        DiskFullError: a file could not be written; raised in every process, with the last complete checkpoint
+            unchanged.
         ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
 
     Relations:
-        Writes `metrics.jsonl` (each logged step; `shortened_share` is that of the queries and products over the token
-        budget), `skipped.jsonl` (each unreadable item, once) and `shortened.jsonl` (each that was cut, once) in output_dir.
+        It writes `metrics.jsonl` (each logged step; `shortened_share` is the share of queries and products over the
+        token budget), `skipped.jsonl` (each unreadable query or product, once) and `shortened.jsonl` (each shortened
+        one, once) in output_dir.
     """
 
     state_name = "contrastive_state"
@@ -89,21 +93,21 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         config = getattr(kwargs["model"], "config", None)
         use_cache = dict(vars(config)).get("use_cache") if config is not None else None
         super().__init__(**kwargs)
-        if config is not None:  # Trainer sets it; the saved model shall keep its own
+        if config is not None:  # Trainer changes it; the saved model keeps its value
             config.use_cache = use_cache
             if use_cache is None:
                 del config.use_cache
         self.options = options or LossArguments()
         self.sample_filter, self.learning_rates = sample_filter, learning_rates
         self._bare: tuple[nn.Module, nn.Module] | None = None
-        self.sharded = launched() == "fsdp"
+        self.sharded = sharding_backend() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
-            raise ValueError("queue_momentum: found with FSDP, whose weights lie in parts; expected None, or DDP")
+            raise ValueError("queue_momentum: found with FSDP, which shards the weights; expected None, or DDP")
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
-        # The first process watches for all; of weights in parts each forward pass is one of all processes.
-        watches = rank() == 0 or self.sharded or zero_stage() == 3
-        self.drift = DriftProbe(queue.max_steps if watches else 0, _DRIFT_ITEMS)
+        # The first process measures the drift; with sharded weights, all processes must run each forward pass.
+        measures = rank() == 0 or self.sharded or zero_stage() == 3
+        self.drift = DriftProbe(queue.max_steps if measures else 0, _DRIFT_PRODUCTS)
         momentum = self.options.queue_momentum
         self.momentum = None if momentum is None else MomentumEncoder(self._bare_model(), momentum)
         self.save_records = save_records
@@ -117,38 +121,38 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.add_callback(_UpdateMomentum(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As Trainer's, with the learning rates of their own."""
-        fresh = self.optimizer is None
+        """Create Trainer's optimizer, with the learning rates by parameter name."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh and self.learning_rates:
+        if is_new and self.learning_rates:
             group_by_rate(optimizer, model or self.model, self.learning_rates)
         return optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As Trainer's; with FSDP, also what accelerate leaves open."""
+        """Create Trainer's accelerator, and configure FSDP."""
         super().create_accelerator_and_postprocess()
-        if launched() == "fsdp":
+        if sharding_backend() == "fsdp":
             use_fsdp(self.accelerator, self.model)
             self.is_fsdp_enabled = True
 
     def after_preparation(self) -> None:
-        """Finish a model in parts."""
+        """Prepare a sharded model."""
         if self.sharded:
-            keep_in_step(self.model)
+            prepare_sharded_model(self.model)
 
     # A step
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As Trainer's; with chunks, the loss's gradient reaches the vectors first and the model chunk by chunk."""
+        """Run Trainer's step. With chunks, compute the gradient of the vectors first, then that of the model by chunks."""
         if self.options.encode_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         inputs = prepare_inputs(self, inputs)
-        # Without an exchange after each chunk, a sharded model would keep whole gradients.
+        # Without synchronization after each chunk, a sharded model would hold unsharded gradients.
         without_sync = contextlib.nullcontext if self.sharded else functools.partial(self.accelerator.no_sync, model)
         encoding = ChunkedEncoding(self._encoder(model), self._even(self._parts(inputs)), without_sync)
         vectors = encoding.vectors()
@@ -169,7 +173,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Vectors]:
-        """Return the mean loss of this process's queries; with `return_outputs` also all vectors by name."""
+        """Return the mean loss of this process's queries, and with `return_outputs` all vectors by name."""
         encode = self._encoder(model)
         parts = [encode(part) for part in self._even(self._parts(inputs))]
         vectors = {name: torch.cat([part[name] for part in parts if name in part]) for part in parts for name in part}
@@ -200,7 +204,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         return kind(model, tower, self.objective.router_weight > 0, gates)
 
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
-        """The objective of a batch; fills the queue and the meters on the way."""
+        """Return the objective of a batch, and update the queue and the meters."""
         self.note_skipped(inputs["skipped"])
         self.note_shortened(inputs["shortened"])
         warm = self.state.global_step >= self._queue_warmup()
@@ -225,11 +229,11 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         return parts["loss"]
 
     def _whole_objective(self, parts: dict[str, Tensor], vectors: Vectors) -> dict[str, Tensor]:
-        """The objective's parts, "loss" being the total: what else a stage learns is added here."""
+        """Return the parts of the objective with the total "loss". Stages with further terms add them here."""
         return parts
 
     def _omega(self, gates_RLE: Tensor, form_R: Tensor) -> dict[str, Tensor]:
-        """ω of each form, from the queries of all processes."""
+        """Return ω of each form, from the queries of all processes."""
         model = self._bare_model()
         names = list(model.config.objectives)
         place = torch.tensor([names.index(form) for form in FORMS], device=form_R.device)
@@ -247,7 +251,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         return steps * self.state.max_steps if steps < 1 else steps
 
     def _fill_queue(self, vectors: Vectors, inputs: Mapping[str, Any], batch: Candidates) -> None:
-        """Push the step's products, and measure how far those of w steps before have drifted."""
+        """Add the step's products to the queue, and measure the drift of those of w steps ago."""
         own_ND = vectors["products"].detach()
         if self.momentum is not None and self.queue.max_steps:
             own_ND = torch.cat(
@@ -266,20 +270,20 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.queue.push(batch)
 
     def _encode_for_queue(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Vectors as the queue receives them, without gradient."""
+        """Return vectors for the queue, without gradient."""
         with torch.no_grad():
             model = self._bare_model()
             return model(**inputs).embeddings if self.momentum is None else self.momentum.encode(inputs)
 
     def _measure(self, vectors: Vectors, inputs: Mapping[str, Any], terms: Terms, parts: Mapping[str, Tensor]) -> None:
-        """Add to the meters: hits among the batch's candidates, negatives per query, masked share, the loss's parts."""
+        """Update the meters: accuracy within the batch, negatives per query, masked share, and the parts of the loss."""
         facts = QueryFacts(
             inputs["product"][inputs["target"]], inputs["query_group"], inputs["other"], inputs["negative"]
         )
         hit_B = hits(vectors["queries"].detach(), terms.batch, facts, terms.target_B)
         self._meters.add("accuracy", hit_B.double().mean())
-        excluded = torch.stack([one.excluded() for one in terms.exclusions.values()]).sum()
-        queries = sum(len(one) for one in terms.exclusions.values())
+        excluded = torch.stack([mask.excluded() for mask in terms.exclusions.values()]).sum()
+        queries = sum(len(mask) for mask in terms.exclusions.values())
         candidates = len(next(iter(terms.exclusions.values())).product_C)
         self._meters.add("masked_share", excluded, queries * candidates)
         self._meters.add("negatives", queries * (candidates - 1) - excluded, queries)
@@ -293,8 +297,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self._encoded_items += encoded_rows(vectors)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add our meters to a training step's log, and write the step to `metrics.jsonl`."""
-        if "train_loss" in logs:  # of all steps; after a resumption Trainer divides it by those since
+        """Add the meters to the log of a training step, and write it to `metrics.jsonl`."""
+        if "train_loss" in logs:  # Trainer would divide by the steps since the run resumed
             logs["train_loss"] = self.mean_loss()
         if "loss" not in logs:
             super().log(logs, start_time)
@@ -311,13 +315,13 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.log_step(logs)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """Return 0: Trainer's estimate counts tokens of one forward and does not fit two."""
+        """Return 0, because Trainer's estimate is for a single forward pass."""
         return 0
 
     # Checkpoints
 
     def own_state(self) -> dict[str, Any]:
-        """The queue, what watches it, and the meters."""
+        """Return the state of the queue, its drift probe and the meters."""
         return {
             "queue": self.queue.state_dict(),
             "drift": self.drift.state_dict(),
@@ -325,7 +329,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         }
 
     def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        """Take over what `own_state` returned, and the momentum encoder beside it."""
+        """Restore the state from `own_state`, and the momentum encoder of the checkpoint."""
         self.queue.load_state_dict(state["queue"], self.args.device)
         self.drift.load_state_dict(state["drift"], self.args.device)
         self._meters = _Meters(state["meters"])
@@ -334,23 +338,23 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             self.momentum.load_state_dict(averages)
 
     def save_more(self, folder: Path) -> None:
-        """The momentum encoder."""
+        """Save the momentum encoder."""
         if self.momentum is not None and self.args.should_save:
             torch.save(self.momentum.state_dict(), folder / MOMENTUM_FILE)
 
     def save_weights(self, save: Step, folder: Path) -> None:
-        """As `ExactResumption`; also of a model in parts its own class is saved."""
-        with under_its_own_class(self.model):
+        """Save the weights; for a sharded model, with its original class."""
+        with with_original_class(self.model):
             super().save_weights(save, folder)
 
     def continue_exactly(self) -> None:
-        """As `ExactResumption`; the clock of items per second begins."""
+        """Restore the values of `ExactResumption`, and restart the measurement of items per second."""
         super().continue_exactly()
         self._encoded_items, self._timed_since = 0, time.perf_counter()
 
 
 class _UpdateMomentum(TrainerCallback):
-    """Moves the momentum encoder after each step."""
+    """Update the momentum encoder after each step."""
 
     def __init__(self, trainer: ContrastiveTrainer) -> None:
         self.trainer = trainer
@@ -361,7 +365,7 @@ class _UpdateMomentum(TrainerCallback):
 
 
 class _Meters:
-    """Sums and counts of what is logged, by name."""
+    """The sums and counts of logged values, by name."""
 
     def __init__(self, values: list[list[float]] | None = None) -> None:
         self.values = torch.zeros(len(_METERS), 2, dtype=torch.float64)
@@ -373,6 +377,6 @@ class _Meters:
         self.values[_METERS.index(name)] += torch.stack([value.double(), torch.as_tensor(count).to(value.device)])
 
     def averages(self, reduce: Callable[..., Tensor]) -> dict[str, float]:
-        """Averages over all processes of what was counted."""
+        """Return the averages over all processes, by name."""
         sums = reduce(self.values.clone(), "sum").tolist()
         return {name: total / count for name, (total, count) in zip(_METERS, sums, strict=True) if count}

@@ -1,4 +1,4 @@
-"""From a batch of the collator to vectors: queries and products, their modality forms, and what the router did.
+"""Encode a batch of the collator: the vectors of queries and products and of their forms, and the router's statistics.
 
 Shape suffixes: B queries, N products, R rows of one form, D embedding width, L mixture layers, E experts.
 """
@@ -21,7 +21,7 @@ ROUTER = "router"
 CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS = "cross_entropy", "right_tokens", "written_tokens"
 REASONED_ROWS = "reasoned_rows"
 SUMS = (ROUTER, CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS, REASONED_ROWS)
-"""Names of what is not a vector for each row, but one number for each forward pass."""
+"""Names of outputs that are one number for each forward pass, not a vector for each row."""
 
 
 @dataclass
@@ -30,8 +30,9 @@ class BatchPart:
 
     Args:
         side: "queries" or "products".
-        inputs: the processor's tensors of each item with all that it has.
-        forms: "t", "i" → the rows (ascending) of items that have both, and the processor's tensors of these in that form.
+        inputs: the processor's tensors of the queries or products with all that they contain.
+        forms: "t", "i" → the rows (ascending) of those with text and image, and the processor's tensors of these rows
+            in that form.
     """
 
     side: str
@@ -40,16 +41,16 @@ class BatchPart:
 
 
 def parts_of(batch: Mapping[str, Any], chunk_size: int | None = None, forms: bool = False) -> list[BatchPart]:
-    """Return a batch's queries and products as parts.
+    """Split a batch into parts of queries and parts of products.
 
     Args:
         batch: of `training.batches.collate.PairCollator`: "queries", "products", and with forms "query_forms" and
-            "product_forms", each {"t": {"rows", "inputs"}, "i": {…}}, inputs None where no item has both.
-        chunk_size: the largest number of items of a part; None: one part for all queries, one for all products.
-        forms: whether to take the forms along.
+            "product_forms", each {"t": {"rows", "inputs"}, "i": {…}}, with inputs None if no row has text and image.
+        chunk_size: the largest number of rows of a part. None: one part for all queries and one for all products.
+        forms: whether to include the forms.
 
     Raises:
-        ValueError: forms are asked for and not there.
+        ValueError: `forms` is True and the batch has none.
     """
     parts: list[BatchPart] = []
     for side in SIDES:
@@ -63,9 +64,9 @@ def parts_of(batch: Mapping[str, Any], chunk_size: int | None = None, forms: boo
 def _forms_of(batch: Mapping[str, Any], side: str) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
     key = {"queries": "query_forms", "products": "product_forms"}[side]
     if key not in batch:
-        raise ValueError(f"batch: found no {key!r}; expected a collator that makes the forms of each item")
-    given = {name: batch[key][name] for name in SINGLE_FORMS}
-    return {name: (one["rows"], dict(one["inputs"])) for name, one in given.items() if len(one["rows"])}
+        raise ValueError(f"batch: found no {key!r}; expected a collator that makes the forms of queries and products")
+    forms = {name: batch[key][name] for name in SINGLE_FORMS}
+    return {name: (form["rows"], dict(form["inputs"])) for name, form in forms.items() if len(form["rows"])}
 
 
 def _cut(part: BatchPart, start: int, stop: int) -> BatchPart:
@@ -79,18 +80,19 @@ def _cut(part: BatchPart, start: int, stop: int) -> BatchPart:
 
 
 class BatchEncoder:
-    """Encodes parts of a batch; each picture goes through the vision tower once, whatever the number of forms.
+    """Encode parts of a batch. Each picture runs through the vision tower once, whatever the number of forms.
 
     Args:
-        model: what is called; its forward gives `.embeddings`, and may give `.sums` (name of SUMS → (1,)).
-        tower: the vision tower inside it, see `training.encoding.shared_pictures.vision_tower`; None: pictures are not shared.
-        router_loss: whether to ask for the model's `.router_loss`.
-        expert_gates: whether to ask for the model's `.expert_gates` of queries.
+        model: the model. Its forward returns `.embeddings`, and optionally `.sums` (name of SUMS → (1,)).
+        tower: the vision tower of the model, see `training.encoding.shared_pictures.vision_tower`. None: each form runs
+            its pictures through the tower.
+        router_loss: whether to return the model's `.router_loss`.
+        expert_gates: whether to return the model's `.expert_gates` of queries.
 
     Shapes:
-        Called with a BatchPart, gives by name: "queries" or "products" (rows, D); "queries/t", "queries/i", … (R, D);
-        with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with router_loss "router"
-        (forward passes,), L_aux of each times its rows; the model's sums (forward passes,) by their names.
+        Called with a `BatchPart`, it returns by name: "queries" or "products" (rows, D); "queries/t", "queries/i", …
+        (R, D); with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with router_loss "router"
+        (forward passes,), L_aux of each pass times its rows; the model's sums (forward passes,) by their names.
     """
 
     def __init__(
@@ -100,40 +102,39 @@ class BatchEncoder:
         self.router_loss, self.expert_gates = router_loss, expert_gates
 
     def __call__(self, part: BatchPart) -> Vectors:
-        found: Vectors = {}
+        vectors: Vectors = {}
         share = "i" in part.forms and self.tower is not None
         with SharedPictures(self.tower) if share else contextlib.nullcontext() as pictures:  # type: ignore[arg-type]
-            self._encode(part.side, part.inputs, found)
+            self._encode(part.side, part.inputs, vectors)
             for name, (rows, inputs) in part.forms.items():
                 if name == "i" and pictures is not None:
                     places = _places(part.inputs, rows)
+                    # Next to a long text, a picture can be smaller than alone; then it runs through the tower again.
                     if torch.equal(part.inputs["image_grid_thw"][places], inputs["image_grid_thw"]):
-                        pictures.reuse(
-                            places
-                        )  # a long text can have made them smaller beside it; then they are seen anew
-                self._encode(f"{part.side}/{name}", inputs, found)
-        return found
+                        pictures.reuse(places)
+                self._encode(f"{part.side}/{name}", inputs, vectors)
+        return vectors
 
-    def _encode(self, name: str, inputs: dict[str, Tensor], found: Vectors) -> None:
+    def _encode(self, name: str, inputs: dict[str, Tensor], vectors: Vectors) -> None:
         stats = {"output_router_stats": True} if self.router_loss or self.expert_gates else {}
         output = self.model(**inputs, **stats)
-        found[name] = vectors_of(output)
+        vectors[name] = vectors_of(output)
         if self.expert_gates and name.startswith("queries"):
-            found[f"{name}/gates"] = output.expert_gates
+            vectors[f"{name}/gates"] = output.expert_gates
         sums = dict(getattr(output, "sums", {}))
         if self.router_loss:
             sums[ROUTER] = (output.router_loss * len(output.embeddings)).reshape(1)
         for kind, value in sums.items():
-            found[kind] = torch.cat([found[kind], value]) if kind in found else value
+            vectors[kind] = torch.cat([vectors[kind], value]) if kind in vectors else value
 
 
 def encoded_rows(vectors: Vectors) -> int:
-    """Return how many texts and pictures were encoded, each form of an item for itself."""
+    """Return the number of encoded rows; each form of a query or product counts as a row."""
     return sum(len(tensor) for name, tensor in vectors.items() if name not in SUMS and not name.endswith("/gates"))
 
 
 def _places(inputs: dict[str, Tensor], rows: Tensor) -> list[int]:
-    """Where the pictures of some rows stand among all pictures."""
+    """Return the indices of the pictures of some rows among all pictures."""
     image_B = images_per_row(inputs)
     row_G = torch.repeat_interleave(torch.arange(len(image_B), device=image_B.device), image_B)
     return torch.isin(row_G, rows).nonzero()[:, 0].tolist()

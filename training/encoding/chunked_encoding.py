@@ -1,4 +1,4 @@
-"""Big batches in little memory: encoding chunk by chunk with the gradient of the whole batch.
+"""Encode large batches in little memory: chunk by chunk, with the gradient of the whole batch.
 
 Shape suffixes: B rows of a batch, R chosen rows, T tokens of a row, G images of the batch.
 """
@@ -14,19 +14,19 @@ from torch import Tensor
 PICTURE_KEYS = ("pixel_values", "image_grid_thw")
 
 Vectors = dict[str, Tensor]
-"""What encoding gives, by name; each tensor has its rows along its first dimension."""
+"""The output of an encoder, by name. The first dimension of each tensor counts its rows."""
 
 
 def number_of_rows(inputs: Mapping[str, Tensor]) -> int:
-    """Return how many rows a batch of the processor (or of any tensors with rows along the first dimension) has."""
+    """Return the number of rows of a batch: of the processor, or of any tensors with rows along the first dimension."""
     return len(next(tensor for name, tensor in inputs.items() if name not in PICTURE_KEYS))
 
 
 def images_per_row(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return how many images stand in each row of a batch of the processor.
+    """Return the number of images in each row of a batch of the processor.
 
-    An image of g patches takes g / m² image tokens, m² the same for all; so the order of images and the number of image
-    tokens in each row decide.
+    An image of g patches takes g / m² image tokens, with the same m² for all images. The number of image tokens of each
+    row and the order of the images therefore determine the result.
 
     Shapes:
         (B,) int64.
@@ -41,17 +41,17 @@ def images_per_row(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Return the batch of some rows, with their images, and without columns that then are padding in every row.
+    """Return the batch of some rows, with their images and without the columns that are padding in all of them.
 
     Args:
         inputs: a batch of the processor, or any tensors with rows along the first dimension.
-        rows: the chosen rows, ascending.
+        rows: the selected rows, ascending.
 
     Shapes:
         tensors (B, …) and rows (R,) int64 → tensors (R, …).
 
     Raises:
-        ValueError: rows that do not ascend, or lie outside the batch.
+        ValueError: the rows are not ascending or not in the batch.
     """
     count = number_of_rows(inputs)
     if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= count or bool((rows.diff() <= 0).any())):
@@ -70,11 +70,11 @@ def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]
 
 
 def slice_rows(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """Return the batch of the rows from `start` to `stop`, as `select_rows` does, as views: nothing is copied.
+    """Return the batch of the rows from `start` to `stop` like `select_rows`, but as views, without a copy.
 
     Args:
         inputs: a batch of the processor, or any tensors with rows along the first dimension.
-        start, stop: the first row, and the one after the last.
+        start, stop: the first row, and the row after the last.
     """
     part = slice(start, stop)
     chosen = _without_padding({name: tensor[part] for name, tensor in inputs.items() if name not in PICTURE_KEYS})
@@ -89,7 +89,7 @@ def slice_rows(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str,
 
 
 def _without_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rows without the columns that are padding in each of them."""
+    """Return the rows without the columns that are padding in all of them."""
     mask_RT = rows.get("attention_mask")
     if mask_RT is None or not len(mask_RT):
         return rows
@@ -99,29 +99,30 @@ def _without_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class ChunkedEncoding:
-    """Encodes a batch in chunks so that only one chunk's graph is alive at a time, with the gradient of the whole batch.
+    """Encode a batch in chunks, with the gradient of the whole batch and the graph of only one chunk in memory.
 
-    First pass: vectors without graph, the state of the random generators kept for each chunk. The caller computes the loss
-    of all vectors and its gradient ∂L/∂v. Second pass: each chunk once more, from the same random state, and the backward
-    of `Σ v·∂L/∂v`, whose gradient is the loss's by the chain rule. The last chunk keeps its graph from the first pass, and
-    is the first of the second: one chunk's graph is alive at any time, and that chunk is encoded once.
+    The first pass encodes each chunk without a graph and stores the state of the random generators. The caller then
+    computes the loss of all vectors and its gradient ∂L/∂v. The second pass encodes each chunk again from the same
+    random state and runs the backward pass of `Σ v·∂L/∂v`, whose gradient is that of the loss by the chain rule. The
+    last chunk keeps its graph from the first pass and is the first chunk of the second pass, so that it is encoded only
+    once.
 
-    Source: GradCache, arXiv 2101.06983; the kept graph is our design. A second forward of the other chunks is the price;
-    dropout and adapters' dropout repeat themselves.
+    Source: GradCache, arXiv 2101.06983; the kept graph is our design. The cost is a second forward pass of the other
+    chunks. Dropout, that of adapters included, repeats exactly.
 
     Args:
-        encode: gives the vectors of a chunk, with gradient; all chunks give the same width under the same name, a chunk may
-            lack a name.
-        chunks: what `encode` takes, in order.
-        without_sync: context that keeps a distributed model from averaging gradients; entered for all backward passes
-            but the last, and the forward passes that belong to them.
+        encode: returns the vectors of a chunk, with gradient. Vectors of the same name have the same width in all
+            chunks; a chunk does not need to return every name.
+        chunks: the arguments of `encode`, in order.
+        without_sync: context in which a distributed model does not average gradients. It surrounds all backward passes
+            except the last, and their forward passes.
 
     Raises:
-        ValueError: no chunk.
-        RuntimeError: `backward` without the gradient of any vector.
+        ValueError: `chunks` is empty.
+        RuntimeError: `backward` is called before any vector has a gradient.
 
     Relations:
-        `slice_rows` cuts chunks out of a batch of the processor.
+        `slice_rows` returns a chunk of a batch of the processor.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class ChunkedEncoding:
         self._last: Vectors = {}
 
     def vectors(self) -> Vectors:
-        """First pass: the vectors of all chunks, leaves of the caller's graph. The last chunk keeps its graph."""
+        """Run the first pass and return the vectors of all chunks, which are leaves of the caller's graph."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for chunk in self.chunks[:-1]:
             self._states.append(_RandomState())
@@ -151,20 +152,20 @@ class ChunkedEncoding:
         self._vectors = {name: torch.cat(tensors).requires_grad_() for name, tensors in parts.items()}
         return self._vectors
 
-    def _keep(self, found: Vectors, parts: dict[str, list[Tensor]]) -> None:
-        self._rows.append({name: len(tensor) for name, tensor in found.items()})
-        for name, tensor in found.items():
+    def _keep(self, vectors: Vectors, parts: dict[str, list[Tensor]]) -> None:
+        self._rows.append({name: len(tensor) for name, tensor in vectors.items()})
+        for name, tensor in vectors.items():
             parts[name].append(tensor.detach())
 
     def backward(self, last: Callable[[], Tensor] | None = None) -> None:
-        """Second pass: add the gradient of all parameters, once the caller has computed that of the vectors.
+        """Run the second pass: add the gradient of all parameters, after the caller has computed that of the vectors.
 
         Args:
-            last: gives a further term of the last backward, such as zeros that reach every parameter.
+            last: returns an additional term of the last backward pass, such as a zero that depends on every parameter.
         """
         gradients = {name: tensor.grad for name, tensor in self._vectors.items() if tensor.grad is not None}
         if not gradients:
-            raise RuntimeError("chunked encoding: found no gradient of any vector; expected after the loss's backward")
+            raise RuntimeError("chunked encoding: found no vector with a gradient; expected loss.backward() first")
         self._vectors = {}
         pieces = {
             name: gradient.split([rows[name] for rows in self._rows if name in rows])
@@ -173,24 +174,26 @@ class ChunkedEncoding:
         taken = {name: iter(parts) for name, parts in pieces.items()}
         of_chunk = [{name: next(taken[name]) for name in rows if name in taken} for rows in self._rows]
         last_chunk, self._last = self._last, {}
-        order = [len(self.chunks) - 1, *range(len(self.chunks) - 1)]  # the graph that is there already goes first
+        order = [len(self.chunks) - 1, *range(len(self.chunks) - 1)]  # the kept graph first
         for place, number in enumerate(order):
-            ends = place == len(order) - 1
-            with contextlib.nullcontext() if ends else self.without_sync():
+            is_last = place == len(order) - 1
+            with contextlib.nullcontext() if is_last else self.without_sync():
                 if place:
                     with self._states[number].replayed():
-                        found = self.encode(self.chunks[number])
+                        vectors = self.encode(self.chunks[number])
                 else:
-                    found, last_chunk = last_chunk, {}
-                terms = [last()] if ends and last is not None else []
-                terms += [(found[name] * part.to(found[name].dtype)).sum() for name, part in of_chunk[number].items()]
+                    vectors, last_chunk = last_chunk, {}
+                terms = [last()] if is_last and last is not None else []
+                terms += [
+                    (vectors[name] * part.to(vectors[name].dtype)).sum() for name, part in of_chunk[number].items()
+                ]
                 if any(term.requires_grad for term in terms):
                     sum(terms).backward()
-                del found, terms
+                del vectors, terms
 
 
 class _RandomState:
-    """The state of the random generators, to be played again."""
+    """The state of the random generators, which `replayed` restores."""
 
     def __init__(self) -> None:
         self.cpu = torch.get_rng_state()

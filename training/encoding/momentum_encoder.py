@@ -1,4 +1,4 @@
-"""A slowly following copy of what learns, which encodes for the queue."""
+"""Encode products for the queue with a slowly moving average of the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,24 +11,24 @@ from retrieval.encode import vectors_of
 
 
 class MomentumEncoder:
-    """Encodes with an exponential average of the model's learning parameters.
+    """Encode with an exponential moving average of the model's trainable parameters.
 
-    `θ_k ← m θ_k + (1 - m) θ`, after every optimizer step; vectors of the queue then come from encoders that differ little
-    from one another, however fast the model itself moves.
+    `θ_k ← m θ_k + (1 - m) θ`, after every optimizer step. The vectors of the queue then come from encoders that differ
+    little from one another, however fast the model changes.
 
-    Source: MoCo, arXiv 1911.05722, §3.2 (m = 0.999). Only what learns is averaged, so that with adapters the copy is as
-    small as they are; the rest is the model's own (our design).
+    Source: MoCo, arXiv 1911.05722, §3.2 (m = 0.999). Only trainable parameters are averaged, so that with adapters the
+    copy is as small as they are; all other parameters are shared with the model (our design).
 
     Args:
-        model: the model that learns, not wrapped for distribution; its forward gives `.embeddings`.
+        model: the trained model, not wrapped for distributed training. Its forward returns `.embeddings`.
         momentum: m, from 0 to below 1.
 
     Raises:
-        ValueError: a momentum out of range, or a saved state of other parameters.
+        ValueError: the momentum is out of range, or a saved state belongs to other parameters.
 
     Relations:
-        Fills `training.batches.negatives.NegativeQueue` in the place of the model itself. It costs a second encoding of each
-        product, without gradient.
+        It replaces the model in filling `training.batches.negatives.NegativeQueue`, at the cost of a second encoding of
+        each product, without gradient.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
@@ -42,7 +42,7 @@ class MomentumEncoder:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the model by one optimizer step."""
+        """Update the averages after an optimizer step."""
         for name, parameter in self._learning().items():
             self._averages[name].lerp_(parameter.detach(), 1 - self.momentum)
 
@@ -52,13 +52,15 @@ class MomentumEncoder:
         return vectors_of(functional_call(self.model, self._averages, args=(), kwargs=dict(inputs)))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what `load_state_dict` needs to continue exactly."""
+        """Return the averages, from which `load_state_dict` continues exactly."""
         return {name: average.cpu() for name, average in self._averages.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a saved state."""
+        """Restore a saved state."""
         if state.keys() != self._averages.keys():
             differing = sorted(state.keys() ^ self._averages.keys())[:5]
-            raise ValueError(f"momentum encoder: found a state that differs in {differing}; expected this model's")
+            raise ValueError(
+                f"momentum encoder: found a state that differs in {differing}; expected that of this model"
+            )
         for name, average in self._averages.items():
             average.copy_(state[name])

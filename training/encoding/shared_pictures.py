@@ -1,4 +1,4 @@
-"""Each picture through the vision tower once, where items are encoded in several forms.
+"""Run each picture through the vision tower once when queries and products are encoded in several forms.
 
 Shape suffixes: P patches of all pictures, M merged patches of all pictures.
 """
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 
 class SharedPictures:
-    """Context in which later forward passes take what the vision tower saw of the first one's pictures.
+    """Context in which later forward passes reuse the vision tower's output for the pictures of the first one.
 
-    The first forward with pictures runs the tower and is remembered, graph and all; of a later one, for which `reuse` names
-    the pictures, the tower does not run. Our design (precedent: none published; MOON2.0, arXiv 2511.12449, encodes three
-    forms of each item and does not say how).
+    The first forward pass with pictures runs the tower, and its output is kept with its graph. Later passes for which
+    `reuse` names the pictures do not run the tower. Our design (we know of no precedent; MOON2.0, arXiv 2511.12449,
+    encodes three forms of each item and does not say how).
 
     Args:
-        tower: what is called as tower(pixel_values, grid_thw=…); see `vision_tower`.
+        tower: the vision tower, which is called as tower(pixel_values, grid_thw=…); see `vision_tower`.
 
     Raises:
-        ValueError: pictures to reuse before any were seen, or of other sizes.
+        ValueError: `reuse` before a forward pass with pictures, or for pictures of other sizes.
     """
 
     def __init__(self, tower: nn.Module) -> None:
@@ -38,48 +38,50 @@ class SharedPictures:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self.tower.forward  # the class's own shows again
+        del self.tower.forward  # the method of the class is visible again
         self._seen = None
 
     def reuse(self, places: Sequence[int]) -> None:
-        """Say that the next forward's pictures are those at these places among the first forward's."""
+        """Declare that the pictures of the next forward pass are those at these indices of the first pass."""
         self._places = list(places)
 
     def _see(self, pixel_values: Tensor, grid_thw: Tensor, **options: Any) -> Any:
         places, self._places = self._places, None
         if places is None:
-            found = self._forward(pixel_values, grid_thw=grid_thw, **options)
+            output = self._forward(pixel_values, grid_thw=grid_thw, **options)
             if self._seen is None:
-                self._seen = (_copied(found), grid_thw)
-            return found
+                self._seen = (_copied(output), grid_thw)
+            return output
         if self._seen is None:
-            raise ValueError("pictures: found none seen before; expected a forward with pictures first")
-        found, grid = self._seen
+            raise ValueError("pictures: found reuse before a forward pass with pictures; expected it after one")
+        output, grid = self._seen
         if not torch.equal(grid[places], grid_thw):
-            raise ValueError(f"pictures: found sizes {grid_thw.tolist()}; expected {grid[places].tolist()}, as seen")
-        return _chosen(found, grid.prod(dim=1), places)
+            raise ValueError(
+                f"pictures: found sizes {grid_thw.tolist()}; expected {grid[places].tolist()}, as in the first pass"
+            )
+        return _selected(output, grid.prod(dim=1), places)
 
 
 def vision_tower(model: nn.Module) -> nn.Module | None:
-    """Return the module named `visual` of a model, adapters or not, or None where there is none."""
+    """Return the module named `visual` of a model, with or without adapters, or None for a model without it."""
     return next((module for name, module in model.named_modules() if name.split(".")[-1] == "visual"), None)
 
 
-def _copied(found: Any) -> Any:
-    """The same output in a container of its own: models replace its fields in place."""
-    return type(found)(**{name: value for name, value in found.items() if value is not None})
+def _copied(output: Any) -> Any:
+    """Return a shallow copy of an output, because models replace its fields in place."""
+    return type(output)(**{name: value for name, value in output.items() if value is not None})
 
 
-def _chosen(found: Any, patches: Tensor, places: list[int]) -> Any:
-    """The tower's output for some of its pictures, in a given order."""
+def _selected(output: Any, patches: Tensor, places: list[int]) -> Any:
+    """Return the tower's output for some of its pictures, in the given order."""
     counts = patches.tolist()
     total = sum(counts)
 
     def choose(value: Any) -> Any:
         if isinstance(value, tuple | list):
             return type(value)([choose(part) for part in value])
-        merged = total // len(value)  # patches that became one row
+        merged = total // len(value)  # the number of patches that are merged into a row
         parts = value.split([count // merged for count in counts])
         return torch.cat([parts[place] for place in places])
 
-    return type(found)(**{name: choose(value) for name, value in found.items() if value is not None})
+    return type(output)(**{name: choose(value) for name, value in output.items() if value is not None})

@@ -1,15 +1,16 @@
-"""Let a chat model write what the picture and what the text of each product show: MOON3.0's attribute sets (arXiv 2604.00513).
+"""Annotate the attributes of each product's picture and text with a chat model: MOON3.0's sets (arXiv 2604.00513).
 
     moon3 annotate PRODUCTS --model Qwen/Qwen3-VL-8B-Instruct --output FOLDER/written_attributes.parquet
 
-PRODUCTS is a data folder, a products file or "catalogue". Put the file beside the products as `written_attributes.parquet`, and
-the reader of tables fills the columns attributes_image and attributes_text with it. Its further columns say how each set
-was written: written_… (the model's words), problem_… (why they could not be read; the set is then missing), attempts_…, model.
+PRODUCTS is a data folder, a products file or "catalogue". If the file is in the folder of the products, as
+`written_attributes.parquet`, the reader of tables fills the columns attributes_image and attributes_text from it. Its
+other columns describe each set: written_… (the text of the model), problem_… (why the text cannot be parsed; the set is
+then missing), attempts_…, model.
 
-Every answer is kept in OUTPUT.answers.jsonl as soon as it is there: an interrupted run goes on where it stopped, a later run
-asks only about products that are new or changed, and two products that look alike are asked about once. The file begins with
-everything that changes an answer (model and weights, prompts, pictures, length, seed, precision); a run with other settings is
-refused. The number of questions asked together is none of it: words are drawn by each question's own seed.
+Every answer is written to OUTPUT.answers.jsonl at once. An interrupted run resumes from this file, a later run asks
+only about new or changed products, and products that look the same are asked about once. The file begins with all
+settings that change an answer (model and weights, prompts, pictures, length, seed, precision); a run with other
+settings raises an error. The batch size does not change an answer, because each question has its own seed.
 """
 
 import hashlib
@@ -32,33 +33,33 @@ from product_data.tables import ProductRow
 from training.labels.chat_writer import FORMS, PROMPTS, Answer, Question, ask_about, read_answer
 
 SUFFIX, JOURNAL_SUFFIX = ".parquet", ".answers.jsonl"
-_READ_BYTES = 2**20  # of a picture's file, for telling pictures apart
-_NAMED = 5  # pictures that cannot be opened
+_READ_BYTES = 2**20  # of a picture's file, to distinguish pictures
+_NAMED = 5  # pictures that are named if they cannot be opened
 
 
 class WritingError(ValueError):
-    """What cannot be written, or not into this file."""
+    """Attributes that cannot be written, or cannot be written to this file."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True)
 class WritingJob:
-    """Where to write what.
+    """The options of an annotation.
 
     Args:
-        output: the table, a .parquet file.
-        model (`str`): the model's name, kept beside what it wrote.
-        forms (`tuple`): of "image" and "text", what is asked about. Default both.
-        batch_size (`int`): questions that are answered together. Default 8.
-        attempts (`int`): how often a model is asked whose answer cannot be read: first for its likeliest words, then for
-            words drawn at random. Default 3.
-        images (`int`): how many of a product's pictures are shown. Default 1.
-        max_pixels (`int`): larger pictures are shown smaller. Default 786,432.
-        seed (`int`): of the random words. Default 0.
-        allow_urls (`bool`): fetch pictures from public addresses. Default False.
-        overwrite (`bool`): begin anew, without the answers that another model or setting gave. Default False.
-        progress (`bool`): show a bar. Default True.
+        output: the table to write, a .parquet file.
+        model (`str`): the name of the model, which is written to the table.
+        forms (`tuple`): the forms to annotate, "image", "text" or both. Default: both.
+        batch_size (`int`): the number of questions in a batch. Default: 8.
+        attempts (`int`): the largest number of attempts for an answer that cannot be parsed. The first is greedy, the
+            others are sampled. Default: 3.
+        images (`int`): the largest number of pictures of a product that are shown. Default: 1.
+        max_pixels (`int`): the largest number of pixels of a picture; larger pictures are reduced. Default: 786,432.
+        seed (`int`): the seed of sampling. Default: 0.
+        allow_urls (`bool`): download pictures from public addresses. Default: False.
+        overwrite (`bool`): start again and delete existing answers. Default: False.
+        progress (`bool`): show a progress bar. Default: True.
     """
 
     output: Path
@@ -85,7 +86,7 @@ class WritingJob:
 
 @dataclass
 class _Written:
-    """What is known of one question: the last answer, and how many there were."""
+    """The last answer to a question, and the number of attempts."""
 
     text: str = ""
     attributes: dict[str, tuple[str, ...]] | None = None
@@ -95,7 +96,7 @@ class _Written:
 
 @dataclass
 class _Task:
-    """One question about a product; `digest` tells what is shown."""
+    """A question about a product. `digest` identifies the shown content."""
 
     row: ProductRow
     form: str
@@ -104,23 +105,23 @@ class _Task:
 
 @dataclass
 class _Journal:
-    """The answers so far, by the digest of what was shown; every one stands in the file before the next is asked.
+    """The answers so far, by the digest of the shown content. Each is written to the file before the next question.
 
-    Why pictures cannot be opened is known of this run alone: the next one tries again.
+    Pictures that cannot be opened are not stored in the file, so that the next run tries them again.
     """
 
     path: Path
-    found: dict[str, _Written] = field(default_factory=dict)
+    answers: dict[str, _Written] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def open(self, settings: dict[str, Any], overwrite: bool) -> None:
-        """Read the answers of earlier runs with the same settings, or begin."""
+        """Read the answers of earlier runs with the same settings, or start a new file."""
         mend_lines(self.path)
         try:
             lines = [] if overwrite else read_lines(self.path)
         except ValueError as error:
             raise WritingError(
-                f"{self.path} holds a line that is no JSON ({error}); expected the file as it was written, another output, "
+                f"{self.path}: found a line that is not valid JSON ({error}); expected the unchanged file, another output, "
                 "or --overwrite"
             ) from error
         if not lines:
@@ -130,66 +131,68 @@ class _Journal:
             return
         stored = lines[0].get("settings", {})
         differing = [
-            f"{key} {_said(stored, key)}, not {_said(settings, key)}"
+            f"{key} {_shown(stored, key)}, not {_shown(settings, key)}"
             for key in {**settings, **stored}
-            if _said(stored, key) != _said(settings, key)
+            if _shown(stored, key) != _shown(settings, key)
         ]
         if differing:
             raise WritingError(
-                f"{self.path} holds answers with {'; '.join(differing)}; expected the same, another output, or --overwrite"
+                f"{self.path}: found answers with {'; '.join(differing)}; expected the same settings, another output, or "
+                "--overwrite"
             )
         for line in lines[1:]:
             attributes = line["attributes"]
-            given = None if attributes is None else {key: tuple(values) for key, values in attributes.items()}
-            self.found[line["shown"]] = _Written(line["text"], given, line["problem"], line["attempt"])
+            known = None if attributes is None else {key: tuple(values) for key, values in attributes.items()}
+            self.answers[line["shown"]] = _Written(line["text"], known, line["problem"], line["attempt"])
 
     def add(self, task: _Task, answer: Answer) -> None:
         attributes, problem = read_answer(answer)
         written = _Written(answer.text, attributes, problem, self.attempts(task) + 1)
         line = {"shown": task.digest, "product_id": task.row.product_id, "form": task.form, "attempt": written.attempts}
         append_line(self.path, line | {"text": answer.text, "attributes": attributes, "problem": problem})
-        self.found[task.digest] = written
+        self.answers[task.digest] = written
 
     def attempts(self, task: _Task) -> int:
-        return self.found[task.digest].attempts if task.digest in self.found else 0
+        return self.answers[task.digest].attempts if task.digest in self.answers else 0
 
     def is_open(self, task: _Task, attempt: int) -> bool:
-        """Whether a question is to be asked for the so-manieth time, from 1."""
-        there = self.found.get(task.digest)
-        return attempt == 1 if there is None else bool(there.problem) and there.attempts == attempt - 1
+        """Return whether a question needs an attempt, counted from 1."""
+        written = self.answers.get(task.digest)
+        return attempt == 1 if written is None else bool(written.problem) and written.attempts == attempt - 1
 
 
-def _said(settings: Mapping[str, Any], key: str) -> str:
+def _shown(settings: Mapping[str, Any], key: str) -> str:
     return repr(settings[key]) if key in settings else "unknown"
 
 
 Writer = Callable[..., Sequence[Answer]]
-"""(questions, seeds=None or a number for each) → an answer for each, as `training.labels.chat_writer.ChatWriter`.
+"""(questions, seeds=None or a seed for each) → an answer for each, such as `training.labels.chat_writer.ChatWriter`.
 
-Its attribute `settings`, where it has one, says what else changes its answers; answers of other settings are never mixed.
+Its attribute `settings`, if present, contains other settings that change its answers. Answers with different settings
+are never mixed.
 """
 
 
 def write_attributes(products: Sequence[ProductRow], writer: Writer, job: WritingJob) -> dict[str, dict[str, int]]:
-    """Have attributes written and write the table.
+    """Annotate the attributes of products and write the table.
 
     Args:
-        products: what to ask about; product ids that differ.
-        writer: answers questions; with seeds it draws its words at random.
-        job: see WritingJob.
+        products: the products, with distinct ids.
+        writer: answers questions; with seeds, by sampling.
+        job: the options.
 
     Returns:
-        form → "asked" (products that have it), "written" (sets that could be read), "empty" (those among them that name
-        nothing), "unread" (answers that could not be read), "unreadable" (pictures that cannot be opened).
+        form → "asked" (products with the form), "written" (sets that could be parsed), "empty" (those without
+        attributes), "unread" (answers that could not be parsed), "unreadable" (pictures that cannot be opened).
 
     Raises:
-        WritingError: no products, a product_id that is used twice, or an output whose journal holds answers of other
-            settings (names what differs) or a line that is no JSON.
+        WritingError: there are no products, two products have the same id, or the journal of the output has other
+            settings or a line that is not valid JSON.
     """
     twice = [name for name, uses in Counter(row.product_id for row in products).items() if uses > 1]
     if not products or twice:
         found = f"product_id {twice[0]!r} twice" if twice else "no products"
-        raise WritingError(f"products: found {found}; expected at least one product, each with a product_id of its own")
+        raise WritingError(f"products: found {found}; expected at least one product, each with a distinct product_id")
     journal = _Journal(job.output.with_name(job.output.name + JOURNAL_SUFFIX))
     prompts = hashlib.sha256("".join(PROMPTS[form] for form in FORMS).encode()).hexdigest()[:16]
     settings = {name: getattr(job, name) for name in ("model", "images", "max_pixels", "seed")} | {"prompts": prompts}
@@ -205,7 +208,7 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
 
 
 def _tasks(products: Sequence[ProductRow], job: WritingJob, journal: _Journal) -> Iterator[_Task]:
-    """The questions about products, form by form; a picture's file that cannot be read is noted."""
+    """Yield the questions about products, form by form, and note pictures whose file cannot be read."""
     for form in job.forms:
         for row in products:
             if not (row.images if form == "image" else row.has_text):
@@ -218,7 +221,7 @@ def _tasks(products: Sequence[ProductRow], job: WritingJob, journal: _Journal) -
                     shown.update(_picture_digest(image))
             except OSError as error:
                 problem = f"the picture cannot be read ({error})"
-                shown.update(row.product_id.encode())  # it looks like no other product
+                shown.update(row.product_id.encode())  # different from all other products
             digest = shown.hexdigest()[:32]
             if problem:
                 journal.unreadable[digest] = problem
@@ -226,7 +229,7 @@ def _tasks(products: Sequence[ProductRow], job: WritingJob, journal: _Journal) -
 
 
 def _picture_digest(image: ImageSource) -> bytes:
-    """What tells a picture from another: its pixels, the start and the size of its file, or its address."""
+    """Return a digest of a picture: of its pixels, of the start and the size of its file, or of its address."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()
     if isinstance(image, bytes):
@@ -239,20 +242,20 @@ def _picture_digest(image: ImageSource) -> bytes:
 
 
 def _name_unreadable(tasks: Sequence[_Task], journal: _Journal) -> None:
-    """Say which pictures cannot be opened, the first ones by name; all of them stand in the table."""
-    found = [task for task in tasks if task.digest in journal.unreadable]
-    for task in found[:_NAMED]:
+    """Print the first pictures that cannot be opened. The table lists all of them."""
+    unreadable = [task for task in tasks if task.digest in journal.unreadable]
+    for task in unreadable[:_NAMED]:
         print(f"{task.row.product_id}: {journal.unreadable[task.digest]}", file=sys.stderr)
-    if len(found) > _NAMED:
-        print(f"and {len(found) - _NAMED} more pictures, see problem_image in the table", file=sys.stderr)
+    if len(unreadable) > _NAMED:
+        print(f"and {len(unreadable) - _NAMED} more pictures, see problem_image in the table", file=sys.stderr)
 
 
 def _ask_all(
     tasks: Sequence[_Task], writer: Writer, job: WritingJob, journal: _Journal, attempt: int, total: int
 ) -> None:
-    """Ask every question once, in batches of one form; pictures that cannot be opened are noted and not asked about.
+    """Ask every question once, in batches of one form. Pictures that cannot be opened are noted and skipped.
 
-    The bar counts to `total`, beginning with what earlier runs have answered.
+    The progress bar counts to `total`, including the answers of earlier runs.
     """
     label = "writing" if attempt == 1 else f"attempt {attempt}"
     done, hidden = total - len(tasks), not job.progress or not tasks
@@ -261,10 +264,10 @@ def _ask_all(
             of_form = [task for task in tasks if task.form == form]
             for start in range(0, len(of_form), job.batch_size):
                 batch = of_form[start : start + job.batch_size]
-                asked = [(task, found) for task in batch if (found := _question(task, job, journal)) is not None]
-                seeds = None if attempt == 1 else [_seed(job.seed, attempt, task.digest) for task, _ in asked]
-                answers = writer([question for _, question in asked], seeds=seeds) if asked else []
-                for (task, _), answer in zip(asked, answers, strict=True):
+                questions = [(task, asked) for task in batch if (asked := _question(task, job, journal)) is not None]
+                seeds = None if attempt == 1 else [_seed(job.seed, attempt, task.digest) for task, _ in questions]
+                answers = writer([question for _, question in questions], seeds=seeds) if questions else []
+                for (task, _), answer in zip(questions, answers, strict=True):
                     journal.add(task, answer)
                 bar.update(len(batch))
 
@@ -293,12 +296,12 @@ def _shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
 
 
 def _counts(tasks: Sequence[_Task], journal: _Journal) -> dict[str, int]:
-    written = [journal.found[task.digest] for task in tasks if task.digest in journal.found]
+    answers = [journal.answers[task.digest] for task in tasks if task.digest in journal.answers]
     return {
         "asked": len(tasks),
-        "written": sum(one.attributes is not None for one in written),
-        "empty": sum(one.attributes == {} for one in written),
-        "unread": sum(one.attributes is None for one in written),
+        "written": sum(answer.attributes is not None for answer in answers),
+        "empty": sum(answer.attributes == {} for answer in answers),
+        "unread": sum(answer.attributes is None for answer in answers),
         "unreadable": sum(task.digest in journal.unreadable for task in tasks),
     }
 
@@ -319,19 +322,19 @@ def _write_table(
     journal: _Journal,
     job: WritingJob,
 ) -> None:
-    """Write one row for each product, whole or not at all."""
+    """Write the table with a row for each product. An interruption does not leave an incomplete file."""
     rows: dict[str, dict[str, Any]] = {
         row.product_id: {"product_id": row.product_id, "model": job.model} for row in products
     }
     for task in tasks:
         name, form = task.row.product_id, task.form
-        found = journal.found.get(task.digest, _Written())
-        pairs = [{"key": key, "value": value} for key, values in (found.attributes or {}).items() for value in values]
+        answer = journal.answers.get(task.digest, _Written())
+        pairs = [{"key": key, "value": value} for key, values in (answer.attributes or {}).items() for value in values]
         rows[name] |= {
-            f"attributes_{form}": None if found.attributes is None else pairs,
-            f"written_{form}": found.text if found.attempts else None,
-            f"problem_{form}": found.problem or (None if found.attempts else journal.unreadable.get(task.digest)),
-            f"attempts_{form}": found.attempts,
+            f"attributes_{form}": None if answer.attributes is None else pairs,
+            f"written_{form}": answer.text if answer.attempts else None,
+            f"problem_{form}": answer.problem or (None if answer.attempts else journal.unreadable.get(task.digest)),
+            f"attempts_{form}": answer.attempts,
         }
     partial = job.output.with_name(job.output.name + ".partial")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows.values()), schema=_SCHEMA), partial)

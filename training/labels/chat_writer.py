@@ -1,7 +1,8 @@
-"""Ask a chat model with eyes for a product's attributes, and read what it answers.
+"""Ask a vision-language chat model for the attributes of a product, and parse its answers.
 
-Any checkpoint that transformers' `AutoModelForImageTextToText` and `AutoProcessor` load, with a chat template, will do: such
-as Qwen3-VL. A product is shown by its picture alone or by its text alone, so that what is written is what that form supports.
+The model can be any checkpoint with a chat template that `AutoModelForImageTextToText` and `AutoProcessor` of
+transformers load, such as Qwen3-VL. It sees either the picture or the text of a product, so that its answer contains
+what that form shows.
 """
 
 import hashlib
@@ -41,17 +42,17 @@ PROMPTS = {
     "image": f"Which attributes of the product being sold does this picture show? {_ASKED}",
     "text": f"Which attributes of the product being sold does this text state? {_ASKED}\n\nThe text:\n{{text}}",
 }
-"""What is asked, by form."""
+"""The prompt of each form."""
 _NOTHING = frozenset(("none", "unknown", "n/a", "na", "not visible", "not stated", "not specified", "unspecified", "-"))
-_TEMPERATURE = 0.7  # of words that are drawn
-_READ_BYTES = 2**20  # of each file of weights, for telling models of one folder apart
+_TEMPERATURE = 0.7  # of sampling
+_READ_BYTES = 2**20  # of each weight file, to distinguish models in the same folder
 _LONGEST_VALUE = 8  # words; longer ones are sentences
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked about a product: its form ("image" or "text") and what it is shown, pictures or a text."""
+    """A question about a product: its form ("image" or "text"), and the pictures or the text to show."""
 
     form: str
     images: tuple[Image.Image, ...] = ()
@@ -60,17 +61,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and whether it came to its end."""
+    """The text that a model generated, and whether it is complete."""
 
     text: str
     finished: bool = True
 
 
-class _Drawn(LogitsProcessor):
-    """Makes the likeliest token a drawn one: `argmax(s / τ + noise)` with Gumbel noise is a draw of softmax(s / τ).
+class _GumbelNoise(LogitsProcessor):
+    """Turn greedy decoding into sampling: `argmax(s / τ + noise)` with Gumbel noise is a sample of softmax(s / τ).
 
-    Each row has a generator of its own, so that what is drawn for it does not hang on its neighbours, as it would with one
-    generator for the batch. Source: the Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv 1411.0030).
+    Each row has its own generator, so that its sample does not depend on the other rows of the batch. Source: the
+    Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv 1411.0030).
 
     Shapes: scores (B, V) float32 → the same.
     """
@@ -79,24 +80,24 @@ class _Drawn(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        waits = [torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators]
-        return scores / _TEMPERATURE - torch.stack(waits).log().to(scores.device)
+        noise = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores / _TEMPERATURE - torch.stack(noise).log().to(scores.device)
 
 
 class ChatWriter:
     """A chat model that answers questions in batches.
 
     Args:
-        model: one that generates from what `processor` makes.
-        processor: with `apply_chat_template` and a tokenizer, see `load_writer`.
-        max_new_tokens (`int`): length at which an answer is cut off. Default 128.
-        revision (`str`): which weights the model has, for `settings`. Default "".
+        model: the model, with `generate`.
+        processor: its processor, with `apply_chat_template` and a tokenizer; see `load_writer`.
+        max_new_tokens (`int`): the number of tokens after which an answer is cut off. Default: 128.
+        revision (`str`): the revision of the weights, for `settings`. Default: "".
 
     Raises:
-        ValueError: a length below 1.
+        ValueError: `max_new_tokens` is below 1.
 
     Relations:
-        `read_answer` reads what it gives.
+        `read_answer` parses its answers.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128, revision: str = "") -> None:
@@ -111,23 +112,23 @@ class ChatWriter:
             "dtype": str(model.dtype).removeprefix("torch."),
             "revision": revision,
         }
-        """What changes an answer beside the question, its seed and the model's name; numbers and texts."""
+        """The settings that change an answer, besides the question, its seed and the name of the model."""
 
     def __call__(self, questions: Sequence[Question], seeds: Sequence[int] | None = None) -> list[Answer]:
-        """Answer some questions together; which ones are asked together changes an answer by rounding at most.
+        """Answer a batch of questions. Except for rounding, an answer does not depend on the other questions.
 
         Args:
-            questions: of one form or several.
-            seeds: None: each token is the likeliest; otherwise tokens are drawn, at temperature 0.7, by each question's own.
+            questions: questions of one or both forms.
+            seeds: None for greedy decoding, or a seed for each question, for sampling at temperature 0.7.
 
         Returns:
-            One answer for each question.
+            An answer for each question.
 
         Raises:
-            ValueError: more or fewer seeds than questions.
+            ValueError: the number of seeds is not that of the questions.
         """
         if seeds is not None and len(seeds) != len(questions):
-            raise ValueError(f"seeds: found {len(seeds)}; expected {len(questions)}, one for each question")
+            raise ValueError(f"seeds: found {len(seeds)}; expected {len(questions)}, a seed for each question")
         inputs = self.processor.apply_chat_template(
             [self._conversation(question) for question in questions],
             tokenize=True,
@@ -136,14 +137,14 @@ class ChatWriter:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self.model.device)
-        # A checkpoint's own settings of sampling and penalties must not change what is greedy here.
+        # The checkpoint's settings of sampling and penalties must not change greedy decoding.
         settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        drawn = LogitsProcessorList([] if seeds is None else [_Drawn(seeds)])
+        processors = LogitsProcessorList([] if seeds is None else [_GumbelNoise(seeds)])
         with torch.inference_mode():
             ids = self.model.generate(
                 **inputs,
                 **settings,
-                logits_processor=drawn,
+                logits_processor=processors,
                 max_new_tokens=self.max_new_tokens,
                 repetition_penalty=1.0,
                 num_beams=1,
@@ -151,9 +152,9 @@ class ChatWriter:
         return [self._answer(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def _conversation(self, question: Question) -> list[dict[str, Any]]:
-        asked = PROMPTS[question.form].format(text=plain_text(question.text, self._controls))
+        prompt = PROMPTS[question.form].format(text=plain_text(question.text, self._controls))
         pictures: list[dict[str, Any]] = [{"type": "image", "image": image} for image in question.images]
-        return [{"role": "user", "content": [*pictures, {"type": "text", "text": asked}]}]
+        return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}]
 
     def _answer(self, ids: list[int]) -> Answer:
         ends = self.model.generation_config.eos_token_id
@@ -164,15 +165,15 @@ class ChatWriter:
 
 
 def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128) -> ChatWriter:
-    """Load a chat model, in bfloat16 on a GPU where there is one.
+    """Load a chat model: in bfloat16 on a GPU if available, otherwise in float32 on the CPU.
 
     Args:
         path: a folder or a hub id.
-        device: where it runs. Default None: a GPU where there is one.
-        max_new_tokens: see ChatWriter.
+        device: the device. Default: a GPU if available.
+        max_new_tokens: see `ChatWriter`.
 
     Raises:
-        ValueError: no such model, none with a chat template, or one whose processor lacks a package that is not installed.
+        ValueError: the model does not exist, does not have a chat template, or needs a package that is not installed.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -181,29 +182,28 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
         model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ImportError, ValueError) as error:
         raise OptionError(
-            f"model: {path!r} cannot be loaded ({error}); expected the folder or hub id of a chat model that reads "
-            "pictures and that AutoModelForImageTextToText and AutoProcessor know"
+            f"model: found {path!r}, which cannot be loaded ({error}); expected the folder or hub id of a vision-language "
+            "chat model that AutoModelForImageTextToText and AutoProcessor support"
         ) from error
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise OptionError(f"model: {path!r} has no chat template; expected a model that was tuned to answer")
+        raise OptionError(f"model: found {path!r} without a chat template; expected a chat model")
     return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path))
 
 
 def _revision(path: str) -> str:
-    """The commit of a model of the hub, whose files the cache keeps in a folder of that name; of a folder a digest of its
-    configuration and of where each file of weights begins."""
+    """Return the commit of a hub model, from the cache, or for a folder a digest of its configuration and weight files."""
     if not Path(path).is_dir():
         cached = try_to_load_from_cache(path, "config.json")
         return Path(cached).parent.name if isinstance(cached, str) else ""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]):
         with file.open("rb") as stream:
-            found.update(file.name.encode() + stream.read(_READ_BYTES) + str(file.stat().st_size).encode())
-    return found.hexdigest()[:16]
+            digest.update(file.name.encode() + stream.read(_READ_BYTES) + str(file.stat().st_size).encode())
+    return digest.hexdigest()[:16]
 
 
 def _load_processor(path: str) -> Any:
-    """The checkpoint's processor; without torchvision the same one for still pictures, because only videos need it."""
+    """Load the processor. Without torchvision, load it without video support, which alone requires torchvision."""
     config = type(AutoConfig.from_pretrained(path))
     kind: Any = None if is_torchvision_available() else PROCESSOR_MAPPING.get(config, None)
     if kind is None or "video_processor" not in kind.get_attributes():
@@ -223,7 +223,7 @@ def ask_about(row: ProductRow, form: str, images: Sequence[Image.Image] = ()) ->
     Args:
         row: the product.
         form: "image" or "text".
-        images: its pictures, opened; for "image".
+        images: its opened pictures, for "image".
     """
     if form == "image":
         return Question(form, tuple(images))
@@ -233,11 +233,11 @@ def ask_about(row: ProductRow, form: str, images: Sequence[Image.Image] = ()) ->
 
 
 def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]:
-    """Return the attributes of an answer, in MBE's keys, or None and why there are none.
+    """Return the attributes of an answer with MBE's keys, and "", or None and the problem.
 
-    An answer is read as `processing_moon.read_reasoning` reads a reasoning, behind the thoughts of a model that thinks aloud
-    (up to `</think>`); several lines, with or without bullets, count as one. A value that says that nothing is known counts
-    as none. Anything else that is not an attribute makes the whole answer wrong, so that the model is asked again.
+    An answer is parsed like a reasoning, by `processing_moon.read_reasoning`, after the thoughts of a thinking model
+    (up to `</think>`). Several lines, with or without bullets, are joined. A value such as "unknown" is skipped. Any
+    other text that is not an attribute makes the whole answer invalid, so that the model is asked again.
     """
     text = answer.text.rpartition(THINK_END)[2]
     lines = [_BULLET.sub("", line).strip().strip(";") for line in text.splitlines()]
@@ -251,8 +251,8 @@ def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]
         return None, "; ".join(reading.unparsed) or "the answer is empty"
     facts, unknown = facts_of(reading.attributes)
     if unknown:
-        return None, f"keys that are not asked for: {', '.join(unknown)}"
+        return None, f"unknown keys: {', '.join(unknown)}"
     for fact in facts:
         if len(fact.value.split()) > _LONGEST_VALUE:
             return None, f"a value of more than {_LONGEST_VALUE} words: {fact.value[:60]!r}"
-    return as_attributes(fact for fact in facts if fact.said.casefold().strip(" .") not in _NOTHING), ""
+    return as_attributes(fact for fact in facts if fact.cell.casefold().strip(" .") not in _NOTHING), ""

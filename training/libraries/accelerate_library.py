@@ -1,6 +1,6 @@
-"""Read and set what accelerate tells its processes by its environment and keeps in its state.
+"""Read and set the environment variables and the state of accelerate.
 
-Nothing else in `training/` reads these. The names are those of accelerate 1.15;
+No other file in `training/` reads these. The names are those of accelerate 1.15;
 `tests/training/libraries/test_accelerate_library.py` compares them with the installed version.
 """
 
@@ -17,27 +17,27 @@ DEEPSPEED_CONFIG_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 _ZERO_STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 
 
-def is_on(variable: str) -> bool:
-    """Return whether a variable of the environment is set to what accelerate takes for yes."""
+def is_enabled(variable: str) -> bool:
+    """Return whether an environment variable has a value that accelerate reads as true."""
     return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
-def launched() -> Literal["fsdp", "deepspeed"] | None:
-    """Return how the launcher's configuration shards the model: what `accelerate launch` puts into the environment."""
-    if is_on(USE_FSDP):
+def sharding_backend() -> Literal["fsdp", "deepspeed"] | None:
+    """Return how `accelerate launch` shards the model, from the environment; None without sharding."""
+    if is_enabled(USE_FSDP):
         return "fsdp"
-    return "deepspeed" if is_on(USE_DEEPSPEED) else None
+    return "deepspeed" if is_enabled(USE_DEEPSPEED) else None
 
 
 def zero_stage() -> int:
-    """Return DeepSpeed's ZeRO stage of this launch, 0 without DeepSpeed: 2 parts gradients and moments, 3 also weights."""
-    return int(os.environ.get(_ZERO_STAGE, "2")) if launched() == "deepspeed" else 0
+    """Return DeepSpeed's ZeRO stage: 2 shards gradients and moments, 3 also weights; 0 without DeepSpeed."""
+    return int(os.environ.get(_ZERO_STAGE, "2")) if sharding_backend() == "deepspeed" else 0
 
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin:
-    """Return FSDP's plugin of an accelerator; where accelerate passed over FSDP, as it does on a CPU, switch it on.
+    """Return the FSDP plugin of an accelerator, and enable FSDP if accelerate has ignored it, as it does on a CPU.
 
-    The kind of training is kept in two places, the shared state of processes and that of the accelerator.
+    accelerate stores the kind of training twice: in the shared state of the process and in that of the accelerator.
     """
     state: Any = accelerator.state
     if getattr(state, "fsdp_plugin", None) is None:
@@ -47,5 +47,5 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin:
 
 
 def skips_steps(accelerator: Accelerator) -> bool:
-    """Return whether accelerate leaves steps with a gradient that is not finite out by itself, as it does in float16."""
+    """Return whether accelerate skips steps with a non-finite gradient by itself, as it does in float16."""
     return accelerator.scaler is not None

@@ -1,12 +1,12 @@
-"""Read what the library datasets keeps to itself.
+"""Call a private method of the library datasets.
 
-The name is that of datasets 5.0 to 5.2; `tests/training/libraries/test_datasets_library.py` compares it with the installed
-version.
+The name is that of datasets 5.0 to 5.2; `tests/training/libraries/test_datasets_library.py` compares it with the
+installed version.
 """
 
 import datasets
 
 
 def with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:
-    """Return streamed rows that know their features; where their files do not state them, the first rows are read."""
+    """Return streamed rows with known features; if the files do not state them, read them from the first rows."""
     return rows if rows.features is not None else rows._resolve_features()

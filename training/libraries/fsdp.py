@@ -1,6 +1,6 @@
-"""Reach what FSDP2 does inside a model: hooks of its layers, weights in parts, and the class that it gives the model.
+"""Adapt a model that FSDP2 shards: the hooks of its layers, its sharded weights, and its class.
 
-Nothing else in `training/` relies on how FSDP2 is made. The names and signatures are those of torch 2.13;
+No other file in `training/` relies on the internals of FSDP2. The names and signatures are those of torch 2.13;
 `tests/training/libraries/test_fsdp.py` compares them with the installed version.
 """
 
@@ -15,14 +15,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
 SUMS_UNUSED = "set_reduce_scatter_unused_params"
-"""The method of torch 2.13 that lets the gradients of weights which a process's batch did not use be summed, too."""
+"""The method of torch 2.13 that includes weights without a gradient in the sum of gradients."""
 
 
-def keep_in_step(model: nn.Module) -> None:
-    """Finish a model that FSDP2 has just sharded.
+def prepare_sharded_model(model: nn.Module) -> None:
+    """Prepare a model that FSDP2 has just sharded for training.
 
-    Weights that a process's batch did not use take part in the sum of gradients with zeros, as others used them. Lists that
-    layers append to (router statistics) reach the layers as they are: FSDP2 would hand over copies.
+    Weights that the batch of this process did not use enter the sum of gradients as zeros, because other processes may
+    have used them. Lists to which layers append (router statistics) are passed to the layers unchanged; FSDP2 would
+    pass copies.
 
     Args:
         model: the sharded model.
@@ -48,7 +49,7 @@ def _hand_over_lists(layer: nn.Module) -> None:
 
 
 class _Whole(torch.autograd.Function):
-    """A sharded parameter as a whole tensor; its gradient is the mean of all processes', as FSDP2's is."""
+    """Gather a sharded parameter into a whole tensor. Its gradient is the mean over all processes, as in FSDP2."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Any) -> Tensor:
@@ -57,26 +58,26 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        mean = gradient.contiguous().clone()
-        dist.all_reduce(mean)
-        of_all = mean / dist.get_world_size()
-        whole = DTensor.from_local(of_all, ctx.mesh, [Replicate()] * ctx.mesh.ndim, run_check=False)
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        mean = total / dist.get_world_size()
+        whole = DTensor.from_local(mean, ctx.mesh, [Replicate()] * ctx.mesh.ndim, run_check=False)
         return whole.redistribute(placements=ctx.placements)
 
 
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
-    """Context in which modules show the parameters of a name whole, for what reads them outside a forward pass.
+    """Replace the parameters of a name by whole tensors in a context, for code that reads them outside a forward pass.
 
     Args:
-        model: sharded or not; of one that is not, nothing changes.
-        name: the attribute ("preference").
+        model: the model. A model that is not sharded does not change.
+        name: the attribute, such as "preference".
     """
     shown: list[nn.Module] = []
     for module in model.modules():
         parameter = module._parameters.get(name)
         if isinstance(parameter, DTensor):
-            module.__dict__[name] = _Whole.apply(parameter)  # found before the registered parameter
+            module.__dict__[name] = _Whole.apply(parameter)  # hides the registered parameter
             shown.append(module)
     try:
         yield
@@ -86,18 +87,18 @@ def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def under_its_own_class(model: nn.Module) -> Iterator[None]:
-    """Context in which a sharded model is of the class that it had, whose code and name belong into a checkpoint.
+def with_original_class(model: nn.Module) -> Iterator[None]:
+    """Give a sharded model its original class in a context, because its code and name belong in a checkpoint.
 
-    FSDP2 gives the model a class made of its own and the model's. For writing weights that are gathered already.
+    FSDP2 replaces the class of a model by a subclass of it. Use the context to write weights that have been gathered.
 
     Args:
         model: sharded or not.
     """
-    made = type(model)
+    sharded = type(model)
     if isinstance(model, FSDPModule):
-        model.__class__ = next(kind for kind in made.__mro__[1:] if kind is not FSDPModule)  # type: ignore[assignment]
+        model.__class__ = next(kind for kind in sharded.__mro__[1:] if kind is not FSDPModule)  # type: ignore[assignment]
     try:
         yield
     finally:
-        model.__class__ = made  # type: ignore[assignment]
+        model.__class__ = sharded  # type: ignore[assignment]

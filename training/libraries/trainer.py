@@ -1,7 +1,8 @@
-"""Give what transformers' Trainer keeps to itself public names: steps of its work to override, and state to read.
+"""Give private names of transformers' Trainer public ones: methods to override, and state to read.
 
-Nothing else in `training/` overrides or reads a private name of Trainer or TrainingArguments. The names and signatures are those
-of transformers 5.18 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed version.
+No other file in `training/` overrides or reads a private name of Trainer or TrainingArguments. The names and signatures
+are those of transformers 5.18 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed
+version.
 """
 
 import functools
@@ -12,41 +13,42 @@ from typing import Any
 import torch
 
 Step = Callable[[], Any]
-"""What Trainer would do at this place."""
+"""The original method of Trainer, without arguments."""
 
 
 class TrainerSteps:
-    """Mixin before a Trainer that makes steps of its work public methods; by default each does what Trainer does.
+    """Mixin that comes before a Trainer and turns its private methods into public ones.
 
-    Every step that gets a `Step` decides whether and within what it is taken.
+    By default, each method does what Trainer does. A method that receives a `Step` decides whether, and in which
+    context, to call it.
     """
 
     def save_checkpoint(self, save: Step) -> None:
-        """Save the checkpoint of the present step: weights, optimizer, random numbers and Trainer's state."""
+        """Save the checkpoint of the current step: weights, optimizer, random states and Trainer's state."""
         save()
 
     def save_weights(self, save: Step, folder: Path) -> None:
-        """Save the weights of a checkpoint, or of the finished model, in a folder."""
+        """Save the weights of a checkpoint, or of the finished model, to a folder."""
         save()
 
     def save_part(self, save: Step) -> None:
-        """Save one of the other parts of a checkpoint: optimizer and scheduler, or random numbers."""
+        """Save another part of a checkpoint: optimizer and scheduler, or random states."""
         save()
 
     def after_loading(self, checkpoint: Path) -> None:
-        """Called when the optimizer and the scheduler of a checkpoint have been loaded, after its weights."""
+        """Act after the weights, the optimizer and the scheduler of a checkpoint are loaded."""
 
     def compare_weights(self, warn: Step, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-        """Judge the names of weights that a checkpoint lacks, and of those that the model does not know."""
+        """Handle the names of missing and unexpected weights of a checkpoint."""
         warn()
 
     def after_preparation(self) -> None:
-        """Called when accelerate has prepared the model and the optimizer for training."""
+        """Act after accelerate has prepared the model and the optimizer for training."""
 
     def after_gradient_norm(self, norm: Any) -> None:
-        """Called in each optimizer step with the norm of the gradient, before the weights take the step."""
+        """Act on the norm of the gradient in each optimizer step, before the weights change."""
 
-    # Trainer's own names
+    # The private methods of Trainer
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         self.save_checkpoint(functools.partial(super()._save_checkpoint, model, trial))
@@ -82,17 +84,17 @@ class TrainerSteps:
 
 
 def prepare_inputs(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch on the trainer's device, as `Trainer.training_step` takes it."""
+    """Return a batch on the trainer's device, as in `Trainer.training_step`."""
     return trainer._prepare_inputs(inputs)
 
 
 def sum_of_losses(trainer: Any) -> float:
-    """Return the sum of the losses of all steps that were logged."""
+    """Return the sum of the losses of all logged steps."""
     return trainer._total_loss_scalar
 
 
 def loss_counters(trainer: Any) -> dict[str, Any]:
-    """Return the counters from which Trainer makes the logged loss, as plain values; see `restore_loss_counters`."""
+    """Return the counters from which Trainer computes the logged loss; see `restore_loss_counters`."""
     return {
         "running_loss": trainer._tr_loss.item(),
         "total_loss": trainer._total_loss_scalar,
@@ -101,13 +103,13 @@ def loss_counters(trainer: Any) -> dict[str, Any]:
 
 
 def restore_loss_counters(trainer: Any, counters: Mapping[str, Any]) -> None:
-    """Put back what `loss_counters` returned, after Trainer has set its counters to zero for a training."""
+    """Restore the counters of `loss_counters`, after Trainer has reset them at the start of a training."""
     trainer._tr_loss = torch.tensor(counters["running_loss"], device=trainer.args.device)
     trainer._total_loss_scalar = counters["total_loss"]
     trainer._globalstep_last_logged = counters["last_logged"]
 
 
-def call_the_cpu_cpu(arguments: Any) -> None:
-    """Let arguments name the device "cpu" in place of "cpu:0", which transformers 5.17 asks torch to load to, in vain."""
+def use_plain_cpu_device(arguments: Any) -> None:
+    """Name the device "cpu" instead of "cpu:0", to which torch cannot load in transformers 5.17."""
     if arguments.device.type == "cpu":
         vars(arguments)["_setup_devices"] = torch.device("cpu")

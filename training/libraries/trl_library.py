@@ -1,6 +1,6 @@
-"""Give what TRL's GRPOTrainer keeps to itself public names: steps of its work to override, and state to read.
+"""Give private names of TRL's GRPOTrainer public ones: methods to override, and state to read.
 
-Nothing else in `training/` overrides or reads a private name of TRL. The names and signatures are those of TRL 1.16;
+No other file in `training/` overrides or reads a private name of TRL. The names and signatures are those of TRL 1.16;
 `tests/training/libraries/test_trl_library.py` compares them with the installed version.
 
 Shape suffixes: L rollouts, T tokens of prompt and completion, C tokens of a completion, R rewards.
@@ -18,41 +18,43 @@ from trl.trainer.utils import add_fused_lm_head
 
 Rows = list[dict[str, Any]]
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
-"""Log-probabilities (L, C), entropies (L, C) where asked for, and the routers' loss where asked for."""
+"""Log-probabilities (L, C), and if requested entropies (L, C) and the routers' loss."""
 
 
 class RolloutSteps(GRPOTrainer):
-    """GRPOTrainer that makes steps of its work public methods; by default each does what TRL does."""
+    """GRPOTrainer that turns its private methods into public ones. By default, each does what TRL does."""
 
     def roll_out(self, rows: Rows, generate: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
-        """Return the tensors of a step's rollouts, rewards and advantages included.
+        """Return the tensors of a step's rollouts, with rewards and advantages.
 
         Args:
-            rows: of the data set.
-            generate: TRL's way from the rows to the tensors; it calls the steps below.
+            rows: rows of the data set.
+            generate: TRL's method, which computes the tensors with the methods below.
         """
         return generate(rows)
 
-    def tokenize(self, prompts: list, known: Callable[[list], tuple]) -> tuple[list[list[int]], Any, dict[str, Tensor]]:
-        """Return the ids of prompts, their images where vLLM needs them, and their pictures as the model takes them.
+    def tokenize(
+        self, prompts: list, tokenize: Callable[[list], tuple]
+    ) -> tuple[list[list[int]], Any, dict[str, Tensor]]:
+        """Return the token ids of prompts, their images if vLLM needs them, and their pictures as model inputs.
 
         Args:
-            prompts: of the data set's rows.
-            known: TRL's own way.
+            prompts: the prompts of rows of the data set.
+            tokenize: TRL's method.
         """
-        return known(prompts)
+        return tokenize(prompts)
 
-    def while_drawing(self) -> AbstractContextManager:
-        """Return the context in which completions are drawn."""
+    def generation_context(self) -> AbstractContextManager:
+        """Return the context in which completions are generated."""
         return contextlib.nullcontext()
 
     def reward_rows(self, rows: Rows, prompts: list, completion_ids: list[list[int]]) -> Rows:
-        """Return the rows, one for each rollout, whose columns the reward functions receive.
+        """Return the rows whose columns are passed to the reward functions, a row for each rollout.
 
         Args:
-            rows: of the data set, one for each rollout.
-            prompts: one for each rollout.
-            completion_ids: what was written, without padding.
+            rows: rows of the data set, one for each rollout.
+            prompts: a prompt for each rollout.
+            completion_ids: the token ids of each completion, without padding.
         """
         return rows
 
@@ -65,15 +67,15 @@ class RolloutSteps(GRPOTrainer):
         tokens: int,
         **settings: Any,
     ) -> Scores:
-        """Return how likely the last tokens of texts are.
+        """Return the log-probabilities of the last tokens of texts.
 
         Args:
-            score: TRL's way, which takes what follows.
-            model: the policy, or the reference.
-            ids_LT: of prompt and completion.
-            mask_LT: what is no padding.
-            tokens: C, the number of tokens that count.
-            **settings: chunk size, what else is wanted, pictures.
+            score: TRL's method, which takes the following arguments.
+            model: the policy or the reference model.
+            ids_LT: token ids of prompt and completion.
+            mask_LT: 1 for tokens, 0 for padding.
+            tokens: C, the number of last tokens to score.
+            **settings: chunk size, pictures, and whether to compute entropies and the routers' loss.
         """
         return score(model, ids_LT, mask_LT, tokens, **settings)
 
@@ -81,13 +83,13 @@ class RolloutSteps(GRPOTrainer):
         """Return the loss of a chunk of rollouts.
 
         Args:
-            policy_loss: gives TRL's loss.
+            policy_loss: computes TRL's loss.
             model: the policy.
-            inputs: the chunk's part of what `roll_out` returned.
+            inputs: the rows of the chunk in the tensors of `roll_out`.
         """
         return policy_loss()
 
-    # TRL's own names
+    # The private methods of TRL
 
     def _generate_and_score_completions(self, inputs: Rows) -> dict[str, Any]:
         return self.roll_out(inputs, super()._generate_and_score_completions)
@@ -96,7 +98,7 @@ class RolloutSteps(GRPOTrainer):
         return self.tokenize(prompts, super()._tokenize_prompts)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.while_drawing():
+        with self.generation_context():
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(
@@ -117,12 +119,12 @@ class RolloutSteps(GRPOTrainer):
 
 
 def training_metrics(trainer: Any) -> dict[str, list[float]]:
-    """Return the values, by name, that the next log of a training step averages; lists are made on first use."""
+    """Return the lists of values, by name, that the next log averages; a new name starts an empty list."""
     return trainer._metrics["train"]
 
 
 def rollout_logs(trainer: Any) -> dict[str, Any]:
-    """Return the last rollouts of all processes as TRL logs them: "rewards" by name, "advantages"."""
+    """Return the last rollouts of all processes as TRL logs them: "rewards" by name, and "advantages"."""
     return trainer._logs
 
 
@@ -132,10 +134,10 @@ def padding_token(trainer: Any) -> int:
 
 
 def chunks_seen(trainer: Any) -> int:
-    """Return the number of chunks of rollouts that the trainer has gone through."""
+    """Return the number of chunks of rollouts that the trainer has processed."""
     return trainer._step
 
 
 def give_fused_output_layer(model: nn.Module, temperature: float) -> None:
-    """Let a reference model score tokens with TRL's fused output layer, as TRL does with its own."""
+    """Add TRL's fused output layer to a reference model, as TRL does for its own."""
     add_fused_lm_head(model, temperature=temperature)

@@ -1,6 +1,7 @@
 """Dual-level alignment: query to product in each modality form, and each product's image to its text.
 
-Shape suffixes: B queries, C candidates, D embedding width, M objectives (modality forms), I products with image and text.
+Shape suffixes: B queries, C candidates, D embedding width, M objectives (modality forms), I products with image and
+text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ class ContrastiveTerm:
     """One InfoNCE term: queries against candidates.
 
     Args:
-        count: what the sum over the queries is divided by: their number, or with several processes the number of all
-            processes over the number of processes, so that averaged gradients are those of the global mean.
+        count: the divisor of the sum over the queries. In one process it is the number of queries. With several, it is
+            the number of queries of all processes divided by the number of processes, so that the averaged gradient is
+            the gradient of the global mean.
         query_BD, candidates, target_B, excluded, weight_B: as in `InfoNCELoss.forward`.
     """
 
@@ -33,11 +35,14 @@ class ContrastiveTerm:
     weight_B: Tensor | None = None
 
     def loss(self, contrastive: nn.Module) -> Tensor:
-        """The term's mean; for a term without queries zero, which still reaches all vectors: other processes may have
-        queries, and the backward of what was gathered is an exchange that every process takes part in."""
+        """Return the mean loss of the term's queries.
+
+        A term without queries returns a zero that depends on all vectors: other processes may have queries, and every
+        process must take part in the backward pass of the gathered vectors.
+        """
         if not len(self.query_BD):
             vectors = [self.candidates] if isinstance(self.candidates, Tensor) else self.candidates
-            return torch.stack([one.sum() for one in (self.query_BD, *vectors)]).sum() * 0.0
+            return torch.stack([vector_ND.sum() for vector_ND in (self.query_BD, *vectors)]).sum() * 0.0
         terms = (self.query_BD, self.candidates, self.target_B, self.excluded, self.weight_B)
         return contrastive(*terms, reduction="sum") / self.count
 
@@ -54,9 +59,10 @@ class DualAlignmentLoss(nn.Module):
 
     Args:
         contrastive: `InfoNCELoss` or `MatryoshkaLoss`, applied to every term.
-        weights: constant ω of each form, in the place of the model's; None: the model's, or 1 where it has none.
+        weights: constant ω of each form, which replace those of the model. None: the model's ω, or 1 for a model
+            without them.
         intra_weight: λ, at least 0; 0 leaves L_intra out.
-        symmetric: whether texts also look for their images.
+        symmetric: whether to add the direction text → image to L_intra.
         router_weight: ρ of the load-balancing loss, at least 0.
         sparsity_weight: ς of the preference matrix' entropy, at least 0.
 
@@ -64,7 +70,7 @@ class DualAlignmentLoss(nn.Module):
         ValueError: a negative weight or an unknown form.
 
     Relations:
-        Its terms are made by `training.contrastive.terms.make_terms`.
+        `training.contrastive.terms.make_terms` makes its terms.
     """
 
     def __init__(
@@ -91,7 +97,7 @@ class DualAlignmentLoss(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """τ of the contrastive terms."""
+        """Return τ of the contrastive terms."""
         return float(self.contrastive.temperature)  # type: ignore[arg-type]
 
     def forward(
@@ -105,15 +111,15 @@ class DualAlignmentLoss(nn.Module):
         """Return the total and its parts.
 
         Args:
-            inter: the term of each form that some query of any process has; or one term named "given", of the queries as
-                they came, whose weight is 1: the objective of MOON (v1).
+            inter: one term for each form that a query of any process has. The objective of MOON (v1) is a single term
+                named "given": the queries in the form in which they were drawn, with weight 1.
             intra: the term image → text, and with `symmetric` the term text → image.
-            omega: ω_θ of the model, scalars, used where no constant weights are set.
-            router_loss: L_aux, a scalar; None where the model has none.
-            sparsity: L_sparsity, a scalar; None where the model has none.
+            omega: ω_θ of the model, scalars; not used if constant weights are set.
+            router_loss: L_aux, a scalar; None for a model without routers.
+            sparsity: L_sparsity, a scalar; None for a model without a preference matrix.
 
         Shapes:
-            Scalars: "loss", "loss_inter_t" … for each term given, "loss_intra", "loss_aux", "loss_sparsity" where given.
+            Scalars: "loss"; "loss_inter_t", … for each term; "loss_intra", "loss_aux" and "loss_sparsity" if present.
         """
         parts: dict[str, Any] = {f"loss_inter_{form}": term.loss(self.contrastive) for form, term in inter.items()}
         weights = self.weights or omega or {}

@@ -1,4 +1,4 @@
-"""InfoNCE: one query against its own products and every other candidate, at once or streamed over blocks of candidates.
+"""InfoNCE: compare each query with its products and with all other candidates, at once or in blocks of candidates.
 
 Shape suffixes: B queries, C candidates, D embedding width, P positives of a query (padded with -1), N (query, positive)
 pairs, K candidates of one block.
@@ -17,7 +17,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NO_TARGET = -1
 
 Exclusion = Callable[[int, Tensor, Tensor], Tensor]
-"""(first candidate of a block, similarity_BK, similarity_B of the positive) → (B, K) bool: no valid negative."""
+"""(first candidate of a block, similarity_BK, similarity_B of the positive) → (B, K) bool: True is not a negative."""
 
 
 def info_nce(
@@ -29,38 +29,42 @@ def info_nce(
     reduction: str = "mean",
     weight_B: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss of each query: each of its positives against all candidates that are neither positive nor excluded.
+    """Compute the contrastive loss of each query.
 
-    `L_b = mean_{p ∈ P_b} w_bp · ( -s_bp + log( e^{s_bp} + Σ_{n ∉ P_b, n not excluded} e^{s_bn} ) )`, `s_bj = q_b·c_j/τ`,
-    computed as `softplus(log Σ_n e^{s_bn} - s_bp)`.
+    Each positive is compared with all candidates that are neither positives of the query nor excluded:
 
-    Source: MOON, arXiv 2508.11999 §3.2, the training objective (one positive, w = 1); in float32 or wider with a log-sum-exp,
-    so that τ = 0.01 does not overflow. Several positives apart from each other are the "out" form of supervised
-    contrastive learning, arXiv 2004.11362, without the other positives in the denominator. Weights are our design: a
-    click, or a triplet that is not trusted, pulls less. Excluded false negatives are our design (precedent:
-    Qwen3-VL-Embedding, arXiv 2601.04720).
+    `L_b = mean_{p ∈ P_b} w_bp · ( -s_bp + log( e^{s_bp} + Σ_{n ∉ P_b, n not excluded} e^{s_bn} ) )`,
+    `s_bj = q_b·c_j/τ`, computed as `softplus(log Σ_n e^{s_bn} - s_bp)`.
+
+    Source: MOON, arXiv 2508.11999 §3.2, the training objective (one positive, w = 1); in float32 or wider with a
+    log-sum-exp, so that τ = 0.01 does not overflow. Several positives follow the "out" form of supervised contrastive
+    learning, arXiv 2004.11362, but without the other positives in the denominator. Weights are our design: a click
+    counts less than a purchase, and a triplet with little trust counts less. Excluded false negatives are our design
+    (precedent: Qwen3-VL-Embedding, arXiv 2601.04720).
 
     Args:
         query_BD: query vectors, usually of length one.
-        candidate_CD: the positives, hard negatives, other ranks' items and queued items, usually of length one.
-        target_B: the row of `candidate_CD` that answers each query, or the rows, padded with -1; see `target_lists`.
+        candidate_CD: vectors of the positives, the hard negatives, the products of other processes and those of the
+            queue, usually of length one.
+        target_B: the index in `candidate_CD` of each query's positive, or of all its positives, padded with -1; see
+            `target_lists`.
         temperature: τ, a positive number without unit.
-        excluded_BC: True where a candidate is no valid negative of that query, or an `Exclusion` that says so; a positive
-            is never excluded.
+        excluded_BC: True for a candidate that is not a valid negative of the query, or an `Exclusion` that computes
+            this. A positive is never excluded.
         reduction: "mean" or "sum" over the queries, or "none".
-        weight_B: w of each (query, positive) pair, shaped as `target_B`, no unit; None is 1.
+        weight_B: w of each (query, positive) pair, with the shape of `target_B`, without unit; None: 1.
 
     Shapes:
         query_BD (B, D) and candidate_CD (C, D), any float dtype; target_B (B,) or (B, P) int64; weight_B as target_B,
         float; excluded_BC (B, C) bool. Returns a scalar, or (B,) for "none", float32 (float64 where the inputs are).
 
     Raises:
-        ValueError: the shapes do not fit, there is no query, the temperature is not a positive finite number, a
-            target lies outside the candidates or a query has none, or the reduction is unknown.
+        ValueError: the shapes do not match, the batch is empty, the temperature is not a positive finite number, a
+            target is not the index of a candidate, a query has no target, or the reduction is unknown.
 
     Relations:
-        Use `InfoNCELoss` where a trainer wants an object that carries the temperature, `streamed_info_nce` where (B, C)
-        is too large to keep.
+        Use `InfoNCELoss` for a module that holds the temperature, and `streamed_info_nce` if (B, C) does not fit into
+        memory.
     """
     if isinstance(excluded_BC, Tensor):
         _check_excluded(excluded_BC, len(query_BD), len(candidate_CD))
@@ -84,19 +88,19 @@ def streamed_info_nce(
     weight_B: Tensor | None = None,
     block_size: int = 4096,
 ) -> Tensor:
-    """`info_nce` whose memory does not grow with B · C: value and gradient are computed block by block of candidates.
+    """Compute `info_nce` in blocks of candidates, so that its memory does not grow with B · C.
 
-    Forward: a running log-sum-exp over blocks. Backward: each block's scores are computed again, and
-    `∂ log Σ_n e^{s_bn} / ∂s_bn = e^{s_bn - log Σ}`. The gradient is exact for queries and candidates.
+    The forward pass keeps a running log-sum-exp over the blocks. The backward pass computes the scores of each block
+    again: `∂ log Σ_n e^{s_bn} / ∂s_bn = e^{s_bn - log Σ}`. The gradient is exact for queries and candidates.
 
     Source: the online softmax of FlashAttention, arXiv 2205.14135, applied to the loss as in Inf-CL, arXiv 2410.17243.
 
     Args:
         query_BD, target_B, temperature, reduction, weight_B: as in `info_nce`.
-        candidates: as `candidate_CD`, or several such tensors that count as one below the other: what needs no gradient
-            (a queue) then costs neither a copy nor a gradient. All targets lie in the first.
-        excluded: as in `info_nce`; an `Exclusion`, which is asked block by block, keeps the mask from being (B, C).
-        block_size: K, candidates that are compared at a time.
+        candidates: as `candidate_CD`, or several such tensors, which are treated as their concatenation. A tensor
+            without gradient (a queue) is then neither copied nor differentiated. All targets are in the first tensor.
+        excluded: as in `info_nce`. An `Exclusion` is called for each block, so that no (B, C) mask is stored.
+        block_size: K, the number of candidates that are compared at a time.
 
     Raises:
         ValueError: as `info_nce`; block_size below 1; no candidates.
@@ -119,10 +123,10 @@ def streamed_info_nce(
 
 
 def target_lists(positive_BC: Tensor) -> Tensor:
-    """Return the rows of the positives of each query, from a mask.
+    """Return the indices of the positives of each query, from a mask.
 
     Args:
-        positive_BC: True where a candidate answers the query.
+        positive_BC: True for a candidate that answers the query.
 
     Shapes:
         (B, C) bool → (B, P) int64, padded with -1, P the largest number of positives.
@@ -134,7 +138,7 @@ def target_lists(positive_BC: Tensor) -> Tensor:
 
 
 class _Pairs:
-    """The (query, positive) pairs of a batch as lists, checked."""
+    """The (query, positive) pairs of a batch, checked and flattened."""
 
     def __init__(
         self, query_BD: Tensor, candidate_CD: Tensor, target_B: Tensor, weight_B: Tensor | None, temperature: float
@@ -156,7 +160,7 @@ class _Pairs:
     def no_negatives(
         self, start: int, similarity_BK: Tensor, own_N: Tensor, excluded: Tensor | Exclusion | None
     ) -> Tensor:
-        """Whether each candidate of a block is a positive, or excluded."""
+        """Return for each candidate of a block whether it is a positive or excluded."""
         stop = start + similarity_BK.shape[1]
         here_N = (self.column_N >= start) & (self.column_N < stop)
         positive_BK = torch.zeros_like(similarity_BK, dtype=torch.bool)
@@ -169,13 +173,13 @@ class _Pairs:
         return positive_BK | excluded(start, similarity_BK, best_B)
 
     def losses(self, rest_B: Tensor, score_N: Tensor) -> Tensor:
-        """The weighted mean over each query's positives of softplus(log of the negatives' sum - score)."""
+        """Return the weighted mean of softplus(log of the negatives' sum - score) over each query's positives."""
         loss_N = self.weight_N * functional.softplus(rest_B[self.row_N] - score_N)
         return rest_B.new_zeros(self.rows).index_add(0, self.row_N, loss_N)
 
 
 class _Blocks:
-    """Scores of the negatives, block by block; positives and excluded ones are -inf."""
+    """The scores of the negatives, block by block. Positives and excluded candidates score -inf."""
 
     def __init__(
         self,
@@ -189,19 +193,19 @@ class _Blocks:
         self.temperature, self.block_size = temperature, block_size
 
     def over(self, query_BD: Tensor, segments: Sequence[Tensor]) -> Any:
-        """Yield (number of the segment, its slice, score_BK)."""
+        """Yield (index of the segment, slice of the segment, score_BK) for each block."""
         start = 0
         for number, segment in enumerate(segments):
             for first in range(0, len(segment), self.block_size):
                 part = slice(first, min(first + self.block_size, len(segment)))
                 similarity_BK = query_BD @ segment[part].T
-                gone_BK = self.pairs.no_negatives(start + first, similarity_BK, self.own_N, self.excluded)
-                yield number, part, similarity_BK.div_(self.temperature).masked_fill_(gone_BK, -math.inf)
+                no_negative_BK = self.pairs.no_negatives(start + first, similarity_BK, self.own_N, self.excluded)
+                yield number, part, similarity_BK.div_(self.temperature).masked_fill_(no_negative_BK, -math.inf)
             start += len(segment)
 
 
 class _StreamedLogSumExp(torch.autograd.Function):
-    """log Σ e^{score} over all blocks, (B,); -inf for a query without negatives, which then gives no gradient."""
+    """log Σ e^{score} over all blocks, (B,). A query without negatives has -inf and no gradient."""
 
     @staticmethod
     def forward(ctx: Any, blocks: _Blocks, query_BD: Tensor, *segments: Tensor) -> Tensor:
@@ -218,9 +222,9 @@ class _StreamedLogSumExp(torch.autograd.Function):
         query_BD, total_B, *segments = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         query_gradient_BD = torch.zeros_like(query_BD)
-        gradients = [torch.zeros_like(one) if want else None for one, want in zip(segments, wanted, strict=True)]
+        gradients = [torch.zeros_like(part) if want else None for part, want in zip(segments, wanted, strict=True)]
         scale_B1 = (gradient_B / ctx.blocks.temperature)[:, None]
-        total_B1 = total_B.masked_fill(total_B.isinf(), 0.0)[:, None]  # all scores are -inf there: their share is 0
+        total_B1 = total_B.masked_fill(total_B.isinf(), 0.0)[:, None]  # a row of -inf scores: its shares are 0
         with torch.autocast(device_type=query_BD.device.type, enabled=False):
             for number, part, score_BK in ctx.blocks.over(query_BD, segments):
                 share_BK = score_BK.sub_(total_B1).exp_().mul_(scale_B1)
@@ -246,14 +250,14 @@ def _check_widths(query_BD: Tensor, candidate_CD: Tensor) -> None:
     if query_BD.dim() != 2 or candidate_CD.dim() != 2 or query_BD.shape[1] != candidate_CD.shape[1]:
         raise ValueError(
             f"query_BD and candidate_CD: found shapes {tuple(query_BD.shape)} and {tuple(candidate_CD.shape)}; "
-            "expected (B, D) and (C, D) of one width D"
+            "expected (B, D) and (C, D) with the same width D"
         )
 
 
 def _check_info_nce(
     query_BD: Tensor, candidate_CD: Tensor, target_B: Tensor, weight_B: Tensor | None, temperature: float
 ) -> None:
-    """Refuse arguments that do not fit together, naming the one that is wrong."""
+    """Raise ValueError for arguments that do not fit together; the message names the wrong argument."""
     check_temperature(temperature)
     _check_widths(query_BD, candidate_CD)
     if query_BD.shape[0] == 0:
@@ -273,7 +277,7 @@ def _check_info_nce(
         )
     if target_B.dim() == 2 and not bool((target_B != NO_TARGET).any(dim=1).all()):
         lacking = (target_B == NO_TARGET).all(dim=1).nonzero()[:, 0].tolist()
-        raise ValueError(f"target_B: found no positive for queries {lacking}; expected at least one each")
+        raise ValueError(f"target_B: found no positive for queries {lacking}; expected at least one for each query")
     if weight_B is not None and weight_B.shape != target_B.shape:
         raise ValueError(f"weight_B: found shape {tuple(weight_B.shape)}; expected {tuple(target_B.shape)}")
 
@@ -287,23 +291,23 @@ def _check_excluded(excluded_BC: Tensor, queries: int, candidates: int) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not a positive finite number."""
+    """Raise ValueError for a temperature that is not a positive finite number."""
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature: found {temperature!r}; expected a finite number greater than 0")
 
 
 class InfoNCELoss(nn.Module):
-    """`info_nce` with its temperature: what a trainer is handed.
+    """`info_nce` as a module that holds the temperature.
 
     Args:
-        temperature: τ of `info_nce`; 0.05 is our choice, the paper gives none.
-        block_size: candidates compared at a time, as in `streamed_info_nce`; None compares with all at once.
+        temperature: τ of `info_nce`. 0.05 is our choice; the paper does not publish its value.
+        block_size: the number of candidates that are compared at a time, as in `streamed_info_nce`. None: all at once.
 
     Raises:
         ValueError: the temperature is not a positive finite number, or the block size is below 1.
 
     Relations:
-        `info_nce` and `streamed_info_nce` are the functions underneath; `MatryoshkaLoss` applies it at several widths.
+        It calls `info_nce` or `streamed_info_nce`. `MatryoshkaLoss` applies it at several widths.
     """
 
     def __init__(self, temperature: float = 0.05, block_size: int | None = None) -> None:
@@ -330,5 +334,5 @@ class InfoNCELoss(nn.Module):
             )
         if not isinstance(candidates, Tensor):
             wide = _wide(query_BD)
-            candidates = torch.cat([one.to(wide) for one in candidates]) if len(candidates) > 1 else candidates[0]
+            candidates = torch.cat([part.to(wide) for part in candidates]) if len(candidates) > 1 else candidates[0]
         return info_nce(query_BD, candidates, target_B, self.temperature, excluded, reduction, weight_B)

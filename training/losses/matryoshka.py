@@ -1,4 +1,4 @@
-"""Matryoshka: a contrastive loss at several widths of the same vectors.
+"""Matryoshka: apply a contrastive loss at several widths of the same vectors.
 
 Shape suffixes: B queries, C candidates, D embedding width, d a prefix of it.
 """
@@ -12,24 +12,25 @@ from training.losses.info_nce import Exclusion
 
 
 class MatryoshkaLoss(nn.Module):
-    """A contrastive loss as the weighted mean over prefixes of the vectors.
+    """The weighted mean of a contrastive loss over prefixes of the vectors.
 
-    `L = Σ_d w_d L(q_{1..d}/|q_{1..d}|, c_{1..d}/|c_{1..d}|) / Σ_d w_d`, over the given widths and the full one, at which
-    the vectors are taken as they are.
+    `L = Σ_d w_d L(q_{1..d}/|q_{1..d}|, c_{1..d}/|c_{1..d}|) / Σ_d w_d`, over `dims` and the full width. At the full
+    width the vectors are not normalized again.
 
-    Source: Matryoshka representation learning, arXiv 2205.13147, §3; there the sum, here the mean, so that the loss and
-    its gradient keep their size (our design). MOON Embedding, arXiv 2511.11305, has such outputs.
+    Source: Matryoshka representation learning, arXiv 2205.13147, §3. The paper takes the sum; the mean, which keeps the
+    scale of the loss and its gradient, is our design. MOON Embedding, arXiv 2511.11305, has such outputs.
 
     Args:
-        contrastive: `InfoNCELoss`, or what is called like it.
-        dims: widths below the full one; the full width is always among them and needs not be named.
-        weights: w of each width in `dims`, above 0; the full width has 1. None: all 1.
+        contrastive: `InfoNCELoss`, or a module with the same `forward`.
+        dims: widths below the full one. The full width is always added.
+        weights: w of each width in `dims`, above 0. The full width has weight 1. None: all weights are 1.
 
     Raises:
-        ValueError: a width below 1, twice, or above that of the vectors; weights that do not fit.
+        ValueError: a width that is below 1, repeated, or above that of the vectors; as many weights as widths are
+            expected, all above 0.
 
     Relations:
-        Wraps `InfoNCELoss` and is called in its place.
+        Wraps `InfoNCELoss` and replaces it.
     """
 
     def __init__(self, contrastive: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None) -> None:
@@ -45,7 +46,7 @@ class MatryoshkaLoss(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """τ of the loss inside."""
+        """Return τ of the wrapped loss."""
         return float(self.contrastive.temperature)  # type: ignore[arg-type]
 
     def forward(
@@ -57,7 +58,7 @@ class MatryoshkaLoss(nn.Module):
         weight_B: Tensor | None = None,
         reduction: str = "mean",
     ) -> Tensor:
-        """Return the loss, the full width first; arguments and shapes as `InfoNCELoss.forward`."""
+        """Return the loss; see `InfoNCELoss.forward` for arguments and shapes."""
         full = query_BD.shape[1]
         if max(self.weights) > full:
             raise ValueError(f"dims: found {max(self.weights)} for vectors of width {full}; expected up to {full}")
@@ -65,13 +66,13 @@ class MatryoshkaLoss(nn.Module):
         weights = {full: 1.0, **{width: weight for width, weight in self.weights.items() if width != full}}
         total = query_BD.new_zeros(())
         for width, weight in weights.items():
-            parts = [prefix(one, width) for one in (query_BD, *segments)]
+            parts = [prefix(vector_ND, width) for vector_ND in (query_BD, *segments)]
             total = total + weight * self.contrastive(parts[0], parts[1:], target_B, excluded, weight_B, reduction)
         return total / sum(weights.values())
 
 
 def prefix(vector_BD: Tensor, width: int) -> Tensor:
-    """Return the first `width` dimensions at length one; the vectors themselves where that is all of them.
+    """Return the first `width` dimensions, normalized to length one; at the full width the vectors unchanged.
 
     Shapes:
         (B, D) → (B, width), in float32 or wider.

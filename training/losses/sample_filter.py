@@ -1,4 +1,4 @@
-"""Dynamic sample filtering: triplets that the model does not yet trust pull less.
+"""Dynamic sample filtering: lower the weight of triplets in which the model has little trust.
 
 Shape suffixes: B triplets (query, positive, hard negative).
 """
@@ -13,15 +13,15 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 
 def triplet_trust(positive_B: Tensor, negative_B: Tensor, kappa: float, margin: float) -> Tensor:
-    """Trust in each triplet: `φ = σ(κ (r_q·r_p - r_q·r_n - m̄))`.
+    """Return the trust in each triplet: `φ = σ(κ (r_q·r_p - r_q·r_n - m̄))`.
 
     Source: MOON2.0, arXiv 2511.12449, dynamic sample filtering.
 
     Args:
         positive_B: r_q·r_p, the similarity with the positive.
-        negative_B: r_q·r_n, the similarity with the hard negative; -inf where there is none, which gives φ = 1.
-        kappa: κ, the steepness, no unit.
-        margin: m̄, by how much the positive shall be nearer, in cosine similarity.
+        negative_B: r_q·r_n, the similarity with the hard negative. A query without hard negative has -inf, hence φ = 1.
+        kappa: κ, the steepness, without unit.
+        margin: m̄, the required lead of the positive over the hard negative, in cosine similarity.
 
     Shapes:
         (B,), (B,) → (B,) float in [0, 1].
@@ -31,15 +31,15 @@ def triplet_trust(positive_B: Tensor, negative_B: Tensor, kappa: float, margin: 
 
 @dataclass(frozen=True)
 class SampleFilter:
-    """Weights of triplets, from their trust and the progress of training.
+    """The weights of triplets, computed from their trust and the progress of training.
 
-    `w = 1 where φ ≥ threshold, otherwise φ / threshold` (or a constant), with
-    `m̄(t) = end + (start - end)·c(t)`, c falling from 1 to 0 over training as half a cosine, or linearly.
+    `w = 1 if φ ≥ threshold, otherwise φ / threshold` (or a constant), with
+    `m̄(t) = end + (start - end)·c(t)`, where c falls from 1 to 0 over training, as half a cosine or linearly.
 
-    Source: MOON2.0, arXiv 2511.12449, for φ, the threshold 0.6 and that m̄ decays, so that easy, trusted triplets come
-    first. κ, the schedule and the weight are our design, because the paper gives none (precedent: the soft weights of
-    self-paced learning, Jiang et al. 2014): κ = 20 is 1/τ at τ = 0.05, so that φ is what a softmax over positive and
-    negative alone would say; the weight has no jump at the threshold; a cosine as the learning rate's.
+    Source: MOON2.0, arXiv 2511.12449, for φ, the threshold 0.6 and the decay of m̄, which lets easy, trusted triplets
+    come first. The paper does not publish κ, the schedule or the weight; they are our design (precedent: the soft
+    weights of self-paced learning, Jiang et al. 2014). κ = 20 is 1/τ at τ = 0.05, so that φ is the softmax over the
+    positive and the negative. The weight is continuous at the threshold, and the cosine is that of the learning rate.
 
     Args:
         threshold: φ below which a triplet counts less, in (0, 1].
@@ -50,7 +50,7 @@ class SampleFilter:
         weight: a constant weight of triplets below the threshold, 0 to drop them; None is φ / threshold.
 
     Raises:
-        ValueError: a value out of range, named.
+        ValueError: a value is out of range; the message names it.
     """
 
     threshold: float = 0.6
@@ -73,10 +73,10 @@ class SampleFilter:
             raise ValueError(f"weight: found {self.weight}; expected 0 to 1, or None")
 
     def margin_at(self, progress: float) -> float:
-        """Return m̄ after a share of the training.
+        """Return m̄ at a point of the training.
 
         Args:
-            progress: steps done over all steps; below 0 counts as 0, above 1 as 1.
+            progress: the number of finished steps divided by the number of all steps, clamped to [0, 1].
         """
         progress = min(max(progress, 0.0), 1.0)
         if self.schedule == "constant":
@@ -85,7 +85,7 @@ class SampleFilter:
         return self.end + (self.start - self.end) * left
 
     def weights(self, positive_B: Tensor, negative_B: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """Return the triplets' weights and which of them are down-weighted.
+        """Return the weights of the triplets, and a mask of those with a lowered weight.
 
         Args:
             positive_B, negative_B: as in `triplet_trust`; no gradient flows through them.

@@ -1,4 +1,4 @@
-"""Which products are hard negatives of a query: near to it, of its answer's category, and yet no answer.
+"""Choose the hard negatives of a query: products near to it and in the category of its answer, but not answers.
 
 Shape suffixes: B queries of a block, N products, S products of a shard, K best candidates, D embedding width.
 """
@@ -20,29 +20,28 @@ CHOICES = ("hardest", "random")
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """Guards against false negatives, and how many negatives are wanted.
+    """Guards against false negatives, and the number of negatives.
 
-    A candidate is of the same category as an answer, neither a known answer nor a variant of one nor the reference
-    product, nor identical to one of these in text and pictures (or to an answer in title and pictures), stands within the
-    rank window, and its similarity is at most
-    `min over known answers of s − margin` and `s − (1 − ratio)·|s|`.
+    A candidate is in the same category as an answer and within the rank window. It is not a known answer, a variant of an
+    answer or the reference product, nor identical to one of these in text and pictures (or to an answer in title and
+    pictures). Its similarity is at most `min over known answers of s − margin` and `s − (1 − ratio)·|s|`.
     Source: MOON, arXiv 2508.11999 §3.2, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
     arXiv 2407.15831: TopK-shifted, TopK-MarginPos and TopK-PercPos, of which 95 % of the positive's similarity was best;
     sentence-transformers' `mine_hard_negatives` has the same guards for plain texts).
 
     Args:
-        per_query (`int`): negatives wanted for each query. Default 4.
-        first_rank, last_rank (`int`): the window, counted from 1 among the candidates of the category. Default 1, 100.
+        per_query (`int`): number of negatives for each query. Default 4.
+        first_rank, last_rank (`int`): the rank window, counted from 1 among the candidates of the category. Default 1, 100.
         margin (`float`): see above, in units of cosine similarity, 0 or more. Default 0.
         ratio (`float`): see above, above 0 and at most 1. Default 0.95.
-        category_levels (`int` or `None`): how many levels of the category path have to agree, from the top; `None`: the
-            whole path, 0: none. An answer without a path agrees with every product. Default `None`.
+        category_levels (`int` or `None`): number of levels of the category path that must agree, from the top; `None`: the
+            whole path, 0: no level. An answer without a path agrees with every product. Default `None`.
         mask_groups (`bool`): whether products of an answer's group are left out. Default True.
-        choose (`str`): "hardest" takes the nearest candidates, "random" draws among them by `seed`. Default "hardest".
-        seed (`int`): of "random". Default 0.
+        choose (`str`): "hardest" takes the nearest candidates, "random" draws among them with `seed`. Default "hardest".
+        seed (`int`): seed of "random". Default 0.
 
     Raises:
-        OptionError: a number outside these bounds, or an unknown choice.
+        OptionError: a number is outside these bounds, or the choice is unknown.
     """
 
     per_query: int = 4
@@ -74,7 +73,7 @@ class MiningOptions:
 
 @dataclass(frozen=True)
 class Mined:
-    """What was found for one query: product ids, the nearest first, their similarities, and why there are so few."""
+    """The hard negatives of one query: product ids, the nearest first, their similarities, and why some are missing."""
 
     negatives: tuple[str, ...] = ()
     similarities: tuple[float, ...] = ()
@@ -82,15 +81,16 @@ class Mined:
 
 
 class ProductIndex:
-    """What the guards need to know about the products of a gallery, by row.
+    """Codes of the products of a gallery that the guards compare, by row.
 
     Args:
         products: the gallery, in the order of its vectors.
         options: see `MiningOptions`.
 
     Shapes:
-        category_N, group_N, identical_N and looks_N (N,) int64 codes; a group code of -1 is no group, a category code of -1
-        no category. Products with one code in identical_N have the same texts and pictures, in looks_N title and pictures.
+        category_N, group_N, identical_N and looks_N (N,) int64 codes; -1 in group_N or category_N means that the product has
+        no group or no category. Products with equal codes in identical_N have the same texts and pictures; with equal codes
+        in looks_N, the same title and pictures.
     """
 
     def __init__(self, products: Sequence[ProductRow], options: MiningOptions) -> None:
@@ -110,11 +110,11 @@ class ProductIndex:
         self.looks_N = torch.tensor(equal.same_looks, dtype=torch.int64)
 
     def rows(self, names: Iterable[str]) -> list[int]:
-        """Return the rows of products that are in the gallery."""
+        """Return the rows of those products that are in the gallery."""
         return [self.row_of[name] for name in names if name in self.row_of]
 
     def allowed(self, queries: Sequence[QueryRow], rows: slice) -> Tensor:
-        """Mark the products that may be hard negatives of each query, by everything but similarity.
+        """Return which products may be hard negatives of each query, by all guards except similarity.
 
         Args:
             queries: B queries.
@@ -151,20 +151,20 @@ def similarity_limit(positive_similarities: Sequence[float], options: MiningOpti
 def best_candidates(
     query_BD: Tensor, shards: Iterable[tuple[int, Tensor]], allowed: Callable[[slice], Tensor], depth: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the `depth` nearest allowed products of each query, the gallery read shard by shard.
+    """Return the `depth` nearest allowed products of each query, reading the gallery shard by shard.
 
-    Memory does not grow with the gallery: a running best list is merged with each shard's.
+    Memory does not grow with the gallery: the best list so far is merged with each shard.
 
     Args:
         query_BD: vectors of length one.
         shards: (row of the first product, vectors of length one), together the whole gallery; rows of products that
             could not be encoded hold NaN.
-        allowed: called with the rows of a shard, says which of them count for which query: (B, S) bool.
+        allowed: called with the rows of a shard, returns which of them are allowed for which query: (B, S) bool.
         depth: K.
 
     Shapes:
-        query_BD (B, D) float; each shard (S, D) float. Returns similarity (B, K) float32 in descending order, -inf where
-        there are fewer than K, and product rows (B, K) int64.
+        query_BD (B, D) float; each shard (S, D) float. Returns similarity (B, K) float32 in descending order, padded with
+        -inf, and product rows (B, K) int64.
     """
     blocks, device = len(query_BD), query_BD.device
     best_BK = torch.full((blocks, depth), -math.inf, device=device)
@@ -175,7 +175,7 @@ def best_candidates(
         allowed_BS = allowed(slice(first, first + len(shard_SD))).to(device)
         similarity_BS = similarity_BS.masked_fill(~allowed_BS | similarity_BS.isnan(), -math.inf)
         row_BS = torch.arange(first, first + len(shard_SD), device=device).expand(blocks, -1)
-        # Stable: among equal similarities the first row stays, however the gallery is cut into shards.
+        # Stable: among equal similarities the first row wins, for any size of the shards.
         merged, order = torch.cat([best_BK, similarity_BS], dim=1).sort(dim=1, descending=True, stable=True)
         best_BK, order = merged[:, :depth], order[:, :depth]
         row_BK = torch.cat([row_BK, row_BS], dim=1).gather(1, order)
@@ -188,18 +188,18 @@ def choose_negatives(
     """Pick a query's negatives from its ranked candidates.
 
     Args:
-        index: names the products, and holds the options.
-        similarity_K: descending, -inf for no candidate.
-        row_K: their rows.
-        limit: what `similarity_limit` returned.
-        rng: source of the choice where it is random.
+        index: the products and the options.
+        similarity_K: similarities in descending order, padded with -inf.
+        row_K: rows of the candidates.
+        limit: the result of `similarity_limit`.
+        rng: random generator of the choice "random".
 
     Shapes:
         similarity_K (K,) float; row_K (K,) int64; K at least `last_rank`.
     """
     options = index.options
-    there = int(torch.isfinite(similarity_K).sum())
-    window = range(options.first_rank - 1, min(options.last_rank, there))
+    candidates = int(torch.isfinite(similarity_K).sum())
+    window = range(options.first_rank - 1, min(options.last_rank, candidates))
     kept = [rank for rank in window if float(similarity_K[rank]) <= limit]
     if options.choose == "random" and len(kept) > options.per_query:
         kept = sorted(int(rank) for rank in rng.choice(kept, options.per_query, replace=False))
@@ -208,7 +208,7 @@ def choose_negatives(
     if len(kept) < options.per_query:
         reason = (
             "no other product in the category"
-            if not there
+            if not candidates
             else "no candidate in the rank window"
             if not len(window)
             else "too near to the positive"

@@ -1,10 +1,10 @@
-"""Mine hard negatives with a model: near to a query, of its answer's category, and yet no answer.
+"""Mine hard negatives with a model: products near to a query and in the category of its answer, but not answers.
 
     moon3 mine --model DIR --data FOLDER|FILE|catalogue --output FOLDER
 
 OUTPUT/queries.parquet is the queries table with the column `negatives` filled for the queries of the split, ready for a
-recipe: data: [{products: …, queries: OUTPUT/queries.parquet}]. OUTPUT/report.json says how many queries got how many, and
-why some got fewer. OUTPUT/vectors and OUTPUT/mined are kept: an interrupted run goes on where it stopped.
+recipe: data: [{products: …, queries: OUTPUT/queries.parquet}]. OUTPUT/report.json counts the negatives of the queries, and
+the reasons why some queries have fewer. OUTPUT/vectors and OUTPUT/mined are kept: the same command resumes.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import evaluation.baselines  # noqa: F401 - makes its models known
+import evaluation.baselines  # noqa: F401 - registers its models
 from product_data.atomic_files import write_atomically
 from product_data.table_files import ImageSource
 from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow
@@ -50,27 +50,27 @@ _SAMPLED_BYTES = 2**20
 
 
 class MiningError(ValueError):
-    """What cannot be mined, or not into this folder."""
+    """Raised if the data cannot be mined, or the folder cannot be used."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True)
 class MiningJob:
-    """Where to mine what.
+    """The settings of a mining.
 
     Args:
-        output: the folder that is written.
-        split (`str`): whose queries get negatives, from the products of that split. A table that names no splits is split
-            as training does. "all": everything. Default "train".
-        batch_size (`int`): records a batch in encoding. Default 32.
-        shard_rows (`int`): records a shard: what an interruption can cost. Default 1024.
-        overwrite (`bool`): start anew in a folder that holds another mining. Default False.
-        progress (`bool`): show a bar. Default True.
+        output: folder to write.
+        split (`str`): split whose queries get negatives, from the products of that split. A table without splits is split
+            as in training. "all": all queries and products. Default "train".
+        batch_size (`int`): number of queries or products in a batch of encoding. Default 32.
+        shard_rows (`int`): number of queries or products in a shard; an interruption loses at most one shard. Default 1024.
+        overwrite (`bool`): replace another mining in the folder. Default False.
+        progress (`bool`): show a progress bar. Default True.
         options: the guards, see MiningOptions.
 
     Raises:
-        MiningError: a number below 1.
+        MiningError: a number is below 1.
     """
 
     output: Path
@@ -83,7 +83,9 @@ class MiningJob:
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.shard_rows) < 1:
-            raise MiningError("batch-size and shard-rows: expected 1 or more")
+            raise MiningError(
+                f"batch-size and shard-rows: found {self.batch_size} and {self.shard_rows}; expected 1 or more"
+            )
 
 
 def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, model_path: str = "") -> dict[str, Any]:
@@ -93,27 +95,29 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
         model, processor: from `retrieval.encode.load_for_evaluation`.
         tables: the whole data set.
         job: see MiningJob.
-        model_path: the folder of the model, whose weights tell this mining from one with another model.
+        model_path: folder of the model; its weights distinguish this mining from a mining with another model.
 
     Returns:
-        The report: queries, "negatives" (number of negatives → queries that got so many), "reasons" (why fewer → queries),
-        examples, what could not be encoded, "shortened" (see `retrieval.shortened.shortened_summary`) and the "max_tokens" to
-        which it was cut.
+        The report: queries, "negatives" (number of negatives → number of queries), "reasons" (why negatives are missing →
+        number of queries), examples, "unreadable" (queries and products that could not be encoded), "shortened" (see
+        `retrieval.shortened.shortened_summary`) and its limit "max_tokens".
 
     Raises:
-        MiningError: no queries or no products in the split, or a folder that holds a mining with another model or data.
-        TableError: no such split.
+        MiningError: the split has no queries or no products, or the folder holds a mining with another model or data.
+        TableError: the split does not exist.
     """
     split_tables = with_splits(tables) if set(tables.splits) <= {EVERY_SPLIT} and job.split != EVERY_SPLIT else tables
     part = split_tables.select(job.split)
     if not part.queries or not part.products:
         raise MiningError(
-            f"{tables.name}: split {job.split!r} has {len(part.queries)} queries and {len(part.products)} products; "
+            f"{tables.name}, split {job.split!r}: found {len(part.queries)} queries and {len(part.products)} products; "
             "expected at least one of each"
         )
     twice = [name for name, uses in Counter(query.query_id for query in tables.queries).items() if uses > 1]
     if twice:
-        raise MiningError(f"{tables.name}: query_id {twice[0]!r} is used twice; expected a query_id for each query")
+        raise MiningError(
+            f"{tables.name}: found query_id {twice[0]!r} twice; expected a different query_id for each query"
+        )
     store = _Store(
         job, part, f"{config_digest(model)} {_weights_digest(model_path)} {_settings_digest(processor)}", model_path
     )
@@ -128,7 +132,7 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
         }
         mined = list(_mine_all(store, part, next(model.parameters()).device, bar))
     write_queries(tables.queries, dict(zip((row.query_id for row in part.queries), mined, strict=True)), job.output)
-    shortened = shortened_summary(one for _, cut in named.values() for one in cut)
+    shortened = shortened_summary(entry for _, cut in named.values() for entry in cut)
     report = _report(part, mined, {kind: skipped for kind, (skipped, _) in named.items()}, job)
     report |= {"shortened": shortened, "max_tokens": processor.max_tokens}
     write_atomically(job.output / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -136,7 +140,7 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
 
 
 class _Store:
-    """The folder of a mining: vectors and mined queries by shard, each written whole or not at all."""
+    """The folder of a mining: vectors and mined queries by shard, each written atomically."""
 
     def __init__(self, job: MiningJob, part: ProductTables, encoder: str, model_path: str) -> None:
         self.folder, self.job = job.output, job
@@ -152,7 +156,7 @@ class _Store:
                 f"{self.folder} holds vectors of another {differing}; expected another output, or --overwrite"
             )
         elif stored is not None and stored["mined_by"] != mined_by:
-            self._clear(_MINED)  # the vectors stay right
+            self._clear(_MINED)  # the vectors remain valid
         for name in (_VECTORS, _MINED):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         settings = {"made_of": made_of, "mined_by": mined_by, "model": model_path, "split": job.split}
@@ -169,7 +173,7 @@ class _Store:
     def encode_all(
         self, kind: str, records: Sequence[dict[str, Any]], encoder: tuple[Any, Any], bar: tqdm
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Encode what is not there yet, and return what could not be encoded, and what was shortened for it."""
+        """Encode the missing shards, and return what could not be encoded, and what was shortened."""
         skipped: list[dict[str, Any]] = []
         shortened: list[dict[str, Any]] = []
         bar.set_description(f"vectors of {kind} records")
@@ -192,7 +196,7 @@ class _Store:
                 yield start, torch.from_numpy(shard["vectors"])
 
     def vectors_of(self, kind: str, wanted: Sequence[int]) -> torch.Tensor:
-        """Return the vectors of some rows, each shard read once."""
+        """Return the vectors of some rows, reading each shard once."""
         found: dict[int, torch.Tensor] = {}
         for start in sorted({row - row % self.job.shard_rows for row in wanted}):
             with np.load(self._vectors(kind, start)) as shard:
@@ -205,29 +209,29 @@ class _Store:
         return self.folder / _VECTORS / f"{kind}-{start:09d}.npz"
 
     def mined(self, start: int) -> Path:
-        """Return the file of the mined queries from a row on."""
+        """Return the file of the mined queries that starts at a row."""
         return self.folder / _MINED / f"{start:09d}.parquet"
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a shard of vectors is there; one that does not say what was shortened is made again."""
+    """Return whether a shard of vectors is written and lists what was shortened."""
     if not path.is_file():
         return False
     with np.load(path) as shard:
         return "shortened" in shard
 
 
-def _write_vectors(path: Path, kind: str, found: Encoded, chunk: Sequence[dict[str, Any]]) -> None:
-    vectors = np.full((len(chunk), found.vectors.shape[1]), np.nan, dtype=np.float32)
-    vectors[found.kept] = found.vectors
-    named = [record.as_dict() | {"item": chunk[record.index]["id"]} for record in found.skipped]
-    cut = shortened_items(kind, found.shortened, [str(record["id"]) for record in chunk])
-    skipped, shortened = (np.array(json.dumps(one, ensure_ascii=False)) for one in (named, cut))
+def _write_vectors(path: Path, kind: str, encoded: Encoded, chunk: Sequence[dict[str, Any]]) -> None:
+    vectors = np.full((len(chunk), encoded.vectors.shape[1]), np.nan, dtype=np.float32)
+    vectors[encoded.kept] = encoded.vectors
+    named = [record.as_dict() | {"item": chunk[record.index]["id"]} for record in encoded.skipped]
+    cut = shortened_items(kind, encoded.shortened, [str(record["id"]) for record in chunk])
+    skipped, shortened = (np.array(json.dumps(entries, ensure_ascii=False)) for entries in (named, cut))
     _write_whole(path, lambda partial: np.savez(partial, vectors=vectors, skipped=skipped, shortened=shortened))
 
 
 def _write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file beside its place, and move it there once it is whole."""
+    """Write a file under a partial name, and rename it when it is complete."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as stream:
         write(stream)
@@ -235,7 +239,7 @@ def _write_whole(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def _mine_all(store: _Store, part: ProductTables, device: Any, bar: tqdm) -> Iterator[Mined]:
-    """Mine shard by shard; finished shards are read."""
+    """Mine shard by shard, reading the finished shards."""
     index = ProductIndex(part.products, store.job.options)
     bar.set_description("hard negatives")
     for start in store.starts(len(part.queries)):
@@ -246,11 +250,9 @@ def _mine_all(store: _Store, part: ProductTables, device: Any, bar: tqdm) -> Ite
             table = pyarrow.table(
                 {
                     "query_id": [query.query_id for query in queries],
-                    "negatives": pyarrow.array([list(one.negatives) for one in mined], pyarrow.list_(pyarrow.string())),
-                    "similarities": pyarrow.array(
-                        [list(one.similarities) for one in mined], pyarrow.list_(pyarrow.float64())
-                    ),
-                    "reason": pyarrow.array([one.reason for one in mined], pyarrow.string()),
+                    "negatives": pyarrow.array([list(query.negatives) for query in mined], _TEXTS),
+                    "similarities": pyarrow.array([list(query.similarities) for query in mined], _NUMBERS),
+                    "reason": pyarrow.array([query.reason for query in mined], pyarrow.string()),
                 }
             )
             _write_whole(path, lambda stream, table=table: pyarrow.parquet.write_table(table, stream))  # type: ignore[misc]
@@ -286,12 +288,15 @@ def _mine_block(
 
 
 def write_queries(queries: Sequence[QueryRow], mined: dict[str, Mined], folder: Path) -> Path:
-    """Write every query as the two-table format has it, those mined with their negatives; given negatives come first.
+    """Write all queries in the two-table format, with their given negatives followed by the mined ones.
 
     Args:
         queries: the whole table.
-        mined: what was found, by query id.
-        folder: where queries.parquet is written.
+        mined: hard negatives by query id.
+        folder: folder of queries.parquet.
+
+    Returns:
+        The path of queries.parquet.
     """
     nothing = Mined()
     rows = []
@@ -366,21 +371,22 @@ def _report(
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """Return the report as a person reads it."""
+    """Return the report as readable text."""
     lines = [f"{report['data']}, split {report['split']}: {report['queries']} queries, {report['products']} products"]
     lines += [f"  {queries} queries got {count} negatives" for count, queries in report["negatives"].items()]
     for reason, queries in report["reasons"].items():
         more = ", …" if queries > _EXAMPLES else ""
-        lines.append(f"  fewer than wanted for {queries}: {reason} ({', '.join(report['examples'][reason])}{more})")
-    for kind, records in report["unreadable"].items():
-        lines += [f"  cannot be encoded: {kind} {one['item']}, {one['field']}: {one['reason']}" for one in records]
+        examples = ", ".join(report["examples"][reason])
+        lines.append(f"  {queries} queries got fewer negatives than requested: {reason} ({examples}{more})")
+    for kind, unread in report["unreadable"].items():
+        lines += [f"  cannot be encoded: {kind} {row['item']}, {row['field']}: {row['reason']}" for row in unread]
     if report["shortened"]["items"]:
         lines.append(f"  {shortened_sentence(report['shortened'], report['max_tokens'])}")
     return "\n".join(lines)
 
 
 def _weights_digest(model_path: str) -> str:
-    """Tell weights apart by the size and the first and last mebibyte of each of their files; a hub id by its name."""
+    """Return a digest of the size and the first and last mebibyte of each file of weights, or of a hub id."""
     folder = Path(model_path)
     files = sorted(folder.glob("*.safetensors")) if model_path and folder.is_dir() else []
     digest = hashlib.blake2b(b"" if files else model_path.encode(), digest_size=8)
@@ -394,7 +400,7 @@ def _weights_digest(model_path: str) -> str:
 
 
 def _settings_digest(processor: Any) -> str:
-    """Tell processors apart by what decides how a record is written and how large its pictures are."""
+    """Return a digest of the settings of a processor, which decide on prompts and on sizes of pictures."""
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
@@ -412,7 +418,7 @@ def _data_digest(part: ProductTables) -> str:
 
 
 def _without_pixels(row: Any) -> dict[str, Any]:
-    """Return the picture fields of a row with its paths alone."""
+    """Return the picture fields of a row with paths only."""
     if hasattr(row, "images"):
         return {"images": tuple(image for image in row.images if isinstance(image, str))}
     return {"image": row.image if isinstance(row.image, str) else None}

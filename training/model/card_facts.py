@@ -1,7 +1,7 @@
-"""Collect what a checkpoint's card shows: what its own files say, and what its base says of itself.
+"""Collect the facts of a checkpoint's card from its files and from the card of its base.
 
-A step in the making of weights is written down when it is made, in `model_card.json`, and handed on: a training copies the steps
-of the checkpoint that it starts from (`training.runs.cards`), so that data and base are known however many trainings lie between.
+Each step that changes weights is recorded in `model_card.json`. A training copies the steps of the checkpoint that it
+starts from (`training.runs.cards`), so that data and base are known after any number of trainings.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from model_cards.facts import README_FILE, Base, Card, CardError, Licence, Sizes
 from model_cards.metadata import front_matter
 from model_cards.rendering import write_card
 
-OURS = "apache-2.0"
-"""The licence of the code, of what it draws and of weights that it makes at random."""
+OUR_LICENCE = "apache-2.0"
+"""The licence of the code, of the drawn catalogue and of random weights."""
 RANDOM_TAG = "random-weights"
 WIDTHS = "Matryoshka widths"
-"""What a training's step calls the narrower widths that it trained at."""
+"""The detail of a training step that lists the smaller widths of the training."""
 _EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 _MOON_SETTINGS = ("expert_routing", "num_experts", "num_experts_per_token", "readout", "fusion", "fire_layers")
 
 
-def described(folder: Path) -> dict[str, Any]:
-    """Return the metadata at the head of a folder's README.md, as the hub has it; nothing where there is none.
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata at the beginning of a folder's README.md; empty without a README.md or metadata.
 
     Args:
-        folder: of a checkpoint or a data set.
+        folder: the folder of a checkpoint or data set.
     """
     try:
         return front_matter((folder / README_FILE).read_text(encoding="utf-8"))
@@ -40,28 +40,28 @@ def described(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def described_licence(folder: Path) -> Licence:
-    """Return the licence that a folder's README.md states, as the hub has it; an empty one where it states none.
+def stated_licence(folder: Path) -> Licence:
+    """Return the licence in the metadata of a folder's README.md; an empty one if it states none.
 
     Args:
-        folder: of a checkpoint or a data set.
+        folder: the folder of a checkpoint or data set.
     """
-    values = described(folder)
+    values = read_metadata(folder)
     texts = [values.get(name) for name in ("license", "license_name", "license_link")]
     return Licence(*(text if isinstance(text, str) else None for text in texts))
 
 
 def base_facts(base: str | Path, folder: Path) -> Base:
-    """Return what is known of a base that becomes a Moon.
+    """Return the facts of a base that is upcycled.
 
     Args:
-        base: what was asked for: a folder or an id of the hub.
-        folder: where it lies.
+        base: the folder or hub id of the base.
+        folder: its local folder.
     """
-    values = described(folder)
+    values = read_metadata(folder)
     hub_id = None if Path(base).exists() else str(base)
     return Base(
-        hub_id or Path(base).resolve().name, hub_id, described_licence(folder), RANDOM_TAG in (values.get("tags") or [])
+        hub_id or Path(base).resolve().name, hub_id, stated_licence(folder), RANDOM_TAG in (values.get("tags") or [])
     )
 
 
@@ -69,21 +69,21 @@ def write_upcycled_card(checkpoint: Path, name: str, base: str | Path, base_fold
     """Write the card of a checkpoint that has just been upcycled.
 
     Args:
-        checkpoint: its folder, under whatever name it is being written.
-        name: the name that it will have.
-        base, base_folder: as in `base_facts`.
-        **details: what the card shows of the upcycling, such as the preset.
+        checkpoint: its folder, which may still have a temporary name.
+        name: its final name.
+        base, base_folder: see `base_facts`.
+        **details: details of the upcycling on the card, such as the preset.
     """
     step = Step("upcycling", base_facts(base, base_folder), details=details)
     write_card(checkpoint, facts_of(checkpoint, name, [step], source=name), overwrite=True)
 
 
 def sizes_of(folder: Path, steps: Iterable[Step]) -> Sizes:
-    """Return how large a checkpoint is, from the heads of its weights files and its configuration.
+    """Return the sizes of a checkpoint, from the headers of its weight files and its configuration.
 
     Args:
         folder: its folder.
-        steps: how it was made, for the narrower widths that it was trained at.
+        steps: the steps of its making, which contain the smaller widths of trainings.
     """
     config, files = _json(folder / "config.json"), sorted(folder.glob("*.safetensors"))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -114,60 +114,61 @@ def sizes_of(folder: Path, steps: Iterable[Step]) -> Sizes:
 
 
 def settings_of(folder: Path, steps: Iterable[Step]) -> dict[str, Any]:
-    """Return the settings of architecture and processor that a card shows.
+    """Return the settings of architecture and processor on a card.
 
     Args:
         folder: the checkpoint.
-        steps: how it was made, for the preset.
+        steps: the steps of its making, which contain the preset.
     """
     config, processor = _json(folder / "config.json"), _json(folder / "processor_config.json")
     presets = [step.details["preset"] for step in steps if "preset" in step.details]
-    found: dict[str, Any] = {"preset": presets[-1]} if presets else {}
-    found["backbone"] = (config.get("vlm_config") or {}).get("model_type")
+    settings: dict[str, Any] = {"preset": presets[-1]} if presets else {}
+    settings["backbone"] = (config.get("vlm_config") or {}).get("model_type")
     if config.get("expert_routing") == "none":
         config = {name: value for name, value in config.items() if not name.startswith("num_experts")}
-    found |= {name: config.get(name) for name in (*_MOON_SETTINGS, "max_reasoning_tokens", "dtype")}
-    found |= {name: processor.get(name) for name in ("max_tokens", "max_image_tokens", "core_crop")}
-    return {name: value for name, value in found.items() if value not in (None, False)}
+    settings |= {name: config.get(name) for name in (*_MOON_SETTINGS, "max_reasoning_tokens", "dtype")}
+    settings |= {name: processor.get(name) for name in ("max_tokens", "max_image_tokens", "core_crop")}
+    return {name: value for name, value in settings.items() if value not in (None, False)}
 
 
 def kind_of(folder: Path) -> Literal["moon", "dual_tower", "adapter"]:
-    """Return what kind of checkpoint lies in a folder.
+    """Return the kind of checkpoint in a folder.
 
     Raises:
-        CardError: none that a card can be written for.
+        CardError: the folder does not contain a checkpoint for which a card can be written.
     """
     if (folder / "config.json").is_file():
-        found = _json(folder / "config.json").get("model_type")
-        if found in ("moon", "moon_dual_tower"):
-            return "moon" if found == "moon" else "dual_tower"
-        raise CardError(f"{folder}: found a checkpoint of type {found!r}; expected a Moon or a dual tower")
+        model_type = _json(folder / "config.json").get("model_type")
+        if model_type in ("moon", "moon_dual_tower"):
+            return "moon" if model_type == "moon" else "dual_tower"
+        raise CardError(f"{folder}: found a checkpoint of type {model_type!r}; expected a Moon or a dual tower")
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     raise CardError(f"{folder}: found no config.json; expected a checkpoint's folder")
 
 
 def licence_of(steps: Sequence[Step]) -> Licence:
-    """Return the licence that follows from how weights were made; an empty one where a person has to say.
+    """Return the licence that follows from the steps of a checkpoint; an empty one if a person must declare it.
 
-    Weights of a base keep the base's. Weights from random numbers are under the licence of the code if all their data is.
+    Weights keep the licence of their base. Weights that were initialized at random have the licence of the code if all
+    data sets have it.
     """
     bases = [step.base for step in steps if step.base is not None]
     if not bases or any(step.kind == "unrecorded" for step in steps):
         return Licence()
-    if bases[0].random and any(one.licence != OURS for step in steps for one in step.data):
+    if bases[0].random and any(data_set.licence != OUR_LICENCE for step in steps for data_set in step.data):
         return Licence()
     return bases[0].licence
 
 
 def facts_of(folder: Path, name: str, steps: Sequence[Step], *, source: str | None = None) -> Card:
-    """Return the facts of a checkpoint that nobody has measured yet.
+    """Return the facts of a checkpoint, without results.
 
     Args:
-        folder: where it lies now.
-        name: its heading.
-        steps: how it was made.
-        source: what the code on the card loads. Default: the folder's name.
+        folder: its folder.
+        name: the heading of the card.
+        steps: the steps of its making.
+        source: the name that the code on the card loads. Default: the folder's name.
     """
     kind = kind_of(folder)
     return Card(

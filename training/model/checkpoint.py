@@ -1,4 +1,4 @@
-"""Moon checkpoints on disk: weights, processor, the code that loads them, and the files of sentence-transformers."""
+"""Write Moon checkpoints: weights, processor, the code that loads them, and the files of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MODEL_FILES = sorted(path.name for path in _CODE.glob("*_moon.py"))
 
 
 def write_code_and_settings(config: Any, processor: Any, folder: str | Path) -> None:
-    """Write everything of a checkpoint but its weights: configuration, processor, code, sentence-transformers' files.
+    """Write all files of a checkpoint except its weights: configuration, processor, code, sentence-transformers' files.
 
     Args:
         config: the `MoonConfig`.
@@ -48,7 +48,7 @@ def _write_modules(folder: Path) -> None:
 
 
 def mark_adapter(folder: str | Path) -> None:
-    """Write beside an adapter what lets sentence-transformers find our module, which then says what to load instead.
+    """Write the files by which sentence-transformers finds our module, which says what to load instead of the adapter.
 
     Args:
         folder: the adapter's folder, which exists.
@@ -59,27 +59,27 @@ def mark_adapter(folder: str | Path) -> None:
 
 
 def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: str | Path | None = None) -> Path:
-    """Write a complete checkpoint that loads through `AutoModel`, `AutoModelForImageTextToText` and `SentenceTransformer`.
+    """Write a complete checkpoint for `AutoModel`, `AutoModelForImageTextToText` and `SentenceTransformer`.
 
     Args:
         model: a `MoonModel` or `MoonForConditionalGeneration`.
         processor: its `MoonProcessor`.
-        folder: where to write.
-        lm_head_from: the checkpoint that a `MoonModel` was trained from: its generation settings and, where it is untied,
-            its output layer are written beside the trained weights, so that the new checkpoint can still write text.
+        folder: the folder to write.
+        lm_head_from: the checkpoint from which a `MoonModel` was trained. Its generation settings and its output layer,
+            if untied, are written with the trained weights, so that the new checkpoint can still generate text.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a `MoonModel` with an untied output layer and no `lm_head_from`; a model with adapters.
+        ValueError: a `MoonModel` with an untied output layer and without `lm_head_from`, or a model with adapters.
     """
     folder = Path(folder)
     wrapped = weights_under_adapters(model)
     if wrapped:
         raise ValueError(
-            f"adapters wrap {len(wrapped)} weights of the model, among them {wrapped[0]}; expected the model that "
-            "merge_and_unload() gives"
+            f"model: found that adapters wrap {len(wrapped)} weights, such as {wrapped[0]}; expected the model that "
+            "merge_and_unload() returns"
         )
     if lm_head_from is not None or not hasattr(model, "lm_head"):
         model = _with_output_layer(model, lm_head_from)
@@ -91,13 +91,16 @@ def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: s
 
 
 def _with_output_layer(model: Any, donor: str | Path | None) -> Any:
-    """The model as a writer of text, with the output layer and the generation settings of the donor."""
+    """Return the model for generation, with the output layer and the generation settings of the donor."""
     if hasattr(model, "lm_head"):
         return model
     if donor is None:
         if model.config.tie_word_embeddings:
             return model
-        raise ValueError("an untied output layer is not in a MoonModel: pass lm_head_from, the checkpoint it came from")
+        raise ValueError(
+            "lm_head_from: found None for a MoonModel with an untied output layer; expected the checkpoint that it was "
+            "trained from"
+        )
     whole = MoonForConditionalGeneration.from_pretrained(donor, dtype=model.dtype)
     whole.model, whole.config = model, model.config
     whole.tie_weights()

@@ -1,4 +1,4 @@
-"""Embed the patches of pictures by one matrix product, which a CPU computes several times faster than a convolution."""
+"""Embed the patches of pictures by a matrix product, which a CPU computes several times faster than a convolution."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class MatrixPatches(nn.Conv3d):
-    """A convolution whose kernel covers its whole input, computed as the matrix product that it is. Our design.
+    """A convolution whose kernel covers its whole input, computed as a matrix product. Our design.
 
-    The weights, their names and the result, up to the rounding of float32, are those of the convolution. On one CPU core the
-    convolution takes a quarter of a training step of a small model, the product 2 % of it.
+    The weights and their names are those of the convolution, and so is the result up to the rounding of float32. On one
+    CPU core, the convolution takes a quarter of the training step of a small model, the matrix product 2 %.
 
     Shapes:
         (P, C, K1, K2, K3) of kernel size (K1, K2, K3) → (P, D, 1, 1, 1).
@@ -22,15 +22,15 @@ class MatrixPatches(nn.Conv3d):
 
 
 def patches_by_matrix(model: nn.Module) -> int:
-    """Replace in place how the patch embeddings of a model are computed, and return how many were found.
+    """Compute the patch embeddings of a model by matrix products from now on, and return their number.
 
     Args:
-        model: any; a patch embedding is a three-dimensional convolution named `proj` of a module named `patch_embed` whose
-            stride is its kernel.
+        model: any model. A patch embedding is a three-dimensional convolution `proj` in a module `patch_embed`, whose
+            stride equals its kernel size.
     """
-    found = 0
+    count = 0
     for name, module in model.named_modules():
         if name.endswith("patch_embed.proj") and type(module) is nn.Conv3d and module.stride == module.kernel_size:
             module.__class__ = MatrixPatches
-            found += 1
-    return found
+            count += 1
+    return count

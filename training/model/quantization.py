@@ -1,4 +1,4 @@
-"""QLoRA: a frozen base in 4 or 8 bits under adapters that learn. Not run by us for want of a GPU; see CONTRIBUTING.md."""
+"""QLoRA: train adapters on a frozen base in 4 or 8 bits. We have not tested it on a GPU."""
 
 from typing import Any
 
@@ -7,24 +7,23 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 WHOLE_MODULES = ("visual", "router", "fire", "fusion", "detail_mergers", "projection", "lm_head")
-"""Modules whose linear layers keep their precision: pictures' detail, and small parts that decide or come last."""
+"""Modules whose linear layers are not quantized: those of pictures, and small ones that route or come last."""
 
 
 def check_quantization(model: Any) -> None:
-    """Refuse a quantised base where it cannot be trained.
+    """Raise ValueError for a quantized base that cannot be trained.
 
     Args:
         model: a `training.recipe.model.ModelArguments`.
 
     Raises:
-        ValueError: no adapters, another architecture, no GPU, or no bitsandbytes; names the key, what was found and what
-            is accepted.
+        ValueError: the recipe has no adapters or another architecture, or the machine no CUDA GPU or no bitsandbytes.
     """
     if model.quantization == "none":
         return
     found = f"quantization: found {model.quantization}"
     if model.lora is None:
-        raise ValueError(f"{found} without lora; expected with lora, because quantised weights do not learn, or none")
+        raise ValueError(f"{found} without lora; expected lora, because quantized weights cannot be trained, or none")
     if model.architecture != "moon":
         raise ValueError(f"{found} with architecture {model.architecture}; expected moon, or quantization none")
     if not torch.cuda.is_available():
@@ -34,19 +33,19 @@ def check_quantization(model: Any) -> None:
 
 
 def quantization_config(kind: str) -> BitsAndBytesConfig | None:
-    """Return how weights are kept.
+    """Return the quantization configuration, or None for "none".
 
-    4 bits: NF4 with the quantisation constants quantised too, computing in bfloat16. Source: QLoRA, arXiv 2305.14314, §3.
-    8 bits: LLM.int8(), arXiv 2208.07339.
+    4 bits: NF4 with double quantization, computing in bfloat16. Source: QLoRA, arXiv 2305.14314, §3. 8 bits:
+    LLM.int8(), arXiv 2208.07339.
 
-    bitsandbytes quantises `nn.Linear` alone. Moon's experts are 3-D parameters and keep their 2 bytes a weight, as do token
-    embeddings: where every layer has experts, the text model's attention is all that shrinks. The rest is as without
-    quantisation. peft's `prepare_model_for_kbit_training` is not called: it would cast experts and embeddings, most of the
-    weights, to float32; freezing is done with the adapters, normalisations compute in float32 by themselves, and checkpointing
-    is the recipe's `gradient_checkpointing`, never reentrant here, so that inputs need no gradient of their own.
+    bitsandbytes quantizes only `nn.Linear`. Moon's experts are 3-D parameters and keep 2 bytes per weight, like token
+    embeddings. If every layer has experts, only the attention of the text model becomes smaller. peft's
+    `prepare_model_for_kbit_training` is not called, because it would cast experts and embeddings, most of the weights,
+    to float32. The base is frozen when adapters are added, normalizations compute in float32 anyway, and
+    `gradient_checkpointing` of the recipe is not reentrant, so that inputs do not need a gradient.
 
     Args:
-        kind: "none" (which returns None), "8bit" or "4bit".
+        kind: "none", "8bit" or "4bit".
     """
     if kind == "none":
         return None

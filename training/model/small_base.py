@@ -1,8 +1,7 @@
-"""A small vision-language base with random weights, shaped on disk as a Qwen checkpoint on the hub.
+"""Make a small vision-language base with random weights, in the format of the Qwen checkpoints on the hub.
 
-It stands in for `Qwen/Qwen3-VL-*` and `Qwen/Qwen2.5-VL-*` wherever nothing can be downloaded: the quickstart, the smoke
-recipes, trainings from random weights and the tests. `training.model.upcycle` turns it into a Moon checkpoint exactly as it
-would a real one.
+It replaces `Qwen/Qwen3-VL-*` and `Qwen/Qwen2.5-VL-*` if nothing can be downloaded: in the quickstart, the smoke
+recipes, trainings from random weights and the tests. `training.model.upcycle` converts it like a pretrained checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from model_cards.facts import README_FILE
-from training.model.card_facts import OURS, RANDOM_TAG
+from training.model.card_facts import OUR_LICENCE, RANDOM_TAG
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -54,23 +53,23 @@ _CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class SmallBaseConfig:
-    """Sizes of a small random base. Our design, in the proportions of Qwen3-VL-2B.
+    """The sizes of a small random base. Our design, with the proportions of Qwen3-VL-2B.
 
     Args:
         backbone: "qwen3_vl" or "qwen2_5_vl".
         hidden_size: width of the text model, a multiple of `head_dim`.
-        num_layers: decoder layers.
-        intermediate_size: width of a dense feed-forward layer, which is also the width of one expert; None: 2 · `hidden_size`.
+        num_layers: number of decoder layers.
+        intermediate_size: width of a dense feed-forward layer and of an expert; None: 2 · `hidden_size`.
         head_dim: width of one attention head, a multiple of 8.
         vision_hidden_size: width of the vision tower, a multiple of 32.
-        vision_depth: layers of the vision tower, at least 2.
-        vocab_size: size of the byte-pair vocabulary that is learned from the texts, special tokens included (at least 300).
-        spare_embeddings: rows of the embedding matrix beyond the vocabulary, as real Qwen checkpoints have them.
+        vision_depth: number of layers of the vision tower, at least 2.
+        vocab_size: size of the byte-pair vocabulary, special tokens included, at least 300.
+        spare_embeddings: rows of the embedding matrix beyond the vocabulary, as in the Qwen checkpoints.
         tie_word_embeddings: whether the output layer is the embedding matrix.
-        max_image_tokens: image tokens of the largest picture (one token covers 32×32 pixels, 28×28 for Qwen2.5-VL).
-        min_image_tokens: image tokens of the smallest picture; smaller ones, such as the crop of a core product, are enlarged.
+        max_image_tokens: image tokens of the largest picture (a token covers 32×32 pixels, 28×28 in Qwen2.5-VL).
+        min_image_tokens: image tokens of the smallest picture. Smaller pictures, such as core crops, are enlarged.
         initializer_range: standard deviation of the random weights.
-        seed: of the random weights.
+        seed: seed of the random weights.
     """
 
     backbone: str = "qwen3_vl"
@@ -90,19 +89,25 @@ class SmallBaseConfig:
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
-            raise ValueError(f"small_base: backbone={self.backbone!r} is not known; expected {', '.join(BACKBONES)}")
+            raise ValueError(f"small_base.backbone: found {self.backbone!r}; expected {', '.join(BACKBONES)}")
         for name, divisor in (("hidden_size", self.head_dim), ("vision_hidden_size", 32), ("head_dim", 8)):
             if getattr(self, name) <= 0 or getattr(self, name) % divisor:
-                raise ValueError(f"small_base: {name}={getattr(self, name)} must be a positive multiple of {divisor}")
+                raise ValueError(
+                    f"small_base.{name}: found {getattr(self, name)}; expected a positive multiple of {divisor}"
+                )
         if self.vision_depth < 2 or self.num_layers < 1:
-            raise ValueError("small_base: vision_depth must be at least 2 and num_layers at least 1")
+            raise ValueError(
+                f"small_base.vision_depth, num_layers: found {self.vision_depth}, {self.num_layers}; expected at least "
+                "2 and at least 1"
+            )
         if not 1 <= self.min_image_tokens <= self.max_image_tokens:
             raise ValueError(
-                f"small_base: min_image_tokens={self.min_image_tokens}; expected 1 to max_image_tokens={self.max_image_tokens}"
+                f"small_base.min_image_tokens: found {self.min_image_tokens}; expected 1 to "
+                f"max_image_tokens={self.max_image_tokens}"
             )
         if self.vocab_size < 300:
             raise ValueError(
-                f"small_base: vocab_size={self.vocab_size} is below 300 (256 bytes and the special tokens)"
+                f"small_base.vocab_size: found {self.vocab_size}; expected at least 300 (256 bytes and special tokens)"
             )
 
 
@@ -156,7 +161,7 @@ def _text_config(sizes: SmallBaseConfig, vocab_size: int) -> dict[str, Any]:
     if sizes.backbone == "qwen3_vl":
         config["head_dim"] = sizes.head_dim
         config["rope_parameters"]["mrope_interleaved"] = True
-    else:  # its defaults are ids of the full-size vocabulary
+    else:  # the defaults are ids of the full vocabulary
         config |= {"bos_token_id": None, "eos_token_id": None}
     return config
 
@@ -173,7 +178,7 @@ def _vision_config(sizes: SmallBaseConfig) -> dict[str, Any]:
         "initializer_range": sizes.initializer_range,
     }
     if sizes.backbone == "qwen3_vl":
-        # A feature that is added after the last layer would reach no other token.
+        # A feature that is added after the last layer would not reach other tokens.
         levels = sorted({sizes.vision_depth // 4, sizes.vision_depth // 2})
         config |= {
             "patch_size": 16,
@@ -205,34 +210,35 @@ def _preprocessor_config(sizes: SmallBaseConfig, patch_size: int) -> dict[str, A
 
 _CARD = f"""\
 ---
-license: {OURS}
+license: {OUR_LICENCE}
 tags: [{RANDOM_TAG}]
 ---
 # A small base with random weights
 
-Made by `training.model.small_base` to be trained from the start. It knows nothing.
+`training.model.small_base` made it as a starting point for training from scratch. It has not been trained.
 """
 
 
 def make_base(folder: str | Path, *, texts: Iterable[str], **sizes: Any) -> Path:
     """Write a random base checkpoint: configuration, weights, tokenizer, chat template and image-processor settings.
 
-    Our design; the layout on disk is that of the Qwen repositories on the hub. The byte-pair vocabulary is learned from
-    `texts`; bytes are its alphabet, so that any text can be tokenised.
+    Our design, with the file layout of the Qwen repositories on the hub. The byte-pair vocabulary is learned from
+    `texts`. Its alphabet is bytes, so that any text can be tokenized.
 
     Args:
-        folder: where to write; made if it is not there.
-        texts: what the tokenizer learns from (titles, attributes, queries of the training products).
+        folder: the folder to write, which is created if necessary.
+        texts: the training texts of the tokenizer: titles, attributes and queries.
         **sizes: the fields of `SmallBaseConfig`.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a size that is out of range, or an unknown backbone.
-        TypeError: a size that `SmallBaseConfig` does not have.
+        ValueError: a size is out of range, or the backbone is unknown.
+        TypeError: `SmallBaseConfig` does not have one of the sizes.
 
-    Relations: `training.model.upcycle.upcycle` makes a Moon checkpoint of the folder.
+    Relations:
+        `training.model.upcycle.upcycle` converts the folder into a Moon checkpoint.
     """
     small = SmallBaseConfig(**sizes)
     folder = Path(folder)

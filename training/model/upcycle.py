@@ -1,8 +1,8 @@
-"""Turn a Qwen3-VL or Qwen2.5-VL checkpoint into a Moon checkpoint that computes exactly what its base computed.
+"""Convert a Qwen3-VL or Qwen2.5-VL checkpoint into a Moon checkpoint that computes exactly what its base computes.
 
     moon3 upcycle --base Qwen/Qwen3-VL-2B-Instruct --out moon1-2b --preset moon1
 
-Tensors are read, renamed and written one at a time, so that memory stays near the size of one output shard, whatever the
+Tensors are read, renamed and written one at a time, so that memory stays near the size of an output shard, whatever the
 size of the base.
 """
 
@@ -32,7 +32,7 @@ from training.libraries.pretrained_model import initialize
 from training.model.card_facts import write_upcycled_card
 from training.model.checkpoint import write_code_and_settings
 
-# Moon's tokens: the field of MoonConfig that holds the id of each.
+# Moon's tokens, by the field of MoonConfig that holds their id.
 TOKEN_FIELDS = {
     "category_start_token_id": "<|category_start|>",
     "category_end_token_id": "<|category_end|>",
@@ -44,20 +44,20 @@ TOKEN_FIELDS = {
     "think_start_token_id": "<think>",
     "think_end_token_id": "</think>",
 }
-# Names that checkpoints of the two families bear on the hub, oldest first, and Moon's names for them.
+# Names of tensors in checkpoints of the two families on the hub, oldest first, and Moon's names.
 _RENAMES = (
     (r"^(?:model\.)?visual\.", "model.vlm.visual."),
     (r"^(?:model\.)?language_model\.(?:model\.)?", "model.vlm.language_model."),
     (r"^(?:model\.)?(?=(?:layers|embed_tokens|norm)\.)", "model.vlm.language_model."),
 )
 _FEED_FORWARD = re.compile(r"^(model\.vlm\.language_model\.layers\.(\d+)\.mlp\.)(gate_proj|up_proj|down_proj)\.weight$")
-_READ = ["*.safetensors", "*.json", "*.jinja", "*.txt", "README.md"]  # of a base; its README.md for the licence
+_READ = ["*.safetensors", "*.json", "*.jinja", "*.txt", "README.md"]  # README.md contains the licence
 _EMBEDDING = "model.vlm.language_model.embed_tokens.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class UpcycleError(ValueError):
-    """A base that cannot become a Moon checkpoint: what was found, and what is expected."""
+    """A base that cannot be converted into a Moon checkpoint."""
 
     exit_status = 2
 
@@ -74,44 +74,44 @@ def upcycle(
     limits: dict[str, int] | None = None,
     **moon: Any,
 ) -> Path:
-    """Convert a base checkpoint.
+    """Convert a base checkpoint into a Moon checkpoint.
 
     Sparse upcycling (arXiv 2212.05055): every expert starts as a copy of the base's feed-forward layer, the router is
-    random, the projection is the identity on the first dimensions; because routing weights are renormalised, the new
-    model's hidden states, logits and (prefix) vectors are the base's. Fusion adds nothing at first, nor does FIRE. New
-    tokens take rows of the embedding matrix that no token uses, or new rows; they start as the mean of the known tokens,
-    and no other row changes.
+    random, and the projection is the identity on the first dimensions. Because routing weights are normalized, the
+    hidden states, logits and (prefix) vectors of the new model are those of the base. Fusion and FIRE start at zero.
+    New tokens use spare rows of the embedding matrix, or new rows. They start as the mean of the known tokens, and the
+    other rows do not change.
 
     Args:
-        base: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint in safetensors, sharded or not, also one of
-            Qwen3-VL-Embedding (then pass `readout="last"`).
-        out: folder to write; it appears only when complete.
+        base: the folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint in safetensors, sharded or not. For
+            Qwen3-VL-Embedding, pass `readout="last"`.
+        out: the folder to write. It appears only when it is complete.
         preset: "moon1", "moon2" or "moon3".
-        dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own.
-        seed: of the routers' weights.
-        max_shard_gigabytes: size of a weights file, which is also about the memory used.
-        overwrite: replace `out` where it exists.
-        limits: `max_tokens` and `max_image_tokens` of the processor; default: those of `MoonProcessor.from_base`.
-        **moon: arguments of `MoonConfig` that differ from the preset (`embedding_dim`, `readout`, `num_experts`, …), and
-            `markers` and `title_markers` of the processor (default: with fusion, and in "moon3" always).
+        dtype: "float32", "bfloat16" or "float16". None: the dtype of each tensor.
+        seed: the seed of the routers' weights.
+        max_shard_gigabytes: the largest size of a weight file, which also determines the memory.
+        overwrite: replace an existing `out`.
+        limits: `max_tokens` and `max_image_tokens` of the processor. Default: those of `MoonProcessor.from_base`.
+        **moon: arguments of `MoonConfig` that differ from the preset (`embedding_dim`, `readout`, `num_experts`, …),
+            and `markers` and `title_markers` of the processor (default: with fusion, and in "moon3" always).
 
     Returns:
         The folder `out`.
 
     Raises:
-        UpcycleError: an unknown preset or dtype, a value that `MoonConfig` or the processor refuses, another architecture,
-            no safetensors, tensors that are missing, left over or of another shape.
+        UpcycleError: the preset or dtype is unknown, `MoonConfig` or the processor rejects a value, the base has
+            another architecture or is not in safetensors, or a tensor is missing, unexpected or of another shape.
         OutputError: `out` exists and `overwrite` is False.
     """
     out = Path(out)
     if preset not in PRESETS:
-        raise UpcycleError(f"preset={preset!r} is not known; expected {', '.join(PRESETS)}")
+        raise UpcycleError(f"preset: found {preset!r}; expected {', '.join(PRESETS)}")
     if dtype is not None and dtype not in DTYPES:
-        raise UpcycleError(f"dtype={dtype!r} is not known; expected {', '.join(DTYPES)} or None")
+        raise UpcycleError(f"dtype: found {dtype!r}; expected {', '.join(DTYPES)} or None")
     if out.is_file():
-        raise OutputError(f"{out} is a file; expected a folder to write")
+        raise OutputError(f"out: found the file {out}; expected a folder to write")
     if out.exists() and not overwrite and any(out.iterdir()):
-        raise OutputError(f"{out} exists and is not empty; pass overwrite=True (--overwrite) to replace it")
+        raise OutputError(f"out: found {out}, which is not empty; expected another folder, or --overwrite")
     folder = _local_folder(base)
     vlm_config = _read_base_config(folder)
     own = {name: moon.pop(name) for name in ("markers", "title_markers") if name in moon} | (limits or {})
@@ -148,26 +148,26 @@ def upcycle(
 def _processor_of(
     folder: Path, preset: Any, vlm_config: Any, moon: dict[str, Any], own: dict[str, Any]
 ) -> MoonProcessor:
-    """The processor of a preset with the arguments of its configuration; `own` are the processor's."""
+    """Return the processor for a preset and arguments of `MoonConfig`. `own` holds arguments of the processor."""
     try:
         planned = preset(vlm_config, **dict.fromkeys(TOKEN_FIELDS, 0), **moon)
         defaults = {
             "markers": planned.readout != "last",
             "title_markers": planned.fusion or preset is PRESETS["moon3"],
         }
-        given = {name: value for name, value in own.items() if value is not None}
+        replaced = {name: value for name, value in own.items() if value is not None}
         return MoonProcessor.from_base(
             str(folder),
             readout=planned.readout,
             max_reasoning_tokens=planned.max_reasoning_tokens,
-            **defaults | given,
+            **defaults | replaced,
         )
     except ValueError as error:
         raise UpcycleError(str(error)) from error
 
 
 def _token_ids(processor: MoonProcessor) -> dict[str, int]:
-    """The ids of the tokens that the processor writes, by the field of `MoonConfig`; the five first ones always."""
+    """Return the ids of the tokens that the processor uses, by the field of `MoonConfig`."""
     tokens = dict(TOKEN_FIELDS)
     for prefix, used in (("title", processor.title_markers), ("think", processor.max_reasoning_tokens is not None)):
         if not used:
@@ -176,7 +176,7 @@ def _token_ids(processor: MoonProcessor) -> dict[str, int]:
 
 
 def _user_turn(processor: MoonProcessor) -> dict[str, Any]:
-    """The tokens around the user's turn, by the field of `MoonConfig`."""
+    """Return the tokens around the user's turn, by the field of `MoonConfig`."""
     prefix, end = processor.user_turn
     return {"user_prefix_ids": prefix, "turn_end_id": end}
 
@@ -185,20 +185,23 @@ def _local_folder(base: str | Path) -> Path:
     if Path(base).is_dir():
         return Path(base)
     if Path(base).exists():
-        raise UpcycleError(f"{base} is a file; expected a checkpoint's folder or a hub id")
+        raise UpcycleError(f"base: found the file {base}; expected a checkpoint's folder or a hub id")
     try:
         return Path(snapshot_download(str(base), allow_patterns=_READ))
     except (OSError, ValueError) as error:
-        raise UpcycleError(f"{base}: no such folder, and not to be had from the hub ({error})") from error
+        raise UpcycleError(
+            f"base: found {base!r}, which is not a folder and cannot be downloaded from the hub ({error}); expected a "
+            "checkpoint's folder or a hub id"
+        ) from error
 
 
 def _read_base_config(folder: Path) -> Any:
     if not (folder / "config.json").exists():
-        raise UpcycleError(f"{folder} has no config.json; expected a checkpoint of {' or '.join(BACKBONES)}")
+        raise UpcycleError(f"{folder}: found no config.json; expected a checkpoint of {' or '.join(BACKBONES)}")
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     if model_type not in BACKBONES:
         raise UpcycleError(
-            f"{folder} is of model type {model_type!r}, which cannot be upcycled; expected {', '.join(BACKBONES)} "
+            f"{folder}: found model type {model_type!r}, which cannot be upcycled; expected {', '.join(BACKBONES)} "
             "(dense Qwen3-VL, Qwen3-VL-Embedding and Qwen2.5-VL checkpoints)"
         )
     config = AutoConfig.from_pretrained(folder)
@@ -206,7 +209,7 @@ def _read_base_config(folder: Path) -> Any:
         moon_name(name) == "lm_head.weight" for name in _stored_names(folder)
     ):
         print(
-            f"{folder} has no output layer of its own: the embedding matrix serves as one, so that the model can write"
+            f"{folder} does not have an output layer; the embedding matrix is used, so that the model can generate text"
         )
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     return config
@@ -219,10 +222,10 @@ def _weight_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UpcycleError(f"{folder} has no *.safetensors file; expected safetensors, in one file or with an index")
+        raise UpcycleError(f"{folder}: found no *.safetensors file; expected one, or several with an index")
     for file in files:
         if not file.exists():
-            raise UpcycleError(f"{folder} lacks {file.name}, which its index names")
+            raise UpcycleError(f"{folder}: found no {file.name}; expected it, because the index names it")
     return files
 
 
@@ -235,23 +238,23 @@ def _stored_names(folder: Path) -> list[str]:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the embedding matrix, which is that of the checkpoint."""
+    """Return the dtype of a checkpoint, which is that of its embedding matrix."""
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
                 if moon_name(name) == _EMBEDDING:
                     return shard.get_tensor(name).dtype
-    raise UpcycleError(f"{folder} has no token embeddings; expected a whole checkpoint")
+    raise UpcycleError(f"{folder}: found no token embeddings; expected a complete checkpoint")
 
 
 def _set_dtype(vlm_config: Any, dtype: torch.dtype) -> None:
-    """One dtype for the whole, so that a model made from the configuration is not half of another."""
+    """Set the dtype of a configuration and its parts, so that a model created from it has a single dtype."""
     for config in (vlm_config, vlm_config.text_config, vlm_config.vision_config):
         config.dtype = dtype
 
 
 def moon_name(name: str) -> str:
-    """Moon's name of a base tensor; `lm_head.weight` keeps its own."""
+    """Return Moon's name of a base tensor. `lm_head.weight` keeps its name."""
     if name.endswith("lm_head.weight"):
         return "lm_head.weight"
     for pattern, replacement in _RENAMES:
@@ -271,7 +274,7 @@ def _base_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _moon_tensors(
     folder: Path, config: MoonConfig, old_rows: int, new_ids: list[int], seed: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the Moon checkpoint, in the order in which the base's come."""
+    """Yield every tensor of the Moon checkpoint, in the order of the base's tensors."""
     generator = torch.Generator().manual_seed(seed)
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in _base_tensors(folder):
@@ -287,14 +290,16 @@ def _moon_tensors(
         else:
             yield name, tensor
     if waiting:
-        raise UpcycleError(f"{folder} has incomplete feed-forward layers: {', '.join(sorted(waiting))}")
+        raise UpcycleError(
+            f"{folder}: found incomplete feed-forward layers {', '.join(sorted(waiting))}; expected complete ones"
+        )
     if config.embedding_dim is not None:
         yield "model.projection.weight", torch.eye(config.embedding_dim, config.hidden_size).to(config.dtype)
     yield from _new_parts(config, seed)
 
 
 def _new_parts(config: MoonConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Fresh weights of fusion, FIRE and its mergers, which no base has; they change nothing at first."""
+    """Yield the initial weights of fusion, FIRE and its mergers, which do not change the output of the base."""
     with torch.device("meta"):
         model = MoonForConditionalGeneration(config)
     with torch.random.fork_rng(devices=[]):
@@ -302,9 +307,9 @@ def _new_parts(config: MoonConfig, seed: int) -> Iterator[tuple[str, torch.Tenso
         for name, part in model.named_modules():
             if isinstance(part, MoonFire | MoonFusion | MoonDetailMerger):
                 levels = [part.num_levels] if isinstance(part, MoonFire) else []
-                made = type(part)(config, *levels)
-                initialize(made, model)
-                yield from ((f"{name}.{key}", tensor.to(config.dtype)) for key, tensor in made.state_dict().items())
+                new_part = type(part)(config, *levels)
+                initialize(new_part, model)
+                yield from ((f"{name}.{key}", tensor.to(config.dtype)) for key, tensor in new_part.state_dict().items())
 
 
 def _expert_tensors(
@@ -320,7 +325,7 @@ def _expert_tensors(
 
 
 def _with_new_rows(matrix: torch.Tensor, name: str, rows: int, old_rows: int, new_ids: list[int]) -> torch.Tensor:
-    """The matrix with rows for the new tokens. An output layer keeps its spare rows; the input embedding's get the mean."""
+    """Return the matrix with rows for the new tokens. In the input embedding they are the mean of the known tokens."""
     known = min([old_rows, *new_ids])
     mean = matrix[:known].float().mean(dim=0).to(matrix.dtype)
     grown = matrix
@@ -353,10 +358,10 @@ def _write_shards(
     for name, tensor in tqdm(tensors, total=len(expected), desc="Upcycling", unit="tensor"):
         if name not in left:
             raise UpcycleError(
-                f"the base has a tensor {name!r} that a Moon model of this configuration has no place for"
+                f"base: found a tensor {name!r}; expected only tensors of a Moon model with this configuration"
             )
         if tuple(tensor.shape) != left.pop(name):
-            raise UpcycleError(f"tensor {name!r} has shape {tuple(tensor.shape)}; expected {expected[name]}")
+            raise UpcycleError(f"base: found tensor {name!r} of shape {tuple(tensor.shape)}; expected {expected[name]}")
         tensor = tensor.to(dtype or tensor.dtype).contiguous()
         size = tensor.numel() * tensor.element_size()
         if shard and sum(part.numel() * part.element_size() for part in shard.values()) + size > max_bytes:
@@ -364,7 +369,7 @@ def _write_shards(
         shard[name] = tensor
         total += size
     if left:
-        raise UpcycleError(f"the base lacks {len(left)} tensors, among them {', '.join(sorted(left)[:5])}")
+        raise UpcycleError(f"base: found no tensors {', '.join(sorted(left)[:5])} ({len(left)} missing); expected all")
     flush()
     _name_shards(shards, out, total)
 
@@ -383,7 +388,7 @@ def _name_shards(shards: list[list[str]], out: Path, total_bytes: int) -> None:
 
 
 def _expected_shapes(config: MoonConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Moon checkpoint, from a model without memory."""
+    """Return the names and shapes of a Moon checkpoint's tensors, from a model on the meta device."""
     with torch.device("meta"):
         model = MoonForConditionalGeneration(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

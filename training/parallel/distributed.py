@@ -1,4 +1,4 @@
-"""Gathering vectors and ids from all processes, with the right gradient and with uneven sizes.
+"""Gather vectors and ids of all processes, with the correct gradient and for uneven sizes.
 
 Shape suffixes: N rows of this process, M rows of all processes together.
 """
@@ -21,28 +21,29 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return this process's number among those that train together."""
+    """Return the index of this process among those that train together."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
 def first_process_alone() -> Iterator[bool]:
-    """Yield whether this is the first process, and let the others wait for it at the end, however long it takes.
+    """Yield whether this is the first process, and make the others wait for it at the end, however long it takes.
 
-    A plain barrier gives up after the process group's timeout (half an hour by default), which an evaluation of a large
-    gallery may exceed. The group that waits is made beforehand, while all processes are at the same place.
+    A plain barrier fails after the timeout of the process group (half an hour by default), which the evaluation of a
+    large gallery may exceed. The group with the longer timeout is created first, while all processes are at the same
+    point.
     """
     if world_size() == 1:
         yield True
         return
-    patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+    waiting = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
     yield rank() == 0
-    dist.barrier(group=patient)
-    dist.destroy_process_group(patient)
+    dist.barrier(group=waiting)
+    dist.destroy_process_group(waiting)
 
 
 def gather_sizes(rows: int, device: torch.device) -> list[int]:
-    """Return the number of rows that each process holds, in order of rank."""
+    """Return the number of rows of each process, in order of rank."""
     if world_size() == 1:
         return [rows]
     own = torch.tensor([rows], device=device)
@@ -55,26 +56,26 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """Concatenate the rows of all processes; see `gather_all_with_gradient`.
 
     Shapes:
-        (N, …) → (M, …), in order of rank. One process: the tensor itself.
+        (N, …) → (M, …), in order of rank. With one process, the tensor itself.
     """
     return gather_all_with_gradient([tensor])[0]
 
 
 def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Concatenate the rows of all processes, so that every process's loss reaches every process's encoder.
+    """Concatenate the rows of all processes, so that the loss of each process has a gradient in all encoders.
 
-    With per-process mean losses and gradients averaged over processes (as DDP does), the result is the gradient of
-    the mean loss over the global batch. `accelerate.gather` carries no gradient, and a gather without gradient plus
-    the own slice loses the other processes' pull on one's own candidates.
+    With the mean loss of each process and gradients averaged over processes (as in DDP), the result is the gradient of
+    the mean loss over the global batch. `accelerate.gather` does not have a gradient, and a gather without gradient in
+    which the own slice is replaced lacks the gradient of the other processes' losses.
 
-    All tensors travel in one exchange: the backward of several could come in another order in another process.
+    All tensors are sent in a single collective, because processes could run several backward passes in different order.
 
     Args:
-        tensors: this process's rows of each; the number of rows may differ between processes and tensors.
+        tensors: tensors with rows of this process. The number of rows may differ between processes and tensors.
 
     Shapes:
-        each (N, …) → (M, …) of its own dtype, in order of rank; they travel in the widest of these, float32 at least.
-        One process: the tensors themselves.
+        each (N, …) → (M, …) of the same dtype, in order of rank; sent in the widest of the dtypes, at least float32.
+        With one process, the tensors themselves.
     """
     if world_size() == 1 or not tensors:
         return list(tensors)
@@ -97,7 +98,7 @@ def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _AllGather(torch.autograd.Function):
-    """(S,) → (P, S), the same of all processes; the gradient of a row is the sum of all processes' for it."""
+    """Gather (S,) into (P, S) over P processes. The gradient of a row is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
@@ -128,18 +129,20 @@ def gather_ids(ids: Tensor) -> Tensor:
 
 
 def first_row(rows: int, device: torch.device) -> int:
-    """Return where this process's rows begin in the gathered tensor."""
+    """Return the index of the first row of this process in the gathered tensor."""
     return sum(gather_sizes(rows, device)[: rank()])
 
 
 def mean_rows(rows: int, device: torch.device) -> float:
-    """Return the number of rows of all processes over the number of processes: the divisor of a process's sum, so that
-    the average over processes is the mean over all rows."""
+    """Return the number of rows of all processes divided by the number of processes.
+
+    A sum over the rows of a process is divided by it, so that the average over processes is the mean over all rows.
+    """
     return sum(gather_sizes(rows, device)) / world_size()
 
 
 class _Touch(torch.autograd.Function):
-    """Zero, with a gradient of zero for every argument."""
+    """Return zero, with a zero gradient for every argument."""
 
     @staticmethod
     def forward(ctx: Any, *parameters: Tensor) -> Tensor:
@@ -152,9 +155,10 @@ class _Touch(torch.autograd.Function):
 
 
 def touch_every_parameter(model: nn.Module) -> Tensor:
-    """Zero, with a gradient of zero for every parameter that learns.
+    """Return zero, with a zero gradient for every trainable parameter.
 
-    DDP waits for the gradient of each parameter: also for the vision tower in a batch of texts, for experts' preferences
-    that a loss leaves out. `find_unused_parameters` fails where a picture batch is followed by a text batch.
+    DDP waits for the gradient of each parameter, including those of the vision tower in a batch of texts, and
+    preferences of experts that the loss does not use. `find_unused_parameters` fails if a batch of texts follows one
+    with pictures.
     """
     return _Touch.apply(*(parameter for parameter in model.parameters() if parameter.requires_grad))

@@ -1,7 +1,7 @@
-"""How the launcher spreads a training over processes, and what is refused with it.
+"""Check that a recipe works with the launcher, which distributes a training over processes.
 
-`accelerate launch --config_file training/launch/fsdp2.yaml` puts its settings into the environment. DeepSpeed needs a GPU and
-was not run by us; what would not work there is refused.
+`accelerate launch --config_file training/launch/fsdp2.yaml` passes its settings in environment variables. DeepSpeed
+requires a GPU, and we have not tested it; recipes that cannot work with it raise an error.
 """
 
 import os
@@ -14,40 +14,40 @@ from torch.distributed.fsdp import FSDPModule
 from training.libraries.accelerate_library import (
     DEEPSPEED_CONFIG_FILE,
     USE_PARALLELISM_CONFIG,
-    is_on,
-    launched,
+    is_enabled,
+    sharding_backend,
     zero_stage,
 )
 from training.libraries.fsdp import SUMS_UNUSED
 
 
 def check_launch(recipe: Any) -> None:
-    """Refuse what a sharded training does not do, before anything is read or built.
+    """Raise ValueError for a recipe or a launch that sharded training does not support.
 
     Args:
         recipe: a `training.recipe.arguments.Recipe`.
 
     Raises:
-        ValueError: names the key or the launcher's variable, what was found and what is expected.
+        ValueError: the message names the key of the recipe or the variable of the launcher.
     """
-    if is_on(USE_PARALLELISM_CONFIG):
+    if is_enabled(USE_PARALLELISM_CONFIG):
         raise ValueError(f"accelerate: found {USE_PARALLELISM_CONFIG}; expected the files of training/launch")
-    way = launched()
-    if way is None:
+    backend = sharding_backend()
+    if backend is None:
         return
     training, accepted = recipe.training, "expected training/launch/ddp.yaml, or"
-    refused = (
+    unsupported = (
         (recipe.model.architecture != "moon", "architecture", recipe.model.architecture, "moon"),
         (recipe.model.quantization != "none", "quantization", recipe.model.quantization, "none"),
         (_stage(recipe) != "contrastive", "stage", _stage(recipe), "contrastive"),
         (training.train_minutes is not None, "train_minutes", training.train_minutes, "max_steps"),
-        (recipe.loss.queue_momentum is not None, "queue_momentum", recipe.loss.queue_momentum, "leaving it out"),
+        (recipe.loss.queue_momentum is not None, "queue_momentum", recipe.loss.queue_momentum, "null"),
         (training.world_size < 2, "processes", training.world_size, "2 or more"),
     )
-    for wrong, key, found, instead in refused:
-        if wrong:
-            raise ValueError(f"{key}: found {found} with a launch for {way}; {accepted} {instead}")
-    if way == "fsdp":
+    for is_set, key, found, supported in unsupported:
+        if is_set:
+            raise ValueError(f"{key}: found {found} with a launch for {backend}; {accepted} {supported}")
+    if backend == "fsdp":
         _check_fsdp()
     else:
         _check_deepspeed(recipe)
@@ -61,14 +61,14 @@ _FSDP_SETTINGS = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", ("false",)),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", ("false",)),
 }
-"""Variable → accelerate's value where it is not set, and what we accept."""
+"""Variable → (the default of accelerate, the accepted values)."""
 
 
 def _check_fsdp() -> None:
     if not hasattr(FSDPModule, SUMS_UNUSED):
         raise ValueError(
-            f"FSDP: found torch {torch.__version__}, which cannot be told to sum also the gradients of weights that a process's "
-            "batch did not use; expected torch 2.13, or training/launch/ddp.yaml"
+            f"FSDP: found torch {torch.__version__}, which cannot reduce the gradients of weights that a process "
+            "does not use; expected torch 2.13, or training/launch/ddp.yaml"
         )
     for variable, (default, accepted) in _FSDP_SETTINGS.items():
         found = os.environ.get(variable, default)
@@ -80,8 +80,8 @@ def _check_fsdp() -> None:
 def _check_deepspeed(recipe: Any) -> None:
     if not torch.cuda.is_available():
         raise ValueError(
-            "DeepSpeed: found no GPU; expected GPUs (where we have not run it ourselves), or training/launch/fsdp2.yaml, "
-            "which also runs on a CPU"
+            "DeepSpeed: found no GPU; expected GPUs (we have not tested it), or training/launch/fsdp2.yaml, which also "
+            "runs on a CPU"
         )
     if not is_deepspeed_available():
         raise ValueError("DeepSpeed: found no package deepspeed; expected pip install deepspeed, or fsdp2.yaml")
@@ -92,8 +92,8 @@ def _check_deepspeed(recipe: Any) -> None:
         )
     if recipe.loss.encode_chunk_size is not None:
         raise ValueError(
-            f"encode_chunk_size: found {recipe.loss.encode_chunk_size} with DeepSpeed, which has to make the backward pass "
-            "itself; expected none, or training/launch/fsdp2.yaml"
+            f"encode_chunk_size: found {recipe.loss.encode_chunk_size} with DeepSpeed, which runs the backward pass "
+            "itself; expected null, or training/launch/fsdp2.yaml"
         )
     if zero_stage() not in (2, 3):
         raise ValueError(
@@ -104,20 +104,20 @@ def _check_deepspeed(recipe: Any) -> None:
 
 
 def _check_zero3(recipe: Any) -> None:
-    """ZeRO-3 gathers each module's weights where it runs, the vision tower's included: all processes need like batches."""
+    """Raise ValueError for keys that do not work with ZeRO-3, in which all processes must run the same modules."""
     for key in ("query_mix", "product_mix"):
         mix = getattr(recipe.pairs, key)
         seen = [form for form, share in mix.items() if share > 0 and form != "t"]
         if seen:
             raise ValueError(
-                f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes have to run the vision tower together; "
-                "expected t (text) alone, or training/launch/fsdp2.yaml, which parts as much and takes every mix"
+                f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes must run the vision tower together; "
+                "expected t (text) alone, or training/launch/fsdp2.yaml, which allows every mix"
             )
     for key in ("dual_alignment", "sparsity_weight"):
         if getattr(recipe.loss, key):
             raise ValueError(
-                f"{key}: found {getattr(recipe.loss, key)} with ZeRO-3, which holds the weights that it reads in parts; "
-                "expected leaving it out, or training/launch/fsdp2.yaml"
+                f"{key}: found {getattr(recipe.loss, key)} with ZeRO-3, which shards the weights that it reads; "
+                "expected the key to be left out, or training/launch/fsdp2.yaml"
             )
 
 

@@ -1,9 +1,9 @@
-"""Sharded training (FSDP2): what the contrastive stage needs so that processes with unlike batches stay in step.
+"""Shard the contrastive stage with FSDP2, although processes have batches of different content.
 
-A sharded model gathers the weights of a layer from all processes whenever the layer runs. All processes have to run the same
-layers in the same order; which modalities, forms and chunks a process encodes depends on its own batch. So the vision tower
-stays in one piece with the root of the model, and a process with fewer forward passes than another makes up for them. Our design
-(precedent: torch's Join for processes with unlike numbers of batches).
+A sharded model gathers the weights of a layer from all processes whenever the layer runs, so that all processes must
+run the same layers in the same order. The modalities, forms and chunks that a process encodes depend on its batch. The
+vision tower is therefore not sharded by itself but with the root of the model, and a process with fewer forward passes
+than another runs idle ones. Our design (precedent: torch's Join for processes with different numbers of batches).
 
 Shape suffixes: D embedding width.
 """
@@ -21,11 +21,11 @@ from training.encoding.batch_encoding import BatchEncoder, BatchPart
 from training.encoding.chunked_encoding import Vectors, slice_rows
 from training.encoding.shared_pictures import vision_tower
 from training.libraries.accelerate_library import fsdp_plugin
-from training.libraries.pretrained_model import layers_in_one_piece
+from training.libraries.pretrained_model import no_split_layers
 from training.parallel.distributed import world_size
 
 IDLE = "idle"
-"""The name of the vectors (0, D) of forward passes that only keep a process in step with the others."""
+"""The name of the vectors (0, D) of idle forward passes, which a process runs because others run more passes."""
 
 _PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,21 +36,21 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def use_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
-    """Settle what accelerate's plugin leaves open, before `accelerator.prepare` shards the model.
+    """Configure the FSDP plugin of accelerate, before `accelerator.prepare` shards the model.
 
-    - Units of sharding are the text model's decoder layers, of those classes in `_no_split_modules` that the model has.
-    - Gradients are summed over processes in float32 and outputs keep the type that the model gives them (vectors are float32);
-      accelerate would take the type of the computation for both.
-    - On a CPU accelerate passes over FSDP (torch does not): it is switched on here.
-    - Where the token embeddings do not learn, what they give requires a gradient all the same: otherwise only a process with
-      pictures would hand gradients through the first layers, and processes would leave one another's order.
+    - The units of sharding are the decoder layers of the text model: its classes in `_no_split_modules`.
+    - Gradients are summed over processes in float32, and outputs keep the dtype of the model (float32 for vectors).
+      accelerate would use the dtype of the computation for both.
+    - On a CPU, accelerate ignores FSDP, although torch supports it. It is enabled here.
+    - If the token embeddings are frozen, their output still requires a gradient. Otherwise only processes with pictures
+      would run the backward pass of the first layers, and the order of the processes would differ.
 
     Args:
-        accelerator: of a launch with FSDP.
-        model: what will be sharded, with adapters where there are some.
+        accelerator: the accelerator of a launch with FSDP.
+        model: the model to be sharded, with its adapters.
 
     Raises:
-        ValueError: FSDP1, a precision that is none of no, bf16 and fp16, or a model without decoder layers of its own.
+        ValueError: FSDP1, a precision other than no, bf16 and fp16, or a model without decoder layers.
     """
     plugin, precision = fsdp_plugin(accelerator), accelerator.state.mixed_precision
     if plugin.fsdp_version != 2:
@@ -69,12 +69,12 @@ def decoder_layers(model: nn.Module) -> list[str]:
     """Return the class names of `_no_split_modules` that a model has outside its vision tower.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model has none.
     """
     tower = vision_tower(model)
     seen = set() if tower is None else {id(module) for module in tower.modules()}
-    there = {type(module).__name__ for module in model.modules() if id(module) not in seen}
-    names = [name for name in layers_in_one_piece(model) if name in there]
+    classes = {type(module).__name__ for module in model.modules() if id(module) not in seen}
+    names = [name for name in no_split_layers(model) if name in classes]
     if not names:
         raise ValueError(f"FSDP: found no decoder layers in {type(model).__name__}; expected architecture moon")
     return names
@@ -82,12 +82,12 @@ def decoder_layers(model: nn.Module) -> list[str]:
 
 @dataclass
 class EvenPart(BatchPart):
-    """A part of a batch beside which forward passes are made to keep in step.
+    """A part of a batch, with the idle forward passes that follow it.
 
     Args:
-        empty: nothing of this part is encoded, it stands where another process has a part.
-        idle: the number of these forward passes.
-        row: the input of each of them.
+        empty: whether the part has no rows, because only other processes have a part at this position.
+        idle: the number of idle forward passes.
+        row: the input of each idle pass.
     """
 
     empty: bool = False
@@ -96,11 +96,11 @@ class EvenPart(BatchPart):
 
 
 def even_parts(parts: Sequence[BatchPart], device: torch.device) -> list[EvenPart]:
-    """Return parts with which each process makes as many forward passes as any other, part by part.
+    """Return parts for which all processes run the same number of forward passes, part by part.
 
     Args:
-        parts: those of this process.
-        device: of the exchange.
+        parts: the parts of this process.
+        device: the device of the collectives.
     """
     own = torch.tensor([1 + len(part.forms) for part in parts], device=device)
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
@@ -120,15 +120,15 @@ def even_parts(parts: Sequence[BatchPart], device: torch.device) -> list[EvenPar
 
 
 class EvenEncoder(BatchEncoder):
-    """BatchEncoder that also makes the forward passes of `EvenPart`, whose vectors "idle" (0, D) hold nothing but a graph."""
+    """BatchEncoder that also runs the idle passes of `EvenPart`, whose vectors "idle" (0, D) only carry a graph."""
 
     def __call__(self, part: BatchPart) -> Vectors:
         empty, idle, row = getattr(part, "empty", False), getattr(part, "idle", 0), getattr(part, "row", None)
-        found: Vectors = {} if empty else super().__call__(part)
-        nothing = [self.model(**row).embeddings[:0] for _ in range(idle)]
-        return {**found, IDLE: torch.cat(nothing)} if nothing else found
+        vectors: Vectors = {} if empty else super().__call__(part)
+        idle_vectors = [self.model(**row).embeddings[:0] for _ in range(idle)]
+        return {**vectors, IDLE: torch.cat(idle_vectors)} if idle_vectors else vectors
 
 
 def reach_all(vectors: Vectors) -> Tensor:
-    """Zero, with a gradient of zero for all vectors, so that the backward pass of every forward pass is made."""
+    """Return zero, with a zero gradient for all vectors, so that every forward pass has a backward pass."""
     return torch.stack([0.0 * vector.float().sum() for vector in vectors.values() if vector.requires_grad]).sum()

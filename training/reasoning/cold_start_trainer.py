@@ -1,7 +1,6 @@
-"""The cold start on the contrastive trainer: the model learns to write attributes while its vectors learn to retrieve.
+"""Train the cold start: the model learns to write attributes, together with the contrastive objective.
 
-Shape suffixes: B rows of one forward pass, T tokens of a row, N tokens that are to be written, D embedding width,
-V vocabulary.
+Shape suffixes: B rows of one forward pass, T tokens of a row, N tokens to be written, D embedding width, V vocabulary.
 """
 
 import math
@@ -20,18 +19,18 @@ from training.encoding.batch_encoding import CROSS_ENTROPY, REASONED_ROWS, RIGHT
 from training.encoding.chunked_encoding import Vectors
 from training.parallel.distributed import mean_rows
 
-_VECTORS_ALONE: dict[str, Any] = {"output_embeddings": True, "logits_to_keep": None}
+_ONLY_VECTORS: dict[str, Any] = {"output_embeddings": True, "logits_to_keep": None}
 
 
 @dataclass
 class Written:
-    """What one forward pass of a writer gives.
+    """The output of a forward pass of `WritingEncoder`.
 
     Args:
-        embeddings: (B, D), as the model's.
-        router_loss: as the model's; None where it was not asked for.
-        sums: name → (1,) float32, of the pass's rows: "cross_entropy" with gradient and "right_tokens", both only where the
-            cross-entropy is computed, "written_tokens" and "reasoned_rows".
+        embeddings: (B, D), from the model.
+        router_loss: the model's router loss, or None if it was not requested.
+        sums: name → (1,) float32, sums over the rows: "written_tokens" and "reasoned_rows", and with the cross-entropy
+            "cross_entropy" (with gradient) and "right_tokens".
     """
 
     embeddings: Tensor
@@ -40,16 +39,17 @@ class Written:
 
 
 class WritingEncoder:
-    """Encodes with a model that writes: vectors and the cross-entropy of what it has to write, from one pass.
+    """Compute vectors and the cross-entropy of the labels in a single forward pass.
 
-    `Σ_n −log p(label_n | all tokens before it)`. Logits are made of the tokens that predict a label, and of no other.
+    `Σ_n −log p(label_n | all tokens before it)`. Logits are computed only at positions that predict a label.
 
     Args:
-        model: called with the processor's tensors; a `MoonForConditionalGeneration`, wrapped or not.
-        cross_entropy: whether to compute it; else the output layer is not used.
+        model: a `MoonForConditionalGeneration`, wrapped or not.
+        cross_entropy: whether to compute the cross-entropy. Otherwise the output layer is not used.
 
     Shapes:
-        Called with "labels" (B, T) int64, see `training.batches.reasoning_labels`, and the processor's tensors, gives `Written`.
+        Called with "labels" (B, T) int64, see `training.batches.reasoning_labels`, and the processor's tensors, it
+        returns `Written`.
     """
 
     def __init__(self, model: nn.Module, cross_entropy: bool) -> None:
@@ -58,7 +58,7 @@ class WritingEncoder:
     def __call__(self, *, labels: Tensor, **inputs: Any) -> Written:
         is_label_BT = labels != IGNORED
         predicts_BT = is_label_BT.roll(-1, dims=1)
-        predicts_BT[:, -1] = False  # no token stands before the first one
+        predicts_BT[:, -1] = False  # the first token is not predicted
         kept = predicts_BT if self.cross_entropy else None
         output = self.model(**inputs, output_embeddings=True, logits_to_keep=kept)
         sums = {WRITTEN_TOKENS: is_label_BT.sum(), REASONED_ROWS: is_label_BT.any(dim=1).sum()}
@@ -71,27 +71,29 @@ class WritingEncoder:
 
 
 class ColdStartTrainer(ContrastiveTrainer):
-    """ContrastiveTrainer whose model also learns to write the reasonings that the batches give.
+    """ContrastiveTrainer whose model also learns to write the reasonings in the batches.
 
-    `L = α · L_CE + β · L_contrastive`, with `L_CE = −1/N · Σ_n log p(y_n | y_<n, x)` over the N tokens of all reasonings, and
-    their `</think>`, of both sides and all processes, and L_contrastive the objective of ContrastiveTrainer with vectors that
-    are read behind the reasonings.
+    `L = α · L_CE + β · L_contrastive`, with `L_CE = −1/N · Σ_n log p(y_n | y_<n, x)` over the N tokens of all
+    reasonings, with their `</think>`, of queries and products of all processes. L_contrastive is the objective of
+    ContrastiveTrainer, with the vectors after the reasonings.
 
-    Source: LREM, arXiv 2510.14321, cold start (α = 0.1, β = 1); that of MOON3.0, arXiv 2604.00513, is not published. Both
-    sides and the mean over all tokens are our design. With gradient accumulation each part of a step has its own N.
+    Source: LREM, arXiv 2510.14321, cold start (α = 0.1, β = 1); that of MOON3.0, arXiv 2604.00513, is not published.
+    Reasonings of both queries and products, and the mean over all tokens, are our design. With gradient accumulation,
+    each micro-batch has its own N.
 
     Args:
-        ce_weight: α, at least 0; default 0.1. 0: the output layer is not used.
-        contrastive_weight: β, at least 0; default 1.0.
-        **kwargs: as ContrastiveTrainer, with a `MoonForConditionalGeneration` (adapters or not) as model and a
-            `training.batches.collate.PairCollator` with reasoning "given" or "mixed".
+        ce_weight: α, at least 0. Default: 0.1. 0: the output layer is not used.
+        contrastive_weight: β, at least 0. Default: 1.0.
+        **kwargs: arguments of ContrastiveTrainer, with a `MoonForConditionalGeneration` (with or without adapters) as
+            model and a `training.batches.collate.PairCollator` with reasoning "given" or "mixed".
 
     Raises:
-        ValueError: weights out of range, a model that does not write or reason, forms of each item, batches without labels.
+        ValueError: a weight is out of range, the model does not generate or reason, the batches have forms, or they do
+            not have labels.
 
     Relations:
-        Use `StreamedColdStartTrainer` for streams. Logs also loss_contrastive, loss_ce, ce_accuracy (share of tokens that are the
-        likeliest given those before) and reasoned_share (of queries and products). Its checkpoints start the joint stage.
+        Use `StreamedColdStartTrainer` for streams. It also logs loss_contrastive, loss_ce, ce_accuracy (the share of
+        correctly predicted tokens) and reasoned_share (of queries and products). GRPO starts from its checkpoints.
     """
 
     def __init__(self, *, ce_weight: float = 0.1, contrastive_weight: float = 1.0, **kwargs: Any) -> None:
@@ -110,7 +112,7 @@ class ColdStartTrainer(ContrastiveTrainer):
             )
         if self.options.dual_alignment:
             raise ValueError(
-                "dual_alignment: found True in a cold start; expected False, reasonings belong to whole items"
+                "dual_alignment: found True in a cold start; expected False, because forms do not have reasonings"
             )
         self.ce_weight, self.contrastive_weight = float(ce_weight), float(contrastive_weight)
 
@@ -118,8 +120,8 @@ class ColdStartTrainer(ContrastiveTrainer):
         return super()._encoder(WritingEncoder(model, self.ce_weight > 0))  # type: ignore[arg-type]
 
     def _encode_for_queue(self, inputs: dict[str, Any]) -> Tensor:
-        given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        return super()._encode_for_queue({**given, **_VECTORS_ALONE})
+        unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        return super()._encode_for_queue({**unlabelled, **_ONLY_VECTORS})
 
     def _parts(self, inputs: Mapping[str, Any]) -> list[Any]:
         missing = [side for side in ("queries", "products") if "labels" not in inputs[side]]
@@ -147,9 +149,10 @@ class ColdStartTrainer(ContrastiveTrainer):
 
 
 class StreamedColdStartTrainer(StreamedTrainer, ColdStartTrainer):
-    """ColdStartTrainer on streams, resumed exactly in the middle of an epoch as `StreamedTrainer` is.
+    """ColdStartTrainer for streams, which resumes exactly within an epoch like `StreamedTrainer`.
 
     Args:
-        batches: as StreamedTrainer, whose `pairs` are `training.labels.reasoning.ReasonedRows`.
-        **kwargs: as ColdStartTrainer, with a `training.batches.streams.StreamCollator` with reasoning "given" or "mixed".
+        batches: see `StreamedTrainer`; their `pairs` are `training.labels.reasoning.ReasonedRows`.
+        **kwargs: arguments of ColdStartTrainer, with a `training.batches.streams.StreamCollator` with reasoning "given"
+            or "mixed".
     """

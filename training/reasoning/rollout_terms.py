@@ -1,9 +1,9 @@
-"""What the rollouts of a step are compared with: one InfoNCE over all of them, and the similarities that rewards read.
+"""Compute the InfoNCE over the rollouts of a step, and the similarities for the rewards.
 
-A pair is a query and the product that answers it; each side is reasoned about G times, and embedded once without reasoning.
+A pair is a query and the product that answers it. Each side has G rollouts and a vector without reasoning.
 
-Shape suffixes: B pairs of this process, G rollouts of one side, R = B · G, N products of this process (positives and hard
-negatives), C candidates of all processes and the queue, K valid negatives of one query, D embedding width.
+Shape suffixes: B pairs of this process, G rollouts of one side, R = B · G, N products of this process (positives and
+hard negatives), C candidates of all processes and the queue, K valid negatives of one query, D embedding width.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from training.parallel.distributed import first_row, gather_all_with_gradient, g
 
 @dataclass
 class RolloutVectors:
-    """The vectors of one step and process.
+    """The vectors of a step and process.
 
     Shapes:
-        query_RD, product_RD (B · G, D) float32: the rollouts of each pair behind each other; plain_query_BD (B, D) and
-        plain_product_ND (N, D) float32: without reasoning, the products in the batch's order.
+        query_RD, product_RD (B · G, D) float32: the consecutive rollouts of each pair; plain_query_BD (B, D) and
+        plain_product_ND (N, D) float32: vectors without reasoning, with the products in the order of the batch.
     """
 
     query_RD: Tensor
@@ -33,7 +33,7 @@ class RolloutVectors:
     plain_product_ND: Tensor
 
     def leaves(self) -> "RolloutVectors":
-        """Return copies that a gradient can be taken of."""
+        """Return detached copies that require a gradient."""
         return RolloutVectors(*(value.detach().clone().requires_grad_() for value in vars(self).values()))
 
 
@@ -45,28 +45,29 @@ def rollout_loss(
     unreasoned_share: float,
     margin: float | None = None,
 ) -> dict[str, Tensor]:
-    """InfoNCE over all rollouts, of both kinds of vectors in one space.
+    """Compute the InfoNCE over all rollouts and the vectors without reasoning.
 
     `L = (1-u)² L(q_g → p_g) + u(1-u) (L(q_g → p) + L(q → {p_g})) + u² L(q → p)`, where q_g, p_g are rollouts, q, p the
-    vectors without reasoning, and u the share of vectors without reasoning: what a random mix of the two kinds would cost
-    on average. Every term has the same candidates: the rollouts and the unreasoned vectors of the products of all
-    processes, and the queue. Rollouts of one product are no negatives of its queries.
+    vectors without reasoning, and u their share: the expected loss of a random mix of vectors with and without
+    reasoning. Every term has the same candidates: the products of all processes, as rollouts and without reasoning, and
+    the queue. Rollouts of a product are not negatives of its queries.
 
     Source: MOON3.0 (GRPO with InfoNCE, arXiv 2604.00513) with all G rollouts as in LREM, arXiv 2510.14321; the
     mix of the two kinds is our design.
 
     Args:
-        vectors: of this process.
-        batch: of `training.batches.collate.PairCollator`: "target", "product", "group", "query_group", "other", "negative", and
-            "positive_weight", the relevance of each pair's answer, by which its losses are multiplied; without it 1.
-        queued: the candidates of past steps; None: none.
+        vectors: the vectors of this process.
+        batch: the batch of `training.batches.collate.PairCollator`: "target", "product", "group", "query_group",
+            "other", "negative", and optionally "positive_weight", the relevance of each pair's answer, which multiplies
+            its losses.
+        queued: the candidates of past steps, or None.
         contrastive: `InfoNCELoss` or `MatryoshkaLoss`.
         unreasoned_share: u, from 0 to 1.
-        margin: negatives nearer than the positive by more than this are left out; None: none are.
+        margin: exclude negatives that are nearer than the positive by more than this. None: do not exclude them.
 
     Shapes:
-        Scalars "loss" and "loss_reasoned", "loss_to_plain", "loss_from_plain", "loss_plain" where their weight is not 0. With
-        several processes each is divided so that averaged gradients are those of the mean over all processes.
+        Scalars "loss", and "loss_reasoned", "loss_to_plain", "loss_from_plain", "loss_plain" if their weight is not 0.
+        With several processes, each is scaled so that averaged gradients are those of the mean over all processes.
     """
     count, device = len(vectors.plain_query_BD), vectors.query_RD.device
     rollouts = len(vectors.query_RD) // count
@@ -102,24 +103,25 @@ def rollout_loss(
 
 
 def _each(relevance_B: Tensor, times: int, target_QP: Tensor) -> Tensor:
-    """Each pair's relevance for all of its targets."""
+    """Return the relevance of each pair, repeated for all its targets."""
     return relevance_B.repeat_interleave(times)[:, None].expand(target_QP.shape)
 
 
 def _facts(batch: Mapping[str, Any], times: int) -> QueryFacts:
-    """What is known about each pair's query, `times` in a row."""
-    of_query = (batch["product"][batch["target"]], batch["query_group"], batch["other"], batch["negative"])
-    return QueryFacts(*(one.repeat_interleave(times, dim=0) for one in of_query))
+    """Return the related products of each pair's query, repeated `times` times."""
+    ids = (batch["product"][batch["target"]], batch["query_group"], batch["other"], batch["negative"])
+    return QueryFacts(*(tensor.repeat_interleave(times, dim=0) for tensor in ids))
 
 
 @dataclass
 class RolloutSimilarities:
-    """What each rollout is near to; lists have an entry for each rollout in the order pair, side (query first), rollout.
+    """The similarities of rollouts. Lists have an entry for each rollout, by pair, side (query first) and rollout.
 
     Shapes:
-        positive: (G,) float32, cosine with each rollout of the pair's other side. negative: (K,) float32, cosine with each
-        valid negative; K may differ between pairs. plain_positive (B,) and plain_negative, a list of (K,): the same of the
-        pair's vectors without reasoning.
+        positive: (G,) float32, cosine with each rollout of the pair's other side. negative: (K,) float32, cosine with
+            each
+        valid negative; K may differ between pairs. plain_positive (B,) and plain_negative, a list of (K,): the same for
+        the pair's vectors without reasoning.
     """
 
     positive: list[Tensor]
@@ -132,17 +134,17 @@ class RolloutSimilarities:
 def rollout_similarities(
     vectors: RolloutVectors, batch: Mapping[str, Any], queued: Candidates | None
 ) -> RolloutSimilarities:
-    """What the rewards compare.
+    """Return the similarities for the rewards.
 
-    A rollout is compared with the average over the other side's rollouts, so that its reward is its own: other products
-    are the means of their G vectors (a cosine with the mean is the mean cosine), and a product's rollout is looked for by
-    the mean of its query's G vectors. Hard negatives have no rollouts; they and the queue count as they are. The same
-    product, its variants and known positives are no negatives. Our design.
+    A rollout is compared with averages over rollouts, so that its reward does not depend on other single rollouts:
+    other products are the means of their G vectors (the cosine with the mean is the mean cosine), and a product's
+    rollout is compared with the negatives by the mean of its query's G vectors. Hard negatives and the queue have a
+    single vector. The same product, its variants and known positives are not negatives. Our design.
 
     Args:
-        vectors: of this process.
+        vectors: the vectors of this process.
         batch: see `rollout_loss`.
-        queued: the candidates of past steps; None: none.
+        queued: the candidates of past steps, or None.
     """
     count = len(vectors.plain_query_BD)
     query_BGD = vectors.query_RD.float().view(count, -1, vectors.query_RD.shape[1])
@@ -153,7 +155,7 @@ def rollout_similarities(
     plain_ND = vectors.plain_product_ND.float()
     mean_CD, hard_CD, plain_CD = gather_all_with_gradient([product_BGD.mean(dim=1), plain_ND[hard], plain_ND])
     product, group = batch["product"], batch["group"]
-    ids = [gather_ids(one) for one in (product[own], product[hard], product, group[own], group[hard], group)]
+    ids = [gather_ids(tensor) for tensor in (product[own], product[hard], product, group[own], group[hard], group)]
     reasoned = _with_queue(torch.cat([mean_CD, hard_CD]), torch.cat(ids[0:2]), torch.cat(ids[3:5]), queued)
     plain = _with_queue(plain_CD, ids[2], ids[5], queued)
     facts = _facts(batch, 1)
@@ -161,16 +163,16 @@ def rollout_similarities(
     of_query_BGC = query_BGD @ reasoned.vector_CD.float().T
     of_product_BC = query_BGD.mean(dim=1) @ reasoned.vector_CD.float().T
     each_BGG = query_BGD @ product_BGD.transpose(1, 2)
-    found = RolloutSimilarities([], [], (vectors.plain_query_BD.float() * plain_ND[own]).sum(dim=1), [])
+    similarities = RolloutSimilarities([], [], (vectors.plain_query_BD.float() * plain_ND[own]).sum(dim=1), [])
     for pair in range(count):
         valid_C = valid_BC[pair]
-        found.positive += [*each_BGG[pair], *each_BGG[pair].T]
+        similarities.positive += [*each_BGG[pair], *each_BGG[pair].T]
         shared_K = of_product_BC[pair, valid_C]
-        found.negative += [*of_query_BGC[pair][:, valid_C], *[shared_K] * query_BGD.shape[1]]
+        similarities.negative += [*of_query_BGC[pair][:, valid_C], *[shared_K] * query_BGD.shape[1]]
     plain_valid_BC = ~false_negative_mask(facts, plain.product_C, plain.group_C)
     plain_BC = vectors.plain_query_BD.float() @ plain.vector_CD.float().T
-    found.plain_negative = [row[valid] for row, valid in zip(plain_BC, plain_valid_BC, strict=True)]
-    return found
+    similarities.plain_negative = [row[valid] for row, valid in zip(plain_BC, plain_valid_BC, strict=True)]
+    return similarities
 
 
 def _with_queue(vector_CD: Tensor, product_C: Tensor, group_C: Tensor, queued: Candidates | None) -> Candidates:
@@ -184,10 +186,10 @@ def _with_queue(vector_CD: Tensor, product_C: Tensor, group_C: Tensor, queued: C
 
 
 def queue_of(vectors: RolloutVectors, batch: Mapping[str, Any]) -> Candidates:
-    """Return what the queue keeps of a step: each product's first rollout, and the hard negatives, of all processes.
+    """Return the candidates of a step for the queue: the first rollout of each product, and all hard negatives.
 
     Args:
-        vectors: of this process.
+        vectors: the vectors of this process.
         batch: see `rollout_loss`.
     """
     own, count = batch["target"], len(batch["target"])
@@ -196,5 +198,7 @@ def queue_of(vectors: RolloutVectors, batch: Mapping[str, Any]) -> Candidates:
     first_BD = vectors.product_RD.view(count, -1, vectors.product_RD.shape[1])[:, 0]
     with torch.no_grad():
         vector = gather_all_with_gradient([first_BD.float(), vectors.plain_product_ND[hard].float()])
-    ids = [torch.cat([gather_ids(one[own]), gather_ids(one[hard])]) for one in (batch["product"], batch["group"])]
+    ids = [
+        torch.cat([gather_ids(tensor[own]), gather_ids(tensor[hard])]) for tensor in (batch["product"], batch["group"])
+    ]
     return Candidates(torch.cat(vector).detach(), *ids)

@@ -1,6 +1,6 @@
-"""From pairs to rollouts: which prompts are continued, and what is appended to a continuation to read its vector.
+"""Prepare rollouts: make the prompts of pairs, and append the tokens from which the vector of a completion is read.
 
-Shape suffixes: L rollouts of this process and step, T tokens of a prompt and its continuation, C tokens of a continuation.
+Shape suffixes: L rollouts of this process and step, T tokens of a prompt and its completion, C tokens of a completion.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ _ENDING_TOKENS = 2
 
 
 def rollout_dataset(pairs: int) -> Dataset:
-    """Return the sides to reason about, each pair's query and then its product, as TRL repeats and batches them.
+    """Return a data set with two rows for each pair, its query and its product, which TRL repeats and batches.
 
-    A row names its pair by number; `PromptCollator` reads it.
+    A row contains the index of its pair, which `PromptCollator` reads.
 
     Args:
         pairs: the number of pairs.
@@ -42,14 +42,14 @@ def item_name(pair: Pair, side: str) -> str:
 
 @dataclass
 class Prompts:
-    """What is continued in one step and process: for each pair G times its query, then G times its product.
+    """The prompts of a step and process: for each pair G times its query, then G times its product.
 
     Args:
         ids: token ids of each rollout's prompt, up to `<think>`.
-        grids: (pictures, 3) int64 of each rollout, see the processor's image_grid_thw.
-        patches: (patches, features) of each rollout.
-        pairs: as they were read, without their pictures.
-        batch: the same pairs without reasoning, as `PairCollator` makes them.
+        grids: (pictures, 3) int64 for each rollout; see image_grid_thw of the processor.
+        patches: (patches, features) for each rollout.
+        pairs: the pairs, without their pictures.
+        batch: the same pairs without reasoning, from `PairCollator`.
         rollouts: G.
     """
 
@@ -61,21 +61,20 @@ class Prompts:
     rollouts: int
 
     def pictures(self, start: int = 0, stop: int | None = None) -> dict[str, Any]:
-        """Return the pictures of some rollouts as a model takes them, and their number in each; nothing without pictures."""
+        """Return the pictures of some rollouts as model inputs, and their number in each; empty without pictures."""
         part = slice(start, stop)
         grids = self.grids[part]
         if not any(len(grid) for grid in grids):
             return {}
-        patches = [
-            one for one in self.patches[part] if len(one)
-        ]  # a side without any picture does not know their width
+        # A side without pictures does not have the width of their patches.
+        patches = [rows for rows in self.patches[part] if len(rows)]
         pictures = {"pixel_values": torch.cat(patches), "image_grid_thw": torch.cat(grids)}
         return pictures | {"num_images": [len(grid) for grid in grids]}
 
     def to(self, device: torch.device) -> "Prompts":
         """Return the prompts with their tensors on a device."""
         moved = {name: _on(value, device) for name, value in self.batch.items()}
-        grids, patches = ([one.to(device) for one in some] for some in (self.grids, self.patches))
+        grids, patches = ([tensor.to(device) for tensor in tensors] for tensors in (self.grids, self.patches))
         return Prompts(self.ids, grids, patches, self.pairs, moved, self.rollouts)
 
 
@@ -86,15 +85,16 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 class PromptCollator(PairCollator):
-    """Prompts of the rollouts of a step; a pair that cannot be read is replaced by a substitute, both sides together.
+    """Collate the prompts of the rollouts of a step. A pair that cannot be read is replaced by a substitute.
 
     Args:
-        processor, allow_urls: as in `PairCollator`.
-        pairs: `training.batches.pairs.PairDataset`, or what is used like it; also gives the substitutes.
+        processor, allow_urls: see `PairCollator`.
+        pairs: `training.batches.pairs.PairDataset`, or a data set with the same methods, which also draws substitutes.
         rollouts: G.
 
     Raises:
-        UnreadableBatchError: a pair without a substitute that can be read: every process needs as many rollouts.
+        UnreadableBatchError: a pair does not have a readable substitute, because all processes need the same number of
+            rollouts.
     """
 
     def __init__(self, processor: MoonProcessor, pairs: Any, rollouts: int, allow_urls: bool = False) -> None:
@@ -105,34 +105,39 @@ class PromptCollator(PairCollator):
         """Return the prompts of rows of `rollout_dataset`, each repeated G times.
 
         Raises:
-            ValueError: rows in another order.
+            ValueError: the rows are in another order.
         """
         numbers = [row["pair"] for row in rows[:: 2 * self.rollouts]]
         wanted = [(number, side) for number in numbers for side in SIDES for _ in range(self.rollouts)]
         if [(row["pair"], row["prompt"]) for row in rows] != wanted:
-            raise ValueError(f"rows: expected each pair's query {self.rollouts} times, then its product as often")
+            raise ValueError(
+                f"rows: found another order; expected the query of each pair {self.rollouts} times, then its product "
+                f"{self.rollouts} times"
+            )
         pairs = [self.pairs[number] for number in numbers]
         batch = self(pairs)
-        read = batch.pop("pairs")
-        if len(read) < len(pairs):
+        readable = batch.pop("pairs")
+        if len(readable) < len(pairs):
             reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in batch["skipped"][:5])
-            raise UnreadableBatchError(f"{len(pairs) - len(read)} pairs without a substitute to read: {reasons}")
-        asking = {**self.options, "reasoning": "generate", "on_error": "raise"}
-        queries = self.processor(queries=[pair.query for pair in read], task="query", **asking)
-        products = self.processor(products=[pair.products[0] for pair in read], form="mm", **asking)
+            raise UnreadableBatchError(
+                f"batch: found {len(pairs) - len(readable)} pairs without a readable substitute; expected one for each: {reasons}"
+            )
+        options = {**self.options, "reasoning": "generate", "on_error": "raise"}
+        queries = self.processor(queries=[pair.query for pair in readable], task="query", **options)
+        products = self.processor(products=[pair.products[0] for pair in readable], form="mm", **options)
         both = [row for rows_of_pair in zip(_rows(queries), _rows(products), strict=True) for row in rows_of_pair]
         ids, grids, patches = zip(*[row for row in both for _ in range(self.rollouts)], strict=True)
-        told = [_without_pictures(pair) for pair in read]
-        return Prompts(list(ids), list(grids), list(patches), told, batch, self.rollouts)
+        light = [_without_pictures(pair) for pair in readable]
+        return Prompts(list(ids), list(grids), list(patches), light, batch, self.rollouts)
 
     def _batch(self, pairs: list[Pair], *parts: Any) -> dict[str, Any]:
         return super()._batch(pairs, *parts) | {"pairs": pairs}
 
 
 def _without_pictures(pair: Pair) -> Pair:
-    """A pair without what its tensors hold already, so that it is light to hand over between processes."""
+    """Return a pair without its pictures, which the tensors contain, so that it is quick to send between processes."""
     query = {name: value for name, value in pair.query.items() if name != "image"}
-    products = [{name: value for name, value in one.items() if name != "images"} for one in pair.products]
+    products = [{name: value for name, value in record.items() if name != "images"} for record in pair.products]
     return dataclasses.replace(pair, query=query, products=products)
 
 
@@ -140,19 +145,19 @@ Rows = list[dict[str, Any]]
 
 
 class PromptsAhead:
-    """The prompts of step after step, made ahead by worker processes.
+    """The prompts of consecutive steps, which worker processes prepare in advance.
 
-    TRL's loader gives numbers, several times over where a step has several chunks, and knows no tensors; so the workers are
-    those of a loader of our own. It guesses that each step's pairs are so many behind those of the step before, and where
-    they are not, as after a resumption, it begins anew from those that are asked for. What is made of numbers depends on them
-    alone: with and without workers it is the same, and no random number of the training is drawn.
+    TRL's data loader yields indices, repeated for a step of several chunks, and no tensors. The prompts are therefore
+    made by the workers of a second loader. It assumes that the pairs of each step follow those of the previous one at a
+    fixed distance. If they do not, as after resuming, it starts again from the requested pairs. Prompts depend only on
+    the indices: they are the same with and without workers, and do not use the random state of the training.
 
     Args:
         collator: makes the prompts.
-        stride: pairs of a step, of all processes.
-        workers: processes; 0: the calling one makes the prompts when it is asked for them.
-        prefetch_factor: steps that each worker is ahead at most; None: torch's default.
-        context: how workers are started, "fork" or "spawn"; None: torch's default.
+        stride: the number of pairs of a step, over all processes.
+        workers: the number of worker processes. 0: make prompts in the calling process, on request.
+        prefetch_factor: the number of steps that each worker prepares in advance. None: torch's default.
+        context: the start method of workers, "fork" or "spawn". None: torch's default.
     """
 
     def __init__(
@@ -165,38 +170,38 @@ class PromptsAhead:
     ) -> None:
         self.collator, self.stride, self.workers = collator, stride, workers
         self._settings = {"prefetch_factor": prefetch_factor, "multiprocessing_context": context}
-        self._made: Iterator[tuple[Rows, Prompts]] | None = None
+        self._iterator: Iterator[tuple[Rows, Prompts]] | None = None
         self._next: Rows = []
 
     def prompts(self, rows: Rows) -> Prompts:
         """Return `PromptCollator.prompts` of rows.
 
         Raises:
-            ValueError, UnreadableBatchError: as `PromptCollator.prompts`.
+            ValueError, UnreadableBatchError: see `PromptCollator.prompts`.
         """
         if not self.workers:
             return self.collator.prompts(rows)
-        if self._made is None or rows != self._next:
-            self._made = iter(self._loader(rows))
-        found, prompts = next(self._made)
-        if found != rows:
-            raise RuntimeError(f"prompts made ahead: found those of {found[:1]}; expected those of {rows[:1]}")
-        self._next = _behind(rows, self.stride)
+        if self._iterator is None or rows != self._next:
+            self._iterator = iter(self._loader(rows))
+        prepared, prompts = next(self._iterator)
+        if prepared != rows:
+            raise RuntimeError(f"prepared prompts: found those of {prepared[:1]}; expected those of {rows[:1]}")
+        self._next = _shifted(rows, self.stride)
         return prompts
 
     def _loader(self, rows: Rows) -> DataLoader:
         return DataLoader(
-            _Ahead(self.collator, rows, self.stride),
+            _StepPrompts(self.collator, rows, self.stride),
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.workers,
-            generator=torch.Generator(),  # else the loader draws from the training's own
+            generator=torch.Generator(),  # otherwise the loader draws from the generator of the training
             **self._settings,  # type: ignore[arg-type]
         )
 
 
-class _Ahead(TorchDataset):
-    """The rows of a step and of those that follow it, each with their prompts."""
+class _StepPrompts(TorchDataset):
+    """The rows and prompts of a step and of the following steps."""
 
     def __init__(self, collator: PromptCollator, rows: Rows, stride: int) -> None:
         self.collator, self.rows, self.stride = collator, rows, stride
@@ -206,43 +211,43 @@ class _Ahead(TorchDataset):
         return 1 + max(0, left) // self.stride
 
     def __getitem__(self, step: int) -> tuple[Rows, Prompts]:
-        rows = _behind(self.rows, step * self.stride)
+        rows = _shifted(self.rows, step * self.stride)
         return rows, self.collator.prompts(rows)
 
 
-def _behind(rows: Rows, pairs: int) -> Rows:
+def _shifted(rows: Rows, pairs: int) -> Rows:
     return [{**row, "pair": row["pair"] + pairs} for row in rows]
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _unchanged(prompts: Any) -> Any:
+    return prompts
 
 
 def _rows(inputs: Mapping[str, Tensor]) -> list[tuple[list[int], Tensor, Tensor]]:
-    """Ids without padding, grids and patches of each row of a batch of the processor."""
+    """Return the ids without padding, the grids and the patches of each row of a batch of the processor."""
     ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     counts = images_per_row(inputs).tolist()
     grid = inputs["image_grid_thw"] if "image_grid_thw" in inputs else torch.zeros(0, 3, dtype=torch.int64)
     grids = grid.split(counts)
     pixels = inputs["pixel_values"] if "pixel_values" in inputs else torch.zeros(0, 1)
-    patches = pixels.split([int(one.prod(dim=1).sum()) for one in grids])
+    patches = pixels.split([int(sizes.prod(dim=1).sum()) for sizes in grids])
     if "pixel_values" in inputs:
         return list(zip(ids, grids, patches, strict=True))
     return [(row, grid[:0], pixels) for row in ids]
 
 
 def with_ending(input_ids: Tensor, attention_mask: Tensor, tokens: int, config: Any) -> tuple[Tensor, Tensor]:
-    """Put behind each continuation what reads a vector: `</think>` where it has not written it, then `<emb>`.
+    """Append the tokens from which the vector is read to each completion: `</think>`, unless it has one, and `<emb>`.
 
-    As `think_then_embed` ends a reasoning at inference. The ending follows at once, without padding between: a base that counts
-    positions without looking at the mask (a batch without pictures) would count that padding. Tokens before the ending do not
-    see it, so that their probabilities stay what they are.
+    `think_then_embed` ends a reasoning in the same way at inference. The ending directly follows the completion,
+    without padding, because a base that counts positions without the mask (in a batch without pictures) would count
+    padding. The ending does not change the probabilities of the tokens before it.
 
     Args:
-        input_ids: prompts padded on the left, continuations on the right.
-        attention_mask: 1 for tokens that count.
-        tokens: C, the columns of continuations.
-        config: MoonConfig, for the ids of the two tokens.
+        input_ids: prompts padded on the left, completions padded on the right.
+        attention_mask: 1 for tokens, 0 for padding.
+        tokens: C, the number of columns of completions.
+        config: the `MoonConfig`, with the ids of the two tokens.
 
     Shapes:
         (L, T) int64 each → (L, T + 2) each.
@@ -261,23 +266,23 @@ def with_ending(input_ids: Tensor, attention_mask: Tensor, tokens: int, config: 
 
 
 def sequences(
-    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], pad: int, config: Any
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int, config: Any
 ) -> tuple[Tensor, Tensor]:
-    """Return whole texts, prompt, continuation and ending, with their mask.
+    """Return the token ids of prompt, completion and ending, with their attention mask.
 
     Args:
-        prompts: ids of each prompt.
-        continuations: ids of what was written after each.
-        pad: id of the padding token.
-        config: MoonConfig.
+        prompts: token ids of each prompt.
+        completions: token ids of each completion.
+        pad: the id of the padding token.
+        config: the `MoonConfig`.
 
     Shapes:
-        (L, T) int64 each; prompts padded on the left, the rest on the right.
+        (L, T) int64 each; prompts are padded on the left, completions on the right.
     """
-    before, after = max(map(len, prompts)), max(map(len, continuations))
+    before, after = max(map(len, prompts)), max(map(len, completions))
     ids = torch.full((len(prompts), before + after), pad)
     mask = torch.zeros_like(ids)
-    for row, (prompt, written) in enumerate(zip(prompts, continuations, strict=True)):
+    for row, (prompt, written) in enumerate(zip(prompts, completions, strict=True)):
         ids[row, before - len(prompt) : before + len(written)] = torch.tensor([*prompt, *written])
         mask[row, before - len(prompt) : before + len(written)] = 1
     return with_ending(ids, mask, after, config)

@@ -1,8 +1,8 @@
-"""Recipes: what a training run is, read from YAML and the command line, checked before anything starts.
+"""Read a recipe from YAML and the command line, and check it before a training starts.
 
-A recipe is one YAML file of flat keys, which belong to the groups in `GROUPS`: each is a class in a file of its own, of which
-the last is transformers' own TrainingArguments. `training.recipe.files` reads the files, `training.recipe.command_line` what
-replaces their keys, and one mapping of all keys is then checked group by group.
+A recipe is a YAML file of flat keys. Each key belongs to one of the groups in `GROUPS`, which are classes in separate
+files; the last one extends transformers' TrainingArguments. `training.recipe.files` reads the files,
+`training.recipe.command_line` the keys that replace theirs, and the resulting mapping is checked group by group.
 """
 
 import dataclasses
@@ -50,13 +50,13 @@ GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. Nothing of it changes after it was read.
+    """A checked recipe, which does not change after it was read.
 
     Args:
         path: the YAML file.
-        model, pairs, data, loss, reasoning, training: its keys by topic; see the classes in `GROUPS`. transformers writes
-            to `training`, which it also takes as its own.
-        resolved: every key that defines the run with its value, ready to be written as YAML and run again.
+        model, pairs, data, loss, reasoning, training: the keys by group; see the classes in `GROUPS`. transformers uses
+            `training` as its arguments and writes to it.
+        resolved: every key that defines the run and its value. Written as YAML, it is a recipe of the same run.
     """
 
     path: Path
@@ -70,8 +70,8 @@ class Recipe:
 
 
 def usage() -> str:
-    """Return what `--help` prints: how to call, the recipes there are, and the keys of a recipe."""
-    return usage_of(GROUPS.values())
+    """Return the text of `--help`: the command, the recipes of the project, and the keys of a recipe."""
+    return usage_of(GROUPS.values(), default_values())
 
 
 def parse_recipe(arguments: Sequence[str]) -> Recipe:
@@ -81,8 +81,8 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
         arguments: the command line without the program's name.
 
     Raises:
-        RecipeError: no recipe file; a key that does not exist (with the nearest one that does); a value of the wrong
-            type; a path, split or combination that cannot work.
+        RecipeError: the recipe file is missing, a key does not exist (the message names the nearest key), a value has
+            the wrong type, or a path, split or combination of keys cannot work.
     """
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("recipe: found none; expected RECIPE.yaml [--key value …], see training/recipes")
@@ -91,38 +91,38 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
 
 
 def make_recipe(path: Path, values: dict[str, Any], arguments: Sequence[str]) -> Recipe:
-    """Return keys as a checked recipe.
+    """Check the keys of a recipe and return the recipe.
 
     Args:
-        path: what the recipe is called; nothing is read from it.
+        path: the name of the recipe; the file is not read.
         values: the keys.
         arguments: `--key value …`.
 
     Raises:
-        RecipeError: as `parse_recipe`.
+        RecipeError: see `parse_recipe`.
     """
     hints = known_keys()
     values = with_new_names(values, str(path))
     check_keys(values, hints, where=str(path))
     values = {"output_dir": str(Path("runs") / path.stem)} | with_arguments(values, arguments, hints, default_values())
     refuse_nested_replace(values)
-    made: dict[str, Any] = {}
-    refused: list[str] = []
+    groups: dict[str, Any] = {}
+    messages: list[str] = []
     for name, group in GROUPS.items():
-        given = {key: values[key] for key in keys_of(group) if key in values}
+        group_values = {key: values[key] for key in keys_of(group) if key in values}
         try:
-            made[name] = make_training(given) if name == "training" else make_group(group, given)
+            groups[name] = make_training(group_values) if name == "training" else make_group(group, group_values)
         except RecipeError as error:
-            refused.append(str(error))
-    if refused:
-        raise RecipeError("\n".join(refused))
-    recipe = Recipe(path, **made, resolved=_resolved(values, list(made.values())[:-1]))
+            messages.append(str(error))
+    if messages:
+        raise RecipeError("\n".join(messages))
+    recipe = Recipe(path, **groups, resolved=_resolved(values, list(groups.values())[:-1]))
     _check_recipe(recipe)
     return recipe
 
 
 def keys_of(group: Any) -> list[str]:
-    """Return the names of a group's keys, of its class or of one that was made."""
+    """Return the names of the keys of a group, given its class or an instance."""
     return [entry.name for entry in dataclasses.fields(group) if entry.init]
 
 
@@ -143,9 +143,9 @@ def _values_of(groups: Iterable[Any]) -> dict[str, Any]:
     return {key: getattr(group, key) for group in groups for key in keys_of(group)}
 
 
-def _resolved(values: dict[str, Any], ours: Iterable[Any]) -> dict[str, Any]:
-    """Return every key of our groups, and those of TrainingArguments that differ from the library's default."""
-    resolved, library = _values_of(ours), training_defaults(TrainingArguments)
+def _resolved(values: dict[str, Any], groups: Iterable[Any]) -> dict[str, Any]:
+    """Return every key of the project, and the keys of TrainingArguments that differ from their default."""
+    resolved, library = _values_of(groups), training_defaults(TrainingArguments)
     for key, default in training_defaults(MoonTrainingArguments).items():
         value = values.get(key, default)
         always = key in ("seed", "max_steps", "learning_rate") or key not in library
@@ -155,7 +155,7 @@ def _resolved(values: dict[str, Any], ours: Iterable[Any]) -> dict[str, Any]:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    """Refuse what groups cannot see by themselves, before anything is read or built."""
+    """Raise RecipeError for combinations of keys that do not work, before data or a model is loaded."""
     _check_start(recipe.model)
     _check_start_reasons(recipe)
     _check_streaming(recipe)
@@ -176,40 +176,39 @@ def _check_start(model: ModelArguments) -> None:
     if (model.base is None) == (model.small_base is None):
         found = "neither" if model.base is None else "both"
         raise RecipeError(f"base and small_base: found {found}; expected exactly one of them")
-    if model.base is not None and _looks_local(model.base) and not Path(model.base).is_dir():
-        raise RecipeError(f"base: found no folder {Path(model.base).resolve()}; expected a checkpoint or a hub id")
-
-
-def _looks_local(name: str) -> bool:
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    name = model.base
+    if name is None or Path(name).is_dir():
+        return
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:  # not a hub id
+        raise RecipeError(f"base: found no folder {Path(name).resolve()}; expected a checkpoint or a hub id")
 
 
 def _check_start_reasons(recipe: Recipe) -> None:
-    """Refuse a stage of reasoning that begins with a model without reasoning, where files on this machine say so."""
+    """Raise RecipeError for a reasoning stage that starts from a local checkpoint or a preset without reasoning."""
     base = recipe.model.base
-    if base is not None and not Path(base).is_dir():  # of the hub: what it is shows when its configuration is there
+    if base is not None and not Path(base).is_dir():  # a hub id is checked when its configuration is downloaded
         return
-    config = Path(base or "") / "config.json"
-    found = json.loads(config.read_text(encoding="utf-8")) if base is not None and config.is_file() else {}
-    check_reasons(recipe, found if found.get("model_type") == MoonConfig.model_type else None)
+    path = Path(base or "") / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if base is not None and path.is_file() else {}
+    check_model_reasons(recipe, config if config.get("model_type") == MoonConfig.model_type else None)
 
 
-def check_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
-    """Refuse a stage of reasoning for a model that does not reason.
+def check_model_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
+    """Raise RecipeError for a reasoning stage with a model that does not reason.
 
     Args:
-        recipe: whose stage it is, and whose preset where the base is none of Moon.
-        config: the configuration of a Moon checkpoint that the stage begins with; None: preset and `moon` say what it is.
+        recipe: the recipe, with the stage and, for a base that is not a Moon checkpoint, the preset.
+        config: the configuration of the Moon checkpoint from which the stage starts. None: `preset` and `moon` decide.
 
     Raises:
-        RecipeError: names the keys.
+        RecipeError: the model does not reason; the message names the keys.
     """
     model, stage = recipe.model, recipe.reasoning.stage
     if stage == "contrastive":
         return
     if config is not None:
         budget, where = config.get("max_reasoning_tokens"), f"base: found the Moon checkpoint {model.base}"
-        accepted = "a Moon checkpoint with max_reasoning_tokens, as of preset moon3"
+        accepted = "a Moon checkpoint with max_reasoning_tokens, such as one of preset moon3"
     else:
         tokens = dict.fromkeys((name for name in MoonConfig.__annotations__ if name.endswith("_token_id")), 0)
         preset = PRESETS[model.preset](**tokens).max_reasoning_tokens
@@ -224,28 +223,28 @@ def check_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
 
 
 def _check_streaming(recipe: Recipe) -> None:
-    """Refuse what only whole tables have: a gallery, and rows with more than one product, one hard negative and no log."""
+    """Raise RecipeError for keys that need whole tables: evaluations, several products of a query, and interactions."""
     data, pairs, training = recipe.data, recipe.pairs, recipe.training
     if data.streaming and (training.evaluate_before or training.evaluate_after):
         raise RecipeError(
-            "evaluate_before, evaluate_after: found with streaming, whose tables have no gallery; "
-            "expected moon3 evaluate on the trained model"
+            "evaluate_before, evaluate_after: found with streaming, whose tables do not have a gallery; "
+            "expected false, and moon3 evaluate for the trained model"
         )
     for key in ("hard_negatives", "positives_per_query"):
         if data.streaming and getattr(pairs, key) > 1:
             found = getattr(pairs, key)
-            raise RecipeError(f"{key}: found {found} with streaming; expected up to 1, which is what a row holds")
+            raise RecipeError(f"{key}: found {found} with streaming; expected at most 1, which is what a row contains")
     if data.streaming and data.interaction_half_life_days is not None:
         found = data.interaction_half_life_days
-        raise RecipeError(f"interaction_half_life_days: found {found:g} with streaming; expected leaving it out")
+        raise RecipeError(f"interaction_half_life_days: found {found:g} with streaming; expected null")
 
 
 def _check_chunks(training: MoonTrainingArguments) -> None:
-    """Refuse what a step in chunks does not do."""
+    """Raise RecipeError for keys that do not work with encode_chunk_size."""
     if training.torch_empty_cache_steps is not None:
-        raise RecipeError("torch_empty_cache_steps: found with encode_chunk_size; expected one of them")
+        raise RecipeError("torch_empty_cache_steps: found with encode_chunk_size; expected only one of them")
     optimizer = optimizer_of(training)
     if "lomo" in optimizer:
         raise RecipeError(
-            f"optim: found {optimizer} with encode_chunk_size; expected an optimizer that steps after the whole batch"
+            f"optim: found {optimizer} with encode_chunk_size; expected an optimizer that updates after the whole batch"
         )

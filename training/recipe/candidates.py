@@ -1,4 +1,4 @@
-"""Whether a training has anything to compare a query's answer with."""
+"""Check that each query of a training is compared with more than its own answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from training.recipe.loss import queue_length
 def check_candidates(
     pairs: Any, loss: Any, training: Any, contrastive_weight: float, rows_have_negatives: bool = True
 ) -> None:
-    """Refuse a recipe whose queries have their own answer as the only candidate.
+    """Raise ValueError for a recipe in which the only candidate of each query is its own answer.
 
-    The softmax over one candidate is 1, so that the loss is 0 and nothing is learned. Our design.
+    The softmax over one candidate is 1; the loss is then 0, and the model does not learn. Our design.
 
     Args:
-        pairs, loss, training: the recipe's groups.
-        contrastive_weight: of the stage; where it is 0, vectors are not compared at all.
-        rows_have_negatives (`bool`): of streams, whether a table has a column of hard negatives. Default True.
+        pairs, loss, training: the groups of the recipe.
+        contrastive_weight: the weight of the InfoNCE in the stage. With weight 0, the recipe is accepted.
+        rows_have_negatives (`bool`): whether a table of a stream has a column of hard negatives. Default: True.
 
     Raises:
-        ValueError: one pair over all processes, no hard negatives, and no queue that is ever compared with.
+        ValueError: all processes together draw one pair, without hard negatives and without a queue that is used.
     """
     warmup = loss.queue_warmup_steps
     if training.max_steps > 0 and warmup >= 1:
@@ -31,31 +31,31 @@ def check_candidates(
     if not contrastive_weight or count > 1 or queued or (pairs.hard_negatives and rows_have_negatives):
         return
     queue = f"queue_steps {loss.queue_steps}" + (" (never past its queue_warmup_steps)" if steps else "")
-    hard = f"hard_negatives {pairs.hard_negatives}" + (" and no column of them" if not rows_have_negatives else "")
+    hard = f"hard_negatives {pairs.hard_negatives}" + ("" if rows_have_negatives else " and no column of them")
     processes = "in one process" if training.world_size == 1 else "with spatial_negatives: false"
     raise ValueError(
-        f"per_device_train_batch_size: found 1 {processes} with {hard} and {queue}: each query has its own "
-        "answer as the only candidate, and the loss is 0; expected a batch of at least 2 (gradient_accumulation_steps does "
-        "not count), hard_negatives of at least 1, or queue_steps of at least 1"
+        f"per_device_train_batch_size: found 1 {processes} with {hard} and {queue}: the only candidate of each query "
+        "is its own answer, and the loss is 0; expected a batch of at least 2 (gradient_accumulation_steps does not "
+        "count), hard_negatives of at least 1, or queue_steps of at least 1"
     )
 
 
 def check_products(tables: Sequence[ProductTables], masked: Sequence[bool]) -> None:
-    """Refuse data in which no product is a negative of another.
+    """Raise ValueError for data in which queries do not have negatives.
 
     Args:
         tables: the training split of each data set.
-        masked: of each, whether variants of a query's answer are no negatives for it.
+        masked: for each data set, whether variants of a query's answer are excluded from its negatives.
 
     Raises:
-        ValueError: one product, or variants of one that are no negatives, and no query that names a wrong answer.
+        ValueError: the data has one product, or only excluded variants of one product, and no query with negatives.
     """
-    apart = {
+    distinct = {
         (number, row.group if mask and row.group else None, None if mask and row.group else row.product_id)
         for number, (table, mask) in enumerate(zip(tables, masked, strict=True))
         for row in table.products
     }
-    if len(apart) > 1 or any(query.negatives for table in tables for query in table.queries):
+    if len(distinct) > 1 or any(query.negatives for table in tables for query in table.queries):
         return
     count = sum(len(table.products) for table in tables)
     found = "1 product" if count == 1 else f"{count} products, all of one group, with mask_groups: true"

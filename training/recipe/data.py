@@ -1,5 +1,6 @@
-"""The recipe's keys of the data: which tables are read, and how their products and queries become tensors."""
+"""Recipe keys of the data: the tables, and how their products and queries become tensors."""
 
+import functools
 import os
 import typing
 from collections.abc import Mapping
@@ -20,65 +21,64 @@ from training.recipe.checking import CONFIG, Count, Positive, check_value, mappi
 TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
 
 
-def _there(place: str) -> str:
+def _check_exists(place: str) -> str:
     if place != "catalogue" and not os.path.exists(place):
         raise ValueError(f"found nothing at {Path(place).resolve()}; expected a file or folder")
     return place
 
 
-def _said(text: str) -> str:
+def _check_not_empty(text: str) -> str:
     if not text.strip():
         raise ValueError(f"found {text!r}; expected text that is not empty")
     return text
 
 
-def _licence(name: str) -> str:
-    return check_data_licence("a data set", name)
-
-
-_Place = Annotated[str, AfterValidator(_there)]
-_Text = Annotated[str, AfterValidator(_said)]
-_Licence = Annotated[str, AfterValidator(_licence)]
-_OF_BOTH: dict[str, Any] = {"name": str, "weight": Positive, "mask_groups": bool, "licence": _Licence}
-_OF_BOTH |= dict.fromkeys(READING_KEYS, Any)
-_PLACES: dict[str, Any] = {"path": _Place, **dict.fromkeys(TABLE_KEYS, _Place | None)}
-_STREAMS: dict[str, Any] = {"parquet": str | list[str], "columns": dict[str, Any]}
-_STREAMS |= dict.fromkeys(("hub", "config", "split", "revision", "images"), str)
-SOURCE, STREAM = mapping_of(_PLACES | _OF_BOTH), mapping_of(_STREAMS | _OF_BOTH)
-"""An entry of `data`, read whole or streamed; `reading_of` checks its `READING_KEYS`."""
+_Place = Annotated[str, AfterValidator(_check_exists)]
+_Text = Annotated[str, AfterValidator(_check_not_empty)]
+_Licence = Annotated[str, AfterValidator(functools.partial(check_data_licence, "a data set"))]
+_COMMON_KEYS: dict[str, Any] = {"name": str, "weight": Positive, "mask_groups": bool, "licence": _Licence}
+_COMMON_KEYS |= dict.fromkeys(READING_KEYS, Any)
+_SOURCE_KEYS: dict[str, Any] = {"path": _Place, **dict.fromkeys(TABLE_KEYS, _Place | None)}
+_STREAM_KEYS: dict[str, Any] = {"parquet": str | list[str], "columns": dict[str, Any]}
+_STREAM_KEYS |= dict.fromkeys(("hub", "config", "split", "revision", "images"), str)
+SOURCE, STREAM = mapping_of(_SOURCE_KEYS | _COMMON_KEYS), mapping_of(_STREAM_KEYS | _COMMON_KEYS)
+"""The types of an entry of `data`, loaded into memory or streamed; `reading_of` checks its `READING_KEYS`."""
 _CATALOGUE = {key: int if kind is int else Any for key, kind in typing.get_type_hints(make_catalogue).items()}
 del _CATALOGUE["return"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class DataArguments:
-    """Which tables are read, and how products and queries become tensors.
+    """Data: the tables to train on, and how their products and queries become tensors.
 
     Args:
-        data: "catalogue" or paths of data sets; an entry may also be a mapping {path: …, or products:, queries:,
-            query_images:, interactions:, images:; name:, weight:, mask_groups:, licence:}, weight in draws relative to the
-            other data sets, licence for the card of what is trained (docs/model_cards.md).
-        catalogue: options of the embedded catalogue, {products: 600, …}.
-        split: the split that is trained on. A data set that names no splits is split by us: a fifth of its products,
-            variants together, becomes "test", the rest "train"; "all" trains on everything.
-        action_weights: relevance of an action in an interactions table, above 0 and at most 1.
-        interaction_half_life_days: an interaction counts half for every so many days that it is older than the newest
-            of its table; None: age does not matter.
-        mask_groups: variants of a query's answer are no negatives for it.
-        core_crop: append the crop of the core product as a second picture where a box is known.
-        instructions: replaces the processor's system message by task, {product: …, query: …}; a small model with few
-            tokens per item learns faster with short ones.
-        bucket_batches: batches of one query form and like length of text are formed within windows of so many batches;
-            0: pairs stay in the order in which they are drawn.
-        streaming: read `data` row by row, for tables larger than memory. Every entry is then a table of triplets: parquet
-            files (a path or pattern), a data set of the hub (owner/name), or a mapping {parquet: …, or hub:, config:,
-            split:, revision:; columns:, images:, name:, weight:, mask_groups:, licence:}, columns {query.title: NAME, …}
-            replacing what is found by pattern. Of a table with a column "split" the rows of `split` and "all" are read.
-        shuffle_rows: with streaming, rows that are read ahead and shuffled among each other.
-        allow_urls: fetch pictures that are given as http(s) addresses, from public hosts only.
-        max_tokens: token budget of an item, pictures and prompt included; "auto": what 99 % of the products and queries need,
-            measured once (`training.assembly.token_budget`); None leaves the processor's own limit.
-        max_image_tokens: largest number of image tokens per picture; None leaves the processor's own limit.
+        data: the data sets: "catalogue", the catalogue that the project draws, or paths. An entry can also be a mapping
+            with either `path` or `products`, `queries`, `query_images`, `interactions` and `images`, and with `name`,
+            `weight`, `mask_groups` and `licence`. `weight` is the frequency of draws relative to the other data sets;
+            `licence` goes to the card of the trained model (docs/model_cards.md).
+        catalogue: options of the drawn catalogue, such as {products: 600}.
+        split: the split to train on. In a data set without splits, one fifth of the products, variants together, is
+            split off as "test" and the rest is "train". "all" trains on all products.
+        action_weights: the relevance of each action in an interactions table, above 0 and at most 1.
+        interaction_half_life_days: the age in days, relative to the newest interaction of the table, at which an
+            interaction counts half. null: all interactions count the same.
+        mask_groups: exclude variants of a query's answer from its negatives.
+        core_crop: add a crop of the core product as a second picture if its box is known.
+        instructions: system messages that replace those of the processor, by task: {product: …, query: …}. A small
+            model with a small token budget learns faster with short ones.
+        bucket_batches: the number of batches in a window within which pairs are grouped into batches by query form and
+            length of text. 0: pairs keep the order in which they are drawn.
+        streaming: read `data` row by row, for tables larger than memory. Each entry is a table of triplets: parquet
+            files (a path or pattern), a data set of the hub (owner/name), or a mapping with either `parquet` or `hub`,
+            `config`, `split` and `revision`, and with `columns`, `images`, `name`, `weight`, `mask_groups` and
+            `licence`. `columns`, such as {query.title: NAME}, replaces the columns that are recognized by their names.
+            If a table has a column "split", only the rows of `split` and of "all" are read.
+        shuffle_rows: the number of rows that are read ahead and shuffled. Only with `streaming`.
+        allow_urls: download pictures that are given as http(s) addresses, from public hosts only.
+        max_tokens: the token budget of a query or product, pictures and prompt included. "auto": a budget that is
+            enough for 99 % of the products and queries, measured once before training. null: the limit of the
+            processor.
+        max_image_tokens: the largest number of image tokens of a picture. null: the limit of the processor.
     """
 
     data: list[str | dict[str, Any]] = Field(default_factory=lambda: ["catalogue"])  # type: ignore[arg-type]
@@ -112,10 +112,10 @@ class DataArguments:
 
 
 def interaction_options(data: DataArguments) -> InteractionOptions:
-    """Return how the recipe weighs interactions.
+    """Return the recipe's options for interactions.
 
     Raises:
-        RecipeError: a weight or a half-life that cannot be used.
+        RecipeError: a weight or the half-life is out of range.
     """
     try:
         return InteractionOptions(data.action_weights, data.interaction_half_life_days)
@@ -124,10 +124,10 @@ def interaction_options(data: DataArguments) -> InteractionOptions:
 
 
 def reading_of(entry: Mapping[str, Any], interactions: InteractionOptions | None = None) -> ReadingOptions:
-    """Return how the cells of an entry of `data` are read.
+    """Return the options for reading the cells of an entry of `data`.
 
     Raises:
-        RecipeError: strip_html or category_separator that cannot be used.
+        RecipeError: strip_html or category_separator is invalid.
     """
     try:
         return ReadingOptions.of(entry, interactions)
@@ -136,7 +136,7 @@ def reading_of(entry: Mapping[str, Any], interactions: InteractionOptions | None
 
 
 def _check_source(entry: Any) -> None:
-    """Refuse an entry of `data` that names nothing readable."""
+    """Raise RecipeError for an invalid entry of `data`."""
     entry = {"path": entry} if isinstance(entry, str) else entry
     if ("path" in entry) == ("products" in entry):
         raise RecipeError(f"data: found {entry}; expected either a path or products (with queries and images)")
@@ -145,7 +145,7 @@ def _check_source(entry: Any) -> None:
 
 
 def _check_stream(entry: Any) -> None:
-    """Refuse an entry of `data` that cannot be streamed; whether a data set of the hub is there shows when it is opened."""
+    """Raise RecipeError for an entry of `data` that cannot be streamed. Data sets of the hub are checked on opening."""
     if entry == "catalogue":
         raise RecipeError("data: found 'catalogue' with streaming; expected a path, owner/name, or a mapping")
     if isinstance(entry, str):
@@ -156,4 +156,4 @@ def _check_stream(entry: Any) -> None:
         raise RecipeError(f"data: found {entry}; expected either parquet or hub")
     unread = [key for key in ("config", "split", "revision") if key in entry and "parquet" in entry]
     if unread:
-        raise RecipeError(f"data: {unread[0]}: found beside parquet; expected beside hub")
+        raise RecipeError(f"data: {unread[0]}: found with parquet; expected only with hub")

@@ -1,4 +1,4 @@
-"""Read recipe files: strict YAML, what a recipe inherits by `extends`, and how mappings merge."""
+"""Read recipe files: strict YAML, inheritance by `extends`, and merging of mappings."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,11 @@ REPLACE_TAG = "!replace"
 
 
 class Replaced(dict):
-    """A mapping that replaces an inherited one whole: `query_mix: !replace {both: 1}` in a recipe file."""
+    """A mapping that replaces an inherited one instead of merging with it: `query_mix: !replace {mm: 1}`."""
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (plain YAML silently keeps the last) and knows `!replace`.
+    """Safe YAML loader that rejects duplicate keys, of which PyYAML keeps the last, and supports `!replace`.
 
     `1e-4` is a number, as in YAML 1.2; PyYAML reads it as text.
     """
@@ -34,7 +34,7 @@ class Loader(yaml.SafeLoader):
             where = f"{node.start_mark.name}, line {node.start_mark.line + 1}"
             raise RecipeError(
                 f"{where}: found {REPLACE_TAG} before a value that is not a mapping; "
-                f"expected {REPLACE_TAG} {{part: value}}, and other values without it, which always replace"
+                f"expected {REPLACE_TAG} {{part: value}}, or the value alone, which always replaces the inherited one"
             )
         return Replaced(self.construct_mapping(node, deep=True))
 
@@ -48,36 +48,38 @@ def read_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        yaml.YAMLError: no valid YAML.
-        RecipeError: a key given twice, or `!replace` before what is not a mapping.
+        yaml.YAMLError: the text is not valid YAML.
+        RecipeError: a key occurs twice, or `!replace` precedes a value that is not a mapping.
     """
     return yaml.load(text, Loader=Loader)
 
 
 def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML recipe and those it `extends`.
+    """Read a YAML recipe and the recipes that it `extends`.
 
-    `extends: other.yaml` (beside this file) takes over the other recipe; keys given here replace its keys. Mappings are
-    merged key by key, except one that is marked `!replace`, which takes the place of the inherited mapping whole (our
-    design; precedent: `!override` in Docker Compose files). Old names of keys become the new ones, with a warning.
+    `extends: other.yaml` names a file in the same folder. The recipe inherits its keys and replaces those that it sets.
+    Mappings are merged key by key, except a mapping with the tag `!replace`, which replaces the inherited one (our
+    design; precedent: `!override` in Docker Compose files). Old names of keys are replaced by the new ones, with a
+    warning.
 
     Args:
         path: the file.
-        seen: the files that led here, to refuse a circle.
+        seen: the files that extend this one, to detect a cycle.
 
     Raises:
-        RecipeError: no such file, no valid YAML, a key given twice, a circle, or `!replace` before what is not a mapping.
+        RecipeError: the file is missing or not valid YAML, a key occurs twice, a recipe extends itself, or `!replace`
+            precedes a value that is not a mapping.
     """
     path = path.resolve()
     if path in seen:
-        raise RecipeError(f"extends: {path} extends itself")
+        raise RecipeError(f"extends: found {path}, which extends itself; expected recipes without a cycle")
     if not path.is_file():
         raise RecipeError(f"recipe: found no file {path}; expected a YAML file")
     try:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: no valid YAML: {error}") from error
+        raise RecipeError(f"{path}: found invalid YAML ({error}); expected valid YAML") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(f"{path}: found {type(values).__name__}; expected a mapping of keys to values")
     values = with_new_names(values, str(path))
@@ -90,7 +92,7 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merged(inherited: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return inherited keys with others in their place; two mappings of one key are merged unless marked `!replace`."""
+    """Return inherited keys, replaced by `values`. Mappings of the same key are merged unless tagged `!replace`."""
     result = dict(inherited)
     for key, value in values.items():
         known = result.get(key)
@@ -104,19 +106,19 @@ def merged(inherited: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_nested_replace(values: Any, where: str = "") -> None:
-    """Refuse `!replace` below a key of the recipe, where nothing would read it.
+    """Raise RecipeError for `!replace` inside a value, where it has no effect.
 
     Args:
-        values: the recipe's keys, after `read_recipe_file`.
-        where: the keys that lead there.
+        values: the recipe's keys, from `read_recipe_file`.
+        where: the path of keys to `values`.
 
     Raises:
-        RecipeError: names the keys.
+        RecipeError: `!replace` occurs inside a value; the message names the path of keys.
     """
     if isinstance(values, Replaced):
         raise RecipeError(
-            f"{where}: found {REPLACE_TAG} below another key; expected {REPLACE_TAG} at a key of the recipe itself, and here "
-            "every part of the mapping by name"
+            f"{where}: found {REPLACE_TAG} below another key; expected {REPLACE_TAG} only at a top-level key of the "
+            "recipe, and here every part of the mapping by name"
         )
     entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in entries:

@@ -1,4 +1,4 @@
-"""The recipe's keys of the loss: its negatives, its terms, and how a batch is encoded for it."""
+"""Recipe keys of the loss: its negatives, its terms, and how a batch is encoded for it."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,43 +8,47 @@ from pydantic.dataclasses import dataclass
 from training.recipe.checking import CONFIG, Count, NotNegative, Positive, Weights
 
 AUTO = "auto"
-"""As `queue_steps`: the queue's length follows from the number of processes; as `max_tokens`: the budget from the data."""
+"""Value of `queue_steps` (computed from the number of processes) and of `max_tokens` (measured on the data)."""
 PUBLISHED_MULTIPLE = 200
-"""How many times the candidates of one process MOON compares a query with (arXiv 2508.11999 §3.2, "nearly 200")."""
+"""Candidates of a query, as a multiple of those of one process and step (arXiv 2508.11999 §3.2, "nearly 200")."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class LossArguments:
-    """The loss, its negatives, and how a batch is encoded for it.
+    """Loss: its terms, its negatives, and how a batch is encoded for it.
 
     Args:
-        temperature: τ of InfoNCE, no unit. The paper gives none; 0.05 is our choice.
-        queue_steps: w, the number of past steps whose candidates stay negatives (temporal negatives); 0: none. "auto": w follows
-            from the number P of processes, so that P · (w + 1) is as near to MOON's 200 as can be: 2 with 64 processes, 199
-            with one; see `queue_length`.
-        spatial_negatives: candidates of the other processes, and their past ones, are negatives too; false: each process
-            compares its queries with its own products alone.
-        queue_warmup_steps: steps during which the queue is filled and not yet compared with (precedent: the warm-up of
-            cross-batch memory, arXiv 1912.06798); below 1 a share of all steps.
-        queue_momentum: m of a momentum encoder (MoCo) that fills the queue, such as 0.999; None: the model itself does.
-        negative_margin: negatives that are nearer than the positive by more than this cosine similarity are left out, such
-            as 0.1; None: only known positives and variants are.
-        several_positives: known positives of a query among the items of all processes are positives, each by its weight;
-            otherwise they are only no negatives. Those encoded for the query (positives_per_query) always are positives.
-        loss_block_size: candidates compared at a time, for a loss whose memory does not grow with their number; None: all.
-        matryoshka_dims: further widths at which each contrastive term is taken, beside the full one, all with weight 1.
-        sample_filter: triplets that the model does not trust count less; see `training.losses.sample_filter`.
-        filter_threshold: φ below which a triplet counts less. The paper's is 0.6.
-        dual_alignment: queries and products are encoded as text, as image and as both; see
-            `training.losses.dual_alignment`.
-        alignment_weights: constant ω of the forms, {t: 1, i: 1, mm: 1}; None: those of the model (moon2), or 1.
-        intra_weight: weight of the alignment of each product's image with its text.
-        symmetric_intra: texts also look for their images.
-        router_loss_weight: ρ of the load-balancing loss L_aux, balanced within each forward pass of each process; 0 leaves
-            it out.
-        sparsity_weight: ς of the entropy L_sparsity of moon2's preference matrix; 0 leaves it out.
-        encode_chunk_size: the largest number of queries, or of products, encoded with one graph (GradCache): for big
-            batches in little memory, at the price of a second forward; None: all at once.
+        temperature: τ of InfoNCE, without unit. The paper does not publish it; the default is our choice.
+        queue_steps: w, the number of past steps whose candidates remain negatives (temporal negatives). 0: no queue.
+            "auto": the w for which P · (w + 1) is nearest to MOON's 200, P being the number of processes: 199 with one
+            process, 2 with 64.
+        spatial_negatives: also use the candidates of the other processes, present and past, as negatives. false: each
+            process compares its queries with its own products only.
+        queue_warmup_steps: the number of first steps in which the queue is filled but not used (precedent: the warm-up
+            of cross-batch memory, arXiv 1912.06798). A value below 1 is a share of all steps.
+        queue_momentum: m of a momentum encoder (MoCo) that encodes products for the queue, such as 0.999. null: the
+            queue holds the vectors of the model itself.
+        negative_margin: exclude negatives whose cosine similarity with the query exceeds that of the positive by more
+            than this margin, such as 0.1. null: exclude only known positives and variants.
+        several_positives: use every known positive of a query among the products of all processes as a positive, by its
+            weight. false: exclude them from the negatives. Positives that are encoded with the query
+            (`positives_per_query`) are always used.
+        loss_block_size: the number of candidates that are compared at a time, so that memory does not grow with the
+            number of candidates. null: all at once.
+        matryoshka_dims: smaller widths at which each contrastive term is also computed. Each has weight 1, like the
+            full width.
+        sample_filter: lower the weight of triplets in which the model has little trust (MOON2.0).
+        filter_threshold: the trust φ below which a triplet counts less. The paper's is 0.6.
+        dual_alignment: encode queries and products as text, as image and as both, and align each form (MOON2.0).
+        alignment_weights: constant ω of the forms, such as {t: 1, i: 1, mm: 1}. null: the weights of the model (moon2),
+            or 1. Only with `dual_alignment`.
+        intra_weight: λ, the weight of the alignment of each product's image with its text. Only with `dual_alignment`.
+        symmetric_intra: also align each product's text with its image. Only with `dual_alignment`.
+        router_loss_weight: ρ, the weight of the load-balancing loss L_aux, which is computed for each forward pass of
+            each process. 0: not computed.
+        sparsity_weight: ς, the weight of the entropy L_sparsity of moon2's preference matrix. 0: not computed.
+        encode_chunk_size: the largest number of queries, or of products, that are encoded at once (GradCache), for
+            large batches in little memory. It costs a second forward pass. null: all at once.
     """
 
     temperature: Positive = 0.05
@@ -68,25 +72,27 @@ class LossArguments:
 
     @property
     def aligns_images(self) -> bool:
-        """Whether the images of products look for their texts."""
+        """Return whether images of products are aligned with their texts."""
         return self.dual_alignment and self.intra_weight > 0
 
     @field_validator("matryoshka_dims")
     @classmethod
     def _check_widths(cls, dims: list[int]) -> list[int]:
         if len(set(dims)) < len(dims):
-            raise ValueError(f"found {dims}; expected different whole numbers of at least 1")
+            raise ValueError(f"found {dims}; expected different integers of at least 1")
         return dims
 
     @model_validator(mode="after")
     def _check_queue(self) -> Self:
         if not self.queue_steps and (self.queue_momentum is not None or self.queue_warmup_steps):
-            raise ValueError("queue_momentum, queue_warmup_steps: found without a queue; expected queue_steps above 0")
+            raise ValueError(
+                "queue_momentum, queue_warmup_steps: found with queue_steps 0; expected queue_steps above 0"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_alignment(self) -> Self:
-        """What only dual alignment reads stays as it is without it."""
+        """Raise ValueError for keys of dual alignment without dual_alignment."""
         unread = {"alignment_weights": None, "symmetric_intra": False, "intra_weight": 1.0}
         for key, default in unread.items():
             if not self.dual_alignment and getattr(self, key) != default:
@@ -97,19 +103,18 @@ class LossArguments:
 def queue_length(queue_steps: int | str, processes: int) -> int:
     """Return w, the number of past steps that the queue keeps.
 
-    `w = max(round(200 / P), 1) - 1` where the recipe says "auto", so that P · (w + 1) stays near 200 for any number P of
-    processes. Source: MOON, arXiv 2508.11999 §3.2, with P = 64 and w = 2; for other P our reading, that the multiple is
-    what matters.
+    `w = max(round(200 / P), 1) - 1` for "auto", so that P · (w + 1) stays near 200 for any number P of processes.
+    Source: MOON, arXiv 2508.11999 §3.2, with P = 64 and w = 2. For other P we assume that the multiple is what matters.
 
     Args:
-        queue_steps (`int` or `"auto"`): of the recipe; a number is returned as it is.
+        queue_steps (`int` or `"auto"`): the recipe's value. A number is returned unchanged.
         processes: P, the number of processes that train together.
 
     Raises:
-        ValueError: another word.
+        ValueError: `queue_steps` is another word than "auto".
     """
     if isinstance(queue_steps, int):
         return queue_steps
     if queue_steps != AUTO:
-        raise ValueError(f"queue_steps: found {queue_steps!r}; expected {AUTO}, or a whole number of at least 0")
+        raise ValueError(f"queue_steps: found {queue_steps!r}; expected {AUTO}, or an integer of at least 0")
     return max(round(PUBLISHED_MULTIPLE / processes), 1) - 1

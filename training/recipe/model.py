@@ -1,4 +1,4 @@
-"""The recipe's keys of the model: where it starts from, and how much of it learns."""
+"""Recipe keys of the model: its starting point, and which parameters are trained."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
@@ -11,11 +11,11 @@ from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from training.model.small_base import SmallBaseConfig
 from training.recipe.checking import CONFIG, Count, NotNegative, mapping_of
 
-_OF_THE_BASE = ("_token_id", "_ids", "_end_id", "_config", "_configs")
+_SET_BY_UPCYCLING = ("_token_id", "_ids", "_end_id", "_config", "_configs")
 MOON_KEYS = (
     "markers",
     "title_markers",
-    *(name for name in MoonConfig.__annotations__ if not name.endswith(_OF_THE_BASE)),
+    *(name for name in MoonConfig.__annotations__ if not name.endswith(_SET_BY_UPCYCLING)),
 )
 
 
@@ -32,23 +32,26 @@ _SIZES = [size.name for size in dataclasses.fields(SmallBaseConfig)]
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class ModelArguments:
-    """Which model is trained, and how much of it.
+    """Model: its starting point, and which of its parameters are trained.
 
     Args:
         architecture: "moon", or "dual_tower", the baseline without a joint transformer.
-        base: a Moon checkpoint, or a Qwen3-VL / Qwen2.5-VL checkpoint that is upcycled first: a folder or a hub id.
-        small_base: sizes of a small base with random weights instead, the arguments of
-            `training.model.small_base.make_base`; its tokenizer is trained on the texts of the training split.
-        preset: the MoonConfig preset for upcycling.
-        moon: MoonConfig arguments that replace those of the preset.
-        lora: train adapters only: {r, alpha, dropout, target_modules, target_parameters, modules_to_save}, peft's
-            words. The 3-D expert weights are target_parameters ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"].
-        freeze: shell patterns of parameter names that stay as they are ("*visual*").
-        learning_rates: shell patterns of parameter names with a learning rate of their own, {"*visual*": 1e-6}; the first
-            pattern that fits a name counts, and the others learn by `learning_rate`.
-        quantization: "4bit" or "8bit" keeps the linear layers of the text model so under the adapters of `lora` (QLoRA); see
-            `training.model.quantization`. Needs a CUDA GPU and bitsandbytes.
-        attn_implementation: "auto" is "flash_attention_2" on a GPU where that is installed, otherwise "sdpa".
+        base: a folder or hub id of a Moon checkpoint, or of a Qwen3-VL or Qwen2.5-VL checkpoint, which is upcycled
+            before training. Set either `base` or `small_base`.
+        small_base: sizes of a small base with random weights, such as {hidden_size: 64}; see
+            `training.model.small_base.SmallBaseConfig`. Its tokenizer is trained on the texts of the training split.
+        preset: the preset of `MoonConfig` with which a base is upcycled: "moon1", "moon2" or "moon3".
+        moon: arguments of `MoonConfig` that replace those of the preset, such as {embedding_dim: 128}.
+        lora: train only adapters, with the arguments r, alpha, dropout, target_modules, target_parameters and
+            modules_to_save of peft. For the 3-D expert weights, set target_parameters to ["mlp.experts.gate_up_proj",
+            "mlp.experts.down_proj"]. null: train the parameters themselves.
+        freeze: shell patterns of the names of parameters that are not trained, such as ["*visual*"].
+        learning_rates: learning rates by shell pattern of parameter names, such as {"*visual*": 1e-6}. The first
+            matching pattern counts; other parameters use `learning_rate`.
+        quantization: "4bit" or "8bit": quantize the linear layers of the text model, whose adapters are trained
+            (QLoRA). Requires `lora`, a CUDA GPU and bitsandbytes. "none": do not quantize.
+        attn_implementation: the attention implementation of transformers. "auto": "flash_attention_2" on a GPU if it is
+            installed, otherwise "sdpa".
     """
 
     architecture: Literal["moon", "dual_tower"] = "moon"
@@ -64,7 +67,7 @@ class ModelArguments:
 
 
 def attention_of(name: str, on_gpu: bool) -> str:
-    """Return the attention implementation that "auto" stands for; other names are returned as they are."""
+    """Return the attention implementation, with "auto" replaced by a name; other names are returned unchanged."""
     if name != "auto":
         return name
     return "flash_attention_2" if on_gpu and is_flash_attn_2_available() else "sdpa"

@@ -1,4 +1,4 @@
-"""Old names of recipe keys and of their values: understood for one version, with a warning that names the new one."""
+"""Replace old names of recipe keys and values, which are accepted for one version, with a warning."""
 
 import warnings
 from collections.abc import Mapping
@@ -19,41 +19,44 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "matryoshka_weights": ([], "weights of training.losses.matryoshka.MatryoshkaLoss"),
     "rollout_top_p": (1.0, "top_p of trl.GRPOConfig"),
 }
-"""Keys that are arguments in code now: the only value that a recipe may still give, and of what they are an argument."""
+"""Removed key → (the only value that is still accepted, the argument in code that replaces the key)."""
 
 
 def with_new_names(values: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
-    """Return recipe keys under their new names; a mapping keeps its order, and `cold_start` is renamed like the recipe.
+    """Return recipe keys under their new names, in the same order. The keys of `cold_start` are renamed, too.
 
     Args:
         values: recipe keys, such as those of a file.
-        where: what a FutureWarning about old names calls their place; None: without warning, for recipes that a run stored.
+        where: the place of the keys in a FutureWarning about old names. None: do not warn, for the stored recipe of a
+            run.
 
     Raises:
-        RecipeError: a key under both names, or a removed key with a value that nothing reads any more; of a stored recipe,
-            that key stays as it is, so that it differs from every new one.
+        RecipeError: a key occurs under both names, or a removed key has a value that is no longer supported. In a
+            stored recipe (`where` is None) such a key is kept, so that it differs from every new recipe.
     """
-    found: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
     for key, value in values.items():
-        if key in REMOVED and not _stays(key, value, where):
+        if key in REMOVED and not _keeps_removed(key, value, where):
             continue
         name = OLD_KEYS.get(key, key)
-        if name in found or (name != key and name in values):
+        if name in renamed or (name != key and name in values):
             raise RecipeError(f"{name}: found it also under its old name; expected {name} alone")
-        found[name] = _new_value(name, value, where)
+        renamed[name] = _new_value(name, value, where)
         if name != key:
             _warn(where, key, name)
-    return found
+    return renamed
 
 
-def _stays(key: str, value: Any, where: str | None) -> bool:
-    """Whether a removed key is kept: in a stored recipe, with a value that counted; elsewhere such a value is refused."""
+def _keeps_removed(key: str, value: Any, where: str | None) -> bool:
+    """Return whether a removed key is kept, as in a stored recipe; otherwise raise RecipeError for unsupported values."""
     default, now = REMOVED[key]
     if where is None:
         return value != default
     if value != default:
-        raise RecipeError(f"{key}: found {value!r}; expected leaving it out: it is no key of recipes now, but {now}")
-    warnings.warn(f"{where}: {key} is no key of recipes now, but {now}; leave it out", FutureWarning, stacklevel=4)
+        raise RecipeError(
+            f"{key}: found {value!r}; expected the key to be left out: it is no longer a recipe key, but {now}"
+        )
+    warnings.warn(f"{where}: {key} is no longer a recipe key, but {now}; leave it out", FutureWarning, stacklevel=4)
     return False
 
 
@@ -75,5 +78,5 @@ def _new_value(key: str, value: Any, where: str | None) -> Any:
 def _warn(where: str | None, old: str, new: str) -> None:
     if where is not None:
         warnings.warn(
-            f"{where}: {old} is now {new}; the old name goes with the next version", FutureWarning, stacklevel=5
+            f"{where}: {old} is now {new}; the next version removes the old name", FutureWarning, stacklevel=5
         )

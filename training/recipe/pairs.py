@@ -1,4 +1,4 @@
-"""The recipe's keys of the pairs: which queries and products are drawn together."""
+"""Recipe keys of the pairs: which queries and products are drawn together."""
 
 from typing import Annotated
 
@@ -10,17 +10,20 @@ from training.recipe.checking import CONFIG, Count, Mix, Share
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class PairArguments:
-    """Which pairs are drawn.
+    """Pairs: which queries and products are drawn together.
 
     Args:
-        query_mix: relative frequency of queries that are an image (i), a text (t), or both (mm); 12 : 3 : 2 is the paper's.
-        product_mix: relative frequency of products with both (mm), image only (i), text only (t). The paper's products always
-            have both; the other forms are our design, because image-only galleries are reported.
-        hard_negatives: products of the same category encoded beside each positive; with streaming one at most, the row's own.
-        positives_per_query: the largest number of a query's known positives that are encoded with it; with streaming 1.
-        derived_queries: where a data set has fewer queries of a form than products, also draw queries made from the
-            products themselves (an altered view of the picture, the title, an attribute phrase).
-        augment_queries: probability that the picture of a real query is altered, against overfitting few photos.
+        query_mix: relative frequencies of queries that are an image (i), a text (t), or both (mm). The paper's are
+            12 : 3 : 2.
+        product_mix: relative frequencies of products with image and text (mm), image only (i) and text only (t). The
+            paper's products always have both; the other forms are our design, for galleries of images only.
+        hard_negatives: the number of hard negatives, products of the same category, that are encoded with each
+            positive. With `streaming` at most 1, the negative of the row.
+        positives_per_query: the largest number of known positives that are encoded with a query. With `streaming` 1.
+        derived_queries: if a data set has fewer queries of a form than products, also draw queries that are derived
+            from
+            products: an altered view of a picture, the title, or a phrase of attributes.
+        augment_queries: the probability that the picture of a query is altered, against overfitting to a few photos.
     """
 
     query_mix: Mix = Field(default_factory=lambda: {"i": 12.0, "t": 3.0, "mm": 2.0})

@@ -1,4 +1,4 @@
-"""Decide whether two recipes are the same run, and say in which keys they differ."""
+"""Decide whether two recipes describe the same run, and list the keys in which they differ."""
 
 import functools
 from collections.abc import Mapping
@@ -18,34 +18,38 @@ MAY_DIFFER_ON_RESUME = frozenset(
     + ("evaluate_before", "evaluate_after", "evaluate_split", "evaluate_products", "evaluate_reasoning")
     + ("completions_steps",)
 )
-"""Keys that may change between a run and its continuation, because they do not change what is computed."""
+"""Keys that may change when a run is resumed, because they do not change what is computed."""
 _PATH_KEYS = ("path", "parquet", *TABLE_KEYS)
-_NO_PATH = "catalogue"
+_CATALOGUE = "catalogue"
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the keys that define what is computed and differ between two resolved recipes.
 
-    A key that a recipe does not hold has its default. Two spellings of one path are one: relative ones start in the working
-    directory. A run with train_minutes keeps the max_steps that was measured at its start; one below 1 was not measured yet. What
-    a run stored under old names is compared under the new ones.
+    A missing key has its default. Paths are compared as absolute paths, relative to the working directory. A run with
+    train_minutes keeps the max_steps that was measured at its start; a value below 1 has not been measured yet. Keys
+    that are stored under old names are compared under the new ones.
 
     Args:
-        old: of a run that was begun.
-        new: of the command that goes on.
+        old: the recipe that a run has stored.
+        new: the recipe of the command that resumes the run.
     """
     old, new = with_new_names(old), with_new_names(new)
-    unsettled = min(old.get("max_steps", -1), new.get("max_steps", -1)) < 1
-    measured = new.get("train_minutes") is not None and unsettled
+    unmeasured = min(old.get("max_steps", -1), new.get("max_steps", -1)) < 1
+    skip_steps = new.get("train_minutes") is not None and unmeasured
     keys = sorted((set(old) | set(new)) - MAY_DIFFER_ON_RESUME)
-    return [key for key in keys if _meant(key, old) != _meant(key, new) and not (measured and key == "max_steps")]
+    return [
+        key
+        for key in keys
+        if _comparable(key, old) != _comparable(key, new) and not (skip_steps and key == "max_steps")
+    ]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Say how two resolved recipes differ, "key: old → new; …", each with the value that it has by default where it names none.
+    """Return the differences of two resolved recipes as "key: old → new; …". A missing key has its default.
 
     Args:
-        old, new: as in `differing_keys`.
+        old, new: see `differing_keys`.
     """
     old, new = with_new_names(old), with_new_names(new)
     return "; ".join(f"{key}: {_value(key, old)!r} → {_value(key, new)!r}" for key in differing_keys(old, new))
@@ -57,28 +61,28 @@ def _value(key: str, recipe: Mapping[str, Any]) -> Any:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    """What a key means that a resolved recipe leaves out: of TrainingArguments the library's own defaults.
+    """Return the values of the keys that a resolved recipe leaves out.
 
-    A resolved recipe holds each of our keys, and those of the library that differ from the library's default. One that lacks a
-    key of ours was written before there was such a key.
+    A resolved recipe contains every key of the project, and those keys of TrainingArguments that differ from the
+    default of transformers. If it lacks a key of the project, it was written before that key existed.
     """
     return {**default_values(), **training_defaults(TrainingArguments)}
 
 
-def _meant(key: str, recipe: Mapping[str, Any]) -> Any:
-    """The value of a key, with every path in one spelling."""
+def _comparable(key: str, recipe: Mapping[str, Any]) -> Any:
+    """Return the value of a key, with absolute paths."""
     value = _value(key, recipe)
     if key == "data" and isinstance(value, list):
-        return [_entry(one) for one in value]
+        return [_entry(entry) for entry in value]
     if key == "base":
         return _path(value)
     if key == "cold_start" and isinstance(value, dict):
-        return {name: _number(_meant(name, value)) for name in value}
+        return {name: _number(_comparable(name, value)) for name in value}
     return value
 
 
 def _number(value: Any) -> Any:
-    """A number that the version before stored as text, as PyYAML reads `1e-4`; anything else as it is."""
+    """Return a number that an older version stored as text, as PyYAML reads `1e-4`; other values are unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -86,7 +90,7 @@ def _number(value: Any) -> Any:
 
 
 def _entry(entry: Any) -> Any:
-    """An entry of `data`; a bare path is a mapping with nothing but the path. Its licence changes nothing that is computed."""
+    """Return an entry of `data` as a mapping, without its licence, which does not change what is computed."""
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict):
@@ -96,5 +100,5 @@ def _entry(entry: Any) -> Any:
 
 def _path(value: Any) -> Any:
     if isinstance(value, list):
-        return [_path(one) for one in value]
-    return str(Path(value).resolve()) if isinstance(value, str) and value != _NO_PATH else value
+        return [_path(part) for part in value]
+    return str(Path(value).resolve()) if isinstance(value, str) and value != _CATALOGUE else value

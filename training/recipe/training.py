@@ -1,4 +1,4 @@
-"""The recipe's keys of the training itself: transformers' TrainingArguments with our defaults and a few further keys."""
+"""Recipe keys of the training: transformers' TrainingArguments with other defaults and a few more keys."""
 
 import dataclasses
 import enum
@@ -15,7 +15,7 @@ from transformers.integrations import get_available_reporting_integrations
 from training.errors import RecipeError
 from training.recipe.checking import CONFIG, NOT_FOR_RECIPES, Count, NotNegative, Positive, make_group
 
-# Optimizers that are made with the model: before it is loaded, only whether their library is there can be said.
+# Optimizers that need the model: before it is loaded, only their library can be checked.
 _OPTIMIZERS_OF_A_MODEL = ("galore", "apollo", "lomo")
 _RANGES: dict[str, Any] = dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), NotNegative)
 _RANGES |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Count)
@@ -25,16 +25,17 @@ _RANGES |= {"train_minutes": Positive | None, "evaluate_products": Count | None}
 
 @dataclass
 class MoonTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with our defaults and these further keys.
+    """Training: the TrainingArguments of transformers, with other defaults, and the following keys.
 
     Args:
-        train_minutes: a time budget in minutes: the step rate is measured on throwaway steps, and max_steps set from
-            it once, before the first real step, so that the learning-rate schedule ends with the budget.
-        evaluate_before: evaluate the model before training, into results_before.json.
-        evaluate_after: evaluate the trained model, into results_after.json.
-        evaluate_split: the split that these evaluations use.
-        evaluate_products: evaluate on this many products of that split; None: on all.
-        overwrite: start again in an output_dir that holds a run.
+        train_minutes: a time budget in minutes. Before the first step, the step rate is measured on steps that are then
+            discarded, and max_steps is set so that the learning-rate schedule ends with the budget. Set either
+            `train_minutes` or `max_steps`.
+        evaluate_before: evaluate the model before training and write results_before.json.
+        evaluate_after: evaluate the trained model and write results_after.json.
+        evaluate_split: the split of these evaluations.
+        evaluate_products: the number of products of that split to evaluate on. null: all.
+        overwrite: delete the run in output_dir and start again.
     """
 
     warmup_steps: float = 0.05
@@ -64,23 +65,23 @@ class MoonTrainingArguments(TrainingArguments):
 
 
 def training_defaults(arguments: type[TrainingArguments]) -> dict[str, Any]:
-    """Return every key of TrainingArguments, or of our own, with its default."""
-    found: dict[str, Any] = {}
+    """Return every key of TrainingArguments, or of a subclass, with its default."""
+    defaults: dict[str, Any] = {}
     for entry in dataclasses.fields(arguments):
         factory = entry.default_factory
         default = entry.default if factory is dataclasses.MISSING else factory()
-        found[entry.name] = default.value if isinstance(default, enum.Enum) else default
-    return found
+        defaults[entry.name] = default.value if isinstance(default, enum.Enum) else default
+    return defaults
 
 
 def make_training(values: Mapping[str, Any]) -> MoonTrainingArguments:
-    """Return TrainingArguments of a recipe's keys, checked: first their types and ranges, then by transformers itself.
+    """Check the types and ranges of a recipe's keys and return its TrainingArguments, which transformers checks, too.
 
     Args:
-        values: the keys; those left out have their defaults.
+        values: the keys. Missing keys have their defaults.
 
     Raises:
-        RecipeError: names the key, or says what transformers says.
+        RecipeError: a key is wrong, or transformers raises an error, whose message is included.
     """
     hints = typing.get_type_hints(MoonTrainingArguments)
     fields: dict[str, Any] = {
@@ -97,28 +98,30 @@ def make_training(values: Mapping[str, Any]) -> MoonTrainingArguments:
 
 
 def check_training(training: MoonTrainingArguments) -> None:
-    """Refuse a training without an end, and what this machine does not have.
+    """Raise RecipeError for a training without an end, and for libraries or a launch that this machine lacks.
 
     Raises:
-        RecipeError: names the key, what was found and what is expected.
+        RecipeError: see above; the message names the key.
     """
     if training.train_minutes is None and training.max_steps < 1:
         raise RecipeError("max_steps and train_minutes: found neither; expected one of them, greater than 0")
     _check_optimizer(training)
     _check_reports(training)
     if training.n_gpu > 1:
-        raise RecipeError(f"found {training.n_gpu} GPUs in one process; expected accelerate launch training/train.py")
+        raise RecipeError(
+            f"processes: found one process for {training.n_gpu} GPUs; expected accelerate launch training/train.py"
+        )
 
 
 def _check_optimizer(training: MoonTrainingArguments) -> None:
-    """Refuse an optimizer whose library is not there, as transformers itself finds it."""
+    """Raise RecipeError for an optimizer that transformers cannot create, such as one of a missing library."""
     name = optimizer_of(training)
     try:
         Trainer.get_optimizer_cls_and_kwargs(training)
     except (ImportError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, ImportError) or not any(part in name for part in _OPTIMIZERS_OF_A_MODEL):
             raise RecipeError(
-                f"optim: found {name!r}: {error}; expected one whose library is installed, with its own optim_args"
+                f"optim: found {name!r}: {error}; expected one whose library is installed, with valid optim_args"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The rewards by name: each file of this folder is one, `x.py` with its `x_reward`."""
+"""Find rewards by name: each file of this folder holds one reward, `x.py` with its `x_reward`."""
 
 import math
 import pkgutil
@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 RewardFunction = Callable[..., list[float | None]]
-"""TRL's signature: (prompts, completions, completion_ids, **columns), each with an entry per rollout → a number or None each."""
+"""TRL's signature: (prompts, completions, completion_ids, **columns) → for each rollout a number or None."""
 
 
 def reward_names() -> list[str]:
@@ -16,13 +16,13 @@ def reward_names() -> list[str]:
 
 
 def reward_function(name: str) -> RewardFunction:
-    """Return a reward; its own name is `<name>_reward`, under which TRL logs it.
+    """Return a reward function. TRL logs it under its `__name__`, `<name>_reward`.
 
     Args:
         name: one of `reward_names`.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
     """
     if name not in reward_names():
         raise ValueError(f"rewards: found {name!r}; expected {', '.join(reward_names())}")
@@ -30,13 +30,14 @@ def reward_function(name: str) -> RewardFunction:
 
 
 def reward_weights(weights: Mapping[str, Any]) -> dict[str, float]:
-    """Return checked weights, in the order given.
+    """Check the weights of rewards and return them as floats, in the same order.
 
     Args:
-        weights: name of a reward → weight, a finite number. 0: the reward is computed and logged, and teaches nothing.
+        weights: name of a reward → weight, a finite number. A reward with weight 0 is computed and logged, but does not
+            change the advantages.
 
     Raises:
-        ValueError: an unknown reward, a weight that is no finite number, or no weight but 0.
+        ValueError: a reward is unknown, a weight is not a finite number, or all weights are 0.
     """
     known = reward_names()
     for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Whether the written attributes are those that are known of the item."""
+"""Reward written attributes that match the product's labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,25 +16,25 @@ def attributes_reward(
     labels: Sequence[Mapping[str, tuple[str, ...]] | None],
     **columns: Any,
 ) -> list[float | None]:
-    """Reward right attributes: F1 of the (key, value) pairs, `2 |W ∩ T| / (|W| + |T|)`.
+    """Reward correct attributes: F1 of the (key, value) pairs, `2 |W ∩ T| / (|W| + |T|)`.
 
-    T are the labelled pairs, W the written ones whose key has a label. A key with several values is several pairs; case, spaces,
-    plurals and synonyms do not matter, see `product_data.synonyms`. What was read counts, even of a reasoning that is not
-    well-formed: `format_reward` judges the form.
+    T are the labelled pairs, W the written pairs whose key has a label. A key with several values gives several pairs.
+    Case, spaces, plurals and synonyms do not matter; see `product_data.synonyms`. Every parsed attribute counts, even
+    in a malformed reasoning: `format_reward` judges the format.
 
-    Source: MOON3.0, arXiv 2604.00513, skips attributes that are missing from an item when it judges predictions; so a written
-    key that the labels lack is neither right nor wrong (shops label little of what a picture shows), and `length_reward`
-    bounds how many there are. F1 over pairs as a reward is our design (precedent: attribute extraction is judged by it, OpenTag,
-    arXiv 1806.01264).
+    Source: MOON3.0, arXiv 2604.00513, skips attributes that an item does not have when it judges predictions. Here,
+    too, a written key without a label is neither right nor wrong (shops label little of what a picture shows), and
+    `length_reward` limits the number of keys. F1 over pairs as a reward is our design (precedent: OpenTag,
+    arXiv 1806.01264, evaluates attribute extraction by it).
 
     Args:
-        prompts, completions, completion_ids: not read; TRL gives them to every reward.
-        reasonings: what each rollout wrote.
-        labels: key → values known of each rollout's item; None: none.
+        prompts, completions, completion_ids: not read; TRL passes them to every reward.
+        reasonings: the parsed reasoning of each rollout.
+        labels: key → known values of each rollout's product or query; None: not labelled.
 
     Returns:
-        for each rollout a number in [0, 1], 0 where labels are known and no labelled key was written; None where no label is
-        known. Rollouts of one item share its labels, so that a group has either rewards or none.
+        For each rollout a number in [0, 1], 0 if it writes none of the labelled keys; None without labels. The rollouts
+        of a group share their labels, so that either all of them have a reward or none has.
     """
     return [_f1(reasoning, known) for reasoning, known in zip(reasonings, labels, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Whether the written attributes deny what the item's own text says."""
+"""Punish written attributes that contradict the title."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -32,36 +32,36 @@ def contradiction_reward(
 ) -> list[float]:
     """Punish attributes that the title contradicts: `-|contradicted keys| / |checkable keys|`.
 
-    A written key is checkable if the title states a known value of it, by the rule that labels follow, too
-    (`product_data.synonyms`), synonyms included, and not as a part of a longer known value. So a lone letter or digit makes a
-    key checkable only beside the key's name: "size M" does, "the M shirt" and "pack of 5" do not. The key is contradicted unless
-    one of its written values
+    A written key is checkable if the title states one of its known values, by the same rule as for labels
+    (`product_data.synonyms`): synonyms count, a part of a longer known value does not. A single letter or digit makes a
+    key checkable only next to the key's name: "size M" does, "the M shirt" and "pack of 5" do not. The key is
+    contradicted unless one of its written values
 
-    - is a value that the title states, or ends in its words ("dark blue" where the title says "blue"),
-    - stands in the title in any way ("blue" where the title says "navy blue", "M" where "M" stands alone),
-    - or is a label of the item: a title may name the colour of a sole.
+    - is a value that the title states, or ends in its words ("dark blue" if the title says "blue"),
+    - occurs anywhere in the title ("blue" if the title says "navy blue", "M" if the title has the word "M"),
+    - or is a label of the product: a title may name the colour of a sole.
 
-    Our design (precedent: CHAIR, arXiv 1809.02156, which counts named objects that are not there among all that are named).
+    Our design (precedent: CHAIR, arXiv 1809.02156, the share of named objects that an image does not show).
 
     Args:
-        prompts, completions, completion_ids: not read; TRL gives them to every reward.
-        reasonings: what each rollout wrote.
-        titles: the text of each rollout's item; None: none.
-        known_values: key → all values in the training data; one object for all rollouts and steps, which must not change.
-        labels: key → values known of each rollout's item; None: none.
+        prompts, completions, completion_ids: not read; TRL passes them to every reward.
+        reasonings: the parsed reasoning of each rollout.
+        titles: the text of each rollout's product or query; None: no text.
+        known_values: key → all values in the training data; the same unchanged object for all rollouts and steps.
+        labels: key → known values of each rollout's product or query; None: not labelled.
 
     Returns:
-        for each rollout a number in [-1, 0]; 0 without a title or without a checkable key.
+        For each rollout a number in [-1, 0]; 0 without a title or without a checkable key.
     """
     rows = zip(reasonings, titles, known_values, labels, strict=True)
     return [
-        _penalty(reasoning, title, _index(known), canonical_attributes(right or {})) if title else 0.0
-        for reasoning, title, known, right in rows
+        _penalty(reasoning, title, _index(known), canonical_attributes(labelled or {})) if title else 0.0
+        for reasoning, title, known, labelled in rows
     ]
 
 
 def _index(known_values: Mapping[str, frozenset[str]]) -> ValueIndex:
-    """The index of the values, made once for the object that all steps share."""
+    """Return the index of the known values, built once for the object that all steps share."""
     if not _latest or _latest[0][0] is not known_values:
         _latest[:] = [(known_values, ValueIndex(known_values))]
     return _latest[0][1]
@@ -81,8 +81,8 @@ def _penalty(reasoning: Reasoning, title: str, index: ValueIndex, labels: Mappin
 
 
 def _agrees(title: str, key: str, value: str, stated: frozenset[str], labelled: frozenset[str]) -> bool:
-    """Whether a written value is named, refined or contained by the title, or is a label."""
+    """Return whether a written value agrees with the title or is a label."""
     if canonical_value(key, value) in stated | labelled or mentions(title, key, value) or states(title, key, value):
         return True
-    own = common_words(value)
-    return any(own[-len(said) :] == said for one in stated for said in spellings(key, one))
+    words = common_words(value)
+    return any(words[-len(end) :] == end for stated_value in stated for end in spellings(key, stated_value))

@@ -1,4 +1,4 @@
-"""Whether a reasoning is written as it was asked for."""
+"""Reward a reasoning that follows the requested format."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,22 +15,22 @@ def format_reward(
     reasonings: Sequence[Reasoning],
     **columns: Any,
 ) -> list[float]:
-    """Reward attributes that can be read, under keys that are known: `[closed] · known / (read + unread)`.
+    """Reward attributes that can be parsed and have known keys: `[closed] · known / (parsed + unparsed)`.
 
-    `known` counts the attributes whose key is one of `REASONING_KEYS`, letter by letter, or one that Chinese shops use for one of
-    them (`product_data.attribute_keys.chinese_key`), `read` all attributes and `unread` the parts that could not be read. 1
-    exactly for a well-formed reasoning with known keys alone; 0 for an empty one, and for one that is not closed, because its end
-    was cut off.
+    `known` counts the attributes whose key is exactly one of `REASONING_KEYS`, or a key that Chinese shops use for one
+    of them (`product_data.attribute_keys.chinese_key`). `parsed` counts all attributes, and `unparsed` the parts that
+    could not be parsed. The reward is 1 only for a well-formed reasoning in which all keys are known. It is 0 for an
+    empty reasoning, and for an unclosed one, whose end was cut off.
 
-    Source: LREM, arXiv 2510.14321, rewards the format. Grading it is our design (precedent: TRL's `think_format_reward`, which
-    is 0 or 1): where no rollout of a group is perfect yet, 0 or 1 would teach nothing.
+    Source: LREM, arXiv 2510.14321, rewards the format. The grades between 0 and 1 are our design (precedent: TRL's
+    `think_format_reward`, which is 0 or 1): a group without a perfect rollout would otherwise not learn.
 
     Args:
-        prompts, completions, completion_ids: not read; TRL gives them to every reward.
-        reasonings: what each rollout wrote.
+        prompts, completions, completion_ids: not read; TRL passes them to every reward.
+        reasonings: the parsed reasoning of each rollout.
 
     Returns:
-        one number in [0, 1] for each rollout.
+        A number in [0, 1] for each rollout.
     """
     return [_share(reasoning) for reasoning in reasonings]
 

@@ -1,4 +1,4 @@
-"""Whether a reasoning stays within its budget of tokens."""
+"""Reward a reasoning that stays within its token budget."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,23 +15,23 @@ def length_reward(
     max_reasoning_tokens: Sequence[int],
     **columns: Any,
 ) -> list[float]:
-    """Reward reasonings that end in time: 1 for n ≤ M, `max(0, 1 - (n - M) / M)` above.
+    """Reward reasonings within the budget: 1 for n ≤ M, `max(0, 1 - (n - M) / M)` above.
 
-    n is the number of tokens written, `</think>` included, and M the budget. 0 for a reasoning that says nothing, and for one
-    that is not closed: it ran into the limit of the generation, and how long it would have become is unknown.
+    n is the number of written tokens, `</think>` included, and M the budget. An empty reasoning gets 0, and so does an
+    unclosed one: generation stopped at its limit, and the full length is unknown.
 
-    Source: LREM, arXiv 2510.14321, rewards the length; 16 to 32 tokens were best there and more was worse. The linear fall is
-    our design (precedent: the soft overlong punishment of DAPO, arXiv 2503.14476). There is no lower bound: an image may
-    show two attributes, and a minimum would ask for invented ones.
+    Source: LREM, arXiv 2510.14321, rewards the length; 16 to 32 tokens worked best there. The linear decrease is our
+    design (precedent: the soft overlong punishment of DAPO, arXiv 2503.14476). We set no minimum: an image may show
+    only two attributes, and a minimum would encourage invented ones.
 
     Args:
-        prompts, completions: not read; TRL gives them to every reward.
-        completion_ids: ids of what each rollout wrote, without padding.
-        reasonings: the same, read.
-        max_reasoning_tokens: M of each rollout, tokens, at least 1.
+        prompts, completions: not read; TRL passes them to every reward.
+        completion_ids: token ids of each completion, without padding.
+        reasonings: the parsed reasoning of each rollout.
+        max_reasoning_tokens: M of each rollout, in tokens, at least 1.
 
     Returns:
-        one number in [0, 1] for each rollout.
+        A number in [0, 1] for each rollout.
 
     Raises:
         ValueError: a budget below 1.
@@ -42,7 +42,7 @@ def length_reward(
 
 def _within(tokens: int, reasoning: Reasoning, budget: int, row: int) -> float:
     if budget < 1:
-        raise ValueError(f"max_reasoning_tokens[{row}]: found {budget}; expected whole numbers of at least 1")
+        raise ValueError(f"max_reasoning_tokens[{row}]: found {budget}; expected an integer of at least 1")
     if not (reasoning.closed and reasoning.text.strip()):
         return 0.0
     return min(1.0, max(0.0, 1.0 - (tokens - budget) / budget))

@@ -1,4 +1,4 @@
-"""How far a rollout's positives stand before its negatives.
+"""Reward the lead of a rollout's positives over its negatives.
 
 Shape suffixes: L rollouts, G rollouts of the other side of a pair, K valid negatives of one rollout, U = G + K.
 """
@@ -23,19 +23,19 @@ def margin_reward(
 ) -> list[float | None]:
     """Reward the gap: `|P ∩ top_G(P ∪ N)| / G · (mean P - mean N)`, P the G positives, N the K negatives.
 
-    Where the rank is already 1 the gap still differs between rollouts. Equal similarities at the edge of the top G are counted
-    by their expected share, as if ties were broken at random; differences up to `TIE` are ties.
+    Unlike the rank, the gap still differs between rollouts whose rank is 1. Ties at the edge of the top G count by
+    their expected share, as if they were broken at random; similarities that differ by at most `TIE` are ties.
 
-    Source: UME-R1, arXiv 2511.00405, the reward of ranking and similarity gap as a product; fair ties are our design. As
-    published, a rollout without any positive in the top G gets 0, and one with some of them but a negative gap gets less.
+    Source: UME-R1, arXiv 2511.00405, the product of ranking and similarity gap; the treatment of ties is our design. As
+    published, a rollout with no positive in the top G gets 0, while one with some of them and a negative gap gets less.
 
     Args:
-        prompts, completions, completion_ids: not read; TRL gives them to every reward.
+        prompts, completions, completion_ids: not read; TRL passes them to every reward.
         positive_similarities: cosine of each rollout with the G rollouts of its pair's other side, at least one.
         negative_similarities: cosine of each rollout with its K valid negatives.
 
     Returns:
-        for each rollout a number in [-2, 2], or None where it had no negative; see `retrieval_reward`.
+        For each rollout a number in [-2, 2], or None without negatives; see `retrieval_reward`.
 
     Shapes:
         L tensors (G,) and L tensors (K,), float, on one device → L numbers.
@@ -55,7 +55,7 @@ def _margin(positive_G: Tensor, negative_K: Tensor) -> Tensor:
     all_U = torch.cat([positive_G, negative_K])
     edge = all_U.topk(count).values[-1]
     above_U, tied_U = all_U > edge + TIE, (all_U - edge).abs() <= TIE
-    places = count - above_U.sum()  # of the top G, left for those at its edge
+    places = count - above_U.sum()  # places in the top G that remain for the ties at its edge
     expected = above_U[:count].sum() + places * tied_U[:count].sum() / tied_U.sum()
     gap = (positive_G.mean() - negative_K.mean()).clamp(-2, 2)  # cosines may leave [-1, 1] by rounding
     return expected / count * gap

@@ -1,4 +1,4 @@
-"""The cards of trained checkpoints: how a run made them, what its results files say, and what a person declares."""
+"""Write the cards of trained checkpoints, from the run, its results files, and the declarations of a person."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from model_cards.rendering import write_card
 from model_cards.scores import SIDES, check_apart, summary
 from product_data.atomic_files import PARTIAL
 from training.model.card_facts import (
-    OURS,
+    OUR_LICENCE,
     WIDTHS,
-    described_licence,
     facts_of,
     kind_of,
     licence_of,
     settings_of,
     sizes_of,
+    stated_licence,
 )
 from training.runs.folder import RunFolder
 
@@ -43,7 +43,7 @@ def training_step(run: Path) -> Step:
     """Return the step of a training, read from the recipe and the provenance in its folder.
 
     Args:
-        run: the run's folder, or a checkpoint of it, with the resolved recipe and maybe the provenance.
+        run: the run's folder, or one of its checkpoints, with the resolved recipe and optionally the provenance.
     """
     records = RunFolder(run)
     recipe, facts = records.stored_recipe() or {}, _json(records.provenance)
@@ -64,29 +64,28 @@ def training_step(run: Path) -> Step:
 
 
 def _data_set(entry: Any, streaming: bool) -> DataSet:
-    """An entry of a recipe's `data`; its licence is the entry's own, or what its folder's README.md says."""
+    """Return the data set of an entry of `data`, with the licence of the entry or of its folder's README.md."""
     entry = entry if isinstance(entry, dict) else {"path": str(entry)}
     place = entry.get("path") or entry.get("products") or entry.get("parquet") or entry.get("hub")
     place = str(place[0] if isinstance(place, list) else place)
     if place == _CATALOGUE:
-        return DataSet(entry.get("name", _CATALOGUE), entry.get("licence", OURS))
+        return DataSet(entry.get("name", _CATALOGUE), entry.get("licence", OUR_LICENCE))
     folder = Path(place) if Path(place).is_dir() else Path(place).parent
     hub_id = entry.get("hub") or (place if streaming and not Path(place).exists() and place.count("/") == 1 else None)
-    licence = entry.get("licence") or (None if hub_id else described_licence(folder).id)
+    licence = entry.get("licence") or (None if hub_id else stated_licence(folder).id)
     return DataSet(
         entry.get("name") or (hub_id or (Path(place).name if Path(place).is_dir() else folder.name)), licence, hub_id
     )
 
 
 def steps_of(folder: Path) -> tuple[Step, ...]:
-    """Return how the weights of a checkpoint were made, as far as its files say.
+    """Return the steps in which the weights of a checkpoint were made, as far as its files record them.
 
     Args:
-        folder: its folder. One without `model_card.json` was made before cards were, or by another tool: its training is
-            read from its recipe where that lies there, and what was before it is unrecorded. A record that cannot be read
-            counts as none.
+        folder: its folder, or a hub id. A checkpoint without `model_card.json`, or with one that cannot be read, has
+            the step "unrecorded", and if its recipe is in the folder also the training.
     """
-    with contextlib.suppress(CardError):  # met when a training is saved, which a record that is broken must not prevent
+    with contextlib.suppress(CardError):  # an invalid record must not prevent saving a training
         card = read_card(folder if folder.is_dir() else _hub_folder(str(folder)))
         if card is not None:
             return card.steps
@@ -97,22 +96,22 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
 
 
 def _hub_folder(name: str) -> Path:
-    """Where the facts of a checkpoint of the hub lie once they are fetched; a folder without them where it has none."""
+    """Return the cache folder of a hub checkpoint's facts; a folder without them if it has none."""
     try:
-        found = cached_file(
+        path = cached_file(
             name, FACTS_FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
-    except (OSError, ValueError):  # gone from the hub since, or a folder that is
-        found = None
-    return Path(found).parent if found else Path(name)
+    except (OSError, ValueError):  # deleted from the hub, or a deleted folder
+        path = None
+    return Path(path).parent if path else Path(name)
 
 
 def write_trained_card(folder: Path, start: Path) -> None:
-    """Write the card of a model that a training has just written, with the results that lie in the run's folder.
+    """Write the card of a newly trained model, with the results in the run's folder.
 
     Args:
-        folder: the model, in the run's folder under whatever name it is being written.
-        start: the checkpoint that the training started from.
+        folder: the model in the run's folder, which may still have a temporary name.
+        start: the checkpoint from which the training started.
     """
     run = folder.parent
     steps = (*steps_of(start), *_training_in(run))
@@ -121,27 +120,27 @@ def write_trained_card(folder: Path, start: Path) -> None:
 
 
 def write_adapter_card(folder: Path, start: Path) -> None:
-    """Write the card of an adapter beside the model that it is merged into, in place of the one that peft writes.
+    """Write the card of an adapter, which replaces that of peft.
 
     Args:
-        folder: the adapter, in the run's folder under whatever name it is being written.
-        start: the checkpoint that it was trained on.
+        folder: the adapter in the run's folder, which may still have a temporary name.
+        start: the checkpoint on which it was trained.
     """
     run = folder.parent
     steps = (*steps_of(start), *_training_in(run))
     card = facts_of(folder, f"{run.resolve().name} adapter", steps, source=folder.name.removesuffix(PARTIAL))
     settings = settings_of(start, steps) if start.is_dir() else card.settings
-    shown = start.name if start.is_dir() else str(start)
-    write_card(folder, dataclasses.replace(card, adapter_base=shown, settings=settings), overwrite=True)
+    base = start.name if start.is_dir() else str(start)
+    write_card(folder, dataclasses.replace(card, adapter_base=base, settings=settings), overwrite=True)
 
 
 def _training_in(run: Path) -> list[Step]:
-    """The training of a run's folder; none where a model was saved without a recipe."""
+    """Return the training of a run's folder; an empty list without a recipe."""
     return [training_step(run)] if RunFolder(run).recipe.is_file() else []
 
 
 def results_of_run(run: Path) -> list[dict[str, Any]]:
-    """Return the shortened results of a run's folder: results_before*.json and results_after*.json.
+    """Return the summarized results in a run's folder, results_before*.json and results_after*.json.
 
     Args:
         run: its folder.
@@ -150,7 +149,7 @@ def results_of_run(run: Path) -> list[dict[str, Any]]:
 
 
 def update_results(folder: Path) -> None:
-    """Render a model's card with the results that now lie in its run's folder; a model without facts is left alone.
+    """Render the card of a model again with the results in its run's folder; do nothing for a model without facts.
 
     Args:
         folder: the model, in the run's folder.
@@ -161,10 +160,10 @@ def update_results(folder: Path) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the shortened results of a file: one, or one each under "before" and "after".
+    """Return the summarized results of a file: a single result, or results under "before" and "after".
 
     Raises:
-        CardError: a file that cannot be read or holds no scores.
+        CardError: the file cannot be read or does not contain scores.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -180,15 +179,15 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def collected(folder: Path) -> Card:
-    """Return the facts of a checkpoint that is there: those that lie in it, with its sizes and settings read again.
+    """Return the facts of an existing checkpoint, with its sizes and settings read again.
 
-    Results are those of its run's folder where there are any, or those that it holds already.
+    Results come from the folder of its run or, without any there, from its recorded facts.
 
     Args:
         folder: the checkpoint.
 
     Raises:
-        CardError: no checkpoint.
+        CardError: the folder does not contain a checkpoint.
     """
     kind_of(folder)
     known, place = read_card(folder), folder.resolve()
@@ -201,8 +200,8 @@ def collected(folder: Path) -> Card:
         settings = known.settings if known.kind == "adapter" else settings_of(folder, known.steps)
         sizes = sizes_of(folder, known.steps)
         card = dataclasses.replace(known, sizes=sizes, settings=settings, source=place.name)
-    of_run = results_of_run(run.path) if is_final else []
-    return dataclasses.replace(card, results=tuple(of_run) or card.results)
+    run_results = results_of_run(run.path) if is_final else []
+    return dataclasses.replace(card, results=tuple(run_results) or card.results)
 
 
 def rendered_again(
@@ -214,22 +213,23 @@ def rendered_again(
     data_licences: dict[str, str] | None = None,
     hub_datasets: dict[str, str] | None = None,
 ) -> Card:
-    """Return the facts of a checkpoint with what a person gives and declares.
+    """Return the facts of a checkpoint, with the results and declarations of a person.
 
     Args:
         folder: the checkpoint.
-        results: results files of its weights. Default: those of its run's folder, or those that it holds already.
-        name: its heading. Default: as it is.
-        licence: of its weights. Default: the one that it has, or that follows from base and data.
-        data_licences: of data sets, by name.
-        hub_datasets: data sets of the hub, by the benchmark of a result.
+        results: results files of its weights. Default: those in its run's folder, or its recorded ones.
+        name: the heading of the card. Default: unchanged.
+        licence: the licence of its weights. Default: the recorded one, or the one that follows from base and data.
+        data_licences: licences of data sets, by name.
+        hub_datasets: ids of data sets on the hub, by the benchmark of a result.
 
     Raises:
-        CardError: no checkpoint, results that cannot be read, or what cannot be declared.
+        CardError: the folder does not contain a checkpoint, results cannot be read, or a declaration is invalid.
     """
     card = declared(collected(folder), data_licences or {})
     if results is not None:
-        card = dataclasses.replace(card, results=check_apart([one for path in results for one in read_results(path)]))
+        parts = [result for path in results for result in read_results(path)]
+        card = dataclasses.replace(card, results=check_apart(parts))
     card = dataclasses.replace(card, results=with_hub_datasets(card.results, hub_datasets or {}))
     known = card.licence if card.licence.id else licence_of(card.steps)
     return dataclasses.replace(
@@ -238,20 +238,20 @@ def rendered_again(
 
 
 def with_hub_datasets(results: Sequence[dict[str, Any]], names: dict[str, str]) -> tuple[dict[str, Any], ...]:
-    """Return results with the data sets of the hub that they were measured on.
+    """Return results with the ids of their data sets on the hub.
 
     Args:
-        results: shortened ones.
-        names: by the benchmark of a result.
+        results: summarized results.
+        names: ids by the benchmark of a result.
 
     Raises:
-        CardError: a benchmark that no result has, or what is no id of the hub.
+        CardError: no result has the benchmark, or an id is invalid.
     """
     known = {result["benchmark"] for result in results}
     for benchmark, hub_id in names.items():
         if benchmark not in known:
             raise CardError(
-                f"found benchmark {benchmark!r}; expected one of the results: {', '.join(sorted(known)) or 'none'}"
+                f"found benchmark {benchmark!r}; expected one of the results: {', '.join(sorted(known)) or 'no results'}"
             )
         if not HUB_ID.fullmatch(hub_id):
             raise CardError(f"{benchmark}: found {hub_id!r}; expected the id of a data set of the hub, OWNER/NAME")
@@ -259,31 +259,33 @@ def with_hub_datasets(results: Sequence[dict[str, Any]], names: dict[str, str]) 
 
 
 def declared(card: Card, licences: dict[str, str]) -> Card:
-    """Return the facts with licences of data sets that a person declares.
+    """Return the facts with the declared licences of data sets.
 
     Args:
         card: the facts.
-        licences: by the name of a data set. A further name is a data set of a step that is not recorded.
+        licences: licences by the name of a data set. A name that is not on the card is a data set of an unrecorded
+            step.
 
     Raises:
-        CardError: an unknown licence, or a name that no data set has where every step is recorded.
+        CardError: a licence is unknown, or no data set has the name and every step is recorded.
     """
     for name, licence in licences.items():
         check_data_licence(name, licence)
     steps = [
         dataclasses.replace(
-            step, data=tuple(dataclasses.replace(one, licence=licences.get(one.name, one.licence)) for one in step.data)
+            step,
+            data=tuple(dataclasses.replace(data, licence=licences.get(data.name, data.licence)) for data in step.data),
         )
         for step in card.steps
     ]
-    further = {name: licence for name, licence in licences.items() if name not in {one.name for one in card.data}}
+    new = {name: licence for name, licence in licences.items() if name not in {data.name for data in card.data}}
     places = [place for place, step in enumerate(steps) if step.kind == "unrecorded"]
-    if further and not places:
-        known = ", ".join(one.name for one in card.data) or "none: it was trained on nothing"
-        raise CardError(f"--data-licence: found {', '.join(further)}; expected a data set of the checkpoint: {known}")
-    if further:
+    if new and not places:
+        known = ", ".join(data.name for data in card.data) or "none, because it was not trained"
+        raise CardError(f"--data-licence: found {', '.join(new)}; expected a data set of the checkpoint: {known}")
+    if new:
         step = steps[places[-1]]
-        data = (*step.data, *(DataSet(name, licence) for name, licence in further.items()))
+        data = (*step.data, *(DataSet(name, licence) for name, licence in new.items()))
         steps[places[-1]] = dataclasses.replace(step, data=data)
     return dataclasses.replace(card, steps=tuple(steps))
 

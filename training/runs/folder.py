@@ -1,7 +1,7 @@
-"""Name every file of a run's folder, and say which of its checkpoints are whole.
+"""Name the files of a run's folder, and decide which of its checkpoints are complete.
 
-A checkpoint counts only when its completion marker is there, which is written last and in one move, and when every file that
-the marker lists has its size. Everything else is left over from a save that was interrupted.
+A checkpoint is complete if it has its marker, which is written last and atomically, and every file in the marker has
+the listed size. Other checkpoints are left from an interrupted save.
 """
 
 import json
@@ -23,13 +23,12 @@ _COMPLETIONS = re.compile(r"step-(\d+)\.parquet")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output_dir of a training: the one place that knows what its files are called.
+    """The output_dir of a training, with the names of all its files.
 
-    Nothing is read or written by making one. The lock that keeps two runs apart is `training.runs.lock`'s, and belongs to
-    any folder.
+    Creating the object does not read or write files. `training.runs.lock` owns the lock, which any folder can have.
 
     Args:
-        path: output_dir; it need not exist.
+        path: output_dir, which does not need to exist.
     """
 
     path: Path
@@ -41,17 +40,17 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe, written before anything else."""
+        """The resolved recipe, which is written first."""
         return self.path / "resolved_recipe.yaml"
 
     @property
     def provenance(self) -> Path:
-        """Commit, versions, seed, and what the run found out about its data."""
+        """Commit, versions, seed, and facts about the data."""
         return self.path / "provenance.json"
 
     @property
     def finished(self) -> Path:
-        """Written last: the number of steps."""
+        """The number of steps, which is written last."""
         return self.path / "finished.json"
 
     @property
@@ -78,14 +77,14 @@ class RunFolder:
 
         Args:
             when: "before" or "after" training.
-            reasoning: how both sides were embedded.
-            table: the data set's name, where there are several.
+            reasoning: how queries and products were embedded.
+            table: the name of the data set, if there are several.
         """
         name = "_".join(["results", when] + [reasoning] * (reasoning != "none"))
         return self.path / (name + (f"-{table}" if table else "") + ".json")
 
     def all_results(self, when: str = "") -> list[Path]:
-        """Return the results files that exist, of one moment or of both."""
+        """Return the existing results files, those of "before" or "after", or all of them."""
         return sorted(self.path.glob(f"results_{when}*.json"))
 
     # Models
@@ -97,27 +96,27 @@ class RunFolder:
 
     @property
     def final_partial(self) -> Path:
-        """The trained model while it is being written."""
+        """The trained model during writing."""
         return self.path / (self.final.name + PARTIAL)
 
     @property
     def adapter(self) -> Path:
-        """The adapters alone, where the recipe trains adapters."""
+        """The adapters, if the recipe trains adapters."""
         return self.path / "adapter"
 
     @property
     def base(self) -> Path:
-        """The Moon checkpoint upcycled for this run."""
+        """The Moon checkpoint that was upcycled for this run."""
         return self.path / "base"
 
     @property
     def small_base(self) -> Path:
-        """The small base with random weights that `base` was upcycled from."""
+        """The small base with random weights, which was upcycled into `base`."""
         return self.path / "small_base"
 
     @property
     def cold_start(self) -> "RunFolder":
-        """The run of the cold start before a stage of GRPO."""
+        """The run of the cold start before GRPO."""
         return RunFolder(self.path / "cold_start")
 
     @property
@@ -129,12 +128,12 @@ class RunFolder:
 
     @property
     def completions(self) -> Path:
-        """The folder of what the model wrote in a stage of GRPO."""
+        """The folder of the completions of GRPO."""
         return self.path / "completions"
 
     @property
     def completions_page(self) -> Path:
-        """The report on them, for a browser."""
+        """The report on the completions, an HTML page."""
         return self.path / "completions.html"
 
     def completions_of(self, step: int) -> Path:
@@ -143,11 +142,11 @@ class RunFolder:
 
     def completion_steps(self) -> dict[int, Path]:
         """Return step → table of completions, in the order of steps."""
-        found = {}
+        tables = {}
         for path in self.completions.glob("step-*.parquet"):
             if match := _COMPLETIONS.fullmatch(path.name):
-                found[int(match[1])] = path
-        return dict(sorted(found.items()))
+                tables[int(match[1])] = path
+        return dict(sorted(tables.items()))
 
     # Checkpoints
 
@@ -156,23 +155,23 @@ class RunFolder:
         return self.path / f"checkpoint-{step}"
 
     def checkpoints(self) -> list[Path]:
-        """Return the checkpoint folders, whole or not, by step."""
+        """Return the checkpoint folders, complete or not, by step."""
         if not self.path.is_dir():
             return []
-        found = [(int(match[1]), path) for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
-        return [path for _, path in sorted(found) if path.is_dir()]
+        steps = [(int(match[1]), path) for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
+        return [path for _, path in sorted(steps) if path.is_dir()]
 
     def last_good_checkpoint(self) -> Path | None:
-        """Return the whole checkpoint with the highest step, or None."""
+        """Return the complete checkpoint with the highest step, or None."""
         return next((path for path in reversed(self.checkpoints()) if is_complete(path)), None)
 
     def half_written(self) -> list[Path]:
-        """Return what was begun to be saved and is not whole."""
+        """Return the folders of interrupted saves."""
         broken = [path for path in self.checkpoints() if not is_complete(path)]
         return broken + [self.final_partial] * self.final_partial.exists()
 
     def mend(self) -> list[Path]:
-        """Clear away what interrupted saves and half-written lines have left; return the checkpoints that were removed."""
+        """Remove incomplete checkpoints and incomplete lines, and return the removed checkpoints."""
         broken = [path for path in self.checkpoints() if not is_complete(path)]
         for path in broken:
             shutil.rmtree(path)
@@ -181,22 +180,22 @@ class RunFolder:
         return broken
 
     def prune(self, limit: int | None) -> None:
-        """Delete the oldest checkpoints beyond a limit; the last good one always stays.
+        """Delete the oldest complete checkpoints beyond a limit.
 
         Args:
-            limit: number of checkpoints to keep, at least one; None or less than 1 keeps all.
+            limit: the number of checkpoints to keep. None or a number below 1: keep all.
         """
         if limit is None or limit < 1:
             return
         good = [path for path in self.checkpoints() if is_complete(path)]
         for path in good[:-limit]:
-            (path / MARKER).unlink()  # so that an interrupted deletion does not leave a folder that looks whole
+            (path / MARKER).unlink()  # an interrupted deletion must not leave a folder that looks complete
             shutil.rmtree(path)
 
-    # The whole
+    # The whole folder
 
     def stored_recipe(self) -> dict[str, Any] | None:
-        """Return the keys of the recipe that was run here, or None where no run was begun."""
+        """Return the keys of the stored recipe, or None if there is no run."""
         if not self.recipe.is_file():
             return None
         return yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
@@ -206,11 +205,11 @@ class RunFolder:
         return json.loads(self.finished.read_text(encoding="utf-8"))["steps"]
 
     def left_behind(self) -> list[str]:
-        """Return the names of what a run writes beside its checkpoints and results, as far as it exists."""
+        """Return the names of existing files and folders of a run, except checkpoints and results."""
         return [path.name for path in (*self._folders(), *self._files()) if path.exists()]
 
     def has_trained(self) -> bool:
-        """Return whether there is more of a run than its records and its starting model."""
+        """Return whether the folder contains more of a run than its records and its starting model."""
         if self.checkpoints() or self.all_results():
             return True
         lines = (self.metrics, self.skipped, self.shortened, self.finished)
@@ -220,7 +219,7 @@ class RunFolder:
         return self.cold_start.path.is_dir() and self.cold_start.has_trained()
 
     def clear(self) -> None:
-        """Delete what a run writes and nothing else, its recipe last, so that an interrupted deletion can be repeated."""
+        """Delete the files of a run and no others. The recipe is deleted last, so that the deletion can be repeated."""
         for path in (*self.checkpoints(), *self._folders()):
             shutil.rmtree(path, ignore_errors=True)
         for path in (*self.all_results(), *self._files()):
@@ -236,7 +235,7 @@ class RunFolder:
 
 
 def mark_complete(folder: Path) -> None:
-    """Declare a folder whole: list its files with their sizes, once all of them are on the disk.
+    """Mark a folder as complete: flush its files to disk, and write a marker with their sizes.
 
     Args:
         folder: a checkpoint or a finished model.
@@ -251,7 +250,7 @@ def mark_complete(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether the marker exists and every file that it lists has the listed size."""
+    """Return whether the marker exists and every file in it has the listed size."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):

@@ -1,8 +1,8 @@
-"""Keep two runs out of one folder: a lock that names the process that owns it.
+"""Lock a run's folder against other runs, with a file that names the owning process.
 
-The lock is a small file with the owner's host and process. A process that ended without removing it, as a killed one does,
-is recognised on its own host, and its lock is taken over. Whether a process of another host still runs cannot be seen, so
-that its lock is refused.
+The lock contains the host and the process id of its owner. On the same host, the lock of a process that has ended
+without removing it, such as a killed one, is taken over. Whether a process on another host still runs is unknown, so
+that its lock is respected.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds a lock.
+    """A process that owns a lock.
 
     Args:
-        host: the machine's name.
-        process: the process id there.
-        boot: names the machine's run since it was started; "" where it has no such name.
-        started: when the process was started, in ticks since the machine was; 0 where that cannot be read. A process id is
-            used again after its process has ended, the two together are not.
-        since: when the lock was taken, for messages.
+        host: the name of the machine.
+        process: the process id.
+        boot: the boot id of the machine; "" if it is not available.
+        started: the start of the process, in ticks since the machine was booted; 0 if it is not available. Process ids
+            are reused, but not together with the same start.
+        since: the time at which the lock was taken, for messages.
     """
 
     host: str
@@ -45,18 +45,18 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """Return the process that asks."""
+        """Return the calling process as an owner."""
         boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(socket.gethostname(), os.getpid(), boot, (_state_of(os.getpid()) or ("", 0))[1], now)
 
     def is_same(self, other: "Owner") -> bool:
-        """Return whether this is the other process, whenever each took its lock."""
-        own, its = asdict(self), asdict(other)
-        return all(own[name] == its[name] for name in own if name != "since")
+        """Return whether both owners are the same process, regardless of the time of the lock."""
+        own, others = asdict(self), asdict(other)
+        return all(own[name] == others[name] for name in own if name != "since")
 
     def may_run(self, here: "Owner") -> bool:
-        """Return whether the process still runs, as far as can be seen from here."""
+        """Return whether the process may still run, as far as another process can tell."""
         if self.host != here.host:
             return True
         if self.boot != here.boot:
@@ -64,11 +64,11 @@ class Owner:
         state = _state_of(self.process)
         if state is not None:
             return state[0] not in "ZX" and self.started in (0, state[1])
-        return _answers(self.process)
+        return _exists(self.process)
 
 
 def _state_of(process: int) -> tuple[str, int] | None:
-    """The state and the starting time of a process, where Linux says so; None where there is no such process."""
+    """Return the state and the start of a process from /proc; None if it does not list the process."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return fields[0], int(fields[19])
@@ -76,8 +76,8 @@ def _state_of(process: int) -> tuple[str, int] | None:
         return None
 
 
-def _answers(process: int) -> bool:
-    """Whether a process is there, where /proc does not show it."""
+def _exists(process: int) -> bool:
+    """Return whether a process exists, without /proc."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -89,14 +89,15 @@ def _answers(process: int) -> bool:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, training: Any = None) -> Iterator[None]:
-    """Hold the lock of a folder in the first process of a run, and let no process go on where another run holds it.
+    """Hold the lock of a folder in the first process of a run, for the duration of a context.
 
     Args:
-        folder: the run's; made where it is not there.
-        training: the recipe's TrainingArguments, for the number of processes; None: one.
+        folder: the run's folder, which is created if necessary.
+        training: the recipe's TrainingArguments, for the number of processes. None: a single process.
 
     Raises:
-        RecipeError: in every process: another run is at work in the folder, or may be, or no file can be written there.
+        RecipeError: raised in every process: another run uses the folder or may use it, or the folder cannot be
+            written.
     """
     problem: Exception | None = None
     first = training is None or training.process_index == 0
@@ -118,8 +119,8 @@ def alone_in(folder: Path, training: Any = None) -> Iterator[None]:
     finally:
         if first:
             release(folder)
-            if is_new:  # a run that was refused at its start leaves nothing behind
-                with contextlib.suppress(OSError):  # it holds something
+            if is_new:  # remove the empty folder of a run that did not start
+                with contextlib.suppress(OSError):  # the folder is not empty
                     folder.rmdir()
 
 
@@ -127,7 +128,7 @@ def take(folder: Path) -> None:
     """Take the lock of a folder for this process.
 
     Raises:
-        RecipeError: another process holds it, or may; or the folder cannot be made or written.
+        RecipeError: another process owns the lock or may own it, or the folder cannot be created or written.
     """
     here = Owner.this_process()
     try:
@@ -138,22 +139,21 @@ def take(folder: Path) -> None:
                 _write(stream, here)
                 return
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RecipeError(f"output_dir: {error}; expected a folder that can be made and written") from error
+        raise RecipeError(f"output_dir: found {error}; expected a folder that can be created and written") from error
     since = f" since {owner.since}" if owner.since else ""
     if owner.host == here.host:
         raise RecipeError(
-            f"{folder} is in use by process {owner.process} of this machine{since}; expected another folder; or the same "
-            "command when that process has ended, which then goes on where it stopped"
+            f"{folder} is in use by process {owner.process} of this machine{since}; expected another folder, or the same "
+            "command after that process has ended, which then resumes"
         )
     raise RecipeError(
-        f"{folder} is in use by process {owner.process} of the machine {owner.host}{since}, as far as can be seen "
-        f"from {here.host}; expected another folder; or, once that process has ended, delete {folder / LOCK_FILE} and give "
-        "the same command again"
+        f"{folder} is in use by process {owner.process} of the machine {owner.host}{since}, which {here.host} cannot check; "
+        f"expected another folder. If that process has ended, delete {folder / LOCK_FILE} and run the same command again"
     )
 
 
 def release(folder: Path) -> None:
-    """Remove this process's lock; where the folder or the lock is gone, there is nothing to remove."""
+    """Remove the lock of this process, if it still exists."""
     path = folder / LOCK_FILE
     if not path.is_file():
         return
@@ -165,22 +165,22 @@ def release(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    """The lock's file, which no other process of this machine reads or writes meanwhile."""
+    """Open the file of a lock, so that no other process of this machine reads or writes it."""
     while True:
         with path.open("a+", encoding="utf-8") as stream:
-            with contextlib.suppress(OSError):  # a file system without locks: the two steps may then be interrupted
+            with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(stream, fcntl.LOCK_EX)
             try:
                 is_there = os.path.samestat(os.fstat(stream.fileno()), path.stat())
             except FileNotFoundError:
                 is_there = False
-            if is_there:  # its owner may have removed it while we waited
+            if is_there:  # the owner may have removed the file in the meantime
                 yield stream
                 return
 
 
 def _read(stream: IO[str]) -> Owner | None:
-    """The owner; None in a new file, and in one that was cut off in writing."""
+    """Return the owner, or None for a new or incomplete file."""
     stream.seek(0)
     try:
         return Owner(**json.loads(stream.read()))

@@ -1,4 +1,4 @@
-"""Hide the progress bars of the libraries while a run asks for none."""
+"""Hide the progress bars of libraries during a run without progress bars."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from transformers.utils import logging
 
 
 @contextlib.contextmanager
-def bars_shown(shown: bool) -> Iterator[None]:
-    """Keep the bars of transformers, datasets and the hub, and ours that follow transformers' switch, away where not shown.
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Hide the progress bars of transformers, datasets, the hub and the project in a context unless `shown` is True.
 
     Args:
-        shown: False while `disable_tqdm` is set; True changes nothing.
+        shown: False for `disable_tqdm: true`. True does not change anything.
     """
-    of_transformers, of_datasets = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    had_transformers, had_datasets = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
     if not shown:
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if not shown and of_transformers:
+        if not shown and had_transformers:
             logging.enable_progress_bar()
-        if not shown and of_datasets:
+        if not shown and had_datasets:
             datasets.enable_progress_bars()

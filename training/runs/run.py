@@ -1,4 +1,4 @@
-"""Hold what a training finds out while it goes on, beside its recipe, which does not change."""
+"""Hold the state of a training: its recipe, which does not change, and the facts that it finds."""
 
 import contextlib
 import copy
@@ -22,14 +22,14 @@ from training.runs.lock import alone_in
 
 
 class Run:
-    """One training: its recipe, its folder, and the facts that are found on the way.
+    """A training: its recipe, its folder, and the facts that it finds.
 
     Args:
-        recipe: what to train, frozen. With `overwrite` the folder is cleared by the first `open`, and by no later one.
-        is_cold_start: whether the run is a part of another.
+        recipe: the recipe. With `overwrite`, the first call of `open` clears the folder.
+        is_cold_start: whether the run is the cold start of another run.
 
     Relations:
-        `training.train.train` takes a run from its recipe to its trained model.
+        `training.train.train` trains the model of a run.
     """
 
     def __init__(self, recipe: Recipe, is_cold_start: bool = False) -> None:
@@ -37,50 +37,50 @@ class Run:
         self.is_cold_start = is_cold_start
         self.folder = RunFolder(Path(str(recipe.training.output_dir)))
         self.facts: dict[str, Any] = {}
-        """What was found about the data and the model, for the provenance and the results."""
+        """Facts about the data and the model, for the provenance and the results."""
         self.max_steps = recipe.training.max_steps
-        """Optimizer steps; below 1 until the step rate was measured for a time budget."""
+        """The number of optimizer steps; below 1 until the step rate is measured for a time budget."""
         self.cold_start_model: Path | None = None
-        """The model that a finished cold start left, to begin the stage with in place of the recipe's base."""
+        """The model of a finished cold start, from which GRPO starts instead of the recipe's base."""
         self._clears = recipe.training.overwrite
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the first of the training's processes."""
+        """Return whether this is the first process of the training."""
         return self.recipe.training.process_index == 0
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The recipe's keys, with the steps that a time budget came to."""
+        """Return the recipe's keys, with the measured number of steps."""
         return {**self.recipe.resolved, "max_steps": self.max_steps}
 
     def arguments(self, **changes: Any) -> Any:
-        """Return the recipe's training arguments for a trainer, which may change them, with this run's number of steps.
+        """Return a copy of the recipe's training arguments for a trainer, with this run's number of steps.
 
         Args:
-            **changes: arguments that differ from the recipe's.
+            **changes: arguments that replace those of the recipe.
         """
         arguments = copy.copy(self.recipe.training)
         arguments.max_steps = self.max_steps
         return dataclasses.replace(arguments, **changes) if changes else arguments
 
     def say(self, text: str) -> None:
-        """Print a line in the first process, once however often the training is assembled."""
-        if self.is_first and text not in self._said:
-            self._said.add(text)
+        """Print a line in the first process, once in a run."""
+        if self.is_first and text not in self._printed:
+            self._printed.add(text)
             print(text, flush=True)
 
     def say_finished(self) -> None:
-        """Print where the model of a finished run is, and how to begin again."""
+        """Print the folder of a finished run's model, and how to start again."""
         again = "" if self.is_cold_start else "; --overwrite starts again"
         self.say(f"{self.folder.path}: this run is finished, its model is in {self.folder.final}{again}")
 
     def write_records(self, folder: Path | None = None) -> None:
-        """Write the recipe as it is run, and where the run comes from.
+        """Write the resolved recipe and the provenance of the run.
 
         Args:
-            folder: a checkpoint. Default: the run's own folder.
+            folder: a checkpoint. Default: the run's folder.
         """
         records, training = RunFolder(folder or self.folder.path), self.recipe.training
         facts = provenance(
@@ -98,37 +98,38 @@ class Run:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder's lock, and clear away what a refused beginning leaves.
+        """Hold the lock of the folder in a context. If the run fails before training, its files are removed.
 
         Raises:
-            RecipeError: another run is at work in the folder.
+            RecipeError: another run uses the folder.
         """
-        with alone_in(self.folder.path, self.recipe.training), self.forgotten_if_refused():
+        with alone_in(self.folder.path, self.recipe.training), self.removed_on_failure():
             yield
 
     @contextlib.contextmanager
-    def forgotten_if_refused(self) -> Iterator[None]:
-        """Clear away what was begun and refused before anything was trained, so that the corrected command can follow.
+    def removed_on_failure(self) -> Iterator[None]:
+        """Remove the files of a run that fails in a context before training, so that a corrected command can start.
 
-        Only where nothing of a run existed before, and in one process: others may still be reading.
+        It does nothing if the folder had files of a run before, or with several processes, which may still be reading.
         """
-        held = bool(self.folder.left_behind()) or self.folder.has_trained()
+        existed = bool(self.folder.left_behind()) or self.folder.has_trained()
         try:
             yield
         except Exception as error:
             refused = getattr(error, "exit_status", None) == 2
             alone = self.recipe.training.world_size == 1 and self.folder.path.is_dir()
-            if refused and alone and not held and not self.folder.has_trained():
+            if refused and alone and not existed and not self.folder.has_trained():
                 self.folder.clear()
             raise
 
     def open(self) -> bool:
-        """Look at what the folder holds, clear away what interrupted saves left, and return whether the run is finished.
+        """Check the folder, remove the remains of interrupted saves, and return whether the run is finished.
 
-        The recipe is written here, before anything else: whatever the folder holds was made by the recipe beside it.
+        The recipe is written first, so that all files of the folder belong to the recipe in it.
 
         Raises:
-            RecipeError: another recipe was run there (names the keys that differ), or one that is not known.
+            RecipeError: the folder has a run of another recipe (the message names the keys that differ) or without a
+                recipe.
         """
         folder = self.folder
         if self._clears and self.is_first:
@@ -139,22 +140,22 @@ class Run:
             self._continue(stored)
         elif left := folder.left_behind():
             raise RecipeError(
-                f"{folder.path} holds {', '.join(left)} of a run whose recipe is missing; "
+                f"{folder.path} holds {', '.join(left)} of a run without a recipe; "
                 "expected another output_dir, or --overwrite"
             )
         elif self.is_first:
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise RecipeError(f"output_dir: {error}; expected a folder that can be made") from error
+                raise RecipeError(f"output_dir: found {error}; expected a folder that can be created") from error
             self.write_records()
         if self.is_first:
             for path in folder.mend():
-                print(f"{path}: removed, its save was interrupted")
+                print(f"{path}: removed, because its save was interrupted")
         return folder.finished.is_file()
 
     def _continue(self, stored: dict[str, Any]) -> None:
-        """Take over the steps that were measured when the run began; refuse another recipe."""
+        """Restore the number of steps that was measured at the start; raise RecipeError for another recipe."""
         if differing_keys(stored, self.resolved):
             raise RecipeError(
                 f"{self.folder.path} holds a run of another recipe ({differences(stored, self.resolved)}); "
@@ -164,12 +165,12 @@ class Run:
             self.max_steps = stored["max_steps"]
 
     def checkpoint_to_resume(self) -> Path | None:
-        """Return the last good checkpoint, or None to begin; refuse data of which other pairs would be drawn.
+        """Return the last complete checkpoint, or None to start from the first step.
 
-        Streams look at their own shards.
+        Streams check their shards themselves.
 
         Raises:
-            ResumeError: names the data sets that have changed.
+            ResumeError: data sets have changed, so that other pairs would be drawn; the message names them.
         """
         checkpoint = self.folder.last_good_checkpoint()
         if checkpoint is None:
@@ -179,7 +180,7 @@ class Run:
         changed = [name for name in now if name in before and before[name] != now[name]]
         if changed:
             raise ResumeError(
-                f"data: found other products, queries or answers in {', '.join(changed)} than {checkpoint} was trained on; "
+                f"data: found other products, queries or answers in {', '.join(changed)} than those of {checkpoint}; "
                 "expected the same data to resume, another output_dir, or --overwrite"
             )
         self.say(f"resuming from {checkpoint}")

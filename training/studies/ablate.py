@@ -1,9 +1,9 @@
-"""An ablation table from one command: every cell of a suite with every seed, each a training of its own.
+"""Make an ablation table: train every cell of a suite with every seed.
 
 moon3 ablate SUITE.yaml [--output runs/ablation] [--workers 1] [--cells NAME …] [--render-only]
 
-The same command again goes on: a finished cell is never run again, one that was stopped resumes from its last checkpoint.
-The table of what is finished so far is written after every cell: ablation.json, and ablation.md and ablation.png of it.
+The same command resumes: a finished cell is not run again, and an interrupted one continues from its last checkpoint. After
+every cell, the table of the finished cells is written to ablation.json, ablation.md and ablation.png.
 """
 
 import fcntl
@@ -53,14 +53,14 @@ _PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Suite:
-    """What is compared.
+    """The cells and seeds of an ablation.
 
     Args:
         path (`Path`): the suite's file.
-        recipe (`dict`): the keys of every cell: those of the base recipe, with the suite's own in their place.
-        cells (`dict`): name → changed keys, in order; a cell keeps what those before it changed.
-        seeds (`list[int]`): of the runs of each cell.
-        boxes (`str` or `None`): the detector of core boxes where the data has none, a name of `DETECTORS`.
+        recipe (`dict`): the keys of every cell: those of the base recipe, overridden by the keys of the suite.
+        cells (`dict`): name → changed keys, in order; a cell keeps the changes of the cells before it.
+        seeds (`list[int]`): seeds of the runs of each cell.
+        boxes (`str` or `None`): detector of core boxes for data without boxes, a name of `DETECTORS`.
     """
 
     path: Path
@@ -81,13 +81,13 @@ class Suite:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training: a cell with a seed, in a folder of its own.
+    """One training: a cell with a seed, in a separate folder.
 
     Args:
-        cell (`str`): the cell's name.
-        seed (`int`): the training's seed.
-        folder (`Path`): everything of it.
-        wanted (`dict`): what defines it; a result of anything else is not taken for its result.
+        cell (`str`): name of the cell.
+        seed (`int`): seed of the training.
+        folder (`Path`): folder of the training.
+        wanted (`dict`): the keys that define the training; a result with other keys is refused.
     """
 
     cell: str
@@ -97,14 +97,14 @@ class Run:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name of the run in messages."""
         return f"{self.cell}, seed {self.seed}"
 
     def result(self) -> dict[str, Any] | None:
         """Return the finished result, or None.
 
         Raises:
-            RecipeError: it is of another recipe.
+            RecipeError: the result belongs to another recipe.
         """
         path = self.folder / CELL_FILE
         if not path.is_file():
@@ -124,11 +124,11 @@ def read_suite(path: Path) -> Suite:
     """Read and check a suite: every cell must be a recipe that can be run.
 
     Args:
-        path: flat YAML: base (a recipe's path from the suite's folder), seeds, cells (name → changed keys), and, where
-            wanted, boxes and keys (of every cell; mappings are merged with the base's key by key).
+        path: flat YAML: base (path of a recipe, relative to the suite's folder), seeds, cells (name → changed keys), and
+            optionally boxes and keys (of every cell; mappings are merged with those of the base key by key).
 
     Raises:
-        RecipeError: what is missing, unknown, of the wrong kind or changes nothing; a cell that changes several keys.
+        RecipeError: a key is missing, unknown, of the wrong type or changes nothing, or a cell changes several parts.
     """
     values = read_recipe_file(path)
     check_keys(values, SUITE_KEYS, where=str(path))
@@ -156,7 +156,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def _check_cells(suite: Suite) -> None:
-    """Refuse cells that change more than one part, whose keys begin with the same word, and keys that the command sets."""
+    """Refuse cells that change several parts (keys of one part begin with the same word), and keys that the command sets."""
     for place, (cell, changed) in enumerate(suite.cells.items()):
         if not str(cell).isidentifier():
             raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; expected letters, digits and _")
@@ -169,7 +169,8 @@ def _check_cells(suite: Suite) -> None:
         recipe = suite.keys_of(cell)
         for key in ({"seed", "output_dir"} & recipe.keys()) | ({"data", "max_steps"} & changed.keys()):
             raise RecipeError(
-                f"{suite.path}: cells: {cell}: found {key}; expected seeds and --output, and the same data and max_steps for all"
+                f"{suite.path}: cells: {cell}: found {key}; expected seeds and --output, and the same data and max_steps in all "
+                "cells"
             )
     resolved = [_resolved(suite, cell) for cell in suite.cells]
     for cell, before, after in zip(list(suite.cells)[1:], resolved, resolved[1:], strict=False):
@@ -178,7 +179,7 @@ def _check_cells(suite: Suite) -> None:
 
 
 def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
-    """The cell's recipe as `train.py` would resolve it, checked by its own rules."""
+    """Return the recipe of a cell as `train.py` resolves and checks it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RECIPE_FILE
         path.write_text(yaml.safe_dump(suite.keys_of(cell)), encoding="utf-8")
@@ -201,21 +202,21 @@ def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
 def tables_with_boxes(
     entry: Any, folder: Path, detector_name: str, progress: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write a data set's products and queries once more, with the core boxes that a detector finds where they have none.
+    """Write a copy of a data set's products and queries with detected core boxes for those without a box.
 
-    Our design, for data without boxes; MOON (arXiv 2508.11999 §3.1) asks a grounding model. The first picture counts.
+    Our design, for data without boxes; MOON (arXiv 2508.11999 §3.1) uses a grounding model. The first picture counts.
 
     Args:
         entry: an entry of a recipe's `data` with a folder of parquet tables as its path.
-        folder: where to write; what is there already and whole is kept.
+        folder: folder to write; complete tables in it are kept.
         detector_name: a name of `DETECTORS`.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        The entry with the new tables, and how many products and query photos have a box.
+        The entry with the new tables, and the numbers of products and query photos with a box.
 
     Raises:
-        RecipeError: an entry without a folder of products.parquet and queries.parquet.
+        RecipeError: the entry is not a folder with products.parquet and queries.parquet.
     """
     entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
     source = Path(entry.pop("path", ""))
@@ -246,7 +247,7 @@ def tables_with_boxes(
 def _detect(
     tables: ProductTables, detector: CoreDetector, progress: bool
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, Any]]:
-    """Boxes by id of products and queries, and counts."""
+    """Return boxes by id of products and queries, and counts."""
     pictured = [row for row in tables.products if row.images]
     photos = [row for row in tables.queries if "image" in row.record()]
     found: dict[str, dict[str, list[float]]] = {"products": {}, "queries": {}}
@@ -259,7 +260,7 @@ def _detect(
         try:
             image = open_image(picture)
         except ProductError:
-            continue  # no box; training and evaluation name the item when they meet it
+            continue  # no box; training and evaluation report this picture
         box = known or detector.detect([image], [None])[0]
         if box is not None:
             found[table][name] = [float(side) for side in box]
@@ -280,8 +281,10 @@ def _write_with_boxes(
     name, key, column = names
     table = pq.read_table(source / f"{name}.parquet")
     if key not in table.column_names:
-        raise RecipeError(f"{source / name}.parquet: found no column {key}; expected one, where boxes are asked for")
-    values = pa.array([boxes.get(str(one)) for one in table[key].to_pylist()], type=pa.list_(pa.float64()))
+        raise RecipeError(
+            f"{source / name}.parquet: found no column {key}; expected this column, because boxes are set"
+        )
+    values = pa.array([boxes.get(str(name)) for name in table[key].to_pylist()], type=pa.list_(pa.float64()))
     if column in table.column_names:
         table = table.drop_columns([column])
     pq.write_table(table.append_column(column, values), folder / f"{name}.parquet")
@@ -291,7 +294,7 @@ def _write_with_boxes(
 # Running
 # ---------------------------------------------------------------------------------------------------------------------
 def plan(suite: Suite, output: Path) -> list[Run]:
-    """Return every run of a suite, seed by seed, so that what is finished first can be compared."""
+    """Return every run of a suite, seed by seed, so that all cells of the first seed finish first."""
     return [
         Run(
             cell,
@@ -305,12 +308,12 @@ def plan(suite: Suite, output: Path) -> list[Run]:
 
 
 class BusyError(Exception):
-    """A cell's folder is in use by another process."""
+    """Raised if another process uses the folder of a cell."""
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[IO[str]]:
-    """Hold the folder's lock; a training inherits it, so that it outlives this process as long as the training does."""
+    """Hold the folder's lock, which a training inherits, so that it lasts as long as the training."""
     with (folder / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -320,15 +323,15 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
 
 
 def start(run: Run, data: list[Any], workers: int = 1) -> subprocess.Popen:
-    """Start a run's training, or its continuation, as a process that writes into its folder's log.
+    """Start or resume the training of a run as a process that writes to the log of its folder.
 
     Args:
-        run: which.
+        run: the run to start.
         data: the recipe's data sets, with their boxes.
-        workers: how many trainings share the machine: each takes its part of the cores, unless OMP_NUM_THREADS says how many.
+        workers: number of trainings that share the machine; each uses its share of the cores, unless OMP_NUM_THREADS is set.
 
     Raises:
-        BusyError: another process is at it.
+        BusyError: another process is training the run.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder) as lock, (run.folder / LOG_FILE).open("a") as log:
@@ -350,14 +353,14 @@ def start(run: Run, data: list[Any], workers: int = 1) -> subprocess.Popen:
 
 
 def collect(run: Run, seconds: float) -> dict[str, Any]:
-    """Write and return a finished run's result.
+    """Write and return the result of a finished run.
 
     Args:
-        run: whose training ended well.
-        seconds: what the training took in this process; a continuation counts from where it went on.
+        run: a run whose training succeeded.
+        seconds: duration of the training in this process; a resumed training counts from its resumption.
 
     Raises:
-        RecipeError: no results of an evaluation are there.
+        RecipeError: the run has no results of an evaluation.
     """
     files = RunFolder(run.folder).all_results("after")
     if not files:
@@ -389,7 +392,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return "data set direction" → scores of a results file of `moon3 evaluate`, image-only directions included."""
+    """Return "data set direction" → scores of a results file of `moon3 evaluate`, including image-only directions."""
     rows = {}
     for group in ("image_only", "scores"):
         for direction, scores in result[group].items():
@@ -403,12 +406,12 @@ def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> list[str]:
-    """Run what is not finished, several at a time, and return the names of those that failed or are in use elsewhere.
+    """Run the unfinished runs, several at a time, and return the names of those that failed or are in use elsewhere.
 
     Args:
-        runs: in the order in which they are started.
+        runs: the runs, in the order of their start.
         data: the recipe's data sets, with their boxes.
-        workers: how many trainings at a time.
+        workers: number of trainings at a time.
         render: called after every finished run.
     """
     waiting = [run for run in runs if run.result() is None]
@@ -427,7 +430,7 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
                     if process.poll() is None:
                         continue
                     del running[number]
-                    if _ended(run, process, time.monotonic() - began):
+                    if _collect_or_report(run, process, time.monotonic() - began):
                         done += 1
                         render()
                     else:
@@ -448,20 +451,20 @@ def _start_next(waiting: list[Run], running: dict[int, Any], missed: list[str], 
     try:
         process = start(run, data, workers)
     except BusyError:
-        tqdm.write(f"{run.name}: another process is training it; left to it", file=sys.stderr)
+        tqdm.write(f"{run.name}: skipped, because another process is training it", file=sys.stderr)
         missed.append(run.name)
         return
     running[process.pid] = (run, process, time.monotonic())
 
 
-def _ended(run: Run, process: subprocess.Popen, seconds: float) -> bool:
-    """Collect a run whose training ended well; say why another did not."""
+def _collect_or_report(run: Run, process: subprocess.Popen, seconds: float) -> bool:
+    """Collect the result of a run whose training succeeded; otherwise print the end of its log. Return whether it succeeded."""
     if process.returncode == 0:
         collect(run, seconds)
         return True
     log = run.folder / LOG_FILE
     last = log.read_text(encoding="utf-8", errors="replace").rpartition(_ATTEMPT)[2]
-    shown = [line.rpartition("\r")[2] for line in last.split("\n")[1:]]  # of a progress bar, what it ended with
+    shown = [line.rpartition("\r")[2] for line in last.split("\n")[1:]]  # the last state of a progress bar
     tail = [line for line in shown if line.strip()][-_TAIL_LINES:]
     lines = [f"{run.name}: its training failed with status {process.returncode}; the end of {log}:", *tail]
     tqdm.write("\n  ".join(lines), file=sys.stderr)
@@ -469,7 +472,7 @@ def _ended(run: Run, process: subprocess.Popen, seconds: float) -> bool:
 
 
 def _share_done(run: Run) -> float:
-    """How much of a run's training is over, by its metrics; its evaluation counts for a tenth, a cold start for a third."""
+    """Return the finished share of a run, from its metrics; the evaluation counts a tenth, a cold start a third."""
     first = run.wanted.get("cold_start")
     if not first:
         return 0.9 * _share_of_steps(RunFolder(run.folder), run.wanted["max_steps"])
@@ -486,25 +489,30 @@ def _share_of_steps(folder: RunFolder, steps: int | None) -> float:
 # Results
 # ---------------------------------------------------------------------------------------------------------------------
 def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the table of what is finished: ablation.json, and ablation.md and ablation.png rendered from it.
+    """Write the table of the finished runs: ablation.json, and ablation.md and ablation.png rendered from it.
 
     Args:
-        suite: what is compared.
-        runs: all of its runs that were asked for.
-        output: the suite's folder.
+        suite: the suite.
+        runs: all runs of the suite.
+        output: folder of the suite.
         boxes: facts about core boxes by data set.
+
+    Returns:
+        The content of ablation.json.
     """
     finished = {run: found for run in runs if (found := run.result()) is not None}
     by_cell: dict[str, dict[str, Any]] = {}
     for cell in suite.cells:
         by_cell[cell] = {str(run.seed): found for run, found in finished.items() if run.cell == cell}
-    rows = ablation_rows({cell: {seed: one["scores"] for seed, one in own.items()} for cell, own in by_cell.items()})
-    scores = [one["scores"] for own in by_cell.values() for one in own.values()]
+    rows = ablation_rows({cell: {seed: run["scores"] for seed, run in own.items()} for cell, own in by_cell.items()})
+    scores = [run["scores"] for own in by_cell.values() for run in own.values()]
     chance = {
-        name: {metric: row[f"{metric}_chance"] for metric in METRICS} for one in scores for name, row in one.items()
+        name: {metric: row[f"{metric}_chance"] for metric in METRICS}
+        for by_row in scores
+        for name, row in by_row.items()
     }
     compared = [cell["difference"] for row in rows for cell in row["cells"].values()]
-    sources = [facts for own in by_cell.values() for one in own.values() for facts in one["provenance"].values()]
+    sources = [facts for own in by_cell.values() for run in own.values() for facts in run["provenance"].values()]
     results = {
         "suite": suite.path.stem,
         "planned": len(runs),
@@ -512,7 +520,7 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
         "missing": [run.name for run in runs if run not in finished],
         "steps": suite.recipe["max_steps"],
         "interval": INTERVAL,
-        "comparisons": sum(one is not None and one["interval"] is not None for one in compared),
+        "comparisons": sum(change is not None and change["interval"] is not None for change in compared),
         "boxes_by": suite.boxes,
         "boxes": dict(boxes),
         "cells": suite.cells,
@@ -521,7 +529,7 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
         "table": rows,
         "chance": chance,
         "runs": {
-            cell: {seed: {key: one[key] for key in one if key != "keys"} for seed, one in own.items()}
+            cell: {seed: {key: run[key] for key in run if key != "keys"} for seed, run in own.items()}
             for cell, own in by_cell.items()
         },
         "provenance": provenance(suite.seeds[0], seeds=suite.seeds)
@@ -538,20 +546,21 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
 def run_suite(
     path: Path, output: Path, *, workers: int = 1, cells: Sequence[str] | None = None, render_only: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
-    """Train what a suite lacks and write its table after every cell.
+    """Train the unfinished runs of a suite and write its table after every cell.
 
     Args:
-        path: the suite, see training/recipes/ablations/suites.
-        output: the suite's folder.
-        workers: trainings at a time.
-        cells: these alone. Default: all.
-        render_only: train nothing, write the table of what is finished.
+        path: file of the suite, see training/recipes/ablations/suites.
+        output: folder of the suite.
+        workers: number of trainings at a time.
+        cells: names of the cells to train. Default: all.
+        render_only: train nothing, and write the table of the finished runs.
 
     Returns:
-        What ablation.json holds, and the names of the runs that did not finish.
+        The content of ablation.json, and the names of the runs that did not finish.
 
     Raises:
-        RecipeError, TableError, OutputError: what cannot be run, read or written, before anything is started.
+        RecipeError, TableError, OutputError: a cell cannot be run, a table read or a file written; raised before the first
+            training.
     """
     if workers < 1:
         raise RecipeError(f"--workers: found {workers}; expected 1 or more")
@@ -567,14 +576,14 @@ def run_suite(
         data, boxes = _data_with_boxes(suite, output, render_only)
     missed: list[str] = []
     if not render_only:
-        asked = [run for run in runs if not cells or run.cell in cells]
-        missed = run_all(asked, data, workers, lambda: write_results(suite, runs, output, boxes))
+        requested = [run for run in runs if not cells or run.cell in cells]
+        missed = run_all(requested, data, workers, lambda: write_results(suite, runs, output, boxes))
     return write_results(suite, runs, output, boxes), missed
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that the trainings that were started are stopped too."""
+    """Let SIGTERM raise KeyboardInterrupt, so that running trainings are stopped too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -583,7 +592,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def _data_with_boxes(suite: Suite, output: Path, render_only: bool) -> tuple[list[Any], dict[str, Any]]:
-    """The data sets with their boxes; to render, only those whose boxes are there already."""
+    """Return the data sets with their boxes; with `render_only`, only those with existing boxes."""
     data, boxes = [], {}
     for entry in suite.recipe["data"]:
         name = Path(entry["path"] if isinstance(entry, dict) and "path" in entry else str(entry)).name

@@ -1,4 +1,4 @@
-"""The table of an ablation: means over seeds with intervals, paired differences to the cell before, and what they say."""
+"""Compute the table of an ablation: means over seeds with intervals, paired differences to the cell before, and verdicts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ METRICS = ("R@10", "R@1")
 LEVEL = 0.95
 ALL_ROWS = "mean of all rows"
 INTERVAL = (
-    f"{LEVEL:.0%} t-intervals over seeds: mean ± t(n−1) · s / √n. A difference is that of the two cells with the same seed, "
-    "hence the same starting weights and queries, then its mean over seeds. The test queries are the same in all cells, so "
-    "that the intervals are about the training's chance, not about other queries"
+    f"{LEVEL:.0%} t-intervals over seeds: mean ± t(n−1) · s / √n. Differences are between two cells with the same seed, hence "
+    "the same starting weights and queries, averaged over seeds. The test queries are the same in all cells, so the intervals "
+    "express the variation of the training, not of the queries"
 )
 _ABSENT = "–"
 _WORSE, _UNCLEAR, _BETTER = "worse", "unclear", "better"
@@ -31,7 +31,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     """Return mean ± t_{0.975}(n − 1) · s / √n, or None for fewer than two values (Student 1908).
 
     Args:
-        values: one number a seed.
+        values: one number for each seed.
     """
     count = len(values)
     if count < 2:
@@ -42,22 +42,22 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def verdict(interval: Interval | None) -> str:
-    """Return "better" or "worse" where the interval of a difference leaves out 0, "unclear" otherwise."""
+    """Return "better" or "worse" if the interval of a difference excludes 0, otherwise "unclear"."""
     if interval is None or interval[0] <= 0 <= interval[1]:
         return _UNCLEAR
     return _BETTER if interval[0] > 0 else _WORSE
 
 
 def ablation_rows(cells: Mapping[str, SeedScores]) -> list[dict[str, Any]]:
-    """Return one row a metric, data set and direction, and one a metric for the mean of all its rows.
+    """Return a row for each metric, data set and direction, and for each metric the mean of all its rows.
 
     Args:
-        cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a
-            cell without seeds is not run yet.
+        cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a cell without seeds is not
+            run yet.
 
     Returns:
         metric, row and, by cell, mean, interval, seeds, and `difference` to the cell before (mean, interval, seeds,
-        verdict; None for the first cell and where no seed is in both).
+        verdict; None for the first cell, and if the two cells have no seed in common).
     """
     names = list(dict.fromkeys(name for seeds in cells.values() for scores in seeds.values() for name in scores))
     found = []
@@ -74,7 +74,7 @@ def ablation_rows(cells: Mapping[str, SeedScores]) -> list[dict[str, Any]]:
 
 
 def _values(seeds: SeedScores, name: str, metric: str, names: Sequence[str]) -> dict[str, float]:
-    """The metric by seed; the mean of all rows only of seeds that have them all."""
+    """Return the metric by seed; the mean of all rows only for seeds with all rows."""
     if name != ALL_ROWS:
         return {seed: scores[name][metric] for seed, scores in seeds.items() if name in scores}
     whole = {seed: scores for seed, scores in seeds.items() if all(row in scores for row in names)}
@@ -98,15 +98,15 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
 def in_words(
     rows: Sequence[Mapping[str, Any]], chance: Mapping[str, Mapping[str, float]] | None = None, metric: str = "R@10"
 ) -> list[str]:
-    """Say of each cell, from the intervals alone, whether what it adds helps.
+    """Return for each cell a sentence on whether its change helps, based on the intervals only.
 
-    A cell whose interval of the mean of all rows does not lie above chance has learned nothing that this shows; what is
-    added to such a cell is judged on nothing, and its sentence says so.
+    If the interval of a cell's mean of all rows is not above chance, the table does not show that the cell learned anything.
+    The sentence on the next cell then says that its change cannot be judged.
 
     Args:
         rows: from `ablation_rows`.
-        chance: row → metric → what a random order gives; None: not compared.
-        metric: which of the metrics.
+        chance: row → metric → score of a random order; None: no comparison with chance.
+        metric: the metric to describe, one of `METRICS`.
     """
     chosen = [row for row in rows if row["metric"] == metric]
     if not chosen:
@@ -124,35 +124,35 @@ def in_words(
 def _sentence(chosen: Sequence[Mapping[str, Any]], cell: str, metric: str) -> str:
     change = next(row for row in chosen if row["row"] == ALL_ROWS)["cells"][cell]["difference"]
     if change is None:
-        return "nothing can be said yet, no seed is finished here and in the cell before"
+        return "no verdict yet, because this cell and the cell before have no finished seed in common"
     if change["interval"] is None:
-        return f"{_points(change['mean'])} points with one seed, which has no interval: nothing can be said yet"
+        return f"{_points(change['mean'])} points with one seed, which has no interval: no verdict yet"
     low, high = change["interval"]
     amount = f"{metric} {_points(change['mean'])} points ({_points(low)} to {_points(high)}, {change['seeds']} seeds)"
-    said = {
+    effect = {
         _BETTER: "helps",
         _WORSE: "hurts",
-        _UNCLEAR: "does not help here as far as these seeds can tell: the interval includes 0",
+        _UNCLEAR: "these seeds do not show an effect: the interval includes 0",
     }[change["verdict"]]
-    return f"{amount} in the {ALL_ROWS}: {said}{_by_row(chosen, cell)}"
+    return f"{amount} in the {ALL_ROWS}: {effect}{_by_row(chosen, cell)}"
 
 
 def _at_chance(before: Mapping[str, Any], after: Mapping[str, Any], by_chance: float | None) -> str:
-    """What to say where the models that are compared find no more than a random order does."""
+    """Return a remark if one of the compared cells is not better than a random order, otherwise an empty string."""
     if by_chance is None or before["interval"] is None or after["interval"] is None:
         return ""
     if before["interval"][0] <= by_chance:
         return (
-            f"; but the cell before is not above chance ({100 * by_chance:.1f} %), so that this says nothing about what it "
-            "adds to a model that has learned"
+            f"; but the cell before is not above chance ({100 * by_chance:.1f} %), so this does not show the effect on a "
+            "trained model"
         )
     if after["interval"][0] <= by_chance:
-        return f"; it falls to chance ({100 * by_chance:.1f} %): with it, this training learns nothing"
+        return f"; this cell falls to chance ({100 * by_chance:.1f} %): its training learns nothing"
     return ""
 
 
 def _by_row(chosen: Sequence[Mapping[str, Any]], cell: str) -> str:
-    """Which single rows are better or worse beyond their intervals."""
+    """Return the single rows whose intervals exclude 0, as text."""
     rows = {row["row"]: row["cells"][cell]["difference"] for row in chosen if row["row"] != ALL_ROWS}
     parts = []
     for kind in (_BETTER, _WORSE):
@@ -162,7 +162,7 @@ def _by_row(chosen: Sequence[Mapping[str, Any]], cell: str) -> str:
 
 
 def label(cell: str) -> str:
-    """Return how a cell is called in tables: "in_batch_only" → "in batch only"."""
+    """Return the name of a cell in tables: "in_batch_only" → "in batch only"."""
     return cell.replace("_", " ")
 
 
@@ -190,7 +190,7 @@ def _difference(change: Mapping[str, Any] | None) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Return the results of an ablation as Markdown: what was run, a table of values and one of differences a metric.
+    """Return the results of an ablation as Markdown: the runs, and for each metric a table of values and one of differences.
 
     Args:
         results: as `moon3 ablate` writes them.
@@ -199,28 +199,24 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = [
         f"# Ablation: {results['suite']}",
         _head(results),
-        "What each step brings, R@10:\n\n" + "\n".join(f"- {sentence}" for sentence in results["words"]),
+        "Effect of each cell, R@10:\n\n" + "\n".join(f"- {sentence}" for sentence in results["words"]),
     ]
     for metric in METRICS:
         chosen = [row for row in rows if row["metric"] == metric]
         if not chosen:
             continue
         heads = ["", *(label(cell) for cell in chosen[0]["cells"])]
-        chance = results["chance"]
+        chance = [results["chance"].get(row["row"], {}).get(metric) for row in chosen]
         values = [
-            [row["row"], *map(_percent, row["cells"].values()), _chance(chance.get(row["row"], {}).get(metric))]
-            for row in chosen
+            [row["row"], *map(_percent, row["cells"].values()), _ABSENT if share is None else f"{100 * share:.1f}"]
+            for row, share in zip(chosen, chance, strict=True)
         ]
-        changes = [[row["row"], *(_difference(one["difference"]) for one in row["cells"].values())] for row in chosen]
+        changes = [[row["row"], *(_difference(cell["difference"]) for cell in row["cells"].values())] for row in chosen]
         parts.append(f"## {metric}, %\n\n{_table(values, [*heads, 'chance'])}")
         without_first = [[line[0], *line[2:]] for line in changes]
-        title = f"### {metric}: paired difference to the cell before, points; bold where the interval leaves out 0"
+        title = f"### {metric}: paired difference to the cell before, points; bold if the interval excludes 0"
         parts.append(f"{title}\n\n{_table(without_first, [heads[0], *('+ ' + head for head in heads[2:])])}")
     return "\n\n".join(parts) + "\n"
-
-
-def _chance(value: float | None) -> str:
-    return _ABSENT if value is None else f"{100 * value:.1f}"
 
 
 def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
@@ -248,7 +244,7 @@ def _head(results: Mapping[str, Any]) -> str:
         + "."
     )
     commits = ", ".join(results["provenance"]["commits"]) or "none yet"
-    lines.append(f"Trained at commit {commits}; versions, seeds and steps of each cell stand in the JSON file.")
+    lines.append(f"Trained at commit {commits}; the JSON file lists versions, seeds and steps of each cell.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -259,17 +255,22 @@ _COLOURS = {_BETTER: GREEN, _WORSE: RED, _UNCLEAR: "#96b2d6"}
 
 
 def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10") -> Path:
-    """Draw one panel a row: a bar a cell, its interval, a dot a seed; green or red where the difference leaves out 0.
+    """Draw a panel for each row: a bar for each cell with its interval, and a dot for each seed.
+
+    A bar is green or red if the interval of its difference excludes 0.
 
     Args:
         results: as `moon3 ablate` writes them.
-        path: where the PNG is written.
-        metric: which of the metrics.
+        path: PNG file to write.
+        metric: the metric to draw, one of `METRICS`.
+
+    Returns:
+        The path of the PNG.
     """
     rows = [row for row in results["table"] if row["metric"] == metric]
     heading = f"Ablation {results['suite']}: {metric}, %, mean over seeds"
     note = (
-        "whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the bar before leaves out 0 · "
+        "whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the bar before excludes 0 · "
         f"grey line: chance · {results['finished']} of {results['planned']} runs"
     )
     labels = "".join(label(cell) for row in rows for cell in row["cells"])
@@ -297,8 +298,8 @@ def _draw_panel(
             continue
         low, high = cell["interval"] or (cell["mean"], cell["mean"])
         most = max(most, high)
-        said = (cell["difference"] or {}).get("verdict", _UNCLEAR)
-        axes.bar(place, 100 * cell["mean"], width=0.66, color=_COLOURS[said])
+        effect = (cell["difference"] or {}).get("verdict", _UNCLEAR)
+        axes.bar(place, 100 * cell["mean"], width=0.66, color=_COLOURS[effect])
         if cell["interval"]:
             middle, half = 50 * (high + low), 50 * (high - low)
             axes.errorbar(place, middle, half, color=INK, linewidth=1, capsize=4, fmt="none")

@@ -1,4 +1,4 @@
-"""Read what a GRPO stage writes: the completions of its steps in groups and pairs, and its logged numbers."""
+"""Read the files of a GRPO training: the completions of its steps in groups and pairs, and its logged numbers."""
 
 import json
 import math
@@ -15,29 +15,29 @@ from training.runs.folder import RunFolder
 ORDERS = ("change", "reward", "step")
 _REWARD = "_reward"
 _COLUMNS = ("item", "side", "text", "well_formed", "rank_without", "rank", "candidates", "advantage")
-# TRL calls a group's spread 0 up to 1e-8, and adds 1e-4 to the spread by which it divides: see `Group.degenerate`.
+# TRL treats a group's spread up to 1e-8 as 0, and adds 1e-4 to the spread before it divides: see `Group.degenerate`.
 _SPREAD, _ADDED = 1e-8, 1e-4
 
 
 class ReportError(ValueError):
-    """A run of which no report can be made, in a sentence that says what was found and what is expected."""
+    """Raised if a report on a run cannot be made."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One reasoning that was tried.
+    """One sampled reasoning.
 
     Args:
-        text: what was written between the tags.
+        text: the text between the tags.
         well_formed: see `processing_moon.reasoning_moon.Reasoning.well_formed`.
-        rank_without: rank of the pair's vectors without reasoning, from 1.
-        rank: rank of this rollout's vector, from 1.
-        candidates: number of candidates, the right one included.
+        rank_without: rank with the pair's vectors without reasoning, from 1.
+        rank: rank with this rollout's vector, from 1.
+        candidates: number of candidates, including the right one.
         rewards: name → value before weighting; None: the reward does not apply.
-        advantage: as TRL computed it, with the sign of what is reinforced.
-        total: Σ weight · value over the rewards that apply; None: the weights are not known.
+        advantage: the advantage that TRL computed; positive values are reinforced.
+        total: Σ weight · value over the rewards that apply; None: the weights are unknown.
     """
 
     text: str
@@ -51,9 +51,9 @@ class Rollout:
 
     @property
     def gain(self) -> float:
-        """`log2(rank_without / rank)`: how often reasoning halved the rank; below 0 it hurt.
+        """`log2(rank_without / rank)`: the number of times that reasoning halved the rank; negative if the rank got worse.
 
-        The retrieval reward's own measure (LREM, arXiv 2510.14321), so that 400 → 200 counts as much as 2 → 1.
+        The measure of the retrieval reward (LREM, arXiv 2510.14321): 400 → 200 counts as much as 2 → 1.
         """
         return math.log2(self.rank_without / self.rank)
 
@@ -65,7 +65,7 @@ class Group:
     Args:
         item: name of the query or product.
         side: "query" or "product".
-        rollouts: in the order of the table.
+        rollouts: the rollouts, in the order of the table.
     """
 
     item: str
@@ -76,10 +76,10 @@ class Group:
     def degenerate(self) -> bool:
         """Whether all rollouts had the same reward, so that GRPO learned nothing from them.
 
-        Read back from advantages, (r - mean) / (s + 1e-4): with s up to 1e-8 none is beyond √G · 1e-4.
+        Derived from the advantages, (r - mean) / (s + 1e-4): with s up to 1e-8 they do not exceed √G · 1e-4.
         """
         largest = math.sqrt(len(self.rollouts)) * _SPREAD / _ADDED
-        return all(one.advantage is None or abs(one.advantage) <= largest for one in self.rollouts)
+        return all(rollout.advantage is None or abs(rollout.advantage) <= largest for rollout in self.rollouts)
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class PairOfGroups:
     """A query and the product that answers it, each with its rollouts.
 
     Args:
-        number: place in the step, from 0.
-        groups: the query's, the product's, or both.
+        number: position in the step, from 0.
+        groups: the group of the query, of the product, or both.
     """
 
     number: int
@@ -96,29 +96,29 @@ class PairOfGroups:
 
     @property
     def rollouts(self) -> list[Rollout]:
-        """Those of both sides."""
-        return [one for group in self.groups for one in group.rollouts]
+        """The rollouts of both sides."""
+        return [rollout for group in self.groups for rollout in group.rollouts]
 
     @property
     def gain(self) -> float:
-        """Mean of `Rollout.gain`."""
-        return mean([one.gain for one in self.rollouts])
+        """The mean of `Rollout.gain`."""
+        return mean([rollout.gain for rollout in self.rollouts])
 
     @property
     def total(self) -> float:
-        """Mean of `Rollout.total`; the weights must be known."""
-        return mean([one.total for one in self.rollouts if one.total is not None])
+        """The mean of `Rollout.total`; the weights must be known."""
+        return mean([rollout.total for rollout in self.rollouts if rollout.total is not None])
 
 
 @dataclass(frozen=True)
 class ItemFacts:
-    """What is known of an item beside what was written about it.
+    """The facts about a query or product in the data.
 
     Args:
-        text: a query's words or a product's title.
-        attributes: key → values, of a product's table row.
-        picture: a data URI; None where there is none to show.
-        note: why there is no picture, or whatever else must be said.
+        text: words of a query, or title of a product.
+        attributes: key → values, from the table of products.
+        picture: a data URI; None without a picture.
+        note: a remark, such as why the picture is not shown.
     """
 
     text: str = ""
@@ -129,19 +129,20 @@ class ItemFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page says.
+    """The content of the page.
 
     Args:
-        name: the run's folder.
-        facts: what the run is, key → text.
-        notes: what is missing, one sentence each.
+        name: name of the run's folder.
+        facts: facts about the run, key → text.
+        notes: one sentence for each missing part.
         series: logged name → step → value.
-        step: the step that is shown; steps: those that could be.
-        pairs: of that step, in the order of `ordered`.
-        facts_of: (pair number, side) → what is known of the item.
-        weights: reward → weight; None: not known.
+        step: the step that is shown.
+        steps: the steps with completions.
+        pairs: the pairs of that step, in the order of `sort_pairs`.
+        facts_of: (pair number, side) → facts about the query or product.
+        weights: reward → weight; None: unknown.
         order: one of `ORDERS`.
-        items: the largest number of pairs that are shown.
+        items: maximum number of pairs that are shown.
     """
 
     name: str
@@ -158,7 +159,7 @@ class Report:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean; NaN of nothing."""
+    """Return the mean of the values, or NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
@@ -168,41 +169,41 @@ def mean(values: Sequence[float]) -> float:
 
 
 def completion_steps(run: Path) -> dict[int, Path]:
-    """Return step → table, in the order of steps.
+    """Return step → table of completions, in the order of steps.
 
     Args:
-        run: a run's folder.
+        run: folder of a run.
 
     Raises:
-        ReportError: no such folder, or no table of completions in it.
+        ReportError: the folder does not exist, or contains no completions.
     """
     if not run.is_dir():
         raise ReportError(f"RUN: found no folder {run}; expected the output_dir of a training")
     found = RunFolder(run).completion_steps()
     if not found:
         raise ReportError(
-            f"RUN: found no completions in {RunFolder(run).completions}; expected a run with stage: grpo and "
-            "completions_steps above 0 that has made as many steps"
+            f"RUN: found no completions in {RunFolder(run).completions}; expected a run with stage: grpo, completions_steps "
+            "above 0 and at least as many steps"
         )
     return found
 
 
 def read_step(path: Path, weights: Mapping[str, float] | None) -> list[PairOfGroups]:
-    """Return the pairs of a table of completions, in its order.
+    """Return the pairs of a table of completions, in the order of the table.
 
-    Rows of one item and side that follow each other are a group; a product's group belongs to the query's before it.
+    Consecutive rows with the same item and side form a group; a group of a product belongs to the group of the query before.
 
     Args:
         path: a parquet table that `training.reasoning.grpo_trainer` wrote.
-        weights: reward → weight; None: not known.
+        weights: reward → weight; None: unknown.
 
     Raises:
-        ReportError: a file that is no parquet table, that lacks a column or a value, or has no row or an impossible rank.
+        ReportError: the file is not a parquet table, lacks a column, a value or rows, or has an impossible rank.
     """
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ReportError(f"{path}: cannot be read as parquet ({error}); expected a table written whole") from error
+        raise ReportError(f"{path}: cannot be read as parquet ({error}); expected a complete table") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
         raise ReportError(f"{path}: found no column {missing[0]!r}; expected {', '.join(_COLUMNS)}, and NAME{_REWARD}")
@@ -239,7 +240,7 @@ def _rollout(row: Mapping[str, Any], weights: Mapping[str, float] | None) -> Rol
 
 
 def _number(value: float | None) -> float | None:
-    """TRL keeps NaN where a reward does not apply."""
+    """Return None for NaN, which TRL stores if a reward does not apply."""
     return None if value is None or math.isnan(value) else value
 
 
@@ -254,17 +255,17 @@ def _pairs(groups: Iterable[Group]) -> list[PairOfGroups]:
 
 
 def read_series(path: Path) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """Return logged name → step → value of a run's `metrics.jsonl`, and what could not be read.
+    """Return logged name → step → value of a run's `metrics.jsonl`, and a note on unreadable lines.
 
-    Of a step that was logged twice, around a resumption, the later line counts.
+    If a step was logged twice, around a resumption, the later line counts.
 
     Args:
-        path: the file; one that is not there gives no values and says so.
+        path: the file; for a missing file, no values and a note are returned.
     """
     series: dict[str, dict[int, float]] = {}
     unread = []
     if not path.is_file():
-        return series, [f"No curves: {path.name} is not there."]
+        return series, [f"No curves: {path.name} does not exist."]
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -279,16 +280,17 @@ def read_series(path: Path) -> tuple[dict[str, dict[int, float]], list[str]]:
     notes = []
     if unread:
         which = f"line {unread[0]}" if len(unread) == 1 else f"{len(unread)} lines, the first of them {unread[0]},"
-        notes.append(f"{path.name}: {which} could not be read; the curves lack what stands there.")
+        notes.append(f"{path.name}: {which} could not be read; the curves lack their values.")
     return series, notes
 
 
-def ordered(pairs: Sequence[PairOfGroups], order: str) -> list[PairOfGroups]:
-    """Return pairs from best to worst, or as they are.
+def sort_pairs(pairs: Sequence[PairOfGroups], order: str) -> list[PairOfGroups]:
+    """Return pairs from best to worst, or unsorted.
 
     Args:
-        pairs: of one step.
-        order: "change": by how much reasoning improved the rank; "reward": by the mean weighted reward; "step": as they are.
+        pairs: the pairs of one step.
+        order: "change": by the improvement of the rank through reasoning; "reward": by the mean weighted reward; "step":
+            unsorted.
     """
     if order == "step":
         return list(pairs)
@@ -298,12 +300,12 @@ def ordered(pairs: Sequence[PairOfGroups], order: str) -> list[PairOfGroups]:
 def halves(
     pairs: Sequence[PairOfGroups], items: int, order: str
 ) -> tuple[Sequence[PairOfGroups], Sequence[PairOfGroups]]:
-    """Return the pairs that a page shows: the best and the worst, each from its end, or the first ones.
+    """Return the pairs that a page shows: the best and the worst, the most extreme first, or the first pairs.
 
     Args:
-        pairs: from best to worst, or as they came.
-        items: how many at most.
-        order: "step": the first ones alone.
+        pairs: from best to worst, or unsorted.
+        items: maximum number of pairs.
+        order: one of `ORDERS`; with "step", only the first pairs are shown.
     """
     count = min(items, len(pairs))
     best = count if order == "step" else (count + 1) // 2

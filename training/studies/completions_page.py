@@ -1,4 +1,4 @@
-"""Write what `completions` reads as one HTML page: `completions_page.html.jinja` holds the markup, this file what it says."""
+"""Render a report on completions as one HTML page: `completions_page.html.jinja` has the markup, this file the content."""
 
 import inspect
 import math
@@ -23,7 +23,7 @@ _EXAMPLES = 6
 _MOST_POINTS, _SMOOTH_FROM, _SMOOTH_SHARE = 300, 40, 0.05
 _WIDE, _HIGH = 380, 190
 _ATTRIBUTES_SHOWN = 12
-# Colours of drawings → the template's, which differ on a dark page.
+# Colours of drawings → colours of the template, which differ in dark mode.
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")
 _FAINT, _LINE = "#6b7280", "#dfe3ea"
 _COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(_LINES)}
@@ -34,14 +34,14 @@ def page(report: Report) -> str:
     """Return a report as one HTML document.
 
     Args:
-        report: of `training.studies.completions_report.make_report`.
+        report: from `training.studies.completions_report.make_report`.
     """
     sections = _sections(report)
     shown = {pair.number for _, pairs in sections for pair in pairs}
     return render(
         _TEMPLATE,
         report=report,
-        other_steps=_few([f"{step}" for step in report.steps if step != report.step]),
+        other_steps=_shorten_list([f"{step}" for step in report.steps if step != report.step]),
         summary=_summary(report),
         examples=_examples(report),
         shown=shown,
@@ -51,9 +51,9 @@ def page(report: Report) -> str:
         sections=sections,
         left_out=len(report.pairs) - len(shown),
         pictures=any(facts.picture for facts in report.facts_of.values()),
-        # What the template calls:
+        # Functions that the template calls:
         read=_read,
-        known=_known,
+        known=_attributes_text,
         reward_sentence=reward_sentence,
         by_advantage=_by_advantage,
         shade=_shade,
@@ -69,11 +69,11 @@ def page(report: Report) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure: what it says, and the logged names that it draws.
+    """A figure and the logged names that it draws.
 
     Args:
-        title: its heading.
-        sentence: what is drawn, and which way is good.
+        title: heading of the figure.
+        sentence: what is drawn, and which direction is better.
         lines: logged name → label.
     """
 
@@ -87,10 +87,12 @@ class Figure:
     """A curve as the page shows it.
 
     Args:
-        title, sentence: of the curve.
-        drawing: SVG; empty where no value can be drawn.
+        title: title of the curve.
+        sentence: sentence of the curve.
+        drawing: SVG; empty if all values are not finite.
         legend: label and first and last value of each line.
-        logged: how many values are logged; lost: how many of them are not finite.
+        logged: number of logged values.
+        lost: number of logged values that are not finite.
     """
 
     title: str
@@ -111,29 +113,28 @@ _INFONCE = {
 _OWN_CURVES = (
     Curve(
         "Rank of the right answer",
-        "Mean over the step, among the batch and the queue. Lower is better; where the line with reasoning is the lower one, "
-        "writing attributes helps.",
+        "Mean over the step, among the batch and the queue. Lower is better; reasoning helps if its line is below the other one.",
         {"rank": "with reasoning", "rank_without_reasoning": "without reasoning"},
     ),
     Curve(
         "Candidates",
-        "Among how many products the right answer is ranked. While the queue fills, ranks grow with them.",
+        "Number of products among which the right answer is ranked. Ranks grow while the queue fills.",
         {"candidates": "mean"},
     ),
     Curve(
         "InfoNCE",
-        "The contrastive loss over all rollouts, and its terms; plain means without reasoning. Lower is better.",
+        'The contrastive loss over all rollouts, and its terms; "plain" means without reasoning. Lower is better.',
         _INFONCE,
     ),
     Curve(
         "KL to the starting policy",
-        "How far the writing has moved from where this stage began. It should rise slowly; a leap means that the model "
-        "unlearns to write.",
+        "Distance of the policy from the start of this stage. It should rise slowly; a jump means that the model forgets how to "
+        "write.",
         {"kl": "KL"},
     ),
     Curve(
         "Entropy",
-        "How undecided the model is about each next token. Near 0 all rollouts are the same and nothing is explored.",
+        "Uncertainty of the model about each next token. Near 0, all rollouts are equal and nothing is explored.",
         {"entropy": "nats per token"},
     ),
     Curve(
@@ -143,12 +144,12 @@ _OWN_CURVES = (
     ),
     Curve(
         "Length",
-        "Tokens written; a rollout is cut off at the longest length that the recipe allows.",
+        "Number of tokens; a rollout is cut off at the maximum length of the recipe.",
         {"completions/mean_length": "mean", "completions/max_length": "longest"},
     ),
     Curve(
         "Cut off",
-        "Share of rollouts that had not closed their reasoning when their tokens were used up. Lower is better.",
+        "Share of rollouts that did not close their reasoning within the maximum length. Lower is better.",
         {"completions/clipped_ratio": "share"},
     ),
 )
@@ -156,10 +157,10 @@ _LOGGED_REWARD = re.compile(r"rewards/(.+)_reward/mean")
 
 
 def _logged_curves(report: Report) -> list[Curve]:
-    """All curves of which a value is logged."""
+    """Return the curves with logged values."""
     total = Curve(
         "Reward, weighted sum",
-        "What GRPO raises: the sum of all rewards with their weights, mean over the step's rollouts. Higher is better.",
+        "The objective of GRPO: the weighted sum of all rewards, mean over the step's rollouts. Higher is better.",
         {"reward": "mean", "reward_std": "spread within a group"},
     )
     names = [match[1] for name in report.series if (match := _LOGGED_REWARD.fullmatch(name))]
@@ -176,21 +177,24 @@ def _logged_curves(report: Report) -> list[Curve]:
 
 
 def reward_sentence(name: str) -> str:
-    """Return the first sentence of a reward's own docstring.
+    """Return the first sentence of a reward's docstring.
 
     Args:
-        name: of a reward, one of `training.rewards.reward_names` or one that is gone.
+        name: name of a reward, one of `training.rewards.reward_names` or a removed one.
     """
     if name not in reward_names():
-        return "This version has no reward of this name."
+        return "This version has no reward with this name."
     paragraph = (inspect.getdoc(reward_function(name)) or "").partition("\n\n")[0]
     text = re.sub(r"[;,] see [\w.]+\.?$", "", " ".join(paragraph.replace("`", "").split()))
     return text if text.endswith(".") else f"{text}."
 
 
 def _figure(number: int, curve: Curve, report: Report) -> Figure:
-    lines = {label: _points(report.series[name]) for name, label in curve.lines.items() if name in report.series}
-    lines = {label: points for label, points in lines.items() if points}
+    lines: dict[str, Points] = {}
+    for name, label in curve.lines.items():
+        points = sorted((step, value) for step, value in report.series.get(name, {}).items() if math.isfinite(value))
+        if points:
+            lines[label] = [*points]
     legend = [(label, _ends(points)) for label, points in lines.items()]
     logged = sum(len(report.series.get(name, ())) for name in curve.lines)
     lost = logged - sum(map(len, lines.values()))
@@ -202,19 +206,15 @@ Points = list[tuple[float, float]]
 """(step, value), sorted by step."""
 
 
-def _points(series: Mapping[int, float]) -> Points:
-    return [(step, value) for step, value in sorted(series.items()) if math.isfinite(value)]
-
-
 def _ends(points: Points) -> str:
-    """The mean of the first tenth and of the last."""
+    """Return the means of the first and the last tenth of the points, as text."""
     count = max(1, len(points) // 10)
     first, last = (fmean(value for _, value in part) for part in (points[:count], points[-count:]))
     return f"{_short(first)} → {_short(last)}" if len(points) > 1 else _short(first)
 
 
 def _binned(points: Points, most: int) -> Points:
-    """At most so many points, each the mean of neighbours."""
+    """Return at most `most` points, each the mean of neighbours."""
     if len(points) <= most:
         return points
     cuts = [len(points) * place // most for place in range(most + 1)]
@@ -222,11 +222,11 @@ def _binned(points: Points, most: int) -> Points:
     return [(fmean(step for step, _ in part), fmean(value for _, value in part)) for part in parts]
 
 
-def smoothed(points: Points) -> Points:
+def running_mean(points: Points) -> Points:
     """Return the mean of each point and its neighbours within a twentieth of the curve.
 
     Args:
-        points: sorted by step.
+        points: points sorted by step.
     """
     half = max(1, round(_SMOOTH_SHARE * len(points) / 2))
     parts = [points[max(0, place - half) : place + half + 1] for place in range(len(points))]
@@ -234,12 +234,12 @@ def smoothed(points: Points) -> Points:
 
 
 def draw_lines(lines: Sequence[Points], marked: int, name: str) -> Markup:
-    """Return an SVG of lines over steps; long ones faint, with their running mean above.
+    """Return an SVG of lines over steps; long lines are faint, with their running mean on top.
 
     Args:
-        lines: each with at least one point.
+        lines: lines with at least one point each.
         marked: the step of the dashed line.
-        name: another one for each drawing of a page.
+        name: name of the drawing, different for each drawing of a page.
     """
     steps = [step for points in lines for step, _ in points] + [marked]
     first, last = min(steps), max(steps)
@@ -250,7 +250,7 @@ def draw_lines(lines: Sequence[Points], marked: int, name: str) -> Markup:
             style = {"alpha": 0.35, "linewidth": 1} if long else {"linewidth": 2, "marker": "o", "markersize": 5}
             axes.plot(*zip(*points, strict=True), color=colour, clip_on=False, **style)
             if long:
-                axes.plot(*zip(*smoothed(points), strict=True), color=colour, clip_on=False, linewidth=2)
+                axes.plot(*zip(*running_mean(points), strict=True), color=colour, clip_on=False, linewidth=2)
         axes.axvline(marked, color=_FAINT, linewidth=1, linestyle=(0, (3, 3)), clip_on=False)
         values = [value for points in lines for _, value in points]
         low, high = min(values), max(values)
@@ -274,7 +274,7 @@ def draw_lines(lines: Sequence[Points], marked: int, name: str) -> Markup:
 
 
 def _summary(report: Report) -> dict[str, dict[str, str]]:
-    """Column → row → text."""
+    """Return the summary table: column → row → text."""
     groups = [group for pair in report.pairs for group in pair.groups]
     columns = {"both sides": _numbers(groups)}
     for side in dict.fromkeys(group.side for group in groups):
@@ -282,31 +282,31 @@ def _summary(report: Report) -> dict[str, dict[str, str]]:
     return columns
 
 
-def _few(names: Sequence[str]) -> str:
+def _shorten_list(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:6])} … {', '.join(names[-3:])}"
 
 
 def _numbers(groups: Sequence[Group]) -> dict[str, str]:
-    """What stands in one column of the summary."""
-    rollouts = [one for group in groups for one in group.rollouts]
+    """Return one column of the summary table: row → text."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     count = len(rollouts)
-    found = {
+    column = {
         "groups": f"{len(groups)}",
-        "degenerate groups (all rewards alike)": _share(sum(group.degenerate for group in groups), len(groups)),
+        "degenerate groups (all rewards equal)": _share(sum(group.degenerate for group in groups), len(groups)),
         "rollouts": f"{count}",
-        "well formed": _share(sum(one.well_formed for one in rollouts), count),
-        "mean rank before": f"{fmean(one.rank_without for one in rollouts):.2f}",
-        "mean rank after": f"{fmean(one.rank for one in rollouts):.2f}",
-        "rank better": _share(sum(one.rank < one.rank_without for one in rollouts), count),
-        "rank the same": _share(sum(one.rank == one.rank_without for one in rollouts), count),
-        "rank worse": _share(sum(one.rank > one.rank_without for one in rollouts), count),
-        "candidates": f"{fmean(one.candidates for one in rollouts):.1f}",
+        "well formed": _share(sum(rollout.well_formed for rollout in rollouts), count),
+        "mean rank before": f"{fmean(rollout.rank_without for rollout in rollouts):.2f}",
+        "mean rank after": f"{fmean(rollout.rank for rollout in rollouts):.2f}",
+        "rank better": _share(sum(rollout.rank < rollout.rank_without for rollout in rollouts), count),
+        "rank the same": _share(sum(rollout.rank == rollout.rank_without for rollout in rollouts), count),
+        "rank worse": _share(sum(rollout.rank > rollout.rank_without for rollout in rollouts), count),
+        "candidates": f"{fmean(rollout.candidates for rollout in rollouts):.1f}",
     }
     for name in rollouts[0].rewards:
-        found[f"{name}: mean, least to most"] = _spread([one.rewards[name] for one in rollouts])
+        column[f"{name}: mean, minimum to maximum"] = _spread([rollout.rewards[name] for rollout in rollouts])
     if rollouts[0].total is not None:
-        found["weighted sum: mean, least to most"] = _spread([one.total for one in rollouts])
-    return found
+        column["weighted sum: mean, minimum to maximum"] = _spread([rollout.total for rollout in rollouts])
+    return column
 
 
 def _share(part: int, whole: int) -> str:
@@ -317,7 +317,7 @@ def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "does not apply"
-    missing = f", not for {len(values) - len(known)}" if len(known) < len(values) else ""
+    missing = f", does not apply to {len(values) - len(known)}" if len(known) < len(values) else ""
     return f"{_number(fmean(known))}, {_number(min(known))} to {_number(max(known))}{missing}"
 
 
@@ -325,12 +325,12 @@ Example = tuple[PairOfGroups, Group, Rollout]
 
 
 def _examples(report: Report) -> list[tuple[str, list[Example], int]]:
-    """Rollouts whose rank moved most, each of another group: heading, those that are shown, how many there are."""
+    """Return the rollouts with the largest change of rank, one for each group: heading, shown rollouts, total number."""
     groups = [(pair, group) for pair in report.pairs for group in pair.groups]
-    best = [(pair, group, max(group.rollouts, key=lambda one: one.gain)) for pair, group in groups]
-    worst = [(pair, group, min(group.rollouts, key=lambda one: one.gain)) for pair, group in groups]
-    helped = [one for one in sorted(best, key=lambda one: -one[2].gain) if one[2].gain > 0]
-    hurt = [one for one in sorted(worst, key=lambda one: one[2].gain) if one[2].gain < 0]
+    best = [(pair, group, max(group.rollouts, key=lambda rollout: rollout.gain)) for pair, group in groups]
+    worst = [(pair, group, min(group.rollouts, key=lambda rollout: rollout.gain)) for pair, group in groups]
+    helped = [example for example in sorted(best, key=lambda example: -example[2].gain) if example[2].gain > 0]
+    hurt = [example for example in sorted(worst, key=lambda example: example[2].gain) if example[2].gain < 0]
     return [
         ("Where reasoning helped most", helped[:_EXAMPLES], len(helped)),
         ("Where reasoning hurt most", hurt[:_EXAMPLES], len(hurt)),
@@ -338,39 +338,41 @@ def _examples(report: Report) -> list[tuple[str, list[Example], int]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Items
+# Pairs
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _sections(report: Report) -> list[tuple[str, Sequence[PairOfGroups]]]:
-    """The pairs that are shown, under their headings."""
+    """Return the shown pairs, with their headings."""
     best, worst = halves(report.pairs, report.items, report.order)
     count = len(report.pairs)
     if report.order == "step":
-        return [(f"Items: the first {len(best)} of {count}, as they came", best)]
-    by = {"change": "the rank's change", "reward": "the weighted reward"}[report.order]
-    found = [(f"Items: the best by {by}, {len(best)} of {count}", best)]
-    return [*found, (f"Items: the worst by {by}, {len(worst)} of {count}", worst)] if worst else found
+        return [(f"Pairs: the first {len(best)} of {count}", best)]
+    by = {"change": "change of rank", "reward": "weighted reward"}[report.order]
+    sections = [(f"Pairs: the best by {by}, {len(best)} of {count}", best)]
+    return [*sections, (f"Pairs: the worst by {by}, {len(worst)} of {count}", worst)] if worst else sections
 
 
 def _outcome(pair: PairOfGroups) -> str:
-    said = f"rank's change {pair.gain:+.2f}".replace("-", "−")
-    return said if math.isnan(pair.total) else f"{said}, weighted reward {pair.total:.3f}"
+    change = f"change of rank {pair.gain:+.2f}".replace("-", "−")
+    return change if math.isnan(pair.total) else f"{change}, weighted reward {pair.total:.3f}"
 
 
-def _known(facts: ItemFacts) -> str:
-    """A product's attributes, the first of them."""
+def _attributes_text(facts: ItemFacts) -> str:
+    """Return the first attributes of a product, as text."""
     known = list(facts.attributes.items())
     written = "; ".join(f"{key}: {', '.join(values)}" for key, values in known[:_ATTRIBUTES_SHOWN])
     return f"{written}; and {len(known) - _ATTRIBUTES_SHOWN} more" if len(known) > _ATTRIBUTES_SHOWN else written
 
 
 def _by_advantage(group: Group) -> list[Rollout]:
-    return sorted(group.rollouts, key=lambda one: -math.inf if one.advantage is None else one.advantage)[::-1]
+    return sorted(group.rollouts, key=lambda rollout: -math.inf if rollout.advantage is None else rollout.advantage)[
+        ::-1
+    ]
 
 
 def _shade(advantage: float | None) -> str:
-    """Green for what was reinforced, red for what was suppressed; the stronger, the larger the advantage."""
+    """Return a style: green for reinforced, red for suppressed rollouts, stronger for larger advantages."""
     if advantage is None or not math.isfinite(advantage):
         return ""
     strength = min(1.0, abs(advantage) / 2) * 0.55
@@ -379,12 +381,12 @@ def _shade(advantage: float | None) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the page says of a written text.
+    """A written text as the page shows it.
 
     Args:
-        attributes: those that can be read.
-        problems: what is wrong with it, unless `lead` says so.
-        lead: words before the whole text; empty: it is not shown.
+        attributes: the readable attributes.
+        problems: the problems of the text that `lead` does not state.
+        lead: words before the whole text; empty: the text is not shown.
     """
 
     attributes: Mapping[str, Sequence[str]]
@@ -392,17 +394,17 @@ class Reading:
     lead: str = ""
 
 
-def _read(one: Rollout) -> Reading:
-    """Attributes that can be read; what cannot be read is said, with the whole text."""
-    reading = read_reasoning(one.text + THINK_END)
+def _read(rollout: Rollout) -> Reading:
+    """Return the readable attributes of a rollout, and its problems with the whole text."""
+    reading = read_reasoning(rollout.text + THINK_END)
     attributes, unparsed = reading.attributes, reading.unparsed
-    if one.well_formed:
+    if rollout.well_formed:
         return Reading(attributes)
-    lead = "all of it:" if unparsed else ""
-    if not one.text.strip():
+    lead = "whole text:" if unparsed else ""
+    if not rollout.text.strip():
         return Reading(attributes, ["nothing was written"], lead)
     if not unparsed:
-        return Reading(attributes, ["not closed within its tokens, or with ids that the tokenizer does not know"])
+        return Reading(attributes, ["not closed within the maximum length, or with ids unknown to the tokenizer"])
     if not attributes and len(unparsed) == 1 and unparsed[0].startswith("no 'key: value'"):
         return Reading(attributes, lead="✗ no 'key: value' in")
     return Reading(attributes, [f"not read: {problem}" for problem in unparsed], lead)

@@ -1,24 +1,23 @@
-"""What a GRPO stage writes, as one HTML page that a person can read: curves, and the attributes tried for each item.
+"""Make a report on the completions of a GRPO training as one HTML page: curves, and the attributes sampled for each pair.
 
 moon3 completions RUN [--output RUN/completions.html] [--step last] [--items 40] [--order change]
 
-The page is one file without scripts and without addresses; whatever a model wrote is shown as text, its control characters as
-visible signs. Of the tables only the chosen step's is read; the curves are those of `metrics.jsonl`.
+The page is one file without scripts and external addresses. Texts of the model are shown as plain text, with visible control
+characters. Only the table of the chosen step is read; the curves come from `metrics.jsonl`.
 """
 
-import base64
 import contextlib
-import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from evaluation.pages import inline_picture
 from processing_moon import ProductError, open_image
 from product_data.atomic_files import write_atomically
 from product_data.outputs import require_writable_file
@@ -43,9 +42,9 @@ from training.studies.completions import (
     ReportError,
     completion_steps,
     halves,
-    ordered,
     read_series,
     read_step,
+    sort_pairs,
 )
 from training.studies.completions_page import page
 
@@ -55,12 +54,12 @@ _NAMED_STEPS = 12
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is known of the items
+# Facts about queries and products
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class ItemIndex:
-    """Products and queries of a run's tables by the names that the completions bear.
+    """Products and queries of a run's tables, by their names in the completions.
 
     Args:
         tables: the data sets of the run's recipe.
@@ -76,11 +75,11 @@ class ItemIndex:
             self.queries |= {(table.name, row.query_id): row for row in table.queries}
 
     def facts(self, pair: PairOfGroups) -> dict[tuple[int, str], ItemFacts]:
-        """Return what is known of a pair's items, by (pair number, side).
+        """Return the facts about the query and the product of a pair, by (pair number, side).
 
         A query is looked up in the data set of its product, because two data sets may use the same query id.
         """
-        data_set = next((self.products[one.item][0] for one in pair.groups if one.item in self.products), "")
+        data_set = next((self.products[group.item][0] for group in pair.groups if group.item in self.products), "")
         return {
             (pair.number, group.side): self._product(group.item)
             if group.side == "product"
@@ -90,7 +89,7 @@ class ItemIndex:
 
     def _product(self, name: str) -> ItemFacts:
         if name not in self.products:
-            return ItemFacts(note="The recipe's tables, as they are now, have no such product.")
+            return ItemFacts(note="The tables of the recipe do not contain this product.")
         row = self.products[name][1]
         picture, note = self._picture(row.images[0] if row.images else None, name, "images[0]")
         return ItemFacts(row.title, row.attributes, picture, note)
@@ -102,11 +101,13 @@ class ItemIndex:
             picture, note = self._picture(record.get("image"), name, "image")
             return ItemFacts(record.get("text", ""), {}, picture, note)
         if name.startswith("derived from "):
-            return ItemFacts(note="The training made it of this product: words about it, an altered picture, or both.")
-        return ItemFacts(note="The recipe's tables, as they are now, have no such query.")
+            return ItemFacts(
+                note="The training derived this query from the product: its words, an altered picture, or both."
+            )
+        return ItemFacts(note="The tables of the recipe do not contain this query.")
 
     def _picture(self, source: ImageSource | None, item: str, name: str) -> tuple[str | None, str]:
-        """A thumbnail, or why there is none."""
+        """Return a thumbnail, or None and the reason."""
         if not self.pictures:
             return None, ""
         if source is None:
@@ -115,17 +116,14 @@ class ItemIndex:
             picture = open_image(source, item=item, field=name)
         except ProductError as error:
             return None, f"not shown: {error}"
-        picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}", ""
+        return inline_picture(picture, _THUMBNAIL_PIXELS, quality=_JPEG_QUALITY), ""
 
 
 def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTables], list[str]]:
-    """The data sets of a run, or a sentence that says why there are none. What their reader prints goes to stderr."""
+    """Return the data sets of a run, or a note on why they cannot be read. Their reader prints to stderr."""
     without = "No titles and no pictures"
     if values is None:
-        return [], [f"{without}: without {RunFolder(run).recipe.name} the tables are not known."]
+        return [], [f"{without}: without {RunFolder(run).recipe.name} the tables are unknown."]
     try:
         values = with_new_names(values)
         recipe = Recipe(
@@ -152,45 +150,49 @@ def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTa
 def make_report(
     run: Path, *, step: int | None = None, items: int = 40, order: str = "change", pictures: bool = True
 ) -> Report:
-    """Read a run, finished or not.
+    """Return the report on a run, finished or not.
 
     Args:
-        run: its folder.
-        step: which step's completions; None: the last that can be read.
-        items: the largest number of pairs that are shown.
-        order: see `ordered`.
-        pictures: whether to show pictures; titles are shown in any case.
+        run: folder of the run.
+        step: step whose completions are shown; None: the last readable step.
+        items: maximum number of pairs that are shown.
+        order: see `sort_pairs`.
+        pictures: whether to show pictures; titles are always shown.
 
     Raises:
-        ReportError: no folder, no completions, a step that is not there, an order by rewards whose weights are not known.
+        ReportError: the folder does not exist, has no completions or not the step, or its weights of rewards are unknown
+            and the order is "reward".
     """
     steps = completion_steps(run)
     values, notes = _recipe(run)
     weights = None if values is None else dict(values.get("rewards") or {})
     if order == "reward" and weights is None:
         raise ReportError(f"--order: found 'reward' without {RunFolder(run).recipe}; expected change, step")
-    chosen, pairs, unread = _chosen(steps, step, weights)
+    chosen, pairs, unread = _read_chosen_step(steps, step, weights)
     series, missing = read_series(RunFolder(run).metrics)
-    tables, untold = _tables(run, values)
-    shown = ItemIndex(tables, pictures)
+    tables, without_tables = _tables(run, values)
+    index = ItemIndex(tables, pictures)
     facts_of: dict[tuple[int, str], ItemFacts] = {}
-    in_order = ordered(pairs, order)
+    in_order = sort_pairs(pairs, order)
     for pair in itertools.chain(*halves(in_order, items, order)) if tables else ():
-        facts_of |= shown.facts(pair)
-    notes = [*notes, *unread, *missing, *untold]
+        facts_of |= index.facts(pair)
+    notes = [*notes, *unread, *missing, *without_tables]
     facts = _run_facts(run, values, series)
     return Report(
         run.resolve().name, facts, notes, series, chosen, list(steps), in_order, facts_of, weights, order, items
     )
 
 
-def _chosen(
+def _read_chosen_step(
     steps: Mapping[int, Path], step: int | None, weights: Mapping[str, float] | None
 ) -> tuple[int, list[PairOfGroups], list[str]]:
-    """The step asked for; or the last whose table was written whole, and what stands behind it."""
+    """Return the requested or the last readable step, its pairs, and notes on unreadable later steps."""
     if step is not None:
         if step not in steps:
-            raise ReportError(f"--step: found {step}; expected {LAST}, or one of {_named(list(steps))}")
+            known = list(map(str, steps))
+            if len(known) > _NAMED_STEPS:
+                known = [f"{', '.join(known[:_NAMED_STEPS])} … {known[-1]} ({len(known)} steps)"]
+            raise ReportError(f"--step: found {step}; expected {LAST}, or one of {', '.join(known)}")
         return step, read_step(steps[step], weights), []
     notes: list[str] = []
     for number in reversed(steps):
@@ -200,25 +202,19 @@ def _chosen(
             if number == next(iter(steps)):
                 raise
             notes.append(f"Step {number} is left out: {error}.")
-    raise AssertionError("completion_steps gives at least one")
-
-
-def _named(steps: Sequence[int]) -> str:
-    if len(steps) <= _NAMED_STEPS:
-        return ", ".join(map(str, steps))
-    return f"{', '.join(map(str, steps[:_NAMED_STEPS]))} … {steps[-1]} ({len(steps)} steps)"
+    raise AssertionError("completion_steps returns at least one step")
 
 
 def _recipe(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     path = RunFolder(run).recipe
     if not path.is_file():
-        return None, [f"No weights of the rewards: {path.name} is not there."]
+        return None, [f"No weights of the rewards: {path.name} does not exist."]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         return None, [f"No weights of the rewards: {path.name} cannot be read: {error}"]
     if not isinstance(values, dict):
-        return None, [f"No weights of the rewards: {path.name} holds no keys."]
+        return None, [f"No weights of the rewards: {path.name} contains no keys."]
     return values, []
 
 
@@ -260,18 +256,18 @@ def write_page(
 
     Args:
         run: output_dir of a training with `stage: grpo`, finished or not.
-        output: the page. Default: completions.html in the run.
-        step (`str`): a step's number, or "last". Default "last".
-        items (`int`): at most this many pairs of query and product. Default 40.
+        output: file of the page. Default: completions.html in the run.
+        step (`str`): number of a step, or "last". Default "last".
+        items (`int`): maximum number of pairs of query and product. Default 40.
         order (`str`): one of `ORDERS`. Default "change".
         pictures (`bool`): show pictures. Default True.
 
     Returns:
-        The page, and what could not be shown.
+        The path of the page, and notes on what could not be shown.
 
     Raises:
-        ReportError: a run of which no report can be made, or an option that does not fit it.
-        OutputError: a page that cannot be written.
+        ReportError: the report cannot be made, or an option does not fit the run.
+        OutputError: the page cannot be written.
     """
     if items < 1:
         raise ReportError(f"--items: found {items}; expected 1 or more")

@@ -1,12 +1,12 @@
-"""What the joint stage brings over its cold start, several seeds, from one command.
+"""Measure what GRPO gains over its cold start, with several seeds.
 
 moon3 reasoning-study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3]
         [--output FILE.json] [--run-folder DIR]
 
-Each seed is a cold start and the joint stage from it. With `--controls` the joint stage is trained again from the same cold
-start with grpo_weight 0 (nothing is rewarded), so that what reinforcement brings stands apart from what more training brings.
-The same command goes on where it stopped: a finished training is never run again. What is finished so far is written after
-every training, as JSON and as Markdown beside it, with the wall clock of every start of the command.
+For each seed, a cold start is trained, and `stage: grpo` from it. With `--controls`, the stage is also trained from the same
+cold start with grpo_weight 0 (without rewards), which separates the effect of the rewards from the effect of more training.
+The same command resumes: a finished training is not run again. After every training, the results so far are written as JSON
+and as Markdown beside it, with the wall clock of every start of the command.
 """
 
 import json
@@ -30,6 +30,7 @@ from training.studies.ablate import Run, row_scores, run_all
 
 RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
+"""Names of the two GRPO trainings in folders and results: with rewards, and without."""
 MODES = ("none", "generate")
 STARTS_FILE = "starts.jsonl"
 _TENTH = 10
@@ -37,15 +38,15 @@ _REWARD = "rewards/retrieval_reward/mean"
 
 
 def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
-    """Return the trainings of a study: per seed the joint stage with its cold start, and the control from the same one.
+    """Return the trainings of a study: for each seed, GRPO with its cold start, and the control from the same cold start.
 
     Args:
-        recipe: of the joint stage, with a cold start, evaluated before and after.
-        seeds: of the trainings.
-        folder: where they are trained.
+        recipe: recipe of stage grpo with a cold start, evaluated before and after.
+        seeds: seeds of the trainings.
+        folder: folder for the trainings.
 
     Raises:
-        RecipeError: a recipe of another kind.
+        RecipeError: the recipe is of another kind.
     """
     found = parse_recipe([str(recipe), "--output_dir", str(folder)])
     args, reasoning = found.training, found.reasoning
@@ -67,21 +68,23 @@ def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
 
 
 def seed_result(joint: Run, control: Run) -> dict[str, Any]:
-    """Return what is known of a seed so far.
+    """Return the results of a seed so far.
 
     Args:
-        joint, control: its two trainings.
+        joint: GRPO with rewards.
+        control: GRPO without rewards.
 
-    Returns: for each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction →
-    scores; "seconds" of each training; "trained_at_commit"; "training": the retrieval reward's mean over the first and the
-    last tenth of the joint stage's logged steps.
+    Returns:
+        For each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction → scores;
+        "seconds" of each training; "trained_at_commit"; "training": means of the retrieval reward over the first and the last
+        tenth of the logged steps of GRPO.
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
         files = {mode: RunFolder(run.folder).results(when, mode) for mode in MODES}
-        there = {mode: file for mode, file in files.items() if file.is_file()}
-        if there:
-            found[name] = {mode: _scores(file) for mode, file in there.items()}
+        existing = {mode: file for mode, file in files.items() if file.is_file()}
+        if existing:
+            found[name] = {mode: _scores(file) for mode, file in existing.items()}
     found["seconds"] = {run.cell: (run.result() or {}).get("seconds") for run in (joint, control)}
     facts = RunFolder(joint.folder).provenance
     if facts.is_file():
@@ -114,12 +117,12 @@ def _scores(file: Path) -> dict[str, Any]:
 
 
 def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in sentences what the joint stage brought, and what of it the control brought, too.
+    """Return sentences on the gain of GRPO over the cold start, and over the control.
 
     Args:
         seeds: from `seed_result`.
     """
-    whole = [one for one in seeds if _evaluated(one, "cold_start") and _evaluated(one, JOINT)]
+    whole = [seed for seed in seeds if _is_evaluated(seed, "cold_start") and _is_evaluated(seed, JOINT)]
     if not whole:
         return ["No seed is finished yet."]
     sentences = []
@@ -128,23 +131,25 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         ("held-out retrieval reward", "rank_score", 1, ""),
     ):
         for mode, kind in (("generate", "reasoned"), ("none", "un-reasoned")):
-            rise = [scale * (_mean(one, JOINT, mode, key) - _mean(one, "cold_start", mode, key)) for one in whole]
+            rise = [scale * (_mean(seed, JOINT, mode, key) - _mean(seed, "cold_start", mode, key)) for seed in whole]
             listed = ", ".join(f"{value:+.{1 if scale > 1 else 3}f}" for value in rise)
             sentences.append(
                 f"{words} of {kind} vectors, mean of all directions, against the cold start: {listed}{unit}: "
                 f"higher in {sum(value > 0 for value in rise)} of {len(rise)} seeds."
             )
-    both = [one for one in whole if _evaluated(one, CONTROL)]
+    both = [seed for seed in whole if _is_evaluated(seed, CONTROL)]
     if both:
-        gain = [100 * (_mean(one, JOINT, "generate", "R@10") - _mean(one, CONTROL, "generate", "R@10")) for one in both]
+        gain = [
+            100 * (_mean(seed, JOINT, "generate", "R@10") - _mean(seed, CONTROL, "generate", "R@10")) for seed in both
+        ]
         listed = ", ".join(f"{value:+.1f}" for value in gain)
         sentences.append(
-            f"The same steps without rewards: the rewards bring {listed} points of R@10 of reasoned vectors: "
+            f"R@10 of reasoned vectors against the same steps without rewards: {listed} points: "
             f"higher in {sum(value > 0 for value in gain)} of {len(gain)} seeds."
         )
-    trained = [one["training"] for one in whole if "training" in one]
+    trained = [seed["training"] for seed in whole if "training" in seed]
     if trained:
-        rise = [one["retrieval_reward_last_tenth"] - one["retrieval_reward_first_tenth"] for one in trained]
+        rise = [facts["retrieval_reward_last_tenth"] - facts["retrieval_reward_first_tenth"] for facts in trained]
         listed = ", ".join(f"{value:+.3f}" for value in rise)
         sentences.append(
             f"Retrieval reward on the training's rollouts, last tenth of the steps against the first: {listed}."
@@ -152,8 +157,8 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _evaluated(seed: Mapping[str, Any], name: str) -> bool:
-    """Whether a model is evaluated in every way; one that is being evaluated now is not yet."""
+def _is_evaluated(seed: Mapping[str, Any], name: str) -> bool:
+    """Return whether the evaluation of a model is finished in all modes."""
     return set(MODES) <= seed.get(name, {}).keys()
 
 
@@ -165,11 +170,15 @@ def markdown(study: Mapping[str, Any]) -> str:
     """Return the study as a page.
 
     Args:
-        study: what the JSON file holds.
+        study: content of the JSON file.
     """
-    lines = [f"# Joint stage against its cold start: {study['recipe']}", ""]
+    lines = [f"# GRPO against its cold start: {study['recipe']}", ""]
     lines += [f"- {sentence}" for sentence in study["verdict"]]
-    lines += [f"- {_started(one)}" for one in study["starts"]]
+    for start in study["starts"]:
+        finished = "; ".join(start["finished"]) or "no training"
+        lines.append(
+            f"- {start['seconds'] / 60:.1f} minutes, {start['workers']} trainings at a time, finished {finished}."
+        )
     lines += [f"- {study['note']}", ""]
     rows = []
     for seed in study["seeds"]:
@@ -187,19 +196,14 @@ def markdown(study: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
 
 
-def _started(start: Mapping[str, Any]) -> str:
-    finished = "; ".join(start["finished"]) or "no training"
-    return f"{start['seconds'] / 60:.1f} minutes, {start['workers']} trainings at a time, finished {finished}."
-
-
 def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> None:
-    """Write what is finished so far.
+    """Write the results so far.
 
     Args:
-        recipe: of the joint stage.
-        runs: from `plan`; a control counts as planned once its folder is there.
-        output: the JSON file; Markdown goes beside it.
-        folder: of the trainings, with `starts.jsonl`: each start of the command that has ended, with its wall clock in
+        recipe: recipe of stage grpo.
+        runs: from `plan`; a control counts as planned if its folder exists.
+        output: JSON file; the Markdown file is written beside it.
+        folder: folder of the trainings, with `starts.jsonl`: the finished starts of the command, each with its wall clock in
             seconds and the trainings that it finished.
     """
     pairs = zip(runs[::2], runs[1::2], strict=True)
@@ -228,22 +232,22 @@ def study(
     controls: bool = False,
     workers: int = 3,
 ) -> list[str]:
-    """Train what is missing and write the study.
+    """Train the missing runs and write the study.
 
     Args:
-        recipe: of the joint stage.
-        output: the JSON file; Markdown goes beside it.
-        folder: of the trainings.
-        seeds: of the trainings.
+        recipe: recipe of stage grpo.
+        output: JSON file; the Markdown file is written beside it.
+        folder: folder of the trainings.
+        seeds: seeds of the trainings.
         controls: also train the same steps without rewards.
-        workers: trainings at a time.
+        workers: number of trainings at a time.
 
     Returns:
         The names of the trainings that did not finish.
 
     Raises:
-        RecipeError: a recipe of another kind.
-        OutputError: what cannot be written.
+        RecipeError: the recipe is of another kind.
+        OutputError: a file cannot be written.
     """
     began = time.monotonic()
     for path in (output, output.with_suffix(".md")):
@@ -252,7 +256,7 @@ def study(
     found = {run.name for run in runs if run.result() is not None}
     missed: list[str] = []
     try:
-        for name in (JOINT, CONTROL) if controls else (JOINT,):  # a control begins with its joint run's cold start
+        for name in (JOINT, CONTROL) if controls else (JOINT,):  # a control starts from the cold start of the other run
             ready = [run for run in runs if run.cell == name]
             missed += run_all(ready, runs[0].wanted["data"], workers, lambda: render(recipe, runs, output, folder))
     finally:

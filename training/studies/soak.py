@@ -1,11 +1,11 @@
-"""Kill a training with SIGKILL again and again, while it saves too, and compare it with the same training left alone.
+"""Kill a training with SIGKILL repeatedly, also while it saves, and compare it with the uninterrupted training.
 
     moon3 soak training/recipes/smoke_moon1.yaml --kills 10 --processes 2 --output runs/soak
 
-Two runs of one recipe: one is left alone, the other is killed at moments drawn from a seed and started again by the same
-command after each. Every logged loss, the weights of the last good checkpoint after each kill, and the final weights have to be
-the same, bit by bit. A recipe that does not stream is run on the embedded catalogue as parquet shards. Any `--key value`
-replaces the recipe's. The exit status is 0 where nothing differs, 1 where something does, 2 where the recipe is refused.
+The recipe is run twice: one run is uninterrupted, the other is killed at random moments and started again with the same
+command. All logged losses, the weights of the last complete checkpoint after each kill, and the final weights must be equal, bit
+by bit. A recipe that does not stream is run on the embedded catalogue as parquet shards. `--key value` replaces any key of the
+recipe. The exit status is 0 if nothing differs, 1 if something differs, 2 if the recipe is refused.
 """
 
 import json
@@ -36,7 +36,7 @@ from training.places import PROJECT
 from training.recipe.arguments import parse_recipe
 from training.runs.folder import MARKER, RunFolder
 
-# The training itself, which waits at every file that Python opens in a checkpoint or in what is written before it is whole.
+# The training, with a pause at every file that Python opens in a checkpoint or in a partial folder.
 TRAIN = """
 import sys, time
 pause_seconds = float(sys.argv.pop(1))
@@ -53,21 +53,21 @@ _PATIENCE_SECONDS = 900.0
 
 
 class SoakError(RuntimeError):
-    """A training that ended by itself before it could be killed, or did not end well."""
+    """Raised if a training ended by itself before it could be killed, or failed."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill.
+    """The moment of a kill.
 
     Args:
-        kind: "start": some seconds after the processes were started; "step": some seconds after a step was logged;
-            "save": as soon as a file of a checkpoint is there, and its marker is not; "final": the same of the final model.
-        step: the logged step, or the checkpoint's.
-        file: the checkpoint's or the final model's file.
-        seconds: the delay.
+        kind: "start": some seconds after the start of the processes; "step": some seconds after a step was logged; "save": as
+            soon as a file of a checkpoint exists, before its marker; "final": the same for the final model.
+        step: the logged step, or the step of the checkpoint.
+        file: name of a file of the checkpoint or the final model.
+        seconds: the delay in seconds.
     """
 
     kind: str
@@ -75,8 +75,8 @@ class Moment:
     file: str = ""
     seconds: float = 0.0
 
-    def come(self, run: Path) -> bool:
-        """Return whether what it waits for has happened, before the delay."""
+    def is_reached(self, run: Path) -> bool:
+        """Return whether the event of this moment has happened; the delay follows it."""
         if self.kind == "step":
             return logged_step(run) >= self.step
         if self.kind == "start":
@@ -87,12 +87,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class Pace:
-    """What the run that was left alone tells about when to kill.
+    """The timing and the files of the uninterrupted run, from which the moments are drawn.
 
     Args:
-        start_seconds: until the first step was logged.
-        step_seconds: for one step, its share of the saving included.
-        checkpoint_files, final_files: the names of what a save writes.
+        start_seconds: seconds until the first step was logged.
+        step_seconds: seconds for one step, including its share of saving.
+        checkpoint_files, final_files: names of the files of a save.
     """
 
     start_seconds: float
@@ -102,14 +102,14 @@ class Pace:
 
 
 def plan(kills: int, saves: int, save_steps: int, pace: Pace, rng: random.Random) -> list[Moment]:
-    """Draw the moments, each behind the one before.
+    """Draw the moments of the kills, in ascending order.
 
     Args:
-        kills: how many.
-        saves: how many of them while a checkpoint or the final model is written.
+        kills: number of kills.
+        saves: number of kills while a checkpoint or the final model is written.
         save_steps: steps between checkpoints.
-        pace: of the run that was left alone.
-        rng: what decides.
+        pace: pace of the uninterrupted run.
+        rng: random generator.
     """
     with_ends = kills >= 4
     kinds = ["save"] * (saves - with_ends) + ["start"] * with_ends
@@ -131,12 +131,12 @@ def plan(kills: int, saves: int, save_steps: int, pace: Pace, rng: random.Random
 class Processes:
     """The processes of one training, in one process group.
 
-    torchrun would start each in a session of its own, where one signal does not reach all of them.
+    torchrun would start each process in a separate session, where one signal does not reach all of them.
 
     Args:
-        command: what each of them runs.
-        count: how many.
-        log: the file that all of them write to.
+        command: command of each process.
+        count: number of processes.
+        log: log file of all processes.
     """
 
     def __init__(self, command: Sequence[str], count: int, log: Path) -> None:
@@ -167,74 +167,77 @@ class Processes:
             self.kill()
 
     def kill(self) -> None:
-        """Send SIGKILL to all of them and to what they started, and wait for their end."""
+        """Send SIGKILL to the processes and their children, and wait until they end."""
         os.killpg(self.started[0].pid, signal.SIGKILL)
         for process in self.started:
             process.wait()
 
     def finish(self) -> list[int]:
-        """Wait for their end and return the exit statuses."""
+        """Wait until the processes end, and return their exit statuses."""
         return [process.wait(timeout=_PATIENCE_SECONDS) for process in self.started]
 
-    def wait_for(self, come: Callable[[], bool]) -> None:
-        """Wait until something has happened.
+    def wait_for(self, is_reached: Callable[[], bool]) -> None:
+        """Wait until a condition is true.
 
         Raises:
-            SoakError: a process ended before, or too much time has passed.
+            SoakError: a process ended before, or the time limit has passed.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not come():
-            if any(process.poll() is not None for process in self.started) and not come():
-                raise SoakError(f"the training ended before it could be killed:\n{self.last_words()}")
+        while not is_reached():
+            if any(process.poll() is not None for process in self.started) and not is_reached():
+                raise SoakError(f"the training ended before it could be killed:\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise SoakError(f"the training did nothing for {_PATIENCE_SECONDS:g} seconds:\n{self.last_words()}")
+                raise SoakError(
+                    f"the training did not respond within {_PATIENCE_SECONDS:g} seconds:\n{self.log_tail()}"
+                )
             time.sleep(0.001)
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """Return the end of the log."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
 
 def logged_step(run: Path) -> int:
-    """Return the last step in a run's metrics, 0 where there is none."""
+    """Return the last step in a run's metrics, or 0."""
     lines = read_lines(RunFolder(run).metrics)
     return lines[-1]["step"] if lines else 0
 
 
 def run_alone(command: Sequence[str], processes: int, run: Path, log: Path) -> Pace:
-    """Run a training to its end, and return how fast it was and what it wrote.
+    """Run a training to its end, and return its pace.
 
     Raises:
-        SoakError: it did not end well.
+        SoakError: the training failed.
     """
     begin = time.monotonic()
     with Processes(command, processes, log) as training:
         training.wait_for(lambda: logged_step(run) >= 1)
         start_seconds = time.monotonic() - begin
         if any(training.finish()):
-            raise SoakError(f"the training that is left alone did not end well:\n{training.last_words()}")
+            raise SoakError(f"the uninterrupted training failed:\n{training.log_tail()}")
     seconds, first = time.monotonic() - begin - start_seconds, RunFolder(run).checkpoints()[0]
     return Pace(start_seconds, seconds / logged_step(run), _names(first), _names(RunFolder(run).final))
 
 
 def _names(folder: Path) -> tuple[str, ...]:
-    """The files of a folder in the order in which they were written, but for the last, after which all is done at once."""
+    """Return the files of a folder in the order of writing, except for the last one, which ends the save."""
     found = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
     return tuple(str(path.relative_to(folder)) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)[:-1])
 
 
 def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path, log: Path) -> dict[str, Any]:
-    """Start a training, or start it again, kill it at a moment, and return what was found then.
+    """Start or resume a training, kill it at a moment, and return the state of its folder.
 
-    Returns: the moment; the last logged step; the last good checkpoint; whether this kill interrupted a save, and what lies
-    there half-written, which may be left from the kill before.
+    Returns:
+        The moment, the last logged step, the last complete checkpoint, whether this kill interrupted a save, and the
+        incomplete folders, which may come from an earlier kill.
     """
     before = _half_written(run)
     with Processes(command, processes, log) as training:
-        training.wait_for(lambda: moment.come(run))
+        training.wait_for(lambda: moment.is_reached(run))
         time.sleep(moment.seconds)
         if all(process.poll() is not None for process in training.started):
-            raise SoakError(f"the training ended before it could be killed:\n{training.last_words()}")
+            raise SoakError(f"the training ended before it could be killed:\n{training.log_tail()}")
         training.kill()
     good, half = RunFolder(run).last_good_checkpoint(), _half_written(run)
     return {
@@ -247,13 +250,13 @@ def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path,
 
 
 def _half_written(run: Path) -> dict[str, tuple[int, int]]:
-    """What a run has begun to save and not finished, each with what tells it from an earlier attempt of the same name."""
+    """Return the incomplete saves of a run, each with its inode and time, which distinguish attempts of the same name."""
     half = RunFolder(run).half_written()
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in half}
 
 
 def differing_losses(whole: Path, run: Path) -> list[str]:
-    """Compare every logged value but the speed with the same step's of the run that was left alone."""
+    """Return the differences of all logged values, except for the speed, from the uninterrupted run, step by step."""
     expected = {line["step"]: line for line in read_lines(RunFolder(whole).metrics)}
     differences = []
     for line in read_lines(RunFolder(run).metrics):
@@ -265,24 +268,25 @@ def differing_losses(whole: Path, run: Path) -> list[str]:
 
 
 def differing_weights(whole: Path, folder: Path) -> tuple[int, list[str]]:
-    """Compare the weights of a checkpoint, or of a final model, with those of the run that was left alone, bit by bit.
+    """Compare the weights of a checkpoint or final model with those of the uninterrupted run, bit by bit.
 
-    Returns: the number of tensors compared, and what differs.
+    Returns:
+        The number of compared tensors, and the differences.
     """
-    names = sorted({path.name for one in (whole, folder) for path in one.glob("*.safetensors")})
+    names = sorted({path.name for side in (whole, folder) for path in side.glob("*.safetensors")})
     compared, differences = 0, [] if names else [f"{folder.name}: no weights"]
     for name in names:
         if not ((whole / name).is_file() and (folder / name).is_file()):
-            differences.append(f"{folder.name}/{name}: in one of the runs alone")
+            differences.append(f"{folder.name}/{name}: in only one of the runs")
             continue
         expected, found = load_file(whole / name), load_file(folder / name)
         compared += len(found)
         differences += [
-            f"{folder.name}: {key}: in one of the runs alone" for key in sorted(expected.keys() ^ found.keys())
+            f"{folder.name}: {key}: in only one of the runs" for key in sorted(expected.keys() ^ found.keys())
         ]
         for key in sorted(expected.keys() & found.keys()):
             if expected[key].dtype != found[key].dtype or not torch.equal(expected[key], found[key]):
-                differences.append(f"{folder.name}: {key}: other values")
+                differences.append(f"{folder.name}: {key}: different values")
     return compared, differences
 
 
@@ -312,10 +316,10 @@ def write_shards(folder: Path, products: int, seed: int) -> Path:
 
 
 def streaming_recipe(recipe: str, overrides: Sequence[str], output: Path, seed: int) -> list[str]:
-    """Return the recipe's command line, on streams; refuses, before anything is run, what training would refuse.
+    """Return the command line of the recipe with streamed data, after checking the recipe as training does.
 
     Raises:
-        RecipeError: a recipe that cannot be run.
+        RecipeError: the recipe cannot be run.
     """
     arguments = [recipe, *overrides]
     if not parse_recipe(arguments).data.streaming:
@@ -328,21 +332,21 @@ def streaming_recipe(recipe: str, overrides: Sequence[str], output: Path, seed: 
 
 @dataclass(frozen=True)
 class SoakOptions:
-    """How to kill a training, and where.
+    """Options of the kills, and the folder of the runs.
 
     Args:
-        output: a folder for the two runs, new or empty.
-        kills: how often.
-        saves: how many of them to aim at a save. Default: half of them.
-        at_least_in_saves: how many have to hit one.
-        processes: that train together.
+        output: folder for the two runs, new or empty.
+        kills: number of kills.
+        saves: number of kills aimed at a save. Default: half of them.
+        at_least_in_saves: number of kills that must interrupt a save.
+        processes: number of training processes.
         save_steps: steps between checkpoints.
-        seed: of the moments.
-        pause_seconds: wait at each file of a save, so that a kill can hit the save of a small model.
+        seed: seed of the moments.
+        pause_seconds: pause at each file of a save, so that a kill can hit the save of a small model.
 
     Raises:
-        OptionError: numbers that do not fit, an output that is not empty.
-        OutputError: an output that cannot be written.
+        OptionError: the numbers are out of range, or the output is not empty.
+        OutputError: the output cannot be written.
     """
 
     output: Path
@@ -371,21 +375,22 @@ class SoakOptions:
 
     @property
     def aimed_at_saves(self) -> int:
-        """How many kills are aimed at a save."""
+        """The number of kills that are aimed at a save."""
         return (self.kills + 1) // 2 if self.saves is None else self.saves
 
 
 def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
-    """Run the training alone, kill it as planned, and compare.
+    """Run the training without kills and with kills, and compare the runs.
 
     Args:
         arguments: the recipe and its overrides.
-        options: how to kill and where.
+        options: options of the kills, and the folder.
 
-    Returns: the kills, what was compared, and what differs.
+    Returns:
+        The kills, the numbers of compared values, and the differences.
 
     Raises:
-        SoakError: a training that ended by itself.
+        SoakError: a training ended by itself, or failed.
     """
     output, kills = options.output, options.kills
     steps = options.save_steps * (kills + 1)
@@ -410,14 +415,14 @@ def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
             bar.update()
         with Processes(command, options.processes, log) as training:
             if any(training.finish()):
-                raise SoakError(f"the last resumption did not end well:\n{training.last_words()}")
+                raise SoakError(f"the last resumption failed:\n{training.log_tail()}")
         bar.update()
     compared, others = differing_weights(RunFolder(whole).final, RunFolder(run).final)
     differences += differing_losses(whole, run) + others
-    lines = [{line["step"] for line in read_lines(RunFolder(one).metrics)} for one in (whole, run)]
+    lines = [{line["step"] for line in read_lines(RunFolder(folder).metrics)} for folder in (whole, run)]
     if lines[0] != lines[1]:
-        differences.append(f"logged steps: {sorted(lines[0] ^ lines[1])} in one of the runs alone")
-    in_saves = sum(one["in_a_save"] for one in found)
+        differences.append(f"logged steps: {sorted(lines[0] ^ lines[1])} in only one of the runs")
+    in_saves = sum(kill["in_a_save"] for kill in found)
     return {
         "steps": steps,
         "kills": found,
@@ -434,21 +439,21 @@ def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
 def run_soak(
     recipe: str, overrides: Sequence[str], options: SoakOptions, results: Path | None = None
 ) -> dict[str, Any]:
-    """Soak a recipe and write what was found.
+    """Run the kill test on a recipe and write the results.
 
     Args:
-        recipe: of a training; one that does not stream is run on the embedded catalogue as shards.
+        recipe: recipe to train; without streaming, it is run on the embedded catalogue as shards.
         overrides: `--key value` of the recipe.
-        options: how to kill and where.
-        results: the JSON file. Default: soak.json in the output.
+        options: options of the kills, and the folder.
+        results: JSON file to write. Default: soak.json in the output.
 
     Returns:
-        What the file holds, and under "results" the file.
+        The content of the file, and its path as "results".
 
     Raises:
-        RecipeError: a recipe that cannot be run.
-        SoakError: a training that ended by itself.
-        OutputError: a file that cannot be written.
+        RecipeError: the recipe cannot be run.
+        SoakError: a training ended by itself, or failed.
+        OutputError: a file cannot be written.
     """
     require_writable_file("--results", results)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""What a training step costs, side by side: time and peak memory of ours against another way to do the same.
+"""Measure time and peak memory of a training step, side by side with an alternative that computes the same.
 
     moon3 bench train --output training_speed.json [--only NAME …] [--repeats N] [--model DIR]
 
-The two sides take turns in one process, so that a ratio can be trusted where the seconds of a shared machine cannot. Time is
-the processor's on a CPU, which other programs do not lengthen by taking turns too, and the clock's on a GPU. The file says of
-each ratio what is wanted and whether it is met.
+The two sides alternate in one process, so that their ratio is reliable even on a shared machine. Time is processor time on a
+CPU, which other programs do not increase, and wall-clock time on a GPU. The file states for each ratio its target and whether
+it is met.
 
 Shape suffixes: B queries, C candidates, D embedding width.
 """
@@ -56,20 +56,20 @@ _BATCH_FILE, _MODEL_FOLDER = "batch.pt", "moon"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured with.
+    """The sizes of a measurement.
 
     Args:
         batch_size: B, pairs of a step: a text query and a product with text and picture. Without hard negatives the chunks
-            of both sides hold the same rows in the same order, so that both pad alike.
+            of both sides hold the same rows in the same order, so that both pad equally.
         chunk_size: rows that are encoded with one graph, on both sides.
         hidden_size: width of the small random model; unused with `model`.
-        num_layers: its decoder layers; unused with `model`.
-        image_tokens: the largest picture, in tokens.
-        queue_steps: past steps in the queue; each leaves B candidates.
+        num_layers: decoder layers of the small random model; unused with `model`.
+        image_tokens: maximum size of a picture, in tokens.
+        queue_steps: number of past steps in the queue, with B candidates each.
         loss_queries: queries of the loss whose memory is measured.
-        candidates: numbers of candidates at which it is measured, ascending; two of each query learn, the others are a
-            queue's, which are at least as many.
-        model: a Moon checkpoint in the place of the small random one.
+        candidates: numbers of candidates at which it is measured, ascending; two for each query have gradients, the others
+            come from a queue of at least the same size.
+        model: a Moon checkpoint. Default: the small random model.
     """
 
     batch_size: int = 48
@@ -98,12 +98,12 @@ class Sizes:
 
 
 class OurStep:
-    """A step of `ContrastiveTrainer`, with its masks, its meters and its queue, and of AdamW.
+    """A step of `ContrastiveTrainer`, with its masks, its metrics and its queue, and of AdamW.
 
     Args:
-        folder: what `prepare` wrote.
-        chunk_size: of the encoding; None: all rows at once.
-        queue_steps: past steps in the queue, which is full from the start.
+        folder: the folder that `prepare` wrote.
+        chunk_size: chunk size of the encoding; None: all rows at once.
+        queue_steps: number of past steps in the queue, which is full from the start.
     """
 
     def __init__(self, folder: Path, chunk_size: int | None, queue_steps: int = 0) -> None:
@@ -122,7 +122,7 @@ class OurStep:
             queue=NegativeQueue(queue_steps),
             options=LossArguments(encode_chunk_size=chunk_size),
         )
-        self.trainer.current_gradient_accumulation_steps = 1  # set by Trainer's own loop, which is not run here
+        self.trainer.current_gradient_accumulation_steps = 1  # Trainer's loop sets this, but does not run here
         self.model = self.trainer.model
         self.batch = _on_device(torch.load(folder / _BATCH_FILE, weights_only=True))
         for number in range(queue_steps):
@@ -130,7 +130,7 @@ class OurStep:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE)
 
     def _past_step(self, number: int, width: int) -> Candidates:
-        """Random candidates as a past step leaves them; none of them is a product of the batch."""
+        """Return random candidates of a past step, which are not products of the batch."""
         ids_C = self.batch["product"]
         generator = torch.Generator().manual_seed(number)
         vector_CD = functional.normalize(torch.randn(len(ids_C), width, generator=generator), dim=1).to(ids_C.device)
@@ -138,7 +138,7 @@ class OurStep:
         return Candidates(vector_CD, place, torch.full_like(place, NO_ID))
 
     def gradient(self) -> Tensor:
-        """Loss, with the gradient of every parameter."""
+        """Compute the gradient of every parameter, and return the loss."""
         return self.trainer.training_step(self.model, self.batch)
 
     def __call__(self) -> None:
@@ -148,11 +148,11 @@ class OurStep:
 
 
 class TheirStep:
-    """A step of sentence-transformers' cached loss on `MoonTransformer`, and of AdamW; without its trainer around it.
+    """A step of sentence-transformers' cached loss on `MoonTransformer`, and of AdamW, without the library's trainer.
 
     Args:
-        folder: what `prepare` wrote.
-        chunk_size: its mini-batch size.
+        folder: the folder that `prepare` wrote.
+        chunk_size: mini-batch size of the loss.
     """
 
     def __init__(self, folder: Path, chunk_size: int) -> None:
@@ -166,7 +166,7 @@ class TheirStep:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE)
 
     def gradient(self) -> Tensor:
-        """Loss, with the gradient of every parameter."""
+        """Compute the gradient of every parameter, and return the loss."""
         loss = self.loss(self.columns, None)
         loss.backward()
         return loss.detach()
@@ -183,10 +183,10 @@ SIDES: dict[str, Callable[[Path, int], OurStep | TheirStep]] = {"ours": OurStep,
 def prepare(folder: Path, sizes: Sizes) -> None:
     """Write the model and the batch that both sides use.
 
-    Nothing in the batch is a false negative, so that both sides compare with the same candidates. Padding stands on the
-    right: sentence-transformers cuts it off a mini-batch there, and only there.
+    The batch contains no false negatives, so that both sides compare with the same candidates. Padding is on the right, where
+    sentence-transformers removes it from a mini-batch.
     """
-    count = max(sizes.batch_size, 60)  # a catalogue is no smaller
+    count = max(sizes.batch_size, 60)  # the minimum size of a catalogue
     products, _ = make_catalogue(products=count, queries_per_product=0, image_size=128, progress=False)
     model = folder / _MODEL_FOLDER
     if sizes.model is None:
@@ -227,21 +227,22 @@ def _on_device(value: Any) -> Any:
 
 
 def take_turns(ours: Callable[[], Any], other: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Time two functions in turn, after one untimed call of each.
+    """Time two functions alternately, after one untimed call of each.
 
     Args:
-        ours, other: what is timed.
-        repeats: timed calls of each; the one that goes first changes from one to the next.
+        ours, other: the functions to time.
+        repeats: number of timed calls of each; the order of the two alternates.
 
     Returns:
         ours_seconds and other_seconds (medians), ratio (median of ours / other within a repeat), ratio_range, repeats, and
-        the clock: "processor" (of all threads of this process) on a CPU, "wall" on a GPU; wall_ratio is always the wall's.
+        the clock: "processor" (of all threads of this process) on a CPU, "wall" on a GPU; wall_ratio always uses the wall
+        clock.
 
     Raises:
-        ValueError: fewer than 1 repeat.
+        OptionError: `repeats` is below 1.
     """
     if repeats < 1:
-        raise OptionError(f"repeats={repeats}; expected 1 or more")
+        raise OptionError(f"repeats: found {repeats}; expected 1 or more")
     ours()
     other()
     gpu = torch.cuda.is_available()
@@ -255,11 +256,12 @@ def take_turns(ours: Callable[[], Any], other: Callable[[], Any], repeats: int) 
             found[side].append((time.perf_counter() - wall, time.process_time() - processor))
     clock = 0 if gpu else 1
     ratios, walls = (
-        [one[which] / two[which] for one, two in zip(found[ours], found[other], strict=True)] for which in (clock, 0)
+        [first[which] / second[which] for first, second in zip(found[ours], found[other], strict=True)]
+        for which in (clock, 0)
     )
     return {
-        "ours_seconds": statistics.median(one[clock] for one in found[ours]),
-        "other_seconds": statistics.median(one[clock] for one in found[other]),
+        "ours_seconds": statistics.median(times[clock] for times in found[ours]),
+        "other_seconds": statistics.median(times[clock] for times in found[other]),
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "wall_ratio": statistics.median(walls),
@@ -269,14 +271,14 @@ def take_turns(ours: Callable[[], Any], other: Callable[[], Any], repeats: int) 
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Return the most memory that a function holds in tensors, above what was held before it.
+    """Return the peak memory of a function in tensors, in bytes above the memory before the call.
 
-    On a GPU what PyTorch's allocator counts; on a CPU the same from the allocations that PyTorch's profiler records, each
-    with its size: exact to the byte and the same in every repeat, other than the resident memory of a process, which also
-    counts what the C library keeps for later.
+    On a GPU, PyTorch's allocator counts it; on a CPU, it follows from the allocations that PyTorch's profiler records with
+    their sizes. It is exact and the same in every repeat, unlike the resident memory of a process, which includes memory that
+    the C library keeps for later.
 
     Args:
-        run: what is measured.
+        run: the function to measure.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -293,32 +295,31 @@ def peak_bytes(run: Callable[[], Any]) -> int:
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     found = [event for event in events if event.get("name") == "[memory]"]
     held, peak = 0, 0
-    for event in sorted(found, key=lambda one: one["ts"]):
+    for event in sorted(found, key=lambda event: event["ts"]):
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
 
 
 def _resident_peak(run: Callable[[], Any]) -> int | None:
-    """The largest resident memory of this process while a function runs, bytes; None where Linux does not tell it."""
+    """Return the peak resident memory of this process while a function runs, in bytes; None if it is not Linux."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark back
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     run()
     lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024
 
 
 def cost_of_step(side: str, folder: Path, chunk_size: int, threads: int) -> dict[str, int | None]:
-    """Return the peak memory and the matrix products of a side's step, its optimizer's state being there; for a process of
-    its own.
+    """Return the peak memory and the matrix products of a step of one side, after its first step; call it in a new process.
 
     Args:
         side: a key of `SIDES`.
-        folder: what `prepare` wrote.
+        folder: the folder that `prepare` wrote.
         chunk_size: rows that are encoded with one graph.
-        threads: that PyTorch may use.
+        threads: number of threads of PyTorch.
     """
     torch.set_num_threads(threads)
     step = SIDES[side](folder, chunk_size)
@@ -339,14 +340,14 @@ def _in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def cached_loss(sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """A step in chunks with the streamed loss, against sentence-transformers' `CachedMultipleNegativesRankingLoss`.
+    """Compare a step in chunks with the streamed loss with sentence-transformers' `CachedMultipleNegativesRankingLoss`.
 
     Args:
         sizes: batch, chunks and model.
         repeats: timed steps of each side.
 
     Raises:
-        AssertionError: the two sides have not the same loss and gradient.
+        AssertionError: the loss or the gradient differs between the two sides.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -373,7 +374,7 @@ def cached_loss(sizes: Sizes, repeats: int) -> dict[str, Any]:
             "ratio_range": sorted(1 / ratio for ratio in times["ratio_range"]),
             "wall_ratio": 1 / times["wall_ratio"],
             "clock": times["clock"],
-            "about": f"{items} queries and products a step",
+            "about": f"{items} queries and products in a step",
             "wanted": "at least 1.0",
             "met": speed >= 1.0,
         },
@@ -383,43 +384,46 @@ def cached_loss(sizes: Sizes, repeats: int) -> dict[str, Any]:
             "ratio": tensor_ratio,
             "wanted": "at most 1.0",
             "met": tensor_ratio <= 1.0,
-            "about": "tensor_bytes: most held in tensors during a step above model, optimizer state and batch; "
-            "process_bytes: the whole process's largest resident memory during a step. Each side in its own process",
+            "about": "tensor_bytes: peak of tensors during a step, without model, optimizer state and batch; "
+            "process_bytes: peak resident memory of the whole process during a step. Each side runs in a separate process",
         },
         "matrix_flops": {
             "ours": cost["ours"]["matrix_flops"],
             "other": cost["other"]["matrix_flops"],
             "ratio": cost["ours"]["matrix_flops"] / cost["other"]["matrix_flops"],
-            "about": "floating-point operations of all matrix products of a step, counted: no noise",
+            "about": "floating-point operations of all matrix products of a step, which are counted and exact",
         },
         "repeats": repeats,
     }
 
 
 def _agreement(ours: OurStep | TheirStep, other: OurStep | TheirStep) -> dict[str, float]:
-    """Loss and gradient of both sides from the same weights."""
+    """Return the losses of both sides from the same weights, and the differences of loss and gradient."""
     losses = [float(side.gradient()) for side in (ours, other)]
     gradients = [_flat_gradient(side.model) for side in (ours, other)]
     for side in (ours, other):
         side.optimizer.zero_grad()
-    apart = {
+    agreement = {
         "loss_ours": losses[0],
         "loss_other": losses[1],
         "loss_difference": abs(losses[0] - losses[1]) / abs(losses[1]),
         "gradient_difference": float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
     }
-    if max(apart["loss_difference"], apart["gradient_difference"]) > _SAME:
-        raise AssertionError(f"the two sides do not compute the same: {apart}; expected up to {_SAME} relative")
-    return apart
+    if max(agreement["loss_difference"], agreement["gradient_difference"]) > _SAME:
+        raise AssertionError(
+            f"the two sides do not compute the same: found {agreement}; expected up to {_SAME} relative"
+        )
+    return agreement
 
 
 def _flat_gradient(model: nn.Module) -> Tensor:
-    return torch.cat([one.grad.flatten().double() for one in model.parameters() if one.grad is not None])
+    return torch.cat([weight.grad.flatten().double() for weight in model.parameters() if weight.grad is not None])
 
 
 def queue_step(sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """A step whose queue holds 200 past steps, against the same step without a queue; all rows encoded at once, because
-    the queue's share is largest there.
+    """Compare a step with a queue of `sizes.queue_steps` past steps with the same step without a queue.
+
+    All rows are encoded at once, because the share of the queue is largest then.
 
     Args:
         sizes: batch, model and past steps.
@@ -439,17 +443,17 @@ def queue_step(sizes: Sizes, repeats: int) -> dict[str, Any]:
 
 
 def candidates_memory(sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """Peak memory of the streamed loss, forward and backward, as candidates grow in number, beside the plain loss.
+    """Measure the peak memory of the streamed loss, forward and backward, by number of candidates, beside the plain loss.
 
-    The batch's own products, two a query, learn; the others are a queue's. `all_learn`: every candidate gets a gradient,
-    which itself is a vector each.
+    The products of the batch, two for each query, have gradients; the other candidates come from a queue. `all_learn`: every
+    candidate has a gradient, which adds a vector for each.
 
     Args:
         sizes: queries, numbers of candidates, and the width of the vectors.
-        repeats: not used: memory is the same in each repeat.
+        repeats: not used, because memory is the same in each repeat.
 
     Raises:
-        AssertionError: streamed and plain loss differ.
+        AssertionError: the streamed and the plain loss differ.
     """
     del repeats
     block = 2 * sizes.loss_queries
@@ -471,8 +475,8 @@ def candidates_memory(sizes: Sizes, repeats: int) -> dict[str, Any]:
     slopes = {kind: (peaks[most] - peaks[least]) / (most - least) for kind, peaks in found.items()}
     growth = found["streamed"][most] / found["streamed"][least]
     return {
-        "about": f"loss and gradient of {sizes.loss_queries} queries with vectors of {sizes.hidden_size}: bytes held in "
-        f"tensors above its inputs, by number of candidates; the streamed loss compares {block} at a time",
+        "about": f"loss and gradient of {sizes.loss_queries} queries with vectors of {sizes.hidden_size}: bytes in tensors "
+        f"without the inputs, by number of candidates; the streamed loss compares {block} at a time",
         "peak_bytes": found,
         "bytes_per_candidate": slopes,
         "ratio": growth,
@@ -482,7 +486,7 @@ def candidates_memory(sizes: Sizes, repeats: int) -> dict[str, Any]:
 
 
 def _loss_of_many(sizes: Sizes, count: int, block_size: int | None, all_learn: bool) -> Callable[[], Tensor]:
-    """A function that computes the loss of random vectors, and its gradient."""
+    """Return a function that computes the loss of random vectors, and its gradient."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(sizes.loss_queries + count, sizes.hidden_size, generator=generator)
@@ -493,8 +497,8 @@ def _loss_of_many(sizes: Sizes, count: int, block_size: int | None, all_learn: b
     product_C = torch.arange(count, device=device)
     group_C = torch.full_like(product_C, NO_ID)
     target_B = 2 * torch.arange(sizes.loss_queries, device=device)
-    none = torch.empty((sizes.loss_queries, 0), dtype=torch.int64, device=device)
-    facts = QueryFacts(target_B, torch.full_like(target_B, NO_ID), none, none)
+    empty = torch.empty((sizes.loss_queries, 0), dtype=torch.int64, device=device)
+    facts = QueryFacts(target_B, torch.full_like(target_B, NO_ID), empty, empty)
     loss = InfoNCELoss(_TEMPERATURE, block_size)
 
     def run() -> Tensor:
@@ -520,13 +524,13 @@ def measure_training_speed(
     """Run comparisons and write the results file.
 
     Args:
-        output: the JSON file.
-        sizes: what is measured with.
+        output: JSON file to write.
+        sizes: the sizes of the measurement.
         only: names of `COMPARISONS`. Default: all.
         repeats (`int`): timed steps of each side. Default 15.
 
     Returns:
-        By name what the file holds.
+        The content of the file: comparison → results.
     """
     results: dict[str, Any] = {}
     for name in tqdm(only or list(COMPARISONS), desc="comparisons"):
@@ -538,9 +542,9 @@ def measure_training_speed(
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """Return a line for each ratio: what it is, what is wanted, and whether it is met."""
+    """Return a line for each ratio: its value, its target, and whether it is met."""
     return [
-        f"{name}: ratio {part['ratio']:.3f}, wanted {part['wanted']}: {'met' if part['met'] else 'NOT MET'} "
+        f"{name}: ratio {part['ratio']:.3f}, target {part['wanted']}: {'met' if part['met'] else 'NOT MET'} "
         f"({part.get('about', '')})"
         for name, found in results.items()
         for part in (found, *found.values())

@@ -1,7 +1,7 @@
 """Draw each product type: one drawing function per leaf of the category tree.
 
-Every function reads the design's attributes, so that what the tables state is what the picture shows; the eight
-proportions of a family bend the outline without being attributes. `SHAPES` maps a type's name to its function.
+Each function reads the design's attributes, so that the picture shows what the tables state. The eight proportions of a
+family vary the outline and are not attributes. `SHAPES` maps a type's name to its function.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def draw_sprite(design: Design, size: int) -> Image.Image:
 
 @lru_cache(maxsize=512)
 def draw_distractor(name: str, variant: int, size: int) -> Image.Image:
-    """Draw another object that stands in a photo, of type `name`, the same in every catalogue: RGBA (size, size)."""
+    """Draw another object of a photo, of type `name`, the same in every catalogue: RGBA (size, size)."""
     rng = random.Random(f"distractor/{name}/{variant}")
     design = sample_family(TYPE_BY_NAME[name], rng)[rng.randrange(FAMILY_SIZE)]
     return draw_sprite(design, size).reduce(SUPERSAMPLING)

@@ -1,4 +1,4 @@
-"""Draw clothing, caps and umbrellas, in the attributes of a design."""
+"""Draw clothing, caps and umbrellas with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off
@@ -13,7 +13,7 @@ from product_data.catalogue.shapes.parts import DARK, STEEL, draw_logo, has, pat
 
 
 def _torso(pen: Pen, d: Design, *, long_sleeves: bool, half: float, neck: float = 10.0, hem: float = 90.0) -> None:
-    """Body and sleeves of a top, from the front."""
+    """Draw body and sleeves of a top, from the front."""
     if long_sleeves:
         sleeve: list[Point] = [
             (50 + half, 16), (50 + half, 16), (half + 63, 30), (half + 68, 76), (half + 68, 76), (half + 58, 78),
@@ -41,7 +41,7 @@ def _cuffs(pen: Pen, colour: Rgb, *, long_sleeves: bool, half: float) -> None:
 
 
 def t_shirts(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw T-shirts from the front."""
     long_sleeves, half, trim = has(d, "category modifier", "long-sleeved"), d.vary(0, 21, 26), d.detail_rgb("trim")
     _torso(pen, d, long_sleeves=long_sleeves, half=half)
     _cuffs(pen, trim, long_sleeves=long_sleeves, half=half)
@@ -54,7 +54,7 @@ def t_shirts(pen: Pen, d: Design) -> None:
 
 
 def shirts(pen: Pen, d: Design) -> None:
-    """From the front, buttoned up."""
+    """Draw shirts from the front, buttoned up."""
     long_sleeves, half, trim = has(d, "category modifier", "long-sleeved"), d.vary(0, 22, 27), d.detail_rgb("trim")
     _torso(pen, d, long_sleeves=long_sleeves, half=half, hem=d.vary(1, 84, 92))
     _cuffs(pen, trim, long_sleeves=long_sleeves, half=half)
@@ -72,7 +72,7 @@ def shirts(pen: Pen, d: Design) -> None:
 
 
 def dresses(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw dresses from the front."""
     hem = 92.0 if has(d, "category modifier", "midi") else 76.0
     flare, pattern = d.vary(0, 26, 36), pattern_of(d)
     if has(d, "style elements", "puff sleeves"):
@@ -105,7 +105,7 @@ def dresses(pen: Pen, d: Design) -> None:
 
 
 def trousers(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw trousers from the front."""
     wide = has(d, "category modifier", "wide-leg")
     out, gap = (35.0, 4.0) if wide else (25.0, 6.0)
     out += d.vary(0, -2, 2)
@@ -134,7 +134,7 @@ def trousers(pen: Pen, d: Design) -> None:
 
 
 def hoodies(pen: Pen, d: Design) -> None:
-    """From the front, hood up behind the neck."""
+    """Draw hoodies from the front, hood up behind the neck."""
     half, trim = d.vary(0, 23, 27), d.detail_rgb("trim")
     _torso(pen, d, long_sleeves=True, half=half, neck=12, hem=86)
     _cuffs(pen, trim, long_sleeves=True, half=half)
@@ -156,7 +156,7 @@ def hoodies(pen: Pen, d: Design) -> None:
 
 
 def caps(pen: Pen, d: Design) -> None:
-    """From the side, the brim to the right."""
+    """Draw caps from the side, the brim to the right."""
     brim, stitching, high = d.detail_rgb("brim"), d.detail_rgb("stitching"), d.vary(0, 20, 27)
     pen.area(
         [
@@ -183,7 +183,7 @@ def caps(pen: Pen, d: Design) -> None:
 
 
 def umbrellas(pen: Pen, d: Design) -> None:
-    """Open, from the side."""
+    """Draw umbrellas open, from the side."""
     wide = has(d, "category modifier", "wide")
     half, rise = (46.0, 16.0) if wide else (37.0, 8.0)
     hem, trim, handle = 52.0 + d.vary(0, -3, 3), d.detail_rgb("trim"), d.detail_rgb("handle")

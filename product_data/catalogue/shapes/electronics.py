@@ -1,4 +1,4 @@
-"""Draw headphones, speakers, controllers and watches, in the attributes of a design."""
+"""Draw headphones, speakers, controllers and watches with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off
@@ -13,7 +13,7 @@ from product_data.catalogue.shapes.parts import DARK, STEEL, has
 
 
 def headphones(pen: Pen, d: Design) -> None:
-    """From the front, slightly turned."""
+    """Draw headphones from the front, slightly turned."""
     rise, pads = d.vary(0, 6, 12), d.detail_rgb("ear pads")
     arch: list[Point] = [(17, 62), (15, 40), (28, rise + 7), (50, rise), (72, rise + 7), (85, 40), (83, 62)]
     if has(d, "style elements", "cable"):
@@ -47,7 +47,7 @@ def headphones(pen: Pen, d: Design) -> None:
 
 
 def speakers(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw speakers from the front."""
     portable = has(d, "category modifier", "portable")
     left, right, top, foot = (6.0, 94.0, 32.0, 80.0) if portable else (25.0, 75.0, 6.0, 94.0)
     two, cone = has(d, "style elements", "two drivers"), d.detail_rgb("cone")
@@ -78,7 +78,7 @@ def speakers(pen: Pen, d: Design) -> None:
 
 
 def controllers(pen: Pen, d: Design) -> None:
-    """From above."""
+    """Draw controllers from above."""
     full = has(d, "category modifier", "full-size")
     half, grip = (43.0, 84.0) if full else (38.0, 73.0)
     stick, keys = d.detail_rgb("stick"), d.detail_rgb("keys")
@@ -104,7 +104,7 @@ def controllers(pen: Pen, d: Design) -> None:
 
 
 def watches(pen: Pen, d: Design) -> None:
-    """From the front, the strap open above and below."""
+    """Draw watches from the front, the strap open above and below."""
     stitching, dial = d.detail_rgb("stitching"), d.detail_rgb("dial")
     w = d.vary(0, 11, 15)
     for s in (1, -1):

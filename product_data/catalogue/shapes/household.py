@@ -1,4 +1,4 @@
-"""Draw what stands in a kitchen and in a living room, in the attributes of a design."""
+"""Draw kitchen and living-room products with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off
@@ -13,7 +13,7 @@ from product_data.catalogue.shapes.parts import DARK, draw_logo, has, pattern_of
 
 
 def mugs(pen: Pen, d: Design) -> None:
-    """From the front, the handle to the right."""
+    """Draw mugs from the front, the handle to the right."""
     tall = has(d, "category modifier", "tall")
     top, half = (16.0, 24.0) if tall else (30.0, 31.0)
     foot = half - d.vary(0, 0, 6)
@@ -38,7 +38,7 @@ def mugs(pen: Pen, d: Design) -> None:
 
 
 def teapots(pen: Pen, d: Design) -> None:
-    """From the side, the spout to the right."""
+    """Draw teapots from the side, the spout to the right."""
     tall = has(d, "category modifier", "tall")
     top, half = (30.0, 24.0) if tall else (38.0, 30.0)
     pen.line([(24, top + 10), (8, top + 8), (5, 62), (14, 78), (26, 76)], darker(d.body, 0.45), 6.6)
@@ -68,7 +68,7 @@ def teapots(pen: Pen, d: Design) -> None:
 
 
 def pans(pen: Pen, d: Design) -> None:
-    """From the side, the handle to the right."""
+    """Draw pans from the side, the handle to the right."""
     deep = has(d, "category modifier", "deep")
     top, foot, y = (38.0, 84.0, 46.0) if deep else (52.0, 76.0, 58.0)
     x, half = 34.0, d.vary(0, 25, 29)
@@ -109,7 +109,7 @@ def pans(pen: Pen, d: Design) -> None:
 
 
 def bottles(pen: Pen, d: Design) -> None:
-    """Upright, from the front."""
+    """Draw bottles upright, from the front."""
     wide = has(d, "category modifier", "wide-mouth")
     half, neck = (21.0, 15.0) if wide else (16.0, 8.0)
     shoulder, cap = d.vary(0, 32, 38), d.detail_rgb("cap")
@@ -135,7 +135,7 @@ def bottles(pen: Pen, d: Design) -> None:
 
 
 def lamps(pen: Pen, d: Design) -> None:
-    """A table lamp from the front."""
+    """Draw table lamps from the front."""
     base, fringe = d.detail_rgb("base"), d.detail_rgb("fringe")
     top = 12.0 if has(d, "category modifier", "cone-shade") else 27.0
     wide = d.vary(0, 30, 36)
@@ -153,7 +153,7 @@ def lamps(pen: Pen, d: Design) -> None:
 
 
 def chairs(pen: Pen, d: Design) -> None:
-    """From the front, slightly above."""
+    """Draw chairs from the front, slightly above."""
     legs, wood = d.detail_rgb("legs"), d.body
     foot = 5.0 if has(d, "style elements", "straight legs") else -3.0
     for s in (1, -1):
@@ -204,7 +204,7 @@ def chairs(pen: Pen, d: Design) -> None:
 
 
 def vases(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw vases from the front."""
     slim = has(d, "category modifier", "slim-neck")
     neck, belly, low = (6.0, 24.0, 70.0) if slim else (13.0, 31.0, 58.0)
     belly += d.vary(0, -2, 3)
@@ -237,7 +237,7 @@ def vases(pen: Pen, d: Design) -> None:
 
 
 def cushions(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw cushions from the front."""
     piping = d.detail_rgb("piping")
     size = d.vary(0, 36, 40)
     if has(d, "category modifier", "square"):

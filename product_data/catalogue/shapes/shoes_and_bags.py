@@ -1,4 +1,4 @@
-"""Draw shoes and bags, in the attributes of a design."""
+"""Draw shoes and bags with the attributes of a design."""
 
 # Outlines are packed many points to a line; the formatter would give each point its own.
 # fmt: off
@@ -13,7 +13,7 @@ from product_data.catalogue.shapes.parts import DARK, STEEL, draw_logo, has, pat
 
 
 def sneakers(pen: Pen, d: Design) -> None:
-    """From the side, the toe to the right."""
+    """Draw sneakers from the side, the toe to the right."""
     high = has(d, "category modifier", "high-top")
     top, toe = (24.0 if high else 42.0), d.vary(0, 60, 66)
     upper: list[Point] = [
@@ -49,7 +49,7 @@ def sneakers(pen: Pen, d: Design) -> None:
 
 
 def boots(pen: Pen, d: Design) -> None:
-    """From the side, the toe to the right."""
+    """Draw boots from the side, the toe to the right."""
     top = 8.0 if has(d, "category modifier", "knee-high") else 34.0
     wide = d.vary(0, 42, 48)
     pen.area(
@@ -77,7 +77,7 @@ def boots(pen: Pen, d: Design) -> None:
 
 
 def heels(pen: Pen, d: Design) -> None:
-    """From the side, the toe to the right."""
+    """Draw heels from the side, the toe to the right."""
     sole = d.detail_rgb("sole")
     if has(d, "category modifier", "stiletto"):
         heel: list[Point] = [
@@ -117,7 +117,7 @@ def heels(pen: Pen, d: Design) -> None:
 
 
 def backpacks(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw backpacks from the front."""
     dark, stitching = darker(d.body, 0.3), d.detail_rgb("stitching")
     pen.line([(42, 13), (44, 5), (56, 5), (58, 13)], dark, 3.2)
     for points in ([(22, 30), (12, 48), (18, 80)], [(78, 30), (88, 48), (82, 80)]):
@@ -161,7 +161,7 @@ def backpacks(pen: Pen, d: Design) -> None:
 
 
 def tote_bags(pen: Pen, d: Design) -> None:
-    """From the front."""
+    """Draw tote bags from the front."""
     rise = 6.0 if has(d, "category modifier", "long-handled") else 20.0
     for shift, tone in ((3.0, darker(d.body, 0.5)), (0.0, darker(d.body, 0.3))):
         pen.line(

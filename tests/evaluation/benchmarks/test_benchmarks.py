@@ -155,7 +155,7 @@ def test_examples_take_turns_and_mark_right_products() -> None:
     examples = search_examples(cache_of(shop()), count=7, top=3)
     assert [example.query.type for example in examples] == ["text"] * 3 + ["image"] * 2 + ["both"] * 2
     for example in examples:
-        (first, score, right), *others = example.found
+        (first, score, right), *others = example.results
         assert (first.product_id[1:], right) == (example.query.query_id[1:], True)
         assert score == pytest.approx(1.0)
         assert len(others) == 2

@@ -22,9 +22,9 @@ from product_data.catalogue.drawing import SUPERSAMPLING, covered_share, mirror,
 from product_data.catalogue.making import (
     contact_sheet,
     make_catalogue,
-    make_items,
     photograph,
     picture_rate,
+    plan_products,
     split_sequence,
     write_catalogue,
     write_query,
@@ -173,7 +173,7 @@ def test_split_shares_are_met_in_the_long_run():
     given = [next(sequence) for _ in range(600)]
     assert [given.count(name) for name in ("train", "valid", "test")] == [480, 30, 90]
     assert set(given[:3]) == {"train", "valid", "test"}
-    unseen = [i for i in make_items(3400) if i.split == "test"]
+    unseen = [i for i in plan_products(3400) if i.split == "test"]
     assert len(unseen) >= 500
 
 
@@ -328,7 +328,7 @@ def test_a_text_query_is_answered_by_all_products_that_satisfy_it_and_no_other(m
 
 def test_a_text_says_every_value_that_it_is_judged_by():
     synonyms = {**COLOUR_WORDS, **PATTERN_WORDS, **DEMOGRAPHIC_WORDS}
-    for item in make_items(600, seed=9):
+    for item in plan_products(600, seed=9):
         text, stated = write_query(item, random.Random(item.index))
         assert any(noun in text for noun in item.design.kind.nouns)
         for key, value in stated.items():

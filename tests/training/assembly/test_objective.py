@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from modeling_moon import MoonModel
 from product_data.atomic_files import read_lines
-from training.assembly.objective import check_fits, filter_of, loss_of
-from training.assembly.starting_model import choose_what_learns
+from training.assembly.objective import check_objective, filter_of, loss_of
+from training.assembly.starting_model import make_trainable
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
 from training.losses.sample_filter import SampleFilter
@@ -80,7 +80,7 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"queue_steps": -1}, "queue_steps: found -1"),
         ({"queue_warmup_steps": -0.5}, "queue_warmup_steps: found -0.5"),
         ({"queue_momentum": 1.0}, "queue_momentum: found 1.0; expected a number below 1"),
-        ({"queue_momentum": 0.9, "queue_steps": 0}, "found without a queue"),
+        ({"queue_momentum": 0.9, "queue_steps": 0}, "found with queue_steps 0"),
         ({"negative_margin": -0.1}, "negative_margin: found -0.1"),
         ({"loss_block_size": 0}, "loss_block_size: found 0"),
         ({"encode_chunk_size": 0}, "encode_chunk_size: found 0"),
@@ -89,15 +89,18 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"matryoshka_dims": [0]}, r"matryoshka_dims\[0\]: found 0; expected a number of at least 1"),
         (
             {"matryoshka_dims": [8], "matryoshka_weights": [1, 2]},
-            "matryoshka_weights: found .* expected leaving it out: .*Matryoshka",
+            "matryoshka_weights: found .* expected the key to be left out: .*Matryoshka",
         ),
         (
             {"matryoshka_dims": [8], "matryoshka_weights": [0]},
-            r"matryoshka_weights: found \[0\]; expected leaving it out",
+            r"matryoshka_weights: found \[0\]; expected the key to be left out",
         ),
         ({"filter_threshold": 0.0}, "filter_threshold: found 0.0; expected a number above 0"),
-        ({"filter_margin_end": 0.5}, "filter_margin_end: found 0.5; expected leaving it out: .* end of .*SampleFilter"),
-        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'; expected leaving it out"),
+        (
+            {"filter_margin_end": 0.5},
+            "filter_margin_end: found 0.5; expected the key to be left out: .* end of .*SampleFilter",
+        ),
+        ({"filter_schedule": "steps"}, "filter_schedule: found 'steps'; expected the key to be left out"),
         ({"alignment_weights": {"t": 1}}, "alignment_weights: found .* only with dual_alignment"),
         ({"symmetric_intra": True}, "symmetric_intra: found True; expected only with dual_alignment"),
         ({"dual_alignment": True, "alignment_weights": {"text": 1}}, "alignment_weights: unknown key 'text'"),
@@ -122,26 +125,26 @@ def test_what_cannot_work_is_refused_by_key(recipe, values, message):
 @pytest.mark.parametrize(
     ("moon", "lora", "values", "message"),
     [
-        ({}, None, {"matryoshka_dims": [64]}, "matryoshka_dims: found 64 for vectors of width 32"),
+        ({}, None, {"matryoshka_dims": [64]}, "matryoshka_dims: found 64; expected at most 32"),
         ({}, None, {"sparsity_weight": 0.1}, "sparsity_weight: found expert_routing 'guided'"),
-        ({"preset": "moon2"}, {"r": 2}, {"sparsity_weight": 0.1}, "found preferences that do not learn"),
+        ({"preset": "moon2"}, {"r": 2}, {"sparsity_weight": 0.1}, "found preferences that are frozen"),
         ({"expert_routing": "none"}, None, {"router_loss_weight": 0.1}, "found a model without experts"),
         ({"preset": "moon2", "objectives": ["a"]}, None, {"dual_alignment": True}, r"found objectives \['a'\]"),
     ],
 )
 def test_a_loss_that_the_model_cannot_serve_is_refused(tiny_moon, moon, lora, values, message):
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", **moon))
-    learner = choose_what_learns(model, ModelArguments(base="x", lora=lora))
+    learner = make_trainable(model, ModelArguments(base="x", lora=lora))
     with pytest.raises(RecipeError, match=message):
-        check_fits(LossArguments(**values), ModelArguments(), learner)
+        check_objective(LossArguments(**values), ModelArguments(), learner)
 
 
 def test_a_loss_that_the_model_serves_passes(tiny_moon):
     arguments = LossArguments(matryoshka_dims=[8, 32], dual_alignment=True, router_loss_weight=0.1, sparsity_weight=0.1)
     model = MoonModel.from_pretrained(tiny_moon("qwen3_vl", preset="moon2"))
-    check_fits(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
-    with pytest.raises(RecipeError, match="found no learning parameter like 'lora"):
-        check_fits(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
+    check_objective(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
+    with pytest.raises(RecipeError, match="found no trainable parameter like 'lora"):
+        check_objective(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
 
 
 def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon, tmp_path):

@@ -54,7 +54,7 @@ def test_a_table_without_splits_is_split_by_group_and_says_so(shop, capsys):
         assert len(part.queries) == len(there)
         assert all(there.issuperset(query.positives) for query in part.queries)
     assert run.facts == {"split_by_us": ["shop"]}
-    assert "shop: names no splits; split by group or product id: test " in capsys.readouterr().out
+    assert "shop: found no splits; split by group or product id: test " in capsys.readouterr().out
 
 
 def test_a_product_keeps_its_side_when_the_shop_grows():
@@ -87,7 +87,7 @@ def test_what_is_trained_on_and_evaluated_on_is_counted_and_warned_of(shop, caps
     run = Run(shop(split="all", evaluate_after=True))
     read_data(run)
     (warning,) = run.facts["warnings"]
-    assert "40 of 40 queries and 0 of 40 products of evaluate_split 'test' are also trained on" in warning
+    assert "40 of 40 queries and 0 of 40 products of evaluate_split 'test' are also in the training split" in warning
     assert f"WARNING: {warning}" in capsys.readouterr().out
     run = Run(shop(split="all"))
     read_data(run)
@@ -113,7 +113,7 @@ def test_queries_without_an_answer_in_the_split_are_counted_by_type():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"split": "holidays"}, "no split 'holidays'; there are: test, train"),
+        ({"split": "holidays"}, "no split 'holidays'; expected one of test, train"),
         ({"evaluate_split": "valid", "evaluate_after": True}, "no split 'valid'"),
     ],
 )

@@ -34,7 +34,7 @@ def test_the_budget_holds_99_of_100_items_whole_and_no_more_than_the_longest_nee
     assert found.tokens % 8 == 0
     assert max(found.lengths) > 2 * found.tokens
     assert 0.99 <= found.share(found.tokens) < 1
-    assert found.chosen().startswith(f"max_tokens: auto is {found.tokens} here, which holds 99.2 % of the products")
+    assert found.chosen().startswith(f"max_tokens: auto is {found.tokens}, which holds 99.2 % of the products")
 
 
 def test_the_budget_is_never_above_the_processors_own(tiny_moon, shop):

@@ -97,7 +97,9 @@ def test_an_unreadable_picture_takes_its_whole_pair_out_and_is_named(processor, 
 
 
 def test_a_batch_of_which_nothing_is_left_is_an_error_that_names_the_items(processor):
-    with pytest.raises(UnreadableBatchError, match=r"no pair of this batch can be read: q1: image: .*"):
+    with pytest.raises(
+        UnreadableBatchError, match=r"batch: found no readable pair; expected at least one: q1: image: .*"
+    ):
         PairCollator(processor)([pair(1, query={"id": "q1", "image": b""})])
 
 
@@ -127,7 +129,9 @@ def test_a_readable_pair_takes_the_place_of_an_unreadable_one_whatever_the_batch
 
 def test_where_no_substitute_can_be_read_either_the_batch_is_refused(processor):
     dataset = shop_with_broken_pictures(share=1)
-    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be read: derived from shop/p"):
+    with pytest.raises(
+        UnreadableBatchError, match="batch: found no readable pair; expected at least one: derived from shop/p"
+    ):
         PairCollator(processor, dataset.draw)([dataset[0]])
 
 

@@ -125,7 +125,7 @@ def test_a_stream_does_not_go_on_in_a_table_of_other_shards(tmp_path, shards):
     stream = RowStream(rows_of(shards), 3)
     stream.read(7)
     more = write_shards(tmp_path / "more", [triplet(number) for number in range(40)], 5)
-    with pytest.raises(StreamError, match="shards: found 5, and 4 where the checkpoint was written; expected the same"):
+    with pytest.raises(StreamError, match="shards: found 5, but 4 in the checkpoint; expected the same"):
         RowStream(rows_of(more), 3).load_state_dict(stream.state_dict())
     older = {name: value for name, value in stream.state_dict().items() if name != "shards"}
     again = RowStream(rows_of(shards), 3)
@@ -158,7 +158,7 @@ def test_rows_of_other_splits_are_passed_over_and_resumption_stays_exact(tmp_pat
 
 def test_a_process_without_rows_is_an_error(tmp_path):
     folder = write_shards(tmp_path / "few", [triplet(number) for number in range(2)], 1)
-    with pytest.raises(StreamError, match="process 2 of 3 found no rows"):
+    with pytest.raises(StreamError, match="process 2 of 3: found no rows"):
         RowStream(rows_of(folder), 0, 2, 3).read(1)
 
 
@@ -297,7 +297,7 @@ def test_rows_without_a_query_get_one_derived_from_their_product(tmp_path):
         forms.add("image" in pair.query)
     assert forms == {True, False}
     refused = RowPairs(opened(tmp_path, folder), PairArguments(derived_queries=False), 5, 10)
-    assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries"
+    assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries: true"
 
 
 def test_a_product_without_an_id_is_known_by_its_contents(tmp_path):
@@ -331,12 +331,14 @@ def test_spare_rows_stand_in_for_what_cannot_be_read(tmp_path, shards, processor
         items[1] for items in batch["items"]
     ] == ["mbe/d4", "mbe/d7", "mbe/d8"]
     reasons = {skip["item"]: skip["reason"] for skip in batch["skipped"]}
-    assert "column 'doc_attributes': 'red' has no colon" in reasons["mbe/row1"]
+    assert "column 'doc_attributes': found 'red' without a colon" in reasons["mbe/row1"]
     assert "not an image" in reasons["mbe/d2"]
     fewer = collator([pairs[entry] for entry in (row(4), bad_cell, broken)])
     assert [items[1] for items in fewer["items"]] == ["mbe/d4"]
     assert len(fewer["skipped"]) == 2
-    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be made: mbe/row1: column"):
+    with pytest.raises(
+        UnreadableBatchError, match="batch: found no readable pair; expected at least one: mbe/row1: column"
+    ):
         collator([pairs[bad_cell]])
     assert isinstance(pairs[bad_cell], BadRow)
     assert isinstance(pairs[row(4)], Pair)
@@ -415,7 +417,7 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"data": ["catalogue"]}, "found 'catalogue' with streaming"),
         ({"data": [{"parquet": "x", "hub": "a/b"}]}, "either parquet or hub"),
         ({"data": [{"parquet": 3}]}, r"data.parquet: found 3 \(an integer\); expected text or a list"),
-        ({"data": [{"parquet": "x", "split": "train"}]}, "split: found beside parquet"),
+        ({"data": [{"parquet": "x", "split": "train"}]}, "split: found with parquet"),
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
         ({"data": [{"hub": "a/b", "columns": "x"}]}, r"columns: found 'x' \(text\); expected a mapping"),
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
@@ -425,7 +427,7 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
         ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected up to 1"),
         (
             {"interaction_half_life_days": 30},
-            "interaction_half_life_days: found 30 with streaming; expected leaving it",
+            "interaction_half_life_days: found 30 with streaming; expected null",
         ),
         ({"bucket_batches": 1}, "bucket_batches: found 1; expected a number of at least 2"),
     ],
@@ -438,14 +440,14 @@ def test_recipes_that_cannot_be_streamed_are_refused_by_key(tmp_path, values, me
 def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shards):
     with pytest.raises(RecipeError, match="data: none: parquet: found no file at"):
         opened(tmp_path, {"parquet": str(tmp_path / "none")})
-    with pytest.raises(RecipeError, match="data: colours: columns: found no title and no image"):
+    with pytest.raises(RecipeError, match="data: colours: columns: found neither title nor image"):
         opened(tmp_path, write_shards(tmp_path / "colours", [{"colour": "red"}], 1))
     with pytest.raises(RecipeError, match="data: mbe: columns: query.title: found no column 'kw'"):
         opened(tmp_path, {"parquet": str(shards), "columns": {"query.title": "kw"}})
     with pytest.raises(RecipeError, match="found two data sets named 'mbe'"):
         open_streams(recipe(tmp_path, "x", data=[str(shards), str(shards)]))
     addresses = write_shards(tmp_path / "web", [triplet(0, doc_image="https://shop.example/1.jpg")], 1)
-    with pytest.raises(RecipeError, match="web: pictures are given as addresses; expected allow_urls: true"):
+    with pytest.raises(RecipeError, match="web: found pictures that are addresses; expected allow_urls: true"):
         opened(tmp_path, addresses)
     assert opened(tmp_path, addresses, allow_urls=True)
     empty = tmp_path / "empty"
@@ -454,7 +456,7 @@ def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shard
     with pytest.raises(RecipeError, match="empty: parquet: found no rows in 1 files"):
         opened(tmp_path, empty)
     (empty / "1.parquet").write_bytes(b"no parquet")
-    with pytest.raises(RecipeError, match=r"data: empty: parquet: .*1.parquet is not a readable parquet file"):
+    with pytest.raises(RecipeError, match=r"data: empty: parquet: found .*1.parquet, which cannot be read"):
         opened(tmp_path, empty)
 
 
@@ -503,7 +505,9 @@ def test_a_text_that_is_not_utf8_is_named_before_anything_starts(tmp_path):
 def test_a_text_of_a_remote_shard_that_is_not_utf8_is_named_where_it_is_read(tmp_path):
     invalid_shard(tmp_path / "part.parquet")
     stream = RowStream(rows_of(tmp_path), seed=0)
-    with pytest.raises(StreamError, match=r"shard 0, row 1, column 'doc_title': not UTF-8 .*; expected UTF-8"):
+    with pytest.raises(
+        StreamError, match=r"shard 0, row 1, column 'doc_title': found text that is not UTF-8 .*; expected UTF-8"
+    ):
         stream.read(3)
 
 
@@ -514,7 +518,7 @@ def test_a_row_with_half_of_an_emoji_is_left_out_and_named(tmp_path, shards):
         bad = pairs[StreamRow(0, (0, 0, 7), triplet(7, **{column: "hat \ud83d"}))]
         assert isinstance(bad, BadRow)
         assert bad.item.endswith("/row7")
-        assert f"column '{column}': found half of a sign" in bad.reason
+        assert f"column '{column}': found a lone surrogate" in bad.reason
     named = pairs[StreamRow(0, (0, 0, 7), triplet(7, id="row\ud83d", doc_id="\ud83d"))]
     assert isinstance(named, BadRow)
     named.item.encode()
@@ -524,7 +528,7 @@ def test_html_in_the_first_rows_of_a_stream_is_said_and_stripped_where_that_is_a
     rows = [triplet(number, doc_title=f"<b>thing</b> {number} &amp; more") for number in range(4)]
     folder = write_shards(tmp_path / "rows", rows, 1)
     (source,) = opened(tmp_path, folder)
-    assert "of the first rows: warning: 4 × cells that hold HTML" in capsys.readouterr().out
+    assert "in the first rows: warning: 4 × cells with HTML" in capsys.readouterr().out
     assert sample_of(source).products[0].title.startswith("<b>thing")
     (source,) = opened(tmp_path, {"parquet": str(folder), "strip_html": True, "category_separator": "/"})
     assert "HTML" not in capsys.readouterr().out

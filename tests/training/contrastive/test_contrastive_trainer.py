@@ -304,10 +304,10 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
     ours.train()
     file = tmp_path / "run" / "checkpoint-3" / "contrastive_state_0.pt"
     torch.save(torch.load(file, weights_only=True) | {"world_size": 2}, file)
-    with pytest.raises(ResumeError, match="found a run of 2 processes; expected 1"):
+    with pytest.raises(ResumeError, match="found a checkpoint of 2 processes; expected 1"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     file.unlink()
-    with pytest.raises(ResumeError, match="found a run of fewer processes; expected 1"):
+    with pytest.raises(ResumeError, match="found a checkpoint of fewer processes; expected 1"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
 
 

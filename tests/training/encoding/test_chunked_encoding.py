@@ -185,7 +185,7 @@ def test_what_cannot_be_encoded_in_chunks_is_refused():
         ChunkedEncoding(lambda rows: rows, [])
     encoding = ChunkedEncoding(lambda rows: {"v": rows}, [torch.ones(2, 2)])
     encoding.vectors()
-    with pytest.raises(RuntimeError, match="found no gradient"):
+    with pytest.raises(RuntimeError, match="found no vector with a gradient"):
         encoding.backward()
 
 

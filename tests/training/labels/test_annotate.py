@@ -20,7 +20,7 @@ from PIL import Image
 from moon3.__main__ import main
 from product_data.tables import ProductRow, load_tables
 from training.labels.annotate import WritingError, WritingJob, write_attributes
-from training.labels.chat_writer import Answer, ChatWriter, Question, _Drawn, ask_about, load_writer, read_answer
+from training.labels.chat_writer import Answer, ChatWriter, Question, _GumbelNoise, ask_about, load_writer, read_answer
 
 
 def product(number: int, **fields: object) -> ProductRow:
@@ -101,7 +101,7 @@ def test_an_answer_is_read_into_the_ten_keys_in_their_order(text, attributes):
         (Answer("colour: red", finished=False), "the answer was cut off before its end"),
         (Answer(""), "the answer is empty"),
         (Answer("a nice red shoe"), "no 'key: value' in 'a nice red shoe'"),
-        (Answer("colour: red; price: 17"), "keys that are not asked for: price"),
+        (Answer("colour: red; price: 17"), "unknown keys: price"),
         (Answer("colour: red; colour: blue"), "the key 'colour' comes again"),
         (Answer("colour: red <|im_end|>"), "the control token <|im_end|>"),
         (Answer("material: a kind of cloth that looks like linen to me"), "a value of more than 8 words"),
@@ -175,7 +175,7 @@ def test_words_are_drawn_only_with_seeds_and_then_the_same_for_the_same_seed(cha
     assert chat(questions, seeds=[1, 2]) == chat(questions, seeds=[1, 2])
     assert len({chat(questions, seeds=[seed, seed])[0].text for seed in range(4)}) > 1
     assert torch.equal(torch.random.get_rng_state(), state)
-    with pytest.raises(ValueError, match="seeds: found 1; expected 2, one for each question"):
+    with pytest.raises(ValueError, match="seeds: found 1; expected 2, a seed for each question"):
         chat(questions, seeds=[1])
 
 
@@ -190,7 +190,7 @@ def test_what_is_drawn_for_a_question_does_not_hang_on_its_neighbours(chat):
 def test_words_are_drawn_with_the_probabilities_of_the_temperature():
     scores = torch.tensor([[1.0, 0.0, -0.5, -30.0]])
     rows = 4000
-    drawn = _Drawn(range(rows))(torch.zeros(rows, 1), scores.expand(rows, -1)).argmax(dim=1)
+    drawn = _GumbelNoise(range(rows))(torch.zeros(rows, 1), scores.expand(rows, -1)).argmax(dim=1)
     shares = torch.bincount(drawn, minlength=4) / rows
     assert torch.allclose(shares, (scores[0] / 0.7).softmax(dim=0), atol=0.025)
 
@@ -221,7 +221,9 @@ def test_a_writer_says_all_that_changes_its_answers(chat, tiny_base, tmp_path):
 
 
 def test_what_is_no_chat_model_is_refused(tmp_path, tiny_base):
-    with pytest.raises(ValueError, match="model: .*cannot be loaded .*expected the folder or hub id of a chat model"):
+    with pytest.raises(
+        ValueError, match="model: .*cannot be loaded .*expected the folder or hub id of a vision-language chat"
+    ):
         load_writer(str(tmp_path), "cpu")
 
 
@@ -361,7 +363,8 @@ def test_answers_of_another_model_are_refused_unless_they_are_to_be_overwritten(
     write_attributes([product(1)], Scripted(red), job(tmp_path))
     other = job(tmp_path, model="another")
     with pytest.raises(
-        WritingError, match="model 'scripted', not 'another'; expected the same, another output, or --overwrite"
+        WritingError,
+        match="model 'scripted', not 'another'; expected the same settings, another output, or --overwrite",
     ):
         write_attributes([product(1)], Scripted(red), other)
     writer = Scripted(red)
@@ -382,7 +385,7 @@ def with_settings(**settings) -> Scripted:
         (
             {"max_new_tokens": 64, "dtype": "float32"},
             {},
-            "max_new_tokens 128, not 64; expected the same, another output",
+            "max_new_tokens 128, not 64; expected the same settings, another output",
         ),
         (
             {"max_new_tokens": 64, "dtype": "bfloat16"},
@@ -421,7 +424,9 @@ def test_a_journal_with_a_line_that_is_no_json_is_refused_and_kept(tmp_path):
     journal = tmp_path / "out.parquet.answers.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'{"shown"', b"\0\0\0", 1))
     before = journal.read_bytes()
-    with pytest.raises(WritingError, match="answers.jsonl holds a line that is no JSON .*expected the file as it was"):
+    with pytest.raises(
+        WritingError, match="answers.jsonl: found a line that is not valid JSON .*expected the unchanged file"
+    ):
         write_attributes([product(1)], Scripted(red), job(tmp_path))
     assert journal.read_bytes() == before
     write_attributes([product(1)], Scripted(red), job(tmp_path, overwrite=True))
@@ -491,7 +496,9 @@ def test_a_job_that_cannot_be_done_is_refused(tmp_path, options, message):
 
 @pytest.mark.parametrize("products", [[], [product(1), product(1)]])
 def test_no_products_or_one_id_twice_is_refused(tmp_path, products):
-    with pytest.raises(WritingError, match="products: found .*expected at least one product, each with a product_id"):
+    with pytest.raises(
+        WritingError, match="products: found .*expected at least one product, each with a distinct product_id"
+    ):
         write_attributes(products, Scripted(red), job(tmp_path))
 
 

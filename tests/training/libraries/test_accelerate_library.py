@@ -10,7 +10,7 @@ from training.libraries.accelerate_library import (
     USE_DEEPSPEED,
     USE_FSDP,
     USE_PARALLELISM_CONFIG,
-    launched,
+    sharding_backend,
 )
 from training.parallel import launching
 
@@ -85,4 +85,4 @@ def test_the_launch_is_read_from_the_environment(monkeypatch, values, way):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert launched() == way
+    assert sharding_backend() == way

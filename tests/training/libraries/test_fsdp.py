@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from training.libraries.fsdp import keep_in_step, under_its_own_class, whole_parameters
+from training.libraries.fsdp import prepare_sharded_model, whole_parameters, with_original_class
 
 pytestmark = pytest.mark.lowest
 
@@ -90,7 +90,7 @@ def sharded(tmp_path):
 
 
 def test_lists_reach_the_layers_of_a_sharded_model_as_they_are(sharded):
-    keep_in_step(sharded)
+    prepare_sharded_model(sharded)
     values, seen = sharded(torch.ones(3, 4))
     assert seen == [3, 3]
     assert torch.equal(values, torch.full((3, 4), 36.0))
@@ -108,7 +108,7 @@ def test_weights_in_parts_are_shown_whole_and_their_gradient_comes_back(sharded)
 
 def test_a_sharded_model_is_of_its_own_class_for_a_while(sharded):
     assert type(sharded) is not Model
-    with under_its_own_class(sharded):
+    with with_original_class(sharded):
         assert type(sharded) is Model
         assert inspect.getsourcefile(type(sharded)) == __file__
     assert isinstance(sharded, FSDPModule)

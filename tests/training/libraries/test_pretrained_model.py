@@ -7,7 +7,7 @@ from private_names import uses_of
 from torch import nn
 from transformers import PreTrainedModel
 
-from training.libraries.pretrained_model import initialize, layers_in_one_piece
+from training.libraries.pretrained_model import initialize, no_split_layers
 
 pytestmark = pytest.mark.lowest
 
@@ -47,8 +47,8 @@ class Model(nn.Module):
 
 
 def test_layers_and_fresh_weights_are_the_models_own():
-    assert layers_in_one_piece(Model()) == ["Layer"]
-    assert layers_in_one_piece(nn.Linear(1, 1)) == []
+    assert no_split_layers(Model()) == ["Layer"]
+    assert no_split_layers(nn.Linear(1, 1)) == []
     part = nn.Sequential(nn.Linear(2, 2))
     initialize(part, Model())
     assert torch.equal(part[0].weight, torch.ones(2, 2))

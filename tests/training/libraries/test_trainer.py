@@ -8,7 +8,7 @@ from private_names import uses_of
 from transformers import Trainer, TrainingArguments
 from trl import GRPOTrainer
 
-from training.libraries.trainer import TrainerSteps, call_the_cpu_cpu
+from training.libraries.trainer import TrainerSteps, use_plain_cpu_device
 
 pytestmark = pytest.mark.lowest
 
@@ -119,5 +119,5 @@ def test_the_steps_do_what_trainer_does_where_nothing_is_overridden():
 
 def test_the_device_of_arguments_on_a_cpu_bears_no_number(tmp_path):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    call_the_cpu_cpu(arguments)
+    use_plain_cpu_device(arguments)
     assert str(arguments.device) == "cpu"

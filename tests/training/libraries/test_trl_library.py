@@ -104,5 +104,5 @@ def test_the_steps_do_what_the_library_does_where_nothing_is_overridden():
     given = plain.score_tokens(lambda *args, **kwargs: (args, kwargs), "model", "ids", "mask", 3, batch_size=2)
     assert given == (("model", "ids", "mask", 3), {"batch_size": 2})
     assert plain.chunk_loss(lambda: 0.5, "model", {}) == 0.5
-    with plain.while_drawing() as nothing:
+    with plain.generation_context() as nothing:
         assert nothing is None

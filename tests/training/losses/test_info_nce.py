@@ -84,8 +84,8 @@ def test_equal_scores_cost_the_logarithm_of_the_number_of_candidates():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query_BD": torch.ones(2, 4)}, "one width D"),
-        ({"query_BD": torch.ones(2, 3, 1)}, "one width D"),
+        ({"query_BD": torch.ones(2, 4)}, "same width D"),
+        ({"query_BD": torch.ones(2, 3, 1)}, "same width D"),
         ({"query_BD": torch.ones(0, 3), "target_B": torch.zeros(0, dtype=torch.int64)}, "at least one query"),
         ({"target_B": torch.tensor([0])}, "target_B: found shape"),
         ({"target_B": torch.tensor([0.0, 1.0])}, "int64"),
@@ -266,7 +266,7 @@ def test_positives_and_weights_that_do_not_fit_are_refused(change, message, kern
     [
         ([], {}, "found 0 tensors"),
         (torch.ones(5, 3), {"block_size": 0}, "found 1 tensors, 0"),
-        ([torch.ones(5, 3), torch.ones(2, 4)], {}, "one width D"),
+        ([torch.ones(5, 3), torch.ones(2, 4)], {}, "same width D"),
         ([torch.ones(1, 3), torch.ones(5, 3)], {}, "found values from 0 to 1; expected 0 to 0"),
         (torch.ones(5, 3), {"excluded": torch.zeros(2, 4, dtype=torch.bool)}, "excluded_BC: found shape"),
     ],

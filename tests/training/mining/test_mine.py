@@ -352,8 +352,8 @@ def test_what_cannot_be_mined_is_refused_in_a_sentence(tiny_moon, catalogue, tmp
         assert message in capsys.readouterr().err
     products = [ProductRow("p0", title="x")]
     for queries, message in (
-        ([], "has 0 queries and 1 products"),
-        ([QueryRow("q", "text", "x", positives=("p0",))] * 2, "query_id 'q' is used twice"),
+        ([], "found 0 queries and 1 products"),
+        ([QueryRow("q", "text", "x", positives=("p0",))] * 2, "found query_id 'q' twice"),
     ):
         tables = ProductTables("shop", products, queries, ValidationReport("shop", 1, 0, {}))
         with pytest.raises(MiningError, match=message):

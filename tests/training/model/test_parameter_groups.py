@@ -42,7 +42,7 @@ def test_other_settings_stay_and_the_schedule_scales_every_rate():
 def test_patterns_that_fit_nothing_and_negative_rates_are_refused():
     model, optimizer = model_and_optimizer()
     for pattern in ("*expert*", "visual.bias"):
-        with pytest.raises(ValueError, match="found no learning parameter like"):
+        with pytest.raises(ValueError, match="found no trainable parameter like"):
             group_by_rate(optimizer, model, {pattern: 0.1})
     with pytest.raises(ValueError, match="found -1 for 'head"):
         group_by_rate(optimizer, model, {"head*": -1})

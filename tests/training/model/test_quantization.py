@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
 from training.assembly import starting_model
-from training.assembly.starting_model import choose_what_learns, load_start, save_trained, whole_trained
+from training.assembly.starting_model import load_start, make_trainable
+from training.assembly.trained_model import save_trained, whole_trained
 from training.model import quantization
 from training.model.quantization import WHOLE_MODULES, check_quantization, quantization_config
 from training.recipe.arguments import RecipeError, parse_recipe
@@ -32,7 +33,7 @@ def asked(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": None}, "quantization: found 4bit without lora; expected with lora"),
+        ({"lora": None}, "quantization: found 4bit without lora; expected lora"),
         ({"architecture": "dual_tower"}, "quantization: found 4bit with architecture dual_tower; expected moon"),
     ],
 )
@@ -99,7 +100,7 @@ def test_the_base_is_loaded_quantised_and_what_was_learned_is_saved_over_the_who
     assert loaded[0]["quantization_config"].load_in_4bit
     assert loaded[0]["device_map"] == {"": recipe.training.device}
     assert loaded[0]["dtype"] == torch.bfloat16
-    learner = choose_what_learns(model, recipe.model)
+    learner = make_trainable(model, recipe.model)
     for name, parameter in learner.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(parameter)

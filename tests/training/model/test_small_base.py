@@ -23,7 +23,7 @@ def test_a_picture_that_is_smaller_than_the_least_is_enlarged_and_a_large_one_ke
 
 @pytest.mark.parametrize("least", [0, 5])
 def test_a_least_number_of_image_tokens_below_1_or_above_the_most_is_refused(tmp_path, least):
-    with pytest.raises(ValueError, match=f"min_image_tokens={least}; expected 1 to max_image_tokens=4"):
+    with pytest.raises(ValueError, match=f"min_image_tokens: found {least}; expected 1 to max_image_tokens=4"):
         make_base(tmp_path / "base", texts=["a"], min_image_tokens=least, max_image_tokens=4)
 
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from modeling_moon import MoonModel
 from training.parallel import launching
-from training.parallel.launching import check_launch, launched, zero_stage
+from training.parallel.launching import check_launch, sharding_backend, zero_stage
 from training.parallel.sharding import use_fsdp
 from training.recipe.arguments import RecipeError, parse_recipe
 
@@ -86,7 +86,7 @@ def test_accelerate_knows_every_key_of_a_launch_file(path):
 
 def test_the_fsdp_file_gives_a_plugin_of_the_second_version(monkeypatch):
     launch(monkeypatch, "fsdp2.yaml")
-    assert launched() == "fsdp"
+    assert sharding_backend() == "fsdp"
     check_launch(recipe())
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
@@ -104,7 +104,7 @@ def test_a_torch_whose_fsdp_passes_over_unused_weights_is_refused(monkeypatch):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_deepspeed_files_give_the_settings_that_accelerate_hands_to_deepspeed(monkeypatch, stage):
     launch(monkeypatch, f"deepspeed_zero{stage}.yaml")
-    assert (launched(), zero_stage()) == ("deepspeed", stage)
+    assert (sharding_backend(), zero_stage()) == ("deepspeed", stage)
     plugin = DeepSpeedPlugin()
     plugin.set_mixed_precision("bf16")
     found = plugin.deepspeed_config
@@ -135,7 +135,7 @@ def test_without_a_launch_file_nothing_is_refused():
         ({"quantization": "4bit"}, "quantization: found 4bit with a launch for fsdp"),
         ({"stage": "joint"}, "stage: found joint with a launch for fsdp; .* or contrastive"),
         ({"train_minutes": 3.0}, "train_minutes: found 3.0 .* or max_steps"),
-        ({"queue_momentum": 0.99}, "queue_momentum: found 0.99 .* or leaving it out"),
+        ({"queue_momentum": 0.99}, "queue_momentum: found 0.99 .* or null"),
         ({"world_size": 1}, "processes: found 1 .* or 2 or more"),
     ],
 )
@@ -166,7 +166,7 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(monkeypatch, variabl
 def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     launch(monkeypatch, "deepspeed_zero2.yaml")
-    with pytest.raises(ValueError, match="DeepSpeed: found no GPU; expected GPUs .where we have not run it"):
+    with pytest.raises(ValueError, match="DeepSpeed: found no GPU; expected GPUs .we have not tested it"):
         check_launch(recipe())
 
 

@@ -22,7 +22,7 @@ from words import words
 from modeling_moon import MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
-from training.assembly.starting_model import save_trained
+from training.assembly.trained_model import save_trained
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair

@@ -22,7 +22,7 @@ from modeling_moon import MoonForConditionalGeneration
 from modeling_moon.thinking_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
-from training.assembly.starting_model import choose_what_learns
+from training.assembly.starting_model import make_trainable
 from training.batches.collate import UnreadableBatchError
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
 from training.batches.pairs import Pair
@@ -420,7 +420,7 @@ def test_adapters_over_a_bfloat16_base_learn_in_its_precision(joint, tmp_path):
     lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     processor, args = settings_of(joint, arguments(tmp_path, bf16=True, steps=1))
     base = MoonForConditionalGeneration.from_pretrained(joint, dtype=torch.bfloat16)
-    model = choose_what_learns(base, ModelArguments(base="base", lora=lora))
+    model = make_trainable(base, ModelArguments(base="base", lora=lora))
     settings = {"pairs": Pairs("bt"), "processor": processor, "loss": InfoNCELoss(0.2), "queue": NegativeQueue(2)}
     trainer = MoonGRPOTrainer(
         model=model, args=args, rewards=WEIGHTS, reasoning=ReasoningArguments(stage="grpo", kl_weight=0.1), **settings
@@ -559,7 +559,9 @@ def test_an_unreadable_pair_without_substitute_is_named(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
     broken = trainer.ahead.collator.pairs[0]
     broken.products[0]["images"] = [b"no picture"]
-    with pytest.raises(UnreadableBatchError, match="1 pairs without a substitute to read: p0: images"):
+    with pytest.raises(
+        UnreadableBatchError, match="found 1 pairs without a readable substitute; expected one for each: p0: images"
+    ):
         trainer.train()
 
 
@@ -624,7 +626,7 @@ def test_pictures_that_vllm_would_not_see_are_refused(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
     trainer.use_vllm = True
     with pytest.raises(
-        ValueError, match=r"vllm: found pictures in a step of \['p0', 'p1', 'q0', 'q1'\]; expected texts"
+        ValueError, match=r"vllm: found pictures in a step with \['p0', 'p1', 'q0', 'q1'\]; expected only texts"
     ):
         rollouts_of(trainer, 2)
 

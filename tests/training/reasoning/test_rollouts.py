@@ -103,7 +103,9 @@ def test_a_substitute_stands_in_for_both_sides_of_an_unreadable_pair(processor):
 def test_a_pair_without_a_substitute_is_refused_by_name(processor):
     pairs = mixed()
     pairs[0].products[0]["images"] = [b"no picture"]
-    with pytest.raises(UnreadableBatchError, match="1 pairs without a substitute to read: pa: images"):
+    with pytest.raises(
+        UnreadableBatchError, match="found 1 pairs without a readable substitute; expected one for each: pa: images"
+    ):
         PromptCollator(processor, pairs, 1).prompts(rows_of([0, 1], 1))
 
 
@@ -138,7 +140,7 @@ def test_prompts_made_ahead_by_workers_are_those_made_when_asked_for(processor):
     for numbers in asked:
         rows = [row | {"pair": number} for number in numbers for row in rows_of([0], 2)]
         made, wanted = ahead.prompts(rows), here.prompts(rows)
-        loaders.append(ahead._made)
+        loaders.append(ahead._iterator)
         assert wanted.batch["process"] == os.getpid() != made.batch["process"]
         same(made, wanted)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -164,7 +166,7 @@ def test_a_pair_that_a_worker_cannot_read_is_named(processor):
     pairs[1].products[0]["images"] = [b"no picture"]
     ahead = PromptsAhead(PromptCollator(processor, pairs, 1), stride=1, workers=1)
     same(ahead.prompts(rows_of([0], 1)), PromptCollator(processor, pairs, 1).prompts(rows_of([0], 1)))
-    with pytest.raises(UnreadableBatchError, match="no pair of this batch can be read: pb: images"):
+    with pytest.raises(UnreadableBatchError, match="batch: found no readable pair; expected at least one: pb: images"):
         ahead.prompts(rows_of([1], 1))
 
 

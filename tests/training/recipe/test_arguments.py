@@ -107,7 +107,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"instructions": {"query": " "}}, "instructions.query: found ' '; expected text that is not empty"),
         ({"instructions": {"query": 3}}, r"instructions.query: found 3 \(an integer\); expected text"),
         ({"evaluate_products": 0}, "evaluate_products: found 0; expected a number of at least 1"),
-        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the launcher spreads a model over GPUs: .*fsdp2.yaml"),
+        ({"fsdp": "full_shard"}, "'fsdp' cannot be set; the launcher shards a model over GPUs: .*fsdp2.yaml"),
         ({"accelerator_config": {"dispatch_batches": True}}, "'accelerator_config' cannot be set"),
         ({"data_seed": 5}, "'data_seed' cannot be set; seed decides which pairs are drawn"),
         ({"eval_steps": 5}, "'eval_steps' cannot be set; .* use evaluate_before and evaluate_after"),
@@ -140,8 +140,8 @@ def test_what_cannot_work_is_refused_by_key(recipe, values, message):
         (["--seed", "x"], r"seed: found 'x' \(text\); expected an integer"),
         (["--resume_from_checkpoint", "x"], "run the same command again"),
         (["stray"], "found 'stray' without its --key"),
-        (["--seed.x", "3"], "seed is no mapping"),
-        (["--moon.embedding_dim"], "--moon.embedding_dim has no value"),
+        (["--seed.x", "3"], "found --seed.x, but seed is not a mapping"),
+        (["--moon.embedding_dim"], "found --moon.embedding_dim without a value"),
         (["--moon.embedding_dim", "{8"], r"--moon.embedding_dim: found '\{8'; expected a YAML value"),
     ],
 )
@@ -166,7 +166,10 @@ def test_lists_are_written_on_the_command_line_as_words_or_as_yaml(recipe):
     ("arguments", "message"),
     [
         (["--matryoshka_dims", "[16"], r"--matryoshka_dims: found '\[16'; expected a list such as"),
-        (["--matryoshka_dims", "[16]", "32"], r"--matryoshka_dims: found more after '\[16\]'; expected one list"),
+        (
+            ["--matryoshka_dims", "[16]", "32"],
+            r"--matryoshka_dims: found values after '\[16\]'; expected a single list",
+        ),
         (["--matryoshka_dims", "[a]"], r"matryoshka_dims\[0\]: found 'a' \(text\); expected an integer"),
         (["--no_evaluate_after"], "found --no_evaluate_after; expected --evaluate_after false"),
         (["--no-evaluate-after"], "found --no_evaluate_after; expected --evaluate_after false"),

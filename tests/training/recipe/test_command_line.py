@@ -83,7 +83,7 @@ def test_parts_of_a_mapping_and_the_mapping_count_in_the_order_in_which_they_are
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed"], "command line: --seed has no value"),
+        (["--seed"], "command line: found --seed without a value"),
         (["--seed", "1", "2"], "command line: found '2' without its --key"),
         (["--query_mix", "{t: 1, t: 2}"], "key 't' found twice"),
         (["--query_mix", "{t"], r"--query_mix: found '\{t'; expected a mapping"),

@@ -42,7 +42,7 @@ def test_old_names_in_a_file_become_the_new_ones_with_a_warning_and_in_their_ord
         parsed = parse_recipe([path])
     assert list(parsed.pairs.query_mix.items()) == [("mm", 2), ("i", 1)]
     assert list(parsed.pairs.product_mix.items()) == [("t", 1), ("mm", 3)]
-    sentences = [str(one.message) for one in said if "goes with the next version" in str(one.message)]
+    sentences = [str(one.message) for one in said if "the next version removes the old name" in str(one.message)]
     assert len(sentences) == 3
     assert any(f"{path}: target_mix is now product_mix" in one for one in sentences)
     assert any("query_mix: {'both': 2, 'image': 1} is now query_mix: {'mm': 2, 'i': 1}" in one for one in sentences)
@@ -92,7 +92,10 @@ def test_old_names_are_understood_in_a_cold_start_and_in_a_suite(recipe, tmp_pat
     [
         ({"target_mix": {"t": 1}, "product_mix": {"t": 1}}, "product_mix: found it also under its old name"),
         ({"query_mix": {"text": 1, "t": 2}}, "query_mix: found parts under their old and new names"),
-        ({"filter_kappa": 10.0}, "filter_kappa: found 10.0; expected leaving it out: .* kappa of .*SampleFilter"),
+        (
+            {"filter_kappa": 10.0},
+            "filter_kappa: found 10.0; expected the key to be left out: .* kappa of .*SampleFilter",
+        ),
         ({"query_mix": {"picture": 1}}, "query_mix: unknown key 'picture'; the nearest known key is"),
     ],
 )
@@ -102,7 +105,7 @@ def test_what_is_not_clear_is_refused(recipe, values, message):
 
 
 def test_a_removed_key_with_its_default_is_left_out_with_a_warning(recipe):
-    with pytest.warns(FutureWarning, match="filter_kappa is no key of recipes now, but kappa of .*; leave it out"):
+    with pytest.warns(FutureWarning, match="filter_kappa is no longer a recipe key, but kappa of .*; leave it out"):
         assert "filter_kappa" not in parse_recipe([recipe(filter_kappa=20)]).resolved
 
 

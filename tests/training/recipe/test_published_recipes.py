@@ -169,7 +169,7 @@ def test_the_queue_keeps_the_number_of_candidates_near_two_hundred_times_those_o
 
 def test_an_explicit_number_of_steps_stays_for_any_number_of_processes():
     assert [queue_length(steps, 64) for steps in (0, 7, 99)] == [0, 7, 99]
-    with pytest.raises(ValueError, match="queue_steps: found 'many'; expected auto, or a whole number"):
+    with pytest.raises(ValueError, match="queue_steps: found 'many'; expected auto, or an integer"):
         queue_length("many", 1)
 
 

@@ -41,7 +41,7 @@ def recipe(tmp_path):
         ({**COLD, "bucket_batches": 2}, "bucket_batches: found 2; expected only with streaming, or without stage"),
         (
             {**JOINT, "streaming": True, "data": ["owner/shop"]},
-            "streaming: found True with stage: grpo, .* reads pairs by number .* a cold start may be streamed",
+            "streaming: found True with stage: grpo, .* reads pairs by index .* A cold start can be streamed",
         ),
         ({**COLD, "architecture": "dual_tower"}, "architecture: found 'dual_tower'; expected moon"),
         ({**JOINT, "rewards": {"beauty": 1}}, "rewards: found 'beauty'; expected attributes, contradiction"),
@@ -49,7 +49,10 @@ def recipe(tmp_path):
         ({**JOINT, "rollouts": 1}, "rollouts: found 1; expected a number of at least 2"),
         ({**JOINT, "rollout_chunk_size": 7}, "rollout_chunk_size: found 7; expected a divisor of 64"),
         ({**JOINT, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps: found 2 .* rollout_chunk_size"),
-        ({**JOINT, "rollout_top_p": 0}, "rollout_top_p: found 0; expected leaving it out: .* top_p of trl.GRPOConfig"),
+        (
+            {**JOINT, "rollout_top_p": 0},
+            "rollout_top_p: found 0; expected the key to be left out: .* top_p of trl.GRPOConfig",
+        ),
         ({**JOINT, "rollout_temperature": 0}, "rollout_temperature: found 0; expected a number above 0"),
         ({**JOINT, "unreasoned_share": 1.5}, "unreasoned_share: found 1.5; expected .* at most 1"),
         (

@@ -30,7 +30,7 @@ def test_a_malformed_reasoning_has_a_length_all_the_same():
 
 @pytest.mark.parametrize("budget", [0, -1])
 def test_a_budget_without_room_is_refused(budget):
-    with pytest.raises(ValueError, match=rf"max_reasoning_tokens\[0\]: found {budget}; expected whole numbers"):
+    with pytest.raises(ValueError, match=rf"max_reasoning_tokens\[0\]: found {budget}; expected an integer"):
         reward(8, budget)
 
 

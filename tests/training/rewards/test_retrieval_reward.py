@@ -88,9 +88,9 @@ def test_half_precision_is_compared_in_single():
         ([[0.1], []], [[0.1], [0.1]], r"positive_similarities\[1\]: found no similarity"),
         ([[0.1], [math.nan]], [[0.1], [0.1]], r"positive_similarities\[1\]: found NaN or an infinite number"),
         ([[0.1]], [[0.1, math.inf]], r"negative_similarities\[0\]: found NaN or an infinite number"),
-        ([[[0.1]]], [[0.1]], r"positive_similarities\[0\]: found the shape \(1, 1\)"),
-        ([0.1], [[0.1]], r"positive_similarities\[0\]: found the shape \(\)"),
-        ([[0.1]], [[[0.1]]], r"negative_similarities\[0\]: found the shape \(1, 1\)"),
+        ([[[0.1]]], [[0.1]], r"positive_similarities\[0\]: found shape \(1, 1\)"),
+        ([0.1], [[0.1]], r"positive_similarities\[0\]: found shape \(\)"),
+        ([[0.1]], [[[0.1]]], r"negative_similarities\[0\]: found shape \(1, 1\)"),
         ([[0.1], [0.2]], [[0.1]], r"negative_similarities: found 1 rows; expected 2"),
     ],
 )

@@ -120,7 +120,7 @@ def test_killed_during_a_save_and_resumed_equals_uninterrupted(recipe, uninterru
     assert not is_complete(half)
     assert run_here(recipe, output_dir) == 0
     printed = capsys.readouterr().out
-    assert f"{half}: removed, its save was interrupted" in printed
+    assert f"{half}: removed, because its save was interrupted" in printed
     assert f"resuming from {output_dir / 'checkpoint-3'}" in printed
     assert_same_run(uninterrupted, output_dir)
 

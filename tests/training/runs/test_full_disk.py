@@ -67,7 +67,7 @@ def stopped_and_gone_on(room, last):
     with contextlib.redirect_stderr(said):
         assert main([recipe, "--output_dir", str(run)]) == 3, room
     said = said.getvalue()
-    assert f"checkpoint-{last} is whole" in said and "could not be written" in said, said
+    assert f"checkpoint-{last} is complete" in said and "could not be written" in said, said
     assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-2", "checkpoint-4"][: last // 2], room
     assert all(is_complete(path) for path in RunFolder(run).checkpoints()) and not list(run.glob("final*")), room
     ballast.unlink()
@@ -76,7 +76,7 @@ def stopped_and_gone_on(room, last):
     assert all(torch.equal(whole[name], again[name]) for name in whole), room
     return said
 
-assert "checked before anything of it was written" in stopped_and_gone_on(checkpoint // 2, last=2)
+assert "checked before writing" in stopped_and_gone_on(checkpoint // 2, last=2)
 exact_resumption.check_space = lambda folder: None
 reasons = [stopped_and_gone_on(int(share * checkpoint), last=2) for share in (0, 0.3, 0.8)]
 reasons.append(stopped_and_gone_on(final // 2, last=4))
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_written_stops_the_run_which_then_goes_on_exactly(
     monkeypatch.undo()
     message = capsys.readouterr().err
     last = f"checkpoint-{4 if moment == 'the trained model' else 2}"
-    for part in ("could not be written", " free of ", "needed: about ", f"{last} is whole", f"resumes from {last}"):
+    for part in ("could not be written", " free of ", "needed: about ", f"{last} is complete", f"resumes from {last}"):
         assert part in message
     assert [path.name for path in RunFolder(run).checkpoints()] == ["checkpoint-2", "checkpoint-4"][
         : int(last[-1]) // 2
@@ -277,7 +277,7 @@ def test_another_error_is_raised_where_it_happens_and_what_follows_a_full_disk_i
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
     with watch.keeping():
         raise FileNotFoundError("the folder that was not made")
-    with pytest.raises(DiskFullError, match="Disk quota exceeded.*more than 3.00B.*no checkpoint was whole yet"):
+    with pytest.raises(DiskFullError, match="Disk quota exceeded.*more than 3.00B.*no checkpoint is complete yet"):
         watch.stop_together("checkpoint-2", tmp_path / "checkpoint-2")
     assert not (tmp_path / "checkpoint-2").exists()
 

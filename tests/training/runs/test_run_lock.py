@@ -60,10 +60,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_once_it_is_go
     assert main([recipe, "--output_dir", str(run)]) == 2
     said = capsys.readouterr().err
     assert f"{run} is in use by process {holder.pid} of this machine since " in said
-    assert (
-        "expected another folder; or the same command when that process has ended, which then goes on where it stopped"
-        in said
-    )
+    assert "expected another folder, or the same command after that process has ended, which then resumes" in said
     assert [path.name for path in run.iterdir()] == [LOCK_FILE]
     os.kill(holder.pid, signal.SIGKILL)
     while Owner(**json.loads((run / LOCK_FILE).read_text())).may_run(
@@ -80,8 +77,8 @@ def test_a_lock_of_another_machine_is_refused_with_what_to_do(tmp_path):
     here = socket.gethostname()
     with pytest.raises(
         RecipeError,
-        match=rf"in use by process 4242 of the machine gpu7 since .*, as far as can be seen from {here}; expected another "
-        rf"folder; or, once that process has ended, delete {tmp_path}/{LOCK_FILE} and give the same command again",
+        match=rf"in use by process 4242 of the machine gpu7 since .*, which {here} cannot check; expected another "
+        rf"folder. If that process has ended, delete {tmp_path}/{LOCK_FILE} and run the same command again",
     ):
         take(tmp_path)
     (tmp_path / LOCK_FILE).unlink()
@@ -182,7 +179,7 @@ def test_two_processes_that_train_together_are_refused_together(holder, recipe, 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(
-        RecipeError, match="output_dir: .*Not a directory.*; expected a folder that can be made and written"
+        RecipeError, match="output_dir: .*Not a directory.*; expected a folder that can be created and written"
     ):
         take(tmp_path / "file" / "run")
 

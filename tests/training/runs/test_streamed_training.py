@@ -104,7 +104,7 @@ def test_two_processes_killed_at_a_step_and_in_a_save_end_as_the_run_left_alone(
     assert len(found["kills"]) == 2
     assert (found["losses_compared"], found["steps"]) == (6, 6)
     assert min(found["checkpoint_tensors_compared"], found["final_tensors_compared"]) > 10
-    assert "removed, its save was interrupted" in (tmp_path / "killed.log").read_text()
+    assert "removed, because its save was interrupted" in (tmp_path / "killed.log").read_text()
     assert_same_run(tmp_path / "uninterrupted", tmp_path / "killed")
     for run in ("uninterrupted", "killed"):
         for rank in (0, 1):

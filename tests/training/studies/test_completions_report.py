@@ -23,8 +23,8 @@ from PIL import Image
 from moon3.__main__ import main
 from training.rewards import reward_names
 from training.runs.folder import RunFolder
-from training.studies.completions import ReportError, completion_steps, ordered, read_series, read_step
-from training.studies.completions_page import draw_lines, reward_sentence, smoothed
+from training.studies.completions import ReportError, completion_steps, read_series, read_step, sort_pairs
+from training.studies.completions_page import draw_lines, reward_sentence, running_mean
 from training.studies.completions_report import make_report
 
 WELL = "colour: red; material: leather"
@@ -234,7 +234,7 @@ def test_a_gain_is_how_often_the_rank_was_halved(tmp_path):
 def test_the_best_come_first_by_rank_or_by_reward_or_as_they_came(tmp_path):
     rows = pair(0, 8.0, format_reward=0.9) + pair(1, 1.0, format_reward=0.1) + pair(2, 4.0, format_reward=0.5)
     pairs = read_step(write_step(tmp_path, rows), {"format": 1.0})
-    numbers = {order: [one.number for one in ordered(pairs, order)] for order in ("change", "reward", "step")}
+    numbers = {order: [one.number for one in sort_pairs(pairs, order)] for order in ("change", "reward", "step")}
     assert numbers == {"change": [1, 2, 0], "reward": [0, 2, 1], "step": [0, 1, 2]}
 
 
@@ -311,7 +311,7 @@ def test_the_page_says_what_each_rollout_wrote_and_what_it_got(tmp_path):
     assert "mean rank after | 3.25 | 4.50 | 2.00" in words
     assert "well formed | 4 (100 %)" in words
     assert "rank worse | 1 (25 %) | 1 (50 %) | 0 (0 %)" in words
-    assert "not for 1" in words
+    assert "does not apply to 1" in words
 
 
 def test_nothing_that_was_written_becomes_markup_and_nothing_is_fetched(tmp_path):
@@ -341,7 +341,7 @@ def test_nothing_that_was_written_becomes_markup_and_nothing_is_fetched(tmp_path
         (" just words", "no 'key: value' in"),
         ("colour: red; colour: blue", "the key 'colour' comes again"),
         ("colour: red; size", "not read: no 'key: value' in 'size'"),
-        (WELL, "not closed within its tokens"),
+        (WELL, "not closed within the maximum length"),
     ],
 )
 def test_a_malformed_reasoning_is_marked_and_says_why(tmp_path, text, said):
@@ -380,17 +380,17 @@ def test_the_largest_changes_of_ranks_stand_first_and_what_is_cut_is_said(tmp_pa
     write_metrics(tmp_path, [{"step": step, "reward": step / 400} for step in range(1, 400)])
     page = rendered(tmp_path, "--items", "4")
     helped, hurt, curves = (page.text.index(said) for said in ("helped most", "hurt most", "Curves"))
-    items = page.text.index("Items: the best by")
+    items = page.text.index("Pairs: the best by")
     assert helped < hurt < curves < items
     named = [
         [int(one) for one in re.findall(r"query q(\d)", page.text[start:stop])]
         for start, stop in ((helped, hurt), (hurt, curves))
     ]
     assert named == [[0, 7, 2], [1, 8, 3]]  # a query and its product changed alike: six of each
-    assert "The first 6 of 12 queries and products, each with the rollout that moved most." in page.text
+    assert "The first 6 of 12 queries and products, each with the rollout of the largest change." in page.text
     assert page.text.count("queries and products, each with") == 1  # of those that it hurt none is cut
-    assert "6 pairs between the best and the worst are left out; more --items show them." in page.text
-    assert "Of more than 300 values neighbours are drawn as their mean." in page.text
+    assert "6 pairs between the best and the worst are left out; a larger --items shows them." in page.text
+    assert "Curves of more than 300 values are drawn as means of neighbours." in page.text
     whole = rendered(tmp_path).text
     assert "left out" not in whole
     assert "6 pairs after these are left out" in rendered(tmp_path, "--items", "4", "--order", "step").text
@@ -400,16 +400,16 @@ def test_one_pair_alone_has_no_worst_half_and_examples_may_be_none(tmp_path):
     write_step(tmp_path, pair(0, 4.0, advantage=0.0))
     words = rendered(tmp_path).text
     assert "the worst by" not in words
-    assert words.count("No rollout of this step did.") == 2
-    assert words.count("degenerate: all rewards alike") == 2
-    assert "degenerate groups (all rewards alike) | 2 (100 %)" in words
+    assert words.count("Reasoning had no such effect in this step.") == 2
+    assert words.count("degenerate: all rewards equal") == 2
+    assert "degenerate groups (all rewards equal) | 2 (100 %)" in words
 
 
 def test_a_run_without_recipe_metrics_and_pictures_is_shown_as_far_as_it_goes(tmp_path):
     write_step(tmp_path, [row()])
     words = rendered(tmp_path).text
-    assert "No weights of the rewards: resolved_recipe.yaml is not there." in words
-    assert "No curves: metrics.jsonl is not there." in words
+    assert "No weights of the rewards: resolved_recipe.yaml does not exist." in words
+    assert "No curves: metrics.jsonl does not exist." in words
     assert "No titles and no pictures" in words
     assert "weighted sum" not in words
     assert "not finished" in words
@@ -447,8 +447,8 @@ def test_titles_attributes_and_small_pictures_come_from_the_recipes_tables(tmp_p
     assert all(abs(one.getpixel((70, 30))[0] - 200) < 8 for one in pictures)
     for said in ("Red <b>bag</b>", "Blue mug", "a red bag", "known: colour: red", "no picture"):
         assert said in page.text
-    assert "have no such product" in page.text
-    assert "have no such query" in page.text
+    assert "do not contain this product" in page.text
+    assert "do not contain this query" in page.text
     assert {number for number, _ in make_report(run, items=1).facts_of} == {0}  # no picture is read that is not shown
     without = rendered(run, "--no-pictures")
     assert without.attributes("src") == []
@@ -483,7 +483,7 @@ def test_a_query_that_the_training_made_of_a_product_says_so(tmp_path, shop):
     run = tmp_path / "run"
     write_recipe(run, data=[str(shop)])
     write_step(run, [row("derived from shop/p0"), row("shop/p0", "product")])
-    assert "The training made it of this product" in rendered(run).text
+    assert "The training derived this query from the product" in rendered(run).text
 
 
 @pytest.mark.parametrize(
@@ -578,7 +578,7 @@ def test_a_long_curve_is_thinned_by_means_and_has_its_running_mean_above():
 
 def test_a_running_mean_is_the_mean_of_the_neighbours():
     values = [(float(place), float(place**2 % 7)) for place in range(100)]
-    found = smoothed(values)
+    found = running_mean(values)
     for place in range(100):
         near = [value for step, value in values if abs(step - place) <= 2]
         assert found[place] == (place, pytest.approx(sum(near) / len(near)))
@@ -605,8 +605,8 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
     write_metrics(tmp_path, lines)
     write_step(tmp_path, [row()])
     words = rendered(tmp_path).text
-    assert "Left out, because not finite: 1 of 3 values." in words
-    assert "No value that can be drawn." in words
+    assert "1 of 3 values are left out, because they are not finite." in words
+    assert "This curve has no finite values." in words
     assert "0.5 → 0.7" in words
 
 
@@ -639,7 +639,7 @@ def test_an_option_that_cannot_be_met_is_refused(tmp_path, capsys, options, said
 def test_an_output_that_is_a_folder_is_refused(tmp_path, capsys):
     write_step(tmp_path, [row()])
     assert main(["completions", str(tmp_path), "--output", str(tmp_path)]) == 2
-    assert "this is a folder; expected the name of a file" in capsys.readouterr().err
+    assert "found a folder; expected the name of a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,13 @@ def test_moments_follow_each_other_and_the_wanted_number_aims_at_saves(seed):
 
 def test_a_moment_has_come_when_its_file_is_there(tmp_path):
     saving, final, step = Moment("save", 2, "optimizer.pt"), Moment("final", file="a"), Moment("step", 3)
-    assert not any(moment.come(tmp_path) for moment in (saving, final, step))
+    assert not any(moment.is_reached(tmp_path) for moment in (saving, final, step))
     for folder, name in (("checkpoint-2", "optimizer.pt"), ("final.partial", "a")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).touch()
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n{"ste')
     assert logged_step(tmp_path) == 3
-    assert all(moment.come(tmp_path) for moment in (saving, final, step))
+    assert all(moment.is_reached(tmp_path) for moment in (saving, final, step))
 
 
 @pytest.fixture
@@ -81,16 +81,16 @@ def test_one_bit_and_one_key_are_found(runs):
     assert differing_losses(whole, killed)[0] == "step 4: loss 1.0 ≠ None"
     changed = torch.tensor([1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(2.0)).item(), 1.0])
     for tensors, found in (
-        ({"a": changed, "b": torch.zeros(2)}, "final: a: other values"),
-        ({"a": torch.ones(3, dtype=torch.float64), "b": torch.zeros(2)}, "final: a: other values"),
-        ({"a": torch.ones(3)}, "final: b: in one of the runs alone"),
+        ({"a": changed, "b": torch.zeros(2)}, "final: a: different values"),
+        ({"a": torch.ones(3, dtype=torch.float64), "b": torch.zeros(2)}, "final: a: different values"),
+        ({"a": torch.ones(3)}, "final: b: in only one of the runs"),
     ):
         save_file(tensors, killed / "final" / "model.safetensors")
         assert differing_weights(whole / "final", killed / "final")[1] == [found]
     (killed / "final" / "model.safetensors").unlink()
     assert differing_weights(whole / "final", killed / "final") == (
         0,
-        ["final/model.safetensors: in one of the runs alone"],
+        ["final/model.safetensors: in only one of the runs"],
     )
     assert differing_weights(whole, killed) == (0, ["killed: no weights"])
 

@@ -80,7 +80,7 @@ def test_sides_take_turns_in_going_first():
     found = take_turns(lambda: calls.append("ours"), lambda: calls.append("other"), 3)
     assert calls == ["ours", "other"] * 2 + ["other", "ours"] + ["ours", "other"]
     assert found["ratio_range"][0] <= found["ratio"] <= found["ratio_range"][1]
-    with pytest.raises(ValueError, match="repeats=0"):
+    with pytest.raises(ValueError, match="repeats: found 0"):
         take_turns(list, dict, 0)
 
 
