@@ -131,7 +131,13 @@ def _table(rows: Sequence[Sequence[Any]], columns: Sequence[str], style: str) ->
 
 
 def short_name(model: str) -> str:
-    """Return a model's name for tables: that of its folder, or that of the run for `final` or `run/final`."""
+    """Return a model's name for tables: that of its folder, or that of the run for `final` or `run/final`.
+
+    The name of a peer, "clip=PLACE", is followed by its kind.
+    """
+    kind, equals, place = model.partition("=")
+    if equals and place and kind.isidentifier():
+        return f"{short_name(place)} ({kind})"
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
     while len(parts) > 1 and parts[-1] in _FOLDERS_OF_RUNS:
         parts.pop()
@@ -257,6 +263,18 @@ def _label_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _compared(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return (direction, scores) of the rows to compare: the five directions, and the other scores of the matrix."""
+    own = result["scores"]
+    more = {
+        f"{asked}2{form}": cell
+        for asked, row in result.get("matrix", {}).items()
+        if asked != "absent"
+        for form, cell in row.items()
+    }
+    return [*own.items(), *((name, cell) for name, cell in more.items() if cell and name not in own)]
+
+
 def comparison_table(
     results: Sequence[dict[str, Any]],
     *,
@@ -297,7 +315,7 @@ def side_by_side(
     cells: dict[tuple[str, str], dict[str, str]] = {}
     chance: dict[tuple[str, str], str] = {}
     for name, result in zip(names, results, strict=True):
-        for direction, scores in result["scores"].items():
+        for direction, scores in _compared(result):
             place = (result["benchmark"], ARROWS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(
@@ -305,7 +323,8 @@ def side_by_side(
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value
-            chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
+            if scores is not None or place not in chance:  # a model without a score does not hide the chance
+                chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
     rows = [[*place, *(row.get(name, _ABSENT) for name in columns), chance[place]] for place, row in cells.items()]
     return ["benchmark", f"{metric}, %", *columns, "chance"], rows
 

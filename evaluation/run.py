@@ -169,7 +169,8 @@ def evaluate_model(
     With "classification", queries with `positive_categories` are classified too, under "query_categories".
 
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an
-    answer count), label_set (the labels of classification and attributes), reasoning (query and product: their modes;
+    answer count), label_set (the labels of classification and attributes), peer (how a peer embeds, see
+    `evaluation.baselines.peers.PeerConfig`; None for a Moon), reasoning (query and product: their modes;
     gate_threshold with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores,
     image_only, absent (direction → why it has no score), per_query (the rank of each query, see `evaluation.per_query`),
     dimensions (for models with narrower vectors, see `evaluate_dimensions`), classification, query_categories,
@@ -192,6 +193,7 @@ def evaluate_model(
         "equal_products": {"identical": "right", "variants": options.variants},
         "label_set": "the categories and values of the whole data set, whatever split is evaluated",
         "reasoning": _reasoning_settings(model, options),
+        "peer": getattr(model.config, "recipe", None),
         "scores": {},
         "image_only": {},
         "absent": {},
@@ -296,7 +298,8 @@ def _vector_cache(
     whole: ProductTables,
 ) -> VectorCache:
     thinking = None if options.max_reasoning_tokens is None else {"max_tokens": options.max_reasoning_tokens}
-    return VectorCache(
+    make = getattr(model, "vector_cache", VectorCache)  # BM25 has its own
+    return make(
         model,
         processor,
         tables.products,
@@ -362,7 +365,7 @@ def evaluate_benchmarks(
     """Evaluate a checkpoint on one or several data sets, and write the results files.
 
     Args:
-        checkpoint: folder or hub id.
+        checkpoint: folder or hub id, or a peer such as "clip=PLACE", see `retrieval.model_kinds`.
         benchmarks: the data sets.
         options: options for all data sets; with several, the names of sheet and reasonings get the name of the
             benchmark.
@@ -402,14 +405,16 @@ def require_scores(results: Sequence[dict[str, Any]]) -> None:
     Raises:
         NothingScoredError: data sets without a score; names them.
     """
-    kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
-    unscored = []
-    for result in results:
-        cells = [cell for form, row in result.get("matrix", {}).items() if form != "absent" for cell in row.values()]
-        if not any((*result["scores"].values(), *result["image_only"].values(), *cells, *map(result.get, kinds))):
-            unscored.append(result["benchmark"])
+    unscored = dict.fromkeys(result["benchmark"] for result in results if not has_scores(result))
     if unscored:
         raise NothingScoredError(f"found no scores for {', '.join(unscored)}; the lines above give the reasons")
+
+
+def has_scores(result: dict[str, Any]) -> bool:
+    """Return whether results have at least one score."""
+    kinds = ("classification", "query_categories", "attributes", "attribute_recall", "shown_attributes")
+    cells = [cell for form, row in result.get("matrix", {}).items() if form != "absent" for cell in row.values()]
+    return any((*result["scores"].values(), *result["image_only"].values(), *cells, *map(result.get, kinds)))
 
 
 def _skipped_sentence(skipped: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: retrieval, classification and attributes on one or several data sets."""
+"""Evaluate models, Moon and its peers: retrieval, classification and attributes on one or several data sets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from evaluation.data_sets import names
     from evaluation.run import BENCHMARKS, OPTIONAL_BENCHMARKS
     from retrieval.encode import QUERY_REASONING, ROW_REASONING, VARIANTS
+    from retrieval.model_kinds import KINDS
 
-    parser.add_argument("--model", required=True, help="folder or hub id of a Moon or dual-tower checkpoint")
+    parser.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="MODEL",
+        help="folder or hub id of a Moon or dual-tower checkpoint, or a peer as KIND=PLACE, with KIND one of "
+        f"{', '.join(KINDS)}; several for one table",
+    )
     parser.add_argument(
         "--benchmark",
         required=True,
@@ -34,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{TABLES}; or one of {', '.join(names())}, if necessary as mbe=FILE",
     )
     parser.add_argument("--split", default="test", help="split to search in, or all (default: test)")
-    parser.add_argument("--output", type=Path, help="results file, or a folder for several benchmarks")
+    parser.add_argument("--output", type=Path, help="results file, or a folder for several benchmarks or models")
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their five nearest products")
     parser.add_argument(
         "--only",
@@ -94,8 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Evaluate and print the results."""
+    from evaluation.peer_table import evaluate_models, models_table, require_some_scores
     from evaluation.report import results_table
-    from evaluation.run import EvaluationOptions, evaluate_benchmarks, load_benchmark, require_scores
+    from evaluation.run import EvaluationOptions, load_benchmark
 
     options = EvaluationOptions(
         split=chosen.split,
@@ -128,9 +138,9 @@ def run(chosen: argparse.Namespace) -> None:
         )
         for source in chosen.benchmark
     ]
-    results = evaluate_benchmarks(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
-    print(results_table(results))
-    require_scores(results)
+    results = evaluate_models(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
+    print(models_table(results) if len(chosen.model) > 1 else results_table(results))
+    require_some_scores(results)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

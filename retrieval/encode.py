@@ -21,23 +21,28 @@ from transformers import AutoModel
 
 import modeling_moon
 import processing_moon
-from modeling_moon.gate_moon import THRESHOLD, MarginGate
+from modeling_moon.gate_moon import MarginGate
 from modeling_moon.thinking_moon import Thinking
 from processing_moon import Reasoning
 from processing_moon.batch_moon import Shortened
 from product_data.duplicates import EqualProducts
 from product_data.errors import OptionError
+from product_data.rows import QUERY_TYPES
 from product_data.tables import ProductRow, QueryRow, TableError
+from retrieval.model_kinds import KINDS as MODEL_KINDS
+from retrieval.model_kinds import CheckpointError, named_kind, require_checkpoint, require_loadable, unread_pictures
+from retrieval.reasoning_options import (
+    QUERY_REASONING,
+    REASONING,
+    ROW_REASONING,
+    VARIANTS,
+    check_reasoning,
+    check_threshold,
+    check_variants,
+)
 from retrieval.shortened import shortened_items
 
 KINDS = ("product", "query")
-# Modes of reasoning for records; "auto" needs a search, see `VectorCache`.
-REASONING = ("none", "generate", "given")
-# Modes for products and queries of tables, which contain no reasoning.
-ROW_REASONING = ("none", "generate")
-QUERY_REASONING = (*ROW_REASONING, "auto")
-# Ways for a search to handle variants of a right answer.
-VARIANTS = ("left_out", "right", "wrong")
 MODEL_TYPES = {modeling_moon.MoonConfig.model_type}
 """Model types whose output has `.embeddings`; a baseline adds its type when its file is imported."""
 _PROGRESS_DELAY_SECONDS = 3.0
@@ -105,25 +110,27 @@ class EncodingSettings:
             raise ValueError(f"thinking={self.thinking!r}; expected a Thinking, a mapping of its arguments, or None")
 
 
-class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be read, or whose vectors cannot be used."""
-
-    exit_status = 2
-
-
 def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
-    """Load model and processor of a checkpoint (Moon or dual tower), in evaluation mode.
+    """Load model and processor of a checkpoint (Moon, dual tower or a peer), in evaluation mode.
 
     Args:
-        path: folder or hub id.
+        path: folder or hub id; for a peer "clip=PLACE" and so on, see `retrieval.model_kinds`.
         device (`str` or `None`): device of the model. Default `None`: the first GPU, or else the CPU.
         dtype: type of the weights. Default "auto": the checkpoint's.
 
     Raises:
-        CheckpointError: no such folder or hub id, a folder without config.json, or a model whose output has no vectors.
+        CheckpointError: no such folder or hub id, a folder without config.json, a model whose output has no vectors, or
+            a model that `require_loadable` refuses.
     """
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path}: found no config.json; expected the folder of a saved checkpoint")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (named := named_kind(path)) is not None:
+        require_loadable(path)
+        try:
+            model, processor = MODEL_KINDS[named[0]].load(named[1], dtype=dtype)
+        except OSError as error:
+            raise CheckpointError(str(error)) from error
+        return model.to(device).eval(), processor
+    require_checkpoint(path)
     try:
         model = AutoModel.from_pretrained(path, dtype=dtype)
     except OSError as error:
@@ -131,8 +138,8 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
     if model.config.model_type not in MODEL_TYPES:
         raise CheckpointError(
             f"{path}: found model type {model.config.model_type!r}; expected a Moon (see moon3 upcycle) or a dual tower"
+            + (f", or a peer by its kind: {', '.join(MODEL_KINDS)}" if MODEL_KINDS else "")
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
 
 
@@ -220,42 +227,6 @@ def encode(
     return Encoded(_unit(stacked, kept), kept, skipped, texts, tokens, shortened)
 
 
-def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequence[str] = REASONING) -> None:
-    """Check that a model and its processor support a mode of reasoning.
-
-    Raises:
-        ValueError: a mode that is not accepted, or that the model or its processor does not support.
-    """
-    if reasoning not in accepted:
-        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(accepted)}")
-    if reasoning == "none":
-        return
-    for part in (getattr(model, "config", None), processor):
-        if getattr(part, "max_reasoning_tokens", None) is None:
-            raise OptionError(
-                f"reasoning={reasoning!r}: this {'processor' if part is processor else 'model'} "
-                f"({type(processor if part is processor else model).__name__}) does not reason, since it lacks "
-                "max_reasoning_tokens; expected 'none', or a moon3 checkpoint"
-            )
-
-
-def check_threshold(query_reasoning: str, threshold: float | None) -> float:
-    """Return the gate's threshold, by default 0.05; it can only be set for queries that reason when unsure ("auto").
-
-    Raises:
-        ValueError: a threshold without "auto", or outside [0, 2].
-    """
-    if threshold is None:
-        return THRESHOLD
-    if query_reasoning != "auto":
-        raise OptionError(
-            f"gate_threshold={threshold} with query_reasoning={query_reasoning!r}; expected query_reasoning='auto'"
-        )
-    if not 0 <= threshold <= 2:
-        raise OptionError(f"gate_threshold={threshold}; expected a number in [0, 2], a difference of two cosines")
-    return threshold
-
-
 def describe_skipped(records: str, encoded: Encoded) -> str:
     """Return a sentence that all records were skipped, with the reason for the first.
 
@@ -268,17 +239,6 @@ def describe_skipped(records: str, encoded: Encoded) -> str:
         f"all {len(encoded.skipped)} {records} were skipped because they could not be read; "
         f"first: {first.item!r}, {first.field}: {first.reason}"
     )
-
-
-def check_variants(variants: str) -> str:
-    """Check that `variants` is one of `VARIANTS`, and return it.
-
-    Raises:
-        ValueError: another value.
-    """
-    if variants not in VARIANTS:
-        raise OptionError(f"variants={variants!r}; expected {', '.join(VARIANTS)}")
-    return variants
 
 
 def _description(kind: str, options: Mapping[str, Any]) -> str:
@@ -444,6 +404,7 @@ class VectorCache:
                 f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
             )
         self._galleries: dict[str, Encoded] = {}
+        self._refused: dict[str, str] = {}
         self._queries: Encoded | None = None
         self._reasoned: dict[int, tuple[np.ndarray, Reasoning]] = {}
         self._labels: dict[tuple[str, str], np.ndarray] = {}
@@ -459,17 +420,39 @@ class VectorCache:
             made = [record(row) for row in self.products]
             rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
             chosen = [made[index] for index in rows]
+            if why := unread_pictures(self.processor, chosen, f"products of the form {form!r}"):
+                return self.refuse_gallery(name, why)
             encoded = self._encode(chosen, self.product_reasoning, form=form)
             self._note_shortened("product", encoded, [str(fields["id"]) for fields in chosen])
             self._galleries[name] = _renumbered(encoded, rows)
         return self._galleries[name]
 
+    def refuse_gallery(self, name: str, why: str) -> Encoded:
+        """Cache a gallery without vectors under `name`, with the reason: the model does not read its records."""
+        self._refused[name] = why
+        self._galleries[name] = Encoded(np.zeros((0, self.model.config.vector_size), np.float32), [], [])
+        return self._galleries[name]
+
+    def refusal(self, name: str) -> str:
+        """Return why a gallery was refused, or "" if it was not, by the name of `varied_gallery` or by form."""
+        return self._refused.get(name, "")
+
+    def unread_queries(self, kind: str) -> str:
+        """Return why the model cannot embed queries of a type ("text", "image", "both"), or "" if it can."""
+        records = [row.record() for row in self.queries if row.type == kind]
+        return unread_pictures(self.processor, records, f"queries of type {kind!r}")
+
     def all_queries(self) -> Encoded:
-        """Return the encoded queries, by index in `queries`; with "auto" without reasoning, as the gate needs them."""
+        """Return the encoded queries, by index in `queries`; with "auto" without reasoning, as the gate needs them.
+
+        Queries of a type that the model does not read are left out, see `unread_queries`.
+        """
         if self._queries is None:
-            records = [row.record() for row in self.queries]
+            unread = {kind for kind in QUERY_TYPES if self.unread_queries(kind)}
+            rows = [index for index, row in enumerate(self.queries) if row.type not in unread]
+            records = [self.queries[index].record() for index in rows]
             reasoning = "none" if self.query_reasoning == "auto" else self.query_reasoning
-            self._queries = self._encode(records, reasoning, kind="query")
+            self._queries = _renumbered(self._encode(records, reasoning, kind="query"), rows)
             self._note_shortened("query", self._queries, [row.query_id for row in self.queries])
         return self._queries
 
@@ -530,7 +513,7 @@ class VectorCache:
 
     def empty_gallery_reason(self) -> str:
         """Return why a gallery is empty although products have its form; "" if there is no such gallery."""
-        return next(
+        return next(iter(self._refused.values()), "") or next(
             (
                 describe_skipped("products", gallery)
                 for gallery in self._galleries.values()

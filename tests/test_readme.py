@@ -129,6 +129,13 @@ def test_the_tables_are_rendered_from_the_result_files():
     assert comparison_table(results, names=names) in PAGES["results.md"]
 
 
+def test_the_table_of_peers_is_rendered_from_the_result_files():
+    files = sorted((ROOT / "results" / "peers").glob("*/*.json"))
+    assert len(files) == 6
+    shown = comparison_table([result for path in files for _, result in read_results(path)])
+    assert "<!-- peers-table -->\n" + shown in PAGES["benchmarks.md"]
+
+
 def test_the_rows_of_the_shops_are_those_of_the_study():
     study = (ROOT / "results" / "shops_study.md").read_text(encoding="utf-8")
     known = {

@@ -53,7 +53,8 @@ def evaluate_query_categories(
         total = sum(_has_category(query, kind) for query in cache.queries)
         if not rows:
             if total:
-                absent[f"query_categories, {kind}"] = f"all {total} queries with categories were skipped"
+                why = cache.unread_queries(kind) or f"all {total} queries with categories were skipped"
+                absent[f"query_categories, {kind}"] = why
             continue
         truth = [[place[name] for name in cache.queries[encoded.kept[row]].positive_categories] for row in rows]
         scores = classification_scores(encoded.vectors[rows], label_LD, truth, resamples=resamples, seed=seed)

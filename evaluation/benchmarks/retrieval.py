@@ -248,6 +248,9 @@ def make_search(
         absent[name] = f"the data has no queries of type {kind!r}"
         return None
     gallery = (searched or cache).gallery(form)
+    if why := _refusal(cache, kind if has_queries else _OWN_PARTS[name][0], searched or cache, form):
+        absent[name] = why
+        return None
     if not gallery.kept:
         skipped = describe_skipped(f"products with {_FORM_NAMES[form]}", gallery) if gallery.skipped else ""
         absent[name] = skipped or f"no product of the gallery has {_FORM_NAMES[form]}"
@@ -261,6 +264,13 @@ def make_search(
         absent[name] = skipped or f"none of the {'queries' if has_queries else 'products'} {condition}"
         return None
     return search
+
+
+def _refusal(cache: VectorCache, asked: str, searched: VectorCache, form: str) -> str:
+    """Return why the model cannot embed the queries (of a type, or products of a form) or the gallery; "" if it can."""
+    if asked in _FORM_NAMES:
+        cache.gallery(asked)
+    return searched.refusal(form) or (cache.refusal(asked) if asked in _FORM_NAMES else cache.unread_queries(asked))
 
 
 def asks_for_category(query: QueryRow) -> bool:

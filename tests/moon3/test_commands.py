@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "mine", "annotate"]
 LATE = [
     "evaluate",
+    "mteb",
     "card",
     "push",
     "report",

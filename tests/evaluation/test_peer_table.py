@@ -1,0 +1,141 @@
+"""One command puts Moons, a dual tower and peers into one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pictures import file_of, noise
+from table_files import write_table
+from tiny_peers import make_clip, make_siglip, make_text_encoder
+
+from evaluation.baselines.dual_tower import DualTower
+from evaluation.peer_table import folder_names, models_table, peer_lines, require_some_scores
+from evaluation.report import short_name
+from evaluation.run import NothingScoredError
+from moon3.__main__ import main
+from processing_moon import MoonProcessor
+from product_data.errors import OptionError
+
+COLOURS = ("red", "blue", "green", "brown")
+NAMES = ("moon1", "moon2", "moon3", "tower", "base (vlm_mean)", "clip (clip)", "siglip (siglip)")
+TEXT_ALONE = ("model (sentence_transformer)", "bm25")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shop"
+    folder.mkdir()
+    products, queries = [], []
+    for number, colour in enumerate(COLOURS):
+        (folder / f"{colour}.png").write_bytes(file_of(noise(48, 40, number)))
+        row = {"id": f"p{number}", "name": f"{colour} shoes", "image": f"{colour}.png"}
+        products.append(row | {"category": f"Home > {'Shoes' if number % 2 else 'Boots'}"})
+        queries.append({"id": f"t{number}", "text": f"a {colour} shoe", "positives": [f"p{number}"]})
+        queries.append({"id": f"i{number}", "image": f"{colour}.png", "positives": [f"p{number}"]})
+    write_table(folder / "products.jsonl", products)
+    write_table(folder / "queries.jsonl", queries)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(
+    tiny_base: Callable[..., Path], tiny_moon: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """The models of `NAMES` and `TEXT_ALONE`, each in a folder of its own name."""
+    root = tmp_path_factory.mktemp("models")
+    presets = {
+        "moon1": tiny_moon(),
+        "moon2": tiny_moon(preset="moon2"),
+        "moon3": tiny_moon(preset="moon3", embedding_dim=32),
+    }
+    for name, place in {**presets, "base": tiny_base()}.items():
+        (root / name).symlink_to(place, target_is_directory=True)
+    processor = MoonProcessor.from_pretrained(tiny_moon())
+    DualTower.from_base(tiny_base(), processor, embedding_dim=32).save_pretrained(root / "tower")
+    processor.save_pretrained(root / "tower")
+    peers = [f"vlm_mean={root / 'base'}", f"clip={make_clip(root / 'clip')}", f"siglip={make_siglip(root / 'siglip')}"]
+    peers += [f"sentence_transformer={make_text_encoder(root / 'text')}", "bm25"]
+    return [*(str(root / name) for name in (*presets, "tower")), *peers]
+
+
+def test_one_command_puts_all_models_into_one_table(
+    models: list[str], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "peers"
+    first, *others = models
+    command = ["evaluate", "--model", first, "--model", *others, "--benchmark", str(shop), "--device", "cpu"]
+    assert main([*command, "--only", "retrieval,classification,matrix", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    head = next(line for line in printed.splitlines() if line.startswith("| benchmark"))
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns == ["benchmark", "R@10, %", *NAMES, *TEXT_ALONE, "chance"]
+    rows = {
+        cells[1]: cells for line in printed.splitlines() if (cells := cells_of(line)) and len(cells) == len(columns)
+    }
+    assert all(cell[0].isdigit() for cell in rows["t→t"][2:])
+    assert all(cell[0].isdigit() for cell in rows["t→mm"][2 : 2 + len(NAMES)])
+    assert rows["t→mm"][2 + len(NAMES) :] == ["–", "–", "100.0"]  # ten of four products
+    assert "clip (clip) on shop: mm is the mean of the unit vectors of what a record has" in printed
+    why = "bm25 reads no pictures, and 4 of 4 products of the form 'mm' have one"
+    assert f"bm25 on shop: no t2mm, i2mm, classification: {why}." in printed
+    assert "the data has no queries of type 'both'" not in printed  # no model has these scores
+    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.json"))
+    assert files == sorted(f"{name}/shop.json" for name in folder_names(models))
+    of_bm25 = json.loads((output / "bm25" / "shop.json").read_text())
+    assert of_bm25["peer"]["reads_pictures"] is False
+    assert of_bm25["matrix"]["t"]["t"]["queries"] == 4
+    of_moon = json.loads((output / "moon1" / "shop.json").read_text())
+    assert (of_moon["peer"], peer_lines(of_moon)) == (None, [])
+    # What peers wrote in another environment joins through its results file.
+    results = [str(output / name / "shop.json") for name in ("moon1", "clip_clip", "bm25")]
+    assert main(["report", *results, "--compare", "R@10"]) == 0
+    assert "clip (clip)" in capsys.readouterr().out
+    assert models_table([of_moon, of_bm25]).count("bm25 on shop") > 0
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output", "all.json"], "expected a folder when there are several models"),
+        (["--reasoning", "generate"], "reasoning with bm25; expected models that reason"),
+        (["--model", "bm25"], "several models are called 'bm25'"),
+        (["--model", "open_clip=nowhere/at-all"], "needs the package open_clip, which is not installed"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_evaluation(
+    models: list[str],
+    shop: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evaluation.peer_table.evaluate_benchmarks", None)  # whoever calls it fails
+    command = ["evaluate", "--model", models[0], "bm25", "--benchmark", str(shop), "--device", "cpu"]
+    assert main([*command, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_data_set_needs_a_score_of_one_model_and_not_of_all() -> None:
+    nothing = {"benchmark": "shop", "scores": {"t2mm": None}, "image_only": {}}
+    require_some_scores([nothing, nothing | {"scores": {"t2mm": {"R@1": 0.5}}}])
+    with pytest.raises(NothingScoredError, match="found no scores for shop"):
+        require_some_scores([nothing, nothing])
+
+
+def test_models_are_called_by_their_folder_and_kind() -> None:
+    assert short_name("clip=patrickjohncyh/fashion-clip") == "fashion-clip (clip)"
+    assert short_name("vlm_mean=runs/x/final") == "x (vlm_mean)"
+    assert short_name("runs/lr=1/final") == "lr=1"
+    assert folder_names(["a/b c", "clip=x/y", "bm25"]) == ["b_c", "y_clip", "bm25"]
+    with pytest.raises(OptionError, match="several models are called 'y'"):
+        folder_names(["x/y", "z/y"])
