@@ -177,6 +177,37 @@ def test_with_our_packages_imported_no_code_is_copied_into_the_cache_and_none_of
     assert [module["type"] for module in modules] == ["sentence_transformer_moon.MoonTransformer"]
 
 
+WITHOUT_CONSENT = """
+import sys
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+for load in (AutoModel.from_pretrained, SentenceTransformer):
+    try:
+        load(sys.argv[1])
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise AssertionError(load)
+assert "modeling_moon" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_neither_the_package_nor_the_flag_loads_nothing_and_runs_no_code_of_the_checkpoint(tiny_moon, tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CONSENT, str(tiny_moon("qwen3_vl", preset="moon3"))],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": ""},
+        stdin=subprocess.DEVNULL,  # the libraries ask a person where there is one
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert not list(tmp_path.rglob("*.py"))
+
+
 def test_a_fresh_checkpoint_holds_all_the_code_that_ships(tiny_moon):
     shipped = {
         path.name for package in ("modeling_moon", "processing_moon") for path in (ROOT / package).glob("*_moon.py")
