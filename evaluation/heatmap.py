@@ -120,7 +120,7 @@ def explain(
     if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
         raise OptionError(f"model: found {type(model).__name__}, which has no joint attention; expected a Moon model")
     if reasoning not in REASONING:
-        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(REASONING)}")
+        raise OptionError(f"reasoning={reasoning!r}; expected one of {', '.join(REASONING)}")
     if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
         raise OptionError(
             f"reasoning={reasoning!r}, but this model does not reason (max_reasoning_tokens is None); expected 'none'"

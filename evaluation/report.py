@@ -288,7 +288,7 @@ def side_by_side(
     common = [k for k in _cutoffs(results) if all(k in result.get("cutoffs", CUTOFFS) for result in results)]
     known = [f"R@{k}" for k in common] + [f"nDCG@{k}" for k in common if all("cutoffs" in result for result in results)]
     if metric not in (*known, "MRR"):
-        raise OptionError(f"metric={metric!r}; expected {', '.join((*known, 'MRR'))}")
+        raise OptionError(f"metric={metric!r}; expected one of {', '.join((*known, 'MRR'))}")
     names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
         raise ValueError(f"found {len(names)} names for {len(results)} results; expected one name per result")

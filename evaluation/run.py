@@ -115,12 +115,12 @@ class EvaluationOptions:
         unknown = [name for name in self.only if name not in (*BENCHMARKS, *OPTIONAL_BENCHMARKS)]
         if unknown or not self.only:
             raise OptionError(
-                f"only={', '.join(self.only)!r}; expected {', '.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}"
+                f"only={', '.join(self.only)!r}; expected one of {', '.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}"
             )
         if self.cutoffs is not None and (not self.cutoffs or min(self.cutoffs) < 1):
             raise OptionError(f"cutoffs={self.cutoffs}; expected numbers of 1 or more")
         if self.attribute_keys not in KEYS:
-            raise OptionError(f"attribute_keys={self.attribute_keys!r}; expected {', '.join(KEYS)}")
+            raise OptionError(f"attribute_keys={self.attribute_keys!r}; expected one of {', '.join(KEYS)}")
         for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,7 +129,7 @@ class EvaluationOptions:
             raise OptionError(f"dimensions={self.dimensions}; expected numbers of 1 or more")
         for name, accepted in (("query_reasoning", QUERY_REASONING), ("product_reasoning", ROW_REASONING)):
             if getattr(self, name) not in accepted:
-                raise OptionError(f"{name}={getattr(self, name)!r}; expected {', '.join(accepted)}")
+                raise OptionError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
         check_variants(self.variants)
         self._check_reasoning()

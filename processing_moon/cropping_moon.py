@@ -223,7 +223,7 @@ class GroundingDetector:
     ) -> None:
         kind = model.config.model_type
         if kind not in CONVENTIONS:
-            raise ValueError(f"GroundingDetector: model type {kind!r}; expected {', '.join(CONVENTIONS)}")
+            raise ValueError(f"GroundingDetector: model type {kind!r}; expected one of {', '.join(CONVENTIONS)}")
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError(
                 f"GroundingDetector: found batch_size={batch_size}, max_new_tokens={max_new_tokens}; expected 1 or more"

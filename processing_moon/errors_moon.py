@@ -48,7 +48,7 @@ def check_choice(name: str, value: Any, accepted: Sequence[Any]) -> None:
         ValueError: such a value.
     """
     if value not in accepted:
-        raise ValueError(f"{name}={value!r} is not known; expected {', '.join(map(repr, accepted))}")
+        raise ValueError(f"{name}={value!r} is not known; expected one of {', '.join(map(repr, accepted))}")
 
 
 def check_budget(name: str, value: Any, optional: bool = False) -> None:

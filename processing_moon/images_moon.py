@@ -152,7 +152,7 @@ def _decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: too many pixels ({error}); expected at most {limits.max_pixels}") from error
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{name}: not an image that can be read; expected {', '.join(_FORMATS)}") from error
+        raise ImageError(f"{name}: not an image that can be read; expected one of {', '.join(_FORMATS)}") from error
     return _decode_opened(image, limits)
 
 

@@ -344,7 +344,7 @@ class MoonProcessor(PromptProcessor):
             return _with_full_stop(options.instruction, "instruction")
         task = default_task if options.task is None else options.task
         if task not in self.instructions:
-            raise ValueError(f"task {task!r} is not known; expected {', '.join(self.instructions)}")
+            raise ValueError(f"task {task!r} is not known; expected one of {', '.join(self.instructions)}")
         return _with_full_stop(self.instructions[task], task)
 
     def _ending(self, row: Row, reasoning: str) -> str:

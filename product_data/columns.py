@@ -163,7 +163,7 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
 
 def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) -> tuple[str, ...]:
     if role not in roles:
-        raise ColumnError(f"columns: found {role!r}; expected {', '.join(sorted(roles))}")
+        raise ColumnError(f"columns: found {role!r}; expected one of {', '.join(sorted(roles))}")
     listed = [] if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for column in listed:
         if column not in names:

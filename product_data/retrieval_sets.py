@@ -107,7 +107,7 @@ def _part(place: str | Path, part: str, split: str | None) -> Rows:
     if root.is_dir():
         paths = [path for path in sorted(root.iterdir()) if path.name.split(".")[0].split("-")[0] in _PARTS[part]]
         if not paths:
-            raise TableError(f"{root}: found no {part}; expected {', '.join(_PARTS[part])} as a folder or file")
+            raise TableError(f"{root}: found no {part}; expected one of {', '.join(_PARTS[part])} as a folder or file")
         return [row for path in paths for row in open_rows(path, split=split)]
     problems = []
     for config in _PARTS[part]:

@@ -49,7 +49,7 @@ class ProductRow:
             ValueError: another form.
         """
         if form not in PRODUCT_FORMS:
-            raise ValueError(f"form={form!r}; expected {', '.join(PRODUCT_FORMS)}")
+            raise ValueError(f"form={form!r}; expected one of {', '.join(PRODUCT_FORMS)}")
         fields: dict[str, Any] = {}
         if form != "i":
             fields |= {"title": self.title, "description": self.description}

@@ -197,7 +197,7 @@ def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, 
         unknown = set(source) - set(accepted)
         if unknown or not source:
             raise TableError(
-                f"source: found {', '.join(sorted(unknown)) or 'no entry'}; expected {', '.join(accepted)}"
+                f"source: found {', '.join(sorted(unknown)) or 'no entry'}; expected one of {', '.join(accepted)}"
             )
         path = source.get("products")
         return (Path(path).parent.name or "tables") if isinstance(path, str | Path) else "tables", dict(source)

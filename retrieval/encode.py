@@ -227,7 +227,7 @@ def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequen
         ValueError: a mode that is not accepted, or that the model or its processor does not support.
     """
     if reasoning not in accepted:
-        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(accepted)}")
+        raise OptionError(f"reasoning={reasoning!r}; expected one of {', '.join(accepted)}")
     if reasoning == "none":
         return
     for part in (getattr(model, "config", None), processor):
@@ -277,7 +277,7 @@ def check_variants(variants: str) -> str:
         ValueError: another value.
     """
     if variants not in VARIANTS:
-        raise OptionError(f"variants={variants!r}; expected {', '.join(VARIANTS)}")
+        raise OptionError(f"variants={variants!r}; expected one of {', '.join(VARIANTS)}")
     return variants
 
 

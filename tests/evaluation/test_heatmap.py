@@ -292,7 +292,7 @@ def test_what_cannot_be_explained_is_refused(
     model, processor = load()
     with pytest.raises(ValueError, match="expected a Moon model"):
         explain(AutoModel.from_pretrained(tiny_base()), processor, [TEXT_ONLY])
-    with pytest.raises(ValueError, match="expected none, generate, given"):
+    with pytest.raises(ValueError, match="expected one of none, generate, given"):
         explain(model, processor, [TEXT_ONLY], reasoning="think")
     with pytest.raises(ValueError, match="this model does not reason"):
         explain(model, processor, [TEXT_ONLY], reasoning="generate")

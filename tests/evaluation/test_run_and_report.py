@@ -148,7 +148,7 @@ def test_the_embedded_catalogue_is_evaluated_on_its_test_split(tiny_moon: Callab
     [
         (["--benchmark", "nowhere"], "nowhere: no such file or folder"),
         (["--split", "tset"], "no split 'tset'; expected one of all, test, train"),
-        (["--only", "recall"], "expected retrieval, classification, attributes"),
+        (["--only", "recall"], "expected one of retrieval, classification, attributes"),
         (["--batch-size", "0"], "batch_size=0; expected 1 or more"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
     ],
@@ -226,7 +226,7 @@ def test_the_comparison_has_a_column_for_each_model() -> None:
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["benchmark", "R@1, %", "before", "after", "chance"]
     assert "10.0 (0.0–20.0)" in first
     assert "90.0 (80.0–100.0)" in first
-    with pytest.raises(ValueError, match="expected R@1, R@5, R@10, MRR"):
+    with pytest.raises(ValueError, match="expected one of R@1, R@5, R@10, MRR"):
         comparison_table([before], metric="recall")
     with pytest.raises(ValueError, match="one name per result"):
         comparison_table([before], names=[])

@@ -21,7 +21,7 @@ def vlm_config(tiny_base):
     ("arguments", "message"),
     [
         ({"redout": "mean"}, "no argument 'redout'; did you mean 'readout'"),
-        ({"readout": "max"}, "readout='max' is not known; expected mean, emb, last"),
+        ({"readout": "max"}, "readout='max' is not known; expected one of mean, emb, last"),
         ({"readout": "emb"}, "needs emb_token_id"),
         ({"expert_routing": "switch"}, "expected none, guided, modality"),
         ({"embedding_dim": 65}, "1 to the base's width 64"),
@@ -55,7 +55,7 @@ def vlm_config(tiny_base):
         ({"max_reasoning_tokens": 8}, "found readout='mean'; expected 'emb'"),
         ({"max_reasoning_tokens": 8, "readout": "emb", "emb_token_id": 9}, "needs think_start_token_id"),
         ({"category_start_token_id": 3}, "go together"),
-        ({"vlm_config": CLIPConfig()}, "model type 'clip'; expected qwen3_vl, qwen2_5_vl"),
+        ({"vlm_config": CLIPConfig()}, "model type 'clip'; expected one of qwen3_vl, qwen2_5_vl"),
         ({"vlm_config": {"hidden_size": 3}}, "model type None"),
         ({"unsloth_version": "1"}, "no argument 'unsloth_version'$"),
         ({"hidden_size": 65}, "hidden_size=65; expected 64, which follows from the other arguments"),
