@@ -398,7 +398,9 @@ def _processor_options(groups: dict[str, dict[str, Any]] | None) -> dict[str, An
     options: dict[str, Any] = {}
     for group, values in (groups or {}).items():
         if group not in ("common", "text", "image"):
-            raise ValueError(f"processing_kwargs: group {group!r} is not known; expected one of 'common', 'text', 'image'")
+            raise ValueError(
+                f"processing_kwargs: group {group!r} is not known; expected one of 'common', 'text', 'image'"
+            )
         options |= values
     for name in ("return_tensors", "instruction", "on_error", "reasoning", "truncation"):
         if name in options:

@@ -200,13 +200,13 @@ class GroundingDetector:
         model: a Qwen2.5-VL or Qwen3-VL model with a language head.
         processor: a `PromptProcessor` or `MoonProcessor` of the same base.
         name: name of the model, for the cache.
-        cache: a JSONL file of detected boxes, keyed by picture, title and model; None for no cache. New boxes are only
-            appended, so that an interrupted run continues.
-        batch_size: number of pictures in a generation. Default 8.
+        cache: a JSONL file of detected boxes, keyed by picture, title and model; None for no cache. New boxes are
+            appended, and an interrupted run therefore continues.
+        batch_size: number of pictures per generation. Default 8.
         max_new_tokens: maximum number of tokens of an answer. Default 96.
 
     Raises:
-        ValueError: a model of another architecture; a `batch_size` or `max_new_tokens` below 1.
+        ValueError: a model of an unsupported architecture; a `batch_size` or `max_new_tokens` below 1.
 
     Relations: `LargestRegionDetector` needs no model.
     """
@@ -246,7 +246,7 @@ class GroundingDetector:
             **settings: `cache`, `batch_size`, `max_new_tokens` of the class.
         """
         model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
-        # At the base's own resolution, so that small products are found.
+        # The base's own resolution finds small products.
         return cls(model, PromptProcessor.from_base(base), name=str(base), **settings)
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:

@@ -47,7 +47,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise TableError(f"{path}: found {path.suffix or 'a file without a suffix'}; expected one of {', '.join(SUFFIXES)}")
+        raise TableError(
+            f"{path}: found {path.suffix or 'a file without a suffix'}; expected one of {', '.join(SUFFIXES)}"
+        )
     try:
         return reader(path)
     except UnicodeDecodeError as error:

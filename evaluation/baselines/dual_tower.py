@@ -73,7 +73,9 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
         vlm_config = {"model_type": BACKBONES[0]}
     found = vlm_config.get("model_type") if isinstance(vlm_config, dict) else getattr(vlm_config, "model_type", None)
     if found not in BACKBONES:
-        raise ValueError(f"DualTowerConfig: vlm_config has model type {found!r}; expected one of {', '.join(BACKBONES)}")
+        raise ValueError(
+            f"DualTowerConfig: vlm_config has model type {found!r}; expected one of {', '.join(BACKBONES)}"
+        )
     vlm_config = copy.deepcopy(vlm_config)
     if isinstance(vlm_config, dict):
         vlm_config = CONFIG_MAPPING[found](

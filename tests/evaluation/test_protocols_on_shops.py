@@ -219,7 +219,10 @@ def test_all_protocols_of_a_model_are_in_its_results_and_tables() -> None:
         ({"cutoffs": ()}, r"cutoffs=\(\); expected numbers of 1 or more"),
         ({"cutoffs": (0, 5)}, "expected numbers of 1 or more"),
         ({"attribute_keys": "ten"}, "attribute_keys='ten'; expected one of own, paper"),
-        ({"only": ("retrieval", "colour")}, "expected one of retrieval, classification, attributes, matrix, attribute_recall"),
+        (
+            {"only": ("retrieval", "colour")},
+            "expected one of retrieval, classification, attributes, matrix, attribute_recall",
+        ),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(values: dict[str, Any], message: str) -> None:

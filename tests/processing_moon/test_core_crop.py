@@ -103,7 +103,7 @@ def test_a_detectors_useless_box_means_no_crop(processor):
     processor(products=[record], detector=unused, core_crop=False)
     processor(products=[{"title": "a"}], detector=unused)
     assert unused.asked == []
-    with pytest.raises(ValueError, match="FixedDetector.detect gave 2 boxes for 1 images"):
+    with pytest.raises(ValueError, match="FixedDetector.detect returned 2 boxes for 1 images"):
         processor(products=[record], detector=FixedDetector(None, None))
 
 

@@ -147,7 +147,9 @@ def test_each_task_has_an_instruction_and_a_call_can_give_its_own(processor, tas
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(processor):
-    with pytest.raises(ValueError, match="task 'brand' is not known; expected one of product, query, category, attribute"):
+    with pytest.raises(
+        ValueError, match="task 'brand' is not known; expected one of product, query, category, attribute"
+    ):
         processor(queries=[{"text": "red"}], task="brand")
 
 

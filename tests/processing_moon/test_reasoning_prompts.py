@@ -353,7 +353,9 @@ def test_a_processor_that_cannot_reason_says_so(make_processor, processor, reaso
 
 
 def test_an_unknown_reasoning_and_one_beside_plain_text_are_refused(moon3):
-    with pytest.raises(ValueError, match="reasoning='yes' is not known; expected one of 'none', 'generate', 'given', 'mixed'"):
+    with pytest.raises(
+        ValueError, match="reasoning='yes' is not known; expected one of 'none', 'generate', 'given', 'mixed'"
+    ):
         moon3(products=[GIVEN], reasoning="yes")
     with pytest.raises(TypeError, match="reasoning= belongs to products= and queries="):
         moon3(text=["red"], reasoning="generate")
