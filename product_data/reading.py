@@ -210,7 +210,7 @@ class Table:
         """Check that the table has one of `columns`; an empty table needs none.
 
         Raises:
-            TableError: none of them; names similar columns and all columns of the table.
+            TableError: none of them; the message lists similar columns and all columns of the table.
         """
         if self.rows and not any(column in self.names for column in columns):
             present = columns_of(self.rows)
@@ -499,7 +499,7 @@ def _query_image(
     image_id = table.cell(index, name, "image_id", parse_text, "")
     if not image_id:
         return None
-    # An id without a picture in query_images is read as a file name; the report names it if that file does not exist.
+    # An id without a picture in query_images is read as a file name; the report lists it if that file does not exist.
     return images[image_id] if image_id in images else str(folder / image_id)
 
 

@@ -38,10 +38,10 @@ def mteb_tables(name: str, place: str | Path, options: TripletOptions | None = N
 
     Args:
         name (`str`): name of the data set.
-        place: a folder with files or folders named corpus, queries (or query) and qrels, or a data set of the hub with
+        place: a folder with files or folders named corpus, queries (or query) and qrels, or a data set on the hub with
             configurations of these names.
-        options: `columns` names the columns of the corpus as "positive.…" and those of queries as "query.…"; `sample`
-            draws queries, the gallery stays complete.
+        options: `columns` gives the columns of the corpus as "positive.…" and those of queries as "query.…"; `sample`
+            draws queries, while the gallery stays complete.
 
     Raises:
         TableError: a missing part.
@@ -61,8 +61,8 @@ def mteb_tables(name: str, place: str | Path, options: TripletOptions | None = N
 def mbeir_tables(name: str, folder: str | Path, prefix: str, options: TripletOptions | None = None) -> ProductTables:
     """Return the tasks of one data set of M-BEIR, with the candidates of all tasks in one gallery.
 
-    t→i and i→i search the candidates that are only pictures, i→t those that are only texts, so that these directions
-    search the same candidates as the pool of their task.
+    t→i and i→i search the candidates that are only pictures, i→t those that are only texts: these directions search the
+    same candidates as the pool of their task.
 
     Args:
         name (`str`): name of the data set.

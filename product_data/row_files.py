@@ -71,7 +71,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _mapping(row: Any, path: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise TableError(f"{path}: found {type(row).__name__} as a row; expected JSON objects")
+        raise TableError(f"{path}: found a row of type {type(row).__name__}; expected a JSON object")
     return row
 
 

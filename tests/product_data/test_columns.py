@@ -72,7 +72,7 @@ def test_a_choice_can_be_replaced_and_undone():
     ("names", "given", "message"),
     [
         (["title", "doc_title"], None, "found 'title' and 'doc_title' for positive.title"),
-        (["query", "neg_title"], None, "found neither title nor image of the product in query, neg_title"),
+        (["query", "neg_title"], None, "the product has neither a title nor an image in query, neg_title"),
         ([], None, "in no columns"),
         (MBE, {"query.colour": "id"}, "columns: found 'query.colour'; expected .*query.title"),
         (MBE, {"query.title": "kw"}, "query.title: found no column 'kw'; expected one of id, doc_title"),

@@ -177,7 +177,7 @@ def test_columns_with_other_names_are_found_or_named():
     assert (named.queries[0].text, named.products[0].title) == ("包", "黑色 包")
     assert "unclear, not read unless `columns` names them: pic_hash" in str(named.report)
     assert named.products[0].images == ()
-    with pytest.raises(ColumnError, match="found neither title nor image"):
+    with pytest.raises(ColumnError, match="the product has neither a title nor an image"):
         tables({"kw": "包"})
 
 
