@@ -197,7 +197,7 @@ def test_wrong_settings_of_a_reasoning_are_refused(moon3: Pair) -> None:
         encode(*moon3, PRODUCTS, batchsize=3)
     with pytest.raises(ValueError, match="reasoning='given'; expected one of none, generate"):
         VectorCache(*moon3, [], [], product_reasoning="given")
-    with pytest.raises(ValueError, match="neither queries nor products generate a reasoning"):
+    with pytest.raises(ValueError, match="neither queries nor products generate reasoning"):
         VectorCache(*moon3, [], [], thinking={"max_tokens": 3})
     for options, message in (
         ({"query_reasoning": "given"}, "query_reasoning='given'; expected one of none, generate"),

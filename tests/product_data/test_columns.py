@@ -165,7 +165,7 @@ def test_the_core_box_of_a_query_is_found_in_every_spelling(name):
 def test_a_name_that_says_more_than_a_picture_or_a_box_is_unclear(name):
     found = find_columns(["query", "doc_title", name])
     assert found.unclear == found.unread == (name,)
-    assert f"unclear, not read unless `columns` names them: {name}" in str(found)
+    assert f"unclear, not read unless `columns` lists them: {name}" in str(found)
     assert find_columns(["query", "doc_title", name], {"positive.image": name}).taken["positive.image"] == (name,)
 
 
