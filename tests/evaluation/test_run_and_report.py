@@ -55,7 +55,7 @@ def test_the_command_line_evaluates_a_users_shop(
     assert "t→mm" in printed.out
     assert "records skipped" in printed.err
     assert (
-        "shop names no splits: all products are used, even those that the model may have been trained on" in printed.err
+        "shop has no splits: all products are used, even those that the model may have been trained on" in printed.err
     )
     results = json.loads(output.read_text())
     assert (results["model"], results["benchmark"]) == (str(tiny_moon()), "shop")
