@@ -29,7 +29,7 @@ _EXAMPLES = 3
 HOW_IT_IS_TESTED = (
     "Each difference is the mean over the queries that both models ranked, with its 95 % bootstrap interval; p is that of a "
     "paired sign-flip test, which for R@k is McNemar's exact test. p, Holm is corrected for all {rows} rows, and a model is "
-    "ahead where that is below {level:g}. All of this is about other queries of this kind: another training may differ by more."
+    "ahead if that is below {level:g}. All of this is about queries of this kind: a new training run may differ by more."
 )
 
 

@@ -380,7 +380,7 @@ def _template_sets(ids_T: np.ndarray, processor: Any, config: Any, readable_T: n
 
 
 def _reasoning_span(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
-    """Return start and end of the reasoning without its opening and closing tokens; (0, 0) without reasoning."""
+    """Return the start and end of the reasoning inside its opening and closing tokens; (0, 0) if there is none."""
     start_id, end_id = (getattr(config, f"think_{side}_token_id", None) for side in ("start", "end"))
     opened = [] if start_id is None else np.flatnonzero(ids_T == start_id).tolist()
     if not opened:

@@ -87,7 +87,7 @@ def result_tables(results: Sequence[dict[str, Any]]) -> list[tuple[list[str], li
         columns += [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
         parts.append(([*columns, f"chance recall@{last}", "queries"], agreeing))
     if written := [row for result in results for row in _written_rows(result)]:
-        columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
+        columns = [*head, "written from", "reasoning texts", *(name.replace("_", " ") for name in MARKS)]
         parts.append((columns, written))
     return parts
 
@@ -300,7 +300,7 @@ def side_by_side(
             place = (result["benchmark"], ARROWS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(
-                    f"found two results with the name {name!r} on {result['benchmark']}; expected different names"
+                    f"two results on {result['benchmark']} have the name {name!r}; expected different names"
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value

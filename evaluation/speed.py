@@ -234,7 +234,7 @@ def think_then_embed_in_one_pass(_: Any) -> Comparison:
     return Comparison(
         one_pass,
         two_passes,
-        f"{_BATCH} products, {_REASONING} reasoning tokens: think and embed in one pass / generate, then encode anew",
+        f"{_BATCH} products, {_REASONING} reasoning tokens: think and embed in one pass / generate, then encode again",
     )
 
 

@@ -34,7 +34,7 @@ def find_positions(
 ) -> Positions:
     """Return the positions of the new tokens, which follow those in the cache.
 
-    A cache without a stored offset (see `store_offset`) was filled without pictures and without considering padding, as the base
+    A cache without a stored offset (see `store_offset`) was filled without pictures, and padding was not considered, as the base
     does for text; the new tokens continue in the same way.
 
     Args:
@@ -81,7 +81,7 @@ def store_offset(
 
     Args:
         cache: the cache; None: nothing is stored.
-        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) of text alone; None: nothing is stored.
+        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) for only text; None: nothing is stored.
         attention_mask: (B, past + T), 1 for attended tokens; None or another shape: all are attended.
         past: number of tokens in the cache before.
         rows: B.

@@ -255,7 +255,7 @@ def _merge(plain: MoonEmbedding, reasoned: MoonEmbedding, chosen_B: torch.Tensor
 
 
 class _Ending:
-    """How the rows of a generation end: the part that the cache holds, and three more tokens up to `<emb>`.
+    """The ends of the rows of a generation: the part that the cache holds, and three more tokens up to `<emb>`.
 
     The cache holds all but the last of the R generated tokens. A row whose `</think>` is in the cache needs `<emb>` only; a
     row whose `</think>` came last needs both; a row that was cut off needs its last token as well. Tokens after a row's

@@ -26,11 +26,11 @@ class CoreDetector(Protocol):
     """Detects the core product in pictures. Any object with this method can be passed as `detector=`."""
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:
-        """Return a box (x0, y0, x1, y1) in pixels for each image; None where unsure.
+        """Return a box (x0, y0, x1, y1) in pixels for each image; None if unsure.
 
         Args:
             images: upright RGB images.
-            titles: titles of the products, one for each image; None where unknown.
+            titles: titles of the products, one for each image; None if unknown.
         """
 
 

@@ -52,7 +52,7 @@ def check_choice(name: str, value: Any, accepted: Sequence[Any]) -> None:
 
 
 def check_budget(name: str, value: Any, optional: bool = False) -> None:
-    """Refuse a number of tokens that is not a positive whole number, nor None where it is optional.
+    """Refuse a number of tokens that is neither a positive whole number nor, if it is optional, None.
 
     Raises:
         ValueError: such a value.

@@ -78,7 +78,7 @@ def _read_text(name: str, field: str, value: Any) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ProductError(name, field, f"not valid Unicode ({error.reason}); expected a string") from error
-        value = unicodedata.normalize("NFC", value)  # as in Qwen's tokenizer, so that offsets stay correct
+        value = unicodedata.normalize("NFC", value)  # as in Qwen's tokenizer, which keeps offsets correct
     return value if has_visible_text(value) else ""
 
 
@@ -322,7 +322,7 @@ def given_reasoning(record: Mapping[str, Any], name: str, *, optional: bool = Fa
         pairs = _read_pairs(name, "reasoning", value)
         if len({" ".join(key.split()) for key, _ in pairs}) < len(pairs):
             raise ProductError(
-                name, "reasoning", f"keys that differ by spaces alone in {describe(list(value))}; {accepted}"
+                name, "reasoning", f"keys that differ only in spaces in {describe(list(value))}; {accepted}"
             )
         text = reasoning_text(dict(pairs))
     elif value is None or isinstance(value, str):

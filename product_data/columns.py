@@ -288,7 +288,7 @@ def product_fields(
 def _attributes_and_box(
     row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions
 ) -> dict[str, Any]:
-    """Return a part's `attributes`, `attributes_image`, `attributes_text` and `core_box`, where columns exist for them."""
+    """Return a part's `attributes`, `attributes_image`, `attributes_text` and `core_box`, as far as columns exist."""
     fields: dict[str, Any] = {}
     for name in _ATTRIBUTES:
         for column in columns.taken.get(f"{part}.{name}", ()):

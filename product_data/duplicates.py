@@ -145,7 +145,7 @@ def _first_equal(
     with_pictures: bool,
     needs_pictures: bool,
 ) -> list[int]:
-    """Return the first equal product of each; pictures are read only where texts and the sizes of pictures agree."""
+    """Return the first equal product of each; pictures are read only if texts and the sizes of pictures agree."""
     first = list(range(len(products)))
     keys: list[Callable[[Product], Hashable]] = [text_of]
     if with_pictures:

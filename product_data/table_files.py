@@ -148,7 +148,9 @@ def _read_jsonl(path: Path, *, errors: str = "strict") -> list[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise TableError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
             if not isinstance(row, dict):
-                raise TableError(f"{path}, line {number}: found {type(row).__name__}; expected one JSON object a line")
+                raise TableError(
+                    f"{path}, line {number}: found {type(row).__name__}; expected one JSON object per line"
+                )
             rows.append(row)
     return rows
 

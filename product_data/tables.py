@@ -9,7 +9,7 @@ holds the pictures that `image_id` refers to. `positive_weights` grades the answ
 `positives`, 1 for a purchase; without the column every answer has 1. With or instead of `queries`, a shop's log
 `interactions` (query, query_image, product_id, action, count, time, split) becomes queries: see
 `product_data.interactions`. A table `written_attributes` (product_id, attributes_image, attributes_text), as `moon3
-annotate` makes it, fills in these attributes where the products table lacks them. A report counts and lists the issues
+annotate` makes it, fills in these attributes if the products table lacks them. A report counts and lists the issues
 of the tables before training or evaluation starts; reading leaves out no product.
 
     moon3 tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]

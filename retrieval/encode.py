@@ -401,7 +401,7 @@ class VectorCache:
         model, processor: as for `encode`.
         products, queries: the products and queries to evaluate.
         query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`. Default "none". All galleries
-            use `product_reasoning`, even where parts of products replace queries. `query_reasoning` can also be "auto":
+            use `product_reasoning`, even if parts of products replace queries. `query_reasoning` can also be "auto":
             in each search, the queries that are unsure of their nearest product without reasoning then reason
             (`MarginGate`).
         gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure. Default 0.05.

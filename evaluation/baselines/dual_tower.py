@@ -1,4 +1,4 @@
-"""The dual-tower baseline: Moon's vision and text layers without a transformer that sees both.
+"""Define the dual-tower baseline: Moon's vision and text layers without a transformer that reads both.
 
 Importing this file registers `DualTowerConfig` and `DualTower` with the Auto classes.
 
@@ -237,12 +237,12 @@ class DualTower(PreTrainedModel):
             vlm_config.vision_end_token_id,
         ]
         is_text_BT = attended_BT & ~torch.isin(input_ids, torch.tensor(vision_ids, device=input_ids.device))
-        # The text tokens of each row, moved to its start: no placeholder and no padding stands before or between them.
+        # The text tokens of each row, moved to its start: there is no placeholder or padding before or between them.
         order_BT = torch.argsort(~is_text_BT, dim=1, stable=True)[:, : max(1, int(is_text_BT.sum(dim=1).max()))]
         ids_BT, is_text_BT = input_ids.gather(1, order_BT), is_text_BT.gather(1, order_BT)
         own_ids_BT = ids_BT.masked_fill(~is_text_BT, -1)
         pooled_BT = is_text_BT & user_tokens(own_ids_BT, self.config.user_prefix_ids, self.config.turn_end_id)
-        # Padding stands behind the text, where causal attention never looks: no mask is needed.
+        # Padding follows the text, and causal attention never reads it: no mask is needed.
         ids_BT = ids_BT.masked_fill(~is_text_BT, 0)
         state_BTH = self.vlm.language_model(input_ids=ids_BT, use_cache=False, return_dict=True).last_hidden_state
         weight_BT = pooled_BT.float()

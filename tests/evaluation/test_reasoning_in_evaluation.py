@@ -443,7 +443,7 @@ def test_scores_with_another_reasoning_never_share_a_name_or_a_column() -> None:
         "model",
         "benchmark",
         "written from",
-        "reasonings",
+        "reasoning texts",
         "well formed",
         "unparsed",
         "not closed",

@@ -268,7 +268,7 @@ def test_models_that_are_all_called_final_are_told_apart(tmp_path: Path, capsys:
             "80.0",
         ):
             assert words in table
-    with pytest.raises(ValueError, match="found two results with the name 'one' on shop"):
+    with pytest.raises(ValueError, match="two results on shop have the name 'one'"):
         comparison_table([result("runs/one/final", 0.1), result("elsewhere/one", 0.2)])
 
 

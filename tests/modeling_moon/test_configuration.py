@@ -23,7 +23,7 @@ def vlm_config(tiny_base):
         ({"redout": "mean"}, "no argument 'redout'; did you mean 'readout'"),
         ({"readout": "max"}, "readout='max' is not known; expected one of mean, emb, last"),
         ({"readout": "emb"}, "needs emb_token_id"),
-        ({"expert_routing": "switch"}, "expected none, guided, modality"),
+        ({"expert_routing": "switch"}, "expected one of none, guided, modality"),
         ({"embedding_dim": 65}, "1 to the base's width 64"),
         ({"embedding_dim": 0}, "embedding_dim=0"),
         ({"embedding_dim": "32"}, "embedding_dim='32'; expected a whole number"),

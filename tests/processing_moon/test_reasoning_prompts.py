@@ -307,7 +307,7 @@ BAD = {
     "a NaN value": ({"reasoning": {"size": float("nan")}}, "reasoning['size']", "a finite number"),
     "an empty key": ({"reasoning": {" ": "red"}}, "reasoning", "keys that are non-empty strings"),
     "a number as key": ({"reasoning": {1: "red"}}, "reasoning", "keys that are non-empty strings"),
-    "keys alike": ({"reasoning": {"a b": "c", "a  b": "d"}}, "reasoning", "keys that differ by spaces alone in ['a b', 'a  b']"),
+    "keys alike": ({"reasoning": {"a b": "c", "a  b": "d"}}, "reasoning", "keys that differ only in spaces in ['a b', 'a  b']"),
 }  # fmt: skip
 
 
