@@ -163,7 +163,7 @@ def test_a_pair_is_refused_in_a_sentence(encoder, pair, message):
 
 def test_another_tokenizer_is_refused_in_a_sentence(tiny_moon, encoder):
     before = encoder.tokenizer
-    with pytest.raises(ValueError, match="tokenizer: found another .*; expected the processor's own"):
+    with pytest.raises(ValueError, match="tokenizer: found a different .*; expected the processor's own"):
         encoder.tokenizer = AutoTokenizer.from_pretrained(tiny_moon("qwen2_5_vl"))
     encoder.tokenizer = before
     assert encoder.tokenizer is before
