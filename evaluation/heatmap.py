@@ -460,8 +460,8 @@ class _Index:
         other = sorted(name for name in settings if before["settings"].get(name) != settings[name])
         if other and not overwrite:
             raise OptionError(
-                f"{folder}: its pictures were drawn with a different {', '.join(other)}; choose another --output, or use "
-                "--overwrite, which removes them"
+                f"{folder}: its pictures were drawn with other settings ({', '.join(other)}); use the same settings, another "
+                "--output, or --overwrite, which removes them"
             )
         if other:
             for entry in items.values():

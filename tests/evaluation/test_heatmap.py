@@ -552,7 +552,7 @@ def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     assert main([*command, "--ids", "a", "--queries"]) == 2
     assert "no query 'a'" in capsys.readouterr().err
     assert main([*command, "--queries"]) == 2
-    assert "another kind, layers" in capsys.readouterr().err
+    assert "other settings (kind, layers)" in capsys.readouterr().err
     assert main([*command, "--queries", "--overwrite"]) == 0
     assert sorted(path.name for path in out.glob("*")) == ["index.json", "q.png"]
     assert main([*command, "--first", "0"]) == 2
