@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 10,
     "svg.fonttype": "none",  # letters remain text
-    "svg.hashsalt": "moon",  # the same drawing gives the same text
+    "svg.hashsalt": "moon",  # the same drawing is always the same text
 } | {f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}
 
 
@@ -54,7 +54,7 @@ class Panels:
     Args:
         figure: the figure, for parts outside the panels such as a legend.
         axes: the axes of each panel.
-        lacking: the characters that no font has.
+        lacking: the characters that are in no font.
     """
 
     figure: Figure
@@ -77,7 +77,7 @@ def panels(
         heading: one line above all panels.
         note: a smaller line below it.
         titles: title of each panel.
-        labels: all other text of the picture, so that the fonts have its characters. Default: none.
+        labels: all other text of the picture; fonts with its characters are chosen. Default: none.
         foot: space below each plot for its labels, in inches. Default: 0.4.
     """
     families, lacking = _fonts("".join([heading, note, *titles, labels]))

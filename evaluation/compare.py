@@ -1,4 +1,4 @@
-"""Compare results files query by query: paired differences with intervals, p-values, and Holm's correction for their number.
+"""Compare results files query by query: paired differences with intervals, and p-values with Holm's correction.
 
 moon3 compare before.json after.json [--output compare.json]
 """
@@ -29,12 +29,12 @@ _EXAMPLES = 3
 HOW_IT_IS_TESTED = (
     "Each difference is the mean over the queries that both models ranked, with its 95 % bootstrap interval; p is that of a "
     "paired sign-flip test, which for R@k is McNemar's exact test. p, Holm is corrected for all {rows} rows, and a model is "
-    "ahead where that is below {level:g}. All of this is about other queries of this kind: another training may differ by more."
+    "ahead if that is below {level:g}. All of this is about queries of this kind: a new training run may differ by more."
 )
 
 
 class NotComparableError(OptionError):
-    """Results that cannot be paired: which, and in what they differ."""
+    """Raised for results that cannot be paired; says which results, and how they differ."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Measured:
     Args:
         name (`str`): what the model is called.
         result: the content of its results file.
-        directions: direction → what each query found.
+        directions: direction → the ranks of its queries.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Measured:
         return list(self.result.get("cutoffs", CUTOFFS))
 
     def chance(self, direction: str, metric: str) -> float | None:
-        """Return what a random order gives, of R@k."""
+        """Return the R@k of a random order."""
         scores = self.result["scores"].get(direction) or self.result.get("image_only", {}).get(direction) or {}
         value: float | None = scores.get(f"{metric}_chance")
         return value
@@ -67,11 +67,11 @@ def measured(name: str, result: Mapping[str, Any]) -> Measured:
     """Return results ready to be paired.
 
     Args:
-        name (`str`): what the model is called.
+        name (`str`): name of the model.
         result: the content of a results file.
 
     Raises:
-        NotComparableError: a file without ranks of single queries, or with a damaged list of them.
+        NotComparableError: a file without the ranks of its queries, or with damaged ones.
     """
     if "per_query" not in result:
         raise NotComparableError(
@@ -92,7 +92,7 @@ def compare_files(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare the results of files, the first one with each of the others, and write what came out.
+    """Compare the results in the first file with those in each of the others, and write the comparison.
 
     Args:
         paths: results files of `moon3 evaluate`; one with "before" and "after" counts as two results.
@@ -102,7 +102,7 @@ def compare_files(
 
     Raises:
         NotComparableError: fewer than two results, or results that cannot be paired.
-        OptionError: a file that cannot be read, an unknown metric, another ending of `output`.
+        OptionError: a file that cannot be read, an unknown metric, or an `output` that is not a .json file.
         OutputError: an output that cannot be written.
     """
     if output is not None and output.suffix != ".json":
@@ -128,18 +128,18 @@ def compare_results(
     """Compare the first results with each of the others, query by query.
 
     Args:
-        names: what the models are called, one a result; how a model reasoned is added.
-        results: contents of results files, of one benchmark.
-        metrics: such as "R@1", "MRR", "nDCG@10". Default: R@k and nDCG@k of k = 10, or else the largest k that all have, and
-            MRR.
+        names: names of the models, one per result; a note on the reasoning is added to them.
+        results: contents of results files of one benchmark.
+        metrics: such as "R@1", "MRR", "nDCG@10". Default: MRR, and R@k and nDCG@k with k = 10, or else with the largest k that
+            all results have.
         resamples, seed (`int`): of the bootstrap, and the seed of drawn sign patterns too.
 
-    Returns: baseline (the first model), benchmark, split, metrics, level, words (sentences), and comparisons: of each other
+    Returns: baseline (the first model), benchmark, split, metrics, level, words (sentences), and comparisons: for each other
     model its name, notes (what was not compared) and rows, as `evaluation.paired_rows.compare_rows` returns them, with p_holm
-    (corrected for all rows of all comparisons) and ahead_after_holm, the model that is ahead where that is below the level.
+    (corrected for all rows of all comparisons) and ahead_after_holm, the model that is ahead if p_holm is below the level.
 
     Raises:
-        NotComparableError: fewer than two results, or two that cannot be paired; says in what they differ.
+        NotComparableError: fewer than two results, or two that cannot be paired; the message says how they differ.
         OptionError: an unknown metric.
     """
     if len(results) < 2:
@@ -193,10 +193,10 @@ def _split(result: Mapping[str, Any]) -> str:
 
 
 def _require_same_task(first: Measured, second: Measured) -> None:
-    """Check that two results are of one data set, split and rule, and each common direction of one gallery.
+    """Check that two results have the same data set, split and rule, and the same gallery in each common direction.
 
     Raises:
-        NotComparableError: names everything that differs.
+        NotComparableError: they differ; the message lists all differences.
     """
     facts = [
         {
@@ -247,7 +247,7 @@ class _Side:
 
 
 def _pairs(first: Measured, second: Measured, notes: list[str]) -> Iterator[tuple[_Side, _Side]]:
-    """Both sides of each common direction; `notes` takes what is left out of the comparison.
+    """Return both sides of each common direction; add what is left out of the comparison to `notes`.
 
     Raises:
         NotComparableError: no common direction.
@@ -314,7 +314,7 @@ def _what(row: Mapping[str, Any]) -> str:
 
 
 def compare_tables(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Return a table for each comparison: its columns, and its rows.
+    """Return the columns and rows of a table for each comparison.
 
     Args:
         found: as `compare_results` returns it.
@@ -358,18 +358,18 @@ def _p(value: float) -> str:
 
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:
-    """Return the sentences around the tables: who is ahead, what was not compared, and how it was tested."""
+    """Return the sentences around the tables: which model is ahead, what was not compared, and how it was tested."""
     notes = [note for comparison in found["comparisons"] for note in comparison["notes"]]
     rows = sum(len(comparison["rows"]) for comparison in found["comparisons"])
     return [*found["words"], *dict.fromkeys(notes), HOW_IT_IS_TESTED.format(rows=rows, level=found["level"])]
 
 
 def comparison_text(found: Mapping[str, Any], *, style: str = "simple") -> str:
-    """Return a comparison as text: a heading, a table for each other model, and what the rows say.
+    """Return a comparison as text: a heading, a table for each other model, and a summary in sentences.
 
     Args:
         found: as `compare_results` returns it.
-        style (`str`): a format of tabulate; "github" is Markdown. Default "simple".
+        style (`str`): a tabulate format; "github" is Markdown. Default "simple".
     """
     heading = (
         f"{found['benchmark']}, split {found['split']}, per cent with 95 % intervals; compared with {found['baseline']}"

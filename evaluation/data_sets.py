@@ -3,7 +3,7 @@
 moon3 evaluate --model DIR --benchmark mbe mbe=rows.jsonl triplets=my_rows.parquet [--columns query.title=keyword]
     [--sample 1000] [--no-fetch] [--cutoffs 1,5,10]
 
-Such a file defines `HUB` (the id of the data set on the hub, or None), `CUTOFFS` (the k of R@k that its papers report)
+Each file defines `HUB` (the id of the data set on the hub, or None), `CUTOFFS` (the k of R@k that its papers report)
 and `load(place, options) -> ProductTables`.
 """
 
@@ -49,7 +49,7 @@ def load_data_set(source: str, options: TripletOptions | None = None, *, labels:
         labels: a JSON file {"categories": [[level, …], …], "attributes": {key: [value, …]}} with additional labels.
 
     Raises:
-        OptionError: no such data set, or a data set without a place on the hub for which no place is given.
+        OptionError: no such data set, or a data set that is not on the hub and for which no place is given.
         TableError: a data set that cannot be opened.
     """
     name_and_place = named_source(source)
@@ -72,7 +72,7 @@ def read_labels(path: Path) -> tuple[ProductRow, ...]:
     """Return the labels of a file as products without other fields; see `load_data_set`.
 
     Raises:
-        TableError: a missing file, or a file in another format.
+        TableError: a missing file, or a file in an unknown format.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Hold the explanation of one vector: heat over pictures, weights of words, shares, gates and reasoning.
+"""Define the explanation of a vector: heat over pictures, weights of words, shares, gates and reasoning.
 
 Shape suffixes: T tokens of the product or query, A heads, W words.
 """
@@ -37,13 +37,13 @@ class Explanation:
         layers: the averaged decoder layers.
         relative: whether heat and word weights are relative to uniform attention, see `explain`.
         pictures: the pictures in the order of the model's input.
-        words: the words of the text, without markers and other special tokens.
+        words: the words of the text, without markers or other special tokens.
         word_parts: the part of the text that each word belongs to: title, category, attributes, description, or text.
         word_weights: (W,) float32, sums to 1 if there are words.
         shares: set of tokens → its share of the read-out's attention; the shares sum to 1.
         attention: (T,) float32, the read-out's attention to each token, sums to 1.
         input_ids: (T,) int64, the tokens.
-        gates: (A, 3) float32, the weight that each fusion head gives to the read-out's state, to the pictures and to
+        gates: (A, 3) float32, the weight that each fusion head assigns to the read-out's state, to the pictures and to
             the title; None for a model without fusion.
         reasoning: the written attributes (`Reasoning` of the processor); None without reasoning.
     """

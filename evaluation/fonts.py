@@ -111,7 +111,7 @@ def _system_files() -> list[Path]:
 
 
 def _lacking(characters: Iterable[str], font: Any) -> frozenset[str]:
-    """Return the characters without a glyph, which look like a non-character when drawn alone and without shaping.
+    """Return the characters without a glyph, which look like a non-character when drawn one by one and without shaping.
 
     With shaping, a mark that the font lacks would get a dotted circle, which looks different.
     """

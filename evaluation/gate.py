@@ -1,4 +1,4 @@
-"""Measure benefit and cost of reasoning only when unsure, and whether reasoned and other vectors share a space.
+"""Measure the benefit and cost of reasoning only when unsure, and whether vectors with and without it share a space.
 
 moon3 gate --model DIR --benchmark catalogue|PATH --output results/gate.json
 
@@ -51,7 +51,7 @@ class GateOptions:
         limit (`int` or `None`): evaluate on this many products, drawn by `seed`, and on the queries that they answer.
             Default: all products.
         batch_size (`int`): records per batch. Default 32.
-        max_reasoning_tokens (`int` or `None`): maximum number of tokens of a reasoning. Default: the model's number.
+        max_reasoning_tokens (`int` or `None`): maximum number of reasoning tokens. Default: the model's number.
         seed (`int`): seed of the limit and of the bootstrap. Default 0.
         resamples (`int`): samples of the bootstrap. Default 1000.
         rounds (`int`): rounds in which the same two batches of queries are timed both ways. Default 5.
@@ -101,7 +101,7 @@ class DirectionOutcome:
 def measure_gate(
     model: Any, processor: Any, tables: ProductTables, *, model_name: str = "model", options: GateOptions | None = None
 ) -> dict[str, Any]:
-    """Measure quality over cost of reasoning="auto", and the four ways to search, in each direction.
+    """Measure quality against cost for reasoning="auto", and the four ways to search, in each direction.
 
     Args:
         model, processor: a model that reasons and its processor, from `retrieval.encode.load_for_evaluation`.
@@ -128,7 +128,7 @@ def measure_gate(
     absent: dict[str, str] = {}
     outcomes = {name: outcome for name in DIRECTIONS if (outcome := sides.search(name, absent)) is not None}
     if not outcomes:
-        raise TableError(f"{tables.name}: no direction can be searched; {'; '.join(absent.values())}")
+        raise TableError(f"{tables.name}: cannot search in any direction: {'; '.join(absent.values())}")
     bootstrap = {"resamples": options.resamples, "seed": options.seed}
     directions = {
         name: {
@@ -180,12 +180,12 @@ def gate_curve(
 
     Args:
         outcome: the results of one direction.
-        products (`str`): the products' way: "none" or "generate".
+        products (`str`): how products are embedded: "none" or "generate".
         resamples, seed (`int`): samples and seed of the bootstrap. Default 1000 and 0.
 
     Returns: for each quantile: quantile, threshold, share (of queries that reason), R@1, R@10, their 95 % intervals and
     coins, items_per_second, tokens_per_query (written, over all queries). Queries with equal margins reason together,
-    so that a share can be below its quantile.
+    so a share can be below its quantile.
     """
     margin_Q = outcome.margins[products]
     rank_Q = {way: outcome.ranks[way, products] for way in WAYS}
@@ -217,7 +217,7 @@ def _recall(rank_Q: np.ndarray, k: int, resamples: int, seed: int) -> dict[str, 
 
 
 def aligned_space(outcome: DirectionOutcome, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Compute recall of the four ways to search, and how far un-reasoned queries are behind among reasoned products.
+    """Compute recall of the four ways to search, and how far queries without reasoning are behind if products reason.
 
     Args:
         outcome: the results of one direction.
@@ -335,11 +335,11 @@ class _Sides:
                 searches[query, products] = search
         first = searches["none", "none"]
         if len(first.gallery) < 2:
-            absent[name] = "the gallery has one product, so that no query can be unsure"
+            absent[name] = "the gallery has one product, so no query can be unsure"
             return None
         if any(other.indices != first.indices or other.positives != first.positives for other in searches.values()):
             raise TableError(
-                f"{name}: found different records that could be encoded with and without reasoning; expected the same"
+                f"{name}: some records can be encoded only with or only without reasoning; expected the same records both times"
             )
         encoded = self.encoded[kind]["generate"]
         written = dict(zip(encoded.kept, encoded.tokens or [], strict=True))
@@ -378,7 +378,7 @@ def gate_files(output: Path) -> tuple[Path, Path, Path]:
     """Return the paths of numbers (.json), tables (.md) and curves (.png), and check that they can be written.
 
     Raises:
-        OptionError: another suffix than .json.
+        OptionError: a suffix other than .json.
         OutputError: a file that cannot be written.
     """
     if output.suffix != ".json":

@@ -14,13 +14,13 @@ from evaluation.charts import BLUE, GREEN, panels
 from retrieval.shortened import shortened_sentence
 
 ALL = "all"
-_TITLES = {"none": "un-reasoned products", "generate": "reasoned products"}
+_TITLES = {"none": "products without reasoning", "generate": "products with reasoning"}
 _SHOWN = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _ABSENT = "–"
 
 
 def summary_sentences(results: Mapping[str, Any]) -> list[str]:
-    """Summarise the results over the queries of all directions in sentences.
+    """Summarise in sentences the results over the queries of all directions.
 
     Args:
         results: from `evaluation.gate.measure_gate`; "words" is not read.
@@ -34,13 +34,13 @@ def summary_sentences(results: Mapping[str, Any]) -> list[str]:
         by_quantile = {point["quantile"]: point for point in curve}
         first, last = curve[0], curve[-1]
         parts = [
-            f"where the least sure {_percent(point['share'])} % reason {_percent(point['R@10'])} % "
-            f"(a coin of that share: {_percent(point['R@10_coin'])} %)"
+            f"{_percent(point['R@10'])} % if the least sure {_percent(point['share'])} % reason "
+            f"(a coin with that share: {_percent(point['R@10_coin'])} %)"
             for point in (by_quantile[0.25], by_quantile[0.5])
         ]
         sentences.append(
-            f"{_TITLES[way]}: R@10 is {_percent(first['R@10'])} % without reasoning queries and "
-            f"{_percent(last['R@10'])} % if all reason; {'; '.join(parts)}."
+            f"{_TITLES[way]}: R@10 is {_percent(first['R@10'])} % if no query reasons and "
+            f"{_percent(last['R@10'])} % if all do; {'; '.join(parts)}."
         )
     return [*sentences, _alignment_sentence(results["directions"])]
 
@@ -53,8 +53,8 @@ def _alignment_sentence(directions: Mapping[str, Any]) -> str:
     outside = [_arrow(name) for name, found in directions.items() if name != ALL and not found["aligned"]["within"]]
     more = f"more than 2 points behind in: {', '.join(outside)}" if outside else "nor in any single direction"
     return (
-        f"Among reasoned products, un-reasoned queries find {_percent(plain)} % at R@10 and reasoned ones "
-        f"{_percent(thought)} %: {_points(aligned['difference']['difference'])} points "
+        f"If products reason, R@10 is {_percent(plain)} % for queries without reasoning and {_percent(thought)} % for "
+        f"queries with it: {_points(aligned['difference']['difference'])} points "
         f"({_points(low)} to {_points(high)}), {distance}"
         f"{', ' if aligned['within'] and not outside else '; '}{more}."
     )

@@ -1,4 +1,4 @@
-"""Explain what a vector is read from: attention over pictures and words, gates, written attributes; as PNG files.
+"""Explain in PNG files what a vector is read from: attention over pictures and words, gates, written attributes.
 
     moon3 heatmap --model DIR --data catalogue|FOLDER|FILE [--split test] [--ids a b | --first N]
         [--queries] [--reasoning none|generate] [--layers 0 1] [--relative] --output FOLDER
@@ -58,7 +58,7 @@ Picture = tuple[str, np.ndarray, tuple[int, int]]  # name, pixels, rows and colu
 # ---------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the "eager" implementation of attention, the only one that returns weights, and restore the previous ones.
+    """Use the "eager" attention, the only implementation that returns weights, and restore the previous implementation.
 
     Args:
         model: the model; its implementation and those of its parts, which can differ, are restored even after an error.
@@ -92,7 +92,7 @@ def explain(
     2309.17453): therefore the first token is a separate set, and heat and word weights are normalised separately,
     within the image tokens and within the words.
 
-    With a mean read-out, only a token itself and later tokens attend to it, so that early tokens get more even if
+    With a mean read-out, only a token itself and later tokens attend to it; early tokens therefore get more even if
     attention is uniform: `u_k = mean over rows r of [k ≤ r] / (r + 1)`. `relative=True` divides a by u before it is
     normalised (not in `shares`); with a single row, u is the same for all tokens and nothing changes.
 
@@ -109,8 +109,8 @@ def explain(
         relative (`bool`): whether heat and word weights are relative to uniform attention. Default False.
 
     Raises:
-        ValueError: another model than a Moon, another reasoning, a layer that does not exist, or reasoning with a model
-            that does not reason.
+        ValueError: a model other than a Moon model, an unknown reasoning, a layer that does not exist, or reasoning with a
+            model that does not reason.
         ProductError: a record that cannot be used.
 
     Relations: `draw_explanation` and `save_explanation` draw the result. Records are computed one at a time: eager
@@ -120,7 +120,7 @@ def explain(
     if getattr(model.config, "model_type", None) != "moon" or not hasattr(encoder, "vlm"):
         raise OptionError(f"model: found {type(model).__name__}, which has no joint attention; expected a Moon model")
     if reasoning not in REASONING:
-        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(REASONING)}")
+        raise OptionError(f"reasoning={reasoning!r}; expected one of {', '.join(REASONING)}")
     if reasoning != "none" and getattr(model.config, "max_reasoning_tokens", None) is None:
         raise OptionError(
             f"reasoning={reasoning!r}, but this model does not reason (max_reasoning_tokens is None); expected 'none'"
@@ -323,7 +323,7 @@ def _text_span(ids_T: np.ndarray, tokenizer: Any, processor: Any, has_pictures: 
 
 
 def _pieces(ids_T: np.ndarray, start: int, end: int, tokenizer: Any) -> list[tuple[str, list[int]]]:
-    """Return text and positions of each token; tokens that only together form a character are one piece."""
+    """Return the text and positions of each token; tokens that form one character are merged."""
     control = set(tokenizer.added_tokens_decoder)
     pieces: list[tuple[str, list[int]]] = []
     waiting: list[int] = []
@@ -380,7 +380,7 @@ def _template_sets(ids_T: np.ndarray, processor: Any, config: Any, readable_T: n
 
 
 def _reasoning_span(ids_T: np.ndarray, config: Any) -> tuple[int, int]:
-    """Return start and end of the reasoning without its opening and closing tokens; (0, 0) without reasoning."""
+    """Return the start and end of the reasoning inside its opening and closing tokens; (0, 0) if there is none."""
     start_id, end_id = (getattr(config, f"think_{side}_token_id", None) for side in ("start", "end"))
     opened = [] if start_id is None else np.flatnonzero(ids_T == start_id).tolist()
     if not opened:
@@ -400,7 +400,7 @@ class HeatmapOptions:
     Args:
         queries (`bool`): draw queries instead of products. Default False.
         ids (`Sequence[str]` or `None`): draw these products (or queries), in this order. Default: all.
-        first (`int` or `None`): draw this many of the first ones only. Default: all.
+        first (`int` or `None`): draw only the first this many. Default: all.
         reasoning (`str`): "none", or "generate": the model writes attributes first. Default "none".
         layers (`Sequence[int]` or `None`): decoder layers to average. Default: all.
         relative (`bool`): show heat relative to uniform attention. Default False.
@@ -449,7 +449,7 @@ class _Index:
         """Open the index of a folder, with the entries of pictures that have the same settings.
 
         Raises:
-            ValueError: pictures with other settings without `overwrite`, or an index.json that is not an index of heat
+            ValueError: pictures with different settings without `overwrite`, or an index.json that is not an index of heat
                 maps.
         """
         path = folder / INDEX_FILE
@@ -460,8 +460,8 @@ class _Index:
         other = sorted(name for name in settings if before["settings"].get(name) != settings[name])
         if other and not overwrite:
             raise OptionError(
-                f"{folder}: found pictures with another {', '.join(other)}; expected another --output, or --overwrite, "
-                "which removes them"
+                f"{folder}: its pictures were drawn with other settings ({', '.join(other)}); use the same settings, another "
+                "--output, or --overwrite, which removes them"
             )
         if other:
             for entry in items.values():
@@ -526,7 +526,7 @@ def draw_heatmaps(
         The numbers of "drawn", "kept" and "unreadable" records.
 
     Raises:
-        OptionError: nothing to draw, an unknown id, or a folder with pictures that have other settings.
+        OptionError: nothing to draw, an unknown id, or a folder with pictures that were drawn with different settings.
         OutputError: a folder that cannot be written.
         TableError: no such split.
         CheckpointError: a checkpoint that cannot be used.

@@ -40,12 +40,12 @@ _SETS: dict[str, Colour] = {
     "template and markers": (194, 200, 211),
     "first token": (216, 220, 228),
 }
-# Values above this quantile have the full colour, so that a token with most of the attention does not hide the others.
+# Values above this quantile have the full colour: a token with most of the attention does not hide the others.
 _FULL_COLOUR_QUANTILE = 0.98
 
 
 def draw_explanation(explanation: Explanation, *, font: str | Path | None = None) -> Image.Image:
-    """Draw an explanation: heat over pictures and words, shares, and if present gates and written attributes.
+    """Draw an explanation: heat over pictures and words, shares, and, if present, gates and written attributes.
 
     Heat and words have separate scales, from zero to the 98th percentile within the record. Our design.
 
@@ -86,7 +86,7 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
 
 
 def _legible(explanation: Explanation, lacking: frozenset[str]) -> Explanation:
-    """Put the characters of all texts that the font lacks into words."""
+    """Put the characters that the font lacks into words, in all texts."""
     if not lacking:
         return explanation
     reasoning = explanation.reasoning
@@ -170,7 +170,7 @@ def _shares(explanation: Explanation, font: Font) -> Image.Image:
 
 
 def _bar(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour) -> None:
-    """Draw one section of a bar with a gap of a pixel after it; nothing if it is narrower than that."""
+    """Draw one section of a bar, followed by a gap of one pixel; draw nothing if the section is narrower than the gap."""
     left, top, right, bottom = (round(side) for side in box)
     if right - left > 1:
         draw.rectangle((left, top, right - 2, bottom), fill=colour)

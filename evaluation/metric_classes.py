@@ -1,4 +1,4 @@
-"""Define local `evaluate.Metric` classes, which download nothing and leave nothing on disk."""
+"""Define local `evaluate.Metric` classes, which download nothing and write nothing to disk."""
 
 import tempfile
 from typing import Any
@@ -15,10 +15,10 @@ Args:
 
 
 class MacroScores(evaluate.Metric):
-    """Precision, recall and F1, each averaged over the labels that occur in the truth; a division by 0 gives 0.
+    """Macro-averaged precision, recall and F1 over the labels in the ground truth; 0 / 0 counts as 0.
 
     `MacroScores().compute(predictions=…, references=…)` → {"precision", "recall", "f1"};
-    `evaluation.metrics.macro_scores` computes the same faster, for the many samples of a bootstrap.
+    `evaluation.metrics.macro_scores` computes the same scores faster, for the many samples of a bootstrap.
     """
 
     def __init__(self, **options: Any) -> None:

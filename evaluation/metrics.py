@@ -24,7 +24,7 @@ def ranks(similarity_QG: np.ndarray, positives_QG: np.ndarray, exclude_QG: np.nd
 
     `rank_q = 1 + #{g : g is neither right nor excluded, s_qg >= max over right answers p of s_qp}`
 
-    Ties count against the model: a wrong answer with the same score ranks before the right one, so that a model with
+    Ties count against the model: a wrong answer with the same score ranks before the right one, so a model with
     the same vector for all products finds nothing.
 
     Args:
@@ -98,15 +98,17 @@ def recall_at(rank_Q: np.ndarray, k: int) -> float:
 
 def _hits(rank_Q: np.ndarray, k: int) -> np.ndarray:
     if k < 1 or len(rank_Q) == 0:
-        raise ValueError(f"recall: found k={k} and {len(rank_Q)} queries; expected k of 1 or more, at least one query")
+        raise ValueError(
+            f"recall: found k={k} and {len(rank_Q)} queries; expected k of at least 1, and at least one query"
+        )
     return (np.asarray(rank_Q) <= k).astype(np.float64)
 
 
 def rank_score(rank_Q: np.ndarray, candidates_Q: np.ndarray) -> float:
     """Return `mean_q 1 - log(rank_q) / log(N_q)`: 1 at the top, 0 at the bottom; each halving of a rank adds the same.
 
-    The retrieval reward of the joint stage (LREM, arXiv 2510.14321), over a gallery. A query without a right answer in
-    the ranking counts as 0, a query with a single candidate as 1.
+    This is the retrieval reward of the joint stage (LREM, arXiv 2510.14321), computed over a gallery. A query without a
+    right answer in the ranking counts as 0, a query with a single candidate as 1.
 
     Args:
         rank_Q (`ndarray`): ranks from 1 to N, or `inf`.
@@ -218,7 +220,7 @@ def _ndcg(score_G: np.ndarray, gains: Mapping[int, float], cutoffs: Sequence[int
 
 
 def agreement_at(similarity_QG: np.ndarray, agree_QG: np.ndarray, exclude_QG: np.ndarray, k: int) -> np.ndarray:
-    """Return the share of the first k products of each ranking that agree with the answer, such as in colour.
+    """Return the share of the first k products of each ranking that agree with the answer, for example in colour.
 
     Among equal scores, products that do not agree come first. A ranking of fewer than k products is used whole.
 
@@ -257,7 +259,7 @@ def chance_recall(positives_Q: np.ndarray, candidates_Q: np.ndarray, k: int) -> 
     """
     if k < 1 or len(positives_Q) == 0:
         raise ValueError(
-            f"chance: found k={k} and {len(positives_Q)} queries; expected k of 1 or more, at least one query"
+            f"chance: found k={k} and {len(positives_Q)} queries; expected k of at least 1, and at least one query"
         )
     positives, candidates = np.asarray(positives_Q, dtype=np.float64), np.asarray(candidates_Q, dtype=np.float64)
     miss_Q = np.ones(len(positives))
@@ -320,8 +322,8 @@ def paired_difference(
 ) -> dict[str, float | list[float]]:
     """Return the mean of `after - before` over the same queries, with its bootstrap interval.
 
-    Both values of a query are drawn together, so that what a query contributes to both sides cancels and the interval
-    is narrower than the two single intervals suggest. The difference is beyond chance if the interval excludes 0.
+    Both values of a query are drawn together: what a query contributes to both sides cancels, and the interval is
+    narrower than the two single intervals suggest. The difference is beyond chance if the interval excludes 0.
 
     Raises:
         ValueError: different numbers of queries, or none.
@@ -360,7 +362,7 @@ def classification_scores(
     """Return the scores of predicting the nearest label by dot product.
 
     A product or query with several true labels is right with any of them. Macro averages are over the labels that are
-    true for at least one of them; if several labels are true, the predicted one counts as the truth, or else the first.
+    true for at least one of them; if several labels are true, the predicted one counts as the true one, or else the first.
 
     Args:
         item_ND, label_LD (`ndarray`): unit vectors.
@@ -430,9 +432,9 @@ def relaxed_scores(
 
 
 def macro_scores(truth_N: np.ndarray, predicted_N: np.ndarray, labels: int) -> tuple[float, float, float]:
-    """Return precision, recall and F1, each averaged over the labels that occur in the truth; a division by 0 gives 0.
+    """Return macro-averaged precision, recall and F1 over the labels in the ground truth; 0 / 0 counts as 0.
 
-    The same as `evaluation.metric_classes.MacroScores`, in microseconds.
+    Computes the same scores as `evaluation.metric_classes.MacroScores`, but takes only microseconds.
 
     Args:
         truth_N, predicted_N (`ndarray` of int): label indices.

@@ -28,7 +28,7 @@ def render(template: Path, **values: Any) -> str:
 
     Args:
         template: the template file. It can use `policy`, the content security policy `POLICY`.
-        values: values by name; a name that the template uses and that is missing is an error.
+        values: values by name; a name that the template uses must not be missing.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -43,12 +43,12 @@ def render(template: Path, **values: Any) -> str:
 
 
 def inline_picture(picture: Image.Image, side: int, *, quality: int = 80) -> str:
-    """Return the `src` of a picture that stands in the page itself, made smaller, as JPEG.
+    """Return the `src` of a picture that is embedded in the page, as a reduced JPEG.
 
     Args:
-        picture: in RGB; it stays as it is.
+        picture: an RGB picture; it is not changed.
         side (`int`): longest side, in pixels.
-        quality (`int`): of the JPEG. Default 80.
+        quality (`int`): quality of the JPEG. Default 80.
     """
     smaller, stream = picture.copy(), io.BytesIO()
     smaller.thumbnail((side, side))
@@ -59,7 +59,7 @@ def inline_picture(picture: Image.Image, side: int, *, quality: int = 80) -> str
 def visible(text: str) -> str:
     """Replace control and format characters, lone surrogates and non-characters by their code points.
 
-    Thus the text of a model can neither reverse the direction of its surroundings nor hide words.
+    The text of a model can then neither reverse the direction of the text around it nor hide words.
     """
     return "".join(_visible_character(character) for character in text)
 

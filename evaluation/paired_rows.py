@@ -1,4 +1,4 @@
-"""Compare models on the same queries: one value per query in each row of an evaluation, and paired differences of rows.
+"""Compare models on the same queries: make rows with one value per query, and compute the paired differences of rows.
 
 Shape suffixes: N queries or products of a row, Q queries, G products of a gallery, D vector size, L labels.
 """

@@ -1,14 +1,15 @@
-"""Keep the rank of each query in a results file, so that two files can be compared query by query.
+"""Keep the rank of each query in a results file, to compare two files query by query.
 
 `per_query` of a results file:
 
-- `asked`: what was asked → id → digest. What was asked is the type of the queries ("text", "image", "both"), or "product t"
-  and "product i" where the products' own texts or pictures ask. The digest is of the query's text, answers, grades and known
-  wrong answers, or of the product's text: files are paired only where it is the same. The second query of one id is "ID (2)".
-- `directions`: direction → `asked`, `gallery` (a digest of the products' ids, texts, and of which of them are identical or
-  variants), `products` (their number) and `rank`: in the order of the ids of `asked`, parted by spaces, the rank of each
-  query's best right answer, or "-" for a query that this direction does not rank. Where a query has several right answers its
-  nDCG does not follow from that rank, and `nDCG@k` holds it in the same way.
+- `asked`: kind of query → id → digest. The kind is the type of the queries ("text", "image", "both"), or "product t" and
+  "product i" if the products' own texts or pictures are the queries. The digest is of the query's text, answers, grades and
+  known wrong answers, or of the product's text: files are paired only if it is the same. The second query of one id is
+  "ID (2)".
+- `directions`: direction → `asked` (the kind of query), `gallery` (a digest of the products' ids and texts, and of which
+  products are identical or variants), `products` (their number) and `rank`: the rank of each query's best right answer, or "-"
+  for a query that this direction does not rank, separated by spaces, in the order of the ids in `asked`. If queries have
+  several right answers, nDCG does not follow from these ranks, and `nDCG@k` holds it in the same form.
 
 Shape suffixes: Q queries.
 """
@@ -32,13 +33,13 @@ _QUERY_DIGITS, _GALLERY_DIGITS = 8, 16
 
 @dataclass(frozen=True)
 class QueryValues:
-    """What each query of one direction found.
+    """The rank and nDCG of each query of one direction.
 
     Args:
         asked (`str`): "text", "image", "both", "product t" or "product i".
-        digests: id of each query → digest of what it asks and what is right.
+        digests: id of each query → digest of the query and its right answers.
         gallery (`str`): digest of the products.
-        products (`int`): how many they are.
+        products (`int`): number of products.
         rank_Q (`ndarray`): (Q,) float64, the rank of each best right answer, from 1.
         ndcg: k → (Q,) float64 in [0, 1].
     """
@@ -57,7 +58,7 @@ class QueryValues:
             metric (`str`): "MRR", "R@k", or "nDCG@k" of a k that was measured.
 
         Raises:
-            KeyError: another k of nDCG.
+            KeyError: a k of nDCG that was not measured.
         """
         if metric == "MRR":
             return 1.0 / self.rank_Q
@@ -66,7 +67,7 @@ class QueryValues:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Return names of which none repeats: the second "q1" of a table is "q1 (2)"."""
+    """Return names without repetition: the second "q1" of a table becomes "q1 (2)"."""
     found: dict[str, None] = {}
     for name in names:
         number, own = 2, name
@@ -77,23 +78,23 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def query_digest(query: QueryRow) -> str:
-    """Return a digest of a query's text and of what is right and wrong for it; its picture is known by its id alone."""
+    """Return a digest of a query's text and of its right and wrong answers; its picture is identified only by its id."""
     right, wrong = sorted(query.answers.items()), sorted(query.negatives)
     return _digest([[query.type, query.text, right, wrong, query.reference_product_id]], _QUERY_DIGITS)
 
 
 def product_digest(product: ProductRow) -> str:
-    """Return a digest of a product's text; its pictures are known by its id alone."""
+    """Return a digest of a product's text; its pictures are identified only by its id."""
     return _digest([product.record("t")], _QUERY_DIGITS)
 
 
 def gallery_digest(products: Sequence[ProductRow], kept: Iterable[int], equal: EqualProducts, form: str) -> str:
-    """Return a digest of a gallery that is the same on every machine, whatever the order of its products.
+    """Return a digest of a gallery that is the same on every machine and for any order of its products.
 
     Args:
         products: the rows of the data.
-        kept: the places of those in the gallery.
-        equal: of `products`.
+        kept: the places of the products in the gallery.
+        equal: the equal products among `products`.
         form (`str`): "mm", "t" or "i".
     """
     kept = list(kept)
@@ -146,7 +147,7 @@ def unpack(per_query: Mapping[str, Any], cutoffs: Sequence[int]) -> dict[str, Qu
         cutoffs: the k of nDCG@k that the results have.
 
     Raises:
-        ValueError: as many ranks as ids are expected, and were not found.
+        ValueError: the number of ranks differs from that of ids.
     """
     directions = {}
     for name, packed in per_query["directions"].items():

@@ -17,18 +17,18 @@ from product_data.tables import ProductTables
 from retrieval.encode import Scoring, VectorCache, config_digest
 
 OF_QUERIES = ("text", "image", "both")
-"""What is asked where queries ask, and not the products' own parts."""
+"""The kinds of queries from the data; in other searches, the products' own parts are the queries."""
 _KINDS = ("worst", "misses", "hits")
 
 
 @dataclass(frozen=True)
 class ShownQuery:
-    """A query with what was found for it.
+    """A query and the products that were found for it.
 
     Args:
         example: the query and its best products.
-        rank (`int`): of its best right answer, by the results file.
-        rank_now (`int`): the same by the search that found these products.
+        rank (`int`): rank of its best right answer in the results file.
+        rank_now (`int`): the same rank in the search that found these products.
     """
 
     example: SearchExample
@@ -54,11 +54,11 @@ class Sheet:
 
 
 def worst_queries(values: QueryValues, count: int = 5) -> list[tuple[str, int]]:
-    """Return (id, rank) of the queries with the largest ranks that are not 1, the worst first.
+    """Return (id, rank) of the queries with the largest ranks above 1, the worst first.
 
     Args:
-        values: of one direction.
-        count (`int`): how many. Default 5.
+        values: the values of one direction.
+        count (`int`): number of queries. Default 5.
     """
     ranked = sorted(zip(values.digests, values.rank_Q.tolist(), strict=True), key=lambda pair: -pair[1])
     return [(name, int(rank)) for name, rank in ranked[:count] if rank > 1]
@@ -68,10 +68,10 @@ def chosen_queries(values: QueryValues, k: int, *, count: int = 4, seed: int = 0
     """Return kind → (id, rank) of the queries that a sheet shows: the worst, then misses and hits drawn by `seed`.
 
     Args:
-        values: of one direction.
+        values: the values of one direction.
         k (`int`): a miss is not among the first k.
-        count (`int`): how many of each kind. Default 4.
-        seed (`int`): Default 0.
+        count (`int`): number of queries of each kind. Default 4.
+        seed (`int`): seed of the drawn queries. Default 0.
     """
     ranked = [(name, int(rank)) for name, rank in zip(values.digests, values.rank_Q.tolist(), strict=True)]
     drawn = [ranked[place] for place in np.random.default_rng(seed).permutation(len(ranked))]
@@ -91,25 +91,25 @@ def make_sheets(
     count: int = 4,
     batch_size: int = 32,
 ) -> list[Sheet]:
-    """Search again with the queries that sheets show; only these are encoded, and every product.
+    """Search again with the queries that sheets show; only these queries and all products are encoded.
 
-    Searches over whole products (mm) are shown; where there are none, the others.
+    Searches over whole products (mm) are shown; if there are none, the other searches.
 
     Args:
-        model, processor: from `retrieval.encode.load_for_evaluation`: the model that the results are of.
-        tables: the data that they are of, already restricted to their split and limit.
+        model, processor: the model of the results, from `retrieval.encode.load_for_evaluation`.
+        tables: the data of the results, already restricted to their split and limit.
         result: the content of the results file.
         directions: its ranks, from `evaluation.per_query.unpack`.
-        count (`int`): queries of each kind. Default 4.
-        batch_size (`int`): records a batch. Default 32.
+        count (`int`): number of queries of each kind. Default 4.
+        batch_size (`int`): records per batch. Default 32.
 
     Raises:
-        OptionError: another model's configuration, or another gallery.
+        OptionError: the configuration of a different model, or a different gallery.
     """
     facts = result["provenance"]
     if facts["config_digest"] != config_digest(model):
         raise OptionError(
-            f"--model: found a configuration with the digest {config_digest(model)}; expected that of {result['model']}, "
+            f"--model: its configuration has the digest {config_digest(model)}; expected that of {result['model']}, "
             f"{facts['config_digest']}, the first results file's"
         )
     asked = {name: values for name, values in directions.items() if values.asked in OF_QUERIES}
@@ -135,7 +135,7 @@ def make_sheets(
 def _cache(
     model: Any, processor: Any, tables: ProductTables, result: Mapping[str, Any], wanted: set[str], batch_size: int
 ) -> VectorCache:
-    """The vectors of all products and of the wanted queries, made as those of the results."""
+    """Return the vectors of all products and of the wanted queries, made in the same way as those of the results."""
     reasoning = result.get("reasoning") or {}
     thinking = reasoning.get("max_reasoning_tokens")
     return VectorCache(

@@ -1,4 +1,4 @@
-"""Count the reasonings of an evaluation, write them as a table, and note them beside a model's scores."""
+"""Count the reasoning texts of an evaluation, write them as a table, and note the reasoning beside a model's scores."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _SCHEMA = pyarrow.schema(
 
 
 def count_reasonings(written: Iterable[WrittenReasoning]) -> dict[str, dict[str, Any]]:
-    """Count for each side the reasonings that are well formed, have unparsed parts, are not closed, or are empty.
+    """Count for each side the reasoning texts that are well formed, have unparsed parts, are not closed, or are empty.
 
     Args:
         written: from `retrieval.encode.VectorCache.reasonings`.
 
     Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": the model's input →
-    the same counts. A side without reasonings is left out. All marks but "well_formed" may overlap.
+    the same counts. A side without reasoning is left out. All marks but "well_formed" may overlap.
     """
     groups: dict[str, dict[str, list[Reasoning]]] = {}
     for entry in written:
@@ -57,7 +57,7 @@ def _counts(reasonings: Sequence[Reasoning]) -> dict[str, Any]:
 
 
 def write_reasonings(path: str | Path, written: Iterable[WrittenReasoning]) -> Path:
-    """Write reasonings as a parquet table, one row per reasoning.
+    """Write reasoning texts as a parquet table, one per row.
 
     Columns: side ("query" or "product"), input (the model's input: "query", or a gallery's name such as "mm"), id,
     text, attributes (a list of {key, value}, an entry for each value, as in the products table), unparsed (a list of

@@ -25,7 +25,7 @@ from product_data.tables import ProductRow, QueryRow
 
 _ABSENT = "–"
 _RELAXED_AT = 11  # first column of the relaxed rule in a row of labels
-_FOLDERS_OF_RUNS = ("final", "run")  # folders that every training has
+_FOLDERS_OF_RUNS = ("final", "run")  # folders that every training run has
 ARROWS = {
     "t2mm": "t→mm",
     "i2mm": "i→mm",
@@ -47,26 +47,25 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 
 def results_table(results: Sequence[dict[str, Any]], *, style: str = "github") -> str:
-    """Return all scores as tables: retrieval, image-only retrieval, classification, attributes and reasonings.
+    """Return all scores as tables: retrieval, image-only retrieval, classification, attributes and reasoning.
 
     The name of a model that reasons has a note: "moon3 (reasoning ≤ 32)", "moon3 (queries reason ≤ 32)".
 
     Args:
         results: results as `moon3 evaluate` writes them.
-        style (`str`): a format of tabulate. Default "github", which is Markdown.
+        style (`str`): a tabulate format. Default "github", which is Markdown.
 
     Returns: percentages. R@10 (or the largest k), top-1, precision, recall and F1 have their 95 % interval in brackets.
         Chance is given for R@10 and top-1, and for top-1 also the score of always predicting the most common label. "in
-        10" are the scores of the relaxed rule, see `evaluation.metrics.relaxed_scores`. Lines below the tables name the
-        products that count as right or are left out because they are equal to an answer, and the warnings of the
-        results.
+        10" columns show the relaxed scores, see `evaluation.metrics.relaxed_scores`. Notes below the tables list products
+        that are identical to an answer (counted as correct or left out) and any warnings.
     """
     parts = [_table(rows, columns, style) for columns, rows in result_tables(results)]
     return "\n\n".join([*(parts or ["no scores"]), *equal_lines(results), *warning_lines(results)])
 
 
 def result_tables(results: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
-    """Return the tables of `results_table`, each with its columns and its rows."""
+    """Return the columns and rows of each table of `results_table`."""
     cutoffs, graded = _cutoffs(results), _is_graded(results)
     last = shown_cutoff(cutoffs)
     retrieval = [row for result in results for row in _retrieval_rows(result, cutoffs, graded)]
@@ -88,13 +87,13 @@ def result_tables(results: Sequence[dict[str, Any]]) -> list[tuple[list[str], li
         columns += [f"{metric}@{k}" for metric in ("recall", "agreement") for k in cutoffs]
         parts.append(([*columns, f"chance recall@{last}", "queries"], agreeing))
     if written := [row for result in results for row in _written_rows(result)]:
-        columns = [*head, "written from", "reasonings", *(name.replace("_", " ") for name in MARKS)]
+        columns = [*head, "written from", "reasoning texts", *(name.replace("_", " ") for name in MARKS)]
         parts.append((columns, written))
     return parts
 
 
 def equal_lines(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each benchmark on the products that are equal to an answer."""
+    """Return for each benchmark a line about the products that are equal to an answer."""
     lines = []
     for result in results:
         counts: Counter[str] = Counter()
@@ -284,16 +283,16 @@ def comparison_table(
 ) -> str:
     """Return a table with one row for each benchmark and direction, and one column for each model.
 
-    A model with another reasoning has another column: each name, given or not, gets a note on the reasoning.
+    A model with a different reasoning has its own column: each name, given or not, gets a note on the reasoning.
 
     Args:
         results: results as `moon3 evaluate` writes them.
         names (`Sequence[str]` or `None`): names of the columns, one per result. Default: the models' names.
         metric (`str`): "MRR", or R@k or nDCG@k with a k that all results have, such as "R@1". Default "R@10".
-        style (`str`): a format of tabulate. Default "github".
+        style (`str`): a tabulate format. Default "github".
 
     Raises:
-        ValueError: another metric, a wrong number of names, or two results with one name on one benchmark.
+        ValueError: an unknown metric, a wrong number of names, or two results with one name on one benchmark.
     """
     columns, rows = side_by_side(results, names=names, metric=metric)
     return _table(rows, columns, style)
@@ -306,7 +305,7 @@ def side_by_side(
     common = [k for k in _cutoffs(results) if all(k in result.get("cutoffs", CUTOFFS) for result in results)]
     known = [f"R@{k}" for k in common] + [f"nDCG@{k}" for k in common if all("cutoffs" in result for result in results)]
     if metric not in (*known, "MRR"):
-        raise OptionError(f"metric={metric!r}; expected {', '.join((*known, 'MRR'))}")
+        raise OptionError(f"metric={metric!r}; expected one of {', '.join((*known, 'MRR'))}")
     names = [short_name(result["model"]) for result in results] if names is None else list(names)
     if len(names) != len(results):
         raise ValueError(f"found {len(names)} names for {len(results)} results; expected one name per result")
@@ -319,7 +318,7 @@ def side_by_side(
             place = (result["benchmark"], ARROWS.get(direction, direction))
             if name in cells.get(place, {}):
                 raise OptionError(
-                    f"found two results with the name {name!r} on {result['benchmark']}; expected different names"
+                    f"two results on {result['benchmark']} have the name {name!r}; expected different names"
                 )
             value = _ABSENT if scores is None else _percent(scores[metric], scores.get(f"{metric}_interval"))
             cells.setdefault(place, {})[name] = value
@@ -532,7 +531,7 @@ def report(paths: Sequence[str | Path], compare: str | None = None) -> str:
             metrics.
 
     Raises:
-        OptionError: a file that cannot be read or lacks scores, or another metric.
+        OptionError: a file cannot be read or has no scores, or the metric is unknown.
     """
     names, results = named_results(paths)
     if compare is None:

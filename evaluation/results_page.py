@@ -1,4 +1,4 @@
-"""Write results files as one HTML page: `results_page.html.jinja` holds the markup, this file what it says.
+"""Write results files as one HTML page: `results_page.html.jinja` holds the markup, this file the contents.
 
 moon3 report results.json [more.json] --output report.html [--model DIR --data SOURCE]
 """
@@ -54,9 +54,9 @@ class Table:
 
     Args:
         columns: headings.
-        rows: cells, one list a row.
-        left: of each column whether it holds words.
-        strong: of each row whether it stands out. Default: none does.
+        rows: cells, one list per row.
+        left: for each column, whether it holds words.
+        strong: for each row, whether it is emphasised. Default: none is.
     """
 
     columns: Sequence[str]
@@ -70,9 +70,9 @@ class Figure:
     """A bar chart.
 
     Args:
-        title: what is measured, and where.
+        title: the measure and the benchmark.
         svg: the drawing.
-        models: those that have bars, in the order of their colours.
+        models: the models that have bars, in the order of their colours.
     """
 
     title: str
@@ -85,7 +85,7 @@ class Scores:
     """Everything that one results file holds.
 
     Args:
-        title: which model, on which benchmark.
+        title: the model and the benchmark.
         tables: its scores.
         worst: its worst queries, by id.
         notes: sentences.
@@ -102,8 +102,8 @@ class Comparison:
     """The results of one benchmark, compared query by query.
 
     Args:
-        title: which benchmark.
-        tables: one a model that is compared with the first.
+        title: the benchmark.
+        tables: one for each model that is compared with the first.
         notes: sentences.
     """
 
@@ -116,9 +116,9 @@ def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Seq
     """Return results as one HTML document that fetches nothing.
 
     Args:
-        names: what the models are called, one a result.
+        names: names of the models, one per result.
         results: contents of results files.
-        sheets: queries with what the model of the first result found for them, see `evaluation.query_sheets.make_sheets`.
+        sheets: queries with the products that the first result's model found, see `evaluation.query_sheets.make_sheets`.
     """
     named = [dict(result) | {"model": name} for name, result in zip(names, results, strict=True)]
     full = [_full_name(result) for result in named]
@@ -173,7 +173,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence
 
 
 def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
-    """R@k of all models in columns, of the k that charts show; nothing for one model, or without a k that all have."""
+    """Return R@k of all models in columns, for the k in the charts; nothing for one model, or without a common k."""
     cutoffs = [result.get("cutoffs", CUTOFFS) for result in results]
     common = [k for k in cutoffs[0] if all(k in own for own in cutoffs)]
     if len(results) < 2 or not common:
@@ -211,7 +211,7 @@ def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchma
 
 
 def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int, name: str) -> Markup:
-    """Bars of R@k for each direction, one a model, with 95 % whiskers and chance as a line across them."""
+    """Draw bars of R@k for each direction, one per model, with 95 % whiskers and chance as a line across them."""
     with drawing(_WIDE, _HIGH) as (figure, axes):
         width = 0.8 / len(scores)
         for model, found in enumerate(scores):
@@ -265,7 +265,7 @@ def _comparisons(
 
 
 def _worst(result: Mapping[str, Any]) -> Table | None:
-    """The queries with the largest ranks, by id; nothing without ranks of single queries."""
+    """Return the queries with the largest ranks, by id; nothing without ranks of single queries."""
     if "per_query" not in result:
         return None
     rows = []
@@ -279,7 +279,7 @@ def _worst(result: Mapping[str, Any]) -> Table | None:
 
 
 def _picture(source: Any) -> str | None:
-    """The `src` of a small picture, or None where it cannot be opened."""
+    """Return the `src` of a small picture, or None if it cannot be opened."""
     try:
         return None if source is None else inline_picture(open_image(source), _PICTURE_SIDE)
     except ProductError:
@@ -287,7 +287,7 @@ def _picture(source: Any) -> str | None:
 
 
 def _origin(result: Mapping[str, Any]) -> dict[str, str]:
-    """Where a result comes from, as pairs of words."""
+    """Return the origin of a result as pairs of name and value."""
     facts = dict(result.get("provenance", {}))
     command, versions = facts.pop("command", []), facts.pop("versions", {})
     issues = facts.pop("issues", {})

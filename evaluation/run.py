@@ -51,7 +51,7 @@ from retrieval.shortened import shortened_sentence, shortened_summary
 
 BENCHMARKS = ("retrieval", "classification", "attributes")
 OPTIONAL_BENCHMARKS = ("matrix", "attribute_recall", "shown_attributes")
-"""Evaluated only if `only` names them."""
+"""Evaluated only if they are in `only`."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class EvaluationOptions:
             the queries that are unsure without reasoning reason. Default "none".
         gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure, in [0, 2]. Default
         0.05.
-        max_reasoning_tokens (`int` or `None`): maximum number of tokens of a reasoning. Default: the model's number.
-        reasonings (`str`, `Path` or `None`): .parquet file for the written reasonings. Default: none.
+        max_reasoning_tokens (`int` or `None`): maximum number of reasoning tokens. Default: the model's number.
+        reasonings (`str`, `Path` or `None`): .parquet file for the written reasoning texts. Default: none.
         dimensions (`tuple[int, ...]` or `None`): widths for retrieval with the first numbers of each vector. Default:
             the model's `matryoshka_dims`.
 
     Raises:
-        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, settings of a reasoning without a
+        OptionError: an unknown benchmark, reasoning or `variants`, a number below 1, reasoning settings without a
             side that generates, or a threshold without "auto" or outside [0, 2].
     """
 
@@ -115,12 +115,12 @@ class EvaluationOptions:
         unknown = [name for name in self.only if name not in (*BENCHMARKS, *OPTIONAL_BENCHMARKS)]
         if unknown or not self.only:
             raise OptionError(
-                f"only={', '.join(self.only)!r}; expected {', '.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}"
+                f"only={', '.join(self.only)!r}; expected one of {', '.join((*BENCHMARKS, *OPTIONAL_BENCHMARKS))}"
             )
         if self.cutoffs is not None and (not self.cutoffs or min(self.cutoffs) < 1):
             raise OptionError(f"cutoffs={self.cutoffs}; expected numbers of 1 or more")
         if self.attribute_keys not in KEYS:
-            raise OptionError(f"attribute_keys={self.attribute_keys!r}; expected {', '.join(KEYS)}")
+            raise OptionError(f"attribute_keys={self.attribute_keys!r}; expected one of {', '.join(KEYS)}")
         for name in ("limit", "batch_size", "resamples", "max_reasoning_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,7 +129,7 @@ class EvaluationOptions:
             raise OptionError(f"dimensions={self.dimensions}; expected numbers of 1 or more")
         for name, accepted in (("query_reasoning", QUERY_REASONING), ("product_reasoning", ROW_REASONING)):
             if getattr(self, name) not in accepted:
-                raise OptionError(f"{name}={getattr(self, name)!r}; expected {', '.join(accepted)}")
+                raise OptionError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(accepted)}")
         check_threshold(self.query_reasoning, self.gate_threshold)
         check_variants(self.variants)
         self._check_reasoning()
@@ -175,7 +175,7 @@ def evaluate_model(
     image_only, absent (direction → why it has no score), per_query (the rank of each query, see `evaluation.per_query`),
     dimensions (for models with narrower vectors, see `evaluate_dimensions`), classification, query_categories,
     attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
-    image_search_recall, and the other benchmarks that `only` names.
+    image_search_recall, and the other benchmarks in `only`.
 
     Raises:
         TableError: no such split, or neither a product nor a query with categories.
@@ -241,7 +241,7 @@ def _by_dimensions(cache: VectorCache, options: EvaluationOptions, settings: dic
 def _protocols(
     cache: VectorCache, options: EvaluationOptions, tables: ProductTables, absent: dict[str, str]
 ) -> dict[str, Any]:
-    """Return the results of the benchmarks that `only` names; `absent` receives the reasons for missing scores."""
+    """Return the results of the benchmarks in `only`; `absent` receives the reasons for missing scores."""
     bootstrap: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     cutoffs: dict[str, Any] = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
     keys: dict[str, Any] = {"keys": options.attribute_keys}
@@ -329,7 +329,7 @@ def limited_tables(tables: ProductTables, limit: int, seed: int) -> ProductTable
 
 @contextmanager
 def core_crop_set(processor: Any, wanted: bool | None) -> Iterator[None]:
-    """Set whether a processor adds the core crop inside of the `with` block; `None` leaves it as it is."""
+    """Set whether a processor adds the core crop inside the `with` block; `None` leaves it as it is."""
     before = getattr(processor, "core_crop", None)
     if wanted is not None:
         processor.core_crop = wanted
@@ -343,7 +343,7 @@ def core_crop_set(processor: Any, wanted: bool | None) -> Iterator[None]:
 def _draw_sheet(cache: VectorCache, options: EvaluationOptions, title: str) -> None:
     examples = search_examples(cache, seed=options.seed)
     if not examples:
-        print(f"{title}: no sheet drawn, because no query has a right answer in the gallery", file=sys.stderr)
+        print(f"{title}: no sheet drawn, because no query has a correct answer in the gallery", file=sys.stderr)
     elif options.sheet is not None:
         contact_sheet(examples, options.sheet, title=title)
 
@@ -367,8 +367,8 @@ def evaluate_benchmarks(
     Args:
         checkpoint: folder or hub id, or a peer such as "clip=PLACE", see `retrieval.model_kinds`.
         benchmarks: the data sets.
-        options: options for all data sets; with several, the names of sheet and reasonings get the name of the
-            benchmark.
+        options: options for all data sets; with several, the name of the benchmark is added to the names of the
+            sheet and of the reasoning file.
         output: the results file; with several benchmarks a folder. Default: no file.
         device (`str` or `None`): device of the model. Default: the first GPU, or else the CPU.
 
@@ -403,11 +403,11 @@ def require_scores(results: Sequence[dict[str, Any]]) -> None:
     """Check that each data set has at least one score.
 
     Raises:
-        NothingScoredError: data sets without a score; names them.
+        NothingScoredError: data sets without a score; the message lists them.
     """
     unscored = dict.fromkeys(result["benchmark"] for result in results if not has_scores(result))
     if unscored:
-        raise NothingScoredError(f"found no scores for {', '.join(unscored)}; the lines above give the reasons")
+        raise NothingScoredError(f"found no scores for {', '.join(unscored)}; see the reasons in the lines above")
 
 
 def has_scores(result: dict[str, Any]) -> bool:
@@ -445,7 +445,7 @@ def _results_files(output: Path | None, names: Sequence[str], options: Evaluatio
 
 
 def _write(results: dict[str, Any], path: Path) -> None:
-    """Write a complete results file, or print the results if that fails, so that they are not lost."""
+    """Write a complete results file; if that fails, print the results so that they are not lost."""
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -512,7 +512,7 @@ def load_benchmark(
     tables.select(split)  # a wrong split is refused before the model is loaded
     if split != EVERY_SPLIT and set(tables.splits) == {EVERY_SPLIT}:
         print(
-            f"{tables.name} names no splits: all products are used, even those that the model may have been trained on "
+            f"{tables.name} has no splits: all products are used, even those that the model may have been trained on "
             "(training holds out a fifth of such products, for its results_before and results_after)",
             file=sys.stderr,
         )

@@ -166,13 +166,13 @@ def _main_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def table(results: Mapping[str, Any], *, short: bool = False, style: str = "github") -> str:
-    """Return a table with one line per row: both models with their intervals, the paired difference and who is ahead.
+    """Return a table with one line per row: both models with their intervals, the paired difference and the model that is ahead.
 
     Args:
         results: from `run_study`.
         short (`bool`): only R@10 (nDCG@10 of graded answers), categories and the mean of the attribute keys. Default
         False.
-        style (`str`): a format of tabulate. Default "github".
+        style (`str`): a tabulate format. Default "github".
     """
     first, second = results["models"]
     lines = []
@@ -252,12 +252,12 @@ def write_study(
         The results.
 
     Raises:
-        OptionError: another suffix of `output`, or one name for both models.
+        OptionError: an `output` that is not a .json file, or one name for both models.
     """
     if output.suffix != ".json":
         raise OptionError(f"--output {output}; expected a .json file")
     if len(models) < 2:
-        raise OptionError("--first, --second: found one name for both; expected two names")
+        raise OptionError("--first, --second: both have the same name; expected two names")
     output.parent.mkdir(parents=True, exist_ok=True)
     results = run_study(models, data, work, shops=[shop for shop in SHOPS if not names or shop.name in names])
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

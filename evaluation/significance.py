@@ -1,4 +1,4 @@
-"""Test whether two models differ on the same queries: paired p-values, and Holm's correction for many of them.
+"""Test whether two models differ on the same queries: paired p-values, and Holm's correction for several of them.
 
 Shape suffixes: N queries, F sign patterns.
 """
@@ -15,7 +15,7 @@ from evaluation.metrics import paired_difference
 LEVEL = 0.05
 """A corrected p-value below this is a difference beyond chance."""
 FLIPS = 10_000
-"""Sign patterns that are drawn where there are too many to try them all."""
+"""Number of sign patterns that are drawn if there are too many to try them all."""
 _EXACT_UP_TO = 14  # differences that are not 0: 2^14 patterns are tried in a moment
 _FLIPS_PER_BLOCK = 1_000
 _ROUNDING = 1e-9  # sums of the same numbers in another order differ by less, in shares of the largest sum
@@ -27,9 +27,9 @@ def sign_flip_p(difference_N: np.ndarray, *, flips: int = FLIPS, seed: int = 0) 
     `p = P(|Σ_n σ_n d_n| >= |Σ_n d_n|)` with each sign σ_n = ±1 equally likely: under the null hypothesis the two models are
     exchangeable on every query. Differences of 0 change nothing and are left out.
 
-    - Where all differences that are not 0 have one size, as those of R@k, the sum depends on the number of positive signs
-      alone and p is that of the exact test of McNemar (a binomial one on the queries that only one model finds), for any N.
-    - Up to 14 differences that are not 0: all 2^N patterns are tried, p is exact.
+    - If all differences that are not 0 have one size, as with R@k, the sum depends only on the number of positive signs, and
+      p is that of McNemar's exact test (a binomial test on the queries that only one model finds), for any N.
+    - Up to 14 differences that are not 0: all 2^N patterns are tried, and p is exact.
     - Otherwise `p = (b + 1) / (flips + 1)`, where b of `flips` drawn patterns reach the observed sum, which is never 0
       (Phipson and Smyth, "Permutation p-values should never be zero", 2010).
 
@@ -38,11 +38,11 @@ def sign_flip_p(difference_N: np.ndarray, *, flips: int = FLIPS, seed: int = 0) 
     retrieval evaluation", CIKM 2007, which recommends it over the sign test and Wilcoxon's; McNemar 1947.
 
     Args:
-        difference_N (`ndarray`): one difference a query, such as that of two reciprocal ranks.
-        flips (`int`): how many patterns are drawn. Default 10,000.
-        seed (`int`): of the drawn patterns. Default 0.
+        difference_N (`ndarray`): one difference per query, such as that of two reciprocal ranks.
+        flips (`int`): number of patterns that are drawn. Default 10,000.
+        seed (`int`): seed of the drawn patterns. Default 0.
 
-    Returns: p in (0, 1]; 1 where no query differs.
+    Returns: p in (0, 1]; 1 if no query differs.
 
     Raises:
         ValueError: no queries, flips below 1, or differences that are not finite.
@@ -77,7 +77,7 @@ def mcnemar_p(gained: int, lost: int) -> float:
     `p = min(1, 2 · P(X <= min(gained, lost)))` with X binomial of `gained + lost` trials and probability 1/2.
 
     Args:
-        gained, lost (`int`): queries that only the second, only the first model finds.
+        gained, lost (`int`): number of queries that only the second and that only the first model finds.
 
     Raises:
         ValueError: a negative number.

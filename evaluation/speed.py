@@ -1,9 +1,9 @@
-"""Compare the speed of our code with another way to compute the same, interleaved in one process.
+"""Compare the speed of our code with that of an alternative with the same result, interleaved in one process.
 
     moon3 bench encode --output speed.json [--only NAME] [--model DIR]
 
 The file holds {name: {"ours_seconds", "other_seconds", "ratio", …}}: medians over the repeats, and the median of the
-ratios ours / other within a repeat, so that ours is faster below 1. Machines are noisy: trust the ratio, not the
+ratios ours / other within a repeat: below 1, ours is faster. Machines are noisy: trust the ratio, not the
 seconds. The cost of reasoning ("reasoning_8", "reasoning_16", "reasoning_32", "reasoning_auto", each against vectors
 without reasoning) also has items per second of both; its five ways alternate in the same rounds.
 """
@@ -65,7 +65,7 @@ _LENGTHS, _GALLERY = (8, 16, 32), 1000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways to compute the same.
+    """Two ways to compute the same result.
 
     Args:
         ours, other: functions without arguments that compute it once.
@@ -113,7 +113,7 @@ def _moon_config(**text: Any) -> MoonConfig:
 
 
 def _mixture_step(mixture_class: type, config: MoonConfig, implementation: str, *inputs: Any) -> Callable[[], None]:
-    """Return a function that runs forward and backward of one mixture with an implementation of its experts."""
+    """Return a function that runs a forward and backward pass of one mixture with an implementation of its experts."""
     config.text_config._experts_implementation = implementation
     torch.manual_seed(0)
     mixture = mixture_class(config)
@@ -147,7 +147,7 @@ def guided_experts(_: Any) -> Comparison:
 
 
 def upcycled_forward(_: Any) -> Comparison:
-    """Compare the forward of an upcycled text model (2 active experts) with a dense model of the same active width."""
+    """Compare the forward pass of an upcycled text model (2 active experts) with a dense model of the same active width."""
     torch.manual_seed(0)
     config = _moon_config()
     moon = MoonModel(config).eval()
@@ -164,7 +164,7 @@ def upcycled_forward(_: Any) -> Comparison:
 
 
 def guided_forward(_: Any) -> Comparison:
-    """Compare the forward of Moon on text with half category and attributes, and on the same text without markers."""
+    """Compare Moon's forward pass on text that is half category and attributes with that on the same text without markers."""
     torch.manual_seed(0)
     moon = MoonModel(_moon_config()).eval()
     marked = _marked_tokens(moon.config)
@@ -177,7 +177,7 @@ def guided_forward(_: Any) -> Comparison:
 
 
 def _reasoning_batch() -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return a moon3 and a batch of prompts: picture and core crop of 256 image tokens each, and 96 tokens of text."""
+    """Return a moon3 model and a batch of prompts: picture and core crop of 256 image tokens each, and 96 tokens of text."""
     torch.manual_seed(0)
     spans = [f"{span}_{side}" for span in ("category", "attribute", "title", "think") for side in ("start", "end")]
     ids = {f"{name}_token_id": number for number, name in enumerate([*spans, "emb"], start=1)}
@@ -234,14 +234,14 @@ def think_then_embed_in_one_pass(_: Any) -> Comparison:
     return Comparison(
         one_pass,
         two_passes,
-        f"{_BATCH} products, {_REASONING} reasoning tokens: think and embed in one pass / generate, then encode anew",
+        f"{_BATCH} products, {_REASONING} reasoning tokens: think and embed in one pass / generate, then encode again",
     )
 
 
 def reasoning_cost(_: Any) -> Series:
-    """Compare vectors after 8, 16 and 32 tokens of reasoning, and 32 for the unsure half only, with vectors without it.
+    """Compare vectors after 8, 16 and 32 reasoning tokens, and after 32 for only the unsure half, with vectors without any.
 
-    `min_tokens` prevents an early end, so that a model with random weights writes all tokens.
+    `min_tokens` prevents an early end: even a model with random weights writes all tokens.
     """
     model, batch = _reasoning_batch()
     tokenizer, writer = SimpleNamespace(eos_token_id=None, pad_token_id=0), model.writer()

@@ -23,9 +23,9 @@ class Licence:
     """The licence of weights.
 
     Args:
-        id: an identifier of the hub; `None` if no licence is declared.
+        id: an identifier from the hub; `None` if no licence is declared.
         name: with "other", the name of the licence.
-        link: with "other", a file of the checkpoint or an address with its text.
+        link: with "other", a file of the checkpoint or a URL with its text.
     """
 
     id: str | None = None
@@ -56,7 +56,7 @@ class DataSet:
 
     Args:
         name: its name in results and recipes.
-        licence: an identifier of the hub, or a word of `model_cards.licences.DECLARED`; `None` if no licence is declared.
+        licence: an identifier from the hub, or a word of `model_cards.licences.DECLARED`; `None` if no licence is declared.
         hub_id: its id on the hub, if it was read from there.
     """
 
@@ -72,7 +72,7 @@ class Step:
     Args:
         kind: "upcycling", "training", or "unrecorded" for weights of unknown origin.
         base: the upcycled model.
-        data: the data sets of the training.
+        data: the data sets that were trained on.
         details: settings by name, in the order of the card.
     """
 
@@ -113,7 +113,7 @@ class Card:
         source: name of the folder, or id on the hub, that the code on the card loads.
         kind: "moon", "dual_tower", or "adapter" (LoRA weights only).
         sizes: size of the checkpoint.
-        steps: steps in the making of the weights, the first one first.
+        steps: steps in the making of the weights, in order.
         settings: settings of the architecture and the processor, by name.
         licence: licence of the weights.
         results: results files, as `model_cards.scores.summary` shortens them.

@@ -16,7 +16,7 @@ DECLARED = {
     "permitted": "its owner permits that weights trained on it are published",
     "none": "its owner has granted no licence",
 }
-"""Words that can be declared for a data set instead of an identifier of the hub."""
+"""Words that can be declared for a data set instead of an identifier from the hub."""
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def check_data_licence(name: str, licence: str) -> str:
 
     Args:
         name: name of the data set.
-        licence: an identifier of the hub, or a word of `DECLARED`.
+        licence: an identifier from the hub, or a word of `DECLARED`.
 
     Raises:
         CardError: the licence is unknown.
@@ -44,8 +44,8 @@ def check_data_licence(name: str, licence: str) -> str:
     known = [*hub_lists()["licences"], *DECLARED]
     if licence not in known:
         raise CardError(
-            f"licence of {name}: found {licence!r}{nearest(str(licence), known)}; expected an identifier of the hub such as "
-            f"cc-by-4.0, or {', '.join(DECLARED)}"
+            f"licence of {name}: found {licence!r}{nearest(str(licence), known)}; expected an identifier from the hub such as "
+            f"cc-by-4.0, or one of {', '.join(DECLARED)}"
         )
     return licence
 
@@ -54,12 +54,14 @@ def check_licence(licence: Licence) -> Licence:
     """Return the licence of weights, after checking it.
 
     Raises:
-        CardError: the id is not an identifier of the hub, or "other" lacks a name or a link.
+        CardError: the hub does not know the id, or "other" lacks a name or a link.
     """
     known = hub_lists()["licences"]
     if licence.id not in known:
         near = nearest(str(licence.id), known)
-        raise CardError(f"--licence: found {licence.id!r}{near}; expected an identifier of the hub such as apache-2.0")
+        raise CardError(
+            f"--licence: found {licence.id!r}{near}; expected an identifier from the hub such as apache-2.0"
+        )
     if (licence.id == "other") != bool(licence.name and licence.link):
         raise CardError(
             f"--licence {licence.id}: found the name {licence.name!r} and the link {licence.link!r}; expected both with other, "
@@ -77,8 +79,8 @@ def why_not_published(card: Card) -> list[str]:
     """Return one sentence for each licence that does not allow the weights to be published.
 
     Our rule: weights trained on a data set without a licence, or under a licence that forbids derived works, cannot be
-    published. If a data set's licence forbids commercial use, the licence of the weights must forbid it too. Weights keep a
-    licence of their base that is not permissive.
+    published. If a data set's licence forbids commercial use, the licence of the weights must forbid it too. If the licence of
+    their base is not permissive, the weights keep it.
 
     Args:
         card: the facts of the checkpoint.
@@ -86,8 +88,8 @@ def why_not_published(card: Card) -> list[str]:
     obstacles = [_of_data(data_set.name, data_set.licence, card.licence) for data_set in card.data]
     if any(step.kind == "unrecorded" and not step.data for step in card.steps) or not card.steps:
         obstacles.append(
-            "the training data of the weights is not recorded; expected moon3 card CHECKPOINT --data-licence NAME=LICENCE, for "
-            "each data set"
+            "the training data of the weights is not recorded; declare each data set with moon3 card CHECKPOINT "
+            "--data-licence NAME=LICENCE"
         )
     obstacles += [
         _of_base(step.base.name, step.base.licence, card.licence)
@@ -98,7 +100,7 @@ def why_not_published(card: Card) -> list[str]:
 
 
 def _of_data(name: str, licence: str | None, weights: Licence) -> str | None:
-    declare = f"; expected moon3 card CHECKPOINT --data-licence {name}=LICENCE"
+    declare = f"; declare it with moon3 card CHECKPOINT --data-licence {name}=LICENCE"
     if licence in (None, "unknown"):
         return f"data set {name}: found no licence{declare}"
     if licence in ("none", "other"):

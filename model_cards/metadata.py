@@ -23,7 +23,7 @@ _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+/-]{0,94}")
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """Return the metadata at the head of a card.
+    """Return the metadata at the top of a card.
 
     Args:
         text: the whole card.
@@ -33,7 +33,7 @@ def front_matter(text: str) -> dict[str, Any]:
     """
     block = _FRONT.match(text)
     if block is None:
-        raise ValueError("found no metadata; expected a block of YAML between two lines --- at the head of the card")
+        raise ValueError("found no metadata; expected a YAML block between two '---' lines at the top of the card")
     try:
         values = yaml.safe_load(block[1])
     except yaml.YAMLError as error:
@@ -65,22 +65,26 @@ def _known_word(field: str, value: Any, known: list[str], expected: str) -> Iter
 def _licence(values: dict[str, Any]) -> Iterator[str]:
     found = values.get("license")
     if found is None:
-        yield "license: found nothing; expected an identifier of the hub such as apache-2.0"
+        yield "license: found nothing; expected an identifier from the hub such as apache-2.0"
         return
     for name in found if isinstance(found, list) else [found]:
-        yield from _known_word("license", name, hub_lists()["licences"], "an identifier of the hub such as apache-2.0")
+        yield from _known_word(
+            "license", name, hub_lists()["licences"], "an identifier from the hub such as apache-2.0"
+        )
     if found == "other":
         for field in ("license_name", "license_link"):
             if not isinstance(values.get(field), str) or not values[field].strip():
-                yield f"{field}: found {values.get(field)!r} with license other; expected text"
+                yield f"{field}: found {values.get(field)!r}; expected text, because the license is other"
 
 
 def _task(values: dict[str, Any]) -> Iterator[str]:
     if "pipeline_tag" in values:
-        yield from _known_word("pipeline_tag", values["pipeline_tag"], hub_lists()["tasks"], "a task of the hub")
+        yield from _known_word("pipeline_tag", values["pipeline_tag"], hub_lists()["tasks"], "a task from the hub")
     if "base_model_relation" in values:
         known = hub_lists()["base_model_relations"]
-        yield from _known_word("base_model_relation", values["base_model_relation"], known, ", ".join(known))
+        yield from _known_word(
+            "base_model_relation", values["base_model_relation"], known, f"one of {', '.join(known)}"
+        )
 
 
 def _tags(values: dict[str, Any]) -> Iterator[str]:
@@ -101,8 +105,8 @@ def _tags(values: dict[str, Any]) -> Iterator[str]:
 
 def _ids(values: dict[str, Any]) -> Iterator[str]:
     for field, pattern, expected in (
-        ("base_model", HUB_ID, "an id of the hub such as Qwen/Qwen3-VL-2B-Instruct"),
-        ("datasets", _DATA_SET_ID, "ids of data sets of the hub"),
+        ("base_model", HUB_ID, "an id on the hub such as Qwen/Qwen3-VL-2B-Instruct"),
+        ("datasets", _DATA_SET_ID, "ids of data sets on the hub"),
     ):
         found = values.get(field, [])
         for name in found if isinstance(found, list) else [found]:
@@ -206,7 +210,7 @@ def _entry(where: str, entry: Any) -> Iterator[str]:
     entry = _mapping(entry)
     data = _mapping(entry.get("dataset"))
     if not isinstance(data.get("id"), str) or not HUB_ID.fullmatch(data["id"]):
-        yield f"{where}.dataset.id: found {data.get('id')!r}; expected the id of a benchmark of the hub, owner/name"
+        yield f"{where}.dataset.id: found {data.get('id')!r}; expected the id of a benchmark on the hub, owner/name"
     yield from _text_at(f"{where}.dataset.task_id", data.get("task_id"))
     yield from _value(f"{where}.value", entry.get("value"))
     if "date" in entry:
@@ -216,7 +220,7 @@ def _entry(where: str, entry: Any) -> Iterator[str]:
             yield f"{where}.date: found {entry['date']!r}; expected a date in ISO 8601"
     source = entry.get("source", {"url": "https://"})
     if not isinstance(source, dict) or not str(source.get("url", "")).startswith("https://"):
-        yield f"{where}.source.url: found {_short(source)}; expected an address that begins with https://"
+        yield f"{where}.source.url: found {_short(source)}; expected a URL that begins with https://"
 
 
 def _mapping(value: Any) -> dict[str, Any]:

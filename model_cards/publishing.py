@@ -98,7 +98,7 @@ def prepare_files(folder: Path, source: str) -> dict[str, Path | bytes]:
 
     Args:
         folder: the checkpoint.
-        source: an id of the hub, or the name of a folder, which the code on the card loads; also the heading of the card.
+        source: the id on the hub or the name of the folder that the code on the card loads; also the heading of the card.
 
     Raises:
         CardError: the folder is not a checkpoint, lacks files, is an adapter over a base that only this machine has, has
@@ -145,7 +145,7 @@ def size_of(content: Path | bytes) -> int:
 
 
 def push_to_folder(files: dict[str, Path | bytes], target: Path) -> None:
-    """Copy a checkpoint into a folder, which appears only when it is complete.
+    """Copy a checkpoint into a folder; the folder appears only when it is complete.
 
     Args:
         files: from `prepare_files`.
@@ -175,26 +175,26 @@ def push_to_folder(files: dict[str, Path | bytes], target: Path) -> None:
 
 
 def check_hub_id(name: str) -> str:
-    """Return an id of the hub, after checking it.
+    """Return an id for the hub, after checking it.
 
     Raises:
-        CardError: the name is not an id of the hub.
+        CardError: the hub does not accept the name.
     """
     if not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
-        raise CardError(f"found {name!r}; expected an id of the hub, ORGANISATION/NAME")
+        raise CardError(f"found {name!r}; expected an id on the hub, ORGANISATION/NAME")
     return name
 
 
 def push_to_hub(
     files: dict[str, Path | bytes], repository: str, *, private: bool = False, api: HfApi | None = None
 ) -> str:
-    """Upload a checkpoint in one commit and return its address.
+    """Upload a checkpoint in one commit and return its URL.
 
     Args:
         files: from `prepare_files`.
         repository: id on the hub; the repository is created if it does not exist.
         private (`bool`): whether a new repository is private. Default False.
-        api: client of the hub. Default: a client with the token of `hf auth login`.
+        api: a client for the hub. Default: a client with the token of `hf auth login`.
     """
     api = api or HfApi()
     api.create_repo(repository, private=private, exist_ok=True)

@@ -211,7 +211,7 @@ def community_files(card: Card) -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file atomically, so that a reader finds the old text or the new."""
+    """Write a file atomically: a reader finds either the old text or the new one."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Shorten results files for a card: as rows of tables, as a model-index, and as community results of the hub."""
+"""Shorten results files for a card: as rows of tables, as a model-index, and as community results on the hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def summary(result: dict[str, Any], file: str, side: str = "after") -> dict[str,
     Args:
         result: the content of a results file of `moon3 evaluate`, or its part "before" or "after".
         file: name of the file, without folders.
-        side: "after" for a result of these weights, "before" for a result of the weights that a training started from.
+        side: "after" for a result of these weights, "before" for a result of the weights that training started from.
 
     Returns:
         file, side, benchmark, hub_dataset (`None`), retrieval and labels (rows with the scores of the file), absent,
@@ -122,13 +122,13 @@ def search_of(result: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def check_apart(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Return the results, after checking that no two belong to the same search, before or after a training.
+    """Return the results, after checking that each search occurs only once before and once after training.
 
     Args:
         results: as `summary` returns them.
 
     Raises:
-        CardError: two results belong to the same search; names the two files.
+        CardError: a search occurs twice; the message has the names of both files.
     """
     seen: dict[tuple[Any, ...], str] = {}
     for result in results:
@@ -209,7 +209,7 @@ def index_of(results: Sequence[dict[str, Any]]) -> list[EvalResult]:
     """Return R@10 of each direction and top-1 of each task in per cent, in the form of the hub's `model-index`.
 
     Args:
-        results: as `summary` returns them; results before a training are left out.
+        results: as `summary` returns them; results before training are left out.
     """
     found = []
     for result in results:

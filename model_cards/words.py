@@ -62,7 +62,7 @@ def _step(step: Step, kind: str) -> str:
     start = f"{name}, made with random weights," if step.base and step.base.random else name
     if kind == "dual_tower":
         return f"Its two towers began as layers of {start}{details}."
-    return f"Upcycling: {start} became a Moon that computes what its base computes{details}."
+    return f"Upcycling: {start} became a Moon model that computes what its base computes{details}."
 
 
 def limits(card: Card) -> list[str]:
@@ -80,7 +80,7 @@ def limits(card: Card) -> list[str]:
     if trained:
         seed = trained[-1].details.get("seed")
         sentences.append(
-            "One training"
+            "One training run"
             + ("" if seed is None else f", seed {seed}")
             + ": the intervals are over queries only and do not include the variation between seeds."
         )
@@ -100,7 +100,7 @@ def unmeasured(card: Card) -> list[str]:
     """Return one sentence for each measurement that no results file contains."""
     after = [result for result in card.results if result["side"] == "after"]
     if not after:
-        return ["Anything: no results file of these weights was given.", _NEVER]
+        return ["All scores: no results file of these weights was given.", _NEVER]
     sentences = [sentence for result in after for sentence in _missing(result)]
     measured = {width for result in after for width in result["dimensions"]}
     narrow = [str(width) for width in card.sizes.prefixes if str(width) not in measured]

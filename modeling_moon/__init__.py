@@ -48,7 +48,7 @@ def _register_with_sentence_transformers() -> None:
 
     Whoever imports the package trusts its code. When the library saves a module, it writes the file of its class only if the
     class's module name begins with "transformers_modules.", as that of a checkpoint's code does. The class gets such a name, an
-    alias of its file in this package, so that a checkpoint that the library saves still contains the file.
+    alias of its file in this package; a checkpoint that the library saves therefore still contains the file.
     """
     alias = f"transformers_modules.{sentence_transformer_moon.__name__}"
     sys.modules[alias] = sentence_transformer_moon

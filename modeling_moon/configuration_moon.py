@@ -1,4 +1,4 @@
-"""Configure a Moon model: a vision-language base and the parts that Moon adds to it. This file does not need torch."""
+"""Configure a Moon model: a vision-language base and the parts that Moon adds to it. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class MoonConfig(PreTrainedConfig):
         ValueError: an unknown argument (with the nearest known one), an unsupported backbone, a value out of range, a value
             of a read-only property that contradicts `vlm_config`.
 
-    Unknown keys of a file, which other tools wrote, are kept as attributes, named in a warning, and saved again.
+    Unknown keys in a file, which other tools wrote, are kept as attributes, listed in a warning, and saved again.
 
     Relations: `MoonConfig.moon1(...)`, `.moon2(...)` and `.moon3(...)` are the presets of the three papers.
     """
@@ -168,7 +168,7 @@ class MoonConfig(PreTrainedConfig):
 
     @classmethod
     def _is_read_only(cls, name: str) -> bool:
-        """Return whether a name belongs to the base or is computed, so that it cannot be set."""
+        """Return whether a name belongs to the base or is computed, and therefore cannot be set."""
         value = getattr(cls, name, None)
         return name in ("text_config", "vision_config") or (isinstance(value, property) and value.fset is None)
 
@@ -186,7 +186,7 @@ class MoonConfig(PreTrainedConfig):
             raise ValueError(f"MoonConfig: {name}={given!r}; expected {own!r}, which follows from the other arguments")
 
     def _warn_of_foreign(self, foreign: dict[str, Any]) -> None:
-        """Warn once of the keys of a file that no version of Moon reads."""
+        """Warn once about the keys in a file that no version of Moon reads."""
         names: dict[bool, list[str]] = {True: [], False: []}
         for name in foreign:
             names[name in vars(self)].append(f"{name!r}{self._did_you_mean(name)}")
@@ -426,7 +426,7 @@ class MoonConfig(PreTrainedConfig):
 
     @property
     def keeps_cache(self) -> bool | None:
-        """The value of `use_cache`, which trainers set; None if it is not set, and the base decides."""
+        """The value of `use_cache`, which trainers set; None if it is unset, in which case the base decides."""
         return getattr(self, "use_cache", None)
 
     @property
@@ -458,7 +458,7 @@ class MoonConfig(PreTrainedConfig):
 
         Args:
             vlm_config: the base's configuration.
-            **overrides: any argument of `MoonConfig`, so that an ablation changes one argument.
+            **overrides: any argument of `MoonConfig`; an ablation changes one.
         """
         preset: dict[str, Any] = {
             "expert_routing": "guided",
@@ -518,7 +518,7 @@ PRESETS = {"moon1": MoonConfig.moon1, "moon2": MoonConfig.moon2, "moon3": MoonCo
 
 def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
-        raise ValueError(f"MoonConfig: {name}={value!r} is not known; expected {', '.join(accepted)}")
+        raise ValueError(f"MoonConfig: {name}={value!r} is not known; expected one of {', '.join(accepted)}")
 
 
 def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
@@ -535,4 +535,4 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
             vlm_config = copy.deepcopy(vlm_config)
             vlm_config._name_or_path = ""  # may be a folder of another machine
             return vlm_config
-    raise ValueError(f"MoonConfig: vlm_config has model type {model_type!r}; expected {', '.join(BACKBONES)}")
+    raise ValueError(f"MoonConfig: vlm_config has model type {model_type!r}; expected one of {', '.join(BACKBONES)}")

@@ -36,7 +36,7 @@ def embed_records(
     Args:
         model: the `MoonModel`; its mode and its device stay as they are.
         make_writer: returns the model with its output layer, for generation.
-        products: product and query records, mixed, or a single record; or a batch of the processor.
+        products: a list of product and query records, a single record, or a batch from the processor.
         reasoning: "none": `<emb>` follows the input. "generate": the model first writes attributes, and the vector is read
             one step later in the same pass; without gradient. "given": the record's "reasoning" precedes `<emb>`.
             "auto": as "none", then as "generate" for the rows that are unsure (`MarginGate`), from the same pass over
@@ -50,11 +50,11 @@ def embed_records(
 
     Raises:
         ValueError: an unknown kind of reasoning; a model that does not reason; no processor in the folder that the model
-            came from; options for a batch that is already prepared; an unknown argument of `Thinking`; see `make_gate`.
+            came from; options for a batch that is already prepared; an unknown argument for `Thinking`; see `make_gate`.
         ProductError: a record that cannot be used (with on_error="raise").
     """
     if reasoning not in REASONING:
-        raise ValueError(f"reasoning={reasoning!r} is not known; expected {', '.join(REASONING)}")
+        raise ValueError(f"reasoning={reasoning!r} is not known; expected one of {', '.join(REASONING)}")
     if reasoning != "none" and model.config.max_reasoning_tokens is None:
         raise ValueError(f"reasoning={reasoning!r}: this model does not reason; expected 'none', or a moon3 checkpoint")
     gate = make_gate(model.config, reasoning, gallery, threshold)
@@ -91,7 +91,7 @@ def _read_thinking(thinking: Thinking | Mapping[str, Any]) -> Thinking:
         return thinking
     known = [field.name for field in fields(Thinking)]
     if unknown := [name for name in thinking if name not in known]:
-        raise ValueError(f"thinking: found {unknown[0]!r}; expected {', '.join(known)}")
+        raise ValueError(f"thinking: unknown key {unknown[0]!r}; expected one of {', '.join(known)}")
     return Thinking(**thinking)
 
 

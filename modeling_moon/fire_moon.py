@@ -27,10 +27,10 @@ class Details(NamedTuple):
 class MoonFire(nn.Module):
     r"""Fine-grained residual enhancement of one decoder layer.
 
-    `h' = h + λ · σ(wᵀ GELU(W[LN h; LN s])) ⊙ F(LN s)`, F a low-rank network. s is the token's local detail: of a text
-    token its input embedding, of an image token the levels of the vision tower, mixed by learned weights of this layer
-    (softmax, equal at first). λ starts at 0, so that a fresh model computes the same as its base. MOON3.0
-    (arXiv 2604.00513) names the part and its aim; the form is our design (precedent: DeepStack, arXiv 2406.04334).
+    `h' = h + λ · σ(wᵀ GELU(W[LN h; LN s])) ⊙ F(LN s)`; F is a low-rank network. s is the token's local detail: for a text
+    token its input embedding, for an image token the levels of the vision tower, mixed by learned weights of this layer
+    (softmax, equal at first). λ starts at 0, so a fresh model computes the same as its base. MOON3.0
+    (arXiv 2604.00513) gives the part and its aim; the form is our design (precedent: DeepStack, arXiv 2406.04334).
 
     Args:
         config: MoonConfig.
@@ -83,8 +83,8 @@ class KeptBlock:
 
 
 class MoonDetailMerger(nn.Module):
-    """Merge the patches of one block of the vision tower into image tokens of the text model's width: layer norm, the patches
-    of a token side by side, a linear map. Like the base's own patch merger, without its hidden layer. Our design."""
+    """Merge the patches from one block of the vision tower into image tokens of the text model's width: layer norm, then a
+    linear map of a token's concatenated patches. It is the base's patch merger without the hidden layer. Our design."""
 
     def __init__(self, config: MoonConfig) -> None:
         super().__init__()

@@ -18,12 +18,12 @@ _ROWS_PER_BLOCK = 1024
 class MarginGate:
     """Select the vectors whose two nearest gallery vectors are almost equally near.
 
-    `margin_b = s_b1 − s_b2`, the largest and the second largest cosine of vector b with the rows of the gallery;
-    `unsure_b = margin_b < threshold`. Our design. Precedent: margin sampling of active learning (Scheffer et al. 2001); that
-    vectors with and without reasoning complement each other is a finding of UME-R1 (arXiv 2511.00405). A learned gate would
-    need queries labelled with whether reasoning helped them, for every checkpoint and every gallery. The margin needs no
-    labels and adapts to the gallery. Its limits: two near-identical products in a gallery make every query for them unsure,
-    and a query that is confidently wrong does not reason; `moon3 gate` draws the curve.
+    `margin_b = s_b1 − s_b2`, where s_b1 and s_b2 are the largest and the second largest cosine of vector b with the rows of
+    the gallery; `unsure_b = margin_b < threshold`. Our design. Precedent: margin sampling of active learning (Scheffer et
+    al. 2001); that vectors with and without reasoning complement each other is a finding of UME-R1 (arXiv 2511.00405). A
+    learned gate would need queries labelled with whether reasoning helped them, for every checkpoint and every gallery.
+    The margin needs no labels and adapts to the gallery. Its limits: two near-identical products in a gallery make every
+    query for them unsure, and a query that is confidently wrong does not reason; `moon3 gate` draws the curve.
 
     Args:
         gallery: (N, D) tensor or array, the vectors that are searched, of any length but 0, embedded with or without
@@ -64,7 +64,7 @@ class MarginGate:
                 is compared.
             exclude: for each vector, the rows of the gallery that it does not search. Default None: it searches all rows.
 
-        Shapes: returns (B,) float32 in [0, 2]; inf where fewer than two rows are left to search.
+        Shapes: returns (B,) float32 in [0, 2]; inf if fewer than two rows are left to search.
 
         Raises:
             ValueError: vectors narrower than the gallery's.

@@ -68,7 +68,7 @@ class MoonGenerationMixin(GenerationMixin):
     def _store_offset(
         cache: Any, position_ids: torch.Tensor | None, mask: torch.Tensor | None, fed: torch.Tensor
     ) -> None:
-        """Store the offset on a static cache, for which transformers replaces the mask with one that hides the padding; on
+        """Store the offset on a static cache, because transformers replaces its mask with one that hides the padding; on
         other caches the forward pass stores it."""
         if cache is not None and position_ids is not None:
             past = int(cache.get_seq_length())

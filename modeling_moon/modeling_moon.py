@@ -102,7 +102,7 @@ class MoonExperts(_RoutedExperts):
     """Experts that serve every token, the tokens that choose them, or the tokens of an aspect.
 
     The first and the last are plain matrix products, as fast as a dense layer ("eager" loops over all experts, for
-    comparison): an expert that serves every token needs no gathering, and the tokens of an aspect are found once a pass
+    comparison): an expert that serves every token needs no gathering, and an aspect's tokens are found once per pass
     for all layers. Only experts that tokens choose among are dispatched. Our design.
 
     Args:
@@ -142,7 +142,7 @@ class MoonRouter(nn.Linear):
 
 
 class MoonMixture(nn.Module):
-    r"""A feed-forward layer as a mixture of experts: `y = Σ_n G̃_n(x)·f_n(x)`, G̃ the kept part of `G = softmax(W_g x)`.
+    r"""A feed-forward layer as a mixture of experts: `y = Σ_n G̃_n(x)·f_n(x)`; G̃ is the kept part of `G = softmax(W_g x)`.
 
     Kept weights are renormalised over the active experts (our design; precedent: sparse upcycling, arXiv 2212.05055), so
     that experts that are copies of the base's layer compute the base's output. The weight of a single expert is then the
@@ -222,7 +222,7 @@ class MoonModalityMoE(MoonMixture):
     matrix for each mixture layer that starts at zero (equal preferences) is our design.
 
     Args:
-        config: MoonConfig; `objectives` names the M columns of `preference` (E, M).
+        config: MoonConfig; `objectives` lists the M columns of `preference` (E, M).
     """
 
     def __init__(self, config: MoonConfig) -> None:
@@ -362,21 +362,21 @@ VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_V
 # From hidden states to a vector: read-out, fusion (MOON3.0), projection
 # ---------------------------------------------------------------------------------------------------------------------
 class MoonZeroLinear(nn.Linear):
-    """A linear map that starts at zero, so that it adds nothing at first."""
+    """A linear map that starts at zero and therefore adds nothing at first."""
 
 
 class MoonProjection(nn.Linear):
-    """A linear map to the vector's size that starts as the identity on the first dimensions, so that a base with Matryoshka
+    """A linear map to the vector's size that starts as the identity on the first dimensions; a base with Matryoshka
     vectors (arXiv 2205.13147) keeps its prefixes."""
 
 
 class MoonFusion(nn.Module):
     r"""Multi-head modality fusion of the state that is read with the raw image and title tokens.
 
-    `c_{h,m} = Attn(q_h, K_m, V_m)` for the sets m of image and of title tokens, `c_{h,self}` = the value projection of the
+    `c_{h,m} = Attn(q_h, K_m, V_m)` for the sets m of image and of title tokens; `c_{h,self}` is the value projection of the
     state; `g_{h,·} = softmax_m(MLP([state; mean image; mean title]))` with a missing modality masked out;
-    `z = state + W_o · concat_h Σ_m g_{h,m} c_{h,m}`. W_o starts at zero, so that z equals the state at first. MOON3.0
-    (arXiv 2604.00513) names the part; the form is our design (precedents: the gates of TGQ-Former, arXiv 2605.17366, and
+    `z = state + W_o · concat_h Σ_m g_{h,m} c_{h,m}`. W_o starts at zero, so z equals the state at first. MOON3.0
+    (arXiv 2604.00513) gives the part; the form is our design (precedents: the gates of TGQ-Former, arXiv 2605.17366, and
     Q-Former). Keys and values are shared by the two sets.
 
     Args:
@@ -556,8 +556,8 @@ class MoonModel(MoonPreTrainedModel):
             image_grid_thw: (images, 3) int64 patches per image along time, height and width.
             mm_token_type_ids: (B, T), 1 at image tokens, 0 at text regardless of its id; derived from `input_ids` by default.
             aspect_ids: (B, T) of 0, 1, 2; derived from the markers in `input_ids` by default.
-            raw_tokens: for a decoding step: the inputs of the fusion, kept from the pass over the input.
-            packed: whether to pack the rows into one, without padding and without attention between them. None: if there is
+            raw_tokens: for a decoding step: the inputs of the fusion, kept from the prefill pass.
+            packed: whether to pack the rows into one, without padding or attention between them. None: if there is
                 padding and the kernel supports packing without a mask (flash attention).
             use_cache: whether to keep keys and values. None: as configured if `output_embeddings=False`, else only with
                 `past_key_values`.
@@ -569,7 +569,7 @@ class MoonModel(MoonPreTrainedModel):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; guided experts without `input_ids`; `packed=True`
                 with a cache, positions or outputs of single layers, or without a mask (B, T); an argument of other models
-                that Moon does not read; a row of padding alone, unless `output_embeddings=False`. With
+                that Moon does not read; a row of only padding, unless `output_embeddings=False`. With
                 `output_embeddings=True` also: a row without a token to read from, a mean from a decoding step, a mask that
                 is not (B, T), fusion without `input_ids`.
         """

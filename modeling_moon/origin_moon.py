@@ -1,4 +1,4 @@
-"""Load what a model does not hold from the checkpoint that it came from: its processor and its output layer."""
+"""Load the processor and the output layer of a model from the checkpoint that the model came from."""
 
 from __future__ import annotations
 

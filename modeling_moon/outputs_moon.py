@@ -1,6 +1,6 @@
 """Outputs of Moon's models.
 
-Shape suffixes in the descriptions: B batch rows, T tokens of a row, R tokens of a reasoning, H hidden width, D size of the
+Shape suffixes in the descriptions: B batch rows, T tokens of a row, R reasoning tokens, H hidden width, D size of the
 vector, d of a prefix, A fusion heads, L layers that are mixtures, E experts.
 """
 
@@ -57,7 +57,7 @@ class MoonEmbedding:
             reasoning="none".
         reasoning_ids: (B, R) int64, the tokens generated after `<think>`, including `</think>` where it was generated, then
             padding; None unless "generate" or "auto".
-        reasoned: (B,) bool, whether a reasoning precedes the vector.
+        reasoned: (B,) bool, whether reasoning precedes the vector.
         margins: (B,) float32, the margins of the vectors without reasoning (`MarginGate`); None unless "auto".
         input_ids, attention_mask: (B, T'), the whole text that the vector was read from, padded on the left.
         kept, skipped, shortened: as in the processor's batch.

@@ -35,7 +35,7 @@ def pack(inputs: Inputs, mask_BT: torch.Tensor) -> Inputs:
 
 
 def packed_positions(position_3BT: torch.Tensor | None, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Return positions (4, 1, N): first the position in the text, which restarts at every row and so shows the kernel where a
+    """Return positions (4, 1, N): first the position in the text, which restarts at every row and thus shows the kernel where a
     row begins, then the three of the multimodal rotary encoding."""
     text_BT = mask_BT.long().cumsum(dim=1) - 1
     all_4BT = torch.cat([text_BT[None], text_BT.expand(3, -1, -1) if position_3BT is None else position_3BT])

@@ -1,6 +1,6 @@
-"""Compute token positions for Qwen's multimodal rotary encoding, from the inputs of a call alone.
+"""Compute token positions for Qwen's multimodal rotary encoding, only from the inputs of a call.
 
-The base stores on its module how far pictures shift the text after them (`rope_deltas`), so that two concurrent calls read
+The base stores on its module how far pictures shift the text after them (`rope_deltas`), so two concurrent calls read
 each other's value. Here nothing is stored on a module: what a later call needs is stored on the cache of keys and values, which
 belongs to one conversation.
 
@@ -34,7 +34,7 @@ def find_positions(
 ) -> Positions:
     """Return the positions of the new tokens, which follow those in the cache.
 
-    A cache without a stored offset (see `store_offset`) was filled without pictures and without regard to padding, as the base
+    A cache without a stored offset (see `store_offset`) was filled without pictures, and padding was not considered, as the base
     does for text; the new tokens continue in the same way.
 
     Args:
@@ -45,7 +45,7 @@ def find_positions(
         cache: keys and values of earlier tokens.
 
     Raises:
-        ValueError: a cache with another number of rows.
+        ValueError: a cache with a different number of rows.
     """
     rows, length = is_image_BT.shape
     past = 0 if cache is None else cache.get_seq_length()
@@ -77,11 +77,11 @@ def store_offset(
 ) -> None:
     """Store on a cache how far pictures shift the text, computed from the positions of the tokens that were just added.
 
-    A step of text alone changes nothing, so that the offset is stored at the beginning and with new pictures.
+    A step with only text does not change the offset: it is stored in the first step and with new pictures.
 
     Args:
         cache: the cache; None: nothing is stored.
-        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) of text alone; None: nothing is stored.
+        position_ids: (3 or 4, B, T) of the tokens just added, or (B, T) for only text; None: nothing is stored.
         attention_mask: (B, past + T), 1 for attended tokens; None or another shape: all are attended.
         past: number of tokens in the cache before.
         rows: B.
@@ -124,7 +124,7 @@ def pictures_of_rows(is_image_BT: torch.Tensor, image_grid_thw: torch.Tensor, me
         merge_size: patches of a token along each side.
 
     Raises:
-        ValueError: the rows have another number of image tokens than the pictures.
+        ValueError: the number of image tokens in the rows differs from that of the pictures.
     """
     end_I = (image_grid_thw.prod(dim=-1) // merge_size**2).cumsum(dim=0)
     end_B = is_image_BT.sum(dim=1).cumsum(dim=0)

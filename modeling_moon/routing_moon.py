@@ -21,11 +21,11 @@ def find_guided(aspect_ids: torch.Tensor | None, packed_mask_BT: torch.Tensor | 
     """Return the tokens of a pass that have an aspect.
 
     Args:
-        aspect_ids: (B, T) int64: 0 without an aspect, else the number of the aspect.
+        aspect_ids: (B, T) int64: 0 for a token without an aspect, else the number of the aspect.
         packed_mask_BT: if the tokens are packed, the mask of the attended ones.
 
     Returns:
-        For each aspect its tokens; None if no token has an aspect.
+        The tokens of each aspect; None if no token has an aspect.
     """
     if aspect_ids is None:
         return None

@@ -8,7 +8,7 @@ from .configuration_moon import AUTO_MAP
 
 
 def weights_under_adapters(model: Any) -> list[str]:
-    """Return the names of the parameters that an adapter (peft) wraps, and thereby renames."""
+    """Return the names of the parameters that an adapter (peft) wraps and therefore renames."""
     names = (name for name, _ in model.named_parameters())
     return [name for name in names if ".base_layer." in name or ".original_module." in name]
 

@@ -57,7 +57,7 @@ class _Features(dict):
 class MoonTransformer(InputModule):
     """Read inputs with Moon's processor and write Moon's vectors to `sentence_embedding`.
 
-    An input is a string (words; the path or address of a picture is refused, see `refuse_picture_path`), a picture (PIL image or
+    An input is a string (words; the path or URL of a picture is refused, see `refuse_picture_path`), a picture (PIL image or
     array of 3 dimensions), a query {"text", "image", "core_box", "id"} or a product {"title", "description", "images",
     "category", "attributes", "core_box", "id"}; a user's chat message is read as a query. A prompt of sentence-transformers is
     the instruction in the system message; without a prompt, a product gets the product instruction and any other input the
@@ -108,7 +108,7 @@ class MoonTransformer(InputModule):
         """The processor's tokenizer.
 
         Raises:
-            ValueError: (set) another tokenizer: the processor uses the ids of this one.
+            ValueError: (set) a different tokenizer: the processor uses the ids of this one.
         """
         return self.processor.tokenizer
 
@@ -116,7 +116,7 @@ class MoonTransformer(InputModule):
     def tokenizer(self, value: Any) -> None:
         if value is not self.processor.tokenizer:
             raise ValueError(
-                f"tokenizer: found another {type(value).__name__}; expected the processor's own, whose ids the model was "
+                f"tokenizer: found a different {type(value).__name__}; expected the processor's own, whose ids the model was "
                 "trained with. For another processor, create a new module: MoonTransformer(model, processor)"
             )
 
@@ -180,14 +180,14 @@ class MoonTransformer(InputModule):
             **kwargs: arguments of `forward`, which `encode` passes here as well.
 
         Raises:
-            ValueError: a reasoning other than "none" for a model that does not reason; an unknown argument or option.
+            ValueError: `reasoning` other than "none" for a model that does not reason; an unknown argument or option.
             ProductError: an unsupported or unreadable input; the message has its index in the batch. sentence-transformers
-                sorts inputs by length before it batches them: give records an "id" to identify them.
+                sorts inputs by length before it batches them; an "id" in each record identifies them.
         """
         unknown = sorted(set(kwargs) - self.forward_kwargs)
         if unknown:
             raise ValueError(
-                f"{unknown[0]}={kwargs[unknown[0]]!r} is not known; expected task, processing_kwargs, max_length, "
+                f"{unknown[0]}={kwargs[unknown[0]]!r} is not known; expected one of task, processing_kwargs, max_length, "
                 f"{', '.join(sorted(self.forward_kwargs))}"
             )
         if not inputs:
@@ -249,7 +249,7 @@ class MoonTransformer(InputModule):
         """Add `sentence_embedding` (B, D) float32, each row of length 1, and `reasoned` (B,) bool to the features.
 
         Raises:
-            ValueError: a reasoning, thinking, gallery or threshold that `MoonModel.embed` does not accept.
+            ValueError: `reasoning`, `thinking`, `gallery` or `threshold` that `MoonModel.embed` does not accept.
         """
         tensors = {name: features[name] for name in self.processor.model_input_names if name in features}
         gate = {"gallery": gallery, "threshold": threshold}
@@ -335,7 +335,7 @@ class MoonTransformer(InputModule):
                     f"writes to {folder.absolute().parent / 'final'} with the adapter merged"
                 )
             if not is_peft_available():
-                raise ValueError(f"{folder} holds an adapter, which needs peft; expected peft to be installed")
+                raise ValueError(f"{folder} holds an adapter, which needs peft; install peft")
         hub = {
             name: kwargs[name] for name in ("subfolder", "token", "revision", "local_files_only") if kwargs.get(name)
         }
@@ -398,7 +398,9 @@ def _processor_options(groups: dict[str, dict[str, Any]] | None) -> dict[str, An
     options: dict[str, Any] = {}
     for group, values in (groups or {}).items():
         if group not in ("common", "text", "image"):
-            raise ValueError(f"processing_kwargs: group {group!r} is not known; expected 'common', 'text', 'image'")
+            raise ValueError(
+                f"processing_kwargs: group {group!r} is not known; expected one of 'common', 'text', 'image'"
+            )
         options |= values
     for name in ("return_tensors", "instruction", "on_error", "reasoning", "truncation"):
         if name in options:

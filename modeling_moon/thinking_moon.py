@@ -1,6 +1,6 @@
-"""Generate a reasoning and read the vector after it, in one pass over the prompt.
+"""Generate reasoning and read the vector after it, in one pass over the prompt.
 
-Shape suffixes: B batch rows, T tokens of a prompt, R tokens of a reasoning, D size of the vector.
+Shape suffixes: B batch rows, T tokens of a prompt, R reasoning tokens, D size of the vector.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .tokens_moon import RawTokens, find_raw_tokens
 
 @dataclass(frozen=True)
 class Thinking:
-    """How a reasoning is generated.
+    """Settings for generating reasoning.
 
     Args:
         max_tokens (`int` or `None`): maximum number of tokens. Default None: the configuration's `max_reasoning_tokens`.
         do_sample (`bool`): sample tokens instead of taking the most probable one. Default False.
         temperature (`float`): of the sampling, above 0. Default 1.
         top_p (`float`): sample from the most probable tokens that together have this probability, in (0, 1]. Default 1.
-        min_tokens (`int`): minimum number of tokens before `</think>`; for measuring the cost of a length. Default 0.
+        min_tokens (`int`): minimum number of tokens before `</think>`, to measure the cost of a length. Default 0.
 
     Raises:
         ValueError: a value out of range.
@@ -64,7 +64,7 @@ def think_then_embed(
     tokenizer: Any,
     gate: MarginGate | None = None,
 ) -> MoonEmbedding:
-    """Generate a reasoning for each row, or for each unsure row, and read the vector after it, in one pass.
+    """Generate reasoning for each row, or for each unsure row, and read the vector after it, in one pass.
 
     The prompt is encoded once, and its keys and values are kept. Generation continues from them; a row is finished at
     `</think>`. One step of three tokens then closes the open rows and reads `<emb>`, with the padding of the finished rows
@@ -255,7 +255,7 @@ def _merge(plain: MoonEmbedding, reasoned: MoonEmbedding, chosen_B: torch.Tensor
 
 
 class _Ending:
-    """How the rows of a generation end: the part that the cache holds, and three more tokens up to `<emb>`.
+    """The ends of the rows of a generation: the part that the cache holds, and three more tokens up to `<emb>`.
 
     The cache holds all but the last of the R generated tokens. A row whose `</think>` is in the cache needs `<emb>` only; a
     row whose `</think>` came last needs both; a row that was cut off needs its last token as well. Tokens after a row's
@@ -286,7 +286,7 @@ class _Ending:
 
 
 def generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> GenerationConfig:
-    """Return neutral generation settings with those of `thinking`; only `</think>` ends a reasoning.
+    """Return neutral generation settings with those of `thinking`; only `</think>` ends the reasoning.
 
     Args:
         config: MoonConfig.
@@ -308,7 +308,7 @@ def generation_config(config: Any, thinking: Thinking, tokenizer: Any) -> Genera
 
 
 def never_written(config: Any, tokenizer: Any) -> list[int]:
-    """Return the sorted ids that a reasoning must not contain: control tokens, image placeholders, and unused ids.
+    """Return the sorted ids that reasoning must not contain: control tokens, image placeholders, and unused ids.
 
     These are the tokens that the configuration names, all tokens added to the tokenizer's vocabulary (padding, ends of
     texts, chat and vision markers, tools; the processor escapes them in every given text), and the rows of the output layer

@@ -1,4 +1,4 @@
-"""Find tokens: the spans between markers, the tokens that a vector is read from, and those that fusion reads.
+"""Find the spans between markers, the tokens that a vector is read from, and the tokens that the fusion reads.
 
 Shape suffixes: B batch rows, T tokens of a row, H hidden width.
 """
@@ -13,10 +13,10 @@ from .configuration_moon import ASPECTS, MoonConfig
 
 
 def span_ids_from_markers(input_ids_BT: torch.Tensor, markers: list[tuple[int | None, int | None]]) -> torch.Tensor:
-    """Return the span of each token: 0 outside of all spans, 1 for the first pair of markers, 2 for the second …
+    """Return the span of each token: 0 outside all spans, 1 for the first pair of markers, 2 for the second, and so on.
 
     A token belongs to a span if the last marker before it opens that span; the markers themselves belong to no span. Only
-    the text before a token decides, so that a decoding step with a cache and a pass over the whole text agree. Our design.
+    the text before a token decides; a decoding step with a cache and a pass over the whole text therefore agree. Our design.
 
     Args:
         input_ids_BT: int64 (B, T).
@@ -74,7 +74,8 @@ def user_tokens(input_ids_BT: torch.Tensor, prefix: list[int] | None, turn_end: 
 
 
 def content_tokens(input_ids_BT: torch.Tensor, config: MoonConfig) -> torch.Tensor:
-    """Find the tokens (B, T) bool that the mean read-out averages: image tokens and words of the product or query.
+    """Return a boolean mask (B, T) of the tokens that the mean read-out averages: image tokens and the words of the product
+    or query.
 
     MOON §3.1 averages the visual and text tokens of the product. The instruction, the chat template and the markers around
     pictures and spans of text are not in the paper, and are left out (our design).
@@ -160,7 +161,7 @@ def find_raw_tokens(
         input_ids: (B, T), with image tokens and title markers.
         mask_BT: 1 for attended tokens.
         hidden_BTH: last hidden states.
-        past_tokens: tokens in the cache before this pass; more than 0 in a decoding step, which does not contain the input.
+        past_tokens: number of tokens in the cache before this pass; in a decoding step, which lacks the input, above 0.
 
     Raises:
         ValueError: missing `input_ids`, or a decoding step.
@@ -184,7 +185,7 @@ def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:
 def refuse_unseen_images(
     input_ids: torch.Tensor | None, image_token_id: int, token_types: torch.Tensor | None = None
 ) -> None:
-    """Refuse image tokens without pictures, whose placeholder would be embedded like a word.
+    """Refuse image tokens without pictures: their placeholder would be embedded like a word.
 
     Args:
         input_ids: (B, T).
@@ -212,7 +213,7 @@ def require_raw_tokens(input_ids: torch.Tensor | None, past_tokens: int) -> None
     if input_ids is None:
         raise ValueError("fusion needs input_ids: image tokens and title markers are found by their ids")
     if past_tokens:
-        raise ValueError("fusion in a decoding step needs raw_tokens, kept from the pass over the input")
+        raise ValueError("fusion in a decoding step needs raw_tokens from the prefill pass")
 
 
 # Arguments of other models that would otherwise be passed on to the layers, which ignore them.
@@ -230,7 +231,7 @@ def refuse_unread_arguments(
     they are None or False.
 
     Raises:
-        ValueError: such an argument; the message names the one to use instead.
+        ValueError: such an argument; the message says which one to use instead.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("expected exactly one of input_ids and inputs_embeds")

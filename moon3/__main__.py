@@ -4,7 +4,7 @@ Each file of this folder is one command. The first line of its docstring is its 
 list. `add_arguments(parser)` adds its options, and `run(chosen)` calls the library and prints. Three parts are optional:
 `NAME`, if the file cannot have the name of the command; `TAKES_RECIPE_KEYS = True`, if unknown options are `--key value` of a
 recipe (`chosen.keys` holds them); and a file without `add_arguments` receives its unparsed words in `run(words)`. Torch,
-transformers and our own packages are imported inside these functions only, so that `moon3 --help` answers at once.
+transformers and our own packages are only imported inside these functions: `moon3 --help` therefore answers at once.
 
 An error that a user can correct has the class attribute `exit_status`. It is printed as one line, and only here. Every other
 error is a defect and keeps its traceback.

@@ -77,7 +77,7 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fetch-seconds", type=float, help="time limit for all pictures together")
     parser.add_argument("--fetch-megabytes", type=float, help="size limit for all pictures together")
     parser.add_argument(
-        "--allow-private-addresses", action="store_true", help="also fetch pictures from addresses that are not public"
+        "--allow-private-addresses", action="store_true", help="also fetch pictures from hosts that are not public"
     )
 
 

@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/ablation"), help="folder to write (default: runs/ablation)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="number of trainings at a time (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="number of training runs at a time (default: 1)")
     parser.add_argument("--cells", nargs="+", metavar="NAME", help="train only these cells (default: all)")
     parser.add_argument("--render-only", action="store_true", help="write the table of finished runs, train nothing")
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Train and print the table. Return 1 if a training did not finish, and 130 if the command was interrupted."""
+    """Train and print the table. Return 1 if a training run did not finish, and 130 if the command was interrupted."""
     from training.studies.ablate import markdown, run_suite, terminated_as_interrupted
 
     options = {name: getattr(chosen, name) for name in ("workers", "cells", "render_only")}

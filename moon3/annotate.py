@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, help="maximum length of an answer (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="seed of second and later attempts (default: 0)")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU if available)")
-    parser.add_argument("--allow-urls", action="store_true", help="download pictures from public addresses")
+    parser.add_argument("--allow-urls", action="store_true", help="download pictures from public hosts")
     parser.add_argument("--overwrite", action="store_true", help="delete answers of another model or setting")
     parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
 

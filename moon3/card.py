@@ -20,16 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="heading of the card (default: unchanged)")
     parser.add_argument(
-        "--licence", help="licence of the weights, an identifier of the hub (default: derived from base and data)"
+        "--licence", help="licence of the weights, an identifier from the hub (default: derived from base and data)"
     )
     parser.add_argument("--licence-name", help="name of the licence, with --licence other")
-    parser.add_argument("--licence-link", help="file of the checkpoint or address, with --licence other")
+    parser.add_argument("--licence-link", help="file of the checkpoint or URL, with --licence other")
     parser.add_argument(
         "--data-licence",
         nargs="+",
         default=[],
         metavar="NAME=LICENCE",
-        help="licence of a training data set: an identifier of the hub, own, permitted or none",
+        help="licence of a training data set: an identifier from the hub, own, permitted or none",
     )
     parser.add_argument(
         "--hub-dataset",

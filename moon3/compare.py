@@ -9,7 +9,7 @@ ORDER = 105
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name what the command takes."""
+    """Add the options of the command."""
     parser.add_argument(
         "files", nargs="+", help="results files of moon3 evaluate; the others are compared with the first"
     )
@@ -17,12 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="+",
         metavar="METRIC",
-        help="R@k, nDCG@k, MRR (default: R@10, MRR, nDCG@10, or of the largest k)",
+        help="R@k, nDCG@k, MRR (default: R@10, MRR and nDCG@10, or those of the largest k)",
     )
     parser.add_argument("--output", type=Path, help="JSON file of every row")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of drawn sign patterns (default: 0)")
+    parser.add_argument("--resamples", type=int, default=1000, help="number of bootstrap samples (default: 1000)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the bootstrap and of drawn sign patterns (default: 0)"
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Show the completions of a GRPO training, finished or running, as one HTML page."""
+"""Show the completions of a finished or running GRPO run as one HTML page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from training.runs.folder import RunFolder
     from training.studies.completions_report import LAST, ORDERS
 
-    parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training with stage: grpo")
+    parser.add_argument("run", type=Path, metavar="RUN", help="output_dir of a training run with stage: grpo")
     parser.add_argument("--output", type=Path, help=f"the page (default: {RunFolder(Path('RUN')).completions_page})")
     parser.add_argument("--step", default=LAST, help="step whose completions are shown (default: last)")
-    parser.add_argument(
-        "--items", type=int, default=40, help="maximum number of pairs of query and product (default: 40)"
-    )
+    parser.add_argument("--items", type=int, default=40, help="maximum number of query-product pairs (default: 40)")
     parser.add_argument(
         "--order",
         choices=ORDERS,

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--product-reasoning", choices=ROW_REASONING, help="reasoning of products (default: as --reasoning)"
     )
     parser.add_argument(
-        "--max-reasoning-tokens", type=int, help="maximum length of a reasoning (default: that of the model)"
+        "--max-reasoning-tokens", type=int, help="maximum tokens of reasoning (default: the model's number)"
     )
     parser.add_argument(
         "--variants",
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTH",
         help="also search with the first WIDTH numbers of each vector (default: the model's Matryoshka widths)",
     )
-    parser.add_argument("--reasonings", type=Path, help="parquet file for the generated reasonings")
+    parser.add_argument("--reasonings", type=Path, help="parquet file for the generated reasoning texts")
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)

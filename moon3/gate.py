@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="number of products to measure on (default: all)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--max-reasoning-tokens", type=int, help="maximum length of a reasoning (default: that of the model)"
+        "--max-reasoning-tokens", type=int, help="maximum tokens of reasoning (default: the model's number)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="number of timing rounds (default: 5)")
     add_device(parser)

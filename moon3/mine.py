@@ -1,4 +1,4 @@
-"""Mine hard negatives with a model: products near to a query and in the category of its answer, but not answers."""
+"""Mine hard negatives with a model: products close to a query, in the category of its answer, that do not answer it."""
 
 from __future__ import annotations
 

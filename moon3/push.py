@@ -26,7 +26,7 @@ def run(chosen: argparse.Namespace) -> None:
     from product_data.outputs import require_writable_folder
 
     if chosen.repository is None and chosen.to is None:
-        raise CardError("found neither ORGANISATION/NAME nor --to FOLDER; expected one of them")
+        raise CardError("ORGANISATION/NAME and --to FOLDER are both missing; expected one of them")
     if chosen.repository is not None:
         check_hub_id(chosen.repository)
     require_writable_folder("--to", chosen.to)
@@ -38,6 +38,6 @@ def run(chosen: argparse.Namespace) -> None:
         print(f"{total}; nothing was published (--dry-run)")
     elif chosen.to is not None:
         push_to_folder(files, chosen.to)
-        print(f"{total}, in {chosen.to}")
+        print(f"copied {total} to {chosen.to}")
     else:
-        print(f"{total}, at {push_to_hub(files, chosen.repository, private=chosen.private)}")
+        print(f"published {total} at {push_to_hub(files, chosen.repository, private=chosen.private)}")

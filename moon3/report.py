@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", metavar="METRIC", help="compare one metric, with one column for each model: R@k, nDCG@k or MRR"
     )
-    parser.add_argument("--output", type=Path, help="HTML page of everything that the files hold, with charts")
+    parser.add_argument("--output", type=Path, help="HTML page with everything in the files, and charts")
     parser.add_argument("--model", help="with --output: the checkpoint of the first file, to show what it found")
     parser.add_argument(
         "--data", help=f"with --model, what the first file was measured on: {TABLES}, or a public data set"
@@ -66,7 +66,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def _sheets(chosen: argparse.Namespace) -> list[Sheet]:
-    """What the model of the first file found for some of its queries."""
+    """Return what the model of the first file finds for some of its queries."""
     from evaluation.compare import measured
     from evaluation.query_sheets import make_sheets
     from evaluation.report import named_results

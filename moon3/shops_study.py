@@ -1,4 +1,4 @@
-"""Compare two models on the shops of their training and on other shops, with paired intervals."""
+"""Compare two models on the shops that they were trained on and on other shops, with paired intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kill a training repeatedly, also while it saves, and compare it with the uninterrupted training."""
+"""Kill a training run repeatedly, also while it saves, and compare it with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pause-seconds",
         type=float,
         default=0.02,
-        help="pause at each file of a save, so that a kill can hit the save of a small model (default: 0.02)",
+        help="pause after each file of a save; lets a kill interrupt even the save of a small model (default: 0.02)",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the two runs, new or empty")
     parser.add_argument("--results", type=Path, help="JSON file to write (default: soak.json in --output)")
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Run the test and print the verdict. Return 1 if the runs differ or a training ended by itself."""
+    """Run the test and print the verdict. Return 1 if the runs differ or a run ended by itself."""
     from training.studies.soak import SoakOptions, run_soak
 
     names = ("output", "kills", "saves", "at_least_in_saves", "processes", "save_steps", "seed", "pause_seconds")
@@ -40,6 +40,6 @@ def run(chosen: argparse.Namespace) -> int:
     found = run_soak(chosen.recipe, chosen.keys, options, chosen.results)
     for difference in found["differences"][:20]:
         print(f"differs: {difference}", file=sys.stderr)
-    verdict = "equal to the uninterrupted training" if found["passed"] else "NOT PASSED"
+    verdict = "equal to the uninterrupted run" if found["passed"] else "NOT PASSED"
     print(f"{chosen.kills} kills, {found['kills_in_a_save']} in a save: {verdict}; written to {found['results']}")
     return 0 if found["passed"] else 1

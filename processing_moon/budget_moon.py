@@ -89,7 +89,7 @@ def shorten_text(processor: Any, row: Row, options: RecordOptions) -> None:
 
 
 def attributes_to_keep(sizes: Sequence[int], excess: int) -> list[int]:
-    """Return the indices of the attributes to keep, so that the others together have at least `excess` tokens.
+    """Return the indices of the attributes to keep; the others together have at least `excess` tokens.
 
     The longest attributes are removed first; of equally long ones, the last.
 

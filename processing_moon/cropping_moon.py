@@ -26,11 +26,11 @@ class CoreDetector(Protocol):
     """Detects the core product in pictures. Any object with this method can be passed as `detector=`."""
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:
-        """Return a box (x0, y0, x1, y1) in pixels for each image; None where unsure.
+        """Return a box (x0, y0, x1, y1) in pixels for each image; None if unsure.
 
         Args:
             images: upright RGB images.
-            titles: titles of the products, one for each image; None where unknown.
+            titles: titles of the products, one for each image; None if unknown.
         """
 
 
@@ -200,13 +200,13 @@ class GroundingDetector:
         model: a Qwen2.5-VL or Qwen3-VL model with a language head.
         processor: a `PromptProcessor` or `MoonProcessor` of the same base.
         name: name of the model, for the cache.
-        cache: a JSONL file of detected boxes, keyed by picture, title and model; None for no cache. New boxes are only
-            appended, so that an interrupted run continues.
-        batch_size: number of pictures in a generation. Default 8.
+        cache: a JSONL file of detected boxes, keyed by picture, title and model; None for no cache. New boxes are
+            appended, and an interrupted run therefore continues.
+        batch_size: number of pictures per generation. Default 8.
         max_new_tokens: maximum number of tokens of an answer. Default 96.
 
     Raises:
-        ValueError: a model of another architecture; a `batch_size` or `max_new_tokens` below 1.
+        ValueError: a model of an unsupported architecture; a `batch_size` or `max_new_tokens` below 1.
 
     Relations: `LargestRegionDetector` needs no model.
     """
@@ -223,7 +223,7 @@ class GroundingDetector:
     ) -> None:
         kind = model.config.model_type
         if kind not in CONVENTIONS:
-            raise ValueError(f"GroundingDetector: model type {kind!r}; expected {', '.join(CONVENTIONS)}")
+            raise ValueError(f"GroundingDetector: model type {kind!r}; expected one of {', '.join(CONVENTIONS)}")
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError(
                 f"GroundingDetector: found batch_size={batch_size}, max_new_tokens={max_new_tokens}; expected 1 or more"
@@ -246,7 +246,7 @@ class GroundingDetector:
             **settings: `cache`, `batch_size`, `max_new_tokens` of the class.
         """
         model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
-        # At the base's own resolution, so that small products are found.
+        # The base's own resolution finds small products.
         return cls(model, PromptProcessor.from_base(base), name=str(base), **settings)
 
     def detect(self, images: list[Image.Image], titles: list[str | None]) -> list[Box | None]:

@@ -1,4 +1,4 @@
-"""Refuse records, images and options, in messages that say what was found and what is expected."""
+"""Refuse records, images and options with messages that say what was found and what is expected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class ProductError(ValueError):
-    """A product, a query or an image that cannot be used, and the reason.
+    """Raised for a product, query or image that cannot be used.
 
     Args:
         item (`str`): the product, query or input, such as "product 3 (id 'x')".
@@ -27,7 +27,7 @@ class ProductError(ValueError):
 
 
 class ImageError(Exception):
-    """The reason why an image cannot be opened; `open_image` adds the product or query and the field."""
+    """Raised when an image cannot be opened; `open_image` adds the record and the field."""
 
 
 def describe(value: Any, limit: int = 80) -> str:
@@ -48,11 +48,11 @@ def check_choice(name: str, value: Any, accepted: Sequence[Any]) -> None:
         ValueError: such a value.
     """
     if value not in accepted:
-        raise ValueError(f"{name}={value!r} is not known; expected {', '.join(map(repr, accepted))}")
+        raise ValueError(f"{name}={value!r} is not known; expected one of {', '.join(map(repr, accepted))}")
 
 
 def check_budget(name: str, value: Any, optional: bool = False) -> None:
-    """Refuse a number of tokens that is not a positive whole number, nor None where it is optional.
+    """Refuse a number of tokens that is neither a positive whole number nor, if it is optional, None.
 
     Raises:
         ValueError: such a value.

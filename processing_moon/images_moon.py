@@ -42,9 +42,9 @@ class ImageLimits:
     """Limits of `open_image`.
 
     Args:
-        allow_urls (`bool`): whether to fetch http(s) URLs of public addresses. Default False.
-        timeout_seconds (`float`): for one URL, including redirects; resolving the host's name is not limited. Default 10.
-        max_bytes (`int`): of a fetched file. Default 32 MiB.
+        allow_urls (`bool`): whether to fetch http(s) URLs of public hosts. Default False.
+        timeout_seconds (`float`): time for one URL, including redirects; resolving the host's name is not limited. Default 10.
+        max_bytes (`int`): maximum size of a fetched file. Default 32 MiB.
         max_pixels (`int`): width × height of any image. Default: Pillow's hard limit.
 
     Raises:
@@ -77,7 +77,7 @@ def open_image(
 ) -> Image.Image:
     """Open a picture as an upright RGB image, or refuse it. This is the only place where a picture is opened.
 
-    The image is rotated according to its EXIF or XMP data, which is then removed, so that opening the result again changes
+    The image is rotated according to its EXIF or XMP data, which is then removed: opening the result again changes
     nothing. Transparency is composited on white, CMYK is converted, and 16-bit grey is scaled by 1/257 (a PIL image of mode
     "I" is 8-bit grey if no value is above 255, else 16-bit grey). Of an animation, the first frame is used. Local files and
     bytes may be JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF, ICO.
@@ -85,8 +85,8 @@ def open_image(
     Args:
         source: a path (`str` or `os.PathLike`), the bytes of a file, a PIL image, a NumPy array or torch tensor (H×W,
             H×W×C or C×H×W with 1, 3 or 4 channels; uint8, uint16, bool, or float in [0, 1]), or an http(s) URL.
-        item: the name of the product, query or input in errors.
-        field: the name of the field in errors.
+        item: the name of the product, query or input in error messages.
+        field: the name of the field in error messages.
         limits: default `ImageLimits()`, without URLs.
 
     Raises:
@@ -122,7 +122,7 @@ def _open_path(source: str | os.PathLike[Any], limits: ImageLimits) -> Image.Ima
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", path)
     if isinstance(source, str) and scheme and (path[scheme.end() :].startswith("//") or scheme[1].lower() == "data"):
         if scheme[1].lower() not in ("http", "https"):
-            raise ImageError(f"a {scheme[1].lower()}: address is not opened; expected {ACCEPTED_IMAGES}")
+            raise ImageError(f"a {scheme[1].lower()}: URL is not opened; expected {ACCEPTED_IMAGES}")
         if not limits.allow_urls:
             raise ImageError(f"URL {describe(path)} is not fetched unless allow_urls=True; expected {ACCEPTED_IMAGES}")
         fetched = fetch(path, timeout_seconds=limits.timeout_seconds, max_bytes=limits.max_bytes)
@@ -152,7 +152,7 @@ def _decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: too many pixels ({error}); expected at most {limits.max_pixels}") from error
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{name}: not an image that can be read; expected {', '.join(_FORMATS)}") from error
+        raise ImageError(f"{name}: not an image that can be read; expected one of {', '.join(_FORMATS)}") from error
     return _decode_opened(image, limits)
 
 

@@ -1,7 +1,7 @@
 """Resize pictures to their token budgets, crop boxes, and convert pixels to patches.
 
-Nothing here needs a tokenizer or a prompt. `image_processor` is always the base's own, like `Qwen2VLImageProcessorPil`: its
-settings are read, its code does not run.
+Nothing here needs a tokenizer or a prompt. `image_processor` is always that of the base model, for example
+`Qwen2VLImageProcessorPil`; only its settings are used, its code is never called.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def resize(image: Image.Image, size: tuple[int, int], image_processor: Any) -> I
 def patches(images: Sequence[Image.Image], image_processor: Any) -> dict[str, np.ndarray]:
     """Convert resized images to patches, with the same values as the base's image processor.
 
-    Rescaling and normalisation act on single bytes, so that a table of 256 values per channel replaces them.
+    Rescaling and normalisation act on single bytes, so a table of 256 values per channel replaces them.
 
     Args:
         images: RGB, with sides that are multiples of `token_side`.

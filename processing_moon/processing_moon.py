@@ -97,7 +97,7 @@ class MoonProcessor(PromptProcessor):
         core_crop (`bool`): whether the core of the first image is inserted as a second image if its box is known (MOON,
             arXiv 2508.11999 §3.1). A box outside the image is refused in either case. Default True.
         title_markers (`bool`): whether marker tokens surround a product's title and a query's text. Default False.
-        max_reasoning_tokens (`int` or `None`): budget of a reasoning, between its tags; requires readout "emb". Default
+        max_reasoning_tokens (`int` or `None`): budget of the reasoning between its tags; requires readout "emb". Default
             None: the call's option `reasoning` is refused.
 
     Raises:
@@ -154,7 +154,7 @@ class MoonProcessor(PromptProcessor):
 
         Args:
             base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint (embedders included).
-            revision: of the hub repository.
+            revision: revision of the repository on the hub.
             **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop`,
                 `title_markers`, `max_reasoning_tokens` of the class. The budgets of records and of images default to 1024 and
                 256; in an embedder (readout "last", markers False) to 8192 and 1800, as in Qwen3-VL-Embedding
@@ -192,7 +192,7 @@ class MoonProcessor(PromptProcessor):
         records: Any = None,
         **options: Any,
     ) -> MoonBatch:
-        """Process products, or queries, or a mixture of both, or plain text and images.
+        """Process products, queries, a mixture of both, or plain text and images.
 
         Args:
             images, text: plain prompts and their pictures, without an instruction; see `PromptProcessor.__call__`.
@@ -238,7 +238,7 @@ class MoonProcessor(PromptProcessor):
             for name in _RECORD_OPTIONS:
                 if name in options:
                     raise TypeError(
-                        f"MoonProcessor: {name}= belongs to products= and queries=; found it with text= and images="
+                        f"MoonProcessor: {name}= belongs to products= and queries=; text= and images= do not accept it"
                     )
             return super().__call__(images, text, **options)
         records = kinds[given[0]]
@@ -250,20 +250,20 @@ class MoonProcessor(PromptProcessor):
         if not records:
             raise ValueError(f"{given[0]} is empty; expected at least one record")
         if queries is not None and "form" in options:
-            raise TypeError("MoonProcessor: form= belongs to products=; found it with queries=")
+            raise TypeError("MoonProcessor: form= belongs to products=; queries= does not accept it")
         are_products = [is_product(record) if given[0] == "records" else given[0] == "products" for record in records]
         return self._process_records(records, are_products, self._read_options(options), mixed=given[0] == "records")
 
     @staticmethod
     def bare_query(text: str, index: int) -> dict[str, str]:
-        """Return the query record of a bare string.
+        """Return a query record for a bare string.
 
         Args:
             text: the words.
             index: its index in the call, for error messages.
 
         Raises:
-            ProductError: the path or address of a picture, see `refuse_picture_path`.
+            ProductError: the path or URL of a picture, see `refuse_picture_path`.
         """
         instead = '{"image": path} or Image.open(path) for the picture, {"text": path} for the words'
         refuse_picture_path(text, f"input {index}", "text", instead)
@@ -344,7 +344,7 @@ class MoonProcessor(PromptProcessor):
             return _with_full_stop(options.instruction, "instruction")
         task = default_task if options.task is None else options.task
         if task not in self.instructions:
-            raise ValueError(f"task {task!r} is not known; expected {', '.join(self.instructions)}")
+            raise ValueError(f"task {task!r} is not known; expected one of {', '.join(self.instructions)}")
         return _with_full_stop(self.instructions[task], task)
 
     def _ending(self, row: Row, reasoning: str) -> str:
@@ -542,7 +542,9 @@ def _detect_boxes(rows: list[Row], detector: CoreDetector) -> None:
         [row.images[0] for row in rows], [row.record.text.title or None for row in rows]
     )
     if len(boxes) != len(rows):
-        raise ValueError(f"{type(detector).__name__}.detect gave {len(boxes)} boxes for {len(rows)} images")
+        raise ValueError(
+            f"{type(detector).__name__}.detect returned {len(boxes)} boxes for {len(rows)} images; expected one for each image"
+        )
     for row, box in zip(rows, boxes, strict=True):
         pixels = clamp_box(box, *row.images[0].size) if box is not None else None
         if pixels is None:

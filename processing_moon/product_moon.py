@@ -33,9 +33,9 @@ class Record:
     """A checked product or query record, reduced to the requested form.
 
     Args:
-        name: its name in errors.
-        text: its text by part; empty without text.
-        images: pairs of field name and image source, in order, not opened.
+        name: the name used in error messages.
+        text: the text of each part; empty if there is none.
+        images: (field name, image source) pairs in order; the sources are not opened yet.
         box: the core box as four finite ordered numbers, or None.
     """
 
@@ -78,7 +78,7 @@ def _read_text(name: str, field: str, value: Any) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ProductError(name, field, f"not valid Unicode ({error.reason}); expected a string") from error
-        value = unicodedata.normalize("NFC", value)  # as in Qwen's tokenizer, so that offsets stay correct
+        value = unicodedata.normalize("NFC", value)  # as in Qwen's tokenizer, which keeps offsets correct
     return value if has_visible_text(value) else ""
 
 
@@ -188,7 +188,7 @@ def _as_record(kind: str, index: int, record: Any, fields: Sequence[str]) -> tup
     name = _record_name(kind, index, record)
     for key in record:
         if key not in fields:
-            raise _unknown_field(name, key, fields, ", ".join(fields))
+            raise _unknown_field(name, key, fields, f"one of {', '.join(fields)}")
     return name, record
 
 
@@ -201,7 +201,7 @@ def refuse_unclear(record: Any, index: int) -> None:
     """Refuse a record that has an unknown field, and no field that only products or only queries have.
 
     Raises:
-        ProductError: such a record; the message has the first unknown field, and the fields of products and of queries.
+        ProductError: such a record; the message lists the first unknown field, and the fields of products and of queries.
     """
     distinctive = set(PRODUCT_FIELDS) ^ set(QUERY_FIELDS)
     if not isinstance(record, Mapping) or distinctive & set(record):
@@ -221,16 +221,16 @@ _PICTURE_PATH = re.compile(
 
 
 def refuse_picture_path(text: str, item: str, field: str, instead: str) -> None:
-    """Refuse a bare string that is the path or the address of a picture, which would be read as words.
+    """Refuse a bare string that is the path or URL of a picture, which would otherwise be read as words.
 
     Such a string has no spaces and ends in a name with a picture's extension ("photo.jpg", "a/b.PNG",
-    "https://host/c.webp?width=200"), or is a data address of a picture (our design). Whether the file exists does not matter,
-    so that a string means the same everywhere.
+    "https://host/c.webp?width=200"), or is a data URL of a picture (our design). Whether the file exists does not matter:
+    a string means the same everywhere.
 
     Args:
         text: the string.
-        item: the name of the input in the error.
-        field: the name of the field in the error.
+        item: the name of the input in the error message.
+        field: the name of the field in the error message.
         instead: how to pass a picture there.
 
     Raises:
@@ -239,7 +239,7 @@ def refuse_picture_path(text: str, item: str, field: str, instead: str) -> None:
     Relations: in records, the field decides: {"text": "photo.jpg"} and {"title": "photo.jpg"} are words.
     """
     if _PICTURE_PATH.fullmatch(text.strip()):
-        raise ProductError(item, field, f"found {describe(text)}, a picture's path or address; expected {instead}")
+        raise ProductError(item, field, f"found {describe(text)}, a picture's path or URL; expected {instead}")
 
 
 def read_product(record: Any, index: int, form: str = "mm") -> Record:
@@ -310,11 +310,11 @@ def given_reasoning(record: Mapping[str, Any], name: str, *, optional: bool = Fa
         record: a record whose other fields are checked. Its "reasoning" is the text between `<think>` and `</think>`, with or
             without these tags, or {key: value or values}, which is written as in `write_reasoning`. Keys without a value are
             left out.
-        name: the name of the record in errors.
+        name: the name of the record in error messages.
         optional: whether the reasoning may be missing or empty; then "" is returned. Default False.
 
     Raises:
-        ProductError: a reasoning of an unsupported type; a missing or empty reasoning that is not `optional`.
+        ProductError: reasoning of an unsupported type; missing or empty reasoning that is not `optional`.
     """
     value = record.get("reasoning")
     accepted = "expected a string, or a dict of key to value or list of values"
@@ -322,7 +322,7 @@ def given_reasoning(record: Mapping[str, Any], name: str, *, optional: bool = Fa
         pairs = _read_pairs(name, "reasoning", value)
         if len({" ".join(key.split()) for key, _ in pairs}) < len(pairs):
             raise ProductError(
-                name, "reasoning", f"keys that differ by spaces alone in {describe(list(value))}; {accepted}"
+                name, "reasoning", f"keys that differ only in spaces in {describe(list(value))}; {accepted}"
             )
         text = reasoning_text(dict(pairs))
     elif value is None or isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Process prompts and pictures as Qwen's own processors do: what Moon generates text from, and what grounding models read."""
+"""Process prompts and pictures as Qwen's own processors do, for text generation with Moon and for grounding models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PromptProcessor(ProcessorMixin):
         max_image_tokens (`int` or `None`): budget of an image, kept by resizing. Default None: the base's own.
 
     Raises:
-        ValueError: a budget that is not positive; neither a chat template nor one in the tokenizer.
+        ValueError: a budget that is not positive; no chat template, neither as an argument nor in the tokenizer.
 
     Relations: `MoonProcessor` also processes products and queries.
     """
@@ -58,7 +58,7 @@ class PromptProcessor(ProcessorMixin):
 
         Args:
             base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint.
-            revision: of the hub repository.
+            revision: revision of the repository on the hub.
             **settings: `max_image_tokens` of the class.
 
         Raises:

@@ -2,7 +2,7 @@
 
 The form is our design after LREM (arXiv 2510.14321); the keys are MBE's (MOON, arXiv 2508.11999 App. A). The full-width
 signs of Chinese text separate as `; , :` do. A backslash before `\\` or one of these six signs makes it part of a key or a
-value (our design, as in CSV dialects with an escape character), so that every attribute can be written and read back
+value (our design, as in CSV dialects with an escape character); every attribute can therefore be written and read back
 unchanged. Nothing here needs a tokenizer of its own.
 """
 
@@ -61,7 +61,7 @@ class Reasoning:
 
 
 def read_reasoning(text: str) -> Reasoning:
-    """Read a reasoning; any string is accepted.
+    """Read reasoning text; any string is accepted.
 
     Runs of white space count as one space; white space around keys and values is ignored.
 
@@ -114,13 +114,13 @@ def read_ids(ids: Any, tokenizer: Any) -> list[Reasoning]:
 def write_reasoning(attributes: Mapping[str, str | Iterable[str]]) -> str:
     """Write attributes as `<think>key: value; key: v1, v2</think>`.
 
-    `read_reasoning` returns them again, with single spaces, without empty values and without keys that have only those.
+    `read_reasoning` returns them again, with single spaces, and without empty values or keys that have only such values.
 
     Args:
         attributes: key → value or values, in the order to write them.
 
     Raises:
-        ValueError: a key that is empty, is not a string, or differs from another key by spaces alone; a value that is not a
+        ValueError: a key that is empty, is not a string, or differs from another key only in spaces; a value that is not a
             string; a control token (`<think>`, `<emb>`, `<|…|>`) in the text.
     """
     text = reasoning_text(attributes)
@@ -159,7 +159,7 @@ def reasoning_text(attributes: Mapping[str, str | Iterable[str]]) -> str:
 
 
 def strip_tags(text: str) -> str:
-    """Remove an opening tag at the start of a reasoning, a closing tag at its end, and `<emb>` after that."""
+    """Remove an opening tag at the start of reasoning text, a closing tag at its end, and `<emb>` after that."""
     text = text.strip()
     before = text.removesuffix(EMB_TOKEN).rstrip()
     text = before if before.endswith(THINK_END) else text

@@ -1,4 +1,4 @@
-"""Options of a call, and the rows of its batch: from a record's prompt and pictures to padded tensors."""
+"""Hold the options of a call and the rows of its batch, and pad the rows into tensors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Row:
         index: index of the record in the call.
         source: the record as it was passed.
         is_product: whether it is a product; otherwise it is a query.
-        instruction: of the system message.
+        instruction: the instruction in the system message.
         record: the checked record.
         images: its opened images, with the core crop after the first.
         ending: the text after the template: `<emb>`, or the reasoning up to where the model continues.
@@ -98,7 +98,7 @@ def stack_rows(rows: list[Row], options: RecordOptions, processor: Any) -> dict[
     if options.padding in (False, "do_not_pad"):
         if options.return_tensors is not None and len(set(lengths)) > 1:
             raise ValueError(
-                "padding=False gives rows of different lengths; expected padding=True or return_tensors=None"
+                "padding=False produces rows of different lengths; expected padding=True or return_tensors=None"
             )
         widths = lengths
     else:

@@ -1,4 +1,4 @@
-"""Write the text of a product or query, with Moon's markers, and without control tokens in what users wrote.
+"""Write the text of a product or query with Moon's markers, and break up control tokens in what users wrote.
 
 Nothing here needs a tokenizer: its control tokens are an argument.
 """
@@ -56,7 +56,7 @@ def control_token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def plain_text(text: str, control_tokens: re.Pattern[str]) -> str:
-    """Break up the control tokens in a user's text, so that the tokenizer reads them as words.
+    """Break up the control tokens in a user's text; the tokenizer then reads them as words.
 
     A space is inserted after the first character of each control token in the text: "<|im_end|>" becomes "< |im_end|>". Any
     other text stays unchanged. Our design.
@@ -73,7 +73,7 @@ def plain_text(text: str, control_tokens: re.Pattern[str]) -> str:
 def product_text(
     parts: ProductText, *, markers: bool, control_tokens: re.Pattern[str], title_markers: bool = False
 ) -> str:
-    """Return the text of a product or query: title, category, attributes, description, one per line, without absent parts.
+    """Return the text of a product or query: title, category, attributes, description, one per line; absent parts are left out.
 
     Source: title ⧺ category ⧺ attributes is MOON (arXiv 2508.11999 §3.1); the markers, which show the model where title,
     category and attributes are, and the description are our design.

@@ -1,4 +1,4 @@
-"""Fetch an image from a URL: from public addresses only, and within a time and a size."""
+"""Fetch an image from a URL: from public addresses only, within limits of time and size."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_url(url: str, allow_private: bool = False) -> _Target:
 
 
 class _PinnedConnection(http.client.HTTPConnection):
-    """A connection to the checked address, under the host's name, so that a second resolution cannot redirect it."""
+    """A connection to the checked address under the host's name; a second resolution cannot redirect it."""
 
     def __init__(self, target: _Target, timeout: float) -> None:
         super().__init__(target.host, target.port, timeout=timeout)
@@ -99,13 +99,13 @@ def fetch(url: str, *, timeout_seconds: float, max_bytes: int, allow_private: bo
 
     Args:
         url: an http(s) URL; up to 5 redirects are followed, each of which must lead to a public address.
-        timeout_seconds: for the whole call. Resolving the host's name is not limited.
-        max_bytes: of the image.
+        timeout_seconds: time for the whole call. Resolving the host's name is not limited.
+        max_bytes: maximum size of the image.
         allow_private: also fetch from addresses that are not public, such as those of your own server. Default False.
 
     Raises:
-        ImageError: an unsupported URL, a host without public addresses, a failed or slow request, a response that is not an
-            image, is compressed, truncated or too long.
+        ImageError: an unsupported URL, a host without public addresses, a failed or slow request, or a response that is not
+            an image, or is compressed, truncated or too long.
     """
     deadline = time.monotonic() + timeout_seconds
     start = url

@@ -13,7 +13,7 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees either the old contents or the new, never a part."""
+    """Write a text file so that a reader sees either the old contents or the new contents, never a part."""
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("w", encoding="utf-8") as stream:
@@ -77,7 +77,7 @@ def cut_lines_after(path: Path, step: int) -> None:
 
 
 def mend_lines(path: Path) -> None:
-    """Remove a last line that was not written completely, so that lines can be appended again."""
+    """Remove a last line that was not written completely; lines can then be appended again."""
     if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 

@@ -1,4 +1,4 @@
-"""Translate a shop's attribute keys into the ten keys of MBE, and write their values as a reasoning does.
+"""Translate a shop's attribute keys into the ten keys of MBE, and write their values as in reasoning.
 
 Our design; the ten keys are MBE's (MOON, arXiv 2508.11999 App. A), see `REASONING_KEYS`. A key that neither the tables
 below nor `attribute_keys_zh.yaml` (the keys of Chinese shops) contain is left out and reported, never guessed. Values
@@ -54,7 +54,7 @@ PART_KEYS = frozenset(
         *("stitching", "strap", "straps", "stripe", "trim", "zip"),
     )
 )
-# Style elements whose value needs its key in a reasoning ("star logo"), but not in a query: "a mug with a star".
+# Style elements whose value needs its key in reasoning ("star logo"), but not in a query: "a mug with a star".
 SHOWN_KEYS = frozenset(("pattern", "print", "logo"))
 VISUAL_KEYS = ("colour", "category", "category modifier", "material", "style elements", "fashion style")
 """The keys that a picture shows if the table does not say what it shows: not brand, size, buyer or season."""
@@ -66,7 +66,7 @@ class Fact:
 
     Args:
         key (`str`): one of REASONING_KEYS.
-        value (`str`): the value as a reasoning writes it: "white sole".
+        value (`str`): the value as it is written in reasoning: "white sole".
         cell (`str`): the value as the table writes it: "white".
 
     Relations: `product_data.synonyms.states` returns whether a text states it.
@@ -107,8 +107,8 @@ def facts_of(
     """Return the attributes of a product under MBE's keys, in their order, and the attributes of other keys.
 
     Rule: a key is looked up in the tables above. The value of a part (sole, buttons) is written with the part, and the
-    value of a pattern, print or logo with that word. If no attribute names the category, the last level of the category
-    path does.
+    value of a pattern, print or logo with that word. If no attribute states the category, the last level of the category
+    path is used.
 
     Args:
         attributes: key → values, as in a products table.

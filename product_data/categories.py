@@ -29,7 +29,7 @@ class CategoryCell:
     Args:
         path: the category path, root first.
         separator: the separator between the levels of a text; "" for a single label or a list.
-        paths: all category paths of the cell, if it names several.
+        paths: all category paths of the cell, if it has several.
         undecided: whether the cell is a text with a slash that was read as one label.
     """
 
@@ -45,11 +45,11 @@ class CategoryReader:
     A slash separates levels if no cell of the column has another separator and either every cell that is not empty
     contains a slash, or two labels with a slash have the same first level ("Home/Sofas", "Home/Lamps"). A comma
     separates two paths in one cell ("A > B, A > C") if what follows it starts with a first level of this cell or of
-    another cell of the column; otherwise it belongs to a label. Of several paths the first that no other continues is
-    read. Our design.
+    another cell of the column; otherwise it belongs to a label. Of several paths, the first one that is not the beginning
+    of another is read. Our design.
 
     Args:
-        cells: all cells of the column, in any spelling. Default: none, so that a slash never separates levels.
+        cells: all cells of the column, in any spelling. Default: none; then a slash never separates levels.
         separator (`str` or `None`): the separator of levels, instead of those above. Default `None`: it is detected.
     """
 
@@ -121,7 +121,7 @@ def parse_category(value: Any) -> tuple[str, ...]:
 
 
 def is_documented(separator: str) -> bool:
-    """Return whether the two-table format documents a separator, so that the report need not mention it."""
+    """Return whether the two-table format documents a separator; the report then need not mention it."""
     return separator in _DOCUMENTED or separator.strip() == "|" or not separator
 
 

@@ -1,4 +1,4 @@
-"""Check product data, and report its issues before a training or evaluation starts."""
+"""Check product data, and report its issues before training or evaluation starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KINDS = {
         "products that repeat the texts and pictures of another product: a model cannot tell them apart; scores count "
         "them as right where the other one is right, and they are never its negatives",
     ),
-    "no_image_files": (True, "every product lacks its pictures, so that none can be read"),
+    "no_image_files": (True, "every product lacks its pictures, so no product can be read"),
     "empty_products": (False, "products with neither text nor image"),
     "invalid_unicode": (
         True,
@@ -47,13 +47,13 @@ _KINDS = {
     ),
     "split_categories": (
         False,
-        "categories with another separator than the format's: if it does not separate levels, set category_separator",
+        "categories with a separator other than the format's: if it does not separate levels, set category_separator",
     ),
     "undecided_categories": (
         False,
         "categories with a '/' that were read as one label: if it separates levels, set category_separator: '/'",
     ),
-    "several_categories": (False, "categories that name several paths; only one is read"),
+    "several_categories": (False, "categories with several paths; only one is read"),
     "broken_rows": (False, "rows left out: their query or product is incomplete or cannot be read"),
     "broken_negatives": (False, "hard negatives left out: they cannot be read, or their pictures are missing"),
     "repeated_rows": (False, "rows left out: they repeat another row completely"),
@@ -70,8 +70,8 @@ _KINDS = {
     "unreadable_images": (False, "images that cannot be opened"),
     "image_addresses": (
         False,
-        "images given as addresses, which are not checked; training fetches them with allow_urls: true, mining and "
-        "evaluation leave out their products and queries: download them and name the files",
+        "images given as URLs, which are not checked; training fetches them with allow_urls: true, mining and "
+        "evaluation leave out their products and queries: download them and give the paths of the files",
     ),
     "dangling_positives": (False, "positives that are not in the products table"),
     "dangling_negatives": (False, "negatives that are not in the products table"),
@@ -125,7 +125,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """The contents and the issues of tables. `str(report)` is written for people."""
+    """The contents and issues of tables. `str(report)` is a readable summary."""
 
     name: str
     products: int
@@ -200,7 +200,7 @@ class IssueLog:
 
 
 class Ids(frozenset[str]):
-    """The ids of products, which also finds an id that is spelled differently."""
+    """The ids of products; finds an id even if it is spelled differently."""
 
     def closest(self, product_id: str) -> str | None:
         """Return the id that differs only in spaces, case, leading zeros or a decimal part of zeros, or None."""
@@ -248,7 +248,7 @@ def check_queries(queries: list[QueryRow], product_ids: Ids, log: IssueLog) -> N
 
 
 def check_html(products: Iterable[ProductRow], queries: Iterable[QueryRow], log: IssueLog) -> None:
-    """Count the cells with HTML, of those that a model reads."""
+    """Count the cells with HTML among those that a model reads."""
     for place, text in _texts(products, queries):
         if ("<" in text or "&" in text) and (html := html_in(text)):
             log.add("html_cells", f"{place}: {html!r}")

@@ -1,7 +1,7 @@
-"""Convert Chinese to simplified characters, so that 紅色 and 红色 are one value.
+"""Convert Chinese to simplified characters: 紅色 and 红色 become one value.
 
 The simplified form of a character depends on its word (乾 is 干 or stays), so a library converts: OpenCC, an optional
-extra. It is used only if a reading option requires it, so that what is read never depends on what is installed.
+extra. It is used only if a reading option requires it; what is read therefore never depends on what is installed.
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ def _converter() -> Any:
         from opencc import OpenCC
     except ImportError as error:
         raise OptionError(
-            "simplify_chinese: found no installed OpenCC; expected it to be installed with pip install moon3[chinese]"
+            "simplify_chinese: OpenCC is not installed; install it with pip install moon3[chinese]"
         ) from error
     return OpenCC("t2s")

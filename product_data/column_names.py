@@ -30,7 +30,7 @@ def likely_columns(wanted: Sequence[str], unused: Sequence[str], rows: Sequence[
     Args:
         wanted: names of the format, such as "product_id".
         unused: the table's columns that have no role yet.
-        rows: the table; where an id is wanted, columns whose cells repeat come last, with a note.
+        rows: the table; if an id is wanted, columns whose cells repeat come last, with a note.
     """
     plain = {column: re.sub(r"[\W_]+", "", str(column)).casefold() for column in unused}
     likely: list[str] = []

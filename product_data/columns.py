@@ -23,10 +23,10 @@ __all__ = ["ColumnError", "RowColumns", "content_id", "find_columns", "parse_any
 PARTS = ("query", "positive", "negative")
 _ATTRIBUTES = ("attributes", "attributes_image", "attributes_text")
 FIELDS = ("id", "title", "description", "image", "box", "category", *_ATTRIBUTES, "group")
-ROW_ID = "row.id"  # an id that names neither query nor product; it names the row in messages
+ROW_ID = "row.id"  # an id of neither query nor product; it identifies the row in messages
 _QUERY_FIELDS = ("id", "title", "image", "box")
 _MANY = ("image", "category")  # fields that several columns may hold, in their order
-# Words of a column's name → part; the first part with a word wins, so that "neg_doc_title" is the negative's.
+# Words of a column's name → part; the first part with a word wins: "neg_doc_title" is the negative's.
 _PART_WORDS = (
     ("negative", {"neg", "negs", "negative", "negatives", "hardneg", "hn"}),
     ("query", {"query", "q", "qry", "search", "anchor"}),
@@ -44,7 +44,7 @@ _WORD = re.compile(
     "|".join((*sorted(_CHINESE, key=len, reverse=True), r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[\u4e00-\u9fff]"))
 )
 _CHINESE_NUMBERS = {sign: number for number, sign in enumerate("一二三四五六", start=1)}
-# Words → field; the first field with a word wins, so that "cate1_name" is a category.
+# Words → field; the first field with a word wins: "cate1_name" is a category.
 _FIELD_WORDS = (
     ("box", {"bbox", "bboxes", "box"}),
     ("image", {"image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos"}),
@@ -79,7 +79,7 @@ _BESIDE = {"image": _OF_PICTURES, "box": frozenset(("core", "xyxy", "main", "ima
 
 
 class ColumnError(ValueError):
-    """Raised for columns that cannot be assigned, or that contain no training pair."""
+    """Raised for columns that cannot be assigned or that contain no training pair."""
 
     exit_status = 2
 
@@ -91,7 +91,7 @@ class RowColumns:
     Args:
         taken: role ("query.title", "positive.image", …) → its columns, in order.
         unread: the columns without a role.
-        unclear: those of them whose name contains a word for a picture or box, and other words as well.
+        unclear: those of the unread columns whose name contains a word for a picture or box, and other words as well.
     """
 
     taken: dict[str, tuple[str, ...]]
@@ -111,15 +111,15 @@ class RowColumns:
         if plain := [name for name in self.unread if name not in self.unclear]:
             lines.append(f"not read: {', '.join(plain)}")
         if self.unclear:
-            lines.append(f"unclear, not read unless `columns` names them: {', '.join(self.unclear)}")
+            lines.append(f"unclear, not read unless `columns` lists them: {', '.join(self.unclear)}")
         return "\n  ".join(lines)
 
 
 def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -> RowColumns:
     """Find the role of each column.
 
-    A name is split into words at case changes, digits, "_", "-", "." and spaces. One word gives the part (query,
-    positive or negative; default: positive), one the field (title, image, …; default: title, if the name gives a part).
+    A name is split into words at case changes, digits, "_", "-", "." and spaces. One word is the part (query,
+    positive or negative; default: positive), one the field (title, image, …; default: title, if the name has a part).
     A word for pictures with a word for attributes means the attributes that the picture shows ("doc_image_attributes").
     A column holds pictures only if every word of its name can describe a picture ("query_image_url"): "image_width" is
     unclear and not read.
@@ -155,7 +155,7 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
     found = RowColumns({role: _in_order(role, taken[role]) for role in order if role in taken}, unread, unclear)
     if not found.has("positive"):
         raise ColumnError(
-            f"columns: found neither title nor image of the product in {', '.join(names) or 'no columns'}; "
+            f"columns: the product has neither a title nor an image in {', '.join(names) or 'no columns'}; "
             "expected columns: {positive.title: NAME, positive.image: NAME, query.title: NAME, …}"
         )
     return found
@@ -163,7 +163,7 @@ def find_columns(names: Iterable[str], given: Mapping[str, Any] | None = None) -
 
 def _as_columns(role: str, columns: Any, names: Sequence[str], roles: set[str]) -> tuple[str, ...]:
     if role not in roles:
-        raise ColumnError(f"columns: found {role!r}; expected {', '.join(sorted(roles))}")
+        raise ColumnError(f"columns: found {role!r}; expected one of {', '.join(sorted(roles))}")
     listed = [] if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for column in listed:
         if column not in names:
@@ -176,7 +176,7 @@ def _words_of(name: str) -> list[str]:
 
 
 def names_a_part(name: str) -> bool:
-    """Return whether a name gives a part but no field, so that a mapping in its cells holds the fields ("neg")."""
+    """Return whether a name has a part but no field; then a mapping in its cells holds the fields ("neg")."""
     words = _words_of(name)
     return "id" not in words and _field_of(words) is None and any(known.intersection(words) for _, known in _PART_WORDS)
 
@@ -205,7 +205,7 @@ def _field_of(words: Sequence[str]) -> str | None:
 
 
 def _only_names(words: Sequence[str], field: str) -> bool:
-    """Return whether the words of a name give only a part and a field of pictures."""
+    """Return whether the words of a name mean only a part and a field of pictures."""
     known = {word for _, words_of_part in _PART_WORDS for word in words_of_part} | dict(_FIELD_WORDS)[field]
     return all(word.isdigit() or word in known or word in _BESIDE[field] for word in words)
 
@@ -288,7 +288,7 @@ def product_fields(
 def _attributes_and_box(
     row: Mapping[str, Any], columns: RowColumns, part: str, reading: ReadingOptions
 ) -> dict[str, Any]:
-    """Return the attributes of a part, those that its picture and its text show, and its core box."""
+    """Return a part's `attributes`, `attributes_image`, `attributes_text` and `core_box`, as far as columns exist."""
     fields: dict[str, Any] = {}
     for name in _ATTRIBUTES:
         for column in columns.taken.get(f"{part}.{name}", ()):
@@ -303,7 +303,7 @@ def content_id(fields: Mapping[str, Any]) -> str:
     """Return an id for a product without one: a digest of its title and pictures.
 
     Args:
-        fields: "title", and "images": a list of bytes, paths, addresses or PIL images.
+        fields: "title", and "images": a list of bytes, paths, URLs or PIL images.
     """
     digest = hashlib.blake2b(fields.get("title", "").encode(), digest_size=8)
     for image in fields["images"]:

@@ -1,4 +1,4 @@
-"""Read CSV files strictly: an error names the line of an unbalanced quote or of another delimiter.
+"""Read CSV files strictly: an error message has the line of an unbalanced quote or of a wrong delimiter.
 
 The reader of the standard library joins rows or drops quotes silently instead.
 """
@@ -19,7 +19,7 @@ _SHOWN = 40  # characters of a cell in a message
 
 
 class CsvError(ValueError):
-    """Raised for a file that is not CSV, or that has other quotes or delimiters; the caller adds the file's name."""
+    """Raised for a file that is not CSV, or that has unsupported quotes or delimiters; the caller adds the file's name."""
 
     exit_status = 2
 
@@ -91,8 +91,8 @@ def read_csv(path: Path, *, errors: str = "strict") -> CsvRows:
         errors: how to handle bytes that are not UTF-8, as in `open`. Default "strict".
 
     Raises:
-        CsvError: another delimiter, two columns of one name, a row with more or fewer cells than the header, or a quote
-            that is never closed or closes before the cell ends.
+        CsvError: a delimiter other than a comma, two columns of one name, a row with more or fewer cells than the header,
+            or a quote that is never closed or closes before the cell ends.
         UnicodeDecodeError: bytes that are not UTF-8.
     """
     csv.field_size_limit(_LONGEST_CELL)

@@ -7,7 +7,7 @@ as apples, is not one product. Our design; precedents: the near-duplicate remova
 and the false-negative masks of Qwen3-VL-Embedding (arXiv 2601.04720).
 
 The comparison of texts ignores case, white space and Unicode compatibility forms. Pictures are compared by their bytes:
-the same file under two names is one picture; the same photo saved twice as JPEG is two.
+the same file under two names is one picture; the same photo, saved twice as JPEG, is two pictures.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def classes(first: Iterable[int]) -> Iterator[list[int]]:
 
 
 def identical_examples(equal: EqualProducts) -> Iterator[tuple[int, str]]:
-    """Yield for each class of identical products how many repeat the first, and how a report names them."""
+    """Yield for each class of identical products how many repeat the first, and their description in a report."""
     for places in classes(equal.identical()):
         names = [repr(equal.products[place].product_id) for place in places]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -127,7 +127,7 @@ def identical_examples(equal: EqualProducts) -> Iterator[tuple[int, str]]:
 
 
 def variants_sentence(equal: EqualProducts) -> str:
-    """Return the sentence of a table report about variants; "" if the table has none."""
+    """Return the sentence about variants for a table report; "" if the table has none."""
     groups = list(classes(equal.variants))
     if not groups:
         return ""
@@ -145,7 +145,7 @@ def _first_equal(
     with_pictures: bool,
     needs_pictures: bool,
 ) -> list[int]:
-    """Return the first equal product of each; pictures are read only where texts and the sizes of pictures agree."""
+    """Return the first equal product of each; pictures are read only if texts and the sizes of pictures agree."""
     first = list(range(len(products)))
     keys: list[Callable[[Product], Hashable]] = [text_of]
     if with_pictures:

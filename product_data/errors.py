@@ -2,6 +2,6 @@
 
 
 class OptionError(ValueError):
-    """Raised for an option whose value cannot be used; names the option, what was found and what is expected."""
+    """Raised for an option whose value cannot be used; says which option, what was found and what is expected."""
 
     exit_status = 2

@@ -66,7 +66,7 @@ class InteractionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One checked row of the log: `key` names the query, `weight` is that of the action, `time` is in seconds UTC."""
+    """One checked row of the log: `key` identifies the query, `weight` is that of the action, `time` is in seconds UTC."""
 
     key: str
     text: str
@@ -97,7 +97,7 @@ def query_key(text: str, image: ImageSource | None, image_name: str) -> str:
     Args:
         text: the text, or "".
         image: the picture, or None.
-        image_name: the picture's path as the table gives it, or "" if it has none; its bytes then identify it.
+        image_name: the picture's path in the table, or "" if it has none; then its bytes identify it.
     """
     words = " ".join(text.casefold().split())
     if image_name or image is None:
@@ -112,9 +112,9 @@ def query_key(text: str, image: ImageSource | None, image_name: str) -> str:
 def graded_queries(interactions: Iterable[Interaction], half_life_days: float | None = None) -> list[GradedQuery]:
     """Join the rows of each query, and grade its products.
 
-    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`, with g_a the weight of action a and n_a how often it happened, each
-    time halved for every half-life of age. One action gives g_a; repeated actions give more but never above 1, so that
-    clicks never outweigh a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
+    `w(q, p) = 1 − Π_a (1 − g_a)^log2(1 + n_a)`. g_a is the weight of action a, and n_a the number of times it happened,
+    each weighted by 0.5^(age / half-life). One action has the relevance g_a; repeated actions have more, but never above
+    1: clicks never outweigh a purchase of weight 1. Our design (precedent: the noisy-or of independent causes, Pearl,
     Probabilistic Reasoning in Intelligent Systems, 1988; the logarithm damps popular products).
 
     Args:
@@ -122,7 +122,7 @@ def graded_queries(interactions: Iterable[Interaction], half_life_days: float | 
         half_life_days: see `InteractionOptions`.
 
     Returns:
-        Queries in order of first appearance. A query's split is the first that its rows name, or "".
+        Queries in order of first appearance. A query's split is the first one given in its rows, or "".
     """
     rows = list(interactions)
     newest = max((row.time for row in rows if row.time is not None), default=0.0)

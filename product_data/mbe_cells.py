@@ -1,7 +1,7 @@
 """Parse cells in the format of MBE: attributes "key:value,,key:value!!!value" and boxes of core products.
 
 Source: MBE (MOON, arXiv 2508.11999 §4.2). Texts typed with a Chinese keyboard contain "：", "，", "！" instead of ":",
-",", "!". Keys and values are converted to their compatibility form (Unicode NFKC), so that "Ｌ" and "L" are one value.
+",", "!". Keys and values are converted to their compatibility form (Unicode NFKC): "Ｌ" and "L" are one value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse_any_attributes(value: Any, clean: Callable[[str], str] = str) -> dict[
         clean: function that is applied to each key and each value, before NFKC.
 
     Raises:
-        ValueError: a pair without a colon, or another format.
+        ValueError: a pair without a colon, or an unknown format.
     """
 
     def plain(text: str) -> str:

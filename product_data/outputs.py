@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class OutputError(ValueError):
-    """Raised for a file or folder that cannot be written; names the option and the path."""
+    """Raised for a file or folder that cannot be written; the message has the option and the path."""
 
     exit_status = 2
 
@@ -17,11 +17,11 @@ def require_writable_file(option: str, path: str | Path | None) -> None:
     """Check that a file can be written, by opening it; an existing file keeps its contents.
 
     Args:
-        option (`str`): the option that a message names, such as "--output".
+        option (`str`): the option, for error messages, such as "--output".
         path: the file; `None` is not checked.
 
     Raises:
-        OutputError: the path is a folder, or the file cannot be opened for writing; names the option and the path.
+        OutputError: the path is a folder, or the file cannot be opened for writing.
     """
     if path is None:
         return
@@ -49,11 +49,11 @@ def require_writable_folder(option: str, path: str | Path | None) -> None:
     """Check that a folder exists or can be made, and that files can be written into it.
 
     Args:
-        option (`str`): the option that a message names.
+        option (`str`): the option, for error messages.
         path: the folder; `None` is not checked.
 
     Raises:
-        OutputError: the path is a file, or nothing can be written there; names the option and the path.
+        OutputError: the path is a file, or nothing can be written there.
     """
     if path is None:
         return

@@ -1,7 +1,7 @@
-"""Fetch pictures that tables give as addresses: each once, several at a time, into a folder that later runs reuse.
+"""Fetch pictures that tables give as URLs: each once, several at a time, into a folder that later runs reuse.
 
-Our design (precedent: img2dataset, which fetches a table of addresses within limits and counts failures by reason).
-Only public addresses are fetched, as in `processing_moon.product_moon.open_image`, unless private ones are allowed.
+Our design (precedent: img2dataset, which fetches a table of URLs within limits and counts failures by reason).
+Only URLs of public hosts are fetched, as in `processing_moon.images_moon.open_image`, unless private ones are allowed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENVIRONMENT = "MOON_PICTURE_CACHE"
 
 
 def default_folder() -> Path:
-    """Return the folder that `MOON_PICTURE_CACHE` names, or else `moon/pictures` in the user's cache."""
+    """Return the folder in `MOON_PICTURE_CACHE`, or else `moon/pictures` in the user's cache."""
     if folder := os.environ.get(ENVIRONMENT):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moon" / "pictures"
@@ -40,14 +40,14 @@ class PictureFetching:
     Args:
         folder (`Path`): the folder that keeps them. Default: see `default_folder`.
         fetch (`bool`): whether to fetch what the folder lacks from the network. Default True.
-        workers (`int`): pictures that are fetched at a time. Default 16.
+        workers (`int`): number of pictures that are fetched at a time. Default 16.
         timeout_seconds (`float`): limit for one picture. Default 10.
         total_seconds (`float` or `None`): limit for all pictures together; the rest counts as failed. Default: no
         limit.
         max_bytes (`int`): limit for one picture. Default 32 MiB.
         total_bytes (`int` or `None`): limit for all fetched pictures together; the rest counts as failed. Default: no
         limit.
-        allow_private (`bool`): also fetch from addresses that are not public. Default False.
+        allow_private (`bool`): also fetch from hosts that are not public. Default False.
 
     Raises:
         OptionError: a number that is not positive.
@@ -74,8 +74,8 @@ class FetchedPictures:
     """The outcome of fetching pictures.
 
     Args:
-        files: address → file.
-        failures: address → why there is no picture.
+        files: URL → file.
+        failures: URL → why there is no picture.
         fetched: number of pictures that came over the network, not from the folder.
         bytes: their total size.
     """
@@ -88,19 +88,19 @@ class FetchedPictures:
     def __str__(self) -> str:
         kept = len(self.files) - self.fetched
         return (
-            f"pictures by address: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), "
+            f"pictures from URLs: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), "
             f"{kept} already in the folder, {len(self.failures)} failed"
         )
 
 
 def fetch_pictures(addresses: Iterable[str], settings: PictureFetching | None = None) -> FetchedPictures:
-    """Fetch each address once, unless its file exists; write `failures.csv` (address, reason) if some fail.
+    """Fetch each URL once, unless its file exists; write `failures.csv` (address, reason) if some fail.
 
-    A picture counts only if it can be opened completely. A file gets its name once it is complete, so that several runs
-    can share a folder. The next run tries failed addresses again.
+    A picture counts only if it can be opened completely. A file gets its name once it is complete: several runs can
+    share a folder. The next run tries failed URLs again.
 
     Args:
-        addresses: http(s) addresses, repeated or not.
+        addresses: http(s) URLs; duplicates are allowed.
         settings: limits and folder. Default: `PictureFetching()`.
 
     Returns: see `FetchedPictures`; keeps the order of `addresses`.
@@ -131,7 +131,7 @@ class _Run:
         self._lock = threading.Lock()
 
     def fetch(self, url: str) -> str:
-        """Fetch the picture of an address into the folder; return why that failed, or "" if it did not."""
+        """Fetch the picture of a URL into the folder; return why that failed, or "" if it did not."""
         from processing_moon import ImageLimits, ProductError, open_image  # brings torch
         from processing_moon.errors_moon import ImageError
         from processing_moon.urls_moon import fetch

@@ -210,7 +210,7 @@ class Table:
         """Check that the table has one of `columns`; an empty table needs none.
 
         Raises:
-            TableError: none of them; names similar columns and all columns of the table.
+            TableError: none of them; the message lists similar columns and all columns of the table.
         """
         if self.rows and not any(column in self.names for column in columns):
             present = columns_of(self.rows)
@@ -467,7 +467,7 @@ def _read_interaction(table: Table, index: int, folder: Path, options: Interacti
     weight = options.weight_of(action)
     if weight is None:
         near = difflib.get_close_matches(action.casefold(), [name.casefold() for name in options.action_weights], n=1)
-        hint = f"the nearest: {near[0]!r}" if near else f"expected {', '.join(options.action_weights)}"
+        hint = f"the nearest: {near[0]!r}" if near else f"expected one of {', '.join(options.action_weights)}"
         table.log.add("unknown_actions", f"{name}: {action!r} ({hint})")
         return None
     cell = table.rows[index].get(table.names.get("count", ""))
@@ -499,7 +499,7 @@ def _query_image(
     image_id = table.cell(index, name, "image_id", parse_text, "")
     if not image_id:
         return None
-    # An id without a picture in query_images is read as a file name; the report names it if that file does not exist.
+    # An id without a picture in query_images is read as a file name; the report lists it if that file does not exist.
     return images[image_id] if image_id in images else str(folder / image_id)
 
 
@@ -509,7 +509,7 @@ def _query_type(table: Table, index: int, name: str, has_text: bool, has_image: 
     if not has_text and not has_image:
         return "text"  # counted as an empty query
     if declared not in QUERY_TYPES:
-        problem = f"type {declared!r}; expected {', '.join(QUERY_TYPES)}"
+        problem = f"type {declared!r}; expected one of {', '.join(QUERY_TYPES)}"
     elif (declared != "image" and not has_text) or (declared != "text" and not has_image):
         problem = f"type {declared!r} without {'image' if has_text else 'text'}"
     else:

@@ -38,10 +38,10 @@ def mteb_tables(name: str, place: str | Path, options: TripletOptions | None = N
 
     Args:
         name (`str`): name of the data set.
-        place: a folder with files or folders named corpus, queries (or query) and qrels, or a data set of the hub with
+        place: a folder with files or folders named corpus, queries (or query) and qrels, or a data set on the hub with
             configurations of these names.
-        options: `columns` names the columns of the corpus as "positive.…" and those of queries as "query.…"; `sample`
-            draws queries, the gallery stays complete.
+        options: `columns` gives the columns of the corpus as "positive.…" and those of queries as "query.…"; `sample`
+            draws queries, while the gallery stays complete.
 
     Raises:
         TableError: a missing part.
@@ -61,8 +61,8 @@ def mteb_tables(name: str, place: str | Path, options: TripletOptions | None = N
 def mbeir_tables(name: str, folder: str | Path, prefix: str, options: TripletOptions | None = None) -> ProductTables:
     """Return the tasks of one data set of M-BEIR, with the candidates of all tasks in one gallery.
 
-    t→i and i→i search the candidates that are only pictures, i→t those that are only texts, so that these directions
-    search the same candidates as the pool of their task.
+    t→i and i→i search the candidates that are only pictures, i→t those that are only texts: these directions search the
+    same candidates as the pool of their task.
 
     Args:
         name (`str`): name of the data set.
@@ -107,7 +107,7 @@ def _part(place: str | Path, part: str, split: str | None) -> Rows:
     if root.is_dir():
         paths = [path for path in sorted(root.iterdir()) if path.name.split(".")[0].split("-")[0] in _PARTS[part]]
         if not paths:
-            raise TableError(f"{root}: found no {part}; expected {', '.join(_PARTS[part])} as a folder or file")
+            raise TableError(f"{root}: found no {part}; expected one of {', '.join(_PARTS[part])} as a folder or file")
         return [row for path in paths for row in open_rows(path, split=split)]
     problems = []
     for config in _PARTS[part]:

@@ -34,7 +34,7 @@ def open_rows(place: str | Path, *, split: str | None = None, config: str | None
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _SUFFIXES)
         chosen = [file for file in files if split and split in file.relative_to(path).as_posix()] or files
         if not chosen:
-            raise TableError(f"{path}: found no data file; expected {', '.join(_SUFFIXES)} in that folder")
+            raise TableError(f"{path}: found no data file; expected one of {', '.join(_SUFFIXES)} in that folder")
         return [row for file in chosen for row in _read(file)]
     if path.is_file():
         return _read(path)
@@ -71,7 +71,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _mapping(row: Any, path: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise TableError(f"{path}: found {type(row).__name__} as a row; expected JSON objects")
+        raise TableError(f"{path}: found a row of type {type(row).__name__}; expected a JSON object")
     return row
 
 

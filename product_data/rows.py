@@ -15,7 +15,7 @@ EVERY_SPLIT = "all"
 
 @dataclass(frozen=True, slots=True)
 class ProductRow:
-    """One product. Pictures stay encoded, so that a row is small and can be pickled.
+    """One product. Pictures stay encoded: a row is small and can be pickled.
 
     `attributes_image` and `attributes_text` are the attributes that the picture and the text show, None if unknown. The
     record that a model sees does not contain them.
@@ -46,10 +46,10 @@ class ProductRow:
             without (`Iterable[str]`): record fields to leave out, such as "category".
 
         Raises:
-            ValueError: another form.
+            ValueError: an unknown form.
         """
         if form not in PRODUCT_FORMS:
-            raise ValueError(f"form={form!r}; expected {', '.join(PRODUCT_FORMS)}")
+            raise ValueError(f"form={form!r}; expected one of {', '.join(PRODUCT_FORMS)}")
         fields: dict[str, Any] = {}
         if form != "i":
             fields |= {"title": self.title, "description": self.description}
@@ -83,7 +83,7 @@ class QueryRow:
 
     @property
     def answers(self) -> dict[str, float]:
-        """Return product id → relevance weight of each known answer, 1 if the table gives no weights."""
+        """Return product id → relevance weight of each known answer; 1 if the table has no weights."""
         weights = self.positive_weights or (1.0,) * len(self.positives)
         return dict(zip(self.positives, weights, strict=True))
 

@@ -25,7 +25,7 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
     """Read `products.csv` and `images/` of a folder.
 
     Args:
-        folder: folder with the file and the pictures; a picture has the name at the end of its address.
+        folder: folder with the file and the pictures; a picture has the name at the end of its URL.
         variants (`bool`): whether variants are separate products. If False, a product has its first picture; the
             queries are the pictures of its variants, and the answer is the product. If True, a product is a variant
             with its picture and the value of its option; the queries are the first picture with a text such as "in

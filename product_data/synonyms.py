@@ -11,8 +11,8 @@ further evidence, Mintz et al. 2009).
 
 If a product is known to have a value, a text can state it with fewer words, since it can only mean a value of that
 product. A single letter or digit then counts with a name of its key anywhere in the text. The value of a part ("white
-sole") is also stated by its other words together with a word that begins with the part ("soles in white"), the value of
-a pattern, print or logo ("star logo") by its other words alone. For arbitrary known values, as in contradictions, this
+sole") is also stated by its other words together with a word that begins with the part ("soles in white"), and the value
+of a pattern, print or logo ("star logo") by its other words alone. For arbitrary known values, as in contradictions, this
 rule would find too much (a black sole in "black shoes with red soles").
 """
 

@@ -26,11 +26,11 @@ _ABSENT_WORDS = frozenset(("", "nan", "NaN", "None", "null", "NULL"))
 _ROWS_PER_READ = 1024
 
 ImageSource = bytes | str | Image.Image
-"""A picture that MoonProcessor can open: its encoded bytes, its path or address, or a PIL image."""
+"""A picture that MoonProcessor can open: its encoded bytes, its path or URL, or a PIL image."""
 
 
 class TableError(ValueError):
-    """Raised for a table that cannot be used; names the file, the column or row, what was found and is expected."""
+    """Raised for a table that cannot be used; says which file and column or row, what was found and what is expected."""
 
     exit_status = 2
 
@@ -39,15 +39,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a .parquet, .jsonl or .csv file, in file order.
 
     Raises:
-        TableError: no such file, another suffix, contents of another format, or text that is not UTF-8; names the line
-            if it is known.
+        TableError: no such file, an unsupported suffix, contents of a different format, or text that is not UTF-8; the
+            message has the line if it is known.
     """
     if not path.is_file():
         raise TableError(f"{path}: no such file")
     readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise TableError(f"{path}: found {path.suffix or 'a file without a suffix'}; expected {', '.join(SUFFIXES)}")
+        raise TableError(
+            f"{path}: found {path.suffix or 'a file without a suffix'}; expected one of {', '.join(SUFFIXES)}"
+        )
     try:
         return reader(path)
     except UnicodeDecodeError as error:
@@ -55,7 +57,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _why_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """Return an error message that names the first cell that is not UTF-8, if the rest of the file can be read."""
+    """Return an error message with the first cell that is not UTF-8, if the rest of the file can be read."""
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff"):
@@ -92,7 +94,7 @@ def _first_undecodable_in_parquet(path: Path) -> list[str]:
 
 
 def _text_leaves(file: pyarrow.parquet.ParquetFile) -> list[str]:
-    """Return the paths of a file's text columns, those in structs and lists included, so that no picture is read."""
+    """Return the paths of a file's text columns, including those in structs and lists; reading these skips pictures."""
     leaves = [file.schema.column(number) for number in range(len(file.schema))]
     return [leaf.path for leaf in leaves if leaf.converted_type == "UTF8" or leaf.logical_type.type == "STRING"]
 
@@ -146,7 +148,9 @@ def _read_jsonl(path: Path, *, errors: str = "strict") -> list[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise TableError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
             if not isinstance(row, dict):
-                raise TableError(f"{path}, line {number}: found {type(row).__name__}; expected one JSON object a line")
+                raise TableError(
+                    f"{path}, line {number}: found {type(row).__name__}; expected one JSON object per line"
+                )
             rows.append(row)
     return rows
 
@@ -187,7 +191,7 @@ def parse_query_text(value: Any, *, has_picture: bool) -> str:
 
 
 def is_word_for_nothing(value: Any) -> bool:
-    """Return whether a cell holds one of the words that files use for an empty cell."""
+    """Return whether a cell holds a word for a missing value, such as "nan", "null" or "None"."""
     return isinstance(value, str) and bool(value.strip()) and value.strip() in _ABSENT_WORDS
 
 
@@ -310,7 +314,7 @@ def parse_flag(value: Any) -> bool:
 
 
 def parse_images(value: Any, folder: Path) -> tuple[ImageSource, ...]:
-    """Return the pictures of a cell: one or several of bytes, {bytes, path}, path in `folder`, address, PIL image."""
+    """Return the pictures of a cell: one or several of bytes, {bytes, path}, path in `folder`, URL, PIL image."""
     if isinstance(value, np.ndarray) and value.dtype != object and value.ndim > 1:
         raise ValueError("found an array of pixels; expected bytes, a path, or a PIL image")
     return tuple(_parse_image(image, folder) for image in _as_list(value, ("|",)))
@@ -330,7 +334,7 @@ def _parse_image(image: Any, folder: Path) -> ImageSource:
 
 
 def is_address(source: object) -> bool:
-    """Return whether a picture is an http(s) address."""
+    """Return whether a picture is an http(s) URL."""
     return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 

@@ -1,20 +1,20 @@
 """Read product data: the embedded catalogue, a folder in the two-table format, or a user's files.
 
 Two tables make a data set. `products`: product_id, title, description, category_path, attributes, images, split, group,
-core_box; and, as in MBE3.0, attributes_image and attributes_text: the attributes that the picture and the text show of
-a product, in cells like those of attributes (an empty list means that it shows none, a missing cell that this is
+core_box; and, as in MBE3.0, attributes_image and attributes_text: the attributes that the picture and the text of a
+product show, in cells like those of attributes (an empty list means that none are shown, a missing cell that this is
 unknown). `queries`: query_id, type (text, image, both), text, image or image_id, bbox, positives, positive_weights,
 negatives, split, kind, derived, reference_product_id, positive_categories. The table `query_images` (image_id, image)
-holds the pictures that `image_id` names. `positive_weights` grades the answers: a number above 0 for each of
+holds the pictures that `image_id` refers to. `positive_weights` grades the answers: a number above 0 for each of
 `positives`, 1 for a purchase; without the column every answer has 1. With or instead of `queries`, a shop's log
 `interactions` (query, query_image, product_id, action, count, time, split) becomes queries: see
 `product_data.interactions`. A table `written_attributes` (product_id, attributes_image, attributes_text), as `moon3
-annotate` makes it, fills in these attributes where the products table lacks them. A report counts and names the issues
-of the tables before a training or evaluation starts; reading leaves out no product.
+annotate` makes it, fills in these attributes if the products table lacks them. A report counts and lists the issues
+of the tables before training or evaluation starts; reading leaves out no product.
 
     moon3 tables FOLDER|FILE [--images-root FOLDER] [--strip-html] [--category-separator SIGN]
 
-prints the report, every picture opened.
+prints the report, after opening every picture.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class ProductTables:
         """Return the products and queries of one split and of split "all"; `None` or "all" keeps everything.
 
         Raises:
-            TableError: no such split; names the existing ones.
+            TableError: no such split; the message lists the existing ones.
         """
         names = self.splits
         if split in (None, EVERY_SPLIT) or set(names) <= {EVERY_SPLIT}:
@@ -197,7 +197,7 @@ def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, 
         unknown = set(source) - set(accepted)
         if unknown or not source:
             raise TableError(
-                f"source: found {', '.join(sorted(unknown)) or 'no entry'}; expected {', '.join(accepted)}"
+                f"source: found {', '.join(sorted(unknown)) or 'no entry'}; expected one of {', '.join(accepted)}"
             )
         path = source.get("products")
         return (Path(path).parent.name or "tables") if isinstance(path, str | Path) else "tables", dict(source)

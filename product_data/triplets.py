@@ -1,8 +1,8 @@
 """Turn a table of triplets (query, purchased product, hard negative) into a gallery of products and its queries.
 
 Source: the rows of MBE (MOON, arXiv 2508.11999 §4.2). The gallery is our design, since the papers evaluate rows and do
-not describe one: products are merged by id, and a row that cannot be read completely is left out and reported, so that
-it does not change the scores of the other rows.
+not describe one: products are merged by id, and a row that cannot be read completely is left out and reported, and
+therefore does not change the scores of the other rows.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Triplet:
 def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None) -> ProductTables:
     """Return the products and queries of a table of triplets.
 
-    - A product is identified by its id, or by its title and pictures if it has no id. If several rows give one id, the
+    - A product is identified by its id, or by its title and pictures if it has no id. If several rows have one id, the
       first row that has a field determines it; a later row with another value is reported (`conflicting_products`).
     - A row is one query for each form that it has: text, image, and both if it has both. The row's box is its core box.
       Rows with the same query id and the same query are one query with several answers. A row that repeats another
@@ -153,7 +153,7 @@ def _is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
 
 
 def _without_pictures(rows: Rows, columns: RowColumns) -> Rows:
-    """Return the rows of a data set on disk without their picture columns, so that reading all rows is cheap."""
+    """Return the rows of a data set on disk without their picture columns, which makes reading all rows cheap."""
     if not hasattr(rows, "remove_columns"):
         return rows
     pictures = {name for role, names in columns.taken.items() if role.endswith(".image") for name in names}
@@ -258,7 +258,7 @@ def _with_files(triplet: _Triplet, fetched: FetchedPictures, log: IssueLog) -> _
 
 
 def pictures_of(cells: Sequence[Any], folder: Path) -> tuple[ImageSource, ...]:
-    """Return the pictures of cells; a cell may hold a list, a JSON list, or paths or addresses separated by "|".
+    """Return the pictures of cells; a cell may hold a list, a JSON list, or paths or URLs separated by "|".
 
     Raises:
         ValueError: a cell that does not hold pictures.
@@ -269,10 +269,10 @@ def pictures_of(cells: Sequence[Any], folder: Path) -> tuple[ImageSource, ...]:
 def with_picture_files(
     place: str, fields: dict[str, Any], fetched: FetchedPictures, log: IssueLog
 ) -> dict[str, Any] | None:
-    """Replace addresses of pictures by their files and leave out missing pictures; return None if all are missing.
+    """Replace URLs of pictures by their files and leave out missing pictures; return None if all are missing.
 
     Args:
-        place (`str`): the product or query, as the report names it.
+        place (`str`): the product or query, as written in the report.
         fields: fields of a product or query, with "images".
         fetched: the outcome of fetching.
         log: collects the missing pictures.

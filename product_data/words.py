@@ -1,4 +1,4 @@
-"""Normalise the words of a text for comparison: the one normaliser of labels, rewards and facts of titles.
+"""Normalise the words of a text for comparison; labels, rewards and the facts of titles all use this normaliser.
 
 Two texts have the same words after NFKC and case folding, without punctuation, apostrophes and a plural's "s", and with
 number words as digits. Our design (precedent: the normalisation of answers before F1 in SQuAD, arXiv 1606.05250).
@@ -45,7 +45,7 @@ def is_single_character(phrase: Words) -> bool:
 
 
 def _singular(word: str) -> str:
-    """Return a word without the ending of a regular plural; rough, since both sides of a comparison pass through it."""
+    """Return a word without the ending of a regular plural; a rough rule, applied to both sides of a comparison."""
     if len(word) <= 3 or word.endswith("ss"):
         return word
     if word.endswith("s"):

@@ -89,12 +89,12 @@ class EncodingSettings:
     Args:
         batch_size (`int`): records per batch. Default 32.
         progress (`bool`): show a progress bar after a few seconds. Default True.
-        thinking (`Thinking`, its arguments or `None`): settings for writing a reasoning; requires reasoning="generate".
+        thinking (`Thinking`, its arguments or `None`): settings for writing reasoning; requires reasoning="generate".
             Default `None`: greedy, up to the model's number of tokens. With `do_sample`, the result also depends on the
             batches.
 
     Raises:
-        ValueError: a batch size below 1, a `thinking` of another type, or arguments that `Thinking` refuses.
+        ValueError: a batch size below 1, a `thinking` of the wrong type, or arguments that `Thinking` refuses.
     """
 
     batch_size: int = 32
@@ -137,7 +137,7 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
         raise CheckpointError(str(error)) from error
     if model.config.model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path}: found model type {model.config.model_type!r}; expected a Moon (see moon3 upcycle) or a dual tower"
+            f"{path}: found model type {model.config.model_type!r}; expected a Moon model (see moon3 upcycle) or a dual tower"
             + (f", or a peer by its kind: {', '.join(MODEL_KINDS)}" if MODEL_KINDS else "")
         )
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
@@ -162,7 +162,7 @@ def encode(
 
     Args:
         model: takes the processor's tensors and returns `.embeddings`; it runs on its device, in its dtype and in
-            evaluation mode, and gets its previous mode back.
+            evaluation mode; its previous mode is restored.
         processor: a MoonProcessor.
         records: product or query records.
         kind (`str`): "product" or "query". Default "product".
@@ -173,7 +173,7 @@ def encode(
         **settings: batch_size, progress, thinking: see `EncodingSettings`.
 
     Raises:
-        ValueError: another kind or reasoning, reasoning with a model that does not reason, `thinking` without
+        ValueError: an unknown kind or reasoning, reasoning with a model that does not reason, `thinking` without
             reasoning="generate", settings that `EncodingSettings` refuses, or vectors that are not finite.
 
     Relations: use `VectorCache` if several benchmarks need the same vectors.
@@ -232,7 +232,7 @@ def describe_skipped(records: str, encoded: Encoded) -> str:
 
     Args:
         records: name of the records, such as "products".
-        encoded: a result without vectors and with at least one skipped record.
+        encoded: a result that has no vectors and at least one skipped record.
     """
     first = encoded.skipped[0]
     return (
@@ -270,8 +270,8 @@ def vectors_of(output: Any) -> torch.Tensor:
     """
     if output.embeddings is None:
         raise ValueError(
-            "the model returned no vectors: found inputs without the tokens that it reads them from (such as <emb>); "
-            "expected a batch of the checkpoint's processor"
+            "the model returned no vectors: the inputs lack the tokens that it reads them from (such as <emb>); "
+            "expected a batch from the checkpoint's processor"
         )
     return output.embeddings
 
@@ -318,7 +318,7 @@ class WrittenReasoning:
 
     Args:
         side (`str`): "product" or "query".
-        input (`str`): the model's input: the name of the gallery, such as "mm" or "mm, no category"; or "query".
+        input (`str`): the model's input: the name of the gallery, such as "mm" or "mm, no category", or "query".
         record_id (`str`): product_id or query_id.
         reasoning: the parsed reasoning.
     """
@@ -340,7 +340,7 @@ class Scoring:
             are the labels, such as those of the whole data set. Default: the evaluated ones.
 
     Raises:
-        ValueError: another value of `variants`.
+        ValueError: an unknown value of `variants`.
     """
 
     variants: str = VARIANTS[0]
@@ -361,7 +361,7 @@ class VectorCache:
         model, processor: as for `encode`.
         products, queries: the products and queries to evaluate.
         query_reasoning, product_reasoning (`str`): "none" or "generate", as for `encode`. Default "none". All galleries
-            use `product_reasoning`, even where parts of products replace queries. `query_reasoning` can also be "auto":
+            use `product_reasoning`, even if parts of products replace queries. `query_reasoning` can also be "auto":
             in each search, the queries that are unsure of their nearest product without reasoning then reason
             (`MarginGate`).
         gate_threshold (`float` or `None`): for "auto", the margin below which a query is unsure. Default 0.05.
@@ -369,7 +369,7 @@ class VectorCache:
         **settings: batch_size, progress, thinking (for the sides that generate): see `EncodingSettings`.
 
     Raises:
-        ValueError: another mode, reasoning with a model that does not reason, `thinking` without a side that generates,
+        ValueError: an unknown mode, reasoning with a model that does not reason, `thinking` without a side that generates,
             or a threshold without "auto" or outside [0, 2].
 
     Relations: all benchmarks of a run share one cache.
@@ -400,9 +400,7 @@ class VectorCache:
         check_reasoning(model, processor, product_reasoning, ROW_REASONING)
         self.gate_threshold = check_threshold(query_reasoning, gate_threshold)
         if self.settings.thinking is not None and query_reasoning == product_reasoning == "none":
-            raise OptionError(
-                f"thinking={self.settings.thinking}, but neither queries nor products generate a reasoning"
-            )
+            raise OptionError(f"thinking={self.settings.thinking}, but neither queries nor products generate reasoning")
         self._galleries: dict[str, Encoded] = {}
         self._refused: dict[str, str] = {}
         self._queries: Encoded | None = None
@@ -512,7 +510,7 @@ class VectorCache:
         return np.stack([self._labels[task, text] for text in texts])
 
     def empty_gallery_reason(self) -> str:
-        """Return why a gallery is empty although products have its form; "" if there is no such gallery."""
+        """Return why every product of a gallery was skipped or refused, or "" if that did not happen."""
         return next(iter(self._refused.values()), "") or next(
             (
                 describe_skipped("products", gallery)
@@ -549,7 +547,7 @@ class VectorCache:
         self._shortened += shortened_items(kind, encoded.shortened, names)
 
     def reasonings(self) -> list[WrittenReasoning]:
-        """Return all reasonings written so far: each gallery's in the order of products, then those of queries."""
+        """Return all reasoning written so far: each gallery's in the order of products, then that of queries."""
         found = []
         for name, gallery in self._galleries.items():
             for index, text in _written(gallery):

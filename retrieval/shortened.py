@@ -1,4 +1,4 @@
-"""Count and name the texts that were cut and the pictures that were resized to keep the token budget."""
+"""Count and list the texts that were cut and the pictures that were resized to keep the token budget."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shortened_summary(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shortened_sentence(summary: Mapping[str, Any], max_tokens: int | None, total: int | None = None) -> str:
-    """Return a sentence with the number of shortened records, their shortened parts, and the first of them.
+    """Return a sentence with the number of shortened records, the shortened parts, and the first records.
 
     Args:
         summary: result of `shortened_summary` with at least one record.

@@ -299,7 +299,7 @@ def test_an_input_that_is_no_record_is_refused_by_name(tiny_moon):
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
-        ("encode_document", r"product 0, field 'name': unknown field.*; expected title, description, images"),
+        ("encode_document", r"product 0, field 'name': unknown field.*; expected one of title, description, images"),
         ("encode_query", r"record 0, field 'name': unknown.*expected of a product title, .*; of a query text, image"),
         ("encode", r"record 0, field 'name': unknown.*expected of a product title, .*; of a query text, image"),
     ],
@@ -341,11 +341,9 @@ def test_what_does_not_fit_into_the_token_budget_is_told_by_the_name_that_it_was
 def test_the_path_of_a_picture_is_never_read_as_words_in_silence(tiny_moon, path):
     encoder = SentenceTransformer(str(tiny_moon("qwen3_vl")))
     for encode in (encoder.encode, encoder.encode_query, encoder.encode_document):
-        with pytest.raises(
-            ValueError, match=r'input \d, .*s path or address; expected \{"image": path\} or Image.open'
-        ):
+        with pytest.raises(ValueError, match=r'input \d, .*s path or URL; expected \{"image": path\} or Image.open'):
             encode(["red shoes", path], batch_size=2)
-    with pytest.raises(ValueError, match=r"text 1, .*a picture's path or address; expected images="):
+    with pytest.raises(ValueError, match=r"text 1, .*a picture's path or URL; expected images="):
         AutoProcessor.from_pretrained(tiny_moon("qwen3_vl"))(text=["red shoes", path])
 
 

@@ -1,4 +1,4 @@
-"""BM25, the baseline of searching by shared words: what a text query finds without any model."""
+"""Search by shared words with BM25, the baseline for text queries without any model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, without letter case and punctuation."""
+    """Return the words of a text in lower case, without punctuation."""
     return _WORD.findall(text.casefold())
 
 
 def product_text(product: ProductRow) -> str:
-    """Return everything that is written of a product: title, description, category path, attributes."""
+    """Return the whole text of a product: title, description, category path, attributes."""
     attributes = [word for key, values in product.attributes.items() for word in (key, *values)]
     return " ".join([product.title, product.description, *product.category, *attributes])
 
@@ -72,19 +72,19 @@ def word_counts(texts: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
 def bm25_scores(queries: Sequence[str], documents: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> np.ndarray:
     """Score documents for queries by the words that they share.
 
-    `score(q, d) = Σ_{w in q} idf(w) · f · (k1 + 1) / (f + k1 · (1 - b + b · |d| / mean |d|))`, f the count of w in d, and
-    `idf(w) = log(1 + (N - n_w + 0.5) / (n_w + 0.5))` for n_w of N documents with w.
+    `score(q, d) = Σ_{w in q} idf(w) · f · (k1 + 1) / (f + k1 · (1 - b + b · |d| / mean |d|))`, where f is the count of w
+    in d, and `idf(w) = log(1 + (N - n_w + 0.5) / (n_w + 0.5))`, where n_w of N documents contain w.
 
     Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, with the idf of Lucene,
     which is never negative.
 
     Args:
         queries, documents: texts.
-        k1 (`float`): how soon more of a word stops counting. Default 1.2.
-        b (`float`): how much long documents lose, in [0, 1]. Default 0.75.
+        k1 (`float`): saturation of a word's count; a smaller value saturates earlier. Default 1.2.
+        b (`float`): penalty for long documents, in [0, 1]. Default 0.75.
 
     Shapes:
-        Returns (Q, N) float64; 0 where no word is shared.
+        Returns (Q, N) float64; 0 if no word is shared.
     """
     vocabulary = sorted({word for query in queries for word in words(query)})
     return word_counts(queries, vocabulary) @ bm25_weights(documents, vocabulary, k1=k1, b=b).T

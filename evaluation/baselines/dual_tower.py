@@ -1,4 +1,4 @@
-"""The dual-tower baseline: Moon's vision and text layers without a transformer that sees both.
+"""Define the dual-tower baseline: Moon's vision and text layers without a transformer that reads both.
 
 Importing this file registers `DualTowerConfig` and `DualTower` with the Auto classes.
 
@@ -30,14 +30,14 @@ class DualTowerConfig(PreTrainedConfig):
 
     Args:
         vlm_config (`PreTrainedConfig` or `dict`): the base's configuration, of model type `qwen3_vl` or `qwen2_5_vl`. It is
-            copied, and without DeepStack features: they feed a joint transformer, which a dual tower does not have.
+            copied without DeepStack features: they feed a joint transformer, which a dual tower does not have.
         embedding_dim (`int` or `None`): size of the vector; `None` is the base's width. Default 256.
         user_prefix_ids (`list[int]` or `None`): tokens that open the user's turn of a prompt. Default `None`: the text
             tower pools all text tokens.
-        turn_end_id (`int` or `None`): token that closes a turn; goes with `user_prefix_ids`.
+        turn_end_id (`int` or `None`): token that closes a turn; required by `user_prefix_ids`.
 
     Raises:
-        ValueError: another backbone, a vector size below 1, or only one of the two turn settings.
+        ValueError: an unsupported backbone, a vector size below 1, or only one of the two turn settings.
     """
 
     model_type = "moon_dual_tower"
@@ -73,7 +73,9 @@ def _read_vlm_config(vlm_config: Any) -> PreTrainedConfig:
         vlm_config = {"model_type": BACKBONES[0]}
     found = vlm_config.get("model_type") if isinstance(vlm_config, dict) else getattr(vlm_config, "model_type", None)
     if found not in BACKBONES:
-        raise ValueError(f"DualTowerConfig: vlm_config has model type {found!r}; expected {', '.join(BACKBONES)}")
+        raise ValueError(
+            f"DualTowerConfig: vlm_config has model type {found!r}; expected one of {', '.join(BACKBONES)}"
+        )
     vlm_config = copy.deepcopy(vlm_config)
     if isinstance(vlm_config, dict):
         vlm_config = CONFIG_MAPPING[found](
@@ -97,21 +99,21 @@ class TowerProjection(nn.Linear):
 
 
 class DualTower(PreTrainedModel):
-    r"""Two towers, one vector: the image and the text of an item are encoded apart and added.
+    r"""A model with two towers that encodes the image and the text of a record separately and adds the two vectors.
 
     `v = normalise(W_v mean_n vision(image)_n)`, `t = normalise(W_t mean_{user tokens} text(tokens))`,
-    `embedding = normalise(v + t)`; a part that the item does not have contributes nothing. Our design (precedent:
+    `embedding = normalise(v + t)`; a part that the record does not have contributes nothing. Our design (precedent:
     CLIP, arXiv 2103.00020, with the score fusion of UniIR, arXiv 2311.17136).
 
-    The text tower is the base's language model over the prompt's text tokens alone: placeholders of images and the vision
-    markers are taken out and positions counted without them. The instruction and the chat markers are context; the mean
-    is over the user's own tokens (`config.user_prefix_ids`). A row without such a turn (a plain prompt without the chat
+    The text tower is the base's language model over the prompt's text tokens only: image placeholders and vision markers
+    are removed, and positions are counted without them. The instruction and the chat markers are context; the mean is
+    over the user's own tokens (`config.user_prefix_ids`). A row without a user's turn (a plain prompt without the chat
     template) is pooled over all its text tokens.
 
     Args:
         config: DualTowerConfig.
 
-    Relations: the baseline that Moon's joint transformer is measured against, on the same batches.
+    Relations: Moon's joint transformer is compared with this baseline, on the same batches.
     """
 
     config_class = DualTowerConfig
@@ -137,17 +139,17 @@ class DualTower(PreTrainedModel):
     def from_base(
         cls, base: str | Path, processor: Any, *, embedding_dim: int | None = 256, seed: int | None = None
     ) -> DualTower:
-        """A dual tower with a base's vision and text weights.
+        """Make a dual tower with a base's vision and text weights.
 
         Args:
             base: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint.
-            processor: the processor it will be used with (that of the Moon upcycled from this base). Where its tokenizer
-                has tokens that the base lacks, the embedding matrix grows.
+            processor: the processor that it will be used with (that of the Moon model upcycled from this base). If its
+                tokenizer has tokens that the base lacks, the embedding matrix grows.
             embedding_dim (`int` or `None`): as in `DualTowerConfig`.
-            seed (`int` or `None`): with a seed the base's shape is taken and its weights are drawn anew. Default `None`.
+            seed (`int` or `None`): seed of random weights in the base's shape. Default `None`: the base's weights.
 
         Raises:
-            ValueError: a checkpoint of another architecture.
+            ValueError: a checkpoint of a different architecture.
         """
         tokenizer = processor.tokenizer
         prefix, turn_end = processor.user_turn
@@ -181,13 +183,13 @@ class DualTower(PreTrainedModel):
         mm_token_type_ids: torch.LongTensor | None = None,
         return_dict: bool | None = None,
     ) -> DualTowerOutput | tuple:
-        """Encode a batch of the processor.
+        """Encode a batch from the processor.
 
         Args:
             input_ids: (B, T) int64 with `<|image_pad|>` once per image token.
-            attention_mask: (B, T), 1 for attended tokens; padding may stand on either side. None: all attended.
-            pixel_values, image_grid_thw: the images of the batch in the order of the rows, as MoonModel takes them.
-            mm_token_type_ids: taken so that a batch for MoonModel fits; image tokens are known by their id.
+            attention_mask: (B, T), 1 for attended tokens; padding may be on either side. None: all are attended.
+            pixel_values, image_grid_thw: the images of the batch in the order of the rows, as for MoonModel.
+            mm_token_type_ids: accepted because batches for MoonModel have it, but not used: image tokens are found by id.
 
         Raises:
             ValueError: images that do not fit the placeholders, or a row with neither image nor text.
@@ -235,12 +237,12 @@ class DualTower(PreTrainedModel):
             vlm_config.vision_end_token_id,
         ]
         is_text_BT = attended_BT & ~torch.isin(input_ids, torch.tensor(vision_ids, device=input_ids.device))
-        # The text tokens of each row, moved to its start: no placeholder and no padding stands before or between them.
+        # The text tokens of each row, moved to its start: there is no placeholder or padding before or between them.
         order_BT = torch.argsort(~is_text_BT, dim=1, stable=True)[:, : max(1, int(is_text_BT.sum(dim=1).max()))]
         ids_BT, is_text_BT = input_ids.gather(1, order_BT), is_text_BT.gather(1, order_BT)
         own_ids_BT = ids_BT.masked_fill(~is_text_BT, -1)
         pooled_BT = is_text_BT & user_tokens(own_ids_BT, self.config.user_prefix_ids, self.config.turn_end_id)
-        # Padding stands behind the text, where causal attention never looks: no mask is needed.
+        # Padding follows the text, and causal attention never reads it: no mask is needed.
         ids_BT = ids_BT.masked_fill(~is_text_BT, 0)
         state_BTH = self.vlm.language_model(input_ids=ids_BT, use_cache=False, return_dict=True).last_hidden_state
         weight_BT = pooled_BT.float()

@@ -1,7 +1,7 @@
-"""Evaluate attribute-level recall: whether the results of a search agree with the answer in colour, material, ….
+"""Evaluate attribute-level recall: whether the results of a search agree with the answer in colour, material and so on.
 
-R@k does not distinguish a search that finds another product of the right colour and material from one that finds
-neither. Our design (precedent: precision at k, with the right value instead of the right product).
+R@k does not distinguish a search that finds a wrong product of the right colour and material from one that finds
+neither the colour nor the material. Our design (precedent: precision at k, with the right value instead of the right product).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def grouped(attributes: Mapping[str, Sequence[str]], keys: str = OWN_KEYS) -> di
 
     Args:
         attributes: key → values.
-        keys: "own": the keys of the data; "paper": the ten keys of MBE (`processing_moon`'s REASONING_KEYS), so that
+        keys: "own": the keys of the data; "paper": the ten keys of MBE (`processing_moon`'s REASONING_KEYS), where
             "颜色分类" and "主颜色" are one key; other keys are left out. Values are unchanged.
     """
     if keys == OWN_KEYS:
@@ -55,8 +55,8 @@ def evaluate_attributes(
 
     The candidates of a key are all of its values in the whole data set, each embedded as a query of task "attribute".
     Products without the key are skipped; a product with several values is right with any of them. A key with a single
-    value would always be right; it is left out and named. Products are encoded without their attributes and without a
-    category that repeats one (form "mm"), and from the image alone (form "i").
+    value would always be right; it is left out and listed. Products are encoded without their attributes or a category
+    that repeats one (form "mm"), and from the image alone (form "i").
 
     `scorer` computes the scores of a key, with the arguments of `classification_scores`; the study of shops also keeps
     single values. `keys` is "own" or "paper", see `grouped`.

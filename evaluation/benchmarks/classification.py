@@ -40,9 +40,9 @@ def evaluate_classification(
 
     The scores are strict; "relaxed" holds those by the rule of MOON, see `evaluation.metrics.relaxed_scores`.
 
-    A label is a path of names ("Home > Kitchen > Mugs"), so that two branches can share a name; it is embedded as a
+    A label is a path of names ("Home > Kitchen > Mugs"), because two branches can share a name; it is embedded as a
     query of task "category". The labels of a level are all paths of that length in the whole data set. A level with a
-    single label is null, since it would always be right. Products are encoded without their category and without
+    single label is null, since it would always be right. Products are encoded without their category or
     attributes that repeat it (form "mm"), and from the image alone (form "i").
 
     `scorer` computes the scores of a level, with the arguments of `classification_scores`; the study of shops also

@@ -1,6 +1,6 @@
 """Load MBE, the benchmark of MOON: searches on Taobao, purchased products and hard negatives (arXiv 2508.11999 §4).
 
-Its known columns are `id`, `doc_title`, `doc_image` (an address), `doc_industry_name`, `doc_cate1_name` …
+Its known columns are `id`, `doc_title`, `doc_image` (a URL), `doc_industry_name`, `doc_cate1_name` …
 `doc_cate4_name`, `doc_attributes` ("key:value,,key:value!!!value") and "query bbox" (the query's core box). The other
 columns of the query and the negative are unknown: they are found by their names and printed; `--columns` replaces them.
 """
@@ -16,5 +16,5 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Load MBE's rows of a split as tables; see `product_data.triplets.triplet_tables`."""
+    """Load a split of MBE as tables; see `product_data.triplets.triplet_tables`."""
     return triplet_tables("mbe", open_rows(place, split=options.split), options)

@@ -14,5 +14,5 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Load MBE2.0's rows of a split as tables; see `product_data.triplets.triplet_tables`."""
+    """Load a split of MBE2.0 as tables; see `product_data.triplets.triplet_tables`."""
     return triplet_tables("mbe2", open_rows(place, split=options.split), options)

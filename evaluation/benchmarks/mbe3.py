@@ -20,7 +20,7 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Load MBE3.0's rows of a split as tables; missing attributes are the union of the two other sets."""
+    """Load a split of MBE3.0 as tables; missing attributes are the union of the two other sets."""
     tables = triplet_tables("mbe3", open_rows(place, split=options.split), options)
     return replace(
         tables,
@@ -30,7 +30,7 @@ def load(place: str, options: TripletOptions) -> ProductTables:
 
 
 def with_union(row: ProductRow) -> ProductRow:
-    """Return a product without attributes with the union of those that its picture and text show."""
+    """Return a product; if it has no attributes, it gets the union of those that its picture and text show."""
     sets = [shown for shown in (row.attributes_text, row.attributes_image) if shown]
     if row.attributes or not sets:
         return row

@@ -40,9 +40,7 @@ def evaluate_query_categories(
         return {}
     labels = category_labels(cache.label_products, cache.label_queries)
     if len(labels) < 2:
-        absent["query_categories"] = (
-            f"the only category of queries is {labels[0]!r}, so that every answer would be right"
-        )
+        absent["query_categories"] = f"the only category of queries is {labels[0]!r}, so every answer would be right"
         return {}
     encoded = cache.all_queries()
     place = {label: number for number, label in enumerate(labels)}

@@ -1,6 +1,6 @@
 """Evaluate retrieval in the five directions of MOON2.0/3.0 (t→mm, i→mm, mm→mm, t→i, i→t), and in image-only galleries.
 
-A direction names the type of the query (t text, i image, mm both) and the form of the gallery's products (mm, i or t).
+A direction is the type of the query (t text, i image, mm both) and the form of the gallery's products (mm, i or t).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Search:
         reasoned: (Q,) bool, the queries that reasoned because they were unsure; None without a gate.
         repeated: for each query the rows that a gate ignores: its reference product, and products that are identical to
             another product of the gallery.
-        equal: number of queries with a product that counts as right because it is identical to an answer, and with a
-            variant that is left out (or right).
+        equal: number of queries with a product that counts as right because it is identical to an answer, and number of
+            queries with a variant that is left out (or right).
         gains: for each query the grade of each right answer, by its row of the gallery; empty: all grades are 1.
     """
 
@@ -95,7 +95,7 @@ def evaluate_retrieval(
     its ranking. Products that are identical to a positive in the gallery's form are right too, since a model cannot
     tell them apart. `cache.variants` sets how variants of a positive count, by default left out of the ranking.
     Variants that a query lists as `negatives` stay wrong, and all variants do if it has a `reference_product_id`.
-    Queries without a positive in the gallery are left out of the scores; "unanswerable" counts and names them. Without
+    Queries without a positive in the gallery are left out of the scores; "unanswerable" counts and lists them. Without
     text (image) queries, t→i (i→t) uses each product's text (image) as a query and its image (text) as the answer
     ("source": "products"); all products with the same text are then right. The other directions are null without
     queries of their type. Parts of products are embedded as products, with the products' reasoning.
@@ -197,7 +197,7 @@ def per_query(cache: VectorCache, ranked: Mapping[str, Ranked]) -> dict[str, Any
 def scores_of(
     search: Search, measures: Measures, found: tuple[np.ndarray, dict[int, np.ndarray]] | None = None
 ) -> dict[str, Any]:
-    """Return the scores of one search, as `evaluate_retrieval` names them.
+    """Return the scores of one search, under the names that `evaluate_retrieval` uses.
 
     Args:
         search: queries and gallery.

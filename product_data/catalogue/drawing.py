@@ -255,7 +255,7 @@ def _logo_outline(name: str) -> list[Point]:
 
 
 def encode(image: Image.Image) -> bytes:
-    """Encode as JPEG at quality 90 with full colour resolution, so that details of a few pixels keep their colour."""
+    """Encode as JPEG at quality 90 with full colour resolution; details of a few pixels keep their colour."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90, subsampling=0)
     return buffer.getvalue()

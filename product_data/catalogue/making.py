@@ -75,10 +75,10 @@ def make_catalogue(
     """Draw a catalogue: the tables `products` and `queries` as lists of rows. Our design (synthetic benchmark).
 
     Args:
-        products: number of products; 3,400 give over 500 unseen test products with the default splits.
+        products: number of products; 3,400 contain over 500 unseen test products with the default splits.
         seed: seed of the catalogue; its first n products do not depend on `products`.
         image_size: side of each picture, in pixels, at least 64.
-        queries_per_product: 0 or more; the types image, text and both alternate, so that 3 give one of each.
+        queries_per_product: 0 or more; the types image, text and both alternate: 3 are one of each.
         splits: names and shares; each split gets at least one family of six products.
         only: draw this split only; its rows are the same as in the whole catalogue. Default None: all splits.
         progress: whether to show a progress bar.
@@ -299,7 +299,7 @@ def write_query(product: PlannedProduct, rng: random.Random) -> tuple[str, dict[
         rng: draws content and wording.
 
     Returns:
-        text: colloquial, lower case; it names the type, mostly the colour, one or two details, sometimes the use.
+        text: colloquial, lower case; it states the type, mostly the colour, one or two details, sometimes the use.
         stated: attribute key → value; a product of the type answers the text if and only if it has all of them.
     """
     a, kind = product.attributes, product.design.kind
@@ -362,7 +362,7 @@ _POINTED = ("the {n} in this photo", "where can i get {this} {n}", "{n} like in 
 def _query_row(
     catalogue: _Relations, product: PlannedProduct, number: int, photographer: _Photographer, seed: int
 ) -> dict[str, Any] | None:
-    """Return query `number` of a product; None if the catalogue ends before the product that it asks for."""
+    """Return query `number` of a product; None if the catalogue lacks the product that it asks for."""
     rng = random.Random(f"query/{seed}/{product.index}/{number}")
     query_type = QUERY_TYPES[(product.index + number) % 3]
     row: dict[str, Any] = {
@@ -421,7 +421,7 @@ def _query_with_photo(
 
 
 def _hard_negatives(catalogue: _Relations, positives: Sequence[PlannedProduct], reference: str | None) -> list[str]:
-    """Return the products that differ from a positive in exactly one attribute, without positives and the reference."""
+    """Return the products that differ from a positive in exactly one attribute, except positives and the reference."""
     right = {p.product_id for p in positives} | {reference}
     near = {n.product_id for p in positives for n in catalogue.neighbours(p)}
     return sorted(near - right)

@@ -22,7 +22,7 @@ COLOURS = {"红色": "red", "蓝色": "blue", "绿色": "green", "黄色": "yell
 
 
 def rows_like_mbe(server: PictureServer) -> list[dict[str, Any]]:
-    """Sound rows with pictures by address, boxes, full-width signs and missing attributes."""
+    """Sound rows with pictures from URLs, boxes, full-width signs and missing attributes."""
     rows = []
     for number, (colour, name) in enumerate(COLOURS.items()):
         kind = ("连衣裙", "半身裙")[number % 2]

@@ -170,7 +170,7 @@ def test_cost_and_words_are_there_and_are_shown(measured: Any, tmp_path: Path) -
     words = summary_sentences(found)
     assert words == found["words"]
     assert len(words) == 3
-    assert words[0].startswith("un-reasoned products: R@10 is ")
+    assert words[0].startswith("products without reasoning: R@10 is ")
     assert "points behind" in words[2]
     text = markdown(found)
     for expected in (
@@ -218,5 +218,5 @@ def test_what_cannot_be_measured_is_refused(folder: Path, tiny_moon: Callable[..
         GateOptions(rounds=0)
     moon3 = load_for_evaluation(folder, device="cpu")
     single = load_tables({"products": products[:1], "queries": queries[:1]})
-    with pytest.raises(TableError, match="no direction can be searched; .*the gallery has one product"):
+    with pytest.raises(TableError, match="cannot search in any direction: .*the gallery has one product"):
         measure_gate(*moon3, single, options=GateOptions(split=None, rounds=1, max_reasoning_tokens=1, progress=False))

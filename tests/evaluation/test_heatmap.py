@@ -292,7 +292,7 @@ def test_what_cannot_be_explained_is_refused(
     model, processor = load()
     with pytest.raises(ValueError, match="expected a Moon model"):
         explain(AutoModel.from_pretrained(tiny_base()), processor, [TEXT_ONLY])
-    with pytest.raises(ValueError, match="expected none, generate, given"):
+    with pytest.raises(ValueError, match="expected one of none, generate, given"):
         explain(model, processor, [TEXT_ONLY], reasoning="think")
     with pytest.raises(ValueError, match="this model does not reason"):
         explain(model, processor, [TEXT_ONLY], reasoning="generate")
@@ -552,7 +552,7 @@ def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     assert main([*command, "--ids", "a", "--queries"]) == 2
     assert "no query 'a'" in capsys.readouterr().err
     assert main([*command, "--queries"]) == 2
-    assert "another kind, layers" in capsys.readouterr().err
+    assert "other settings (kind, layers)" in capsys.readouterr().err
     assert main([*command, "--queries", "--overwrite"]) == 0
     assert sorted(path.name for path in out.glob("*")) == ["index.json", "q.png"]
     assert main([*command, "--first", "0"]) == 2

@@ -185,7 +185,7 @@ def test_a_model_or_a_processor_that_does_not_reason_is_refused_before_any_work(
 
 
 def test_wrong_settings_of_a_reasoning_are_refused(moon3: Pair) -> None:
-    with pytest.raises(ValueError, match="reasoning='always'; expected none, generate, given"):
+    with pytest.raises(ValueError, match="reasoning='always'; expected one of none, generate, given"):
         encode(*moon3, PRODUCTS, reasoning="always")
     with pytest.raises(ValueError, match="with reasoning='none'; expected reasoning='generate'"):
         encode(*moon3, PRODUCTS, thinking={"max_tokens": 3})
@@ -195,13 +195,13 @@ def test_wrong_settings_of_a_reasoning_are_refused(moon3: Pair) -> None:
         encode(*moon3, PRODUCTS, reasoning="generate", thinking={"max_tokens": 0})
     with pytest.raises(TypeError, match="batchsize"):
         encode(*moon3, PRODUCTS, batchsize=3)
-    with pytest.raises(ValueError, match="reasoning='given'; expected none, generate"):
+    with pytest.raises(ValueError, match="reasoning='given'; expected one of none, generate"):
         VectorCache(*moon3, [], [], product_reasoning="given")
-    with pytest.raises(ValueError, match="neither queries nor products generate a reasoning"):
+    with pytest.raises(ValueError, match="neither queries nor products generate reasoning"):
         VectorCache(*moon3, [], [], thinking={"max_tokens": 3})
     for options, message in (
-        ({"query_reasoning": "given"}, "query_reasoning='given'; expected none, generate"),
-        ({"product_reasoning": "yes"}, "product_reasoning='yes'; expected none, generate"),
+        ({"query_reasoning": "given"}, "query_reasoning='given'; expected one of none, generate"),
+        ({"product_reasoning": "yes"}, "product_reasoning='yes'; expected one of none, generate"),
         ({"max_reasoning_tokens": 4}, "max_reasoning_tokens=4, but neither queries nor products reason"),
         ({"max_reasoning_tokens": 0, "query_reasoning": "generate"}, "max_reasoning_tokens=0; expected 1 or more"),
         ({"reasonings": "x.parquet"}, "reasonings=x.parquet, but neither queries nor products reason"),
@@ -443,7 +443,7 @@ def test_scores_with_another_reasoning_never_share_a_name_or_a_column() -> None:
         "model",
         "benchmark",
         "written from",
-        "reasonings",
+        "reasoning texts",
         "well formed",
         "unparsed",
         "not closed",

@@ -186,7 +186,7 @@ def test_what_does_not_go_together_is_refused(moon3: Pair, tiny_moon: Callable[.
         ),
         ({"query_reasoning": "auto", "gate_threshold": 2.5}, r"gate_threshold=2.5; expected a number in \[0, 2\]"),
         ({"query_reasoning": "auto", "gate_threshold": float("nan")}, "gate_threshold=nan"),
-        ({"product_reasoning": "auto"}, "reasoning='auto'; expected none, generate"),
+        ({"product_reasoning": "auto"}, "reasoning='auto'; expected one of none, generate"),
     ):
         with pytest.raises(ValueError, match=message):
             VectorCache(*moon3, [], [], **settings)

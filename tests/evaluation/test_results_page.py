@@ -183,7 +183,7 @@ def test_options_that_do_not_belong_together_are_refused(files, more, said, caps
 def test_another_model_and_other_data_than_the_first_files_are_refused(files, tmp_path, capsys):
     given = ["--output", str(tmp_path / "x.html"), "--data", "catalogue", "--device", "cpu"]
     assert main(["report", str(files[1]), *given, *SHOP, "--model", str(files[2])]) == 2
-    assert "--model: found a configuration with the digest" in capsys.readouterr().err
+    assert "--model: its configuration has the digest" in capsys.readouterr().err
     assert main(["report", str(files[0]), *given, *SHOP, "--seed", "1", "--model", str(files[2])]) == 2
     assert "36 products that are not the 36 of the first results file" in capsys.readouterr().err
 

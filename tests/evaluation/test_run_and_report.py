@@ -55,7 +55,7 @@ def test_the_command_line_evaluates_a_users_shop(
     assert "t→mm" in printed.out
     assert "records skipped" in printed.err
     assert (
-        "shop names no splits: all products are used, even those that the model may have been trained on" in printed.err
+        "shop has no splits: all products are used, even those that the model may have been trained on" in printed.err
     )
     results = json.loads(output.read_text())
     assert (results["model"], results["benchmark"]) == (str(tiny_moon()), "shop")
@@ -148,7 +148,7 @@ def test_the_embedded_catalogue_is_evaluated_on_its_test_split(tiny_moon: Callab
     [
         (["--benchmark", "nowhere"], "nowhere: no such file or folder"),
         (["--split", "tset"], "no split 'tset'; expected one of all, test, train"),
-        (["--only", "recall"], "expected retrieval, classification, attributes"),
+        (["--only", "recall"], "expected one of retrieval, classification, attributes"),
         (["--batch-size", "0"], "batch_size=0; expected 1 or more"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
     ],
@@ -226,7 +226,7 @@ def test_the_comparison_has_a_column_for_each_model() -> None:
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["benchmark", "R@1, %", "before", "after", "chance"]
     assert "10.0 (0.0–20.0)" in first
     assert "90.0 (80.0–100.0)" in first
-    with pytest.raises(ValueError, match="expected R@1, R@5, R@10, MRR"):
+    with pytest.raises(ValueError, match="expected one of R@1, R@5, R@10, MRR"):
         comparison_table([before], metric="recall")
     with pytest.raises(ValueError, match="one name per result"):
         comparison_table([before], names=[])
@@ -268,7 +268,7 @@ def test_models_that_are_all_called_final_are_told_apart(tmp_path: Path, capsys:
             "80.0",
         ):
             assert words in table
-    with pytest.raises(ValueError, match="found two results with the name 'one' on shop"):
+    with pytest.raises(ValueError, match="two results on shop have the name 'one'"):
         comparison_table([result("runs/one/final", 0.1), result("elsewhere/one", 0.2)])
 
 

@@ -101,7 +101,7 @@ def test_dimensions_against_quality_only_where_a_file_has_them():
 def test_a_model_that_nobody_measured_says_so_and_has_no_index():
     text = render(make_card(results=(), steps=make_card().steps[:1]))
     assert "Nothing was measured." in text
-    assert "- Anything: no results file of these weights was given." in text
+    assert "- All scores: no results file of these weights was given." in text
     assert "It was upcycled and not trained" in text
     values = front_matter(text)
     assert "model-index" not in values

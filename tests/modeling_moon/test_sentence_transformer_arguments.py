@@ -110,7 +110,7 @@ def test_pictures_may_be_made_smaller_for_one_call(encoder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"audio": {"sampling_rate": 1}}, "group 'audio' is not known; expected 'common', 'text', 'image'"),
+        ({"audio": {"sampling_rate": 1}}, "group 'audio' is not known; expected one of 'common', 'text', 'image'"),
         ({"chat_template": {"enable_thinking": True}}, "group 'chat_template' is not known"),
         ({"max_length": 64}, "group 'max_length' is not known"),
         ({"text": {"max_lenght": 64}}, "unknown option 'max_lenght'"),
@@ -125,7 +125,7 @@ def test_other_options_for_one_call_are_refused_by_name(encoder, given, message)
 
 
 def test_an_argument_that_nothing_reads_is_refused_by_name(encoder):
-    with pytest.raises(ValueError, match=r"truncate=True is not known; expected task, processing_kwargs"):
+    with pytest.raises(ValueError, match=r"truncate=True is not known; expected one of task, processing_kwargs"):
         encoder.preprocess(["red shoes"], truncate=True)
     with pytest.raises(ValueError, match="temperature"):
         encoder.encode(["red shoes"], temperature=1)
@@ -163,7 +163,7 @@ def test_a_pair_is_refused_in_a_sentence(encoder, pair, message):
 
 def test_another_tokenizer_is_refused_in_a_sentence(tiny_moon, encoder):
     before = encoder.tokenizer
-    with pytest.raises(ValueError, match="tokenizer: found another .*; expected the processor's own"):
+    with pytest.raises(ValueError, match="tokenizer: found a different .*; expected the processor's own"):
         encoder.tokenizer = AutoTokenizer.from_pretrained(tiny_moon("qwen2_5_vl"))
     encoder.tokenizer = before
     assert encoder.tokenizer is before

@@ -197,7 +197,7 @@ def test_a_bad_record_is_skipped_and_named(moon3):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reasoning": "always"}, "reasoning='always' is not known; expected none, generate, given"),
+        ({"reasoning": "always"}, "reasoning='always' is not known; expected one of none, generate, given"),
         ({"reasoning": "generate", "thinking": {"max_tokens": 0}}, "thinking: max_tokens=0; expected 1 or more"),
         ({"reasoning": "generate", "thinking": {"do_sample": True, "temperature": 0.0}}, "temperature=0.0"),
         ({"reasoning": "generate", "thinking": {"top_p": 1.5}}, "top_p=1.5"),
@@ -293,7 +293,7 @@ def test_the_processor_of_code_from_the_hub_comes_from_the_commit_of_the_code(mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"thinking": {"tokens": 3}}, "thinking: found 'tokens'; expected max_tokens, do_sample"),
+        ({"thinking": {"tokens": 3}}, "thinking: unknown key 'tokens'; expected one of max_tokens, do_sample"),
         ({"max_tokens": 3}, "max_tokens: found a prepared batch; expected records"),
     ],
 )

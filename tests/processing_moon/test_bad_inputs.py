@@ -87,7 +87,7 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a blank query text": (QUERY, {"text": "   "}, "record", "neither text nor an image"),
     "empty attribute values only": (PRODUCT, {"attributes": {"colour": ["", None]}}, "record", "neither text"),
     "a misspelt field": (PRODUCT, {"titel": "red"}, "titel", "unknown field; did you mean 'title'?"),
-    "an unknown field": (PRODUCT, {"title": "red", "price": 3}, "price", "unknown field; expected title, description"),
+    "an unknown field": (PRODUCT, {"title": "red", "price": 3}, "price", "unknown field; expected one of title, description"),
     "a query field in a product": (PRODUCT, {"title": "red", "text": "red"}, "text", "unknown field"),
     "a product field in a query": (QUERY, {"text": "red", "title": "red"}, "title", "unknown field"),
     "images in a query": (QUERY, {"images": [_image()]}, "images", "unknown field; did you mean 'image'?"),
@@ -166,9 +166,9 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "a list as a query's image": (QUERY, {"image": [_image()]}, "image", "expected one image"),
     # Addresses
     "a URL that was not allowed": (PRODUCT, {"images": "https://example.com/a.png"}, "images", "unless allow_urls=True"),
-    "a file: address": (PRODUCT, {"images": "file:///etc/passwd"}, "images", "a file: address is not opened"),
-    "an ftp: address": (QUERY, {"image": "ftp://example.com/a.png"}, "image", "a ftp: address is not opened"),
-    "a data: address": (QUERY, {"image": "data:image/png;base64,AAAA"}, "image", "a data: address is not opened"),
+    "a file: URL": (PRODUCT, {"images": "file:///etc/passwd"}, "images", "a file: URL is not opened"),
+    "an ftp: URL": (QUERY, {"image": "ftp://example.com/a.png"}, "image", "a ftp: URL is not opened"),
+    "a data: URL": (QUERY, {"image": "data:image/png;base64,AAAA"}, "image", "a data: URL is not opened"),
     # Boxes
     "a box of three numbers": (PRODUCT, {**BOX, "core_box": [0, 0, 5]}, "core_box", "expected [x0, y0, x1, y1]"),
     "a box of words": (PRODUCT, {**BOX, "core_box": ["a", 0, 5, 5]}, "core_box", "expected [x0, y0, x1, y1]"),

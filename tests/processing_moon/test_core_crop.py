@@ -103,7 +103,7 @@ def test_a_detectors_useless_box_means_no_crop(processor):
     processor(products=[record], detector=unused, core_crop=False)
     processor(products=[{"title": "a"}], detector=unused)
     assert unused.asked == []
-    with pytest.raises(ValueError, match="FixedDetector.detect gave 2 boxes for 1 images"):
+    with pytest.raises(ValueError, match="FixedDetector.detect returned 2 boxes for 1 images"):
         processor(products=[record], detector=FixedDetector(None, None))
 
 
@@ -324,7 +324,7 @@ def test_other_models_and_sizes_are_refused(tiny_base):
         class config:  # noqa: N801
             model_type = "llava"
 
-    with pytest.raises(ValueError, match="model type 'llava'; expected qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match="model type 'llava'; expected one of qwen2_5_vl, qwen3_vl"):
         GroundingDetector(Other(), detector.processor, name="x")
     with pytest.raises(ValueError, match="batch_size=0, max_new_tokens=96; expected 1 or more"):
         GroundingDetector(detector.model, detector.processor, name="x", batch_size=0)

@@ -148,10 +148,10 @@ def test_public_addresses_pass_the_check():
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("file:///etc/passwd", "a file: address is not opened"),
-        ("ftp://example.com/x.png", "a ftp: address is not opened"),
-        ("FILE://localhost/x.png", "a file: address is not opened"),
-        ("data:image/png;base64,iVBORw0KGgo=", "a data: address is not opened"),
+        ("file:///etc/passwd", "a file: URL is not opened"),
+        ("ftp://example.com/x.png", "a ftp: URL is not opened"),
+        ("FILE://localhost/x.png", "a file: URL is not opened"),
+        ("data:image/png;base64,iVBORw0KGgo=", "a data: URL is not opened"),
         ("http://user:secret@example.com/x.png", "user name or password"),
         ("http://", "is not fetched"),
         ("http://[::1", "is not a URL"),

@@ -147,7 +147,9 @@ def test_each_task_has_an_instruction_and_a_call_can_give_its_own(processor, tas
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(processor):
-    with pytest.raises(ValueError, match="task 'brand' is not known; expected product, query, category, attribute"):
+    with pytest.raises(
+        ValueError, match="task 'brand' is not known; expected one of product, query, category, attribute"
+    ):
         processor(queries=[{"text": "red"}], task="brand")
 
 
@@ -216,7 +218,7 @@ def test_ragged_rows_are_refused_as_tensors(processor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "text"}, "form='text' is not known; expected 'mm', 't', 'i'"),
+        ({"form": "text"}, "form='text' is not known; expected one of 'mm', 't', 'i'"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"max_image_tokens": -1}, "max_image_tokens=-1"),

@@ -307,7 +307,7 @@ BAD = {
     "a NaN value": ({"reasoning": {"size": float("nan")}}, "reasoning['size']", "a finite number"),
     "an empty key": ({"reasoning": {" ": "red"}}, "reasoning", "keys that are non-empty strings"),
     "a number as key": ({"reasoning": {1: "red"}}, "reasoning", "keys that are non-empty strings"),
-    "keys alike": ({"reasoning": {"a b": "c", "a  b": "d"}}, "reasoning", "keys that differ by spaces alone in ['a b', 'a  b']"),
+    "keys alike": ({"reasoning": {"a b": "c", "a  b": "d"}}, "reasoning", "keys that differ only in spaces in ['a b', 'a  b']"),
 }  # fmt: skip
 
 
@@ -353,7 +353,9 @@ def test_a_processor_that_cannot_reason_says_so(make_processor, processor, reaso
 
 
 def test_an_unknown_reasoning_and_one_beside_plain_text_are_refused(moon3):
-    with pytest.raises(ValueError, match="reasoning='yes' is not known; expected 'none', 'generate', 'given', 'mixed'"):
+    with pytest.raises(
+        ValueError, match="reasoning='yes' is not known; expected one of 'none', 'generate', 'given', 'mixed'"
+    ):
         moon3(products=[GIVEN], reasoning="yes")
     with pytest.raises(TypeError, match="reasoning= belongs to products= and queries="):
         moon3(text=["red"], reasoning="generate")

@@ -72,7 +72,7 @@ def test_a_choice_can_be_replaced_and_undone():
     ("names", "given", "message"),
     [
         (["title", "doc_title"], None, "found 'title' and 'doc_title' for positive.title"),
-        (["query", "neg_title"], None, "found neither title nor image of the product in query, neg_title"),
+        (["query", "neg_title"], None, "the product has neither a title nor an image in query, neg_title"),
         ([], None, "in no columns"),
         (MBE, {"query.colour": "id"}, "columns: found 'query.colour'; expected .*query.title"),
         (MBE, {"query.title": "kw"}, "query.title: found no column 'kw'; expected one of id, doc_title"),
@@ -165,7 +165,7 @@ def test_the_core_box_of_a_query_is_found_in_every_spelling(name):
 def test_a_name_that_says_more_than_a_picture_or_a_box_is_unclear(name):
     found = find_columns(["query", "doc_title", name])
     assert found.unclear == found.unread == (name,)
-    assert f"unclear, not read unless `columns` names them: {name}" in str(found)
+    assert f"unclear, not read unless `columns` lists them: {name}" in str(found)
     assert find_columns(["query", "doc_title", name], {"positive.image": name}).taken["positive.image"] == (name,)
 
 

@@ -112,7 +112,7 @@ def test_results_state_the_choice_and_the_report_says_how_often_it_was_made() ->
     json.dumps(results)
     # 20 queries search products, and their pictures.
     assert "identical products count as right in 40 searches" in results_table([results])
-    with pytest.raises(ValueError, match="variants='all'; expected left_out, right, wrong"):
+    with pytest.raises(ValueError, match="variants='all'; expected one of left_out, right, wrong"):
         EvaluationOptions(variants="all")
 
 

@@ -1,4 +1,4 @@
-"""Pictures by address are fetched once, within limits, and what fails is written down."""
+"""Pictures from URLs are fetched once, within limits, and what fails is written down."""
 
 from __future__ import annotations
 

@@ -175,9 +175,9 @@ def test_columns_with_other_names_are_found_or_named():
         {"kw": "包", "what": "黑色 包", "pic_hash": "f00"}, columns={"query.title": "kw", "positive.title": "what"}
     )
     assert (named.queries[0].text, named.products[0].title) == ("包", "黑色 包")
-    assert "unclear, not read unless `columns` names them: pic_hash" in str(named.report)
+    assert "unclear, not read unless `columns` lists them: pic_hash" in str(named.report)
     assert named.products[0].images == ()
-    with pytest.raises(ColumnError, match="found neither title nor image"):
+    with pytest.raises(ColumnError, match="the product has neither a title nor an image"):
         tables({"kw": "包"})
 
 
@@ -240,7 +240,7 @@ def test_rows_are_read_from_files_of_every_kind(tmp_path, form):
     ("name", "content", "message"),
     [
         ("rows.json", "[1", "line 1: not JSON"),
-        ("rows.json", '{"a": 1}\n3', "found int as a row"),
+        ("rows.json", '{"a": 1}\n3', "found a row of type int"),
         ("nowhere.jsonl", None, "no such file or folder"),
         ("empty", None, "found no data file"),
     ],

@@ -108,7 +108,7 @@ def test_wrong_arguments_and_vectors_that_are_not_finite_are_refused(moon: tuple
 
 
 def test_a_base_that_is_no_moon_is_refused(tiny_base: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="model type 'qwen3_vl'; expected a Moon"):
+    with pytest.raises(ValueError, match="model type 'qwen3_vl'; expected a Moon model"):
         load_for_evaluation(tiny_base())
 
 
@@ -173,5 +173,5 @@ def test_the_digest_follows_the_configuration(moon: tuple[Any, Any], tiny_moon: 
 
 
 def test_an_output_without_vectors_is_an_error_that_says_what_is_expected():
-    with pytest.raises(ValueError, match="expected a batch of the checkpoint's processor"):
+    with pytest.raises(ValueError, match="expected a batch from the checkpoint's processor"):
         vectors_of(SimpleNamespace(embeddings=None))

@@ -221,7 +221,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     assert main(["shop", "--data", str(astray), *output]) == 2
     message = capsys.readouterr().err
     assert "found no product whose pictures can be opened" in message
-    assert "× images given as addresses" in message
+    assert "× images given as URLs" in message
     assert "(missing_images): product '000', images[0]" in message
     changed = tmp_path / "changed"
     shutil.copytree(shop_folder, changed)

@@ -332,7 +332,7 @@ def test_an_incomplete_checkpoint_is_not_pushed(final, tmp_path, capsys):
     assert main(["push", str(final)]) == 2
     assert "expected one of them" in capsys.readouterr().err
     assert main(["push", str(final), "no id"]) == 2
-    assert "expected an id of the hub" in capsys.readouterr().err
+    assert "expected an id on the hub" in capsys.readouterr().err
 
 
 def test_an_adapter_is_pushed_only_over_a_base_that_others_have(run, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Draw each product type: one drawing function per leaf of the category tree.
 
-Each function reads the design's attributes, so that the picture shows what the tables state. The eight proportions of a
+Each function reads the design's attributes: the picture shows what the tables state. The eight proportions of a
 family vary the outline and are not attributes. `SHAPES` maps a type's name to its function.
 """
 

@@ -149,7 +149,7 @@ def test_wrong_batches_and_configurations_are_refused(make: Make, tiny_base: Cal
         model(input_ids=empty["input_ids"])
     vlm_config = AutoConfig.from_pretrained(tiny_base())
     for arguments, message in (
-        ({"vlm_config": {"model_type": "bert"}}, "expected qwen3_vl, qwen2_5_vl"),
+        ({"vlm_config": {"model_type": "bert"}}, "expected one of qwen3_vl, qwen2_5_vl"),
         ({"vlm_config": vlm_config, "embedding_dim": 0}, "embedding_dim=0"),
         ({"vlm_config": vlm_config, "turn_end_id": 3}, "go together"),
     ):

@@ -183,7 +183,7 @@ def test_one_benchmark_can_be_chosen_and_wrong_options_are_refused() -> None:
     assert results["scores"] == {}
     assert results["classification"]
     assert "attributes" not in results
-    with pytest.raises(ValueError, match="expected retrieval, classification, attributes"):
+    with pytest.raises(ValueError, match="expected one of retrieval, classification, attributes"):
         EvaluationOptions(only=("recall",))
     with pytest.raises(ValueError, match="limit=0; expected 1 or more"):
         EvaluationOptions(limit=0)
