@@ -153,7 +153,7 @@ def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys)
     assert train(**data, query_mix={"t": 1, "mm": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
     printed = capsys.readouterr().out
     assert printed.count("seconds a step") == 1
-    assert printed.count("query_mix: found no queries of the form 'mm', which are therefore not drawn") == 1
+    assert printed.count("query_mix: found no queries of the form 'mm'; this form is not drawn") == 1
     assert printed.count("queue_steps: auto is 199 with 1 process\n") == 1
     assert json.loads((tmp_path / "run" / "final" / "provenance.json").read_text())["queue_steps"] == 199
 

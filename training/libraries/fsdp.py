@@ -67,7 +67,8 @@ class _Whole(torch.autograd.Function):
 
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
-    """Replace the parameters of a name by whole tensors in a context, for code that reads them outside a forward pass.
+    """Replace the parameters with a given name by whole tensors in a context, for code that reads them outside a
+    forward pass.
 
     Args:
         model: the model. A model that is not sharded does not change.

@@ -22,7 +22,7 @@ Scores = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class RolloutSteps(GRPOTrainer):
-    """GRPOTrainer that turns its private methods into public ones. By default, each does what TRL does."""
+    """GRPOTrainer that turns its private methods into public ones. By default, each method does what TRL does."""
 
     def roll_out(self, rows: Rows, generate: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
         """Return the tensors of a step's rollouts, with rewards and advantages.
