@@ -364,7 +364,7 @@ def test_answers_of_another_model_are_refused_unless_they_are_to_be_overwritten(
     other = job(tmp_path, model="another")
     with pytest.raises(
         WritingError,
-        match="model 'scripted', not 'another'; expected the same settings, another output, or --overwrite",
+        match="model 'scripted', not 'another'\\); use the same settings, another output, or --overwrite",
     ):
         write_attributes([product(1)], Scripted(red), other)
     writer = Scripted(red)
@@ -385,7 +385,7 @@ def with_settings(**settings) -> Scripted:
         (
             {"max_new_tokens": 64, "dtype": "float32"},
             {},
-            "max_new_tokens 128, not 64; expected the same settings, another output",
+            "max_new_tokens 128, not 64\\); use the same settings, another output",
         ),
         (
             {"max_new_tokens": 64, "dtype": "bfloat16"},
@@ -483,7 +483,7 @@ def test_the_bar_begins_where_an_earlier_run_stopped(tmp_path, capsys):
     ("options", "message"),
     [
         ({"output": Path("out.csv")}, "output: found 'out.csv'; expected a .parquet file"),
-        ({"forms": ("sound",)}, "forms: found .*expected image, text or both"),
+        ({"forms": ("sound",)}, "forms: found .*expected one or both of image, text"),
         ({"forms": ()}, "forms: found"),
         ({"attempts": 0}, "attempts: found 0; expected a number of at least 1"),
         ({"batch_size": 0}, "batch_size: found 0"),
