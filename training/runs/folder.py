@@ -23,7 +23,7 @@ _COMPLETIONS = re.compile(r"step-(\d+)\.parquet")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output_dir of a training, with the names of all its files.
+    """The output_dir of a training run, with the names of all its files.
 
     Creating the object does not read or write files. `training.runs.lock` owns the lock, which any folder can have.
 
