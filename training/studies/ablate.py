@@ -196,9 +196,7 @@ def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
     return recipe.resolved
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Core boxes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Core boxes ---
 def tables_with_boxes(
     entry: Any, folder: Path, detector_name: str, progress: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -290,9 +288,7 @@ def _write_with_boxes(
     pq.write_table(table.append_column(column, values), folder / f"{name}.parquet")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Running ---
 def plan(suite: Suite, output: Path) -> list[Run]:
     """Return every run of a suite, seed by seed, so that all cells of the first seed finish first."""
     return [
@@ -486,9 +482,7 @@ def _share_of_steps(folder: RunFolder, steps: int | None) -> float:
     return metrics[-1]["step"] / steps if metrics and steps else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Results ---
 def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mapping[str, Any]) -> dict[str, Any]:
     """Write the table of the finished runs: ablation.json, and ablation.md and ablation.png rendered from it.
 

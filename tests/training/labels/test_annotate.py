@@ -392,14 +392,22 @@ def with_settings(**settings) -> Scripted:
             {},
             "max_new_tokens 128, not 64; dtype 'float32', not 'bfloat16'",
         ),
-        ({"max_new_tokens": 128}, {}, "dtype 'float32', not unknown; expected"),
-        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, "top_k unknown, not 4; expected"),
-        ({"max_new_tokens": 128, "dtype": "float32"}, {"seed": 1}, "answers with seed 0, not 1; expected"),
-        ({"max_new_tokens": 128, "dtype": "float32"}, {"images": 2}, "answers with images 1, not 2; expected"),
+        ({"max_new_tokens": 128}, {}, r"dtype 'float32', not unknown\); use the same settings"),
+        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, r"top_k unknown, not 4\); use the same settings"),
+        (
+            {"max_new_tokens": 128, "dtype": "float32"},
+            {"seed": 1},
+            r"written with other settings \(seed 0, not 1\); use the same settings",
+        ),
+        (
+            {"max_new_tokens": 128, "dtype": "float32"},
+            {"images": 2},
+            r"written with other settings \(images 1, not 2\); use the same settings",
+        ),
         (
             {"max_new_tokens": 128, "dtype": "float32"},
             {"max_pixels": 9},
-            "answers with max_pixels 786432, not 9; expected",
+            r"written with other settings \(max_pixels 786432, not 9\); use the same settings",
         ),
     ],
 )
