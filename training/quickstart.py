@@ -1,4 +1,5 @@
-"""Show the main use in five minutes: search with a small trained Moon, then train it further on a shop's own products.
+"""Show the main use in five minutes: search with a small trained Moon model, then train it further on a shop's own
+products.
 
     moon3 quickstart
 

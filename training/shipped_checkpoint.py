@@ -55,8 +55,8 @@ tags: [multimodal, e-commerce, product-search, moon]
 ---
 # moon1-catalogue
 
-A very small Moon (preset `moon1`, {parameters:.1f} million parameters, {megabytes:.1f} MB, vectors of 128 numbers) that
-`make quickstart` searches with. It demonstrates the architecture and is not a model for a real shop.
+A very small Moon model (preset `moon1`, {parameters:.1f} million parameters, {megabytes:.1f} MB, vectors of 128 numbers)
+that `make quickstart` searches with. It demonstrates the architecture and is not a model for a real shop.
 
 ## Data and licence
 Drawn products only: 4,800 products of the embedded catalogue (seed 1) with their photos and queries, as

@@ -41,7 +41,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def stated_licence(folder: Path) -> Licence:
-    """Return the licence in the metadata of a folder's README.md; an empty one if it states none.
+    """Return the licence that a folder's README.md states in its metadata, or an empty licence.
 
     Args:
         folder: the folder of a checkpoint or data set.
