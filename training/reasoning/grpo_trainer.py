@@ -60,7 +60,7 @@ _ENDING_TOKENS = 2
 
 @dataclass
 class _VectorGradient:
-    """The gradient of the InfoNCE with respect to the vectors of a forward pass of records without reasoning."""
+    """The gradient of the InfoNCE for the vectors of one forward pass over records without reasoning."""
 
     inputs: dict[str, Tensor]
     gradient_RD: Tensor
@@ -397,7 +397,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         self._metric("candidates", sum(fact["candidates"] for fact in self._facts) / len(self._facts))
 
     def _measure_groups(self) -> None:
-        """Count the groups without an advantage, because all their rollouts have the same reward."""
+        """Count the groups that have no advantage because all their rollouts have the same reward."""
         groups = self.args.generation_batch_size // self.num_generations
         metrics = training_metrics(self)
         metrics["degenerate_groups"].append(metrics["frac_reward_zero_std"][-1] * groups)
