@@ -189,7 +189,8 @@ def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str
 
 
 def digest_of(table: ProductTables) -> str:
-    """Return a digest of all that decides which pairs are drawn: products, queries, order, answers, and equal products.
+    """Return a digest of everything that determines which pairs are drawn: products, queries, order, answers, and equal
+    products.
 
     Args:
         table: the training split of a data set.
