@@ -38,7 +38,7 @@ _NAMED = 5  # pictures that are named if they cannot be opened
 
 
 class WritingError(ValueError):
-    """Attributes that cannot be written, or cannot be written to this file."""
+    """Attributes cannot be annotated, or cannot be written to the output file."""
 
     exit_status = 2
 
