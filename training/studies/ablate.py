@@ -389,7 +389,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return "data set direction" → scores of a results file of `moon3 evaluate`, including image-only directions."""
+    """Return "data set direction" → scores of a results file from `moon3 evaluate`, including image-only directions."""
     rows = {}
     for group in ("image_only", "scores"):
         for direction, scores in result[group].items():

@@ -98,7 +98,7 @@ class Sizes:
 
 
 class OurStep:
-    """A step of `ContrastiveTrainer`, with its masks, its metrics and its queue, and of AdamW.
+    """A training step of `ContrastiveTrainer` (with its masks, metrics and queue) and AdamW.
 
     Args:
         folder: the folder that `prepare` wrote.
@@ -148,7 +148,8 @@ class OurStep:
 
 
 class TheirStep:
-    """A step of sentence-transformers' cached loss on `MoonTransformer`, and of AdamW, without the library's trainer.
+    """A training step of sentence-transformers' cached loss on `MoonTransformer` and AdamW, without the library's
+    trainer.
 
     Args:
         folder: the folder that `prepare` wrote.
@@ -340,7 +341,7 @@ def _in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def cached_loss(sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """Compare a step in chunks with the streamed loss with sentence-transformers' `CachedMultipleNegativesRankingLoss`.
+    """Compare a chunked step with the streamed loss to sentence-transformers' `CachedMultipleNegativesRankingLoss`.
 
     Args:
         sizes: batch, chunks and model.
