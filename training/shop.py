@@ -145,8 +145,8 @@ def read_shop(source: str | Path | dict[str, str], reading: ReadingOptions | Non
         )
     if not any(map(_can_be_opened, tables.products)):
         raise TableError(
-            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; expected files, named relative "
-            "to the folder of the table, or with --products to that of --images"
+            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; expected paths relative "
+            "to the folder of the table, or with --products relative to the folder of --images"
         )
     tables = with_held_out_queries(tables)
     return replace(tables, report=replace(tables.report, splits=tables.splits))
@@ -265,7 +265,7 @@ def write_report(
     lines += ["", "## What could not be encoded", ""]
     lines += [f"- {entry}" for entry in left_out[:_LISTED]] or ["Nothing."]
     lines += [f"- … and {len(left_out) - _LISTED} more"] if len(left_out) > _LISTED else []
-    lines += ["", "## What was cut to the token budget", "", *_cut(mined, results, models.run)]
+    lines += ["", "## What was cut to fit the token budget", "", *_cut(mined, results, models.run)]
     lines += ["", "## Searches", ""]
     lines += [f"![{when}]({path.name})" for when, path in pictures.items() if path is not None] or [
         "No held-out answer."
