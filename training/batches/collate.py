@@ -196,7 +196,7 @@ class PairCollator:
 
 
 def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs, each with the answers of all pairs of its query, which are then not negatives."""
+    """Return the pairs; each also gets the answers of other pairs with the same query, which are then not negatives."""
     answers: dict[str, dict[int, float]] = {}
     for pair in pairs:
         known = answers.setdefault(pair.query_key, {})

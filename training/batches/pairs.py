@@ -130,7 +130,7 @@ class PairSource:
             self._index(row)
 
     def _variants(self, products: Sequence[ProductRow], equal: EqualProducts) -> dict[str, str]:
-        """Return product id → name of its variants: its masked group, or the first product with the same looks."""
+        """Return product id → name of its variant group: its masked group, or the first product that looks the same."""
         named = {row.product_id: f"group/{row.group}" for row in products if row.group and self.mask_groups}
         for places in classes(equal.variants_by_group if self.mask_groups else equal.same_looks):
             ids = [products[place].product_id for place in places]

@@ -70,7 +70,7 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class StreamRow:
-    """A row that is sent to a worker, with the index of its source and its key (epoch, shard, row), a seed of draws."""
+    """A row that is sent to a worker, with the index of its source and its key (epoch, shard, row), which seeds the draws."""
 
     source: int
     key: tuple[int, int, int]
@@ -290,7 +290,7 @@ class RowPairs(Dataset):
         parts = ("positive", "negative") if source.columns.has("negative") else ("positive",)
         products = [product for part in parts if (product := self._product(row, part)) is not None]
         if not products:
-            raise ValueError("found a product without text and picture; expected one of them")
+            raise ValueError("found a product without text or picture; expected at least one of them")
         queries = (
             self._queries(row, [product.product_id for product in products]) if source.columns.has("query") else []
         )
@@ -303,7 +303,7 @@ class RowPairs(Dataset):
         fields["images"] = parse_images([image for image in fields["images"] if image is not None], source.images)
         if not fields.get("title") and not fields["images"]:
             if part == "positive":
-                raise ValueError("found a product without text and picture; expected one of them")
+                raise ValueError("found a product without text or picture; expected at least one of them")
             return None
         ids = [cell_of(row.row, column) for column in source.columns.taken.get(f"{part}.id", ())]
         name = str(ids[0]) if ids and ids[0] is not None else content_id(fields)

@@ -44,7 +44,7 @@ def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]
     """Select rows of a batch with their images, and drop the columns that are padding in every selected row.
 
     Args:
-        inputs: a batch of the processor, or any tensors with rows along the first dimension.
+        inputs: a batch from the processor, or any tensors with rows along the first dimension.
         rows: the selected rows, ascending.
 
     Shapes:
@@ -73,7 +73,7 @@ def slice_rows(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str,
     """Select the rows from `start` to `stop` like `select_rows`, but as views, without a copy.
 
     Args:
-        inputs: a batch of the processor, or any tensors with rows along the first dimension.
+        inputs: a batch from the processor, or any tensors with rows along the first dimension.
         start, stop: the first row, and the row after the last.
     """
     part = slice(start, stop)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 class SharedPictures:
     """Context in which later forward passes reuse the vision tower's output for the pictures of the first one.
 
-    The first forward pass with pictures runs the tower, and its output is kept with its graph. Later passes for which
-    `reuse` gives the pictures do not run the tower. Our design (we know of no precedent; MOON2.0, arXiv 2511.12449,
-    encodes three forms of each item and does not say how).
+    The first forward pass with pictures runs the tower, and its output is kept with its graph. Later passes whose
+    pictures are declared with `reuse` do not run the tower. Our design (we know of no precedent; MOON2.0, arXiv
+    2511.12449, encodes three forms of each item and does not say how).
 
     Args:
         tower: the vision tower, which is called as tower(pixel_values, grid_thw=…); see `vision_tower`.
