@@ -101,7 +101,7 @@ def _hub_folder(name: str) -> Path:
         path = cached_file(
             name, FACTS_FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
-    except (OSError, ValueError):  # deleted from the hub, or a deleted folder
+    except (OSError, ValueError):  # deleted from the Hub, or a deleted folder
         path = None
     return Path(path).parent if path else Path(name)
 

@@ -92,7 +92,7 @@ def check_space(output_dir: Path) -> None:
 
 
 class DiskWatch:
-    """Stop all processes of a training together if one of them finds the disk full. Our design.
+    """Stop all training processes together if one of them finds the disk full. Our design.
 
     If a single process raised an error, the others would wait for it in the next collective. The error is therefore
     kept, the process continues as far as possible, and `stop_together`, which all processes call, raises it in all of
