@@ -230,7 +230,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     command = ["--products", products, "--interactions", str(changed / "interactions.csv")]
     assert main(["shop", *command, "--output", str(finished), *overrides]) == 2
     message = capsys.readouterr().err
-    assert "another recipe" in message or "vectors of another data" in message
+    assert "another recipe" in message or "the data of the stored vectors differs" in message
 
 
 def test_searches_are_held_out_by_their_names_and_every_product_stays_in_the_gallery():
