@@ -142,7 +142,7 @@ def _encoded_pictures(rows: datasets.IterableDataset) -> datasets.IterableDatase
 
 
 def _column_names(rows: datasets.IterableDataset) -> list[str]:
-    """Return the columns, those of a struct as "struct.column"."""
+    """Return the names of the columns; a column of a struct is named "struct.column"."""
     names: list[str] = []
     for name, feature in (rows.features or {}).items():
         inner = [f"{name}.{part}" for part in feature] if isinstance(feature, dict) else []

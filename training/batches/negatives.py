@@ -261,7 +261,7 @@ class FalseNegatives:
     margin. Source of the margin: Qwen3-VL-Embedding, arXiv 2601.04720 (0.1); off by default.
 
     It is an `Exclusion` for the losses of `training.losses.info_nce`, and counts the excluded candidates in the first
-    pass over them (with several widths, that of the widest vectors).
+    pass over them (with several widths, the pass over the widest vectors).
 
     Args:
         queries: the related products of each query.

@@ -108,7 +108,7 @@ class ChunkedEncoding:
     once.
 
     Source: GradCache, arXiv 2101.06983; the kept graph is our design. The cost is a second forward pass of the other
-    chunks. Dropout, that of adapters included, repeats exactly.
+    chunks. Dropout, including that of adapters, repeats exactly.
 
     Args:
         encode: returns the vectors of a chunk, with gradient. Vectors of the same name have the same width in all

@@ -1,7 +1,7 @@
 """Adapt a model that FSDP2 shards: the hooks of its layers, its sharded weights, and its class.
 
-No other file in `training/` relies on the internals of FSDP2. The names and signatures are those of torch 2.13;
-`tests/training/libraries/test_fsdp.py` compares them with the installed version.
+No other file in `training/` relies on the internals of FSDP2. torch 2.13 uses these names and signatures;
+`tests/training/libraries/test_fsdp.py` checks them against the installed version.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Give private names of transformers' Trainer public ones: methods to override, and state to read.
 
-No other file in `training/` overrides or reads a private name of Trainer or TrainingArguments. The names and signatures
-are those of transformers 5.18 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed
+No other file in `training/` overrides or reads a private name of Trainer or TrainingArguments. transformers 5.18 to
+5.23 use these names and signatures; `tests/training/libraries/test_trainer.py` checks them against the installed
 version.
 """
 

@@ -85,7 +85,7 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
         folder: its folder, or a hub id. A checkpoint without `model_card.json`, or with one that cannot be read, has
             the step "unrecorded", and the step of its training if the recipe is in the folder.
     """
-    with contextlib.suppress(CardError):  # an invalid record must not prevent saving a training
+    with contextlib.suppress(CardError):  # an invalid record must not prevent saving a model
         card = read_card(folder if folder.is_dir() else _hub_folder(str(folder)))
         if card is not None:
             return card.steps

@@ -121,7 +121,7 @@ class ItemIndex:
 
 def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTables], list[str]]:
     """Return the data sets of a run, or a note on why they cannot be read. Their reader prints to stderr."""
-    without = "No titles and no pictures"
+    without = "No titles or pictures"
     if values is None:
         return [], [f"{without}: without {RunFolder(run).recipe.name} the tables are unknown."]
     try:

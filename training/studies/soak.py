@@ -53,7 +53,7 @@ _PATIENCE_SECONDS = 900.0
 
 
 class SoakError(RuntimeError):
-    """Raised if a training ended by itself before it could be killed, or failed."""
+    """Raised if a training run failed, or ended before it could be killed."""
 
     exit_status = 1
 
@@ -390,7 +390,7 @@ def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
         The kills, the numbers of compared values, and the differences.
 
     Raises:
-        SoakError: a training ended by itself, or failed.
+        SoakError: a training run failed, or ended before it could be killed.
     """
     output, kills = options.output, options.kills
     steps = options.save_steps * (kills + 1)
@@ -452,7 +452,7 @@ def run_soak(
 
     Raises:
         RecipeError: the recipe cannot be run.
-        SoakError: a training ended by itself, or failed.
+        SoakError: a training run failed, or ended before it could be killed.
         OutputError: a file cannot be written.
     """
     require_writable_file("--results", results)

@@ -410,7 +410,7 @@ def test_a_run_without_recipe_metrics_and_pictures_is_shown_as_far_as_it_goes(tm
     words = rendered(tmp_path).text
     assert "No weights of the rewards: resolved_recipe.yaml does not exist." in words
     assert "No curves: metrics.jsonl does not exist." in words
-    assert "No titles and no pictures" in words
+    assert "No titles or pictures" in words
     assert "weighted sum" not in words
     assert "not finished" in words
 
