@@ -24,7 +24,7 @@ def check_reasoning(model: Any, processor: Any, reasoning: str, accepted: Sequen
         ValueError: a mode that is not accepted, or that the model or its processor does not support.
     """
     if reasoning not in accepted:
-        raise OptionError(f"reasoning={reasoning!r}; expected {', '.join(accepted)}")
+        raise OptionError(f"reasoning={reasoning!r}; expected one of {', '.join(accepted)}")
     if reasoning == "none":
         return
     for part in (getattr(model, "config", None), processor):
@@ -57,8 +57,8 @@ def check_variants(variants: str) -> str:
     """Check that `variants` is one of `VARIANTS`, and return it.
 
     Raises:
-        ValueError: another value.
+        ValueError: an unknown value.
     """
     if variants not in VARIANTS:
-        raise OptionError(f"variants={variants!r}; expected {', '.join(VARIANTS)}")
+        raise OptionError(f"variants={variants!r}; expected one of {', '.join(VARIANTS)}")
     return variants

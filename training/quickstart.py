@@ -1,13 +1,14 @@
-"""Show the main use in five minutes: search with a small trained Moon, then train it further on a shop's own products.
+"""Show the main use in five minutes: search with a small trained Moon model, then train it further on a shop's own
+products.
 
     moon3 quickstart
 
-The searches of the first minute use the shipped checkpoint, so they are the same on every machine. The training after them has
-a fixed number of steps, and its duration is printed before it starts.
+The searches of the first minute use the shipped checkpoint, so they are the same on every machine. The training that
+follows has a fixed number of steps, and its duration is printed before it starts.
 
 runs/quickstart then holds the complete shipped checkpoint (shipped), its searches (search.png), the products as parquet tables
 like those of a shop, the run with its metrics, the checkpoint that was trained further (run/final), its searches
-(search_after.png) and results.json. The same command resumes an interrupted one.
+(search_after.png) and results.json. Run the same command again to resume after an interruption.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ UNSEEN = "test"
 
 
 def draw_catalogue(folder: Path, options: dict[str, Any]) -> ProductTables:
-    """Draw the embedded catalogue as parquet tables once for its options, and return the tables as read from them.
+    """Draw the embedded catalogue as parquet tables, unless they exist with these options, and read the tables.
 
     Args:
         folder: folder of the tables.
@@ -108,7 +109,7 @@ def search(checkpoint: Path, tables: ProductTables, top: int = 5) -> list[Search
 
 
 def _example_query(tables: ProductTables, kind: str) -> QueryRow:
-    """Return a query of a kind whose answer is in the gallery, chosen independently of the model."""
+    """Return a query of a kind whose answer is in the gallery; the choice does not depend on the model."""
     known = {row.product_id for row in tables.products}
     fitting = [query for query in tables.queries if query.type == kind and known & set(query.positives)]
     return fitting[len(fitting) * (1 + SEARCHES.index(kind)) // 4]
@@ -122,7 +123,7 @@ def quickstart(folder: Path, overrides: Sequence[str]) -> None:
         overrides: `--key value` pairs that replace keys of the recipe; `--overwrite` deletes an earlier run.
 
     Raises:
-        RecipeError: the folder holds a run of other values, or a value cannot be used.
+        RecipeError: the folder holds a run with different values, or a value cannot be used.
     """
     started = time.monotonic()
     shop = folder / "shop"
@@ -167,7 +168,7 @@ def first_minute(folder: Path, unseen: ProductTables) -> dict[str, Any]:
 
     Args:
         folder: folder for the complete checkpoint and the searches.
-        unseen: products that no training saw, and their queries.
+        unseen: products that the checkpoint was not trained on, and their queries.
 
     Returns:
         The results of the checkpoint.
@@ -186,7 +187,7 @@ def print_duration(run: Run, products: ProductTables) -> None:
     """Time a few steps, restore the weights, and print how long the training will take on this machine.
 
     Args:
-        run: the training; a finished training prints nothing.
+        run: the run; if it is finished, nothing is printed.
         products: its training data.
     """
     if run.folder.finished.is_file():
@@ -204,7 +205,7 @@ def print_duration(run: Run, products: ProductTables) -> None:
 
 def second_look(folder: Path, checkpoint: Path, unseen: ProductTables, before: dict[str, Any]) -> dict[str, Any]:
     """Measure and search with the checkpoint that was trained further, and print both results."""
-    print("6/6  Measuring recall again, among the same products", flush=True)
+    print("6/6  Measuring recall again, on the same products", flush=True)
     after = measure(*load_for_evaluation(checkpoint), unseen, "trained further")
     print(comparison_table([before, after], names=["shipped", "trained further"]), flush=True)
     _draw_searches(checkpoint, unseen, folder / "search_after.png", "Trained further")

@@ -6,8 +6,8 @@ draws the products, trains with training/recipes/quickstart_checkpoint.yaml and 
 on products of two other seeds, and writes training/checkpoints/moon1-catalogue with its card, and results/moon1_catalogue.json.
 
 The checkpoint is in a package, beside the recipes, so that installed wheels contain it. Its folder has a name like a repository
-on the hub. It contains no copy of the code, which could differ from the code of the package. `unpack` writes a complete folder,
-which loads anywhere.
+on the Hub. It contains no copy of the code, which could differ from the code of the package. `unpack` writes a complete
+folder, which loads anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.train import train
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "moon1-catalogue"
 RECIPES = {"run": "quickstart_checkpoint.yaml", "photos": "quickstart_checkpoint_photos.yaml"}
-"""The recipes of the two trainings, by their folder; the second starts from the model of the first."""
+"""The recipes of the two training runs, by their folder; the second starts from the model of the first."""
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "moon1_catalogue.json"
 TRAINED_ON = {"products": 6000, "seed": 1, "image_size": 96}
 MEASURED_ON = {
@@ -55,8 +55,8 @@ tags: [multimodal, e-commerce, product-search, moon]
 ---
 # moon1-catalogue
 
-A very small Moon (preset `moon1`, {parameters:.1f} million parameters, {megabytes:.1f} MB, vectors of 128 numbers) that
-`make quickstart` searches with. It demonstrates the architecture and is not a model for a real shop.
+A very small Moon model (preset `moon1`, {parameters:.1f} million parameters, {megabytes:.1f} MB, vectors of 128 numbers)
+that `make quickstart` searches with. It demonstrates the architecture and is not a model for a real shop.
 
 ## Data and licence
 Drawn products only: 4,800 products of the embedded catalogue (seed 1) with their photos and queries, as
@@ -88,12 +88,12 @@ background, mm: both. The numbers are from `results/moon1_catalogue.json`.
 ## Limits
 - It knows 24 kinds of drawn products, {vocabulary:,} byte-pair tokens of English, and pictures of 96 × 96 pixels.
   It does not know photographs of real products.
-- One training, one seed.
+- One training run, with one seed.
 - Photos come with the box of the product, as in its training; recall without boxes was not measured.
 
 ## How it was made
-`moon3 shipped-checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two trainings. The second
-one uses mostly photos. `resolved_recipe.yaml` and `provenance.json` belong to the second training.
+`moon3 shipped-checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two training runs. The
+second one uses mostly photos. `resolved_recipe.yaml` and `provenance.json` belong to the second run.
 """
 
 
@@ -135,7 +135,7 @@ def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
 def ship(final: Path, results: dict[str, Any], target: Path) -> None:
     """Write a trained checkpoint as it is shipped: weights, settings, provenance and the card, without code.
 
-    `CARD` is the text of README.md; `model_card.json` holds the facts that `moon3 push` and further trainings read.
+    `CARD` is the text of README.md; `model_card.json` holds the facts that `moon3 push` and further training runs read.
 
     Args:
         final: the trained checkpoint.
@@ -164,10 +164,10 @@ def card_table(results: dict[str, Any]) -> str:
 
 
 def train_twice(folder: Path) -> tuple[Path, int]:
-    """Run both trainings, unless they are finished, and return the last model and the sum of their steps.
+    """Run both training runs, unless they are finished, and return the last model and the sum of their steps.
 
     Args:
-        folder: folder of the products, in "catalogue", and of the trainings.
+        folder: folder of the training runs, and of the products in "catalogue".
     """
     steps, start = 0, []
     for name, file in RECIPES.items():
@@ -184,7 +184,7 @@ def make_shipped_checkpoint(folder: Path, target: Path = SHIPPED, results_file: 
     """Train, measure and write the shipped checkpoint, keeping the finished steps of an earlier call.
 
     Args:
-        folder: folder for the products and the trainings.
+        folder: folder for the products and the training runs.
         target: folder of the shipped checkpoint.
         results_file: JSON file for the results.
 

@@ -4,8 +4,8 @@
     moon3 shop --products products.csv --interactions log.csv --images pictures/ --output runs/my_shop
 
 The folder holds products.{csv,jsonl,parquet} and interactions.* (query, query_image, product_id, action, count, time) or
-queries.*. --key value replaces any key of the recipe. The same command resumes an interrupted one. OUTPUT/report.md lists what
-was read and left out, and recall before and after, with pictures of searches beside it.
+queries.*. --key value replaces any key of the recipe. Run the same command again to resume after an interruption.
+OUTPUT/report.md lists what was read and left out, and recall before and after, with pictures of searches beside it.
 """
 
 import json
@@ -61,13 +61,13 @@ def shop(
     mining: MiningOptions,
     reading: ReadingOptions | None = None,
 ) -> Path:
-    """Mine, train and write the report, keeping the finished steps of an earlier call.
+    """Mine hard negatives, train, and write the report; steps finished by an earlier call are kept.
 
     Args:
         source: a folder, or the tables by name, as `product_data.tables.load_tables` reads them.
         output: folder to write: mined/, run/ (run/final is the model, run/adapter the adapter), the report.
         overrides: recipe keys, `--key value`; `--overwrite` deletes the results of an earlier call.
-        mining: the guards of the hard negatives.
+        mining: the filters against false negatives.
         reading: options for reading cells. Default: `ReadingOptions()`.
 
     Returns:
@@ -75,8 +75,8 @@ def shop(
 
     Raises:
         TableError: the tables cannot be used.
-        RecipeError: a key cannot be used, or the output belongs to other keys or is in use by another process.
-        MiningError: the output belongs to other tables.
+        RecipeError: a key cannot be used, or the output was made with other keys or is in use by another process.
+        MiningError: the output was made with other tables.
     """
     with _errors_name_output_option():
         requested = parse_recipe([str(RECIPE), *overrides])
@@ -145,8 +145,8 @@ def read_shop(source: str | Path | dict[str, str], reading: ReadingOptions | Non
         )
     if not any(map(_can_be_opened, tables.products)):
         raise TableError(
-            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; expected files, named relative "
-            "to the folder of the table, or with --products to that of --images"
+            f"{tables.report}\n{tables.name}: found no product whose pictures can be opened; expected paths relative "
+            "to the folder of the table, or with --products relative to the folder of --images"
         )
     tables = with_held_out_queries(tables)
     return replace(tables, report=replace(tables.report, splits=tables.splits))
@@ -200,7 +200,7 @@ def _results(run: RunFolder) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Models:
-    """The models that a report names, with paths relative to the folder of the report.
+    """The models that a report lists, with paths relative to the folder of the report.
 
     Args:
         run: folder of the training.
@@ -265,7 +265,7 @@ def write_report(
     lines += ["", "## What could not be encoded", ""]
     lines += [f"- {entry}" for entry in left_out[:_LISTED]] or ["Nothing."]
     lines += [f"- … and {len(left_out) - _LISTED} more"] if len(left_out) > _LISTED else []
-    lines += ["", "## What was cut to the token budget", "", *_cut(mined, results, models.run)]
+    lines += ["", "## What was cut to fit the token budget", "", *_cut(mined, results, models.run)]
     lines += ["", "## Searches", ""]
     lines += [f"![{when}]({path.name})" for when, path in pictures.items() if path is not None] or [
         "No held-out answer."
@@ -283,7 +283,7 @@ def _tables_of(results: Sequence[dict[str, Any]], held_out: int) -> list[str]:
 
 
 def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return each product or search that mining or the evaluation could not encode, once."""
+    """Return each product or search that mining or the evaluation could not encode, without duplicates."""
     unread = [(kind, entry["item"], entry) for kind, entries in mined["unreadable"].items() for entry in entries]
     unread += [(entry["kind"], entry["id"], entry) for result in results for entry in result["skipped"]]
     lines = {(kind, name): f"{kind} {name}, {entry['field']}: {entry['reason']}" for kind, name, entry in unread}
@@ -291,7 +291,7 @@ def _left_out(mined: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[
 
 
 def _cut(mined: dict[str, Any], results: Sequence[dict[str, Any]], run: RunFolder) -> list[str]:
-    """Return sentences on the mined and trained queries and products that were cut, and the first of them."""
+    """Return sentences on how many queries and products were cut in mining and in training, with the first of them."""
     stages = {"mining": mined["shortened"], "training": shortened_summary(read_lines(run.shortened))}
     stages |= {f"evaluation {when}": found.get("shortened") for when, found in zip(SIDES, results, strict=False)}
     cut = {stage: summary for stage, summary in stages.items() if summary and summary["items"]}
@@ -308,10 +308,10 @@ def tables_of(folder: str | None, tables: dict[str, str]) -> str | dict[str, str
     """Return the source of a shop's tables: their folder, or the tables by name.
 
     Raises:
-        RecipeError: neither or both are given, or the tables or the folder lack products.
+        RecipeError: both or neither of them are given, or the tables or the folder lack products.
     """
     if (folder is None) == (not tables):
-        raise RecipeError("found neither or both of --data and tables; expected --data FOLDER, or --products FILE …")
+        raise RecipeError("give either --data FOLDER, or --products FILE …; not both")
     if folder is None and "products" not in tables:
         raise RecipeError(f"found {', '.join(tables)} without products; expected --products as well")
     if folder is not None and not _products_of(Path(folder)):
@@ -321,7 +321,7 @@ def tables_of(folder: str | None, tables: dict[str, str]) -> str | dict[str, str
 
 @contextmanager
 def _errors_name_output_option() -> Iterator[None]:
-    """Replace the key output_dir in errors of the training by `--output`, the option of this command."""
+    """Replace the key output_dir in error messages of the training by `--output`, the option of this command."""
     try:
         yield
     except (RecipeError, ResumeError) as error:

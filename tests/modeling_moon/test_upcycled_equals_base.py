@@ -229,9 +229,7 @@ def test_names_of_old_and_new_checkpoints_are_known(theirs, ours):
 
 def test_another_architecture_is_refused_by_name(tmp_path):
     AutoConfig.for_model("clip").save_pretrained(tmp_path / "clip")
-    with pytest.raises(
-        UpcycleError, match="model type 'clip', which cannot be upcycled; expected qwen3_vl, qwen2_5_vl"
-    ):
+    with pytest.raises(UpcycleError, match="cannot upcycle model type 'clip'; expected one of qwen3_vl, qwen2_5_vl"):
         upcycle(tmp_path / "clip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -246,7 +244,7 @@ def test_a_base_with_a_missing_tensor_is_refused_and_leaves_nothing(tiny_base, t
     tensors = load_file(folder / "model.safetensors")
     removed = tensors.pop("model.language_model.norm.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UpcycleError, match="found no tensors model.vlm.language_model.norm.weight"):
+    with pytest.raises(UpcycleError, match="base: 1 tensors are missing, such as model.vlm.language_model.norm.weight"):
         upcycle(folder, tmp_path / "out", embedding_dim=32)
     save_file(
         tensors | {"model.language_model.norm.weight": removed[:3].clone()},

@@ -34,7 +34,7 @@ def test_a_catalogue_is_drawn_again_only_for_other_options(tmp_path):
         (["--catalogue.products", "-3"], "moon3 quickstart: catalogue: "),
         (
             ["--moon.embedding_dim", "4096"],
-            "moon3 quickstart: moon: found {'embedding_dim': 4096} with the Moon checkpoint ",
+            "moon3 quickstart: moon: {'embedding_dim': 4096} cannot be applied to the Moon checkpoint ",
         ),
     ],
 )

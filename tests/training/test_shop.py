@@ -200,8 +200,8 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     shutil.copy(shop_folder / "products.csv", lonely)
     shutil.copytree(shop_folder / "pictures", lonely / "pictures")
     for arguments, message in (
-        (output, "found neither or both of --data and tables"),
-        (["--data", folder, "--products", "x", *output], "found neither or both"),
+        (output, "give either --data FOLDER, or --products FILE"),
+        (["--data", folder, "--products", "x", *output], "give either --data FOLDER, or --products FILE"),
         (["--interactions", "x", *output], "found interactions without products"),
         (["--data", str(tmp_path / "none"), *output], "found no products"),
         (["--data", str(lonely), *output], "lonely: found no searches"),
@@ -230,7 +230,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(finished, shop_folder, overri
     command = ["--products", products, "--interactions", str(changed / "interactions.csv")]
     assert main(["shop", *command, "--output", str(finished), *overrides]) == 2
     message = capsys.readouterr().err
-    assert "another recipe" in message or "vectors of another data" in message
+    assert "another recipe" in message or "the data of the stored vectors differs" in message
 
 
 def test_searches_are_held_out_by_their_names_and_every_product_stays_in_the_gallery():

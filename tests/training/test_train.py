@@ -153,7 +153,7 @@ def test_what_a_timed_run_says_of_its_data_is_said_once(train, tmp_path, capsys)
     assert train(**data, query_mix={"t": 1, "mm": 1}, max_steps=None, train_minutes=0.005, queue_steps="auto") == 0
     printed = capsys.readouterr().out
     assert printed.count("seconds a step") == 1
-    assert printed.count("query_mix: found no queries of the form 'mm', which are therefore not drawn") == 1
+    assert printed.count("query_mix: found no queries of the form 'mm'; this form is not drawn") == 1
     assert printed.count("queue_steps: auto is 199 with 1 process\n") == 1
     assert json.loads((tmp_path / "run" / "final" / "provenance.json").read_text())["queue_steps"] == 199
 
@@ -240,7 +240,7 @@ def test_a_run_does_not_go_on_with_data_of_which_other_pairs_would_be_drawn(trai
     assert train(data=[str(shop)]) == 2
     message = capsys.readouterr().err
     assert "data: found other products, queries or answers in growing than" in message
-    assert "checkpoint-1; expected the same data" in message
+    assert "checkpoint-1; expected the same data to resume" in message
     pyarrow.parquet.write_table(tables["products"], shop / "products.parquet")
     assert train(data=[str(shop)]) == 0
     assert "resuming from" in capsys.readouterr().out
@@ -286,7 +286,7 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
     [
         ({"split": "holidays"}, "no split 'holidays'; expected one of test, train, valid"),
         ({"freeze": ["nothing*"]}, "freeze: found no parameter like 'nothing*'"),
-        ({"freeze": ["*"]}, "expected trainable ones"),
+        ({"freeze": ["*"]}, "expected fewer patterns"),
         ({"lora": {"target_modules": ["nowhere"]}}, "lora: "),
         ({"moon": {"embedding_dim": 8}}, "expected a Qwen base"),
         (

@@ -311,7 +311,7 @@ def test_a_licence_of_the_data_that_forbids_it_keeps_weights_from_being_pushed(f
         (["--licence", "other"], "expected both with other"),
         (["--results", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--hub-dataset", "x=a/b"], "found benchmark 'x'; expected one of the results: drawn, shop"),
-        (["--hub-dataset", "shop=x"], "shop: found 'x'; expected the id of a data set of the hub"),
+        (["--hub-dataset", "shop=x"], "shop: found 'x'; expected the id of a data set on the Hub"),
     ],
 )
 def test_what_cannot_be_declared_is_refused_and_the_card_stays(words, said, final, capsys):

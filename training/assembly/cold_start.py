@@ -12,7 +12,7 @@ from training.runs.run import Run
 
 
 def cold_start_of(run: Run) -> Run | None:
-    """Return the run of a recipe's cold start, or None for a recipe without one. No files are written.
+    """Return the run of a recipe's cold start, or None for a recipe without a cold start. No files are written.
 
     Raises:
         RecipeError: the recipe of the cold start cannot be run.

@@ -56,5 +56,5 @@ def open_data(run: Run) -> RunData:
     run.facts["data_digests"] = {table.name: digest_of(table) for table in training}
     if unanswered := unanswered_queries(training):
         run.facts["queries_without_an_answer_in_the_split"] = unanswered
-        run.say(f"queries that are not drawn, because their answers are not in the split, by type: {unanswered}")
+        run.say(f"queries are not drawn if their answers are not in the split; their number by type: {unanswered}")
     return RunData(tables, training)

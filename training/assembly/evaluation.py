@@ -25,7 +25,7 @@ from training.runs.run import Run
 def evaluate(
     run: Run, model: PreTrainedModel, processor: MoonProcessor, tables: list[ProductTables], when: str, steps: int
 ) -> None:
-    """Evaluate a model on the evaluation split of every data set, in the main process, and keep existing results.
+    """Evaluate a model on the evaluation split of every data set, in the main process; existing results are kept.
 
     The file is results_before.json or results_after.json, for several data sets results_before-NAME.json, and with
     reasoning results_before_generate…. Both evaluations have the precision of the training.

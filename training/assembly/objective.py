@@ -43,8 +43,8 @@ def check_objective(arguments: LossArguments, model: ModelArguments, learner: nn
 
     Raises:
         RecipeError: learning rates do not match trainable parameters, a width exceeds that of the vectors, the model
-            has no experts for the load-balancing loss or no trainable preferences for their entropy, or its objectives
-            do not contain the three forms.
+            has no experts for the load-balancing loss or no trainable preferences for their entropy, or the objectives
+            of the model lack one of the three forms.
     """
     learning = [name for name, parameter in learner.named_parameters() if parameter.requires_grad]
     for pattern in model.learning_rates or {}:

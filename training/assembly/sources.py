@@ -25,8 +25,8 @@ def read_data(run: Run) -> list[ProductTables]:
     """Load every data set into memory and print its validation report.
 
     Args:
-        run: the run. The `split` and `evaluate_split` of its recipe must have products. Its facts get "warnings" and
-            "split_by_us" (the data sets that `with_splits` has split).
+        run: the run. The `split` and `evaluate_split` of its recipe must have products. The keys "warnings" and
+            "split_by_us" (the data sets that `with_splits` has split) are added to its facts.
 
     Raises:
         RecipeError: a data set does not have what the recipe requires.
@@ -69,7 +69,7 @@ def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
 
 @functools.lru_cache(maxsize=1)
 def _catalogue(options: str) -> ProductTables:
-    """Return the drawn catalogue for options in JSON, cached for GRPO after its cold start."""
+    """Return the catalogue generated from these JSON options; it is cached for GRPO after its cold start."""
     return load_tables("catalogue", **json.loads(options))
 
 
@@ -98,7 +98,7 @@ def _counts(table: ProductTables) -> str:
 def with_splits(table: ProductTables) -> ProductTables:
     """Split a table without splits: a fifth of the products for "test", the rest for "train".
 
-    The hash of a product's group, or of its id without a group, decides its split, so that variants stay together and a
+    The hash of a product's group, or of its id without a group, decides its split, so variants stay together and a
     product keeps its split when the shop grows. A query has the split of its first known answer. Our design.
 
     Args:
@@ -189,7 +189,8 @@ def shared_with_evaluation(table: ProductTables, split: str, evaluate_split: str
 
 
 def digest_of(table: ProductTables) -> str:
-    """Return a digest of all that decides which pairs are drawn: products, queries, order, answers, and equal products.
+    """Return a digest of everything that determines which pairs are drawn: products, queries, order, answers, and equal
+    products.
 
     Args:
         table: the training split of a data set.

@@ -67,7 +67,7 @@ def _note_queue(run: Run) -> None:
 
 
 def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
-    """Raise ValueError for data in which the only candidate of each query is its own answer."""
+    """Raise ValueError for data in which each query is compared only with its own answer."""
     weight = recipe.reasoning.infonce_weight
     if recipe.data.streaming:
         has_negatives = any(source.columns.has("negative") for source in data)
@@ -162,7 +162,7 @@ def _grpo(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args:
 
 
 def _reasoned(run: Run, pairs: Any, processor: MoonProcessor, data: Any, args: Any) -> ReasonedPairs:
-    """Return the pairs with the reasonings that the model learns to write."""
+    """Return the pairs with the reasoning that the model learns to write."""
     targets = ReasoningTargets(data, processor)
     if targets.report:
         run.say(targets.report)
@@ -193,7 +193,7 @@ def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: in
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():
-        run.say(f"query_mix: found no queries of the form {form!r}, which are therefore not drawn")
+        run.say(f"query_mix: found no queries of the form {form!r}; this form is not drawn")
     if not data.bucket_batches:
         return dataset
     return BucketedPairs(dataset, args.per_device_train_batch_size, data.bucket_batches)

@@ -45,7 +45,10 @@ def prepare_base(run: Run, tables: list[ProductTables]) -> Path:
         return run.cold_start_model
     if model.base is not None and _is_moon(model.base):
         if model.moon:
-            raise RecipeError(f"moon: found {model.moon} with the Moon checkpoint {model.base}; expected a Qwen base")
+            raise RecipeError(
+                f"moon: {model.moon} cannot be applied to the Moon checkpoint {model.base}; expected a Qwen base, or no "
+                "moon settings"
+            )
         if model.architecture != "moon":
             raise RecipeError(f"base: found a Moon checkpoint for {model.architecture}; expected a Qwen base")
         check_model_reasons(recipe, MoonConfig.get_config_dict(model.base)[0])
@@ -119,7 +122,8 @@ def load_start(
             `training.assembly.token_budget.set_budget`.
 
     Raises:
-        RecipeError: transformers cannot load the model, or not with this `attn_implementation` or `embedding_dim`.
+        RecipeError: transformers cannot load the model, or cannot load it with this `attn_implementation` or
+            `embedding_dim`.
     """
     try:
         model, processor = load_model(run, folder, on_gpu, run.recipe.model.quantization)
@@ -167,7 +171,7 @@ def load_model(run: Run, folder: Path, on_gpu: bool, quantization: str) -> tuple
 
 
 def make_trainable(model: PreTrainedModel, arguments: ModelArguments) -> nn.Module:
-    """Freeze the parameters that the recipe names, and add adapters.
+    """Freeze the parameters that the recipe selects, and add adapters.
 
     Args:
         model: the starting model.
@@ -184,7 +188,7 @@ def make_trainable(model: PreTrainedModel, arguments: ModelArguments) -> nn.Modu
             model.get_parameter(name).requires_grad_(False)
     learner: Any = model if arguments.lora is None else _with_adapters(model, dict(arguments.lora))
     if not any(parameter.requires_grad for parameter in learner.parameters()):
-        raise RecipeError(f"freeze: found {arguments.freeze}, which freezes all parameters; expected trainable ones")
+        raise RecipeError(f"freeze: found {arguments.freeze}, which freezes all parameters; expected fewer patterns")
     return learner
 
 

@@ -65,7 +65,7 @@ def _may_change(tensor: torch.Tensor) -> bool:
 
 
 class StepClock(TrainerCallback):
-    """Stop a training after enough steps have been timed.
+    """Stop training after enough steps have been timed.
 
     Args:
         budget_seconds: the minimum duration of the measurement.

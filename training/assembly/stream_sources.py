@@ -1,4 +1,4 @@
-"""Open the streams of a recipe, parquet files and data sets of the hub, and identify their columns."""
+"""Open the streams of a recipe (parquet files and data sets from the Hub), and identify their columns."""
 
 import glob
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
 
     Raises:
         RecipeError: files or a data set cannot be opened, pairs cannot be made from the columns, two data sets have the
-            same name, or pictures are addresses and allow_urls is false.
+            same name, or pictures are given as URLs but allow_urls is false.
     """
     sources: list[StreamSource] = []
     for item in recipe.data.data:
@@ -66,7 +66,7 @@ def open_streams(recipe: Recipe) -> list[StreamSource]:
 
 
 def stream_entry(place: str) -> dict[str, Any]:
-    """Return the mapping for a plain text in `data`: existing files, or otherwise a data set of the hub."""
+    """Return the mapping for a plain text in `data`: existing files, or otherwise a data set from the Hub."""
     return {"parquet": place} if Path(place).exists() or glob.glob(place) else {"hub": place}
 
 
@@ -125,7 +125,7 @@ def _open(entry: dict[str, Any], split: str) -> datasets.IterableDataset:
             raise
         raise StreamError(
             f"found data that cannot be opened ({type(error).__name__}: {error}); expected parquet files or a data set "
-            "of the hub"
+            "from the Hub"
         ) from error
 
 
@@ -142,7 +142,7 @@ def _encoded_pictures(rows: datasets.IterableDataset) -> datasets.IterableDatase
 
 
 def _column_names(rows: datasets.IterableDataset) -> list[str]:
-    """Return the columns, those of a struct as "struct.column"."""
+    """Return the names of the columns; a column of a struct is named "struct.column"."""
     names: list[str] = []
     for name, feature in (rows.features or {}).items():
         inner = [f"{name}.{part}" for part in feature] if isinstance(feature, dict) else []
@@ -151,7 +151,7 @@ def _column_names(rows: datasets.IterableDataset) -> list[str]:
 
 
 def _refuse_invalid_unicode(entry: dict[str, Any]) -> None:
-    """Raise StreamError for local files with text that is not UTF-8. Data of the hub is checked when it is read."""
+    """Raise StreamError for local files with text that is not UTF-8. Data from the Hub is checked when it is read."""
     for file in parquet_files(entry["parquet"]) if "parquet" in entry else ():
         try:
             refuse_undecodable(Path(file))
@@ -171,7 +171,7 @@ def _notes(source: StreamSource) -> list[str]:
 
 
 def _check_addresses(recipe: Recipe, source: StreamSource) -> None:
-    """Raise RecipeError for pictures that are addresses if allow_urls is false."""
+    """Raise RecipeError for pictures that are given as URLs if allow_urls is false."""
     if recipe.data.allow_urls:
         return
     try:
@@ -179,7 +179,7 @@ def _check_addresses(recipe: Recipe, source: StreamSource) -> None:
     except StreamError as error:
         raise RecipeError(f"data: {error}") from error
     if has_addresses(first):
-        raise RecipeError(f"data: {source.name}: found pictures that are addresses; expected allow_urls: true")
+        raise RecipeError(f"data: {source.name}: found pictures given as URLs; expected allow_urls: true")
 
 
 def sample_tables(sources: list[StreamSource]) -> list[ProductTables]:

@@ -1,4 +1,4 @@
-"""Choose a token budget by the data, so that nearly all products and queries fit."""
+"""Choose a token budget from the data, so that nearly all products and queries fit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def token_budget(processor: MoonProcessor, tables: Sequence[ProductTables], allo
     Args:
         processor: the processor, with the picture budget, the instructions and the read-out of the training.
         tables: the training split of each data set.
-        allow_urls: whether to download pictures that are addresses.
+        allow_urls: whether to download pictures that are given as URLs.
 
     Returns:
         The budget; that of the processor if no product or query can be read.
@@ -87,7 +87,7 @@ def set_budget(
         processor: the processor, whose budget is changed.
         max_tokens: the recipe's `max_tokens`.
         tables: the training split of each data set. Without tables, "auto" keeps the processor's budget.
-        allow_urls: whether to download pictures that are addresses.
+        allow_urls: whether to download pictures that are given as URLs.
     """
     if max_tokens is None:
         return None

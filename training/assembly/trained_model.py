@@ -1,4 +1,4 @@
-"""The model that a training leaves: put together in one piece, and saved as a checkpoint."""
+"""Assemble the trained model from its shards and adapters, and save it as a checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -39,8 +39,8 @@ def whole_trained(run: Run, trainer: Any, start: Path) -> nn.Module | None:
     """Return the trained model, neither sharded nor quantized, for saving and evaluation.
 
     For a sharded or quantized model, the first process loads the starting model again and adds the trained weights; the
-    others return None. Adapters that were trained on a quantized base are thus combined with its original weights. All
-    processes must call the function, because each has a part of the weights.
+    others return None. Adapters that were trained on a quantized base are therefore merged into its original weights.
+    All processes must call the function, because each has a part of the weights.
 
     Args:
         run: the run.
@@ -68,7 +68,7 @@ def whole_trained(run: Run, trainer: Any, start: Path) -> nn.Module | None:
 
 
 def save_trained(model: nn.Module, processor: MoonProcessor, folder: Path, start: Path) -> None:
-    """Write the trained model and its card as a complete checkpoint, and adapters also separately.
+    """Write the trained model and its card as a complete checkpoint; adapters are also written separately.
 
     Args:
         model: the trained model, into which adapters are merged.

@@ -29,8 +29,8 @@ def bucket_order(outlines: Sequence[Outline], batch_size: int, rng: np.random.Ge
     """Return an order in which each batch has pairs of one modality and similar length, in random order of batches.
 
     Pairs are shuffled, sorted by (modality, length) and cut into batches. An incomplete batch comes last. Each batch
-    contains neighbours in the sorted order, so that at most one batch for each boundary between modalities is mixed.
-    Our design (precedent: the length-grouped sampler of transformers, and the bucketing of Sutskever et al., arXiv
+    contains neighbours in the sorted order, so at most one batch for each boundary between modalities is mixed. Our
+    design (precedent: the length-grouped sampler of transformers, and the bucketing of Sutskever et al., arXiv
     1409.3215).
 
     Args:
@@ -51,7 +51,7 @@ class BucketedPairs(Dataset):
     """A PairDataset that is reordered within windows, so that each batch of consecutive positions has similar pairs.
 
     A window keeps its pairs, which are only assigned to other batches. A pair remains a function of (seed, position),
-    so that a run can resume at any position.
+    so a run can resume at any position.
 
     Args:
         pairs: the data set.

@@ -1,4 +1,4 @@
-"""Collate pairs into tensors: the processor's output for queries and products, and the ids for masking.
+"""Collate pairs into tensors: the processor's output for queries and products, and ids for masking.
 
 Shape suffixes: B pairs, C candidates (positives and hard negatives), Q encoded positives of a query, K known positives,
 P other products that are not negatives, N known negatives; T tokens and the picture tensors are the processor's.
@@ -32,13 +32,13 @@ class PairCollator:
     """Collate pairs into a batch, in the workers of the data loader. The tensors of a pair depend on that pair alone.
 
     A pair with an unreadable query, positive or hard negative is listed in the batch and replaced by its first readable
-    substitute. Without one, the whole pair is left out.
+    substitute. If there is none, the whole pair is left out.
 
     Args:
         processor: the processor, whose settings limit tokens and pictures.
         substitute: called as substitute(position, attempt) with attempts from 1 to SUBSTITUTES, such as
             `PairDataset.draw`. If it returns None, the pair is left out. None: leave out unreadable pairs.
-        allow_urls: whether to download pictures from public addresses.
+        allow_urls: whether to download pictures from public URLs.
         forms: whether to return the modality forms of queries and products, too, for dual alignment. Each picture is
             downloaded and decoded once, whatever the number of forms.
         reasoning: how queries and products are written; see the processor's option. Default: "none".
@@ -74,9 +74,9 @@ class PairCollator:
         reasoning: str = "none",
     ) -> None:
         if reasoning not in REASONINGS:
-            raise ValueError(f"reasoning: found {reasoning!r}; expected {', '.join(REASONINGS)}")
+            raise ValueError(f"reasoning: found {reasoning!r}; expected one of {', '.join(REASONINGS)}")
         if forms and reasoning != "none":
-            raise ValueError(f"reasoning: found {reasoning!r} with forms=True; expected 'none', or forms=False")
+            raise ValueError(f"reasoning: {reasoning!r} does not work with forms=True; expected 'none', or forms=False")
         self.processor = processor
         self.substitute = substitute
         self.forms, self.reasoning = forms, reasoning
@@ -111,7 +111,7 @@ class PairCollator:
         raise UnreadableBatchError(f"batch: found no readable pair; expected at least one: {reasons}")
 
     def _side(self, tensors: Any) -> dict[str, Any]:
-        """Return the processor's tensors, with labels if reasonings are given."""
+        """Return the processor's tensors, with labels if reasoning is given."""
         if self.reasoning not in ("given", "mixed"):
             return dict(tensors)
         ids = [self.processor.tokenizer.convert_tokens_to_ids(token) for token in (THINK_START, THINK_END, EMB_TOKEN)]
@@ -124,7 +124,7 @@ class PairCollator:
         return self.substitute(pair.position, attempt + 1)
 
     def _opened(self, pair: Pair) -> Pair:
-        """Return the pair, with forms its pictures decoded. The processor reports pictures that cannot be decoded."""
+        """Return the pair, with decoded pictures if forms are used. The processor reports unreadable pictures."""
         if not self.forms:
             return pair
         urls = self.options["allow_urls"]
@@ -196,7 +196,7 @@ class PairCollator:
 
 
 def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs, each with the answers of all pairs of its query, which are then not negatives."""
+    """Return the pairs; each also gets the answers of other pairs with the same query, which are then not negatives."""
     answers: dict[str, dict[int, float]] = {}
     for pair in pairs:
         known = answers.setdefault(pair.query_key, {})

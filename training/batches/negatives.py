@@ -20,7 +20,7 @@ NO_ID = -1
 def stable_id(text: str) -> int:
     """Return the 63-bit integer id of a product or group name, which is the same in every process and run.
 
-    Our design: a BLAKE2b digest instead of a table, so that ids in a saved queue remain valid on every rank and if a
+    Our design: a BLAKE2b digest instead of a table, so that ids in a saved queue remain valid on every rank, and when a
     data set grows. Two of a billion names collide with a probability of about 5 %, two of a million with 5e-8.
 
     Args:
@@ -50,9 +50,9 @@ class NegativeQueue:
     """The candidates of the last w steps, which are additional negatives without gradient.
 
     Source: MOON's temporal negatives, arXiv 2508.11999 §3.2: 2·P·B·(w+1) candidates in a step (P workers, B queries,
-    each with a positive and a hard negative). The queue is a ring over steps, not over products, so that all candidates
-    of a step leave together even if steps differ in size. The rows are in a single buffer on the device, of at most
-    twice the queue's size. Reading does not copy, and a row that a graph may still use is never overwritten.
+    each with a positive and a hard negative). The queue is a ring over steps, not over products, so all candidates of a
+    step leave together even if steps differ in size. The rows are in a single buffer on the device, of at most twice
+    the queue's size. Reading does not copy, and a row that a graph may still use is never overwritten.
 
     Args:
         max_steps: w, the number of past steps; 0 for an empty queue. A step is one forward pass: with gradient
@@ -60,7 +60,7 @@ class NegativeQueue:
 
     Raises:
         ValueError: `max_steps` is negative, the shapes of pushed tensors do not match each other or the queue, or a
-            saved state belongs to a queue of another length.
+            saved state belongs to a queue of a different length.
     """
 
     def __init__(self, max_steps: int) -> None:
@@ -151,8 +151,8 @@ class DriftProbe:
     """Measure how outdated the queue is, by encoding a few products again when their step is the oldest of the queue.
 
     `drift = mean_m (1 - cos(f_now(x_m), f_then(x_m)))` over products of a step, w steps later; then the probe starts
-    with another step. Our design (precedent: the drift of features in cross-batch memory, arXiv 1912.06798). The cost
-    is the encoding of M products every w steps.
+    again with a new step. Our design (precedent: the drift of features in cross-batch memory, arXiv 1912.06798). The
+    cost is the encoding of M products every w steps.
 
     Args:
         max_age: w of the queue, in steps; 0 disables the probe.
@@ -261,7 +261,7 @@ class FalseNegatives:
     margin. Source of the margin: Qwen3-VL-Embedding, arXiv 2601.04720 (0.1); off by default.
 
     It is an `Exclusion` for the losses of `training.losses.info_nce`, and counts the excluded candidates in the first
-    pass over them (with several widths, that of the widest vectors).
+    pass over them (with several widths, the pass over the widest vectors).
 
     Args:
         queries: the related products of each query.

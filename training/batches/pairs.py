@@ -87,11 +87,11 @@ class PairSource:
     Args:
         tables: products and queries of the training split.
         weight: the frequency of draws from this data set, relative to others. None: the square root of the number of
-            its products and queries, so that a small data set is drawn more often than its share (our design;
-            precedent: the temperature sampling of multilingual training, arXiv 1907.05019).
+            its products and queries, so a small data set is drawn more often than its share (our design; precedent: the
+            temperature sampling of multilingual training, arXiv 1907.05019).
         mask_groups: whether to exclude products of the answer's group from the negatives. Identical products, and
             products with the answer's title and pictures, are always excluded.
-        streamed: whether other rows of a stream may contain the same products, so that title and pictures identify a
+        streamed: whether other rows of a stream may contain the same products. If so, title and pictures identify a
             variant group.
 
     Raises:
@@ -130,7 +130,7 @@ class PairSource:
             self._index(row)
 
     def _variants(self, products: Sequence[ProductRow], equal: EqualProducts) -> dict[str, str]:
-        """Return product id → name of its variants: its masked group, or the first product with the same looks."""
+        """Return product id → name of its variant group: its masked group, or the first product that looks the same."""
         named = {row.product_id: f"group/{row.group}" for row in products if row.group and self.mask_groups}
         for places in classes(equal.variants_by_group if self.mask_groups else equal.same_looks):
             ids = [products[place].product_id for place in places]
@@ -256,7 +256,7 @@ class PairDataset(Dataset):
         return _TYPE_OF_FORM[form], _text_length(answer) + (len(query.text) if form != "i" else 0)
 
     def _first_choices(self, rng: np.random.Generator) -> tuple[str, PairSource, int]:
-        """Draw a form, a data set and the index of a query, or beyond the queries of a product to derive one from."""
+        """Draw a form, a data set, and the index of a query (beyond the queries: of a product to derive one from)."""
         form = _choose(rng, list(self.able), [self.options.query_mix[form] for form in self.able])
         able = self.able[form]
         source = _choose(rng, able, [source.weight for source in able])
@@ -325,7 +325,7 @@ class PairDataset(Dataset):
         positive: ProductRow,
         excluded: tuple[set[str], set[str]],
     ) -> ProductRow | None:
-        """Draw a product of the positive's category, or of a parent, without the excluded products and variants."""
+        """Draw a product from the positive's category or a parent category, except the excluded products and variants."""
         taken, variants = excluded
         for depth in range(len(positive.category), -1, -1):
             near = source.of_category[positive.category[:depth]]

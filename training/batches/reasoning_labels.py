@@ -1,4 +1,4 @@
-"""Label the tokens of a reasoning, which the model learns to write.
+"""Label the tokens of the reasoning that the model learns to write.
 
 Shape suffixes: B rows, T tokens of a row.
 """
@@ -13,17 +13,17 @@ IGNORED = -100
 def reasoning_labels(input_ids_BT: Tensor, think_start: int, think_end: int, emb: int) -> Tensor:
     """Return the tokens after the last `<think>` of each row, up to and including `</think>`, and `IGNORED` elsewhere.
 
-    A label is at the position of its token, which the state before it predicts. `<emb>` is not a label, because it is
-    appended after `</think>` and never generated. Only a `</think>` directly before `<emb>` closes a reasoning, so that
-    an empty `<think></think>` of a chat template does not count. Our design (precedent: LREM, arXiv 2510.14321,
-    computes the cross-entropy on the reasoning only).
+    Labels are not shifted: each label is at the position of its own token, which the model predicts from the previous
+    position. `<emb>` is not a label, because it is appended after `</think>` and never generated. Only a `</think>`
+    directly before `<emb>` closes the reasoning, so an empty `<think></think>` of a chat template does not count. Our
+    design (precedent: LREM, arXiv 2510.14321, computes the cross-entropy on the reasoning only).
 
     Args:
         input_ids_BT: ids of prompts, with padding on either side.
         think_start, think_end, emb: ids of `<think>`, `</think>` and `<emb>`.
 
     Shapes:
-        (B, T) int64 → (B, T) int64; a row without a reasoning does not have labels.
+        (B, T) int64 → (B, T) int64; a row without reasoning has no labels.
 
     Relations:
         `training.batches.collate.PairCollator` calls it for prompts of `MoonProcessor`, which escapes these tokens in

@@ -2,7 +2,7 @@
 
 The main process reads rows in blocks, without decoding pictures. A block is shuffled, split into batches and sent to
 the workers of the data loader, which open the pictures. A block depends only on the state of the streams at its start,
-so that the state of a run consists of that state and the number of batches since. Our design (precedent: the shuffle
+so the state of a run consists of that state and the number of batches since then. Our design (precedent: the shuffle
 buffer of `datasets`, which loses its contents when a run resumes).
 """
 
@@ -70,7 +70,7 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class StreamRow:
-    """A row that is sent to a worker, with the index of its source and its key (epoch, shard, row), a seed of draws."""
+    """A row that is sent to a worker, with the index of its source and its key (epoch, shard, row), which seeds the draws."""
 
     source: int
     key: tuple[int, int, int]
@@ -92,7 +92,7 @@ class RowStream:
     The order of the shards in an epoch is drawn by (seed, epoch). If the number of shards is a multiple of the number
     of processes, each process reads its own shards. Otherwise every process reads all shards and keeps its share of the
     rows (`datasets.distributed.split_dataset_by_node`). A process continues with its next epoch independently of the
-    others, so that no batch is short and no process waits.
+    others, so no batch is short and no process waits.
 
     Args:
         rows: the table.
@@ -102,7 +102,8 @@ class RowStream:
         split: see `StreamSource`.
 
     Raises:
-        StreamError: an epoch does not have rows, a shard cannot be read, or a saved state has another number of shards.
+        StreamError: an epoch does not have rows, a shard cannot be read, or a saved state has a different number of
+            shards.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class RowStream:
         """Continue from the position in a state of `state_dict`.
 
         Raises:
-            StreamError: the number of shards has changed, so that it is unknown which rows were read.
+            StreamError: the number of shards has changed, so it is unknown which rows were read.
         """
         shards = state.get("shards", self.shards)  # states of older runs do not contain it
         if shards != self.shards:
@@ -209,9 +210,9 @@ class RowPairs(Dataset):
 
     The form of the query is drawn by `query_mix` among the forms of the row, or uniformly if the mix has none of them.
     For a row without a query, one is derived from its product. A product without an id is identified by its title and
-    picture, so that it is never its own negative, and so are variants without a column of groups. Answers of the same
-    query in a batch of this process are excluded from its negatives. Those of other processes and of past steps in the
-    queue are not known.
+    picture, so it is never its own negative; so are variants without a column of groups. Answers of the same query in a
+    batch of this process are excluded from its negatives. The answers in other processes and in past steps of the queue
+    are not known.
 
     Args:
         sources: the tables.
@@ -231,7 +232,7 @@ class RowPairs(Dataset):
         return row if row.spare else self.pair(row)
 
     def pair(self, row: StreamRow) -> Pair | BadRow:
-        """Return the pair of a row, a pure function of (seed, source, key), or the reason why it cannot be made."""
+        """Return the pair for a row, or the reason why there is none; the result depends only on seed, source and key."""
         try:
             dataset = self._dataset(row)
             pair = dataset.draw_by(self._rng(row))
@@ -251,7 +252,7 @@ class RowPairs(Dataset):
         return np.random.default_rng((self.seed, row.source, *row.key))
 
     def name_of(self, row: StreamRow) -> str:
-        """Return the name of a row in errors: its id, that of its product, or its position."""
+        """Return the name of a row in error messages: its id, the id of its product, or its position."""
         source = self.sources[row.source]
         columns = source.columns.taken.get(ROW_ID, source.columns.taken.get("positive.id", ()))
         ids = [cell_of(row.row, column) for column in columns]
@@ -274,7 +275,7 @@ class RowPairs(Dataset):
             usable = mix if sum(mix.values()) > 0 else dict.fromkeys(forms, 1.0)
             options = replace(options, query_mix=usable, derived_queries=False)
         elif not options.derived_queries:
-            raise ValueError("found no query; expected one, or derived_queries: true")
+            raise ValueError("found no query; expected a query, or derived_queries: true")
         for rows in pairs.derivable.values():  # derive queries only from the positive
             rows[:] = [row for row in rows if row is positive]
         return PairDataset([pairs], options, seed=0, length=1)
@@ -289,7 +290,7 @@ class RowPairs(Dataset):
         parts = ("positive", "negative") if source.columns.has("negative") else ("positive",)
         products = [product for part in parts if (product := self._product(row, part)) is not None]
         if not products:
-            raise ValueError("found a product without text and picture; expected one of them")
+            raise ValueError("found a product without text or picture; expected at least one of them")
         queries = (
             self._queries(row, [product.product_id for product in products]) if source.columns.has("query") else []
         )
@@ -302,7 +303,7 @@ class RowPairs(Dataset):
         fields["images"] = parse_images([image for image in fields["images"] if image is not None], source.images)
         if not fields.get("title") and not fields["images"]:
             if part == "positive":
-                raise ValueError("found a product without text and picture; expected one of them")
+                raise ValueError("found a product without text or picture; expected at least one of them")
             return None
         ids = [cell_of(row.row, column) for column in source.columns.taken.get(f"{part}.id", ())]
         name = str(ids[0]) if ids and ids[0] is not None else content_id(fields)
@@ -333,7 +334,7 @@ class StreamBatches:
     """The batch sampler of a streaming run, which yields lists of rows instead of indices.
 
     The data loader of torch iterates it in the main process and sends each list to a worker. Each block of rows is
-    shuffled (and bucketed) by (seed, process, block). Each batch contains some rows of the next batch as spares.
+    shuffled (and bucketed) by (seed, process, block). Each batch also contains some rows of the next batch as spares.
 
     Args:
         streams: a stream for each source.
@@ -438,7 +439,7 @@ class StreamCollator:
 
     Args:
         processor: the processor.
-        pairs: makes the pairs of spare rows; `training.labels.reasoning.ReasonedRows` if reasonings are given.
+        pairs: makes the pairs of spare rows; `training.labels.reasoning.ReasonedRows` if reasoning is given.
         allow_urls, forms, reasoning: see `PairCollator`.
 
     Raises:
@@ -519,5 +520,5 @@ def is_of_split(row: Mapping[str, Any], split: str | None) -> bool:
 
 
 def has_addresses(tables: ProductTables) -> bool:
-    """Return whether any picture is an http(s) address."""
+    """Return whether any picture is given as an http(s) URL."""
     return any(is_address(image) for row in tables.products for image in row.images)

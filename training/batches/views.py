@@ -1,7 +1,7 @@
 """Alter a picture of a product so that it can be used as a query photo.
 
 Our design, for data sets without photo queries (precedent: the view pairs of SimCLR, arXiv 2002.05709). All random
-choices come from the generator that is passed, so that a view is a function of its seed.
+choices come from the given generator, so a view is a function of its seed.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def altered_view(image: Image.Image, rng: np.random.Generator, geometry: bool = 
 
 
 def _cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Crop a random rectangle of 50 to 100 % of the area, with 3:4 to 4:3 of the aspect ratio."""
+    """Crop a random rectangle of 50 to 100 % of the area, with 3/4 to 4/3 of the original aspect ratio."""
     area, shape = rng.uniform(0.5, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     width = max(1, min(image.width, round(image.width * float(np.sqrt(area * shape)))))
     height = max(1, min(image.height, round(image.height * float(np.sqrt(area / shape)))))

@@ -43,8 +43,8 @@ class Terms:
         batch: the products of all processes, or without spatial negatives those of this process.
         target_B: the index of each query's answer in `batch`.
         exclusions: the masks of false negatives, by form.
-        gates: expert gates (R, L, E) of the queries of all processes, and the form (R,) of each as its index in t, i,
-            mm; None for a model without gates.
+        gates: expert gates (R, L, E) of the queries of all processes, and the form (R,) of each query, as its index in
+            t, i, mm; None for a model without gates.
         measures: values to log, by name.
     """
 
@@ -74,7 +74,7 @@ def make_terms(
             with forms "query_forms" and "product_forms".
         queued: the candidates of the queue.
         options: the recipe's keys of the loss, of which several_positives, negative_margin, spatial_negatives,
-            dual_alignment and those of the image terms are read.
+            dual_alignment and the keys of the image terms are read.
         progress: the finished share of the training.
         sample_filter: the filter that weighs triplets. None: all have the same weight.
     """
@@ -136,7 +136,7 @@ class _Gathered:
 
 
 def _own_gates(vectors: Vectors, inputs: Mapping[str, Any], forms: bool) -> tuple[Tensor, Tensor] | None:
-    """Return the expert gates of this process's queries in each form, and the form of each as its index in t, i, mm."""
+    """Return the expert gates of this process's queries in each form, and the index of each form in t, i, mm."""
     if not forms or "queries/gates" not in vectors:
         return None
     has_text, has_image = inputs["query_forms"]["has_text"], inputs["query_forms"]["has_image"]

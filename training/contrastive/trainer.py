@@ -68,12 +68,12 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         NonFiniteLossError: the loss or its gradient is NaN or infinite; the weights have not been updated.
         DiskFullError: a file could not be written; raised in every process, with the last complete checkpoint
             unchanged.
-        ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
+        ResumeError: a checkpoint lacks weights of this model, or was written by a different number of processes.
 
     Relations:
         It writes `metrics.jsonl` (each logged step; `shortened_share` is the share of queries and products over the
         token budget), `skipped.jsonl` (each unreadable query or product, once) and `shortened.jsonl` (each shortened
-        one, once) in output_dir.
+        query or product, once) in output_dir.
     """
 
     state_name = "contrastive_state"
@@ -102,7 +102,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self.sharded = sharding_backend() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
-            raise ValueError("queue_momentum: found with FSDP, which shards the weights; expected None, or DDP")
+            raise ValueError("queue_momentum: does not work with FSDP, which shards the weights; expected None, or DDP")
         self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
         self.queue = queue
         # The first process measures the drift; with sharded weights, all processes must run each forward pass.
@@ -145,7 +145,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run Trainer's step. With chunks, compute the gradient of the vectors first, then that of the model by chunks."""
+        """Run Trainer's step. With chunks, compute the gradient of the vectors first, then that of the model in chunks."""
         if self.options.encode_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -251,7 +251,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         return steps * self.state.max_steps if steps < 1 else steps
 
     def _fill_queue(self, vectors: Vectors, inputs: Mapping[str, Any], batch: Candidates) -> None:
-        """Add the step's products to the queue, and measure the drift of those of w steps ago."""
+        """Add the step's products to the queue, and measure the drift of the products from w steps ago."""
         own_ND = vectors["products"].detach()
         if self.momentum is not None and self.queue.max_steps:
             own_ND = torch.cat(

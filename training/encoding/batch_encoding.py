@@ -1,4 +1,5 @@
-"""Encode a batch of the collator: the vectors of queries and products and of their forms, and the router's statistics.
+"""Encode a batch from the collator: the vectors of queries and products and of their forms, and the router's
+statistics.
 
 Shape suffixes: B queries, N products, R rows of one form, D embedding width, L mixture layers, E experts.
 """
@@ -26,13 +27,13 @@ SUMS = (ROUTER, CROSS_ENTROPY, RIGHT_TOKENS, WRITTEN_TOKENS, REASONED_ROWS)
 
 @dataclass
 class BatchPart:
-    """Some queries or some products of a batch, in all forms in which they are encoded.
+    """A part of a batch: queries or products, in all forms in which they are encoded.
 
     Args:
         side: "queries" or "products".
         inputs: the processor's tensors of the queries or products with all that they contain.
-        forms: "t", "i" → the rows (ascending) of those with text and image, and the processor's tensors of these rows
-            in that form.
+        forms: "t", "i" → the rows (ascending) that have text and image, and the processor's tensors of these rows in
+            that form.
     """
 
     side: str
@@ -44,8 +45,9 @@ def parts_of(batch: Mapping[str, Any], chunk_size: int | None = None, forms: boo
     """Split a batch into parts of queries and parts of products.
 
     Args:
-        batch: of `training.batches.collate.PairCollator`: "queries", "products", and with forms "query_forms" and
-            "product_forms", each {"t": {"rows", "inputs"}, "i": {…}}, with inputs None if no row has text and image.
+        batch: a batch from `training.batches.collate.PairCollator`: "queries", "products", and with forms "query_forms"
+            and "product_forms", each {"t": {"rows", "inputs"}, "i": {…}}, with inputs None if no row has text and
+            image.
         chunk_size: the largest number of rows of a part. None: one part for all queries and one for all products.
         forms: whether to include the forms.
 
@@ -134,7 +136,7 @@ def encoded_rows(vectors: Vectors) -> int:
 
 
 def _places(inputs: dict[str, Tensor], rows: Tensor) -> list[int]:
-    """Return the indices of the pictures of some rows among all pictures."""
+    """Return the indices of the selected rows' pictures among all pictures."""
     image_B = images_per_row(inputs)
     row_G = torch.repeat_interleave(torch.arange(len(image_B), device=image_B.device), image_B)
     return torch.isin(row_G, rows).nonzero()[:, 0].tolist()

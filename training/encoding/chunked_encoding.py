@@ -18,12 +18,12 @@ Vectors = dict[str, Tensor]
 
 
 def number_of_rows(inputs: Mapping[str, Tensor]) -> int:
-    """Return the number of rows of a batch: of the processor, or of any tensors with rows along the first dimension."""
+    """Return the number of rows of a batch from the processor, or of any tensors with rows along the first dimension."""
     return len(next(tensor for name, tensor in inputs.items() if name not in PICTURE_KEYS))
 
 
 def images_per_row(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the number of images in each row of a batch of the processor.
+    """Return the number of images in each row of a batch from the processor.
 
     An image of g patches takes g / m² image tokens, with the same m² for all images. The number of image tokens of each
     row and the order of the images therefore determine the result.
@@ -41,10 +41,10 @@ def images_per_row(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Return the batch of some rows, with their images and without the columns that are padding in all of them.
+    """Select rows of a batch with their images, and drop the columns that are padding in every selected row.
 
     Args:
-        inputs: a batch of the processor, or any tensors with rows along the first dimension.
+        inputs: a batch from the processor, or any tensors with rows along the first dimension.
         rows: the selected rows, ascending.
 
     Shapes:
@@ -70,10 +70,10 @@ def select_rows(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]
 
 
 def slice_rows(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """Return the batch of the rows from `start` to `stop` like `select_rows`, but as views, without a copy.
+    """Select the rows from `start` to `stop` like `select_rows`, but as views, without a copy.
 
     Args:
-        inputs: a batch of the processor, or any tensors with rows along the first dimension.
+        inputs: a batch from the processor, or any tensors with rows along the first dimension.
         start, stop: the first row, and the row after the last.
     """
     part = slice(start, stop)
@@ -89,7 +89,7 @@ def slice_rows(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str,
 
 
 def _without_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows without the columns that are padding in all of them."""
+    """Return the rows without the columns that are padding in every row."""
     mask_RT = rows.get("attention_mask")
     if mask_RT is None or not len(mask_RT):
         return rows
@@ -104,11 +104,11 @@ class ChunkedEncoding:
     The first pass encodes each chunk without a graph and stores the state of the random generators. The caller then
     computes the loss of all vectors and its gradient ∂L/∂v. The second pass encodes each chunk again from the same
     random state and runs the backward pass of `Σ v·∂L/∂v`, whose gradient is that of the loss by the chain rule. The
-    last chunk keeps its graph from the first pass and is the first chunk of the second pass, so that it is encoded only
+    last chunk keeps its graph from the first pass and is the first chunk of the second pass, so it is encoded only
     once.
 
     Source: GradCache, arXiv 2101.06983; the kept graph is our design. The cost is a second forward pass of the other
-    chunks. Dropout, that of adapters included, repeats exactly.
+    chunks. Dropout, including that of adapters, repeats exactly.
 
     Args:
         encode: returns the vectors of a chunk, with gradient. Vectors of the same name have the same width in all
@@ -122,7 +122,7 @@ class ChunkedEncoding:
         RuntimeError: `backward` is called before any vector has a gradient.
 
     Relations:
-        `slice_rows` returns a chunk of a batch of the processor.
+        `slice_rows` returns a chunk of a batch from the processor.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ChunkedEncoding:
         """
         gradients = {name: tensor.grad for name, tensor in self._vectors.items() if tensor.grad is not None}
         if not gradients:
-            raise RuntimeError("chunked encoding: found no vector with a gradient; expected loss.backward() first")
+            raise RuntimeError("chunked encoding: found no vector with a gradient; call loss.backward() first")
         self._vectors = {}
         pieces = {
             name: gradient.split([rows[name] for rows in self._rows if name in rows])

@@ -16,19 +16,19 @@ class MomentumEncoder:
     `θ_k ← m θ_k + (1 - m) θ`, after every optimizer step. The vectors of the queue then come from encoders that differ
     little from one another, however fast the model changes.
 
-    Source: MoCo, arXiv 1911.05722, §3.2 (m = 0.999). Only trainable parameters are averaged, so that with adapters the
-    copy is as small as they are; all other parameters are shared with the model (our design).
+    Source: MoCo, arXiv 1911.05722, §3.2 (m = 0.999). Only trainable parameters are averaged, so with adapters the copy
+    is as small as they are; all other parameters are shared with the model (our design).
 
     Args:
         model: the trained model, not wrapped for distributed training. Its forward returns `.embeddings`.
         momentum: m, from 0 to below 1.
 
     Raises:
-        ValueError: the momentum is out of range, or a saved state belongs to other parameters.
+        ValueError: the momentum is out of range, or a saved state was made with other parameters.
 
     Relations:
-        It replaces the model in filling `training.batches.negatives.NegativeQueue`, at the cost of a second encoding of
-        each product, without gradient.
+        It encodes products for `training.batches.negatives.NegativeQueue` instead of the model. The cost is a second
+        encoding of each product, without gradient.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
@@ -60,7 +60,7 @@ class MomentumEncoder:
         if state.keys() != self._averages.keys():
             differing = sorted(state.keys() ^ self._averages.keys())[:5]
             raise ValueError(
-                f"momentum encoder: found a state that differs in {differing}; expected that of this model"
+                f"momentum encoder: found a state that differs in {differing}; expected a state of this model"
             )
         for name, average in self._averages.items():
             average.copy_(state[name])

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 class SharedPictures:
     """Context in which later forward passes reuse the vision tower's output for the pictures of the first one.
 
-    The first forward pass with pictures runs the tower, and its output is kept with its graph. Later passes for which
-    `reuse` names the pictures do not run the tower. Our design (we know of no precedent; MOON2.0, arXiv 2511.12449,
-    encodes three forms of each item and does not say how).
+    The first forward pass with pictures runs the tower, and its output is kept with its graph. Later passes whose
+    pictures are declared with `reuse` do not run the tower. Our design (we know of no precedent; MOON2.0, arXiv
+    2511.12449, encodes three forms of each item and does not say how).
 
     Args:
         tower: the vision tower, which is called as tower(pixel_values, grid_thw=…); see `vision_tower`.
 
     Raises:
-        ValueError: `reuse` before a forward pass with pictures, or for pictures of other sizes.
+        ValueError: `reuse` is called before a forward pass with pictures, or for pictures of different sizes.
     """
 
     def __init__(self, tower: nn.Module) -> None:
@@ -53,7 +53,7 @@ class SharedPictures:
                 self._seen = (_copied(output), grid_thw)
             return output
         if self._seen is None:
-            raise ValueError("pictures: found reuse before a forward pass with pictures; expected it after one")
+            raise ValueError("pictures: call reuse() only after a forward pass with pictures")
         output, grid = self._seen
         if not torch.equal(grid[places], grid_thw):
             raise ValueError(
@@ -73,7 +73,7 @@ def _copied(output: Any) -> Any:
 
 
 def _selected(output: Any, patches: Tensor, places: list[int]) -> Any:
-    """Return the tower's output for some of its pictures, in the given order."""
+    """Return the tower's output for selected pictures, in the given order."""
     counts = patches.tolist()
     total = sum(counts)
 

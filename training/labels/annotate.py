@@ -1,4 +1,4 @@
-"""Annotate the attributes of each product's picture and text with a chat model: MOON3.0's sets (arXiv 2604.00513).
+"""Annotate the attributes of each product's picture and text with a chat model, as in MOON3.0 (arXiv 2604.00513).
 
     moon3 annotate PRODUCTS --model Qwen/Qwen3-VL-8B-Instruct --output FOLDER/written_attributes.parquet
 
@@ -8,9 +8,9 @@ other columns describe each set: written_… (the text of the model), problem_�
 then missing), attempts_…, model.
 
 Every answer is written to OUTPUT.answers.jsonl at once. An interrupted run resumes from this file, a later run asks
-only about new or changed products, and products that look the same are asked about once. The file begins with all
-settings that change an answer (model and weights, prompts, pictures, length, seed, precision); a run with other
-settings raises an error. The batch size does not change an answer, because each question has its own seed.
+only about new or changed products, and the model is asked only once about products that look the same. The file begins
+with all settings that change an answer (model and weights, prompts, pictures, length, seed, precision); a run with
+other settings raises an error. The batch size does not change an answer, because each question has its own seed.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _NAMED = 5  # pictures that are named if they cannot be opened
 
 
 class WritingError(ValueError):
-    """Attributes that cannot be written, or cannot be written to this file."""
+    """Attributes cannot be annotated, or cannot be written to the output file."""
 
     exit_status = 2
 
@@ -57,7 +57,7 @@ class WritingJob:
         images (`int`): the largest number of pictures of a product that are shown. Default: 1.
         max_pixels (`int`): the largest number of pixels of a picture; larger pictures are reduced. Default: 786,432.
         seed (`int`): the seed of sampling. Default: 0.
-        allow_urls (`bool`): download pictures from public addresses. Default: False.
+        allow_urls (`bool`): download pictures from public URLs. Default: False.
         overwrite (`bool`): start again and delete existing answers. Default: False.
         progress (`bool`): show a progress bar. Default: True.
     """
@@ -78,7 +78,7 @@ class WritingJob:
         if self.output.suffix != SUFFIX:
             raise WritingError(f"output: found {str(self.output)!r}; expected a {SUFFIX} file")
         if not self.forms or set(self.forms) - set(FORMS):
-            raise WritingError(f"forms: found {self.forms}; expected {', '.join(FORMS)} or both")
+            raise WritingError(f"forms: found {self.forms}; expected one or both of {', '.join(FORMS)}")
         for name in ("batch_size", "attempts", "images", "max_pixels"):
             if getattr(self, name) < 1:
                 raise WritingError(f"{name}: found {getattr(self, name)}; expected a number of at least 1")
@@ -107,7 +107,7 @@ class _Task:
 class _Journal:
     """The answers so far, by the digest of the shown content. Each is written to the file before the next question.
 
-    Pictures that cannot be opened are not stored in the file, so that the next run tries them again.
+    Pictures that cannot be opened are not stored in the file, so the next run tries them again.
     """
 
     path: Path
@@ -137,8 +137,8 @@ class _Journal:
         ]
         if differing:
             raise WritingError(
-                f"{self.path}: found answers with {'; '.join(differing)}; expected the same settings, another output, or "
-                "--overwrite"
+                f"{self.path} was written with other settings ({'; '.join(differing)}); use the same settings, "
+                "another output, or --overwrite"
             )
         for line in lines[1:]:
             attributes = line["attributes"]
@@ -229,7 +229,7 @@ def _tasks(products: Sequence[ProductRow], job: WritingJob, journal: _Journal) -
 
 
 def _picture_digest(image: ImageSource) -> bytes:
-    """Return a digest of a picture: of its pixels, of the start and the size of its file, or of its address."""
+    """Return a digest of a picture: of its pixels, of the first bytes and the size of its file, or of its URL."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()
     if isinstance(image, bytes):

@@ -1,8 +1,8 @@
 """Ask a vision-language chat model for the attributes of a product, and parse its answers.
 
 The model can be any checkpoint with a chat template that `AutoModelForImageTextToText` and `AutoProcessor` of
-transformers load, such as Qwen3-VL. It sees either the picture or the text of a product, so that its answer contains
-what that form shows.
+transformers load, such as Qwen3-VL. It sees either the picture or the text of a product, so its answer contains what
+that form shows.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ class Answer:
 class _GumbelNoise(LogitsProcessor):
     """Turn greedy decoding into sampling: `argmax(s / τ + noise)` with Gumbel noise is a sample of softmax(s / τ).
 
-    Each row has its own generator, so that its sample does not depend on the other rows of the batch. Source: the
-    Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv 1411.0030).
+    Each row has its own generator, so its sample does not depend on the other rows of the batch. Source: the Gumbel-max
+    trick (Maddison, Tarlow and Minka 2014, arXiv 1411.0030).
 
     Shapes: scores (B, V) float32 → the same.
     """
@@ -125,7 +125,7 @@ class ChatWriter:
             An answer for each question.
 
         Raises:
-            ValueError: the number of seeds is not that of the questions.
+            ValueError: the number of seeds differs from the number of questions.
         """
         if seeds is not None and len(seeds) != len(questions):
             raise ValueError(f"seeds: found {len(seeds)}; expected {len(questions)}, a seed for each question")
@@ -191,7 +191,7 @@ def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128)
 
 
 def _revision(path: str) -> str:
-    """Return the commit of a hub model, from the cache, or for a folder a digest of its configuration and weight files."""
+    """Return the cached commit of a model on the Hub, or for a folder a digest of its configuration and weight files."""
     if not Path(path).is_dir():
         cached = try_to_load_from_cache(path, "config.json")
         return Path(cached).parent.name if isinstance(cached, str) else ""
@@ -235,9 +235,9 @@ def ask_about(row: ProductRow, form: str, images: Sequence[Image.Image] = ()) ->
 def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]:
     """Return the attributes of an answer with MBE's keys, and "", or None and the problem.
 
-    An answer is parsed like a reasoning, by `processing_moon.read_reasoning`, after the thoughts of a thinking model
-    (up to `</think>`). Several lines, with or without bullets, are joined. A value such as "unknown" is skipped. Any
-    other text that is not an attribute makes the whole answer invalid, so that the model is asked again.
+    An answer is parsed like reasoning, by `processing_moon.read_reasoning`, after the thoughts of a thinking model (up
+    to `</think>`). Several lines, with or without bullets, are joined. A value such as "unknown" is skipped. Any other
+    text that is not an attribute makes the whole answer invalid, and the model is asked again.
     """
     text = answer.text.rpartition(THINK_END)[2]
     lines = [_BULLET.sub("", line).strip().strip(";") for line in text.splitlines()]

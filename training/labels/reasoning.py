@@ -1,9 +1,9 @@
 """Choose the attributes that a model learns to write about a product or a query, by the form of its input.
 
-MOON3.0 (arXiv 2604.00513) has three attribute sets for each item: that of the image, that of the text, and their union.
-The reasoning for an image contains the first, for a text the second, and for both the union. If tables have these sets
-(the columns attributes_image and attributes_text), they are used. Otherwise they are derived from `attributes` by our
-own rule.
+MOON3.0 (arXiv 2604.00513) has three attribute sets for each item: the set of the image, the set of the text, and their
+union. The reasoning for an image contains the first set, the reasoning for a text the second, and the reasoning for
+both the union. If tables have these sets (the columns attributes_image and attributes_text), they are used. Otherwise
+they are derived from `attributes` by our own rule.
 """
 
 import copy
@@ -39,7 +39,7 @@ _EXAMPLES = 8
 
 
 class ReasoningTargets:
-    """The attributes that the inputs of products and queries support, limited to the token budget of a reasoning.
+    """The attributes that the inputs of products and queries support, limited to the token budget of the reasoning.
 
     Our design (precedent: MOON3.0's three attribute sets, arXiv 2604.00513, of which only the names are published):
 
@@ -56,7 +56,7 @@ class ReasoningTargets:
     Args:
         tables: the training split of each data set.
         processor: the model's `MoonProcessor`, which counts tokens.
-        max_tokens: the token budget between the tags of a reasoning. Default: the processor's `max_reasoning_tokens`.
+        max_tokens: the token budget between the tags of the reasoning. Default: the processor's `max_reasoning_tokens`.
 
     Raises:
         ValueError: the processor does not reason and `max_tokens` is None, or the budget is below 1.
@@ -83,7 +83,7 @@ class ReasoningTargets:
         self._names = {stable_id(name): name for name in self._rows}
 
     def of_tables(self, tables: Sequence[ProductTables]) -> "ReasoningTargets":
-        """Return targets with the same budget and report for the products of other tables."""
+        """Return a copy for the products of other tables; the budget and the report stay the same."""
         other = copy.copy(self)
         other._read(tables)
         return other
@@ -163,12 +163,12 @@ class ReasoningTargets:
 
 
 class ReasonedPairs(Dataset):
-    """Pairs whose queries and products contain the reasonings that a model learns to write.
+    """Pairs whose queries and products contain the reasoning that a model learns to write.
 
     Each record gets "reasoning", unless it does not support attributes or is drawn to have none, because a model embeds
     records with and without reasoning into the same space. The draw for record k of a pair depends only on (seed,
-    position, attempt, k), so that pairs remain pure functions of seed and position. Our design (precedent: MOON3.0's
-    joint training of reasoned embeddings, arXiv 2604.00513).
+    position, attempt, k), so pairs remain pure functions of seed and position. Our design (precedent: MOON3.0's joint
+    training of reasoned embeddings, arXiv 2604.00513).
 
     Every pair also gets `query_labels` and `product_labels`: all attributes that the query and the first product
     support in their form, even those that are not written or do not fit. Rewards compare with them.
@@ -176,7 +176,7 @@ class ReasonedPairs(Dataset):
     Args:
         pairs: `training.batches.pairs.PairDataset` of the tables of `targets`. For streams, use `ReasonedRows`.
         targets: the attributes to write.
-        unreasoned_share: the share of records without a reasoning, from 0 to 1.
+        unreasoned_share: the share of records without reasoning, from 0 to 1.
         seed: the seed of the draws.
 
     Raises:
@@ -203,16 +203,16 @@ class ReasonedPairs(Dataset):
 
 
 class ReasonedRows(RowPairs):
-    """The pairs of a stream's rows, with the reasonings that a model learns to write.
+    """The pairs of a stream's rows, with the reasoning that a model learns to write.
 
     Like `ReasonedPairs`, but with the attributes of the row by the rule of `ReasoningTargets`, and only with the row's
     own answer to its query, because the other rows of the stream are not known. The draw for record k depends only on
-    (seed, source, epoch, shard, row, k), so that a row gives the same pair in every process.
+    (seed, source, epoch, shard, row, k), so a row becomes the same pair in every process.
 
     Args:
         sources, options, seed, length: see `RowPairs`.
         targets: the rule and the budget.
-        unreasoned_share: the share of records without a reasoning, from 0 to 1.
+        unreasoned_share: the share of records without reasoning, from 0 to 1.
 
     Raises:
         ValueError: the share is out of range.
@@ -232,7 +232,7 @@ class ReasonedRows(RowPairs):
         self.targets, self.unreasoned_share = targets.of_tables([]), _share(unreasoned_share)
 
     def pair(self, row: StreamRow) -> Pair | BadRow:
-        """Return the row's pair with its reasonings, or the reason why it cannot be made; see `RowPairs.pair`."""
+        """Return the row's pair with its reasoning, or the reason why there is none; see `RowPairs.pair`."""
         pair = super().pair(row)
         if isinstance(pair, BadRow):
             return pair
@@ -270,7 +270,7 @@ def known_values(tables: Sequence[ProductTables]) -> dict[str, frozenset[str]]:
         tables: the training split of each data set.
 
     Returns:
-        REASONING_KEYS → values as written in a reasoning; an empty set for a key without values.
+        REASONING_KEYS → values as written in reasoning; an empty set for a key without values.
     """
     values_of: dict[str, set[str]] = {key: set() for key in REASONING_KEYS}
     for table in tables:
@@ -295,7 +295,7 @@ def control_tokens_of(tokenizer: Any) -> re.Pattern[str]:
 def _supported(row: ProductRow, form: str) -> list[Fact]:
     """Return the facts that a product shows in a form, in the order of REASONING_KEYS, those of the image first."""
     if form not in PRODUCT_FORMS:
-        raise ValueError(f"form: found {form!r}; expected {', '.join(PRODUCT_FORMS)}")
+        raise ValueError(f"form: found {form!r}; expected one of {', '.join(PRODUCT_FORMS)}")
     if form == "mm":
         both = [*_supported(row, "i"), *_supported(row, "t")] if row.images else _supported(row, "t")
         return sorted(both, key=lambda fact: REASONING_KEYS.index(fact.key))
@@ -307,7 +307,7 @@ def _supported(row: ProductRow, form: str) -> list[Fact]:
 
 
 def _report(tables: Sequence[ProductTables]) -> str:
-    """Return a text with the number of products with attributes, and the keys that are left out."""
+    """Return a text with the number of products that have attributes, and the keys that are left out."""
     unknown: Counter[str] = Counter()
     products = able = 0
     for table in tables:

@@ -1,7 +1,7 @@
 """Read and set the environment variables and the state of accelerate.
 
-No other file in `training/` reads these. The names are those of accelerate 1.15;
-`tests/training/libraries/test_accelerate_library.py` compares them with the installed version.
+No other file in `training/` reads these. accelerate 1.15 uses these names;
+`tests/training/libraries/test_accelerate_library.py` checks them against the installed version.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Call a private method of the library datasets.
+"""Call a private method of the `datasets` library.
 
-The name is that of datasets 5.0 to 5.2; `tests/training/libraries/test_datasets_library.py` compares it with the
-installed version.
+datasets 5.0 to 5.2 use this name; `tests/training/libraries/test_datasets_library.py` checks it against the installed
+version.
 """
 
 import datasets

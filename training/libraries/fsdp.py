@@ -1,7 +1,7 @@
 """Adapt a model that FSDP2 shards: the hooks of its layers, its sharded weights, and its class.
 
-No other file in `training/` relies on the internals of FSDP2. The names and signatures are those of torch 2.13;
-`tests/training/libraries/test_fsdp.py` compares them with the installed version.
+No other file in `training/` relies on the internals of FSDP2. torch 2.13 uses these names and signatures;
+`tests/training/libraries/test_fsdp.py` checks them against the installed version.
 """
 
 import contextlib
@@ -67,7 +67,8 @@ class _Whole(torch.autograd.Function):
 
 @contextlib.contextmanager
 def whole_parameters(model: nn.Module, name: str) -> Iterator[None]:
-    """Replace the parameters of a name by whole tensors in a context, for code that reads them outside a forward pass.
+    """Replace the parameters with a given name by whole tensors in a context, for code that reads them outside a
+    forward pass.
 
     Args:
         model: the model. A model that is not sharded does not change.

@@ -1,7 +1,7 @@
 """Read and call private names of transformers' PreTrainedModel.
 
-The names are those of transformers 5.18 to 5.23; `tests/training/libraries/test_pretrained_model.py` compares them with
-the installed version.
+transformers 5.18 to 5.23 use these names; `tests/training/libraries/test_pretrained_model.py` checks them against the
+installed version.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Give private names of transformers' Trainer public ones: methods to override, and state to read.
 
-No other file in `training/` overrides or reads a private name of Trainer or TrainingArguments. The names and signatures
-are those of transformers 5.18 to 5.23; `tests/training/libraries/test_trainer.py` compares them with the installed
+No other file in `training/` overrides or reads a private name of Trainer or TrainingArguments. transformers 5.18 to
+5.23 use these names and signatures; `tests/training/libraries/test_trainer.py` checks them against the installed
 version.
 """
 
@@ -103,13 +103,13 @@ def loss_counters(trainer: Any) -> dict[str, Any]:
 
 
 def restore_loss_counters(trainer: Any, counters: Mapping[str, Any]) -> None:
-    """Restore the counters of `loss_counters`, after Trainer has reset them at the start of a training."""
+    """Restore the counters of `loss_counters`, after Trainer has reset them at the start of training."""
     trainer._tr_loss = torch.tensor(counters["running_loss"], device=trainer.args.device)
     trainer._total_loss_scalar = counters["total_loss"]
     trainer._globalstep_last_logged = counters["last_logged"]
 
 
 def use_plain_cpu_device(arguments: Any) -> None:
-    """Name the device "cpu" instead of "cpu:0", to which torch cannot load in transformers 5.17."""
+    """Use the device name "cpu" instead of "cpu:0", to which torch cannot load in transformers 5.17."""
     if arguments.device.type == "cpu":
         vars(arguments)["_setup_devices"] = torch.device("cpu")

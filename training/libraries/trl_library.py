@@ -1,7 +1,7 @@
 """Give private names of TRL's GRPOTrainer public ones: methods to override, and state to read.
 
-No other file in `training/` overrides or reads a private name of TRL. The names and signatures are those of TRL 1.16;
-`tests/training/libraries/test_trl_library.py` compares them with the installed version.
+No other file in `training/` overrides or reads a private name of TRL. TRL 1.16 uses these names and signatures;
+`tests/training/libraries/test_trl_library.py` checks them against the installed version.
 
 Shape suffixes: L rollouts, T tokens of prompt and completion, C tokens of a completion, R rewards.
 """
@@ -22,7 +22,7 @@ Scores = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class RolloutSteps(GRPOTrainer):
-    """GRPOTrainer that turns its private methods into public ones. By default, each does what TRL does."""
+    """GRPOTrainer that turns its private methods into public ones. By default, each method does what TRL does."""
 
     def roll_out(self, rows: Rows, generate: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
         """Return the tensors of a step's rollouts, with rewards and advantages.

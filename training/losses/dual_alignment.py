@@ -37,8 +37,8 @@ class ContrastiveTerm:
     def loss(self, contrastive: nn.Module) -> Tensor:
         """Return the mean loss of the term's queries.
 
-        A term without queries returns a zero that depends on all vectors: other processes may have queries, and every
-        process must take part in the backward pass of the gathered vectors.
+        A term without queries returns a zero that depends on all vectors, because other processes may have queries, and
+        every process must take part in the backward pass of the gathered vectors.
         """
         if not len(self.query_BD):
             vectors = [self.candidates] if isinstance(self.candidates, Tensor) else self.candidates
@@ -63,8 +63,8 @@ class DualAlignmentLoss(nn.Module):
             without them.
         intra_weight: λ, at least 0; 0 leaves L_intra out.
         symmetric: whether to add the direction text → image to L_intra.
-        router_weight: ρ of the load-balancing loss, at least 0.
-        sparsity_weight: ς of the preference matrix' entropy, at least 0.
+        router_weight: ρ, the weight of the load-balancing loss, at least 0.
+        sparsity_weight: ς, the weight of the entropy of the preference matrix, at least 0.
 
     Raises:
         ValueError: a negative weight or an unknown form.
@@ -86,7 +86,7 @@ class DualAlignmentLoss(nn.Module):
         given = dict(weights or {})
         named = {"intra_weight": intra_weight, "router_weight": router_weight, "sparsity_weight": sparsity_weight}
         if not set(given) <= set(FORMS):
-            raise ValueError(f"weights: found {sorted(given)}; expected {', '.join(FORMS)}")
+            raise ValueError(f"weights: found {sorted(given)}; expected only {', '.join(FORMS)}")
         for name, value in {**{f"weights.{form}": value for form, value in given.items()}, **named}.items():
             if not value >= 0:
                 raise ValueError(f"{name}: found {value}; expected 0 or more")

@@ -37,7 +37,7 @@ def info_nce(
     `s_bj = q_b·c_j/τ`, computed as `softplus(log Σ_n e^{s_bn} - s_bp)`.
 
     Source: MOON, arXiv 2508.11999 §3.2, the training objective (one positive, w = 1); in float32 or wider with a
-    log-sum-exp, so that τ = 0.01 does not overflow. Several positives follow the "out" form of supervised contrastive
+    log-sum-exp, so τ = 0.01 does not overflow. Several positives follow the "out" form of supervised contrastive
     learning, arXiv 2004.11362, but without the other positives in the denominator. Weights are our design: a click
     counts less than a purchase, and a triplet with little trust counts less. Excluded false negatives are our design
     (precedent: Qwen3-VL-Embedding, arXiv 2601.04720).
@@ -48,11 +48,11 @@ def info_nce(
             queue, usually of length one.
         target_B: the index in `candidate_CD` of each query's positive, or of all its positives, padded with -1; see
             `target_lists`.
-        temperature: τ, a positive number without unit.
+        temperature: τ, a positive number without a unit.
         excluded_BC: True for a candidate that is not a valid negative of the query, or an `Exclusion` that computes
             this. A positive is never excluded.
         reduction: "mean" or "sum" over the queries, or "none".
-        weight_B: w of each (query, positive) pair, with the shape of `target_B`, without unit; None: 1.
+        weight_B: w of each (query, positive) pair, with the shape of `target_B`, without a unit; None: 1.
 
     Shapes:
         query_BD (B, D) and candidate_CD (C, D), any float dtype; target_B (B,) or (B, P) int64; weight_B as target_B,
@@ -99,7 +99,7 @@ def streamed_info_nce(
         query_BD, target_B, temperature, reduction, weight_B: as in `info_nce`.
         candidates: as `candidate_CD`, or several such tensors, which are treated as their concatenation. A tensor
             without gradient (a queue) is then neither copied nor differentiated. All targets are in the first tensor.
-        excluded: as in `info_nce`. An `Exclusion` is called for each block, so that no (B, C) mask is stored.
+        excluded: as in `info_nce`. An `Exclusion` is called for each block, so no (B, C) mask is stored.
         block_size: K, the number of candidates that are compared at a time.
 
     Raises:
@@ -240,7 +240,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _reduced(loss_B: Tensor, reduction: str) -> Tensor:
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: found {reduction!r}; expected {', '.join(REDUCTIONS)}")
+        raise ValueError(f"reduction: found {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
     if reduction == "none":
         return loss_B
     return loss_B.mean() if reduction == "mean" else loss_B.sum()

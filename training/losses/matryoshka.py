@@ -26,8 +26,8 @@ class MatryoshkaLoss(nn.Module):
         weights: w of each width in `dims`, above 0. The full width has weight 1. None: all weights are 1.
 
     Raises:
-        ValueError: a width that is below 1, repeated, or above that of the vectors; as many weights as widths are
-            expected, all above 0.
+        ValueError: a width is below 1, repeated, or above that of the vectors; or the weights are not as many as the
+            widths, all above 0.
 
     Relations:
         Wraps `InfoNCELoss` and replaces it.

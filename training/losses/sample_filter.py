@@ -19,8 +19,9 @@ def triplet_trust(positive_B: Tensor, negative_B: Tensor, kappa: float, margin: 
 
     Args:
         positive_B: r_q·r_p, the similarity with the positive.
-        negative_B: r_q·r_n, the similarity with the hard negative. A query without hard negative has -inf, hence φ = 1.
-        kappa: κ, the steepness, without unit.
+        negative_B: r_q·r_n, the similarity with the hard negative. A query without a hard negative has -inf, hence φ =
+            1.
+        kappa: κ, the steepness, without a unit.
         margin: m̄, the required lead of the positive over the hard negative, in cosine similarity.
 
     Shapes:
@@ -38,8 +39,8 @@ class SampleFilter:
 
     Source: MOON2.0, arXiv 2511.12449, for φ, the threshold 0.6 and the decay of m̄, which lets easy, trusted triplets
     come first. The paper does not publish κ, the schedule or the weight; they are our design (precedent: the soft
-    weights of self-paced learning, Jiang et al. 2014). κ = 20 is 1/τ at τ = 0.05, so that φ is the softmax over the
-    positive and the negative. The weight is continuous at the threshold, and the cosine is that of the learning rate.
+    weights of self-paced learning, Jiang et al. 2014). κ = 20 is 1/τ at τ = 0.05, so φ is the softmax over the positive
+    and the negative. The weight is continuous at the threshold, and the cosine is that of the learning rate.
 
     Args:
         threshold: φ below which a triplet counts less, in (0, 1].
@@ -47,7 +48,7 @@ class SampleFilter:
         start: m̄ at the first step, cosine similarity.
         end: m̄ at the last step, at most `start`.
         schedule: "cosine", "linear" or "constant" (m̄ = start).
-        weight: a constant weight of triplets below the threshold, 0 to drop them; None is φ / threshold.
+        weight: a constant weight of triplets below the threshold, 0 to drop them. None: φ / threshold.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -68,7 +69,7 @@ class SampleFilter:
         if not -2 <= self.end <= self.start <= 2:
             raise ValueError(f"start, end: found {self.start}, {self.end}; expected -2 <= end <= start <= 2")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: found {self.schedule!r}; expected {', '.join(SCHEDULES)}")
+            raise ValueError(f"schedule: found {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise ValueError(f"weight: found {self.weight}; expected 0 to 1, or None")
 

@@ -20,14 +20,14 @@ CHOICES = ("hardest", "random")
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """Guards against false negatives, and the number of negatives.
+    """Filters against false negatives, and the number of negatives.
 
     A candidate is in the same category as an answer and within the rank window. It is not a known answer, a variant of an
     answer or the reference product, nor identical to one of these in text and pictures (or to an answer in title and
     pictures). Its similarity is at most `min over known answers of s − margin` and `s − (1 − ratio)·|s|`.
-    Source: MOON, arXiv 2508.11999 §3.2, for "same category, another product"; the guards are our design (precedent: NV-Retriever,
-    arXiv 2407.15831: TopK-shifted, TopK-MarginPos and TopK-PercPos, of which 95 % of the positive's similarity was best;
-    sentence-transformers' `mine_hard_negatives` has the same guards for plain texts).
+    Source: MOON, arXiv 2508.11999 §3.2, for "same category, another product"; the filters are our design (precedent:
+    NV-Retriever, arXiv 2407.15831: TopK-shifted, TopK-MarginPos and TopK-PercPos, of which 95 % of the positive's
+    similarity was best; sentence-transformers' `mine_hard_negatives` has the same filters for plain texts).
 
     Args:
         per_query (`int`): number of negatives for each query. Default 4.
@@ -68,7 +68,7 @@ class MiningOptions:
         if self.category_levels is not None and self.category_levels < 0:
             raise OptionError(f"category_levels: found {self.category_levels}; expected 0 or more, or none")
         if self.choose not in CHOICES:
-            raise OptionError(f"choose: found {self.choose!r}; expected {', '.join(CHOICES)}")
+            raise OptionError(f"choose: found {self.choose!r}; expected one of {', '.join(CHOICES)}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Mined:
 
 
 class ProductIndex:
-    """Codes of the products of a gallery that the guards compare, by row.
+    """Codes of the products of a gallery that the filters compare, by row.
 
     Args:
         products: the gallery, in the order of its vectors.
@@ -114,7 +114,7 @@ class ProductIndex:
         return [self.row_of[name] for name in names if name in self.row_of]
 
     def allowed(self, queries: Sequence[QueryRow], rows: slice) -> Tensor:
-        """Return which products may be hard negatives of each query, by all guards except similarity.
+        """Return which products may be hard negatives of each query, by all filters except similarity.
 
         Args:
             queries: B queries.

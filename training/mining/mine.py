@@ -4,7 +4,7 @@
 
 OUTPUT/queries.parquet is the queries table with the column `negatives` filled for the queries of the split, ready for a
 recipe: data: [{products: …, queries: OUTPUT/queries.parquet}]. OUTPUT/report.json counts the negatives of the queries, and
-the reasons why some queries have fewer. OUTPUT/vectors and OUTPUT/mined are kept: the same command resumes.
+the reasons why some queries have fewer. OUTPUT/vectors and OUTPUT/mined are kept, so that the same command resumes.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class MiningError(ValueError):
 
 @dataclass(frozen=True)
 class MiningJob:
-    """The settings of a mining.
+    """The settings of a mining run.
 
     Args:
         output: folder to write.
@@ -65,9 +65,9 @@ class MiningJob:
             as in training. "all": all queries and products. Default "train".
         batch_size (`int`): number of queries or products in a batch of encoding. Default 32.
         shard_rows (`int`): number of queries or products in a shard; an interruption loses at most one shard. Default 1024.
-        overwrite (`bool`): replace another mining in the folder. Default False.
+        overwrite (`bool`): replace the results of an earlier mining run in the folder. Default False.
         progress (`bool`): show a progress bar. Default True.
-        options: the guards, see MiningOptions.
+        options: the filters, see MiningOptions.
 
     Raises:
         MiningError: a number is below 1.
@@ -95,7 +95,7 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
         model, processor: from `retrieval.encode.load_for_evaluation`.
         tables: the whole data set.
         job: see MiningJob.
-        model_path: folder of the model; its weights distinguish this mining from a mining with another model.
+        model_path: folder of the model; its weights distinguish this mining run from one with another model.
 
     Returns:
         The report: queries, "negatives" (number of negatives → number of queries), "reasons" (why negatives are missing →
@@ -103,7 +103,8 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
         `retrieval.shortened.shortened_summary`) and its limit "max_tokens".
 
     Raises:
-        MiningError: the split has no queries or no products, or the folder holds a mining with another model or data.
+        MiningError: the split has no queries or no products, or the folder holds the results of a mining run with
+            another model or other data.
         TableError: the split does not exist.
     """
     split_tables = with_splits(tables) if set(tables.splits) <= {EVERY_SPLIT} and job.split != EVERY_SPLIT else tables
@@ -140,7 +141,7 @@ def mine(model: Any, processor: Any, tables: ProductTables, job: MiningJob, mode
 
 
 class _Store:
-    """The folder of a mining: vectors and mined queries by shard, each written atomically."""
+    """The folder of a mining run: vectors and mined queries by shard, each written atomically."""
 
     def __init__(self, job: MiningJob, part: ProductTables, encoder: str, model_path: str) -> None:
         self.folder, self.job = job.output, job
@@ -153,7 +154,7 @@ class _Store:
         elif stored is not None and stored["made_of"] != made_of:
             differing = ", ".join(key for key in made_of if stored["made_of"].get(key) != made_of[key])
             raise MiningError(
-                f"{self.folder} holds vectors of another {differing}; expected another output, or --overwrite"
+                f"{self.folder}: the {differing} of the stored vectors differs; expected another output, or --overwrite"
             )
         elif stored is not None and stored["mined_by"] != mined_by:
             self._clear(_MINED)  # the vectors remain valid
@@ -196,7 +197,7 @@ class _Store:
                 yield start, torch.from_numpy(shard["vectors"])
 
     def vectors_of(self, kind: str, wanted: Sequence[int]) -> torch.Tensor:
-        """Return the vectors of some rows, reading each shard once."""
+        """Return the vectors of the selected rows, reading each shard once."""
         found: dict[int, torch.Tensor] = {}
         for start in sorted({row - row % self.job.shard_rows for row in wanted}):
             with np.load(self._vectors(kind, start)) as shard:
@@ -373,11 +374,11 @@ def _report(
 def report_text(report: dict[str, Any]) -> str:
     """Return the report as readable text."""
     lines = [f"{report['data']}, split {report['split']}: {report['queries']} queries, {report['products']} products"]
-    lines += [f"  {queries} queries got {count} negatives" for count, queries in report["negatives"].items()]
+    lines += [f"  {queries} queries have {count} negatives" for count, queries in report["negatives"].items()]
     for reason, queries in report["reasons"].items():
         more = ", …" if queries > _EXAMPLES else ""
         examples = ", ".join(report["examples"][reason])
-        lines.append(f"  {queries} queries got fewer negatives than requested: {reason} ({examples}{more})")
+        lines.append(f"  {queries} queries have fewer negatives than requested: {reason} ({examples}{more})")
     for kind, unread in report["unreadable"].items():
         lines += [f"  cannot be encoded: {kind} {row['item']}, {row['field']}: {row['reason']}" for row in unread]
     if report["shortened"]["items"]:
@@ -400,7 +401,7 @@ def _weights_digest(model_path: str) -> str:
 
 
 def _settings_digest(processor: Any) -> str:
-    """Return a digest of the settings of a processor, which decide on prompts and on sizes of pictures."""
+    """Return a digest of the settings of a processor, which determine the prompts and the sizes of pictures."""
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 

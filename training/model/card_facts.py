@@ -1,7 +1,7 @@
 """Collect the facts of a checkpoint's card from its files and from the card of its base.
 
-Each step that changes weights is recorded in `model_card.json`. A training copies the steps of the checkpoint that it
-starts from (`training.runs.cards`), so that data and base are known after any number of trainings.
+Each step that changes weights is recorded in `model_card.json`. A training run copies the steps of the checkpoint that
+it starts from (`training.runs.cards`), so data and base are known after any number of training runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OUR_LICENCE = "apache-2.0"
 """The licence of the code, of the drawn catalogue and of random weights."""
 RANDOM_TAG = "random-weights"
 WIDTHS = "Matryoshka widths"
-"""The detail of a training step that lists the smaller widths of the training."""
+"""The detail of a training step that lists the smaller widths that were trained."""
 _EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 _MOON_SETTINGS = ("expert_routing", "num_experts", "num_experts_per_token", "readout", "fusion", "fire_layers")
 
@@ -41,7 +41,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def stated_licence(folder: Path) -> Licence:
-    """Return the licence in the metadata of a folder's README.md; an empty one if it states none.
+    """Return the licence that a folder's README.md states in its metadata, or an empty licence.
 
     Args:
         folder: the folder of a checkpoint or data set.
@@ -83,7 +83,7 @@ def sizes_of(folder: Path, steps: Iterable[Step]) -> Sizes:
 
     Args:
         folder: its folder.
-        steps: the steps of its making, which contain the smaller widths of trainings.
+        steps: the steps in which it was made, which contain the smaller widths that were trained.
     """
     config, files = _json(folder / "config.json"), sorted(folder.glob("*.safetensors"))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -114,11 +114,11 @@ def sizes_of(folder: Path, steps: Iterable[Step]) -> Sizes:
 
 
 def settings_of(folder: Path, steps: Iterable[Step]) -> dict[str, Any]:
-    """Return the settings of architecture and processor on a card.
+    """Return the settings of the architecture and of the processor, as a card lists them.
 
     Args:
         folder: the checkpoint.
-        steps: the steps of its making, which contain the preset.
+        steps: the steps in which it was made, which contain the preset.
     """
     config, processor = _json(folder / "config.json"), _json(folder / "processor_config.json")
     presets = [step.details["preset"] for step in steps if "preset" in step.details]
@@ -141,7 +141,7 @@ def kind_of(folder: Path) -> Literal["moon", "dual_tower", "adapter"]:
         model_type = _json(folder / "config.json").get("model_type")
         if model_type in ("moon", "moon_dual_tower"):
             return "moon" if model_type == "moon" else "dual_tower"
-        raise CardError(f"{folder}: found a checkpoint of type {model_type!r}; expected a Moon or a dual tower")
+        raise CardError(f"{folder}: found a checkpoint of type {model_type!r}; expected a Moon model or a dual tower")
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     raise CardError(f"{folder}: found no config.json; expected a checkpoint's folder")
@@ -167,7 +167,7 @@ def facts_of(folder: Path, name: str, steps: Sequence[Step], *, source: str | No
     Args:
         folder: its folder.
         name: the heading of the card.
-        steps: the steps of its making.
+        steps: the steps in which it was made.
         source: the name that the code on the card loads. Default: the folder's name.
     """
     kind = kind_of(folder)

@@ -48,7 +48,7 @@ def _write_modules(folder: Path) -> None:
 
 
 def mark_adapter(folder: str | Path) -> None:
-    """Write the files by which sentence-transformers finds our module, which says what to load instead of the adapter.
+    """Write the files that lead sentence-transformers to our module, whose error says which model to load instead.
 
     Args:
         folder: the adapter's folder, which exists.
@@ -78,7 +78,7 @@ def save_moon(model: Any, processor: Any, folder: str | Path, *, lm_head_from: s
     wrapped = weights_under_adapters(model)
     if wrapped:
         raise ValueError(
-            f"model: found that adapters wrap {len(wrapped)} weights, such as {wrapped[0]}; expected the model that "
+            f"model: adapters wrap {len(wrapped)} weights, such as {wrapped[0]}; expected the model that "
             "merge_and_unload() returns"
         )
     if lm_head_from is not None or not hasattr(model, "lm_head"):

@@ -9,7 +9,7 @@ class MatrixPatches(nn.Conv3d):
     """A convolution whose kernel covers its whole input, computed as a matrix product. Our design.
 
     The weights and their names are those of the convolution, and so is the result up to the rounding of float32. On one
-    CPU core, the convolution takes a quarter of the training step of a small model, the matrix product 2 %.
+    CPU core, the convolution takes a quarter of the training step of a small model; the matrix product takes 2 %.
 
     Shapes:
         (P, C, K1, K2, K3) of kernel size (K1, K2, K3) → (P, D, 1, 1, 1).

@@ -7,7 +7,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 WHOLE_MODULES = ("visual", "router", "fire", "fusion", "detail_mergers", "projection", "lm_head")
-"""Modules whose linear layers are not quantized: those of pictures, and small ones that route or come last."""
+"""Modules whose linear layers are not quantized: those that see pictures, and small ones that route or come last."""
 
 
 def check_quantization(model: Any) -> None:
@@ -17,7 +17,8 @@ def check_quantization(model: Any) -> None:
         model: a `training.recipe.model.ModelArguments`.
 
     Raises:
-        ValueError: the recipe has no adapters or another architecture, or the machine no CUDA GPU or no bitsandbytes.
+        ValueError: the recipe has no adapters or an unsupported architecture, or the machine lacks a CUDA GPU or
+            bitsandbytes.
     """
     if model.quantization == "none":
         return
@@ -29,7 +30,7 @@ def check_quantization(model: Any) -> None:
     if not torch.cuda.is_available():
         raise ValueError(f"{found} on a machine without a CUDA GPU; expected a CUDA GPU, or quantization none")
     if not is_bitsandbytes_available():
-        raise ValueError(f"{found} without the package bitsandbytes; expected pip install bitsandbytes, or none")
+        raise ValueError(f"{found} without the package bitsandbytes; run pip install bitsandbytes, or set none")
 
 
 def quantization_config(kind: str) -> BitsAndBytesConfig | None:
@@ -42,7 +43,7 @@ def quantization_config(kind: str) -> BitsAndBytesConfig | None:
     embeddings. If every layer has experts, only the attention of the text model becomes smaller. peft's
     `prepare_model_for_kbit_training` is not called, because it would cast experts and embeddings, most of the weights,
     to float32. The base is frozen when adapters are added, normalizations compute in float32 anyway, and
-    `gradient_checkpointing` of the recipe is not reentrant, so that inputs do not need a gradient.
+    `gradient_checkpointing` of the recipe is not reentrant, so inputs do not need a gradient.
 
     Args:
         kind: "none", "8bit" or "4bit".

@@ -1,7 +1,8 @@
-"""Make a small vision-language base with random weights, in the format of the Qwen checkpoints on the hub.
+"""Make a small vision-language base with random weights, in the format of the Qwen checkpoints on the Hub.
 
 It replaces `Qwen/Qwen3-VL-*` and `Qwen/Qwen2.5-VL-*` if nothing can be downloaded: in the quickstart, the smoke
-recipes, trainings from random weights and the tests. `training.model.upcycle` converts it like a pretrained checkpoint.
+recipes, training runs from random weights, and the tests. `training.model.upcycle` converts it like a pretrained
+checkpoint.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class SmallBaseConfig:
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
-            raise ValueError(f"small_base.backbone: found {self.backbone!r}; expected {', '.join(BACKBONES)}")
+            raise ValueError(f"small_base.backbone: found {self.backbone!r}; expected one of {', '.join(BACKBONES)}")
         for name, divisor in (("hidden_size", self.head_dim), ("vision_hidden_size", 32), ("head_dim", 8)):
             if getattr(self, name) <= 0 or getattr(self, name) % divisor:
                 raise ValueError(
@@ -222,8 +223,8 @@ tags: [{RANDOM_TAG}]
 def make_base(folder: str | Path, *, texts: Iterable[str], **sizes: Any) -> Path:
     """Write a random base checkpoint: configuration, weights, tokenizer, chat template and image-processor settings.
 
-    Our design, with the file layout of the Qwen repositories on the hub. The byte-pair vocabulary is learned from
-    `texts`. Its alphabet is bytes, so that any text can be tokenized.
+    Our design, with the file layout of the Qwen repositories on the Hub. The byte-pair vocabulary is learned from
+    `texts`. Its alphabet is bytes, so any text can be tokenized.
 
     Args:
         folder: the folder to write, which is created if necessary.

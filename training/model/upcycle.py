@@ -2,8 +2,8 @@
 
     moon3 upcycle --base Qwen/Qwen3-VL-2B-Instruct --out moon1-2b --preset moon1
 
-Tensors are read, renamed and written one at a time, so that memory stays near the size of an output shard, whatever the
-size of the base.
+Tensors are read, renamed and written one at a time, so memory stays near the size of an output shard, whatever the size
+of the base.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TOKEN_FIELDS = {
     "think_start_token_id": "<think>",
     "think_end_token_id": "</think>",
 }
-# Names of tensors in checkpoints of the two families on the hub, oldest first, and Moon's names.
+# Names of tensors in checkpoints of the two families on the Hub, oldest first, and Moon's names.
 _RENAMES = (
     (r"^(?:model\.)?visual\.", "model.vlm.visual."),
     (r"^(?:model\.)?language_model\.(?:model\.)?", "model.vlm.language_model."),
@@ -99,15 +99,15 @@ def upcycle(
         The folder `out`.
 
     Raises:
-        UpcycleError: the preset or dtype is unknown, `MoonConfig` or the processor rejects a value, the base has
-            another architecture or is not in safetensors, or a tensor is missing, unexpected or of another shape.
+        UpcycleError: the preset or dtype is unknown, `MoonConfig` or the processor rejects a value, the base has an
+            unsupported architecture or is not in safetensors, or a tensor is missing, unexpected or of the wrong shape.
         OutputError: `out` exists and `overwrite` is False.
     """
     out = Path(out)
     if preset not in PRESETS:
-        raise UpcycleError(f"preset: found {preset!r}; expected {', '.join(PRESETS)}")
+        raise UpcycleError(f"preset: found {preset!r}; expected one of {', '.join(PRESETS)}")
     if dtype is not None and dtype not in DTYPES:
-        raise UpcycleError(f"dtype: found {dtype!r}; expected {', '.join(DTYPES)} or None")
+        raise UpcycleError(f"dtype: found {dtype!r}; expected one of {', '.join(DTYPES)} or None")
     if out.is_file():
         raise OutputError(f"out: found the file {out}; expected a folder to write")
     if out.exists() and not overwrite and any(out.iterdir()):
@@ -190,7 +190,7 @@ def _local_folder(base: str | Path) -> Path:
         return Path(snapshot_download(str(base), allow_patterns=_READ))
     except (OSError, ValueError) as error:
         raise UpcycleError(
-            f"base: found {base!r}, which is not a folder and cannot be downloaded from the hub ({error}); expected a "
+            f"base: found {base!r}, which is not a folder and cannot be downloaded from the Hub ({error}); expected a "
             "checkpoint's folder or a hub id"
         ) from error
 
@@ -201,7 +201,7 @@ def _read_base_config(folder: Path) -> Any:
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     if model_type not in BACKBONES:
         raise UpcycleError(
-            f"{folder}: found model type {model_type!r}, which cannot be upcycled; expected {', '.join(BACKBONES)} "
+            f"{folder}: cannot upcycle model type {model_type!r}; expected one of {', '.join(BACKBONES)} "
             "(dense Qwen3-VL, Qwen3-VL-Embedding and Qwen2.5-VL checkpoints)"
         )
     config = AutoConfig.from_pretrained(folder)
@@ -225,7 +225,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UpcycleError(f"{folder}: found no *.safetensors file; expected one, or several with an index")
     for file in files:
         if not file.exists():
-            raise UpcycleError(f"{folder}: found no {file.name}; expected it, because the index names it")
+            raise UpcycleError(f"{folder}: found no {file.name}; expected this file, because the index lists it")
     return files
 
 
@@ -369,7 +369,9 @@ def _write_shards(
         shard[name] = tensor
         total += size
     if left:
-        raise UpcycleError(f"base: found no tensors {', '.join(sorted(left)[:5])} ({len(left)} missing); expected all")
+        raise UpcycleError(
+            f"base: {len(left)} tensors are missing, such as {', '.join(sorted(left)[:5])}; expected all"
+        )
     flush()
     _name_shards(shards, out, total)
 

@@ -65,8 +65,8 @@ def gather_all_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Concatenate the rows of all processes, so that the loss of each process has a gradient in all encoders.
 
     With the mean loss of each process and gradients averaged over processes (as in DDP), the result is the gradient of
-    the mean loss over the global batch. `accelerate.gather` does not have a gradient, and a gather without gradient in
-    which the own slice is replaced lacks the gradient of the other processes' losses.
+    the mean loss over the global batch. `accelerate.gather` does not have a gradient, and a gather without gradient, in
+    which a process replaces its own slice, lacks the gradient of the other processes' losses.
 
     All tensors are sent in a single collective, because processes could run several backward passes in different order.
 

@@ -1,4 +1,4 @@
-"""Check that a recipe works with the launcher, which distributes a training over processes.
+"""Check that a recipe works with the launcher, which distributes the training over processes.
 
 `accelerate launch --config_file training/launch/fsdp2.yaml` passes its settings in environment variables. DeepSpeed
 requires a GPU, and we have not tested it; recipes that cannot work with it raise an error.
@@ -31,11 +31,13 @@ def check_launch(recipe: Any) -> None:
         ValueError: the message names the key of the recipe or the variable of the launcher.
     """
     if is_enabled(USE_PARALLELISM_CONFIG):
-        raise ValueError(f"accelerate: found {USE_PARALLELISM_CONFIG}; expected the files of training/launch")
+        raise ValueError(
+            f"accelerate: {USE_PARALLELISM_CONFIG} is not supported; launch with a file in training/launch"
+        )
     backend = sharding_backend()
     if backend is None:
         return
-    training, accepted = recipe.training, "expected training/launch/ddp.yaml, or"
+    training = recipe.training
     unsupported = (
         (recipe.model.architecture != "moon", "architecture", recipe.model.architecture, "moon"),
         (recipe.model.quantization != "none", "quantization", recipe.model.quantization, "none"),
@@ -46,7 +48,10 @@ def check_launch(recipe: Any) -> None:
     )
     for is_set, key, found, supported in unsupported:
         if is_set:
-            raise ValueError(f"{key}: found {found} with a launch for {backend}; {accepted} {supported}")
+            raise ValueError(
+                f"{key}: {backend} does not support {found}; expected {supported}, or a launch with "
+                "training/launch/ddp.yaml"
+            )
     if backend == "fsdp":
         _check_fsdp()
     else:
@@ -84,7 +89,9 @@ def _check_deepspeed(recipe: Any) -> None:
             "runs on a CPU"
         )
     if not is_deepspeed_available():
-        raise ValueError("DeepSpeed: found no package deepspeed; expected pip install deepspeed, or fsdp2.yaml")
+        raise ValueError(
+            "DeepSpeed: the package deepspeed is not installed; run pip install deepspeed, or use fsdp2.yaml"
+        )
     found = os.environ.get(DEEPSPEED_CONFIG_FILE, "none")
     if found != "none":
         raise ValueError(
@@ -92,8 +99,8 @@ def _check_deepspeed(recipe: Any) -> None:
         )
     if recipe.loss.encode_chunk_size is not None:
         raise ValueError(
-            f"encode_chunk_size: found {recipe.loss.encode_chunk_size} with DeepSpeed, which runs the backward pass "
-            "itself; expected null, or training/launch/fsdp2.yaml"
+            f"encode_chunk_size: {recipe.loss.encode_chunk_size} does not work with DeepSpeed, which runs the "
+            "backward pass itself; expected null, or training/launch/fsdp2.yaml"
         )
     if zero_stage() not in (2, 3):
         raise ValueError(
@@ -110,13 +117,13 @@ def _check_zero3(recipe: Any) -> None:
         seen = [form for form, share in mix.items() if share > 0 and form != "t"]
         if seen:
             raise ValueError(
-                f"{key}: found {', '.join(seen)} with ZeRO-3, where all processes must run the vision tower together; "
-                "expected t (text) alone, or training/launch/fsdp2.yaml, which allows every mix"
+                f"{key}: {', '.join(seen)} cannot be used with ZeRO-3, where all processes must run the vision tower "
+                "together; expected t (text) alone, or training/launch/fsdp2.yaml, which allows every mix"
             )
     for key in ("dual_alignment", "sparsity_weight"):
         if getattr(recipe.loss, key):
             raise ValueError(
-                f"{key}: found {getattr(recipe.loss, key)} with ZeRO-3, which shards the weights that it reads; "
+                f"{key}: {getattr(recipe.loss, key)} does not work with ZeRO-3, which shards the weights that it reads; "
                 "expected the key to be left out, or training/launch/fsdp2.yaml"
             )
 

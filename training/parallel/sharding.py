@@ -1,9 +1,10 @@
 """Shard the contrastive stage with FSDP2, although processes have batches of different content.
 
-A sharded model gathers the weights of a layer from all processes whenever the layer runs, so that all processes must
-run the same layers in the same order. The modalities, forms and chunks that a process encodes depend on its batch. The
-vision tower is therefore not sharded by itself but with the root of the model, and a process with fewer forward passes
-than another runs idle ones. Our design (precedent: torch's Join for processes with different numbers of batches).
+A sharded model gathers the weights of a layer from all processes whenever the layer runs, so all processes must run the
+same layers in the same order. The modalities, forms and chunks that a process encodes depend on its batch. The vision
+tower is therefore not sharded by itself but with the root of the model, and a process with fewer forward passes than
+others runs additional idle passes. Our design (precedent: torch's Join for processes with different numbers of
+batches).
 
 Shape suffixes: D embedding width.
 """
@@ -57,7 +58,9 @@ def use_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
         raise ValueError(f"fsdp_version: found {plugin.fsdp_version}; expected 2, as in training/launch/fsdp2.yaml")
     plugin.transformer_cls_names_to_wrap = decoder_layers(model)
     if precision not in _PRECISIONS:
-        raise ValueError(f"mixed_precision: found {precision} with FSDP; expected {', '.join(_PRECISIONS)}")
+        raise ValueError(
+            f"mixed_precision: {precision} does not work with FSDP; expected one of {', '.join(_PRECISIONS)}"
+        )
     dtype = _PRECISIONS[precision]
     if dtype is not None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -96,7 +99,7 @@ class EvenPart(BatchPart):
 
 
 def even_parts(parts: Sequence[BatchPart], device: torch.device) -> list[EvenPart]:
-    """Return parts for which all processes run the same number of forward passes, part by part.
+    """Return the parts with idle passes, so that all processes run the same number of forward passes for each part.
 
     Args:
         parts: the parts of this process.

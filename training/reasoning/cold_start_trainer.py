@@ -71,15 +71,15 @@ class WritingEncoder:
 
 
 class ColdStartTrainer(ContrastiveTrainer):
-    """ContrastiveTrainer whose model also learns to write the reasonings in the batches.
+    """ContrastiveTrainer whose model also learns to write the reasoning texts in the batches.
 
-    `L = α · L_CE + β · L_contrastive`, with `L_CE = −1/N · Σ_n log p(y_n | y_<n, x)` over the N tokens of all
-    reasonings, with their `</think>`, of queries and products of all processes. L_contrastive is the objective of
-    ContrastiveTrainer, with the vectors after the reasonings.
+    `L = α · L_CE + β · L_contrastive`, with `L_CE = −1/N · Σ_n log p(y_n | y_<n, x)` over the N tokens of all reasoning
+    texts, with their `</think>`, of queries and products of all processes. L_contrastive is the objective of
+    ContrastiveTrainer, with the vectors after the reasoning.
 
-    Source: LREM, arXiv 2510.14321, cold start (α = 0.1, β = 1); that of MOON3.0, arXiv 2604.00513, is not published.
-    Reasonings of both queries and products, and the mean over all tokens, are our design. With gradient accumulation,
-    each micro-batch has its own N.
+    Source: LREM, arXiv 2510.14321, cold start (α = 0.1, β = 1); the cold start of MOON3.0, arXiv 2604.00513, is not
+    published. Reasoning texts for both queries and products, and the mean over all tokens, are our design. With
+    gradient accumulation, each micro-batch has its own N.
 
     Args:
         ce_weight: α, at least 0. Default: 0.1. 0: the output layer is not used.
@@ -112,7 +112,7 @@ class ColdStartTrainer(ContrastiveTrainer):
             )
         if self.options.dual_alignment:
             raise ValueError(
-                "dual_alignment: found True in a cold start; expected False, because forms do not have reasonings"
+                "dual_alignment: found True in a cold start; expected False, because forms do not have reasoning"
             )
         self.ce_weight, self.contrastive_weight = float(ce_weight), float(contrastive_weight)
 
@@ -127,7 +127,8 @@ class ColdStartTrainer(ContrastiveTrainer):
         missing = [side for side in ("queries", "products") if "labels" not in inputs[side]]
         if missing:
             raise ValueError(
-                f"batch: found no labels of {' and '.join(missing)}; expected a collator with reasoning 'given' or 'mixed'"
+                f"batch: found no labels for {' and '.join(missing)}; expected a collator with reasoning 'given' or "
+                "'mixed'"
             )
         return super()._parts(inputs)
 

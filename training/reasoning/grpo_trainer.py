@@ -1,4 +1,4 @@
-"""Train GRPO with TRL: reward the reasonings that the model generates, together with InfoNCE over their vectors.
+"""Train GRPO with TRL: reward the reasoning that the model generates, together with InfoNCE over its vectors.
 
 Shape suffixes: B pairs of this process, G rollouts of one side of a pair, L = 2 · B · G rollouts of this process in the
 order pair, side (query first), rollout; N products without reasoning; D embedding width.
@@ -60,14 +60,14 @@ _ENDING_TOKENS = 2
 
 @dataclass
 class _VectorGradient:
-    """The gradient of the InfoNCE with respect to the vectors of a forward pass of records without reasoning."""
+    """The gradient of the InfoNCE for the vectors of one forward pass over records without reasoning."""
 
     inputs: dict[str, Tensor]
     gradient_RD: Tensor
 
 
 class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
-    """Train Moon with TRL's GRPO: G reasonings of each query and product, rewarded by the vectors after them.
+    """Train Moon with TRL's GRPO: G reasoning texts for each query and product, rewarded by the vectors after them.
 
     `L = w · L_GRPO + λ · L_InfoNCE`; see `training.reasoning.rollout_terms.rollout_loss` for the second term. Source:
     MOON3.0, arXiv 2604.00513, joint contrastive and reinforcement learning; weights of LREM, arXiv 2510.14321; the rest
@@ -88,18 +88,18 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         loss: `InfoNCELoss` or `MatryoshkaLoss`.
         queue: the products of past steps.
         rewards: name of a reward → weight; see `training.rewards`.
-        reasoning, options: the recipe's keys of the stage, and those of the loss, of which negative_margin and
+        reasoning, options: the recipe's keys of the stage, and its keys of the loss, of which negative_margin and
             queue_warmup_steps are read.
-        allow_urls: download pictures from public addresses. Default: False.
+        allow_urls: download pictures from public URLs. Default: False.
         known_values: attribute key → values in the training data, for the rewards.
         save_records: called with each checkpoint folder, to write the recipe and the provenance.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
-        ResumeError: a checkpoint was written by another number of processes, or lacks weights of this model.
+        ResumeError: a checkpoint was written by a different number of processes, or lacks weights of this model.
         UnreadableBatchError: a pair cannot be read and does not have a readable substitute.
-        ValueError: the weights are sharded (FSDP, DeepSpeed), so that the encoder cannot be called by itself, or vLLM
-            is used with pictures, to which TRL passes only ids.
+        ValueError: the weights are sharded (FSDP, DeepSpeed), so the encoder cannot be called by itself; or vLLM, to
+            which TRL passes only ids, is used with pictures.
     """
 
     state_name = "reasoning_state"
@@ -128,7 +128,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         args = copy.copy(args)
         ahead = _take_workers(args)
         args.reward_weights = list(rewards.values())
-        args.beta = 0.0  # TRL would load the reference from the hub; ours is a copy of the policy
+        args.beta = 0.0  # TRL would load the reference from the Hub; ours is a copy of the policy
         functions = [reward_function(name) for name in rewards]
         super().__init__(
             model=model,
@@ -176,7 +176,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         _writer(self.model).generation_config = copy.deepcopy(generation)
 
     def continue_exactly(self) -> None:
-        """Restore the settings of the model, whose tokens Trainer has changed, and the values of `ExactResumption`."""
+        """Restore the settings of the model, whose token ids Trainer has changed, and the values of `ExactResumption`."""
         self._restore_settings()
         super().continue_exactly()
 
@@ -209,7 +209,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         pictures.pop("num_images", None)
         if pictures and self.use_vllm:
             names = sorted({item_name(pair, side) for pair in self._prompts.pairs for side in SIDES})
-            raise ValueError(f"vllm: found pictures in a step with {names[:5]}; expected only texts, or vllm: false")
+            raise ValueError(f"vllm: found pictures in the prompts of {names[:5]}; expected only texts, or vllm: false")
         return self._prompts.ids, None, pictures
 
     def generation_context(self) -> AbstractContextManager:
@@ -217,7 +217,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         return self.accelerator.autocast()
 
     def reward_rows(self, rows: Rows, prompts: list, completion_ids: list[list[int]]) -> Rows:
-        """Return the columns of the rewards: parsed reasonings, labels, titles and similarities."""
+        """Return the columns that the rewards read: parsed reasoning, labels, titles and similarities."""
         assert self._prompts is not None
         step = self._prompts
         vectors = self._vectors_of(completion_ids)
@@ -397,7 +397,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         self._metric("candidates", sum(fact["candidates"] for fact in self._facts) / len(self._facts))
 
     def _measure_groups(self) -> None:
-        """Count the groups without an advantage, because all their rollouts have the same reward."""
+        """Count the groups that have no advantage because all their rollouts have the same reward."""
         groups = self.args.generation_batch_size // self.num_generations
         metrics = training_metrics(self)
         metrics["degenerate_groups"].append(metrics["frac_reward_zero_std"][-1] * groups)
@@ -481,14 +481,14 @@ def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -
         "use_vllm": reasoning.vllm,
         "vllm_mode": "colocate",
         "vllm_model_impl": "transformers",
-        # As in inference: the token that ends a reasoning, and the suppressed tokens.
+        # As in inference: the token that ends the reasoning, and the suppressed tokens.
         "generation_kwargs": _generation_options(config.think_end_token_id, generation.suppress_tokens, reasoning.vllm),
     }
     return GRPOConfig(**values)
 
 
 def _generation_options(close: int, suppressed: list[int], vllm: bool) -> dict[str, Any]:
-    """Return the options for the token that ends a rollout and for suppressed tokens, of transformers or of vLLM."""
+    """Return the options of transformers or vLLM for the token that ends a rollout and for suppressed tokens."""
     if vllm:
         return {"stop_token_ids": [close], "logit_bias": dict.fromkeys(suppressed, -100.0)}
     return {"eos_token_id": [close], "suppress_tokens": suppressed}
@@ -529,6 +529,6 @@ def _with_pictures(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _title(pair: Any, side: str) -> str | None:
-    """Return the text that a reasoning must not contradict: that of a query, or the title of a product."""
+    """Return the text that the reasoning must not contradict: the text of a query, or the title of a product."""
     record = pair.query if side == "query" else pair.products[0]
     return record.get("text" if side == "query" else "title")

@@ -52,8 +52,8 @@ def rollout_loss(
     reasoning. Every term has the same candidates: the products of all processes, as rollouts and without reasoning, and
     the queue. Rollouts of a product are not negatives of its queries.
 
-    Source: MOON3.0 (GRPO with InfoNCE, arXiv 2604.00513) with all G rollouts as in LREM, arXiv 2510.14321; the
-    mix of the two kinds is our design.
+    Source: MOON3.0 (GRPO with InfoNCE, arXiv 2604.00513) with all G rollouts as in LREM, arXiv 2510.14321; the mix of
+    vectors with and without reasoning is our design.
 
     Args:
         vectors: the vectors of this process.
@@ -63,7 +63,8 @@ def rollout_loss(
         queued: the candidates of past steps, or None.
         contrastive: `InfoNCELoss` or `MatryoshkaLoss`.
         unreasoned_share: u, from 0 to 1.
-        margin: exclude negatives that are nearer than the positive by more than this. None: do not exclude them.
+        margin: exclude negatives whose similarity exceeds that of the positive by more than this. None: do not exclude
+            them.
 
     Shapes:
         Scalars "loss", and "loss_reasoned", "loss_to_plain", "loss_from_plain", "loss_plain" if their weight is not 0.
@@ -115,7 +116,9 @@ def _facts(batch: Mapping[str, Any], times: int) -> QueryFacts:
 
 @dataclass
 class RolloutSimilarities:
-    """The similarities of rollouts. Lists have an entry for each rollout, by pair, side (query first) and rollout.
+    """The similarities of rollouts. Lists have one entry for each rollout.
+
+    The order is: pair, side (query first), rollout.
 
     Shapes:
         positive: (G,) float32, cosine with each rollout of the pair's other side. negative: (K,) float32, cosine with

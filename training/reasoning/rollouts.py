@@ -42,7 +42,7 @@ def item_name(pair: Pair, side: str) -> str:
 
 @dataclass
 class Prompts:
-    """The prompts of a step and process: for each pair G times its query, then G times its product.
+    """The prompts of a process in a step: for each pair, its query G times, then its product G times.
 
     Args:
         ids: token ids of each rollout's prompt, up to `<think>`.
@@ -61,7 +61,7 @@ class Prompts:
     rollouts: int
 
     def pictures(self, start: int = 0, stop: int | None = None) -> dict[str, Any]:
-        """Return the pictures of some rollouts as model inputs, and their number in each; empty without pictures."""
+        """Return the pictures of selected rollouts as model inputs, and the number in each; empty without pictures."""
         part = slice(start, stop)
         grids = self.grids[part]
         if not any(len(grid) for grid in grids):
@@ -105,14 +105,14 @@ class PromptCollator(PairCollator):
         """Return the prompts of rows of `rollout_dataset`, each repeated G times.
 
         Raises:
-            ValueError: the rows are in another order.
+            ValueError: the rows are in a different order.
         """
         numbers = [row["pair"] for row in rows[:: 2 * self.rollouts]]
         wanted = [(number, side) for number in numbers for side in SIDES for _ in range(self.rollouts)]
         if [(row["pair"], row["prompt"]) for row in rows] != wanted:
             raise ValueError(
-                f"rows: found another order; expected the query of each pair {self.rollouts} times, then its product "
-                f"{self.rollouts} times"
+                f"rows: found a different order; expected the query of each pair {self.rollouts} times, then its "
+                f"product {self.rollouts} times"
             )
         pairs = [self.pairs[number] for number in numbers]
         batch = self(pairs)
@@ -201,7 +201,7 @@ class PromptsAhead:
 
 
 class _StepPrompts(TorchDataset):
-    """The rows and prompts of a step and of the following steps."""
+    """The rows and prompts of a step and of the steps after it."""
 
     def __init__(self, collator: PromptCollator, rows: Rows, stride: int) -> None:
         self.collator, self.rows, self.stride = collator, rows, stride
@@ -224,7 +224,7 @@ def _unchanged(prompts: Any) -> Any:
 
 
 def _rows(inputs: Mapping[str, Tensor]) -> list[tuple[list[int], Tensor, Tensor]]:
-    """Return the ids without padding, the grids and the patches of each row of a batch of the processor."""
+    """Return the ids without padding, the grids and the patches of each row of a batch from the processor."""
     ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     counts = images_per_row(inputs).tolist()
     grid = inputs["image_grid_thw"] if "image_grid_thw" in inputs else torch.zeros(0, 3, dtype=torch.int64)
@@ -239,7 +239,7 @@ def _rows(inputs: Mapping[str, Tensor]) -> list[tuple[list[int], Tensor, Tensor]
 def with_ending(input_ids: Tensor, attention_mask: Tensor, tokens: int, config: Any) -> tuple[Tensor, Tensor]:
     """Append the tokens from which the vector is read to each completion: `</think>`, unless it has one, and `<emb>`.
 
-    `think_then_embed` ends a reasoning in the same way at inference. The ending directly follows the completion,
+    `think_then_embed` ends the reasoning in the same way at inference. The ending directly follows the completion,
     without padding, because a base that counts positions without the mask (in a batch without pictures) would count
     padding. The ending does not change the probabilities of the tokens before it.
 

@@ -1,4 +1,4 @@
-"""Read a recipe from YAML and the command line, and check it before a training starts.
+"""Read a recipe from YAML and the command line, and check it before training starts.
 
 A recipe is a YAML file of flat keys. Each key belongs to one of the groups in `GROUPS`, which are classes in separate
 files; the last one extends transformers' TrainingArguments. `training.recipe.files` reads the files,
@@ -50,7 +50,7 @@ GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A checked recipe, which does not change after it was read.
+    """A checked recipe, which does not change after it has been read.
 
     Args:
         path: the YAML file.
@@ -174,8 +174,8 @@ def _check_recipe(recipe: Recipe) -> None:
 
 def _check_start(model: ModelArguments) -> None:
     if (model.base is None) == (model.small_base is None):
-        found = "neither" if model.base is None else "both"
-        raise RecipeError(f"base and small_base: found {found}; expected exactly one of them")
+        found = "neither is" if model.base is None else "both are"
+        raise RecipeError(f"base and small_base: {found} set; expected exactly one of them")
     name = model.base
     if name is None or Path(name).is_dir():
         return
@@ -184,7 +184,7 @@ def _check_start(model: ModelArguments) -> None:
 
 
 def _check_start_reasons(recipe: Recipe) -> None:
-    """Raise RecipeError for a reasoning stage that starts from a local checkpoint or a preset without reasoning."""
+    """Raise RecipeError for a stage with reasoning that starts from a local checkpoint or a preset without reasoning."""
     base = recipe.model.base
     if base is not None and not Path(base).is_dir():  # a hub id is checked when its configuration is downloaded
         return
@@ -194,7 +194,7 @@ def _check_start_reasons(recipe: Recipe) -> None:
 
 
 def check_model_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
-    """Raise RecipeError for a reasoning stage with a model that does not reason.
+    """Raise RecipeError for a stage with reasoning whose model does not reason.
 
     Args:
         recipe: the recipe, with the stage and, for a base that is not a Moon checkpoint, the preset.
@@ -227,24 +227,27 @@ def _check_streaming(recipe: Recipe) -> None:
     data, pairs, training = recipe.data, recipe.pairs, recipe.training
     if data.streaming and (training.evaluate_before or training.evaluate_after):
         raise RecipeError(
-            "evaluate_before, evaluate_after: found with streaming, whose tables do not have a gallery; "
-            "expected false, and moon3 evaluate for the trained model"
+            "evaluate_before, evaluate_after: do not work with streaming, whose tables do not have a gallery; "
+            "set both to false, and evaluate the trained model with moon3 evaluate"
         )
     for key in ("hard_negatives", "positives_per_query"):
         if data.streaming and getattr(pairs, key) > 1:
             found = getattr(pairs, key)
-            raise RecipeError(f"{key}: found {found} with streaming; expected at most 1, which is what a row contains")
+            raise RecipeError(
+                f"{key}: {found} does not work with streaming; expected at most 1, because a row contains one"
+            )
     if data.streaming and data.interaction_half_life_days is not None:
         found = data.interaction_half_life_days
-        raise RecipeError(f"interaction_half_life_days: found {found:g} with streaming; expected null")
+        raise RecipeError(f"interaction_half_life_days: {found:g} does not work with streaming; expected null")
 
 
 def _check_chunks(training: MoonTrainingArguments) -> None:
     """Raise RecipeError for keys that do not work with encode_chunk_size."""
     if training.torch_empty_cache_steps is not None:
-        raise RecipeError("torch_empty_cache_steps: found with encode_chunk_size; expected only one of them")
+        raise RecipeError("torch_empty_cache_steps: does not work with encode_chunk_size; expected only one of them")
     optimizer = optimizer_of(training)
     if "lomo" in optimizer:
         raise RecipeError(
-            f"optim: found {optimizer} with encode_chunk_size; expected an optimizer that updates after the whole batch"
+            f"optim: {optimizer} does not work with encode_chunk_size; expected an optimizer that updates after "
+            "the whole batch"
         )

@@ -1,4 +1,4 @@
-"""Check that each query of a training is compared with more than its own answer."""
+"""Check that each query in training is compared with more than its own answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from training.recipe.loss import queue_length
 def check_candidates(
     pairs: Any, loss: Any, training: Any, contrastive_weight: float, rows_have_negatives: bool = True
 ) -> None:
-    """Raise ValueError for a recipe in which the only candidate of each query is its own answer.
+    """Raise ValueError for a recipe in which each query is compared only with its own answer.
 
-    The softmax over one candidate is 1; the loss is then 0, and the model does not learn. Our design.
+    The softmax over a single candidate is 1, so the loss is 0 and the model does not learn. Our design.
 
     Args:
         pairs, loss, training: the groups of the recipe.
@@ -20,7 +20,7 @@ def check_candidates(
         rows_have_negatives (`bool`): whether a table of a stream has a column of hard negatives. Default: True.
 
     Raises:
-        ValueError: all processes together draw one pair, without hard negatives and without a queue that is used.
+        ValueError: all processes together draw one pair, without hard negatives or a queue that is used.
     """
     warmup = loss.queue_warmup_steps
     if training.max_steps > 0 and warmup >= 1:

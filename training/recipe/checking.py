@@ -89,7 +89,7 @@ def make_group(group: Callable[..., Group], values: Mapping[str, Any]) -> Group:
 
 
 def check_value(kind: Any, value: Any, key: str) -> None:
-    """Raise RecipeError for a value of another type.
+    """Raise RecipeError for a value of the wrong type.
 
     Args:
         kind: a type, as in an annotation.
@@ -133,7 +133,7 @@ def error_message(error: ValidationError, values: Any, key: str = "") -> str:
 
 
 def _path(loc: Iterable[int | str], values: Any, key: str) -> str:
-    """Return the key and its parts, without the names that pydantic gives to the alternatives of a union."""
+    """Return the key and its parts, without pydantic's names for the alternatives of a union."""
     path = key
     for part in loc:
         if isinstance(values, dict) and part in values:
@@ -160,7 +160,7 @@ def kind_name(kind: type) -> str:
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise RecipeError for a key that does not exist, naming the nearest known key, or that a recipe cannot set."""
+    """Raise RecipeError for a key that does not exist (with the nearest known key) or that a recipe cannot set."""
     known = list(known)
     for key in keys:
         if key not in known:
@@ -178,7 +178,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def mapping_of(kinds: Mapping[str, Any]) -> Any:
-    """Return the type of a mapping with any of these parts, each with its own type."""
+    """Return the type of a mapping that may have any of these parts, each with its own type."""
     typed_dict: Any = TypedDict
     mapping = typed_dict("mapping", dict(kinds), total=False)
     mapping.__pydantic_config__ = CONFIG

@@ -63,18 +63,18 @@ class DataArguments:
         interaction_half_life_days: the age in days, relative to the newest interaction of the table, at which an
             interaction counts half. null: all interactions count the same.
         mask_groups: exclude variants of a query's answer from its negatives.
-        core_crop: add a crop of the core product as a second picture if its box is known.
+        core_crop: add a crop of the core product as a second picture, if the product's box is known.
         instructions: system messages that replace those of the processor, by task: {product: …, query: …}. A small
             model with a small token budget learns faster with short ones.
         bucket_batches: the number of batches in a window within which pairs are grouped into batches by query form and
             length of text. 0: pairs keep the order in which they are drawn.
         streaming: read `data` row by row, for tables larger than memory. Each entry is a table of triplets: parquet
-            files (a path or pattern), a data set of the hub (owner/name), or a mapping with either `parquet` or `hub`,
-            `config`, `split` and `revision`, and with `columns`, `images`, `name`, `weight`, `mask_groups` and
+            files (a path or pattern), a data set from the Hub (owner/name), or a mapping with either `parquet` or
+            `hub`, `config`, `split` and `revision`, and with `columns`, `images`, `name`, `weight`, `mask_groups` and
             `licence`. `columns`, such as {query.title: NAME}, replaces the columns that are recognized by their names.
             If a table has a column "split", only the rows of `split` and of "all" are read.
         shuffle_rows: the number of rows that are read ahead and shuffled. Only with `streaming`.
-        allow_urls: download pictures that are given as http(s) addresses, from public hosts only.
+        allow_urls: download pictures that are given as http(s) URLs, from public hosts only.
         max_tokens: the token budget of a query or product, pictures and prompt included. "auto": a budget that is
             enough for 99 % of the products and queries, measured once before training. null: the limit of the
             processor.
@@ -100,7 +100,7 @@ class DataArguments:
     @classmethod
     def _check_buckets(cls, batches: int) -> int:
         if batches == 1:
-            raise ValueError("found 1; expected a number of at least 2, or 0")
+            raise ValueError("found 1; expected 0, or at least 2")
         return batches
 
     @model_validator(mode="after")
@@ -145,9 +145,10 @@ def _check_source(entry: Any) -> None:
 
 
 def _check_stream(entry: Any) -> None:
-    """Raise RecipeError for an entry of `data` that cannot be streamed. Data sets of the hub are checked on opening."""
+    """Raise RecipeError for an entry of `data` that cannot be streamed. Datasets from the Hub are checked when they are
+    opened."""
     if entry == "catalogue":
-        raise RecipeError("data: found 'catalogue' with streaming; expected a path, owner/name, or a mapping")
+        raise RecipeError("data: 'catalogue' cannot be streamed; expected a path, owner/name, or a mapping")
     if isinstance(entry, str):
         return
     reading_of(entry)
@@ -156,4 +157,4 @@ def _check_stream(entry: Any) -> None:
         raise RecipeError(f"data: found {entry}; expected either parquet or hub")
     unread = [key for key in ("config", "split", "revision") if key in entry and "parquet" in entry]
     if unread:
-        raise RecipeError(f"data: {unread[0]}: found with parquet; expected only with hub")
+        raise RecipeError(f"data: {unread[0]}: does not work with parquet; expected only with hub")

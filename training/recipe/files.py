@@ -57,9 +57,9 @@ def read_yaml(text: str) -> Any:
 def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML recipe and the recipes that it `extends`.
 
-    `extends: other.yaml` names a file in the same folder. The recipe inherits its keys and replaces those that it sets.
-    Mappings are merged key by key, except a mapping with the tag `!replace`, which replaces the inherited one (our
-    design; precedent: `!override` in Docker Compose files). Old names of keys are replaced by the new ones, with a
+    `extends: other.yaml` refers to a file in the same folder. The recipe inherits its keys and replaces those that it
+    sets. Mappings are merged key by key, except a mapping with the tag `!replace`, which replaces the inherited one
+    (our design; precedent: `!override` in Docker Compose files). Old names of keys are replaced by the new ones, with a
     warning.
 
     Args:

@@ -18,7 +18,7 @@ class LossArguments:
     """Loss: its terms, its negatives, and how a batch is encoded for it.
 
     Args:
-        temperature: τ of InfoNCE, without unit. The paper does not publish it; the default is our choice.
+        temperature: τ of InfoNCE, without a unit. The paper does not publish it; the default is our choice.
         queue_steps: w, the number of past steps whose candidates remain negatives (temporal negatives). 0: no queue.
             "auto": the w for which P · (w + 1) is nearest to MOON's 200, P being the number of processes: 199 with one
             process, 2 with 64.
@@ -86,7 +86,7 @@ class LossArguments:
     def _check_queue(self) -> Self:
         if not self.queue_steps and (self.queue_momentum is not None or self.queue_warmup_steps):
             raise ValueError(
-                "queue_momentum, queue_warmup_steps: found with queue_steps 0; expected queue_steps above 0"
+                "queue_momentum, queue_warmup_steps: have no effect with queue_steps 0; expected queue_steps above 0"
             )
         return self
 
@@ -104,14 +104,14 @@ def queue_length(queue_steps: int | str, processes: int) -> int:
     """Return w, the number of past steps that the queue keeps.
 
     `w = max(round(200 / P), 1) - 1` for "auto", so that P · (w + 1) stays near 200 for any number P of processes.
-    Source: MOON, arXiv 2508.11999 §3.2, with P = 64 and w = 2. For other P we assume that the multiple is what matters.
+    Source: MOON, arXiv 2508.11999 §3.2, with P = 64 and w = 2. For other P, we assume that only the multiple matters.
 
     Args:
         queue_steps (`int` or `"auto"`): the recipe's value. A number is returned unchanged.
         processes: P, the number of processes that train together.
 
     Raises:
-        ValueError: `queue_steps` is another word than "auto".
+        ValueError: `queue_steps` is a word other than "auto".
     """
     if isinstance(queue_steps, int):
         return queue_steps

@@ -32,7 +32,7 @@ def with_new_names(values: Mapping[str, Any], where: str | None = None) -> dict[
 
     Raises:
         RecipeError: a key occurs under both names, or a removed key has a value that is no longer supported. In a
-            stored recipe (`where` is None) such a key is kept, so that it differs from every new recipe.
+            stored recipe (`where` is None) such a key is kept, so it differs from every new recipe.
     """
     renamed: dict[str, Any] = {}
     for key, value in values.items():
@@ -40,7 +40,7 @@ def with_new_names(values: Mapping[str, Any], where: str | None = None) -> dict[
             continue
         name = OLD_KEYS.get(key, key)
         if name in renamed or (name != key and name in values):
-            raise RecipeError(f"{name}: found it also under its old name; expected {name} alone")
+            raise RecipeError(f"{name}: also set under its old name; expected {name} alone")
         renamed[name] = _new_value(name, value, where)
         if name != key:
             _warn(where, key, name)

@@ -50,13 +50,13 @@ class ReasoningArguments:
         grpo_weight: the weight of the GRPO loss. 0: rollouts are generated and embedded, but rewards are not used.
         unreasoned_share: the share of queries and of products that are embedded without reasoning, so that vectors with
             and without reasoning stay comparable (our design).
-        rollouts: G, the number of reasonings that are generated for each query and for each product.
+        rollouts: G, the number of reasoning texts that are generated for each query and for each product.
         rollout_chunk_size: the number of rollouts in a forward pass. null: all rollouts of a process.
         rollout_temperature: the sampling temperature of rollouts, at which the loss is computed, too.
         rewards: the weight of each reward, such as {format: 0.5}; see training/rewards. Other rewards are not computed.
         kl_weight: β, the weight of the divergence from the initial policy. The papers do not publish it; the default is
             that of the GRPO paper (arXiv 2402.03300).
-        vllm: generate with vLLM in the training processes. Requires a CUDA GPU. Not yet tested with Moon.
+        vllm: generate with vLLM in the training processes. Requires a CUDA GPU. We have not tested it with Moon yet.
         completions_steps: the number of steps between writes of rollouts and their rewards to output_dir/completions.
             0: never.
         evaluate_reasoning: how queries and products are embedded in the evaluations before and after training: "none",
@@ -146,8 +146,8 @@ def _check_data(stage: str, data: Any) -> None:
     """Raise ValueError for a stream in GRPO, and for bucketed batches without a stream."""
     if data.streaming and stage == GRPO:
         raise ValueError(
-            "streaming: found True with stage: grpo, whose trainer (TRL's GRPO) reads pairs by index, in any order, "
-            "and whose rewards use the attribute values of all products; expected False. A cold start can be streamed, "
+            "streaming: True does not work with stage: grpo, whose trainer (TRL's GRPO) reads pairs by index, in any "
+            "order, and whose rewards use the attribute values of all products; expected False. A cold start can be streamed, "
             "in a separate recipe whose model becomes the base, or with cold_start: {streaming: true, data: …}"
         )
     if not data.streaming:
@@ -179,13 +179,13 @@ def _check_model(model: Any) -> None:
     """Raise ValueError for keys of the model that do not work with GRPO."""
     if model.learning_rates:
         raise ValueError(
-            f"learning_rates: found {model.learning_rates} with stage: grpo; expected learning_rate alone, or "
+            f"learning_rates: {model.learning_rates} does not work with stage: grpo; expected only learning_rate, or "
             "learning_rates in cold_start"
         )
     dropout = (model.lora or {}).get("dropout", 0)
     if dropout:
         raise ValueError(
-            f"lora.dropout: found {dropout} with stage: grpo, whose rewards and gradients use the same vectors; "
+            f"lora.dropout: {dropout} does not work with stage: grpo, whose rewards and gradients use the same vectors; "
             "expected 0, or dropout only in cold_start: {lora: {dropout: …}}"
         )
 
@@ -195,7 +195,9 @@ def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
     if not (reasoning.grpo_weight or reasoning.infonce_weight):
         raise ValueError("grpo_weight, contrastive_weight: found 0 for both; expected at least one above 0")
     if reasoning.vllm and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
-        raise ValueError("vllm: found true without a CUDA GPU or without the package vllm; expected false, or both")
+        raise ValueError(
+            "vllm: found true without a CUDA GPU or the package vllm; expected both of them, or vllm: false"
+        )
     rollouts = 2 * training.per_device_train_batch_size * reasoning.rollouts
     chunk = reasoning.rollout_chunk_size
     if chunk is not None and rollouts % chunk:
@@ -205,6 +207,6 @@ def _check_rollouts(reasoning: ReasoningArguments, training: Any) -> None:
         )
     if training.gradient_accumulation_steps != 1:
         raise ValueError(
-            f"gradient_accumulation_steps: found {training.gradient_accumulation_steps} with stage: grpo; "
+            f"gradient_accumulation_steps: {training.gradient_accumulation_steps} does not work with stage: grpo; "
             "expected 1; to save memory, set rollout_chunk_size"
         )

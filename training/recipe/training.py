@@ -98,18 +98,20 @@ def make_training(values: Mapping[str, Any]) -> MoonTrainingArguments:
 
 
 def check_training(training: MoonTrainingArguments) -> None:
-    """Raise RecipeError for a training without an end, and for libraries or a launch that this machine lacks.
+    """Raise RecipeError for a training run without an end, and for libraries or a launch that this machine does not
+    support.
 
     Raises:
         RecipeError: see above; the message names the key.
     """
     if training.train_minutes is None and training.max_steps < 1:
-        raise RecipeError("max_steps and train_minutes: found neither; expected one of them, greater than 0")
+        raise RecipeError("max_steps and train_minutes: neither is set; expected one of them, greater than 0")
     _check_optimizer(training)
     _check_reports(training)
     if training.n_gpu > 1:
         raise RecipeError(
-            f"processes: found one process for {training.n_gpu} GPUs; expected accelerate launch training/train.py"
+            f"processes: found one process for {training.n_gpu} GPUs; start the training with: accelerate launch "
+            "training/train.py"
         )
 
 
@@ -135,5 +137,5 @@ def _check_reports(training: MoonTrainingArguments) -> None:
     for name in list(training.report_to or []):
         if name not in available:
             raise RecipeError(
-                f"report_to: found {name!r}, which is not installed; expected {', '.join(['none', *available])}"
+                f"report_to: found {name!r}, which is not installed; expected one of {', '.join(['none', *available])}"
             )

@@ -25,7 +25,7 @@ def reward_function(name: str) -> RewardFunction:
         ValueError: the name is unknown.
     """
     if name not in reward_names():
-        raise ValueError(f"rewards: found {name!r}; expected {', '.join(reward_names())}")
+        raise ValueError(f"rewards: found {name!r}; expected one of {', '.join(reward_names())}")
     return getattr(import_module(f"{__name__}.{name}"), f"{name}_reward")
 
 
@@ -42,7 +42,7 @@ def reward_weights(weights: Mapping[str, Any]) -> dict[str, float]:
     known = reward_names()
     for name, weight in weights.items():
         if name not in known:
-            raise ValueError(f"rewards: found {name!r}; expected {', '.join(known)}")
+            raise ValueError(f"rewards: found {name!r}; expected one of {', '.join(known)}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"rewards.{name}: found {weight!r}; expected a finite number")
     if not any(weights.values()):

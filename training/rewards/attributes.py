@@ -18,9 +18,9 @@ def attributes_reward(
 ) -> list[float | None]:
     """Reward correct attributes: F1 of the (key, value) pairs, `2 |W ∩ T| / (|W| + |T|)`.
 
-    T are the labelled pairs, W the written pairs whose key has a label. A key with several values gives several pairs.
-    Case, spaces, plurals and synonyms do not matter; see `product_data.synonyms`. Every parsed attribute counts, even
-    in a malformed reasoning: `format_reward` judges the format.
+    T are the labelled pairs, W the written pairs whose key has a label. A key with several values counts as several
+    pairs. Case, spaces, plurals and synonyms do not matter; see `product_data.synonyms`. Every parsed attribute counts,
+    even in malformed reasoning: `format_reward` judges the format.
 
     Source: MOON3.0, arXiv 2604.00513, skips attributes that an item does not have when it judges predictions. Here,
     too, a written key without a label is neither right nor wrong (shops label little of what a picture shows), and
@@ -33,8 +33,8 @@ def attributes_reward(
         labels: key → known values of each rollout's product or query; None: not labelled.
 
     Returns:
-        For each rollout a number in [0, 1], 0 if it writes none of the labelled keys; None without labels. The rollouts
-        of a group share their labels, so that either all of them have a reward or none has.
+        For each rollout, a number in [0, 1], which is 0 if it writes none of the labelled keys; None without labels.
+        The rollouts of a group share their labels, so either all or none of them have a reward.
     """
     return [_f1(reasoning, known) for reasoning, known in zip(reasonings, labels, strict=True)]
 

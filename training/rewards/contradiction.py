@@ -51,7 +51,7 @@ def contradiction_reward(
         labels: key → known values of each rollout's product or query; None: not labelled.
 
     Returns:
-        For each rollout a number in [-1, 0]; 0 without a title or without a checkable key.
+        For each rollout, a number in [-1, 0]; 0 without a title or a checkable key.
     """
     rows = zip(reasonings, titles, known_values, labels, strict=True)
     return [

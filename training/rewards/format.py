@@ -1,4 +1,4 @@
-"""Reward a reasoning that follows the requested format."""
+"""Reward reasoning that follows the requested format."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +19,8 @@ def format_reward(
 
     `known` counts the attributes whose key is exactly one of `REASONING_KEYS`, or a key that Chinese shops use for one
     of them (`product_data.attribute_keys.chinese_key`). `parsed` counts all attributes, and `unparsed` the parts that
-    could not be parsed. The reward is 1 only for a well-formed reasoning in which all keys are known. It is 0 for an
-    empty reasoning, and for an unclosed one, whose end was cut off.
+    could not be parsed. The reward is 1 only for well-formed reasoning in which all keys are known. It is 0 for empty
+    reasoning, and for unclosed reasoning, whose end was cut off.
 
     Source: LREM, arXiv 2510.14321, rewards the format. The grades between 0 and 1 are our design (precedent: TRL's
     `think_format_reward`, which is 0 or 1): a group without a perfect rollout would otherwise not learn.

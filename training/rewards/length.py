@@ -1,4 +1,4 @@
-"""Reward a reasoning that stays within its token budget."""
+"""Reward reasoning that stays within its token budget."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ def length_reward(
     max_reasoning_tokens: Sequence[int],
     **columns: Any,
 ) -> list[float]:
-    """Reward reasonings within the budget: 1 for n ≤ M, `max(0, 1 - (n - M) / M)` above.
+    """Reward reasoning within the budget: 1 for n ≤ M, `max(0, 1 - (n - M) / M)` above.
 
-    n is the number of written tokens, `</think>` included, and M the budget. An empty reasoning gets 0, and so does an
-    unclosed one: generation stopped at its limit, and the full length is unknown.
+    n is the number of written tokens, `</think>` included, and M the budget. Empty reasoning gets 0, and so does
+    unclosed reasoning: generation stopped at its limit, and the full length is unknown.
 
     Source: LREM, arXiv 2510.14321, rewards the length; 16 to 32 tokens worked best there. The linear decrease is our
     design (precedent: the soft overlong punishment of DAPO, arXiv 2503.14476). We set no minimum: an image may show

@@ -35,7 +35,7 @@ def margin_reward(
         negative_similarities: cosine of each rollout with its K valid negatives.
 
     Returns:
-        For each rollout a number in [-2, 2], or None without negatives; see `retrieval_reward`.
+        For each rollout, a number in [-2, 2], or None without negatives; see `retrieval_reward`.
 
     Shapes:
         L tensors (G,) and L tensors (K,), float, on one device → L numbers.

@@ -25,17 +25,17 @@ def retrieval_reward(
 ) -> list[float | None]:
     """Reward a good rank: `1 - log(rank) / log(N)`, N = K + 1 candidates; see `ranks`.
 
-    Source: LREM, arXiv 2510.14321: the rank of the true positive among the candidates, here those of batch and queue.
-    Each halving of the rank adds the same reward: from 1000 to 500 as much as from 2 to 1.
+    Source: LREM, arXiv 2510.14321: the rank of the true positive among the candidates, which here are those of the
+    batch and the queue. Each halving of the rank adds the same reward: from 1000 to 500 as much as from 2 to 1.
 
     Args:
         prompts, completions, completion_ids: not read; TRL passes them to every reward.
         positive_similarities, negative_similarities: see `ranks`.
 
     Returns:
-        For each rollout a number in [0, 1], or None without negatives (N = 1): such a rank is always 1, and a reward
-        for it would raise the logged mean. The rollouts of a group share N, so that either all of them have a reward or
-        none has.
+        For each rollout, a number in [0, 1], or None without negatives (N = 1): such a rank is always 1, and a reward
+        for it would raise the logged mean. The rollouts of a group share N, so either all or none of them have a
+        reward.
 
     Raises:
         ValueError: see `ranks`.
@@ -51,9 +51,9 @@ def retrieval_reward(
 def ranks(positive_similarities: Sequence[Tensor], negative_similarities: Sequence[Tensor]) -> list[float]:
     """Return the expected rank of each rollout's positive: `1 + #(n > p) + ½ #(n = p)`, p = mean of its similarities.
 
-    Ties count half, as if they were broken at random, so that a model whose vectors have collapsed ranks its positives
-    in the middle and not first. Similarities that differ by at most `TIE` are ties. Our design (precedent: the
-    mid-ranks of Wilcoxon's test).
+    Ties count half, as if they were broken at random, so a model whose vectors have collapsed ranks its positives in
+    the middle and not first. Similarities that differ by at most `TIE` are ties. Our design (precedent: the mid-ranks
+    of Wilcoxon's test).
 
     Args:
         positive_similarities: cosine of each rollout with the G rollouts of its pair's other side, at least one.

@@ -40,7 +40,7 @@ _RECIPE_DETAILS = {
 
 
 def training_step(run: Path) -> Step:
-    """Return the step of a training, read from the recipe and the provenance in its folder.
+    """Return the step of a training run, read from the recipe and the provenance in its folder.
 
     Args:
         run: the run's folder, or one of its checkpoints, with the resolved recipe and optionally the provenance.
@@ -83,9 +83,9 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
 
     Args:
         folder: its folder, or a hub id. A checkpoint without `model_card.json`, or with one that cannot be read, has
-            the step "unrecorded", and if its recipe is in the folder also the training.
+            the step "unrecorded", and the step of its training if the recipe is in the folder.
     """
-    with contextlib.suppress(CardError):  # an invalid record must not prevent saving a training
+    with contextlib.suppress(CardError):  # an invalid record must not prevent saving a model
         card = read_card(folder if folder.is_dir() else _hub_folder(str(folder)))
         if card is not None:
             return card.steps
@@ -96,12 +96,12 @@ def steps_of(folder: Path) -> tuple[Step, ...]:
 
 
 def _hub_folder(name: str) -> Path:
-    """Return the cache folder of a hub checkpoint's facts; a folder without them if it has none."""
+    """Return the cache folder with the facts of a checkpoint on the Hub; a folder without them if it has none."""
     try:
         path = cached_file(
             name, FACTS_FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
-    except (OSError, ValueError):  # deleted from the hub, or a deleted folder
+    except (OSError, ValueError):  # deleted from the Hub, or a deleted folder
         path = None
     return Path(path).parent if path else Path(name)
 
@@ -135,7 +135,7 @@ def write_adapter_card(folder: Path, start: Path) -> None:
 
 
 def _training_in(run: Path) -> list[Step]:
-    """Return the training of a run's folder; an empty list without a recipe."""
+    """Return the training step of a run's folder; an empty list without a recipe."""
     return [training_step(run)] if RunFolder(run).recipe.is_file() else []
 
 
@@ -168,7 +168,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CardError(f"{path}: cannot be read ({error}); expected a results file of moon3 evaluate") from error
+        raise CardError(f"{path}: cannot be read ({error}); expected a results file from moon3 evaluate") from error
     if not isinstance(content, dict):
         raise CardError(f"{path}: found a {type(content).__name__}; expected a results file of moon3 evaluate")
     parts = [(side, content[side]) for side in SIDES if isinstance(content.get(side), dict)]
@@ -221,7 +221,7 @@ def rendered_again(
         name: the heading of the card. Default: unchanged.
         licence: the licence of its weights. Default: the recorded one, or the one that follows from base and data.
         data_licences: licences of data sets, by name.
-        hub_datasets: ids of data sets on the hub, by the benchmark of a result.
+        hub_datasets: ids of data sets on the Hub, by the benchmark of a result.
 
     Raises:
         CardError: the folder does not contain a checkpoint, results cannot be read, or a declaration is invalid.
@@ -238,7 +238,7 @@ def rendered_again(
 
 
 def with_hub_datasets(results: Sequence[dict[str, Any]], names: dict[str, str]) -> tuple[dict[str, Any], ...]:
-    """Return results with the ids of their data sets on the hub.
+    """Return results with the ids of their data sets on the Hub.
 
     Args:
         results: summarized results.
@@ -254,7 +254,7 @@ def with_hub_datasets(results: Sequence[dict[str, Any]], names: dict[str, str]) 
                 f"found benchmark {benchmark!r}; expected one of the results: {', '.join(sorted(known)) or 'no results'}"
             )
         if not HUB_ID.fullmatch(hub_id):
-            raise CardError(f"{benchmark}: found {hub_id!r}; expected the id of a data set of the hub, OWNER/NAME")
+            raise CardError(f"{benchmark}: found {hub_id!r}; expected the id of a data set on the Hub, OWNER/NAME")
     return tuple(result | {"hub_dataset": names.get(result["benchmark"], result["hub_dataset"])} for result in results)
 
 
@@ -263,8 +263,8 @@ def declared(card: Card, licences: dict[str, str]) -> Card:
 
     Args:
         card: the facts.
-        licences: licences by the name of a data set. A name that is not on the card is a data set of an unrecorded
-            step.
+        licences: licences by the name of a data set. A name that is not on the card is the name of a data set of an
+            unrecorded step.
 
     Raises:
         CardError: a licence is unknown, or no data set has the name and every step is recorded.

@@ -43,7 +43,7 @@ class ExactResumption(TrainerSteps):
 
     Raises:
         DiskFullError: a file could not be written; raised in every process, with the last valid checkpoint unchanged.
-        ResumeError: a checkpoint lacks weights of this model, or was written by another number of processes.
+        ResumeError: a checkpoint lacks weights of this model, or was written by a different number of processes.
     """
 
     state_name = "own_state"
@@ -51,7 +51,7 @@ class ExactResumption(TrainerSteps):
     save_processor: Callable[[Path], Any] | None
 
     def start_resumption(self: Any) -> None:
-        """Start to watch the disk and the beginning of a training."""
+        """Start to watch the disk and the beginning of training."""
         use_plain_cpu_device(self.args)
         self.disk = DiskWatch(self.args.output_dir)
         self._resumed: Mapping[str, Any] | None = None
@@ -174,7 +174,7 @@ class ExactResumption(TrainerSteps):
             )
 
     def continue_exactly(self: Any) -> None:
-        """Restore the values that Trainer has just reset, at the beginning of a training."""
+        """Restore the values that Trainer has just reset, at the beginning of training."""
         if self.is_world_process_zero():
             cut_lines_after(self.run_folder.metrics, self.state.global_step)
         self._noted = {(line["item"], line["field"]) for line in read_lines(self.run_folder.skipped)}

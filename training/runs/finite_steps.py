@@ -1,4 +1,4 @@
-"""Stop a training at a loss or gradient that is not finite, before it reaches the weights and a checkpoint."""
+"""Stop training at a loss or gradient that is not finite, before it reaches the weights and a checkpoint."""
 
 import json
 import math

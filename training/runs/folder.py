@@ -23,7 +23,7 @@ _COMPLETIONS = re.compile(r"step-(\d+)\.parquet")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output_dir of a training, with the names of all its files.
+    """The output_dir of a training run, with the names of all its files.
 
     Creating the object does not read or write files. `training.runs.lock` owns the lock, which any folder can have.
 
@@ -84,7 +84,7 @@ class RunFolder:
         return self.path / (name + (f"-{table}" if table else "") + ".json")
 
     def all_results(self, when: str = "") -> list[Path]:
-        """Return the existing results files, those of "before" or "after", or all of them."""
+        """Return the existing results files: those from "before" or "after" training, or all of them."""
         return sorted(self.path.glob(f"results_{when}*.json"))
 
     # Models
@@ -121,7 +121,7 @@ class RunFolder:
 
     @property
     def cold_start_recipe(self) -> Path:
-        """The recipe of that run."""
+        """The recipe of the cold start before GRPO."""
         return self.path / "cold_start_recipe.yaml"
 
     # Completions
@@ -137,11 +137,11 @@ class RunFolder:
         return self.path / "completions.html"
 
     def completions_of(self, step: int) -> Path:
-        """Return the table of a step's completions."""
+        """Return the path of the table with a step's completions."""
         return self.completions / f"step-{step:06d}.parquet"
 
     def completion_steps(self) -> dict[int, Path]:
-        """Return step → table of completions, in the order of steps."""
+        """Return step → path of the table with its completions, in the order of steps."""
         tables = {}
         for path in self.completions.glob("step-*.parquet"):
             if match := _COMPLETIONS.fullmatch(path.name):

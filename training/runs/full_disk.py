@@ -29,9 +29,9 @@ def is_disk_full(error: BaseException | None) -> bool:
     """Return whether an error or one of its causes means that a file could not be written for lack of space.
 
     Args:
-        error: OSError (ENOSPC, EDQUOT, EFBIG), the errors of safetensors and tokenizers with one of these numbers, the
-            RuntimeError of torch.save's writer (which does not give a reason), or a CheckpointException that contains
-            one of these for any process.
+        error: an OSError (ENOSPC, EDQUOT, EFBIG), an error from safetensors or tokenizers with one of these numbers,
+            the RuntimeError of torch.save's writer (which does not contain a reason), or a CheckpointException that
+            contains one of these for any process.
     """
     while error is not None:
         failures = getattr(error, "failures", None) or {}  # of torch's sharded save: process → (error, traceback)
@@ -92,7 +92,7 @@ def check_space(output_dir: Path) -> None:
 
 
 class DiskWatch:
-    """Stop all processes of a training together if one of them finds the disk full. Our design.
+    """Stop all training processes together if one of them finds the disk full. Our design.
 
     If a single process raised an error, the others would wait for it in the next collective. The error is therefore
     kept, the process continues as far as possible, and `stop_together`, which all processes call, raises it in all of

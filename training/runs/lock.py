@@ -1,8 +1,8 @@
-"""Lock a run's folder against other runs, with a file that names the owning process.
+"""Lock a run's folder against other runs, with a file that identifies the owning process.
 
 The lock contains the host and the process id of its owner. On the same host, the lock of a process that has ended
 without removing it, such as a killed one, is taken over. Whether a process on another host still runs is unknown, so
-that its lock is respected.
+its lock is respected.
 """
 
 import contextlib

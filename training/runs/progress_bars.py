@@ -9,7 +9,8 @@ from transformers.utils import logging
 
 @contextlib.contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Hide the progress bars of transformers, datasets, the hub and the project in a context unless `shown` is True.
+    """Hide the progress bars of transformers, datasets, huggingface_hub and the project in a context unless `shown` is
+    True.
 
     Args:
         shown: False for `disable_tqdm: true`. True does not change anything.

@@ -1,4 +1,4 @@
-"""Hold the state of a training: its recipe, which does not change, and the facts that it finds."""
+"""Hold the state of a training run: its recipe, which does not change, and the facts that it finds."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ from training.runs.lock import alone_in
 
 
 class Run:
-    """A training: its recipe, its folder, and the facts that it finds.
+    """A training run: its recipe, its folder, and the facts that it finds.
 
     Args:
         recipe: the recipe. With `overwrite`, the first call of `open` clears the folder.
@@ -125,10 +125,10 @@ class Run:
     def open(self) -> bool:
         """Check the folder, remove the remains of interrupted saves, and return whether the run is finished.
 
-        The recipe is written first, so that all files of the folder belong to the recipe in it.
+        The recipe is written first, so all files of the folder belong to the recipe in it.
 
         Raises:
-            RecipeError: the folder has a run of another recipe (the message names the keys that differ) or without a
+            RecipeError: the folder has a run with another recipe (the message lists the keys that differ) or without a
                 recipe.
         """
         folder = self.folder
@@ -170,7 +170,7 @@ class Run:
         Streams check their shards themselves.
 
         Raises:
-            ResumeError: data sets have changed, so that other pairs would be drawn; the message names them.
+            ResumeError: data sets have changed, so other pairs would be drawn; the message lists them.
         """
         checkpoint = self.folder.last_good_checkpoint()
         if checkpoint is None:

@@ -2,8 +2,8 @@
 
 moon3 ablate SUITE.yaml [--output runs/ablation] [--workers 1] [--cells NAME …] [--render-only]
 
-The same command resumes: a finished cell is not run again, and an interrupted one continues from its last checkpoint. After
-every cell, the table of the finished cells is written to ablation.json, ablation.md and ablation.png.
+Run the same command again to resume: a finished cell is not run again, and an interrupted cell continues from its last
+checkpoint. After every cell, the table of the finished cells is written to ablation.json, ablation.md and ablation.png.
 """
 
 import fcntl
@@ -81,7 +81,7 @@ class Suite:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training: a cell with a seed, in a separate folder.
+    """One training run: a cell with a seed, in a separate folder.
 
     Args:
         cell (`str`): name of the cell.
@@ -104,7 +104,7 @@ class Run:
         """Return the finished result, or None.
 
         Raises:
-            RecipeError: the result belongs to another recipe.
+            RecipeError: the result was made with another recipe.
         """
         path = self.folder / CELL_FILE
         if not path.is_file():
@@ -114,7 +114,7 @@ class Run:
         differing = sorted(key for key in keys.keys() | self.wanted.keys() if keys.get(key) != self.wanted.get(key))
         if differing:
             raise RecipeError(
-                f"{path}: found the result of another recipe ({', '.join(differing)} differ); "
+                f"{path}: found the result of a different recipe ({', '.join(differing)} differ); "
                 "expected the suite that it was run with, or another --output"
             )
         return found
@@ -143,7 +143,7 @@ def read_suite(path: Path) -> Suite:
     if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise RecipeError(f"{path}: seeds: found {seeds}; expected different whole numbers of at least 0")
     if values.get("boxes") not in (None, *DETECTORS):
-        raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; expected {', '.join(DETECTORS)}, or none")
+        raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; expected one of {', '.join(DETECTORS)}, or none")
     recipe = read_recipe_file(path.parent / values["base"])
     recipe = merged(recipe, with_new_names(values.get("keys") or {}, f"{path}: keys"))
     cells = {
@@ -156,7 +156,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def _check_cells(suite: Suite) -> None:
-    """Refuse cells that change several parts (keys of one part begin with the same word), and keys that the command sets."""
+    """Refuse cells that change several parts (keys of one part begin with the same word) or keys that the command sets."""
     for place, (cell, changed) in enumerate(suite.cells.items()):
         if not str(cell).isidentifier():
             raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; expected letters, digits and _")
@@ -169,8 +169,8 @@ def _check_cells(suite: Suite) -> None:
         recipe = suite.keys_of(cell)
         for key in ({"seed", "output_dir"} & recipe.keys()) | ({"data", "max_steps"} & changed.keys()):
             raise RecipeError(
-                f"{suite.path}: cells: {cell}: found {key}; expected seeds and --output, and the same data and max_steps in all "
-                "cells"
+                f"{suite.path}: cells: {cell}: {key} cannot be set here; list the seeds under 'seeds', choose the folder "
+                "with --output, and use the same data and max_steps in all cells"
             )
     resolved = [_resolved(suite, cell) for cell in suite.cells]
     for cell, before, after in zip(list(suite.cells)[1:], resolved, resolved[1:], strict=False):
@@ -196,9 +196,7 @@ def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
     return recipe.resolved
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Core boxes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Core boxes ---
 def tables_with_boxes(
     entry: Any, folder: Path, detector_name: str, progress: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -221,7 +219,7 @@ def tables_with_boxes(
     entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
     source = Path(entry.pop("path", ""))
     if not all((source / f"{name}.parquet").is_file() for name in ("products", "queries")) or "products" in entry:
-        raise RecipeError(f"data: found {entry or source} with boxes; expected path: a folder of parquet tables")
+        raise RecipeError(f"data: cannot detect boxes in {entry or source}; expected path: a folder of parquet tables")
     if not (folder / _BOXES_FILE).is_file():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -236,7 +234,7 @@ def tables_with_boxes(
     facts = json.loads((folder / _BOXES_FILE).read_text(encoding="utf-8"))
     if facts["detector"] != detector_name:
         raise RecipeError(
-            f"{folder}: found boxes of {facts['detector']}; expected {detector_name}, or another --output"
+            f"{folder}: found boxes from {facts['detector']}; expected {detector_name}, or another --output"
         )
     tables_of = {name: str(folder / f"{name}.parquet") for name in ("products", "queries")}
     others = [name for name in TABLE_KEYS if name not in tables_of and (source / f"{name}.parquet").is_file()]
@@ -290,9 +288,7 @@ def _write_with_boxes(
     pq.write_table(table.append_column(column, values), folder / f"{name}.parquet")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Running ---
 def plan(suite: Suite, output: Path) -> list[Run]:
     """Return every run of a suite, seed by seed, so that all cells of the first seed finish first."""
     return [
@@ -308,12 +304,12 @@ def plan(suite: Suite, output: Path) -> list[Run]:
 
 
 class BusyError(Exception):
-    """Raised if another process uses the folder of a cell."""
+    """Raised if the folder of a cell is in use by another process."""
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[IO[str]]:
-    """Hold the folder's lock, which a training inherits, so that it lasts as long as the training."""
+    """Hold the folder's lock, which the training process inherits, so that it lasts as long as the training."""
     with (folder / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,7 +324,8 @@ def start(run: Run, data: list[Any], workers: int = 1) -> subprocess.Popen:
     Args:
         run: the run to start.
         data: the recipe's data sets, with their boxes.
-        workers: number of trainings that share the machine; each uses its share of the cores, unless OMP_NUM_THREADS is set.
+        workers: number of training runs that share the machine; each uses its share of the cores, unless
+            OMP_NUM_THREADS is set.
 
     Raises:
         BusyError: another process is training the run.
@@ -392,7 +389,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return "data set direction" → scores of a results file of `moon3 evaluate`, including image-only directions."""
+    """Return "data set direction" → scores of a results file from `moon3 evaluate`, including image-only directions."""
     rows = {}
     for group in ("image_only", "scores"):
         for direction, scores in result[group].items():
@@ -411,7 +408,7 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
     Args:
         runs: the runs, in the order of their start.
         data: the recipe's data sets, with their boxes.
-        workers: number of trainings at a time.
+        workers: number of training runs at a time.
         render: called after every finished run.
     """
     waiting = [run for run in runs if run.result() is None]
@@ -485,9 +482,7 @@ def _share_of_steps(folder: RunFolder, steps: int | None) -> float:
     return metrics[-1]["step"] / steps if metrics and steps else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Results ---
 def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mapping[str, Any]) -> dict[str, Any]:
     """Write the table of the finished runs: ablation.json, and ablation.md and ablation.png rendered from it.
 
@@ -551,7 +546,7 @@ def run_suite(
     Args:
         path: file of the suite, see training/recipes/ablations/suites.
         output: folder of the suite.
-        workers: number of trainings at a time.
+        workers: number of training runs at a time.
         cells: names of the cells to train. Default: all.
         render_only: train nothing, and write the table of the finished runs.
 
@@ -567,7 +562,7 @@ def run_suite(
     suite = read_suite(path)
     unknown = [name for name in cells or () if name not in suite.cells]
     if unknown:
-        raise RecipeError(f"--cells: found {unknown[0]!r}; expected {', '.join(suite.cells)}")
+        raise RecipeError(f"--cells: found {unknown[0]!r}; expected one of {', '.join(suite.cells)}")
     require_writable_folder("--output", output)
     output.mkdir(parents=True, exist_ok=True)
     runs = plan(suite, output)
@@ -583,7 +578,7 @@ def run_suite(
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that running trainings are stopped too."""
+    """Let SIGTERM raise KeyboardInterrupt, so that training runs in progress are stopped too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

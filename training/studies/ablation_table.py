@@ -52,12 +52,12 @@ def ablation_rows(cells: Mapping[str, SeedScores]) -> list[dict[str, Any]]:
     """Return a row for each metric, data set and direction, and for each metric the mean of all its rows.
 
     Args:
-        cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a cell without seeds is not
-            run yet.
+        cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a cell without seeds has
+            not been run yet.
 
     Returns:
-        metric, row and, by cell, mean, interval, seeds, and `difference` to the cell before (mean, interval, seeds,
-        verdict; None for the first cell, and if the two cells have no seed in common).
+        Rows with metric, row and, for each cell, mean, interval, seeds, and `difference` to the cell before (mean,
+        interval, seeds, verdict), which is None for the first cell, and if the two cells have no seed in common.
     """
     names = list(dict.fromkeys(name for seeds in cells.values() for scores in seeds.values() for name in scores))
     found = []

@@ -1,4 +1,4 @@
-"""Read the files of a GRPO training: the completions of its steps in groups and pairs, and its logged numbers."""
+"""Read the files of a GRPO run: the completions of its steps in groups and pairs, and its logged numbers."""
 
 import json
 import math
@@ -27,7 +27,7 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled reasoning.
+    """One sampled reasoning text, with its ranks and rewards.
 
     Args:
         text: the text between the tags.
@@ -74,7 +74,7 @@ class Group:
 
     @property
     def degenerate(self) -> bool:
-        """Whether all rollouts had the same reward, so that GRPO learned nothing from them.
+        """Whether all rollouts had the same reward, so GRPO learned nothing from them.
 
         Derived from the advantages, (r - mean) / (s + 1e-4): with s up to 1e-8 they do not exceed √G · 1e-4.
         """
@@ -178,7 +178,7 @@ def completion_steps(run: Path) -> dict[int, Path]:
         ReportError: the folder does not exist, or contains no completions.
     """
     if not run.is_dir():
-        raise ReportError(f"RUN: found no folder {run}; expected the output_dir of a training")
+        raise ReportError(f"RUN: found no folder {run}; expected the output_dir of a training run")
     found = RunFolder(run).completion_steps()
     if not found:
         raise ReportError(
@@ -191,7 +191,8 @@ def completion_steps(run: Path) -> dict[int, Path]:
 def read_step(path: Path, weights: Mapping[str, float] | None) -> list[PairOfGroups]:
     """Return the pairs of a table of completions, in the order of the table.
 
-    Consecutive rows with the same item and side form a group; a group of a product belongs to the group of the query before.
+    Consecutive rows with the same item and side form a group; the group of a product belongs to the group of the query
+    before it.
 
     Args:
         path: a parquet table that `training.reasoning.grpo_trainer` wrote.
@@ -206,7 +207,8 @@ def read_step(path: Path, weights: Mapping[str, float] | None) -> list[PairOfGro
         raise ReportError(f"{path}: cannot be read as parquet ({error}); expected a complete table") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
-        raise ReportError(f"{path}: found no column {missing[0]!r}; expected {', '.join(_COLUMNS)}, and NAME{_REWARD}")
+        expected = f"expected the columns {', '.join(_COLUMNS)}, and NAME{_REWARD}"
+        raise ReportError(f"{path}: found no column {missing[0]!r}; {expected}")
     rows = table.to_pylist()
     if not rows:
         raise ReportError(f"{path}: found no rows; expected at least one")
@@ -216,7 +218,8 @@ def read_step(path: Path, weights: Mapping[str, float] | None) -> list[PairOfGro
             raise ReportError(f"{path}: row {number}, column {empty[0]!r}: found nothing; expected a value")
         if not (row["rank"] >= 1 and row["rank_without"] >= 1):
             raise ReportError(
-                f"{path}: row {number}: found rank_without {row['rank_without']} and rank {row['rank']}; expected from 1"
+                f"{path}: row {number}: found rank_without {row['rank_without']} and rank {row['rank']}; "
+                "expected at least 1"
             )
     return _pairs(_groups(rows, weights))
 

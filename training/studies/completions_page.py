@@ -90,7 +90,7 @@ class Figure:
         title: title of the curve.
         sentence: sentence of the curve.
         drawing: SVG; empty if all values are not finite.
-        legend: label and first and last value of each line.
+        legend: label, first value and last value of each line.
         logged: number of logged values.
         lost: number of logged values that are not finite.
     """
@@ -139,7 +139,7 @@ _OWN_CURVES = (
     ),
     Curve(
         "Degenerate groups",
-        "Groups whose rollouts all had the same reward, so that GRPO learned nothing from them. Lower is better.",
+        "Groups whose rollouts all had the same reward, so GRPO learned nothing from them. Lower is better.",
         {"frac_reward_zero_std": "share of the groups"},
     ),
     Curve(

@@ -1,9 +1,9 @@
-"""Make a report on the completions of a GRPO training as one HTML page: curves, and the attributes sampled for each pair.
+"""Report the completions of a GRPO run on one HTML page: curves, and the attributes sampled for each pair.
 
 moon3 completions RUN [--output RUN/completions.html] [--step last] [--items 40] [--order change]
 
-The page is one file without scripts and external addresses. Texts of the model are shown as plain text, with visible control
-characters. Only the table of the chosen step is read; the curves come from `metrics.jsonl`.
+The page has no scripts or external URLs. Generated text is shown as plain text, with control characters made visible.
+Only the table of the chosen step is read; the curves come from `metrics.jsonl`.
 """
 
 import contextlib
@@ -121,7 +121,7 @@ class ItemIndex:
 
 def _tables(run: Path, values: Mapping[str, Any] | None) -> tuple[list[ProductTables], list[str]]:
     """Return the data sets of a run, or a note on why they cannot be read. Their reader prints to stderr."""
-    without = "No titles and no pictures"
+    without = "No titles or pictures"
     if values is None:
         return [], [f"{without}: without {RunFolder(run).recipe.name} the tables are unknown."]
     try:
@@ -160,14 +160,16 @@ def make_report(
         pictures: whether to show pictures; titles are always shown.
 
     Raises:
-        ReportError: the folder does not exist, has no completions or not the step, or its weights of rewards are unknown
-            and the order is "reward".
+        ReportError: the folder does not exist, has no completions or lacks the step, or the order is "reward" and the
+            weights of the rewards are unknown.
     """
     steps = completion_steps(run)
     values, notes = _recipe(run)
     weights = None if values is None else dict(values.get("rewards") or {})
     if order == "reward" and weights is None:
-        raise ReportError(f"--order: found 'reward' without {RunFolder(run).recipe}; expected change, step")
+        raise ReportError(
+            f"--order: found 'reward', but no {RunFolder(run).recipe} with weights; expected change or step"
+        )
     chosen, pairs, unread = _read_chosen_step(steps, step, weights)
     series, missing = read_series(RunFolder(run).metrics)
     tables, without_tables = _tables(run, values)
@@ -255,7 +257,7 @@ def write_page(
     """Write the page of a run.
 
     Args:
-        run: output_dir of a training with `stage: grpo`, finished or not.
+        run: output_dir of a training run with `stage: grpo`, finished or not.
         output: file of the page. Default: completions.html in the run.
         step (`str`): number of a step, or "last". Default "last".
         items (`int`): maximum number of pairs of query and product. Default 40.

@@ -3,10 +3,10 @@
 moon3 reasoning-study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3]
         [--output FILE.json] [--run-folder DIR]
 
-For each seed, a cold start is trained, and `stage: grpo` from it. With `--controls`, the stage is also trained from the same
-cold start with grpo_weight 0 (without rewards), which separates the effect of the rewards from the effect of more training.
-The same command resumes: a finished training is not run again. After every training, the results so far are written as JSON
-and as Markdown beside it, with the wall clock of every start of the command.
+For each seed, a cold start is trained, and `stage: grpo` starts from it. With `--controls`, the stage is also trained
+from the same cold start with grpo_weight 0 (without rewards), which separates the effect of the rewards from the effect
+of more training. Run the same command again to resume: a finished training run is not repeated. After every training
+run, the results so far are written as JSON and as Markdown beside it, with the duration of every call of the command.
 """
 
 import json
@@ -30,7 +30,7 @@ from training.studies.ablate import Run, row_scores, run_all
 
 RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
-"""Names of the two GRPO trainings in folders and results: with rewards, and without."""
+"""Names of the two GRPO runs in folders and results: with rewards, and without."""
 MODES = ("none", "generate")
 STARTS_FILE = "starts.jsonl"
 _TENTH = 10
@@ -38,15 +38,15 @@ _REWARD = "rewards/retrieval_reward/mean"
 
 
 def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
-    """Return the trainings of a study: for each seed, GRPO with its cold start, and the control from the same cold start.
+    """Return the runs of a study: for each seed, GRPO with its cold start, and the control from the same cold start.
 
     Args:
-        recipe: recipe of stage grpo with a cold start, evaluated before and after.
-        seeds: seeds of the trainings.
-        folder: folder for the trainings.
+        recipe: a recipe with `stage: grpo` and a cold start, evaluated before and after.
+        seeds: seeds of the training runs.
+        folder: folder for the training runs.
 
     Raises:
-        RecipeError: the recipe is of another kind.
+        RecipeError: the recipe is of a different kind.
     """
     found = parse_recipe([str(recipe), "--output_dir", str(folder)])
     args, reasoning = found.training, found.reasoning
@@ -76,8 +76,8 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
 
     Returns:
         For each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction → scores;
-        "seconds" of each training; "trained_at_commit"; "training": means of the retrieval reward over the first and the last
-        tenth of the logged steps of GRPO.
+        "seconds" of each training run; "trained_at_commit"; "training": means of the retrieval reward over the first
+        and the last tenth of the logged steps of GRPO.
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
@@ -175,9 +175,9 @@ def markdown(study: Mapping[str, Any]) -> str:
     lines = [f"# GRPO against its cold start: {study['recipe']}", ""]
     lines += [f"- {sentence}" for sentence in study["verdict"]]
     for start in study["starts"]:
-        finished = "; ".join(start["finished"]) or "no training"
+        finished = "; ".join(start["finished"]) or "no training run"
         lines.append(
-            f"- {start['seconds'] / 60:.1f} minutes, {start['workers']} trainings at a time, finished {finished}."
+            f"- {start['seconds'] / 60:.1f} minutes, {start['workers']} training runs at a time, finished {finished}."
         )
     lines += [f"- {study['note']}", ""]
     rows = []
@@ -200,11 +200,11 @@ def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> Non
     """Write the results so far.
 
     Args:
-        recipe: recipe of stage grpo.
+        recipe: a recipe with `stage: grpo`.
         runs: from `plan`; a control counts as planned if its folder exists.
         output: JSON file; the Markdown file is written beside it.
-        folder: folder of the trainings, with `starts.jsonl`: the finished starts of the command, each with its wall clock in
-            seconds and the trainings that it finished.
+        folder: folder of the training runs, with `starts.jsonl`, which lists each completed call of the command, its
+            duration in seconds and the runs it finished.
     """
     pairs = zip(runs[::2], runs[1::2], strict=True)
     seeds = [seed_result(joint, control) for joint, control in pairs]
@@ -235,18 +235,18 @@ def study(
     """Train the missing runs and write the study.
 
     Args:
-        recipe: recipe of stage grpo.
+        recipe: a recipe with `stage: grpo`.
         output: JSON file; the Markdown file is written beside it.
-        folder: folder of the trainings.
-        seeds: seeds of the trainings.
+        folder: folder of the training runs.
+        seeds: seeds of the training runs.
         controls: also train the same steps without rewards.
-        workers: number of trainings at a time.
+        workers: number of training runs at a time.
 
     Returns:
-        The names of the trainings that did not finish.
+        The names of the training runs that did not finish.
 
     Raises:
-        RecipeError: the recipe is of another kind.
+        RecipeError: the recipe is of a different kind.
         OutputError: a file cannot be written.
     """
     began = time.monotonic()

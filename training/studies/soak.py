@@ -1,4 +1,4 @@
-"""Kill a training with SIGKILL repeatedly, also while it saves, and compare it with the uninterrupted training.
+"""Kill a training run with SIGKILL repeatedly, also while it saves, and compare it with an uninterrupted run.
 
     moon3 soak training/recipes/smoke_moon1.yaml --kills 10 --processes 2 --output runs/soak
 
@@ -53,7 +53,7 @@ _PATIENCE_SECONDS = 900.0
 
 
 class SoakError(RuntimeError):
-    """Raised if a training ended by itself before it could be killed, or failed."""
+    """Raised if a training run failed, or ended before it could be killed."""
 
     exit_status = 1
 
@@ -129,7 +129,7 @@ def plan(kills: int, saves: int, save_steps: int, pace: Pace, rng: random.Random
 
 
 class Processes:
-    """The processes of one training, in one process group.
+    """The processes of one training run, in one process group.
 
     torchrun would start each process in a separate session, where one signal does not reach all of them.
 
@@ -204,7 +204,7 @@ def logged_step(run: Path) -> int:
 
 
 def run_alone(command: Sequence[str], processes: int, run: Path, log: Path) -> Pace:
-    """Run a training to its end, and return its pace.
+    """Train without interruption, and return the pace of the run.
 
     Raises:
         SoakError: the training failed.
@@ -226,7 +226,7 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 
 def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path, log: Path) -> dict[str, Any]:
-    """Start or resume a training, kill it at a moment, and return the state of its folder.
+    """Start or resume a training run, kill it at a moment, and return the state of its folder.
 
     Returns:
         The moment, the last logged step, the last complete checkpoint, whether this kill interrupted a save, and the
@@ -390,7 +390,7 @@ def soak(arguments: Sequence[str], options: SoakOptions) -> dict[str, Any]:
         The kills, the numbers of compared values, and the differences.
 
     Raises:
-        SoakError: a training ended by itself, or failed.
+        SoakError: a training run failed, or ended before it could be killed.
     """
     output, kills = options.output, options.kills
     steps = options.save_steps * (kills + 1)
@@ -452,7 +452,7 @@ def run_soak(
 
     Raises:
         RecipeError: the recipe cannot be run.
-        SoakError: a training ended by itself, or failed.
+        SoakError: a training run failed, or ended before it could be killed.
         OutputError: a file cannot be written.
     """
     require_writable_file("--results", results)

@@ -2,9 +2,9 @@
 
     moon3 bench train --output training_speed.json [--only NAME …] [--repeats N] [--model DIR]
 
-The two sides alternate in one process, so that their ratio is reliable even on a shared machine. Time is processor time on a
-CPU, which other programs do not increase, and wall-clock time on a GPU. The file states for each ratio its target and whether
-it is met.
+The two sides alternate in one process, so their ratio is reliable even on a shared machine. On a CPU, processor time is
+measured, which other programs do not increase; on a GPU, wall-clock time. The file states for each ratio its target and
+whether it is met.
 
 Shape suffixes: B queries, C candidates, D embedding width.
 """
@@ -60,15 +60,15 @@ class Sizes:
 
     Args:
         batch_size: B, pairs of a step: a text query and a product with text and picture. Without hard negatives the chunks
-            of both sides hold the same rows in the same order, so that both pad equally.
+            of both sides hold the same rows in the same order, so both pad equally.
         chunk_size: rows that are encoded with one graph, on both sides.
         hidden_size: width of the small random model; unused with `model`.
         num_layers: decoder layers of the small random model; unused with `model`.
         image_tokens: maximum size of a picture, in tokens.
         queue_steps: number of past steps in the queue, with B candidates each.
         loss_queries: queries of the loss whose memory is measured.
-        candidates: numbers of candidates at which it is measured, ascending; two for each query have gradients, the others
-            come from a queue of at least the same size.
+        candidates: numbers of candidates at which the memory is measured, ascending; two candidates for each query have
+            gradients, the others come from a queue of at least the same size.
         model: a Moon checkpoint. Default: the small random model.
     """
 
@@ -98,7 +98,7 @@ class Sizes:
 
 
 class OurStep:
-    """A step of `ContrastiveTrainer`, with its masks, its metrics and its queue, and of AdamW.
+    """A training step of `ContrastiveTrainer` (with its masks, metrics and queue) and AdamW.
 
     Args:
         folder: the folder that `prepare` wrote.
@@ -148,7 +148,8 @@ class OurStep:
 
 
 class TheirStep:
-    """A step of sentence-transformers' cached loss on `MoonTransformer`, and of AdamW, without the library's trainer.
+    """A training step of sentence-transformers' cached loss on `MoonTransformer` and AdamW, without the library's
+    trainer.
 
     Args:
         folder: the folder that `prepare` wrote.
@@ -340,7 +341,7 @@ def _in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def cached_loss(sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """Compare a step in chunks with the streamed loss with sentence-transformers' `CachedMultipleNegativesRankingLoss`.
+    """Compare a chunked step with the streamed loss to sentence-transformers' `CachedMultipleNegativesRankingLoss`.
 
     Args:
         sizes: batch, chunks and model.
@@ -443,10 +444,11 @@ def queue_step(sizes: Sizes, repeats: int) -> dict[str, Any]:
 
 
 def candidates_memory(sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """Measure the peak memory of the streamed loss, forward and backward, by number of candidates, beside the plain loss.
+    """Measure the peak memory of the streamed loss, forward and backward, by number of candidates, and that of the
+    plain loss.
 
-    The products of the batch, two for each query, have gradients; the other candidates come from a queue. `all_learn`: every
-    candidate has a gradient, which adds a vector for each.
+    The products of the batch, two for each query, have gradients; the other candidates come from a queue. In
+    `all_learn`, every candidate has a gradient, which adds a vector for each.
 
     Args:
         sizes: queries, numbers of candidates, and the width of the vectors.

@@ -116,7 +116,7 @@ def test_a_reasoning_is_no_text_of_an_item_in_its_forms(processor):
 
 
 def test_an_unknown_reasoning_and_one_beside_forms_are_refused(processor):
-    with pytest.raises(ValueError, match="reasoning: found 'all'; expected none, generate, given, mixed"):
+    with pytest.raises(ValueError, match="reasoning: found 'all'; expected one of none, generate, given, mixed"):
         PairCollator(processor, reasoning="all")
-    with pytest.raises(ValueError, match="reasoning: found 'mixed' with forms=True"):
+    with pytest.raises(ValueError, match="reasoning: 'mixed' does not work with forms=True"):
         PairCollator(processor, forms=True, reasoning="mixed")

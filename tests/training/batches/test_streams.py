@@ -297,7 +297,7 @@ def test_rows_without_a_query_get_one_derived_from_their_product(tmp_path):
         forms.add("image" in pair.query)
     assert forms == {True, False}
     refused = RowPairs(opened(tmp_path, folder), PairArguments(derived_queries=False), 5, 10)
-    assert refused.pair(row(2)).reason == "found no query; expected one, or derived_queries: true"
+    assert refused.pair(row(2)).reason == "found no query; expected a query, or derived_queries: true"
 
 
 def test_a_product_without_an_id_is_known_by_its_contents(tmp_path):
@@ -414,25 +414,25 @@ def test_a_data_set_of_the_hub_keeps_its_pictures_encoded(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data": ["catalogue"]}, "found 'catalogue' with streaming"),
+        ({"data": ["catalogue"]}, "'catalogue' cannot be streamed"),
         ({"data": [{"parquet": "x", "hub": "a/b"}]}, "either parquet or hub"),
         ({"data": [{"parquet": 3}]}, r"data.parquet: found 3 \(an integer\); expected text or a list"),
-        ({"data": [{"parquet": "x", "split": "train"}]}, "split: found with parquet"),
+        ({"data": [{"parquet": "x", "split": "train"}]}, "split: does not work with parquet"),
         ({"data": [{"parquets": "x"}]}, "unknown key 'parquets'; the nearest known key is 'parquet'"),
         ({"data": [{"hub": "a/b", "columns": "x"}]}, r"columns: found 'x' \(text\); expected a mapping"),
         ({"data": [{"hub": "a/b", "weight": 0}]}, "data.weight: found 0"),
-        ({"evaluate_after": True}, "found with streaming, whose tables do not have a gallery"),
+        ({"evaluate_after": True}, "do not work with streaming, whose tables do not have a gallery"),
         ({"shuffle_rows": 0}, "shuffle_rows: found 0"),
         (
             {"hard_negatives": 2},
-            "hard_negatives: found 2 with streaming; expected at most 1, which is what a row contains",
+            "hard_negatives: 2 does not work with streaming; expected at most 1, because a row contains one",
         ),
-        ({"positives_per_query": 3}, "positives_per_query: found 3 with streaming; expected at most 1"),
+        ({"positives_per_query": 3}, "positives_per_query: 3 does not work with streaming; expected at most 1"),
         (
             {"interaction_half_life_days": 30},
-            "interaction_half_life_days: found 30 with streaming; expected null",
+            "interaction_half_life_days: 30 does not work with streaming; expected null",
         ),
-        ({"bucket_batches": 1}, "bucket_batches: found 1; expected a number of at least 2"),
+        ({"bucket_batches": 1}, "bucket_batches: found 1; expected 0, or at least 2"),
     ],
 )
 def test_recipes_that_cannot_be_streamed_are_refused_by_key(tmp_path, values, message):
@@ -443,14 +443,14 @@ def test_recipes_that_cannot_be_streamed_are_refused_by_key(tmp_path, values, me
 def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shards):
     with pytest.raises(RecipeError, match="data: none: parquet: found no file at"):
         opened(tmp_path, {"parquet": str(tmp_path / "none")})
-    with pytest.raises(RecipeError, match="data: colours: columns: the product has neither a title nor an image"):
+    with pytest.raises(RecipeError, match="data: colours: columns: found neither title nor image"):
         opened(tmp_path, write_shards(tmp_path / "colours", [{"colour": "red"}], 1))
     with pytest.raises(RecipeError, match="data: mbe: columns: query.title: found no column 'kw'"):
         opened(tmp_path, {"parquet": str(shards), "columns": {"query.title": "kw"}})
     with pytest.raises(RecipeError, match="found two data sets named 'mbe'"):
         open_streams(recipe(tmp_path, "x", data=[str(shards), str(shards)]))
     addresses = write_shards(tmp_path / "web", [triplet(0, doc_image="https://shop.example/1.jpg")], 1)
-    with pytest.raises(RecipeError, match="web: found pictures that are addresses; expected allow_urls: true"):
+    with pytest.raises(RecipeError, match="web: found pictures given as URLs; expected allow_urls: true"):
         opened(tmp_path, addresses)
     assert opened(tmp_path, addresses, allow_urls=True)
     empty = tmp_path / "empty"

@@ -75,7 +75,7 @@ def test_pictures_that_were_not_seen_or_differ_in_size_are_refused(tiny_moon):
     model = MoonModel.from_pretrained(folder).eval()
     with SharedPictures(vision_tower(model)) as pictures, torch.no_grad():
         pictures.reuse([0])
-        with pytest.raises(ValueError, match="found reuse before a forward pass"):
+        with pytest.raises(ValueError, match=r"call reuse\(\) only after a forward pass"):
             model(**batch)
         model(**batch)
         pictures.reuse([0])

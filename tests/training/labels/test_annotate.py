@@ -364,7 +364,7 @@ def test_answers_of_another_model_are_refused_unless_they_are_to_be_overwritten(
     other = job(tmp_path, model="another")
     with pytest.raises(
         WritingError,
-        match="model 'scripted', not 'another'; expected the same settings, another output, or --overwrite",
+        match="model 'scripted', not 'another'\\); use the same settings, another output, or --overwrite",
     ):
         write_attributes([product(1)], Scripted(red), other)
     writer = Scripted(red)
@@ -385,21 +385,29 @@ def with_settings(**settings) -> Scripted:
         (
             {"max_new_tokens": 64, "dtype": "float32"},
             {},
-            "max_new_tokens 128, not 64; expected the same settings, another output",
+            "max_new_tokens 128, not 64\\); use the same settings, another output",
         ),
         (
             {"max_new_tokens": 64, "dtype": "bfloat16"},
             {},
             "max_new_tokens 128, not 64; dtype 'float32', not 'bfloat16'",
         ),
-        ({"max_new_tokens": 128}, {}, "dtype 'float32', not unknown; expected"),
-        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, "top_k unknown, not 4; expected"),
-        ({"max_new_tokens": 128, "dtype": "float32"}, {"seed": 1}, "answers with seed 0, not 1; expected"),
-        ({"max_new_tokens": 128, "dtype": "float32"}, {"images": 2}, "answers with images 1, not 2; expected"),
+        ({"max_new_tokens": 128}, {}, r"dtype 'float32', not unknown\); use the same settings"),
+        ({"max_new_tokens": 128, "dtype": "float32", "top_k": 4}, {}, r"top_k unknown, not 4\); use the same settings"),
+        (
+            {"max_new_tokens": 128, "dtype": "float32"},
+            {"seed": 1},
+            r"written with other settings \(seed 0, not 1\); use the same settings",
+        ),
+        (
+            {"max_new_tokens": 128, "dtype": "float32"},
+            {"images": 2},
+            r"written with other settings \(images 1, not 2\); use the same settings",
+        ),
         (
             {"max_new_tokens": 128, "dtype": "float32"},
             {"max_pixels": 9},
-            "answers with max_pixels 786432, not 9; expected",
+            r"written with other settings \(max_pixels 786432, not 9\); use the same settings",
         ),
     ],
 )
@@ -483,7 +491,7 @@ def test_the_bar_begins_where_an_earlier_run_stopped(tmp_path, capsys):
     ("options", "message"),
     [
         ({"output": Path("out.csv")}, "output: found 'out.csv'; expected a .parquet file"),
-        ({"forms": ("sound",)}, "forms: found .*expected image, text or both"),
+        ({"forms": ("sound",)}, "forms: found .*expected one or both of image, text"),
         ({"forms": ()}, "forms: found"),
         ({"attempts": 0}, "attempts: found 0; expected a number of at least 1"),
         ({"batch_size": 0}, "batch_size: found 0"),

@@ -176,7 +176,7 @@ def test_attributes_of_other_keys_are_counted_and_named_once():
 def test_a_product_that_is_in_no_table_and_another_form_are_refused():
     with pytest.raises(ValueError, match="'shop/none'.*1 products of the tables"):
         targets(SHOE).of_product("shop/none", "mm")
-    with pytest.raises(ValueError, match="form: found 'both'; expected mm, t, i"):
+    with pytest.raises(ValueError, match="form: found 'both'; expected one of mm, t, i"):
         targets(SHOE).of_product("shop/shoe", "both")
 
 

@@ -108,7 +108,7 @@ def test_intra_alignment_can_be_left_out(vectors):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"weights": {"image": 1.0}}, r"weights: found \['image'\]; expected t, i, mm"),
+        ({"weights": {"image": 1.0}}, r"weights: found \['image'\]; expected only t, i, mm"),
         ({"weights": {"t": -1.0}}, "weights.t: found -1.0"),
         ({"intra_weight": -1.0}, "intra_weight: found -1.0"),
         ({"router_weight": float("nan")}, "router_weight: found nan"),

@@ -65,7 +65,7 @@ def test_no_gradient_flows_through_the_weights():
         ({"kappa": 0.0}, "kappa: found 0.0"),
         ({"kappa": math.inf}, "kappa: found inf"),
         ({"start": 0.0, "end": 0.1}, "start, end: found 0.0, 0.1"),
-        ({"schedule": "steps"}, "schedule: found 'steps'; expected cosine, linear, constant"),
+        ({"schedule": "steps"}, "schedule: found 'steps'; expected one of cosine, linear, constant"),
         ({"weight": -0.1}, "weight: found -0.1"),
     ],
 )

@@ -148,7 +148,7 @@ def test_the_limit_keeps_its_distance_below_positive_and_negative_similarities()
         ({"margin": -1}, "margin: found -1"),
         ({"ratio": 0}, "ratio: found 0"),
         ({"category_levels": -1}, "category_levels: found -1"),
-        ({"choose": "any"}, "choose: found 'any'; expected hardest, random"),
+        ({"choose": "any"}, "choose: found 'any'; expected one of hardest, random"),
     ],
 )
 def test_guards_that_make_no_sense_are_refused(values, message):
@@ -202,7 +202,7 @@ def test_the_command_writes_a_queries_table_that_training_reads(tiny_moon, catal
     train = [row for row in before.queries if row.split == "train"]
     assert sum(report["negatives"].values()) == report["queries"] == len(train)
     assert sum(int(count) * queries for count, queries in report["negatives"].items()) >= mined
-    assert f"{report['negatives']['2']} queries got 2 negatives" in printed
+    assert f"{report['negatives']['2']} queries have 2 negatives" in printed
     dataset = PairDataset([PairSource(after.select("train"))], PairArguments(query_mix={"t": 1}), 0, 50)
     assert all(len(dataset[position].products) == 2 for position in range(50))
 
@@ -252,7 +252,9 @@ def test_an_interrupted_mining_goes_on_and_ends_the_same(tiny_moon, catalogue, t
         patch.setattr(mining, "encode", interrupted_after(0, "encode", encode))  # other guards keep the vectors
         assert set(mine(model, processor, tables, fewer, path)["negatives"]) == {"0", "1"}
     other = ProductTables(tables.name, tables.products[1:], tables.queries, tables.report)
-    with pytest.raises(MiningError, match="holds vectors of another data; expected another output, or --overwrite"):
+    with pytest.raises(
+        MiningError, match="the data of the stored vectors differs; expected another output, or --overwrite"
+    ):
         mine(model, processor, other, job, path)
     again = MiningJob(job.output, shard_rows=16, progress=False, overwrite=True)
     assert mine(model, processor, other, again, path)["products"] < report["products"] + 1
@@ -313,10 +315,10 @@ def test_vectors_of_another_model_or_of_other_settings_are_not_taken_for_this_on
     job = MiningJob(tmp_path, split="all", progress=False)
     mine(model, processor, tables, job, str(tiny_moon("qwen3_vl")))
     mine(model, processor, tables, job, str(tiny_moon("qwen3_vl")))
-    with pytest.raises(MiningError, match="holds vectors of another model"):
+    with pytest.raises(MiningError, match="the model of the stored vectors differs"):
         mine(model, processor, tables, job, str(tiny_moon("qwen3_vl", trained=True)))
     processor.max_tokens = 50
-    with pytest.raises(MiningError, match="holds vectors of another model"):
+    with pytest.raises(MiningError, match="the model of the stored vectors differs"):
         mine(model, processor, tables, job, str(tiny_moon("qwen3_vl")))
 
 

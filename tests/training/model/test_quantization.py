@@ -52,9 +52,7 @@ def test_a_machine_without_a_gpu_or_without_bitsandbytes_is_told_so(monkeypatch)
         check_quantization(asked(quantization="8bit"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(
-        ValueError, match="found 4bit without the package bitsandbytes; expected pip install bitsandbytes"
-    ):
+    with pytest.raises(ValueError, match="found 4bit without the package bitsandbytes; run pip install bitsandbytes"):
         check_quantization(asked())
 
 

@@ -130,13 +130,13 @@ def test_without_a_launch_file_nothing_is_refused():
     [
         (
             {"architecture": "dual_tower"},
-            "architecture: found dual_tower with a launch for fsdp; expected .*ddp.yaml, or moon",
+            "architecture: fsdp does not support dual_tower; expected moon, or .*ddp.yaml",
         ),
-        ({"quantization": "4bit"}, "quantization: found 4bit with a launch for fsdp"),
-        ({"stage": "joint"}, "stage: found joint with a launch for fsdp; .* or contrastive"),
-        ({"train_minutes": 3.0}, "train_minutes: found 3.0 .* or max_steps"),
-        ({"queue_momentum": 0.99}, "queue_momentum: found 0.99 .* or null"),
-        ({"world_size": 1}, "processes: found 1 .* or 2 or more"),
+        ({"quantization": "4bit"}, "quantization: fsdp does not support 4bit"),
+        ({"stage": "joint"}, "stage: fsdp does not support joint; expected contrastive"),
+        ({"train_minutes": 3.0}, "train_minutes: fsdp does not support 3.0; expected max_steps, or .*ddp.yaml"),
+        ({"queue_momentum": 0.99}, "queue_momentum: fsdp does not support 0.99; expected null"),
+        ({"world_size": 1}, "processes: fsdp does not support 1; expected 2 or more"),
     ],
 )
 def test_what_a_model_in_parts_does_not_do_is_refused_by_its_key(monkeypatch, change, message):
@@ -173,15 +173,15 @@ def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "change", "message"),
     [
-        (2, {"encode_chunk_size": 8}, "encode_chunk_size: found 8 with DeepSpeed"),
-        (2, {"queue_momentum": 0.9}, "queue_momentum: found 0.9 with a launch for deepspeed"),
-        (3, {}, r"query_mix: found i with ZeRO-3, .*expected t \(text\) alone, or training/launch/fsdp2.yaml"),
-        (3, {"query_mix": {"t": 1, "i": 0}}, "product_mix: found mm with ZeRO-3"),
+        (2, {"encode_chunk_size": 8}, "encode_chunk_size: 8 does not work with DeepSpeed"),
+        (2, {"queue_momentum": 0.9}, "queue_momentum: deepspeed does not support 0.9"),
+        (3, {}, r"query_mix: i cannot be used with ZeRO-3, .*expected t \(text\) alone, or training/launch/fsdp2.yaml"),
+        (3, {"query_mix": {"t": 1, "i": 0}}, "product_mix: mm cannot be used with ZeRO-3"),
         (3, {"dual_alignment": True}, "query_mix"),
         (
             3,
             {"query_mix": {"t": 1}, "product_mix": {"t": 1}, "sparsity_weight": 0.1},
-            "sparsity_weight: found 0.1",
+            "sparsity_weight: 0.1 does not work with ZeRO-3",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_deepspeed_is_accepted_on_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     launch(monkeypatch, "deepspeed_zero2.yaml")
     monkeypatch.setattr(launching, "is_deepspeed_available", lambda: False)
-    with pytest.raises(ValueError, match="found no package deepspeed; expected pip install deepspeed"):
+    with pytest.raises(ValueError, match="the package deepspeed is not installed; run pip install deepspeed"):
         check_launch(recipe())
     monkeypatch.setattr(launching, "is_deepspeed_available", lambda: True)
     check_launch(recipe())
@@ -214,11 +214,11 @@ def test_a_recipe_reports_a_refusal_of_the_launch(monkeypatch, tmp_path):
     launch(monkeypatch, "fsdp2.yaml")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"small_base": {}, "train_minutes": 1.0}))
-    with pytest.raises(RecipeError, match="train_minutes: found 1.0 with a launch for fsdp"):
+    with pytest.raises(RecipeError, match="train_minutes: fsdp does not support 1.0"):
         parse_recipe([str(path)])
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     with pytest.raises(
-        RecipeError, match="found ACCELERATE_USE_PARALLELISM_CONFIG; expected the files of training/launch"
+        RecipeError, match="ACCELERATE_USE_PARALLELISM_CONFIG is not supported; launch with a file in training/launch"
     ):
         parse_recipe([str(path)])
 
@@ -227,7 +227,7 @@ def test_a_recipe_reports_a_refusal_of_the_launch(monkeypatch, tmp_path):
     ("version", "precision", "message"),
     [
         (1, "no", "fsdp_version: found 1; expected 2"),
-        (2, "fp8", "mixed_precision: found fp8 with FSDP; expected no, bf16, fp16"),
+        (2, "fp8", "mixed_precision: fp8 does not work with FSDP; expected one of no, bf16, fp16"),
     ],
 )
 def test_a_plugin_of_another_kind_is_refused_by_the_trainer(tiny_moon, version, precision, message):

@@ -398,7 +398,9 @@ def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_
 def test_batches_without_labels_are_refused(moon3, tmp_path):
     trainer = make_trainer(moon3, tmp_path, variants(None)["whole"])
     trainer.data_collator.reasoning = "none"
-    with pytest.raises(ValueError, match="found no labels of queries and products; expected a collator with reasoning"):
+    with pytest.raises(
+        ValueError, match="found no labels for queries and products; expected a collator with reasoning"
+    ):
         trainer.train()
 
 

@@ -626,7 +626,7 @@ def test_pictures_that_vllm_would_not_see_are_refused(joint, tmp_path):
     trainer = make_trainer(joint, tmp_path, "bt", steps=1)
     trainer.use_vllm = True
     with pytest.raises(
-        ValueError, match=r"vllm: found pictures in a step with \['p0', 'p1', 'q0', 'q1'\]; expected only texts"
+        ValueError, match=r"vllm: found pictures in the prompts of \['p0', 'p1', 'q0', 'q1'\]; expected only texts"
     ):
         rollouts_of(trainer, 2)
 

@@ -85,7 +85,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"small_base": 3}, "small_base: found 3"),
         ({"base": "./nowhere"}, "expected exactly one of them"),
         ({"base": "./nowhere", "small_base": None}, "base: found no folder .*nowhere"),
-        ({"small_base": None}, "base and small_base: found neither"),
+        ({"small_base": None}, "base and small_base: neither is set"),
         ({"data": ["/no/such/folder"]}, "data.path: found nothing at /no/such/folder"),
         (
             {"data": [{"path": "catalogue", "wieght": 2}]},
@@ -113,7 +113,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"eval_steps": 5}, "'eval_steps' cannot be set; .* use evaluate_before and evaluate_after"),
         ({"hard_negatives": -1}, "hard_negatives: found -1"),
         ({"max_image_tokens": 0}, "max_image_tokens: found 0"),
-        ({"max_steps": -1}, "max_steps and train_minutes: found neither"),
+        ({"max_steps": -1}, "max_steps and train_minutes: neither is set"),
         ({"train_minutes": 0}, "train_minutes: found 0; expected a number above 0"),
         ({"num_train_epochs": 3}, "'num_train_epochs' cannot be set; .* set max_steps"),
         ({"lr_scheduler_type": "zigzag"}, "zigzag"),
@@ -124,7 +124,7 @@ def test_a_resolved_recipe_is_the_same_recipe(recipe, tmp_path):
         ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size: found -2"),
         ({"seed": -1}, "seed: found -1; expected a number of at least 0"),
         ({"seed": 2**32}, "seed: found 4294967296; expected a number below 4294967296"),
-        ({"report_to": "paper"}, "report_to: found 'paper', which is not installed; expected none"),
+        ({"report_to": "paper"}, "report_to: found 'paper', which is not installed; expected one of none"),
         ({"catalogue": {"products": "many"}}, r"catalogue.products: found 'many' \(text\); expected an integer"),
     ],
 )

@@ -90,7 +90,7 @@ def test_old_names_are_understood_in_a_cold_start_and_in_a_suite(recipe, tmp_pat
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"target_mix": {"t": 1}, "product_mix": {"t": 1}}, "product_mix: found it also under its old name"),
+        ({"target_mix": {"t": 1}, "product_mix": {"t": 1}}, "product_mix: also set under its old name"),
         ({"query_mix": {"text": 1, "t": 2}}, "query_mix: found parts under their old and new names"),
         (
             {"filter_kappa": 10.0},

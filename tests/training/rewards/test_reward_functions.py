@@ -103,7 +103,7 @@ def test_a_rollout_is_rewarded_alone_as_among_others(name, columns):
 @pytest.mark.parametrize("name", ["formats", "", "__init__", "format_reward", "os"])
 def test_an_unknown_reward_is_refused_with_the_known_ones(name):
     with pytest.raises(
-        ValueError, match=f"rewards: found '{name}'; expected attributes, contradiction, format, length"
+        ValueError, match=f"rewards: found '{name}'; expected one of attributes, contradiction, format, length"
     ):
         reward_function(name)
 
@@ -117,7 +117,7 @@ def test_weights_keep_their_order_and_become_numbers():
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ({"speed": 1.0}, r"rewards: found 'speed'; expected attributes"),
+        ({"speed": 1.0}, r"rewards: found 'speed'; expected one of attributes"),
         ({"format": math.nan}, r"rewards\.format: found nan; expected a finite number"),
         ({"format": -math.inf}, r"rewards\.format: found -inf"),
         ({"format": "1"}, r"rewards\.format: found '1'"),

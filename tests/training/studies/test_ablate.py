@@ -99,16 +99,16 @@ def test_cells_keep_what_those_before_them_changed(write_suite):
         ({"cels": {}}, "unknown key 'cels'"),
         ({"seeds": [0, 0]}, "seeds: found"),
         ({"seeds": []}, "seeds: found"),
-        ({"boxes": "guess"}, "boxes: found 'guess'; expected largest_region"),
+        ({"boxes": "guess"}, "boxes: found 'guess'; expected one of largest_region"),
         ({"cells": {"plain": {"hard_negatives": 1}}}, "plain: found .* expected no changed key"),
         ({"cells": {"plain": {}, "two": {"hard_negatives": 1, "queue_steps": 1}}}, "two: found .* one changed key"),
         ({"cells": {"plain": {}, "same": {"hard_negatives": 0}}}, "same: .* changes nothing"),
         ({"cells": {"plain": {}, "typo": {"hard_negative": 1}}}, "nearest known key is 'hard_negatives'"),
         ({"cells": {"plain": {}, "bad": {"queue_steps": -1}}}, "bad: queue_steps: found -1"),
-        ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: found max_steps; expected .* the same"),
+        ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: max_steps cannot be set here; .* the same"),
         ({"cells": {"plain": {}, "a b": {"queue_steps": 1}}}, "found the name 'a b'"),
         ({"keys": {**TINY, "evaluate_after": False}}, "expected evaluate_after: true"),
-        ({"keys": {**TINY, "seed": 3}}, "found seed; expected seeds"),
+        ({"keys": {**TINY, "seed": 3}}, "seed cannot be set here; list the seeds"),
     ],
 )
 def test_a_suite_that_cannot_work_is_refused_before_anything_runs(changes, message, write_suite):
@@ -177,7 +177,7 @@ def test_a_result_of_another_recipe_is_not_taken(finished, tmp_path, capsys):
     other = Path(arguments[0]).with_name("other.yaml")
     other.write_text(yaml.safe_dump(suite, sort_keys=False))
     assert main(["ablate", str(other), *arguments[1:]]) == 2
-    assert "result of another recipe (temperature differ)" in capsys.readouterr().err
+    assert "result of a different recipe (temperature differ)" in capsys.readouterr().err
 
 
 def test_a_result_that_was_stored_under_old_names_is_taken(tmp_path):

@@ -410,7 +410,7 @@ def test_a_run_without_recipe_metrics_and_pictures_is_shown_as_far_as_it_goes(tm
     words = rendered(tmp_path).text
     assert "No weights of the rewards: resolved_recipe.yaml does not exist." in words
     assert "No curves: metrics.jsonl does not exist." in words
-    assert "No titles and no pictures" in words
+    assert "No titles or pictures" in words
     assert "weighted sum" not in words
     assert "not finished" in words
 
@@ -626,7 +626,7 @@ def test_a_folder_that_is_not_there_or_has_no_completions_is_refused(tmp_path, c
         (["--step", "4"], "--step: found 4; expected last, or one of 3"),
         (["--step", "first"], "--step: found 'first'; expected last, or the number of a step"),
         (["--items", "0"], "--items: found 0; expected 1 or more"),
-        (["--order", "reward"], "--order: found 'reward' without"),
+        (["--order", "reward"], "--order: found 'reward', but no"),
     ],
 )
 def test_an_option_that_cannot_be_met_is_refused(tmp_path, capsys, options, said):
@@ -646,7 +646,7 @@ def test_an_output_that_is_a_folder_is_refused(tmp_path, capsys):
     "rows, said",
     [
         ([{"step": 3, "item": "q0"}], "found no column 'side'"),
-        ([row(rank=0.0)], "row 0: found rank_without 4.0 and rank 0.0; expected from 1"),
+        ([row(rank=0.0)], "row 0: found rank_without 4.0 and rank 0.0; expected at least 1"),
         ([row(), row(rank=math.nan)], "row 1: found rank_without 4.0 and rank nan"),
         ([row(), row(text=None)], "row 1, column 'text': found nothing; expected a value"),
     ],

@@ -150,7 +150,7 @@ def test_each_start_is_timed_and_controls_are_trained_on_request(recipe, tmp_pat
         assert trained == expected
         assert json.loads((tmp_path / "study.json").read_text())["starts"][-1]["finished"] == expected
     page = capsys.readouterr().out
-    assert "minutes, 3 trainings at a time, finished no training." in page
+    assert "minutes, 3 training runs at a time, finished no training run." in page
     study = json.loads((tmp_path / "study.json").read_text())
     assert len(study["starts"]) == 3
     assert all(start["seconds"] >= 0 for start in study["starts"])
