@@ -443,7 +443,7 @@ def test_recipes_that_cannot_be_streamed_are_refused_by_key(tmp_path, values, me
 def test_streams_that_cannot_be_used_are_refused_before_training(tmp_path, shards):
     with pytest.raises(RecipeError, match="data: none: parquet: found no file at"):
         opened(tmp_path, {"parquet": str(tmp_path / "none")})
-    with pytest.raises(RecipeError, match="data: colours: columns: found neither title nor image"):
+    with pytest.raises(RecipeError, match="data: colours: columns: the product has neither a title nor an image"):
         opened(tmp_path, write_shards(tmp_path / "colours", [{"colour": "red"}], 1))
     with pytest.raises(RecipeError, match="data: mbe: columns: query.title: found no column 'kw'"):
         opened(tmp_path, {"parquet": str(shards), "columns": {"query.title": "kw"}})
