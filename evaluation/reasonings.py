@@ -39,8 +39,9 @@ def count_reasonings(written: Iterable[WrittenReasoning]) -> dict[str, dict[str,
     Args:
         written: from `retrieval.encode.VectorCache.reasonings`.
 
-    Returns: side → "written" (all), "well_formed", "unparsed", "not_closed", "empty", and "inputs": the model's input →
-    the same counts. A side without reasoning is left out. All marks but "well_formed" may overlap.
+    Returns: side → counts: "written" (all), "well_formed", "unparsed", "not_closed" and "empty"; and "inputs", which maps
+    each input of the model to the same counts. A side without reasoning is left out. A text can count as more than one of
+    "unparsed", "not_closed" and "empty".
     """
     groups: dict[str, dict[str, list[Reasoning]]] = {}
     for entry in written:

@@ -315,8 +315,8 @@ def compare(comparison: Comparison, *, repeats: int = 15, warm_up: int = 2) -> d
 
     Args:
         comparison: the two ways to time.
-        repeats: timed repeats of each side; the sides go first in turn. Default 15.
-        warm_up: untimed repeats before. Default 2.
+        repeats: timed repeats of each side; the sides take turns going first. Default 15.
+        warm_up: untimed repeats before the timed ones. Default 2.
 
     Returns:
         ours_seconds and other_seconds (medians), ratio (median of ours / other within a repeat), ratio_range, about.
@@ -351,7 +351,7 @@ def compare_series(series: Series, *, repeats: int = 15, warm_up: int = 2) -> di
 
 
 def _seconds(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int) -> dict[str, list[float]]:
-    """Return the seconds of each way in each round; the ways go first in turn."""
+    """Return the seconds of each way in each round; the ways take turns going first."""
     if repeats < 1:
         raise OptionError(f"repeats={repeats}; expected 1 or more")
     for _ in range(warm_up):

@@ -425,8 +425,8 @@ def _refuse_adapters(encoder: torch.nn.Module, adapters: dict[str, Any]) -> None
     name, config = next(iter(adapters.items()))
     if getattr(config, "is_prompt_learning", False):
         raise ValueError(
-            f"adapter {name!r} is {config.peft_type.value}, which sentence-transformers cannot load again; expected one inside "
-            "the layers, such as LoRA, or PeftModel.save_pretrained"
+            f"adapter {name!r} is {config.peft_type.value}, which sentence-transformers cannot load again; expected an "
+            "adapter inside the layers, such as LoRA. To save this one, call PeftModel.save_pretrained"
         )
     if any(getattr(module, "merged", False) is True for module in encoder.modules()):
         raise ValueError(

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Mine and print the report."""
+    """Mine hard negatives, and print the report."""
     import yaml
 
     from product_data.interactions import InteractionOptions

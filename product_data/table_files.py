@@ -314,7 +314,7 @@ def parse_flag(value: Any) -> bool:
 
 
 def parse_images(value: Any, folder: Path) -> tuple[ImageSource, ...]:
-    """Return the pictures of a cell: one or several of bytes, {bytes, path}, path in `folder`, URL, PIL image."""
+    """Return the pictures of a cell: each is bytes, a dict {bytes, path}, a path in `folder`, a URL, or a PIL image."""
     if isinstance(value, np.ndarray) and value.dtype != object and value.ndim > 1:
         raise ValueError("found an array of pixels; expected bytes, a path, or a PIL image")
     return tuple(_parse_image(image, folder) for image in _as_list(value, ("|",)))

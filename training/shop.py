@@ -109,7 +109,7 @@ def _from_tables_to_report(
         start = prepare_base(run, [tables.select(recipe.data.split)])
         model, processor = load_start(run, start, on_gpu=torch.cuda.is_available())
     model = model.to(recipe.training.device)
-    print("3/5  Mining hard negatives with it", flush=True)
+    print("3/5  Mining hard negatives with the base model", flush=True)
     batch_size = recipe.training.per_device_eval_batch_size
     shown = not recipe.training.disable_tqdm
     job = MiningJob(mined, recipe.data.split, batch_size, overwrite=overwrite, options=mining, progress=shown)

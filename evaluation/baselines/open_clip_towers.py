@@ -48,7 +48,7 @@ class OpenClipProcessor(PeerProcessor):
 
 
 class OpenClipTowers(Peer):
-    """A model of open_clip; a record with text and pictures is the mean of both towers' unit vectors.
+    """An open_clip model; a record with text and pictures is embedded as the mean of both towers' unit vectors.
 
     Args:
         config: PeerConfig.

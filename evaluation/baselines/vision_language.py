@@ -103,7 +103,7 @@ class VisionLanguagePeer(Peer):
         self.vlm, self.readout, self.user_turn, self.markers = vlm, readout, user_turn, list(markers)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> PeerOutput:
-        """Embed a batch: input_ids, attention_mask (B, T) and what the model takes of pictures."""
+        """Embed a batch of input_ids and attention_mask (B, T), with the picture inputs that the model takes."""
         output = self.vlm(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True, **inputs
         )

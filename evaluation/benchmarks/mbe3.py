@@ -20,7 +20,7 @@ CUTOFFS = (1, 5, 10)
 
 
 def load(place: str, options: TripletOptions) -> ProductTables:
-    """Load a split of MBE3.0 as tables; missing attributes are the union of the two other sets."""
+    """Load a split of MBE3.0 as tables; a product without attributes gets those of its picture and its text."""
     tables = triplet_tables("mbe3", open_rows(place, split=options.split), options)
     return replace(
         tables,

@@ -37,7 +37,7 @@ class Search:
 
     Args:
         vectors, gallery: (Q, D) and (G, D) float32.
-        indices: index of each query in the cache's queries; for parts of products, the index of the product.
+        indices: index of each query in the cache's queries; if parts of products are the queries, that of the product.
         positives, exclude: for each query its right answers, and the products to leave out of its ranking, as rows of
             the gallery.
         source: "queries" or "products".
@@ -45,8 +45,8 @@ class Search:
         reasoned: (Q,) bool, the queries that reasoned because they were unsure; None without a gate.
         repeated: for each query the rows that a gate ignores: its reference product, and products that are identical to
             another product of the gallery.
-        equal: number of queries with a product that counts as right because it is identical to an answer, and number of
-            queries with a variant that is left out (or right).
+        equal: by name, the number of queries for which a product counts as right because it is identical to an answer,
+            and of those with a variant of an answer, which `cache.variants` leaves out or counts as right.
         gains: for each query the grade of each right answer, by its row of the gallery; empty: all grades are 1.
     """
 

@@ -33,7 +33,7 @@ class MomentumEncoder:
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: found {momentum}; expected 0 to below 1")
+            raise ValueError(f"momentum: found {momentum}; expected at least 0 and below 1")
         self.model, self.momentum = model, momentum
         self._averages = {name: parameter.detach().clone() for name, parameter in self._learning().items()}
 

@@ -226,7 +226,7 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 
 def kill_once(moment: Moment, command: Sequence[str], processes: int, run: Path, log: Path) -> dict[str, Any]:
-    """Start or resume a training run, kill it at a moment, and return the state of its folder.
+    """Start or resume a training run, kill it at the given moment, and return the state of its folder.
 
     Returns:
         The moment, the last logged step, the last complete checkpoint, whether this kill interrupted a save, and the
