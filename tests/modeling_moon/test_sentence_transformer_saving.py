@@ -180,7 +180,7 @@ def test_adapters_that_a_checkpoint_cannot_hold_are_refused_before_anything_is_w
     for encoder, message in (
         (several, r"2 adapters \(a, b\).*expected one"),
         (merged, "'default' is merged"),
-        (prompt, "'default' is PROMPT_TUNING.*expected one inside the layers"),
+        (prompt, "'default' is PROMPT_TUNING.*expected an adapter inside the layers"),
     ):
         with pytest.raises(ValueError, match=message):
             encoder.save_pretrained(str(tmp_path / "out"))
