@@ -92,7 +92,7 @@ exec(compile(COMPUTE, "compute", "exec"), namespace)
     ("backbone", "tied", "preset"),
     [
         pytest.param("qwen3_vl", True, "moon1", marks=pytest.mark.slow),
-        ("qwen2_5_vl", False, "moon1"),
+        pytest.param("qwen2_5_vl", False, "moon1", marks=pytest.mark.slow),
         pytest.param("qwen3_vl", False, "moon2", marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", True, "moon2", marks=pytest.mark.slow),
         ("qwen3_vl", True, "moon3"),

@@ -50,6 +50,7 @@ def test_one_command_writes_rows_sentences_and_a_page(study, tmp_path, capsys):
     assert results["words"][0] in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again_unless_the_weights_differ(study, tiny_moon, monkeypatch):
     calls = []
     measure = shops_study.measure

@@ -120,6 +120,7 @@ def _answer(connection):
         connection.send((vectors(model, batch).tolist(), len(output.hidden_states or ())))
 
 
+@pytest.mark.slow
 def test_a_spawned_process_gets_the_same_vectors(tiny_moon):
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_answer, args=(theirs,), daemon=True)

@@ -244,7 +244,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
 def test_formats_that_run_other_programs_are_not_opened(tmp_path):
     path = tmp_path / "drawing.eps"
     Image.new("RGB", (8, 8)).save(path)
-    with pytest.raises(ProductError, match="not an image that can be read; expected JPEG"):
+    with pytest.raises(ProductError, match="not an image that can be read; expected one of JPEG"):
         open_image(path)
 
 

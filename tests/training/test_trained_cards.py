@@ -152,7 +152,8 @@ def test_the_adapter_and_the_upcycled_checkpoint_have_cards_of_their_own(run):
     assert missing_files(run / "adapter", "adapter") == missing_files(run / "base", "moon") == []
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("final", 3), pytest.param("adapter", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "blocks"), [("final", 3), ("adapter", 1)])
+@pytest.mark.slow
 def test_each_snippet_runs(run, name, blocks):
     found = BLOCK.findall(text_of(run / name))
     assert len(found) == blocks

@@ -78,6 +78,7 @@ def changed_pixels(first: Image.Image, second: Image.Image, least: int = 50) -> 
 # ------------------------------------------------------------------------------------------------- determinism
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_draws_the_same_bytes():
     program = (
         "import hashlib, pickle; from product_data.catalogue.making import make_catalogue;"

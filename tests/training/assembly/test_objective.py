@@ -147,6 +147,7 @@ def test_a_loss_that_the_model_serves_passes(tiny_moon):
         check_objective(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
 
 
+@pytest.mark.slow
 def test_a_training_of_moon2_with_every_part_runs_and_resumes_exactly(tiny_moon, tmp_path):
     values = {
         "base": str(tiny_moon("qwen3_vl", preset="moon2")),

@@ -491,7 +491,8 @@ def test_with_adapters_the_reference_is_the_policy_without_them(joint, tmp_path)
 # Workers
 
 
-@pytest.mark.parametrize("chunk", [None, pytest.param(6, marks=pytest.mark.slow)], ids=["whole", "chunks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [None, 6], ids=["whole", "chunks"])
 def test_workers_that_prepare_pictures_change_nothing(joint, tmp_path, chunk):
     trained = {}
     for workers in (0, 2):

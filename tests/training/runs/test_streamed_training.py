@@ -78,6 +78,7 @@ def test_a_streaming_run_goes_on_exactly_whatever_the_number_of_workers(recipe, 
     assert_same_run(whole, again)
 
 
+@pytest.mark.slow
 def test_a_small_base_and_a_time_budget_work_with_streams(recipe, tmp_path):
     values = yaml.safe_load(recipe.read_text()) | {
         "base": None,

@@ -128,6 +128,7 @@ def finished(tmp_path_factory):
     return folder / "out", arguments, main(["ablate", *arguments])
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(finished, capsys):
     output, arguments, status = finished
     results = json.loads((output / "ablation.json").read_text())
@@ -139,6 +140,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(finished, capsys):
     assert log.strip().splitlines()[-1] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_result_holds_scores_steps_and_where_they_come_from(finished):
     run = json.loads((finished[0] / "ablation.json").read_text())["runs"]["plain"]["0"]
     assert run["steps"] == 2
@@ -147,6 +149,7 @@ def test_a_result_holds_scores_steps_and_where_they_come_from(finished):
     assert "catalogue i→i" in run["scores"]
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_never_run_again(finished, monkeypatch):
     output, arguments, _ = finished
     started = []
@@ -157,6 +160,7 @@ def test_a_finished_cell_is_never_run_again(finished, monkeypatch):
     assert (output / "cells" / "plain" / "seed-0" / CELL_FILE).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_partial_table_is_rendered_without_training(finished, monkeypatch, capsys):
     output, arguments, _ = finished
     for name in ("ablation.json", "ablation.md", "ablation.png"):
