@@ -405,6 +405,8 @@ class HeatmapOptions:
         layers (`Sequence[int]` or `None`): decoder layers to average. Default: all.
         relative (`bool`): show heat relative to uniform attention. Default False.
         font (`Path` or `None`): font file, for scripts that Pillow's font lacks. Default: a font of the system.
+        without_text (`bool`): draw records with pictures and text a second time without their text, beside the first, as
+            MOON does (arXiv 2508.11999 §5.4). Default False.
         overwrite (`bool`): draw existing pictures again. Default False.
 
     Raises:
@@ -418,6 +420,7 @@ class HeatmapOptions:
     layers: Sequence[int] | None = None
     relative: bool = False
     font: Path | None = None
+    without_text: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -542,23 +545,34 @@ def draw_heatmaps(
         "reasoning": options.reasoning,
         "layers": None if options.layers is None else sorted(set(options.layers)),
         "relative": options.relative,
+        "without_text": options.without_text or None,  # an index of an earlier version does not have the key
     }
     index = _Index.open(output, settings, overwrite=options.overwrite)
     wanted = [record for record in records if options.overwrite or not index.has(record["id"])]
     arguments: dict[str, Any] = {name: getattr(options, name) for name in ("reasoning", "layers", "relative")}
     for record in tqdm(wanted, desc="explain", unit=" records"):
+        parts = [record, *_pictures_alone(record)] if options.without_text else [record]
         try:
-            (explanation,) = explain(model, processor, [record], **arguments)
+            explanation, *alone = explain(model, processor, parts, **arguments)
         except ProductError as error:
             print(f"not drawn: {error}", file=sys.stderr)
             index.unreadable.append({"id": record["id"], "field": error.field, "reason": error.reason})
         else:
             name = index.file_of(record["id"])
-            save_explanation(explanation, output / name, options.font)
+            save_explanation(explanation, output / name, options.font, *alone)
             index.items[record["id"]] = {"file": name, **explanation.as_dict()}
+            if alone:
+                index.items[record["id"]]["without_text"] = alone[0].as_dict()
         index.write()
     failed = len(index.unreadable)
     return {"drawn": len(wanted) - failed, "kept": len(records) - len(wanted), "unreadable": failed}
+
+
+def _pictures_alone(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the record with nothing but its pictures and their box; nothing for a record without pictures or text."""
+    kept = {name: value for name, value in record.items() if name in ("id", "image", "images", "core_box") and value}
+    has_pictures, has_text = {"image", "images"} & set(kept), set(record) - set(kept)
+    return [kept] if has_pictures and any(record[name] for name in has_text) else []
 
 
 def _records(tables: ProductTables, split: str, options: HeatmapOptions) -> list[dict[str, Any]]:

@@ -85,6 +85,29 @@ def draw_explanation(explanation: Explanation, *, font: str | Path | None = None
     return sheet
 
 
+def draw_beside(whole: Explanation, pictures_alone: Explanation, *, font: str | Path | None = None) -> Image.Image:
+    """Draw what a vector of the whole record looks at beside what a vector of its pictures alone looks at.
+
+    Source: MOON, arXiv 2508.11999 §5.4, which shows heat maps of a product with and without its text.
+
+    Args:
+        whole: the explanation of the record.
+        pictures_alone: that of the same record without its text.
+        font: as in `draw_explanation`.
+
+    Returns: RGB, 2,240 pixels wide, as high as the higher of both.
+    """
+    sheets = [draw_explanation(one, font=font) for one in (whole, pictures_alone)]
+    sized, _ = font_for("")
+    head = MARGIN + 30
+    beside = Image.new("RGB", (2 * WIDTH, head + max(sheet.height for sheet in sheets)), _GROUND)
+    draw = ImageDraw.Draw(beside)
+    for place, (title, sheet) in enumerate(zip(("With text", "Without text"), sheets, strict=True)):
+        draw.text((place * WIDTH + MARGIN, MARGIN), title, fill=_INK, font=sized(24))
+        beside.paste(sheet, (place * WIDTH, head))
+    return beside
+
+
 def _legible(explanation: Explanation, lacking: frozenset[str]) -> Explanation:
     """Put the characters that the font lacks into words, in all texts."""
     if not lacking:
@@ -372,17 +395,27 @@ def _lines(ruler: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> li
     return lines
 
 
-def save_explanation(explanation: Explanation, path: str | Path, font: str | Path | None = None) -> Path:
+def save_explanation(
+    explanation: Explanation,
+    path: str | Path,
+    font: str | Path | None = None,
+    pictures_alone: Explanation | None = None,
+) -> Path:
     """Draw an explanation, and write it as PNG atomically; the folder is made if missing.
 
     Args:
         explanation: from `evaluation.heatmap.explain`.
         path: the PNG file.
         font: as in `draw_explanation`.
+        pictures_alone: the explanation of the same record without its text, drawn beside it. Default: none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    draw_explanation(explanation, font=font).save(unfinished, "PNG", optimize=True)
+    if pictures_alone is None:
+        sheet = draw_explanation(explanation, font=font)
+    else:
+        sheet = draw_beside(explanation, pictures_alone, font=font)
+    sheet.save(unfinished, "PNG", optimize=True)
     os.replace(unfinished, path)
     return path

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--relative", action="store_true", help="show attention relative to uniform attention (mean read-out)"
     )
+    parser.add_argument(
+        "--without-text", action="store_true", help="beside each record, draw its pictures without its text"
+    )
     parser.add_argument("--font", type=Path, help="font file, for scripts that Pillow's default font lacks")
     parser.add_argument("--overwrite", action="store_true", help="draw existing heat maps again")
     add_device(parser)
@@ -47,7 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
     from product_data.outputs import require_writable_folder
     from product_data.tables import load_tables
 
-    names = ("queries", "ids", "first", "reasoning", "layers", "relative", "font", "overwrite")
+    names = ("queries", "ids", "first", "reasoning", "layers", "relative", "font", "without_text", "overwrite")
     options = HeatmapOptions(**{name: getattr(chosen, name) for name in names})
     require_writable_folder("--output", chosen.output)
     catalogue = {"products": chosen.catalogue_products} if chosen.data == "catalogue" else {}

@@ -543,6 +543,27 @@ def test_the_command_draws_each_product_keeps_what_is_there_and_reports_what_it_
     assert len(json.loads((out / "index.json").read_text())["items"]) == 3
 
 
+def test_without_text_the_pictures_of_a_product_are_drawn_again_beside_it(
+    tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path
+) -> None:
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    command = ["heatmap", "--model", str(tiny_moon()), "--data", str(shop), "--device", "cpu", "--ids", "a", "A"]
+    assert main([*command, "--output", str(out), "--without-text"]) == 0
+    assert main([*command, "--output", str(plain)]) == 0
+    entries = {entry["id"]: entry for entry in json.loads((out / "index.json").read_text())["items"]}
+    assert Image.open(out / entries["a"]["file"]).width == 2 * 1120
+    assert Image.open(out / entries["A"]["file"]).width == 1120  # a product without a picture
+    alone = entries["a"]["without_text"]
+    assert "without_text" not in entries["A"]
+    assert "title" in entries["a"]["shares"]
+    assert "title" not in alone["shares"]
+    assert sum(alone["shares"].values()) == pytest.approx(1, abs=1e-4)
+    assert alone["shares"] != entries["a"]["shares"]
+    whole = {entry["id"]: entry for entry in json.loads((plain / "index.json").read_text())["items"]}
+    assert whole["a"]["shares"] == entries["a"]["shares"]
+    assert main([*command, "--output", str(plain), "--without-text"]) == 2  # drawn without
+
+
 def test_the_command_refuses_to_mix_and_names_what_is_not_there(
     tiny_moon: Callable[..., Path], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
