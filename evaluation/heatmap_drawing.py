@@ -146,7 +146,7 @@ def _heading(explanation: Explanation, font: Font, lacking: frozenset[str]) -> I
     return panel
 
 
-_READOUTS = {"mean": "mean over all tokens", "emb": "<emb>", "last": "last token"}
+_READOUTS = {"mean": "mean over its tokens", "emb": "<emb>", "last": "last token"}
 
 
 def _layer_names(layers: Sequence[int]) -> str:
