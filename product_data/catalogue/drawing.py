@@ -105,14 +105,14 @@ def _pattern_mask(pattern: str, pixels: int, scale: int) -> Image.Image:
         cover = ((y + np.abs(x % (2 * step) - step)) % (1.7 * step) < 0.65 * step) * 255
     else:
         raise ValueError(f"pattern: found {pattern!r}; expected striped, dotted, checked or zigzag")
-    return Image.fromarray(cover.astype(np.uint8), "L")
+    return Image.fromarray(cover.astype(np.uint8))
 
 
 @lru_cache(maxsize=2)
 def _weave_mask(pixels: int) -> Image.Image:
     y, x = np.mgrid[0:pixels, 0:pixels]
     grain = np.random.default_rng(7).integers(0, 16, (pixels, pixels))
-    return Image.fromarray((((x // 2 + y // 2) % 2) * 14 + grain).astype(np.uint8), "L")
+    return Image.fromarray((((x // 2 + y // 2) % 2) * 14 + grain).astype(np.uint8))
 
 
 @lru_cache(maxsize=8)
@@ -126,7 +126,7 @@ def _shade_masks(form: str) -> tuple[Image.Image, Image.Image]:
     else:
         radius = np.hypot(u - 0.36, v - 0.32)
         dark, light = 0.62 * np.clip(radius - 0.15, 0, 1) ** 1.4, 0.42 * np.exp(-((radius / 0.2) ** 2))
-    images = [Image.fromarray((np.clip(m, 0, 1) * 255).astype(np.uint8), "L") for m in (dark, light)]
+    images = [Image.fromarray((np.clip(m, 0, 1) * 255).astype(np.uint8)) for m in (dark, light)]
     return images[0], images[1]
 
 
@@ -264,7 +264,7 @@ def encode(image: Image.Image) -> bytes:
 @lru_cache(maxsize=4)
 def _studio_light(size: int) -> Image.Image:
     v, u = np.mgrid[0:size, 0:size] / (size - 1)
-    return Image.fromarray((np.clip(np.hypot(u - 0.45, v - 0.35) * 95, 0, 255)).astype(np.uint8), "L")
+    return Image.fromarray((np.clip(np.hypot(u - 0.45, v - 0.35) * 95, 0, 255)).astype(np.uint8))
 
 
 _STUDIO: tuple[Rgb, ...] = (
@@ -349,7 +349,7 @@ def ground(rng: random.Random, size: int) -> Image.Image:
     kind, tints = rng.choice(_GROUNDS)
     tint = np.asarray([v + rng.randint(-14, 14) for v in rng.choice(tints)], dtype=np.float32)
     level = np.rot90(_ground_texture(kind, size), rng.randrange(4))
-    picture = Image.fromarray((level * tint).clip(0, 255).astype(np.uint8), "RGB")
+    picture = Image.fromarray((level * tint).clip(0, 255).astype(np.uint8))
     if rng.random() < 0.5:  # a floor that meets a wall
         horizon = rng.randint(size // 5, size // 2)
         wall = (rng.randint(120, 225), rng.randint(120, 225), rng.randint(120, 225))
@@ -393,7 +393,7 @@ def relight(picture: Image.Image, rng: random.Random) -> Image.Image:
     field = bright * (1 + fall * (u * math.cos(angle) + v * math.sin(angle)))
     tint = np.array([1 + warmth, 1.0, 1 - warmth], dtype=np.float32)
     lit = (np.asarray(picture, dtype=np.float32) * (field[..., None] * tint)).clip(0, 255).astype(np.uint8)
-    return ImageEnhance.Contrast(Image.fromarray(lit, "RGB")).enhance(rng.uniform(0.86, 1.12))
+    return ImageEnhance.Contrast(Image.fromarray(lit)).enhance(rng.uniform(0.86, 1.12))
 
 
 def street_photo(
