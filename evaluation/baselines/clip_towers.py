@@ -82,10 +82,6 @@ class Towers(Peer):
         model: the `CLIPModel`, `SiglipModel` or `Siglip2Model`.
     """
 
-    def __init__(self, config: PeerConfig, model: Any) -> None:
-        super().__init__(config)
-        self.model = model
-
     def forward(
         self,
         rows: torch.Tensor,

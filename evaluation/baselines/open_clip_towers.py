@@ -55,10 +55,6 @@ class OpenClipTowers(Peer):
         model: has `encode_text` and `encode_image`.
     """
 
-    def __init__(self, config: PeerConfig, model: Any) -> None:
-        super().__init__(config)
-        self.model = model
-
     def forward(
         self,
         rows: torch.Tensor,

@@ -50,13 +50,18 @@ class PeerConfig:
 
 
 class Peer(nn.Module):
-    """A model whose output has `.embeddings`, and whose `config` is a `PeerConfig`."""
+    """A model whose output has `.embeddings`, and whose `config` is a `PeerConfig`.
+
+    Args:
+        config: what the peer is called and how it reads records.
+        model: the library's model, which a subclass calls in `forward`. Default: None, for BM25, which has no model.
+    """
 
     config: PeerConfig
 
-    def __init__(self, config: PeerConfig) -> None:
+    def __init__(self, config: PeerConfig, model: Any = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.model = config, model
 
 
 @dataclass(frozen=True)

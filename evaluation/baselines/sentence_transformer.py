@@ -102,10 +102,6 @@ class SentenceTransformerPeer(Peer):
         model: the `SentenceTransformer`.
     """
 
-    def __init__(self, config: PeerConfig, model: Any) -> None:
-        super().__init__(config)
-        self.model = model
-
     def forward(self, rows: torch.Tensor, is_query: torch.Tensor, **inputs: torch.Tensor) -> PeerOutput:
         """Embed a batch of `SentenceTransformerProcessor`."""
         task = "query" if bool(is_query) else "document"

@@ -99,12 +99,12 @@ class VisionLanguagePeer(Peer):
         user_turn: tuple[list[int] | None, int | None] = (None, None),
         markers: Sequence[int] = (),
     ) -> None:
-        super().__init__(config)
-        self.vlm, self.readout, self.user_turn, self.markers = vlm, readout, user_turn, list(markers)
+        super().__init__(config, vlm)
+        self.readout, self.user_turn, self.markers = readout, user_turn, list(markers)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> PeerOutput:
         """Embed a batch of input_ids and attention_mask (B, T), with the picture inputs that the model takes."""
-        output = self.vlm(
+        output = self.model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True, **inputs
         )
         state_BTH = output.last_hidden_state

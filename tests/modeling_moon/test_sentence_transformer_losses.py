@@ -8,7 +8,6 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from pictures import noise
 from PIL import Image
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
@@ -16,13 +15,14 @@ from sentence_transformers.sentence_transformer import losses
 import processing_moon  # noqa: F401 - registers the processor
 from modeling_moon import MoonModel
 
-pytestmark = pytest.mark.filterwarnings(  # both are still there for who uses them
+pytestmark = pytest.mark.filterwarnings(  # users of both can still train with them
     "ignore:The (Cached)?MultipleNegativesSymmetricRankingLoss is deprecated:DeprecationWarning"
 )
 
 
 def picture(number: int) -> Image.Image:
-    return noise(64, 32 + 32 * (number % 2), 200 + number)  # some pairs are hard for the random model
+    pixels = np.random.default_rng(number).integers(0, 255, (32 + 32 * (number % 2), 64, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 # A batch of four of each column. Pictures of a row: 0, 1, 0, 2 | 2, 0, 3, 1 | 0, 0, 1, 1

@@ -99,7 +99,7 @@ def numbers_in(value):
 
 
 def numbers_of_weights(folder):
-    """Sizes counted anew from the weights: all, and without the experts that a token leaves idle."""
+    """Count the parameters of the weights: all, and without the experts that a token does not use."""
     weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     total = sum(weight.numel() for weight in weights.values())
     expert = sum(weight[0].numel() for name, weight in weights.items() if ".experts." in name)
