@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,eval,dev,mteb]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,eval,dev,mteb,ray,serve]"
 	touch $(INSTALLED)
 
 quickstart: setup
