@@ -33,6 +33,8 @@ class StoredProduct:
         brand (`str`), price (`float` or `None`), currency (`str`), availability (`str`), url (`str`): as in
             `product_data.feeds.feed_product.FeedProduct`.
         images: paths or URLs of its pictures; the first one is shown.
+        digest (`str`): hash of these facts and of the contents that its vectors were made from; a store whose product has
+            the same digest is up to date.
     """
 
     product_id: str
@@ -46,6 +48,7 @@ class StoredProduct:
     availability: str = UNKNOWN
     url: str = ""
     images: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,10 @@ class Store(Protocol):
 
     def products(self, where: Any = None) -> Iterator[StoredProduct]:
         """Iterate over the products in the order of ids."""
+        ...
+
+    def digests(self) -> dict[str, str]:
+        """Return product id → digest of every product."""
         ...
 
     def count(self, where: Any = None) -> int:
