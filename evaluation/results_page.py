@@ -12,8 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evaluation.against_reference import against_reference, significance_rows, significance_sentences
 from evaluation.charts import drawing, inline_svg
-from evaluation.compare import NotComparableError, compare_results, compare_tables, notes_of
+from evaluation.compare import compare_tables, notes_of
 from evaluation.metrics import CUTOFFS
 from evaluation.pages import inline_picture, render
 from evaluation.per_query import unpack
@@ -99,10 +100,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of one benchmark, compared query by query.
+    """Models compared query by query.
 
     Args:
-        title: the benchmark.
+        title: the benchmark, or the model that all others are compared with.
         tables: one for each model that is compared with the first.
         notes: sentences.
     """
@@ -112,17 +113,25 @@ class Comparison:
     notes: Sequence[str]
 
 
-def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Sequence[Sheet] = ()) -> str:
+def page(
+    names: Sequence[str],
+    results: Sequence[Mapping[str, Any]],
+    sheets: Sequence[Sheet] = (),
+    significance: Mapping[str, Any] | None = None,
+) -> str:
     """Return results as one HTML document that fetches nothing.
 
     Args:
         names: names of the models, one per result.
         results: contents of results files.
         sheets: queries with the products that the first result's model found, see `evaluation.query_sheets.make_sheets`.
+        significance: from `evaluation.against_reference`. Default: the other models against the first.
     """
     named = [dict(result) | {"model": name} for name, result in zip(names, results, strict=True)]
     full = [_full_name(result) for result in named]
     benchmarks = list(dict.fromkeys(result["benchmark"] for result in named))
+    if significance is None and len(named) > 1:
+        significance = against_reference(named, names=names)
     return render(
         _TEMPLATE,
         title=f"Results on {', '.join(benchmarks)}",
@@ -131,7 +140,8 @@ def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Seq
         warnings=warning_lines(named),
         figures=list(_figures(full, named, benchmarks)),
         columns=_side_by_side(names, named),
-        comparisons=list(_comparisons(names, named, benchmarks)),
+        differences=_differences(significance, named),
+        comparisons=list(_comparisons(significance)),
         scores=[_scores(name, result) for name, result in zip(full, named, strict=True)],
         sheets=sheets,
         sheet_model=full[0],
@@ -172,13 +182,18 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence
     return Table(shown, [[row[place] for place in kept] for row in rows], [one in _LEFT_COLUMNS for one in shown])
 
 
-def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
-    """Return R@k of all models in columns, for the k in the charts; nothing for one model, or without a common k."""
+def _common_cutoff(results: Sequence[Mapping[str, Any]]) -> int | None:
     cutoffs = [result.get("cutoffs", CUTOFFS) for result in results]
     common = [k for k in cutoffs[0] if all(k in own for own in cutoffs)]
-    if len(results) < 2 or not common:
+    return shown_cutoff(common) if common else None
+
+
+def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
+    """Return R@k of all models in columns, for the k in the charts; nothing for one model, or without a common k."""
+    cutoff = _common_cutoff(results)
+    if len(results) < 2 or cutoff is None:
         return None
-    columns, rows = side_by_side(results, names=names, metric=f"R@{shown_cutoff(common)}")
+    columns, rows = side_by_side(results, names=names, metric=f"R@{cutoff}")
     drop = ("benchmark",) if len({row[0] for row in rows}) == 1 else ()
     table = _table(columns, rows, drop)
     return replace(table, left=[place < 2 - len(drop) for place in range(len(table.columns))])
@@ -245,23 +260,32 @@ def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int
 # Query by query
 
 
-def _comparisons(
-    names: Sequence[str], results: Sequence[Mapping[str, Any]], benchmarks: Sequence[str]
-) -> Iterator[Comparison]:
-    for benchmark in benchmarks:
-        own = [(name, result) for name, result in zip(names, results, strict=True) if result["benchmark"] == benchmark]
-        if len(own) < 2:
-            continue
-        try:
-            found = compare_results([name for name, _ in own], [result for _, result in own])
-        except NotComparableError as error:
-            yield Comparison(benchmark, [], [f"Not compared query by query: {error}."])
-            continue
+def _differences(found: Mapping[str, Any] | None, results: Sequence[dict[str, Any]]) -> Comparison | None:
+    """Return the differences of all models to the reference in one table, for the k in the charts."""
+    cutoff = _common_cutoff(results)
+    if found is None or cutoff is None:
+        return None
+    columns, rows = significance_rows(found, f"R@{cutoff}")
+    if len(columns) < 4 or not rows:  # one other model: its own table has these differences
+        return None
+    drop = ("benchmark",) if len({row[0] for row in rows}) == 1 else ()
+    table = _table(columns, rows, drop)
+    table = replace(table, left=[place < 2 - len(drop) for place in range(len(table.columns))])
+    return Comparison(found["reference"], [table], significance_sentences(found, f"R@{cutoff}"))
+
+
+def _comparisons(significance: Mapping[str, Any] | None) -> Iterator[Comparison]:
+    for found in significance["benchmarks"] if significance else ():
         tables = [
             replace(_table(columns, rows), strong=[row["ahead_after_holm"] is not None for row in one["rows"]])
             for (columns, rows), one in zip(compare_tables(found), found["comparisons"], strict=True)
         ]
-        yield Comparison(f"{benchmark}, compared with {found['baseline']}", tables, notes_of(found))
+        left_out = [f"Not compared query by query: {why}." for why in found["not_compared"]]
+        if tables:
+            title = f"{found['benchmark']}, compared with {found['baseline']}"
+            yield Comparison(title, tables, [*notes_of(found), *left_out])
+        elif left_out:
+            yield Comparison(found["benchmark"], [], left_out)
 
 
 def _worst(result: Mapping[str, Any]) -> Table | None:

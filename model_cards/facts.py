@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 FACTS_FILE = "model_card.json"
 README_FILE = "README.md"
+RANDOM_TAG = "random-weights"
+"""The tag of a README.md beside weights that nobody trained."""
 
 
 class CardError(ValueError):
