@@ -65,7 +65,7 @@ class Measured:
             self.result.get("matrix", {}).get(asked, {}),
         )
         places = zip(groups, (direction, direction, form), strict=True)
-        scores = next((found for own, name in places if (found := own.get(name))), {})
+        scores: Mapping[str, Any] = next((found for own, name in places if (found := own.get(name))), {})
         value: float | None = scores.get(f"{metric}_chance")
         return value
 

@@ -37,6 +37,7 @@ from product_data.outputs import require_writable_file, require_writable_folder
 from product_data.reading import ReadingOptions
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from product_data.triplets import TripletOptions
+from retrieval.attention import set_attention
 from retrieval.encode import (
     QUERY_REASONING,
     ROW_REASONING,
@@ -85,6 +86,9 @@ class EvaluationOptions:
         0.05.
         max_reasoning_tokens (`int` or `None`): maximum number of reasoning tokens. Default: the model's number.
         reasonings (`str`, `Path` or `None`): .parquet file for the written reasoning texts. Default: none.
+        dtype (`str`): type of the weights: "float32", "bfloat16", "float16", or "auto", the checkpoint's. Default "auto".
+        attn_implementation (`str` or `None`): attention by its name in transformers, such as "flash_attention_2", see
+            `retrieval.attention`. Default: the model's.
         weights (`dict[str, str]` or `None`): model → where its weights come from, for a table; see
             `evaluation.weights.weights_of`. Default: what is recorded beside the weights.
         dimensions (`tuple[int, ...]` or `None`): widths for retrieval with the first numbers of each vector. Default:
@@ -114,6 +118,8 @@ class EvaluationOptions:
     cutoffs: tuple[int, ...] | None = None
     attribute_keys: str = OWN_KEYS
     weights: dict[str, str] | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in (*BENCHMARKS, *OPTIONAL_BENCHMARKS)]
@@ -389,12 +395,16 @@ def evaluate_benchmarks(
     """
     names = [tables.name for tables in benchmarks]
     paths = _results_files(output, names, options)
-    model, processor = load_for_evaluation(checkpoint, device=device)
+    model, processor = load_for_evaluation(checkpoint, device=device, dtype=options.dtype)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    wanted = options.attn_implementation
+    attention = None if wanted is None else set_attention(model, wanted, on_gpu)
     results = []
     for tables, path in zip(benchmarks, paths, strict=True):
         name = tables.name if len(names) > 1 else ""
         own = replace(options, sheet=_named(options.sheet, name), reasonings=_named(options.reasonings, name))
         result = evaluate_model(model, processor, tables, model_name=checkpoint, options=own)
+        result["provenance"] |= {} if wanted is None else {"attn_implementation": attention}
         result["weights"] = weights_of(checkpoint, options.weights)
         results.append(result)
         if path is not None:

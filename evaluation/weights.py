@@ -50,7 +50,7 @@ def _of_card(card: Card) -> str:
     random = card.base is not None and card.base.random
     if not trained:
         return "random" if random else "base, not trained"
-    counts = [step.details.get("steps") for step in trained]
-    steps = f", {sum(counts):,} steps" if all(isinstance(count, int) and count > 0 for count in counts) else ""
+    counts = [count for step in trained if isinstance(count := step.details.get("steps"), int) and count > 0]
+    steps = f", {sum(counts):,} steps" if len(counts) == len(trained) else ""
     names = ", ".join(dict.fromkeys(data.name for step in trained for data in step.data))
     return f"trained{' from random' if random else ''}{steps}" + (f" on {names}" if names else "")

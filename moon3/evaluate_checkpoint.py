@@ -105,6 +105,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTH",
         help="also search with the first WIDTH numbers of each vector (default: the model's Matryoshka widths)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="attention of transformers: sdpa, eager, flash_attention_2 … (default: the model's)",
+    )
     parser.add_argument("--reasonings", type=Path, help="parquet file for the generated reasoning texts")
     add_device(parser)
     add_images_root(parser)
@@ -143,6 +154,8 @@ def run(chosen: argparse.Namespace) -> None:
         dimensions=None if chosen.dimensions is None else tuple(chosen.dimensions),
         cutoffs=_numbers(chosen.cutoffs),
         attribute_keys=chosen.attribute_keys,
+        dtype=chosen.dtype,
+        attn_implementation=chosen.attn_implementation,
         weights=dict(map(_declared, chosen.weights)),
     )
     tables = [
