@@ -154,19 +154,23 @@ def page(
     )
 
 
-def write_page(paths: Sequence[str | Path], output: Path, sheets: Sequence[Sheet] = ()) -> Path:
+def write_page(
+    paths: Sequence[str | Path], output: Path, sheets: Sequence[Sheet] = (), reference: str | None = None
+) -> Path:
     """Write the page of results files.
 
     Args:
         paths: results files.
         output: the page; its folder is made.
         sheets: see `page`.
+        reference: the name of the model that the others are compared with. Default: the first file's.
 
     Raises:
-        OptionError: a file that cannot be read or holds no scores.
+        OptionError: a file that cannot be read or holds no scores, or a reference that is no model of the files.
     """
     names, results = named_results(paths)
-    text = page(names, results, sheets)
+    significance = against_reference(results, names=names, reference=reference) if len(results) > 1 else None
+    text = page(names, results, sheets, significance)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return output

@@ -59,7 +59,7 @@ def snippets(card: Card) -> list[tuple[str, str]]:
 
 def _loading(card: Card, trusted: str) -> str:
     return f"""\
-checkpoint = {json.dumps(card.source)}  # this folder, or its id on the hub
+checkpoint = {json.dumps(card.source)}  # this folder, or its id on the Hub
 model = AutoModel.from_pretrained(checkpoint{trusted}).eval()
 processor = AutoProcessor.from_pretrained(checkpoint{trusted})"""
 
@@ -91,7 +91,8 @@ from sentence_transformers import SentenceTransformer
 {imports}
 encoder = SentenceTransformer({json.dumps(card.source)}{trusted})
 {_RECORDS}
-query_vectors, product_vectors = encoder.encode_query(queries), encoder.encode_document(products)
+query_vectors = encoder.encode_query(queries)
+product_vectors = encoder.encode_document(products)
 print(encoder.similarity(query_vectors, product_vectors))"""
 
 

@@ -104,6 +104,14 @@ def test_one_command_puts_all_models_into_one_table(
     results = [str(output / name / "shop.json") for name in ("moon1", "random_clip", "bm25")]
     assert main(["report", *results, "--compare", "R@10"]) == 0
     assert "random (clip)" in capsys.readouterr().out
+    every = [str(path) for path in sorted(output.glob("*/shop.json"))]
+    assert main(["report", *every, "--compare", "R@10", "--reference", "moon3"]) == 0
+    again = capsys.readouterr().out
+    assert "Differences to moon3 in points of R@10" in again
+    for name in ("moon1", "bm25"):  # the same differences as the command that evaluated
+        assert column_of(again, name) == column_of(printed, name)
+    assert main(["report", *every, "--reference", "moon3"]) == 2
+    assert "--reference without --compare or --output" in capsys.readouterr().err
     assert models_table([of_moon, of_bm25]).count("bm25 on shop") > 0
     check_significance(printed, output)
 
@@ -130,6 +138,19 @@ def check_significance(printed: str, output: Path) -> None:
     assert "Differences to moon3" in page
     assert f"correction for all {found['tested']} rows" in page
     assert f"correction for all {found['tested']} rows" in printed
+
+
+def column_of(printed: str, model: str) -> dict[str, str]:
+    """Return direction → the difference of a model in the table of differences."""
+    lines = iter(printed.splitlines())
+    head = next(cells for line in lines if "R@10, points" in (cells := cells_of(line)))
+    found = {}
+    for line in lines:
+        if not line.startswith("|"):
+            return found
+        cells = cells_of(line)
+        found[cells[1]] = cells[head.index(model)]
+    return found
 
 
 def cells_of(line: str) -> list[str]:
