@@ -36,7 +36,8 @@ _ABSENT = "–"
 _WIDE, _HIGH = 400, 210
 _PICTURE_SIDE = 150
 # Colours of drawings → the template's, which differ on a dark page.
-_BARS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56508c")
+_BARS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56508c", "#555b66", "#7fb800", "#00a6d6", "#b22222")
+_SCALES = ((25, 5), (50, 10), (100, 25))  # the largest value of a chart, and the distance of its lines
 _FAINT, _LINE, _INK = "#6b7280", "#dfe3ea", "#20242c"
 _COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(_BARS)}
 _COLOURS |= {_FAINT: "var(--faint)", "#787e8a": "var(--faint)", _LINE: "var(--line)", "#e2e5eb": "var(--line)"}
@@ -74,11 +75,13 @@ class Figure:
         title: the measure and the benchmark.
         svg: the drawing.
         models: the models that have bars, in the order of their colours.
+        left_out: number of models without bars, because there are more than colours.
     """
 
     title: str
     svg: Markup
     models: Sequence[str]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,12 @@ def _common_cutoff(results: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
-    """Return R@k of all models in columns, for the k in the charts; nothing for one model, or without a common k."""
+    """Return R@k of all models in columns, for the k in the charts; None for one model, or without a common k."""
     cutoff = _common_cutoff(results)
     if len(results) < 2 or cutoff is None:
         return None
     columns, rows = side_by_side(results, names=names, metric=f"R@{cutoff}")
+    rows = [row for row in rows if set(row[2:]) != {_ABSENT}]  # a direction without a score of any model
     drop = ("benchmark",) if len({row[0] for row in rows}) == 1 else ()
     table = _table(columns, rows, drop)
     return replace(table, left=[place < 2 - len(drop) for place in range(len(table.columns))])
@@ -216,7 +220,7 @@ def _scores(name: str, result: dict[str, Any]) -> Scores:
 def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchmarks: Sequence[str]) -> Iterator[Figure]:
     for benchmark in benchmarks:
         own = [(name, result) for name, result in zip(names, results, strict=True) if result["benchmark"] == benchmark]
-        own = own[: len(_BARS)]
+        left_out, own = len(own[len(_BARS) :]), own[: len(_BARS)]
         common = [
             k for k in own[0][1].get("cutoffs", CUTOFFS) if all(k in one.get("cutoffs", CUTOFFS) for _, one in own)
         ]
@@ -226,7 +230,7 @@ def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchma
             if directions:
                 number = f"chart{benchmarks.index(benchmark)}-{k}"
                 svg = _bars(directions, scores, k, number)
-                yield Figure(f"R@{k} on {benchmark}, %", svg, [name for name, _ in own])
+                yield Figure(f"R@{k} on {benchmark}, %", svg, [name for name, _ in own], left_out)
 
 
 def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int, name: str) -> Markup:
@@ -255,7 +259,9 @@ def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int
                     linestyles="dotted",
                     zorder=3,
                 )
-        axes.set(xlim=(-0.6, len(directions) - 0.4), ylim=(0, 104), yticks=range(0, 101, 25))
+        highest = max(100 * one[f"R@{k}_interval"][1] for found in scores for one in found.values() if one is not None)
+        top, step = next(scale for scale in _SCALES if highest <= scale[0] or scale is _SCALES[-1])
+        axes.set(xlim=(-0.6, len(directions) - 0.4), ylim=(0, 1.04 * top), yticks=range(0, top + 1, step))
         axes.set_xticks(range(len(directions)), [ARROWS.get(one, one) for one in directions])
         return Markup(inline_svg(figure, name, _COLOURS))
 
