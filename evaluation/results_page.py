@@ -36,7 +36,7 @@ _ABSENT = "–"
 _WIDE, _HIGH = 400, 210
 _PICTURE_SIDE = 150
 # Colours of drawings → the template's, which differ on a dark page.
-_BARS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56508c", "#555b66", "#7fb800", "#00a6d6", "#b22222")
+_BARS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56508c", "#a3a9b3", "#7fb800", "#00a6d6", "#b22222")
 _SCALES = ((25, 5), (50, 10), (100, 25))  # the largest value of a chart, and the distance of its lines
 _FAINT, _LINE, _INK = "#6b7280", "#dfe3ea", "#20242c"
 _COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(_BARS)}
@@ -74,13 +74,13 @@ class Figure:
     Args:
         title: the measure and the benchmark.
         svg: the drawing.
-        models: the models that have bars, in the order of their colours.
+        models: number of the colour and name of each model that has bars.
         left_out: number of models without bars, because there are more than colours.
     """
 
     title: str
     svg: Markup
-    models: Sequence[str]
+    models: Sequence[tuple[int, str]]
     left_out: int = 0
 
 
@@ -230,7 +230,8 @@ def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchma
             if directions:
                 number = f"chart{benchmarks.index(benchmark)}-{k}"
                 svg = _bars(directions, scores, k, number)
-                yield Figure(f"R@{k} on {benchmark}, %", svg, [name for name, _ in own], left_out)
+                drawn = [(place, name) for place, (name, _) in enumerate(own) if any(scores[place].values())]
+                yield Figure(f"R@{k} on {benchmark}, %", svg, drawn, left_out)
 
 
 def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int, name: str) -> Markup:
