@@ -162,6 +162,20 @@ def test_pictures_by_address_are_fetched_and_broken_ones_cost_their_row(tmp_path
     assert "failures.csv" in str(found.report)
 
 
+def test_pictures_that_cannot_be_opened_are_known_before_any_vector(tmp_path):
+    broken = png("red")[:50]
+    (tmp_path / "broken.png").write_bytes(broken)
+    (tmp_path / "blue.png").write_bytes(png("blue"))
+    several = row(1, "包", doc_image=[PICTURE, broken, "broken.png", "blue.png", "nowhere.png"])
+    found = tables(several, row(2, "鞋", doc_image="broken.png"), images_root=tmp_path)
+    (product,) = found.products
+    assert product.images == (PICTURE, str(tmp_path / "blue.png"))
+    counts = {kind: found.report.count(kind) for kind in ("unreadable_images", "missing_images", "broken_rows")}
+    assert counts == {"unreadable_images": 2, "missing_images": 1, "broken_rows": 1}
+    assert "row 0, product: embedded picture: " in str(found.report)
+    assert f"row 1, product: {tmp_path / 'broken.png'}: " in str(found.report)
+
+
 def test_columns_with_other_names_are_found_or_named():
     renamed = {
         "搜索词": "黑包",
