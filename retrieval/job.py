@@ -30,7 +30,7 @@ from retrieval.fingerprint import model_fingerprint, vector_fingerprint
 from retrieval.finishing import finish
 from retrieval.shard_files import write_shard
 from retrieval.survey import Survey, Surveyor
-from retrieval.vector_files import Embedding, State, VectorFolder, open_or_create
+from retrieval.vector_files import LOCK, Embedding, State, VectorFolder, open_or_create
 
 SAMPLE_BATCHES = 2
 """Batches of the model in the first shard, from which the time is estimated."""
@@ -97,8 +97,8 @@ def embed_feed(
     Raises:
         CheckpointError: a model that cannot be used, or vectors that are not finite.
         EmbeddingJobError: a feed without products, or with less than half of the products of the last complete state.
+        FolderInUseError: another job uses the folder.
         JobInterruptedError: the disk is full.
-        LockError: another job uses the folder.
         TableError: an id that occurs twice.
         VectorFileError: a folder with other contents, or a file of it that cannot be read.
     """
@@ -109,7 +109,7 @@ def embed_feed(
     embedding = Embedding(
         options.model, model_fingerprint(options.model), options.vector_settings(), options.forms, options.dtype
     )
-    with locked(output), full_disk_reported(output):
+    with full_disk_reported(output), locked(output, LOCK):
         folder = open_or_create(output, embedding)
         folder.remove_leftovers()
         fingerprint = vector_fingerprint(embedding.fingerprint, embedding.settings)
