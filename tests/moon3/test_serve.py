@@ -10,6 +10,8 @@ from starlette.testclient import TestClient
 from moon3.__main__ import main
 from retrieval.embedding_options import EmbeddingOptions
 from retrieval.job import embed_feed
+from retrieval.stores.opening import create_store, sync
+from retrieval.vector_files import VectorFolder
 
 KEY = "a key of this test"
 
@@ -19,7 +21,11 @@ def vectors(tmp_path_factory, tiny_moon):
     folder = tmp_path_factory.mktemp("shop")
     products = feed(folder, range(6))
     embed_feed(products, folder / "vectors", EmbeddingOptions(str(tiny_moon())), report=lambda _: None)
-    return str(folder / "vectors")
+    vectors = VectorFolder(folder / "vectors")
+    store = create_store(vectors.store_folder, vectors.dimension, vectors.fingerprint)
+    sync(store, vectors)
+    store.close()
+    return str(vectors.path)
 
 
 @pytest.fixture
