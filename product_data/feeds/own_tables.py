@@ -22,6 +22,7 @@ from product_data.feeds.product_builder import ProductBuilder
 from product_data.reading import ReadingOptions, Table, read_products
 from product_data.table_files import TableError, parse_text
 
+OWN = "tables"
 _ROWS_PER_READ = 256
 _FEED_COLUMNS = ("price", "sale_price", "currency", "availability", "brand", "url")
 _MORE = ("split", "group", "core_box", "attributes_image", "attributes_text")
@@ -79,7 +80,7 @@ class TypedFile:
 class OwnTables(FeedFormat):
     """The project's own products table: one row is one product."""
 
-    name = "tables"
+    name = OWN
     title = "the project's own products table"
     columns = {
         "product_id": "key",
