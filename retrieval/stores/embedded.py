@@ -78,7 +78,7 @@ class EmbeddedStore(RankingStore):
     """A store in a folder, for one process that writes and any number that read.
 
     The search is exact unless `compact` found an index that is both needed and good enough: see
-    `retrieval.stores.tuning.decide`. A filter that leaves few products is always searched exactly.
+    `retrieval.stores.tuning.decide`.
 
     Args:
         path: the folder.
@@ -174,7 +174,7 @@ class EmbeddedStore(RankingStore):
         if table is None:
             return [[] for _ in query_QD]
         condition = _condition(where, exclude)
-        indices = {form: self._index(form, condition) for form in forms if form in self.forms}
+        indices = {form: self._index(form) for form in forms if form in self.forms}
         answers = []
         for query_D in query_QD:
             found: list[Candidate] = []
@@ -211,7 +211,7 @@ class EmbeddedStore(RankingStore):
     ) -> pyarrow.Table:
         column = VECTOR + form
         query = self._table().search(query_D, vector_column_name=column).distance_type("dot")
-        query = query.bypass_vector_index() if index is None else index.apply(query)
+        query = query.bypass_vector_index() if index is None else index.apply(query, filtered=condition is not None)
         if condition is not None:
             query = query.where(condition, prefilter=True)
         return query.select(["product_id", column, "_distance"]).limit(pool).to_arrow()
@@ -280,6 +280,7 @@ class EmbeddedStore(RankingStore):
             before = len(table.list_versions())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # readers open the newest version again: `_reading`
+                table.optimize()  # merges files and updates indices, which makes versions
                 table.optimize(cleanup_older_than=timedelta(0))
             removed = max(before - len(table.list_versions()), 0)
             return "; ".join([f"{removed} old versions removed", *sentences])
@@ -357,13 +358,8 @@ class EmbeddedStore(RankingStore):
             table.create_index("words", config=_WORDS)
         return table
 
-    def _index(self, form: str, condition: str | None) -> Index | None:
-        """Return the index to search a form with; None for exact search, also where a filter leaves few products."""
-        settings = self._settings["indices"].get(form, {})
-        index = Index.from_json(settings.get("index"))
-        if index is None or condition is None:
-            return index
-        return index if self._count(condition) > settings["exact_rows"] else None
+    def _index(self, form: str) -> Index | None:
+        return Index.from_json(self._settings["indices"].get(form, {}).get("index"))
 
     def _count(self, condition: str | None) -> int:
         return 0 if self._table() is None else self._reading(lambda: self._table().count_rows(condition))

@@ -91,7 +91,7 @@ class ServedStore(RankingStore):
     def _connected(self, address: str) -> QdrantClient:
         try:
             if self.is_server:
-                client = QdrantClient(url=address)
+                client = QdrantClient(url=address, check_compatibility=False)
             else:
                 client = QdrantClient(address) if address == MEMORY else QdrantClient(path=address)
             client.get_collections()
@@ -148,8 +148,8 @@ class ServedStore(RankingStore):
     def delete(self, product_ids: Iterable[str]) -> int:
         """Remove products; return how many of the ids were in the store."""
         deleted = 0
-        points: list[Any]
-        for points in _chunks([point_id(product_id) for product_id in sorted(set(product_ids))]):
+        for chunk in _chunks([point_id(product_id) for product_id in sorted(set(product_ids))]):
+            points: list[Any] = list(chunk)
             deleted += len(self._client.retrieve(self.collection, points, with_payload=False))
             self._client.delete(self.collection, models.PointIdsList(points=points), wait=True)
         return deleted

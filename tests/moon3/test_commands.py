@@ -20,6 +20,7 @@ EARLY = [
     "train",
     "shop",
     "embed",
+    "index",
     "search",
     "serve",
     "mine",
