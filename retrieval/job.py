@@ -29,6 +29,7 @@ from retrieval.executors.shard_encoder import EncodedShard
 from retrieval.fingerprint import model_fingerprint, vector_fingerprint
 from retrieval.finishing import finish
 from retrieval.shard_files import write_shard
+from retrieval.stores.interface import StoreError
 from retrieval.survey import Survey, Surveyor
 from retrieval.vector_files import LOCK, Embedding, State, VectorFolder, open_or_create
 
@@ -225,12 +226,19 @@ def report_estimate(
 
 
 def sync_store(folder: VectorFolder) -> str:
-    """Bring the folder's store up to date, if it has one, and return a sentence on it."""
+    """Bring the folder's store up to date, if it has one, and return a sentence on it; the vectors are complete in any case."""
     if not folder.store_folder.is_dir():
         return ""
-    from retrieval.stores.opening import sync  # needs moon3[retrieval]
+    from retrieval.stores.opening import create_store, sync  # needs moon3[retrieval]
 
-    return str(sync(folder.path))
+    try:
+        store = create_store(folder.store_folder, folder.dimension, folder.fingerprint)
+        try:
+            return f"its store: {sync(store, folder)}"
+        finally:
+            store.close()
+    except StoreError as error:
+        return f"its store is NOT up to date: {error}"
 
 
 @contextlib.contextmanager
