@@ -122,8 +122,8 @@ def embed_feed(
             f"{survey.products:,} products: {survey.embedded:,} to embed ({survey.rows:,} vectors, {survey.pictures:,} "
             f"pictures), {survey.kept:,} to keep, {survey.removed:,} to remove"
         )
-        dimension = make_vectors(folder, survey, embedding, options, report)
-        embedding = replace(embedding, dimension=dimension or folder.dimension)
+        embedding = replace(embedding, dimension=folder.dimension)
+        make_vectors(folder, survey, embedding, options, report)
         state = finish(folder, survey, embedding, fingerprint, options.rows_per_shard)
         synced = sync_store(folder)
     embedded, seconds = survey.embedded - state.errors, time.monotonic() - begin
@@ -170,29 +170,28 @@ def make_vectors(
     embedding: Embedding,
     options: EmbeddingOptions,
     report: Callable[[str], Any],
-) -> int:
-    """Make and write the vectors of all tasks, and return their dimension; 0 if there are no tasks.
+) -> None:
+    """Make and write the vectors of all tasks.
 
     Raises:
         JobInterruptedError: the disk has less room than the vectors need.
     """
     folder.write_job(embedding)
     if not survey.tasks:
-        return 0
+        return
     executor = import_module(f"retrieval.executors.{options.executor}")
     fingerprint = vector_fingerprint(embedding.fingerprint, embedding.settings)
-    dimension = 0
+    is_first = True
     with tqdm(total=survey.embedded, desc="embed products", unit=" products", delay=3.0) as bar:
         for shard in executor.run(survey.tasks, options, fingerprint):
             write_shard(folder.shard(shard.number), shard.rows.table(options.dtype))
             (folder.work_folder / f"{shard.number:06}.task").unlink(missing_ok=True)
             done = len(set(shard.rows.product_ids))
-            if not dimension:
-                dimension = shard.rows.vectors_ND.shape[1]
-                folder.write_job(replace(embedding, dimension=dimension))
+            if is_first:
+                folder.write_job(replace(embedding, dimension=shard.rows.vectors_ND.shape[1]))
                 report_estimate(folder, survey, shard, done, options, report)
+            is_first = False
             bar.update(done)
-    return dimension
 
 
 def report_estimate(

@@ -103,18 +103,16 @@ class Feed:
         self.rows = [self.row(number) for number in range(options.products)]
 
     def row(self, number: int) -> dict[str, Any]:
-        """Return product `number`: a drawn product under a title, a price and a size of its own."""
+        """Return product `number`: a drawn product, with few words, under a title and a price of its own."""
         drawn = self._drawn[number % len(self._drawn)]
         edition = number // len(self._drawn)
-        size = {"key": "edition", "value": f"{edition}"}
         return {
             "product_id": f"sku-{number:07}",
             "title": f"{drawn['title']} no. {number}",
-            "description": drawn["description"],
             "category_path": drawn["category_path"],
-            "attributes": [*drawn["attributes"], size],
+            "attributes": [*drawn["attributes"][:1], {"key": "edition", "value": f"{edition}"}],
             "images": [self.picture(number)],
-            "price": 5 + number % 400 / 4,
+            "price": f"{5 + number % 400 / 4:.2f}",
             "currency": "EUR",
             "availability": "in_stock",
         }
@@ -141,7 +139,7 @@ class Feed:
             else:
                 row["images"] = [self.picture(number + 1)]
         for number in priced:
-            self.rows[number]["price"] += 1
+            self.rows[number]["price"] = "999.00"
         added = [self.row(len(self.rows) + more) for more in range(count)]
         ids = {name: {self.rows[n]["product_id"] for n in numbers} for name, numbers in
                (("changed", changed), ("removed", removed), ("priced", priced))}  # fmt: skip
@@ -233,11 +231,11 @@ def soak_embedding(options: EmbeddingSoak) -> dict[str, Any]:
     rng = random.Random(options.seed)
     feed = Feed(options.output / "feed", options)
     feed.write()
-    texts = [f"{row['title']} {row['description']}" for row in feed.rows[:200]]
+    texts = [f"{row['title']} {' > '.join(row['category_path'])}" for row in feed.rows[:200]]
     base = make_base(options.output / "base", texts=texts, vocab_size=600)
     model = upcycle(base, options.output / "model", embedding_dim=32)
     command = [sys.executable, "-m", "moon3", "embed", str(feed.path), "--model", str(model), "--device", "cpu"]
-    command += ["--rows-per-shard", str(options.rows_per_shard)]
+    command += ["--batch-size", "64", "--rows-per-shard", str(options.rows_per_shard)]
     jobs = {name: Job(command, options.output / name, options.output / f"{name}.log") for name in (WHOLE, KILLED)}
     begin = time.monotonic()
     with tqdm(total=options.kills + 3, desc="soak", unit="run") as bar:
