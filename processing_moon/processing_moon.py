@@ -104,8 +104,9 @@ class MoonProcessor(PromptProcessor):
             None: the call's option `reasoning` is refused.
         reduced_decoding (`bool`): whether the JPEG files of products and queries are decoded at 1/2, 1/4 or 1/8 of their
             scale where both sides keep at least twice the size after resizing (`least_size`), which is several times
-            faster on large photos. Vectors then differ slightly. Default False, also for checkpoints that were saved
-            without this setting: their vectors stay the same, bit for bit.
+            faster on large photos, and whether pictures are resized with vector instructions, see `Picture.resized`.
+            Vectors then differ slightly. Default False, also for checkpoints that were saved without this setting: their
+            vectors stay the same, bit for bit.
 
     Raises:
         ValueError: an unknown read-out, a budget that is not positive, an instruction without text, a token that the
@@ -420,10 +421,10 @@ class MoonProcessor(PromptProcessor):
             row.pictures.clear()
 
     def _resized(self, picture: Picture, size: tuple[int, int], options: RecordOptions) -> Image.Image:
-        resample = resample_filter(self.image_processor)
+        resample, fast = resample_filter(self.image_processor), options.reduced_decoding
         if options.picture_cache is None or picture.key is None:
-            return picture.resized(size, resample)
-        return options.picture_cache.get((picture.key, size), lambda: picture.resized(size, resample))
+            return picture.resized(size, resample, vectorized=fast)
+        return options.picture_cache.get((picture.key, size), lambda: picture.resized(size, resample, vectorized=fast))
 
     def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
         """Return the prompt before and after the text; records with the same structure share one rendered template."""

@@ -6,7 +6,7 @@ This is the one place where vectors are made: `retrieval.encode.encode` is one c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from processing_moon import Reasoning
 from processing_moon.batch_moon import Shortened
 from product_data.errors import OptionError
 from retrieval.encoded import Encoded, SkippedRecord, unit_vectors, vectors_of
+from retrieval.patch_embedding import linear_patch_embedding
 from retrieval.preparation import BatchPreparation, BatchTask, available_cpus
 from retrieval.reasoning_options import REASONING, check_reasoning
 
@@ -79,9 +80,10 @@ class ProductEncoder:
         workers (`int` or `None`): number of worker processes; they start with the first call. 0: a thread of this process.
             Default `None`: `default_workers()`.
         batch_size (`int`): records per batch. Default 32.
-        reduced_decoding (`bool` or `None`): whether JPEG files are decoded at a reduced scale, see `MoonProcessor`; vectors
-            change slightly (1 − cosine below 1e-3 on photos of shops). `None` uses the processor's own setting; False
-            gives the vectors of `encode`. Default True. A peer's processor always decodes at full scale.
+        reduced_decoding (`bool` or `None`): whether JPEG files are decoded at a reduced scale, see `MoonProcessor`; the patch
+            embedding is then computed as a matrix product as well, see `linear_patch_embedding`. Vectors change slightly:
+            `moon3 bench embed` measures by how much. False: the vectors of `encode`. `None`: the processor's own
+            setting, and the model as it is. Default True. A peer's processor always decodes at full scale.
         cache_bytes (`int`): bytes of shared pictures that each process keeps. Default 64 MiB.
         progress (`bool`): show a progress bar after a few seconds. Default True.
 
@@ -156,7 +158,7 @@ class ProductEncoder:
         self._calls += 1
         tasks = [BatchTask(self._calls, [records[index] for index in group], options) for group in groups]
         found = _Results()
-        with _evaluating(self.model):
+        with _evaluating(self.model), self._fast():
             bar = tqdm(
                 self._preparation.batches(tasks),
                 total=len(groups),
@@ -167,6 +169,9 @@ class ProductEncoder:
             for group, batch in zip(groups, bar, strict=True):
                 found.add(group, batch, _rows(self.model, self.processor, batch, reasoning, settings))
         return found.encoded(self.model, reasoning)
+
+    def _fast(self) -> AbstractContextManager[None]:
+        return linear_patch_embedding(self.model) if self.reduced_decoding else nullcontext()
 
     def _decoding(self) -> dict[str, bool]:
         able = self.reduced_decoding is not None and hasattr(self.processor, "reduced_decoding")
