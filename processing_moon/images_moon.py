@@ -122,7 +122,7 @@ class Picture:
             size: width and height in pixels.
             resample: the filter.
             vectorized (`bool`): resize with torch, whose bilinear and bicubic filters for bytes are those of Pillow with
-                vector instructions: about four times faster, and values differ by at most 1 of 255. Other filters, and a
+                vector instructions: about four times faster, and values differ by at most 2 of 255. Other filters, and a
                 picture that does not begin at the first pixel of its image, use Pillow. Default False.
         """
         left, top = self.offset
