@@ -196,7 +196,7 @@ def test_the_projects_own_tables_are_a_feed_with_prices(tmp_path):
             "availability": "in stock",
             "brand": "Acme",
         },
-        {"product_id": "8", "title": "Shoe", "category_path": ["A"], "images": ["gone.png"], "price": 1.299},
+        {"product_id": "8", "title": "Shoe", "category_path": ["A"], "images": [], "price": 1.299},
         {"product_id": "007", "title": "Other", "category_path": ["A"], "images": [picture]},
     ]
     feed = read_feed(write_table(tmp_path / "products.parquet", rows))
@@ -207,7 +207,7 @@ def test_the_projects_own_tables_are_a_feed_with_prices(tmp_path):
     assert (hat.price, hat.currency, hat.availability, hat.brand) == (2.5, "EUR", "in_stock", "Acme")
     assert shoe.price == 1.299
     report = feed.report
-    assert (report.count("duplicate_id"), report.count("missing_picture")) == (1, 1)
+    assert (report.count("duplicate_id"), report.count("no_picture")) == (1, 1)
     assert report.losses.first["duplicate_id"][0].row == 3
 
 
@@ -217,8 +217,11 @@ def test_own_tables_as_text_give_the_rows_of_load_tables(tmp_path, suffix):
         {"product_id": "1", "title": "Hat", "category_path": "A > B", "attributes": "colour: red | blue; size: M"},
         {"product_id": "2", "title": "Shoe", "category_path": "A > C", "attributes": ""},
     ]
+    rows = [row | {"images": "gone.png"} for row in rows]
     path = write_table(tmp_path / f"products{suffix}", rows)
-    assert [product.row for product in read_feed(path)] == load_tables(path).products
+    feed = read_feed(path)
+    assert [product.row for product in feed] == load_tables(path).products
+    assert feed.report.count("missing_picture") == 2
     assert shop_feed(path) is None
 
 
