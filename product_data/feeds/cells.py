@@ -23,7 +23,8 @@ _AVAILABILITY = {
     **dict.fromkeys(("backorder", "on backorder", "onbackorder", "available for order"), BACKORDER),
 }
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "notify")), frozenset(("0", "false", "no", "-1", ""))
-_BETWEEN_PICTURES = re.compile(r"\s*[\n|;]\s*|\s*,\s*(?=https?://|/|[^,\s]+\.[A-Za-z]{3,5}(?:[?,\s]|$))")
+_BETWEEN_URLS = re.compile(r"\s*[\n|]\s*|(?:\s*[,;]\s*|\s+)(?=https?://)")
+_BETWEEN_FILES = re.compile(r"\s*[\n|;]\s*|\s*,\s*(?=/|[^,]+\.[A-Za-z]{3,5}(?:\s|,|$))")
 Split = Callable[[str], list[tuple[str, ...]]]
 
 
@@ -163,8 +164,13 @@ def first_path(paths: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 
 def split_pictures(text: str) -> list[str]:
-    """Return the pictures of a cell: a comma separates them only before a URL, a path or a file name."""
-    return [part for part in _BETWEEN_PICTURES.split(text.strip()) if part.strip(" ,")]
+    """Return the pictures of a cell: URLs or paths between line breaks, bars, semicolons or commas.
+
+    A semicolon or comma that no URL follows belongs to a URL. A comma that neither "/" nor a name with a suffix follows
+    belongs to a path.
+    """
+    between = _BETWEEN_URLS if "://" in text else _BETWEEN_FILES
+    return [part for part in between.split(text.strip()) if part.strip(" ,|;")]
 
 
 def split_escaped(text: str, separator: str) -> list[str]:

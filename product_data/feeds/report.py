@@ -45,6 +45,11 @@ KINDS = {
         LEFT_OUT,
         "categories with several paths: the first path that no other one continues is read",
     ),
+    "category_number": (
+        LEFT_OUT,
+        "categories that are numbers of Google's taxonomy, whose names the feed does not have",
+    ),
+    "variant_text": (NOTE, "texts of a variant that differ from its product's: those of the first variant are read"),
     "missing_translation": (REPAIRED, "products without a translation: the default language is read"),
     "html": (REPAIRED, "texts with HTML: they are read as plain text"),
     "quotes": (REPAIRED, "rows with unbalanced quotes, such as inch signs: these quotes are read as text"),
