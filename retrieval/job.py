@@ -210,11 +210,11 @@ def report_estimate(
     left, rate = survey.embedded - done, done / max(shard.seconds, 1e-9)
     if not left:
         return
-    processes = options.workers if options.executor != "local" else 1
     size = folder.shard(shard.number).stat().st_size / done * left
+    time_left = duration(left / rate / options.models())
     report(
-        f"{done:,} products took {shard.seconds:.1f} s: about {duration(left / rate / processes)} for the other {left:,}, and "
-        f"{size / 1e9:.2g} GB for their vectors"
+        f"{done:,} products took {shard.seconds:.1f} s: about {time_left} for the other {left:,}, and {size / 1e9:.2g} GB for "
+        "their vectors"
     )
     usage = shutil.disk_usage(folder.path)
     if usage.total and usage.free < size:

@@ -52,7 +52,7 @@ class ShardActor:
 def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> Iterator[EncodedShard]:
     """Yield the rows of each shard, in the order in which they are done.
 
-    Ray is started on this machine with `options.workers` processors, unless it runs already or `RAY_ADDRESS` names a cluster.
+    Ray is started on this machine with `options.models()` processors, unless it runs already or `RAY_ADDRESS` names a cluster.
 
     Args:
         tasks: files that `ShardTask.write` wrote.
@@ -71,7 +71,7 @@ def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> I
         raise OptionError("executor 'ray_data' needs Ray; expected pip install 'moon3[ray]'") from error
     is_ours = not ray.is_initialized()
     if is_ours:
-        local: dict[str, Any] = {"num_cpus": options.workers, "include_dashboard": False}
+        local: dict[str, Any] = {"num_cpus": options.models(), "include_dashboard": False}
         ray.init(log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else local))
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -80,7 +80,7 @@ def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> I
             ShardActor,
             fn_constructor_args=(options, fingerprint),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=options.workers),
+            compute=ray.data.ActorPoolStrategy(size=options.models()),
             num_cpus=1,
             num_gpus=int(options.torch_device().startswith("cuda")),
         )

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def options(tiny_moon):
-    return EmbeddingOptions(str(tiny_moon("qwen3_vl", trained=True)), batch_size=4, rows_per_shard=8)
+    return EmbeddingOptions(
+        str(tiny_moon("qwen3_vl", trained=True)), batch_size=4, rows_per_shard=8, reduced_decoding=False
+    )
 
 
 def vectors_of(folder, form="mm"):
