@@ -23,7 +23,7 @@ _AVAILABILITY = {
     **dict.fromkeys(("backorder", "on backorder", "onbackorder", "available for order"), BACKORDER),
 }
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "notify")), frozenset(("0", "false", "no", "-1", ""))
-_BETWEEN_URLS = re.compile(r"\s*\n\s*|(?:\s*[,|;]\s*|\s+)(?=https?://)")
+_BETWEEN_URLS = re.compile(r"\s*[\n|]\s*|(?:\s*[,;]\s*|\s+)(?=https?://)")
 _BETWEEN_FILES = re.compile(r"\s*[\n|;]\s*|\s*,\s*(?=/|[^,]+\.[A-Za-z]{3,5}(?:\s|,|$))")
 Split = Callable[[str], list[tuple[str, ...]]]
 
@@ -166,7 +166,7 @@ def first_path(paths: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 def split_pictures(text: str) -> list[str]:
     """Return the pictures of a cell: URLs or paths between line breaks, bars, semicolons or commas.
 
-    A bar, semicolon or comma that no URL follows belongs to a URL. A comma that neither "/" nor a name with a suffix follows
+    A semicolon or comma that no URL follows belongs to a URL. A comma that neither "/" nor a name with a suffix follows
     belongs to a path.
     """
     between = _BETWEEN_URLS if "://" in text else _BETWEEN_FILES

@@ -97,10 +97,10 @@ class DelimitedFile:
         """Skip empty lines and a line `sep=` before the header; return the separator that it declares, or ""."""
         declared = ""
         for line in lines:
-            text = line.strip("\ufeff\r\n ")
-            if text.casefold().startswith("sep=") and len(text.strip('"')) in (4, 5):
-                declared = text.strip('"')[4:] or "\t"
-            elif text.strip():
+            text = line.strip("\ufeff\r\n ").strip('"')
+            if text.casefold().startswith("sep=") and len(text) in (4, 5):
+                declared = text[4:] or "\t"
+            elif line.strip("\ufeff\r\n "):
                 lines.put_back([line])
                 break
         return declared
