@@ -41,6 +41,7 @@ LATE = [
     "shops-study",
     "bench",
     "soak",
+    "soak-embed",
     "shipped-checkpoint",
 ]
 IN_ORDER = EARLY + LATE
