@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import uvicorn
 from small_feeds import feed
@@ -69,4 +71,12 @@ def test_a_short_key_is_refused_before_the_model_is_loaded(vectors, served, monk
     monkeypatch.setenv("MOON_API_KEY", "short")
     assert main(["serve", vectors]) == 2
     assert "expected a secret of 16 or more" in capsys.readouterr().err
+    assert not served
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(vectors, served, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "multipart" else found(name))
+    assert main(["serve", vectors]) == 2
+    assert "found no package multipart; expected pip install 'moon3[serve]'" in capsys.readouterr().err
     assert not served
