@@ -69,7 +69,7 @@ class Magento(FeedFormat):
 
     def aliases(self, row: Row) -> Iterator[tuple[str, str]]:
         for options in _variations(row):
-            if sku := options.get("sku"):
+            if (sku := options.get("sku")) and row.get("key"):
                 yield sku, row.get("key")
 
     def language_of(self, row: Row) -> str:
