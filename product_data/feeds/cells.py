@@ -21,6 +21,7 @@ _AVAILABILITY = {
     **dict.fromkeys(("preorder", "pre order", "presale"), PREORDER),
     **dict.fromkeys(("backorder", "on backorder", "onbackorder", "available for order"), BACKORDER),
 }
+_REMEMBERED = 1000  # cells with HTML, which are noted once although a format may read them twice
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "notify")), frozenset(("0", "false", "no", "-1", ""))
 _BETWEEN_URLS = re.compile(r"\s*[\n|]\s*|(?:\s*[,;]\s*|\s+)(?=https?://)")
 _BETWEEN_FILES = re.compile(r"\s*[\n|;]\s*|\s*,\s*(?=/|[^,]+\.[A-Za-z]{3,5}(?:\s|,|$))")
@@ -54,6 +55,7 @@ class CellReader:
 
     def __init__(self, note: Note, decimal: Mapping[str, str], categories: CategoryReader) -> None:
         self._note, self._decimal, self.categories = note, decimal, categories
+        self._with_html: set[tuple[int, str, str]] = set()
 
     def note(
         self, kind: str, row: Row | None, role: str = "", product_id: str = "", found: str = "", why: str = ""
@@ -70,8 +72,12 @@ class CellReader:
     def plain(self, text: str, row: Row, role: str, product_id: str = "") -> str:
         """Return a part of a cell as plain text; HTML is removed and noted."""
         plain = strip_html(text) if "<" in text or "&" in text else text
-        if plain != text:
+        place = (row.source.number, role, text)
+        if plain != text and place not in self._with_html:
             self.note("html", row, role, product_id, found=text)
+            if len(self._with_html) > _REMEMBERED:
+                self._with_html.clear()
+            self._with_html.add(place)
         return plain if has_visible_text(plain) else ""
 
     def price(self, row: Row, role: str, product_id: str = "") -> tuple[float | None, str]:
