@@ -59,15 +59,19 @@ def test_the_limit_is_the_slower_part_and_workers_count_for_the_preparation() ->
 
 
 def test_photos_come_from_the_folder_and_options_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="found no JPEG files"):
+    with pytest.raises(ValueError, match="found 0 pictures; expected a folder with 6 or more"):
         EmbeddingSpeed(photos=tmp_path)
     with pytest.raises(ValueError, match="products=5; expected 6 or more"):
         EmbeddingSpeed(products=5)
-    for number in range(8):
+    for number in range(7):
         (tmp_path / f"{number}.JPG").write_bytes(file_of(noise(40, 30, number), "JPEG"))
+    (tmp_path / "0.webp").write_bytes(file_of(noise(50, 20), "WEBP"))
     files, described = embedding_speed.product_photos(EmbeddingSpeed(photos=tmp_path, products=6))
-    assert files == [(tmp_path / f"{number}.JPG").read_bytes() for number in range(6)]
-    assert described.startswith("6 JPEG files of the folder")
+    assert files[0] == (tmp_path / "0.JPG").read_bytes()
+    with Image.open(io.BytesIO(files[1])) as image:
+        assert (image.format, image.size) == ("JPEG", (50, 20))
+    assert len(files) == 6
+    assert described == "6 photos of 40 × 30 pixels in the middle, 1 of them stored as JPEG (quality 90)"
 
 
 def test_drawn_pictures_are_jpeg_files_of_a_shops_size() -> None:
