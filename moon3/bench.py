@@ -1,4 +1,4 @@
-"""Time Moon against alternatives with the same result: encode (vectors, reasoning), train (a step) or search."""
+"""Time Moon against alternatives with the same result: encode (vectors, reasoning), embed (large pictures), train or search."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ SIZES = ("batch_size", "chunk_size", "hidden_size", "num_layers", "image_tokens"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|train|search")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|embed|train|search")
     add_encode_arguments(kinds.add_parser("encode", help="layers, encoding, reasoning", allow_abbrev=False))
+    add_embed_arguments(kinds.add_parser("embed", help="products with large pictures", allow_abbrev=False))
     add_train_arguments(kinds.add_parser("train", help="time and peak memory of a training step", allow_abbrev=False))
     add_search_arguments(kinds.add_parser("search", help="exact search, first passes, the store", allow_abbrev=False))
 
@@ -32,6 +33,19 @@ def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_common_arguments(parser, list(COMPARISONS))
     parser.add_argument("--model", type=Path, help="a Moon checkpoint, for the comparisons that need one")
+
+
+def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench embed`."""
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--model", type=Path, help="a small Moon checkpoint (default: the shipped one)")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files (default: drawn pictures, enlarged)")
+    parser.add_argument(
+        "--tables", type=Path, nargs="+", default=[], help="folders of products and queries for the recall"
+    )
+    parser.add_argument("--products", type=int, default=192, help="number of products (default: 192)")
+    parser.add_argument("--repeats", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--workers", type=int, help="worker processes (default: CPUs − 1, at least 1)")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +83,13 @@ def run(chosen: argparse.Namespace) -> None:
         from evaluation.speed import measure_speed, speed_table
 
         print(speed_table(measure_speed(chosen.output, chosen.only, chosen.model, chosen.repeats)))
+    elif chosen.kind == "embed":
+        from evaluation.embedding_speed import EmbeddingSpeed, embedding_speed_table, measure_embedding_speed
+
+        names = ("photos", "products", "repeats", "workers")
+        given = {name: getattr(chosen, name) for name in names} | ({"model": chosen.model} if chosen.model else {})
+        settings = EmbeddingSpeed(**given, tables=tuple(chosen.tables))
+        print(embedding_speed_table(measure_embedding_speed(chosen.output, settings)))
     elif chosen.kind == "search":
         from evaluation.search_speed import SearchSizes, measure_search, search_lines
 

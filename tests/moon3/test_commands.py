@@ -12,7 +12,7 @@ import pytest
 from moon3.__main__ import commands, help_of, main
 
 ROOT = Path(__file__).resolve().parents[2]
-EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "index", "mine", "annotate"]
+EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "embed", "index", "mine", "annotate"]
 LATE = [
     "evaluate",
     "mteb",
@@ -28,6 +28,7 @@ LATE = [
     "shops-study",
     "bench",
     "soak",
+    "soak-embed",
     "shipped-checkpoint",
 ]
 IN_ORDER = EARLY + LATE
