@@ -39,7 +39,7 @@ from retrieval.stores.facts import (
 )
 from retrieval.stores.interface import StoredProduct, StoreError
 from retrieval.stores.postings import FACETS
-from retrieval.stores.ranking import TIE, Candidate, best, exact_cosines, rounded
+from retrieval.stores.ranking import SAME_SCORE, TIE, Candidate, best, exact_cosines, pool_sizes, rounded
 from retrieval.stores.searching import RankingStore, checked_batch
 from retrieval.stores.tuning import BUCKET, BUCKETS, Index, decide, describe, is_current
 from retrieval.stores.where import Where, sql_text
@@ -121,8 +121,8 @@ class EmbeddedStore(RankingStore):
 
     @property
     def indices(self) -> dict[str, dict[str, Any]]:
-        """What was decided for each form: see `retrieval.stores.tuning.Decision`."""
-        return dict(self._settings["indices"])
+        """What the last compaction, by any process, decided for each form: see `retrieval.stores.tuning.Decision`."""
+        return dict(self._read_settings()["indices"])
 
     def upsert(self, products: Sequence[StoredProduct], vectors: Mapping[str, np.ndarray]) -> None:
         """Add or replace products: see `retrieval.stores.interface.Store.upsert`. The write is one new version."""
@@ -195,16 +195,17 @@ class EmbeddedStore(RankingStore):
             condition: SQL that products must satisfy, or None.
             index: settings of the form's index; None searches exactly.
         """
-        pool = max(k + 16, 2 * k)
-        while True:
+        candidates: list[Candidate] = []
+        for pool in pool_sizes(k):
             rows = self._reading(lambda size=pool: self._nearest_rows(query_D, size, form, condition, index))  # type: ignore[misc]
             scores = exact_cosines(query_D, _vectors(rows[VECTOR + form]))
-            last = 1 - rows["_distance"].to_numpy().max(initial=-np.inf) if len(rows) else np.inf
-            place = np.sort(scores)[-k] if len(rows) >= k else -np.inf
-            if index is not None or len(rows) < pool or last < place - TIE:
-                ids = rows["product_id"].to_pylist()
-                return best((Candidate(*pair, form) for pair in zip(ids, scores.tolist(), strict=True)), k)
-            pool *= 4  # the k-th place has more ties than the pool holds
+            ids = rows["product_id"].to_pylist()
+            candidates = [Candidate(*pair, form) for pair in zip(ids, scores.tolist(), strict=True)]
+            if index is not None or len(rows) < pool:
+                break
+            if 1 - rows["_distance"].to_numpy().max() < np.sort(scores)[-k] - TIE:
+                break
+        return best(candidates, k)
 
     def _nearest_rows(
         self, query_D: np.ndarray, pool: int, form: str, condition: str | None, index: Index | None
@@ -226,15 +227,15 @@ class EmbeddedStore(RankingStore):
     def _matching(self, words: Sequence[str], k: int, condition: str | None) -> list[Candidate]:
         if not words or self._table() is None:
             return []
-        pool = max(k + 16, 2 * k)
-        while True:
+        candidates: list[Candidate] = []
+        for pool in pool_sizes(k):
             rows = self._reading(lambda size=pool: self._matching_rows(words, size, condition))  # type: ignore[misc]
             scores = rows["_score"].to_numpy()
-            place = np.sort(scores)[-k] if len(rows) >= k else -np.inf
-            if len(rows) < pool or scores.min() < place * (1 - 1e-3):
-                ids = rows["product_id"].to_pylist()
-                return best((Candidate(one, rounded(score)) for one, score in zip(ids, scores, strict=True)), k)
-            pool *= 4
+            ids = rows["product_id"].to_pylist()
+            candidates = [Candidate(one, rounded(score)) for one, score in zip(ids, scores, strict=True)]
+            if len(rows) < pool or scores.min() < np.sort(scores)[-k] * (1 - SAME_SCORE):
+                break
+        return best(candidates, k)
 
     def _matching_rows(self, words: Sequence[str], pool: int, condition: str | None) -> pyarrow.Table:
         query = self._table().search(MatchQuery(" ".join(words), "words"), query_type="fts")  # type: ignore[call-arg]
@@ -274,6 +275,7 @@ class EmbeddedStore(RankingStore):
             table = self._table()
             if table is None:
                 return "nothing to compact: the store is empty"
+            self._settings = self._read_settings()
             sentences = [self._decide(table, form) for form in self.forms]
             if not any(index.columns == ["product_id"] for index in table.list_indices()):
                 table.create_index("product_id", config=BTree())
@@ -359,7 +361,7 @@ class EmbeddedStore(RankingStore):
         return table
 
     def _index(self, form: str) -> Index | None:
-        return Index.from_json(self._settings["indices"].get(form, {}).get("index"))
+        return Index.from_json(self.indices.get(form, {}).get("index"))
 
     def _count(self, condition: str | None) -> int:
         return 0 if self._table() is None else self._reading(lambda: self._table().count_rows(condition))

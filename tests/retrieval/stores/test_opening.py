@@ -29,7 +29,7 @@ def test_a_folder_without_a_store_is_searched_exactly_and_with_one_by_it(folder,
     assert main(["index", str(folder.path)]) == 0
     said = capsys.readouterr().out
     assert f"LanceDB store in {folder.path / 'store'}: 40 products added, 0 replaced, 0 removed, 0 unchanged;" in said
-    assert "form t: exact search over 40 vectors (an index is built above 625000 vectors)" in said
+    assert "form t: exact search over 40 vectors (an index is built above 2000000 vectors)" in said
     for place in (folder.path, folder.path / "store"):
         store = open_store(place)
         assert store.about == f"LanceDB store in {folder.path / 'store'}"
