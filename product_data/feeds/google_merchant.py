@@ -87,7 +87,7 @@ class GoogleMerchant(FeedFormat):
                 product.cells.availability(row, "availability", product.product_id),
             )
             if row.get("group"):
-                options = {name: value for name in _OPTIONS if (value := row.get(f"attribute.{name}"))}
+                options = {name: value for name in _OPTIONS if (value := product.cell(row, f"attribute.{name}"))}
                 product.variant(row, Variant(row.get("key"), options, price, available, pictures))
             else:
                 product.price, product.availability = price, available

@@ -69,7 +69,7 @@ class Magento(FeedFormat):
 
     def aliases(self, row: Row) -> Iterator[tuple[str, str]]:
         for options in _variations(row):
-            if sku := options.get("sku"):
+            if (sku := options.get("sku")) and row.get("key"):
                 yield sku, row.get("key")
 
     def language_of(self, row: Row) -> str:
@@ -123,6 +123,8 @@ class Magento(FeedFormat):
 
     def _variant(self, product: ProductBuilder, parent: Row, options: dict[str, str], children: dict[str, Row]) -> None:
         sku = options.pop("sku", "")
+        plain = product.cells.plain
+        options = {name: plain(value, parent, "variations", product.product_id) for name, value in options.items()}
         child = children.get(sku)
         if child is None:
             why = f"no row has the SKU {sku!r}; the variant has its options only"

@@ -61,6 +61,10 @@ class ProductBuilder:
             )
             self.cells.note(kind, row, role, self.product_id, text, why)
 
+    def cell(self, row: Row, role: str) -> str:
+        """Return a cell of the product as plain text."""
+        return self.cells.text(row, role, self.product_id)
+
     def attribute(self, key: str, values: Iterable[str], row: Row | None = None, role: str = "") -> None:
         """Add values of an attribute; each value counts once. HTML of a row's cell is removed."""
         for value in values:

@@ -31,6 +31,7 @@ KINDS = {
     "hidden_product": (NOTE, "products that the shop does not show (draft, archived or disabled): they are read"),
     "missing_picture": (LEFT_OUT, "pictures that are not there: the product keeps its other pictures"),
     "failed_picture": (LEFT_OUT, "pictures that could not be fetched: the product keeps its other pictures"),
+    "shared_file": (NOTE, "pictures of a product with the file of another one of its pictures: they count once"),
     "unreadable_picture": (LEFT_OUT, "pictures that cannot be opened: the product keeps its other pictures"),
     "picture_not_fetched": (NOTE, "pictures that are URLs: they are fetched if a folder for pictures is given"),
     "unreadable_price": (LEFT_OUT, "prices that cannot be read"),

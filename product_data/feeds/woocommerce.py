@@ -102,7 +102,11 @@ class WooCommerce(FeedFormat):
 
     def _variation(self, product: ProductBuilder, row: Row) -> None:
         pictures = product.images(row, "images")
-        options = {name: values[0] for name, values, _ in _attributes(row) if values}
+        options = {
+            name: product.cells.plain(values[0], row, role, product.product_id)
+            for name, values, role in _attributes(row)
+            if values
+        }
         price, available = self._price(product, row), _availability(product, row)
         product.variant(row, Variant(_own_id(row), options, price, available, pictures))
 

@@ -144,6 +144,22 @@ def test_an_empty_file_is_refused(tmp_path, text):
         read_feed(tmp_path / "feed.csv")
 
 
+@pytest.mark.parametrize(
+    ("mark", "codec", "label"),
+    [
+        (b"\xfe\xff", "utf-16-be", "UTF-16 (big-endian)"),
+        (b"\xff\xfe", "utf-16-le", "UTF-16 (little-endian)"),
+        (b"\xff\xfe\0\0", "utf-32-le", "UTF-32 (little-endian)"),
+    ],
+)
+def test_byte_order_marks_are_obeyed_and_are_no_part_of_the_header(tmp_path, mark, codec, label):
+    path = tmp_path / "feed.csv"
+    rows, notes = read(path, mark + "Größe;Preis\n38;19,95 €\n".encode(codec))
+    file = DelimitedFile(path)
+    assert (file.header, file.encoding.label, rows) == (["Größe", "Preis"], label, [(2, 2, ["38", "19,95 €"])])
+    assert notes == []
+
+
 def test_windows_1252_is_read_only_where_bytes_are_not_utf_8(tmp_path):
     path = tmp_path / "feed.csv"
     rows, notes = read(path, "a,b\n1,Größe\n2,5 €\n".encode("cp1252"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from picture_server import picture_server, png
@@ -13,8 +14,10 @@ from table_files import write_table
 
 from moon3.__main__ import main
 from product_data.errors import OptionError
+from product_data.feeds import reading
 from product_data.feeds.feed_format import formats, recognise
 from product_data.feeds.reading import find_feed, read_feed, shop_feed
+from product_data.feeds.report import KINDS
 from product_data.outputs import OutputError
 from product_data.picture_files import PictureFetching
 from product_data.table_files import TableError
@@ -53,6 +56,25 @@ def test_columns_that_fit_no_format_are_listed_with_the_nearest_one(tmp_path):
     assert "shop.csv: the columns fit no known format; found 'Artikel', 'Handle', 'Body (HTML)', 'Preis'" in message
     assert "the nearest is Shopify product CSV (shopify), which also needs 'Title'" in message
     assert "--format NAME: google_merchant, magento, shopify" in message
+
+
+@pytest.mark.parametrize("header", ["id,title", "id,name,image", "id,title,description,images,split"])
+def test_a_table_with_the_short_names_of_columns_is_the_projects_own(tmp_path, header):
+    path = write(tmp_path / "products.csv", f"{header}\n")
+    assert read_feed(path).report.format == "tables"
+    assert shop_feed(path) is None
+
+
+def test_a_table_whose_columns_are_those_of_its_own_and_of_a_feed_keeps_its_pictures(tmp_path):
+    path = write(tmp_path / "products.csv", "id,title,images,link\n1,Hat,hat.png,https://x.example\n")
+    with pytest.raises(TableError, match="the columns fit google_merchant and tables equally"):
+        read_feed(path)
+    assert load_tables(path).products[0].images == (str(tmp_path / "hat.png"),)
+
+
+def test_columns_that_no_format_alone_has_are_not_enough(tmp_path):
+    with pytest.raises(TableError, match="the nearest is .* which also needs one of "):
+        read_feed(write(tmp_path / "shop.csv", "sku,name\n1,b\n"))
 
 
 def test_columns_that_fit_two_formats_equally_need_a_choice(tmp_path):
@@ -152,8 +174,11 @@ def test_variants_share_a_picture_and_keep_their_indices_when_files_are_found(tm
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "c.png")
     header = SHOPIFY.strip() + ",Option1 Name,Option1 Value,Variant Image\n"
     rows = "a,A,,1,2,https://x.example/1/c.png,Color,Red,https://x.example/2/c.png\na,,,2,2,,,Blue,c.png\n"
-    (product,) = read_feed(write(tmp_path / "export.csv", header + rows))
+    feed = read_feed(write(tmp_path / "export.csv", header + rows))
+    (product,) = feed
     assert product.row.images == (str(tmp_path / "images" / "c.png"),)
+    shared = feed.report.losses.first["shared_file"]
+    assert [(loss.row, loss.column) for loss in shared] == [(2, "Variant Image"), (3, "Variant Image")]
     assert [variant.images for variant in product.variants] == [(0,), (0,)]
 
 
@@ -277,3 +302,27 @@ def test_a_translation_that_lacks_a_product_falls_back_and_says_so(tmp_path):
     assert (loss.row, loss.product_id, loss.why) == (3, "b", "no title in 'de'")
     with pytest.raises(TableError, match="found no texts in language 'fr'; expected one of: en, de"):
         read_feed(tmp_path, language="fr")
+
+
+def test_two_iterations_at_once_see_the_same_products(tmp_path):
+    rows = "".join(f"p{number % 3},P{number % 3},,s{number},2,\n" for number in range(9))
+    feed = read_feed(write(tmp_path / "export.csv", SHOPIFY + rows))
+    pairs = list(zip(feed, feed, strict=True))
+    assert [one.row.product_id for one, _ in pairs] == ["p0", "p1", "p2"]
+    assert all(one == other and len(one.variants) == 3 for one, other in pairs)
+
+
+def test_each_kind_of_loss_is_one_that_the_reader_notes():
+    folder = Path(reading.__file__).parent
+    code = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py") if path.name != "report.py")
+    assert [kind for kind in KINDS if f'"{kind}"' not in code] == []
+
+
+def test_html_in_options_is_removed_and_named_with_its_column(tmp_path):
+    header = SHOPIFY.strip() + ",Option1 Name,Option1 Value,Option2 Name,Option2 Value\n"
+    rows = "a,A,,1,2,,Color,Red,Fit,Wide &amp; soft\na,,,2,2,,,Blue,,Slim\n"
+    feed = read_feed(write(tmp_path / "export.csv", header + rows))
+    (product,) = feed
+    assert [variant.options["Fit"] for variant in product.variants] == ["Wide & soft", "Slim"]
+    assert product.row.attributes["Fit"] == ("Wide & soft", "Slim")
+    assert [(loss.row, loss.column) for loss in feed.report.losses.first["html"]] == [(2, "Option2 Value")]
