@@ -29,7 +29,7 @@ from evaluation.benchmarks.retrieval import DIRECTIONS, Measures, direction_scor
 from evaluation.provenance import PROJECT_ROOT, provenance
 from evaluation.speed import Series, compare_series
 from modeling_moon import MoonConfig, MoonModel
-from processing_moon import MoonProcessor
+from processing_moon import MoonProcessor, open_image
 from product_data.atomic_files import write_atomically
 from product_data.catalogue.making import make_catalogue
 from product_data.errors import OptionError
@@ -43,6 +43,7 @@ SHIPPED = PROJECT_ROOT / "training" / "checkpoints" / "moon1-catalogue"
 PHOTO_SIZE = (1000, 1300)
 """Width and height of a drawn picture, in pixels: those of a shop's photo."""
 _SIDE, _TOKENS = 224, 49
+_JPEG = (".jpg", ".jpeg")
 _BATCH = 32
 _LARGER = {
     "text_config": {
@@ -77,14 +78,15 @@ class EmbeddingSpeed:
 
     Args:
         model: a Moon checkpoint, the small model; its pictures are set to 224 × 224 pixels. Default: the shipped one.
-        photos: folder of JPEG files. Default: pictures of the drawn catalogue, enlarged to 1,000 × 1,300 pixels.
-        tables: folders of products and queries whose recall is compared. Default: the drawn catalogue.
+        photos: folder of pictures; those that are not JPEG files are stored as such (quality 90). Default: pictures of the
+            drawn catalogue, enlarged to 1,000 × 1,300 pixels.
+        tables: folders of products and queries whose recall is compared, beside that of the drawn catalogue. Default: none.
         products (`int`): number of products of the small model; the larger one embeds a quarter. Default 192.
         repeats (`int`): number of rounds. Default 5.
         workers (`int` or `None`): worker processes. Default: `default_workers()`.
 
     Raises:
-        OptionError: a folder without JPEG files, or fewer than 6 products.
+        OptionError: a folder with fewer than 6 pictures, or fewer than 6 products.
     """
 
     model: Path = SHIPPED
@@ -97,8 +99,10 @@ class EmbeddingSpeed:
     def __post_init__(self) -> None:
         if self.products < 6:
             raise OptionError(f"products={self.products}; expected 6 or more")
-        if self.photos is not None and not _jpeg_files(self.photos):
-            raise OptionError(f"{self.photos}: found no JPEG files; expected a folder of *.jpg or *.jpeg")
+        if self.photos is not None and (found := len(_picture_files(self.photos))) < 6:
+            raise OptionError(
+                f"{self.photos}: found {found} pictures; expected a folder with 6 or more *.jpg, *.png or *.webp"
+            )
 
 
 def measure_embedding_speed(output: Path, settings: EmbeddingSpeed) -> dict[str, Any]:
@@ -274,8 +278,13 @@ def recalls(model: Any, processor: Any, tables: ProductTables) -> dict[str, Any]
 def product_photos(settings: EmbeddingSpeed) -> tuple[list[bytes], str]:
     """Return JPEG files, one for each product, and a sentence on what they are."""
     if settings.photos is not None:
-        files = [path.read_bytes() for path in _jpeg_files(settings.photos)[: settings.products]]
-        return files, f"{len(files)} JPEG files of the folder {settings.photos.name}"
+        paths = _picture_files(settings.photos)[: settings.products]
+        converted = [path for path in paths if path.suffix.lower() not in _JPEG]
+        files = [_jpeg(open_image(path)) if path in converted else path.read_bytes() for path in paths]
+        sizes = sorted(Image.open(io.BytesIO(file)).size for file in files)
+        middle = "{:,} × {:,}".format(*sizes[len(sizes) // 2])
+        stored = f", {len(converted)} of them stored as JPEG (quality 90)" if converted else ""
+        return files, f"{len(files)} photos of {middle} pixels in the middle{stored}"
     rows, _ = _drawn(settings.products, image_size=256)
     files = [enlarged(row["images"][0]) for row in rows]
     size = "{:,} × {:,}".format(*PHOTO_SIZE)
@@ -362,15 +371,14 @@ def _forward(model: Any, batches: Sequence[Any], linear: bool) -> Callable[[], A
 
 
 def _recall_tables(settings: EmbeddingSpeed) -> dict[str, ProductTables]:
-    if settings.tables:
-        return {folder.name: load_tables(folder) for folder in settings.tables}
     products, queries = _drawn(min(96, settings.products), image_size=128, queries_per_product=3)
     for row in products:
         row["images"] = [enlarged(picture) for picture in row["images"]]
     queries = [row for row in queries if row["type"] == "image"]
     for row in queries:
         row["image"] = enlarged(row["image"])
-    return {"drawn catalogue, enlarged": load_tables({"products": products, "queries": queries})}
+    drawn = load_tables({"products": products, "queries": queries})
+    return {"drawn catalogue, enlarged": drawn} | {folder.name: load_tables(folder) for folder in settings.tables}
 
 
 def _drawn(
@@ -386,8 +394,8 @@ def _drawn(
     )
 
 
-def _jpeg_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+def _picture_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in (*_JPEG, ".png", ".webp"))
 
 
 def _jpeg(image: Image.Image) -> bytes:

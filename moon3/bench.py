@@ -39,9 +39,15 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench embed`."""
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--model", type=Path, help="a small Moon checkpoint (default: the shipped one)")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEG files (default: drawn pictures, enlarged)")
     parser.add_argument(
-        "--tables", type=Path, nargs="+", default=[], help="folders of products and queries for the recall"
+        "--photos", type=Path, help="a folder of pictures, used as JPEG (default: drawn pictures, enlarged)"
+    )
+    parser.add_argument(
+        "--tables",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of products and queries for the recall (the drawn catalogue is always measured)",
     )
     parser.add_argument("--products", type=int, default=192, help="number of products (default: 192)")
     parser.add_argument("--repeats", type=int, default=5, help="number of rounds (default: 5)")

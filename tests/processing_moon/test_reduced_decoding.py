@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from isolated import BLOCKED
 from pictures import file_of, noise
 from PIL import Image, ImageDraw
 
@@ -242,3 +246,42 @@ def test_photos_of_a_shop_differ_by_little(small) -> None:
     enlarged = [jpeg(open_image(file).resize((1000, 1300), Image.Resampling.BICUBIC)) for file in files[:6]]
     for data in [*files[:12], *enlarged]:
         assert levels(pixels(small, data, False), pixels(small, data, True)).mean() < 1.0
+
+
+ISOLATED = (
+    BLOCKED
+    + """
+import numpy as np
+from transformers import AutoProcessor
+folder, photo, out = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+record = {"images": [photo, photo], "core_box": [100, 100, 500, 700]}
+batches = [processor(products=[record], reduced_decoding=reduced) for reduced in (False, True)]
+np.savez(out, full=batches[0]["pixel_values"], reduced=batches[1]["pixel_values"])
+"""
+)
+
+
+def test_a_process_without_our_packages_reduces_as_well(tiny_moon, tmp_path) -> None:
+    folder = tiny_moon()
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg(photo()))
+    script = tmp_path / "isolated.py"
+    script.write_text(ISOLATED)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(script), str(folder), str(path), str(tmp_path / "found.npz")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = np.load(tmp_path / "found.npz")
+    processor = MoonProcessor.from_pretrained(folder)
+    record = {"images": [str(path), str(path)], "core_box": [100, 100, 500, 700]}
+    for name, reduced in (("full", False), ("reduced", True)):
+        expected = processor(products=[record], reduced_decoding=reduced)["pixel_values"]
+        assert np.array_equal(found[name], expected.numpy())
