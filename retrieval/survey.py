@@ -1,7 +1,8 @@
 """Walk through a feed once, and find which products are to be embedded, which are kept, and which have left.
 
 Products to embed go to files of the work folder, one for each shard, and facts to sorted files there. In memory remain, for each
-product and form, its id and 16 bytes: about 250 bytes.
+product and form, its id and a hash: at most 300 bytes, and 600 while they are compared with those of an existing folder (a test
+measures them).
 """
 
 from __future__ import annotations

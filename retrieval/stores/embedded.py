@@ -121,8 +121,8 @@ class EmbeddedStore(RankingStore):
 
     @property
     def indices(self) -> dict[str, dict[str, Any]]:
-        """What was decided for each form: see `retrieval.stores.tuning.Decision`."""
-        return dict(self._settings["indices"])
+        """What the last compaction, by any process, decided for each form: see `retrieval.stores.tuning.Decision`."""
+        return dict(self._read_settings()["indices"])
 
     def upsert(self, products: Sequence[StoredProduct], vectors: Mapping[str, np.ndarray]) -> None:
         """Add or replace products: see `retrieval.stores.interface.Store.upsert`. The write is one new version."""
@@ -275,6 +275,7 @@ class EmbeddedStore(RankingStore):
             table = self._table()
             if table is None:
                 return "nothing to compact: the store is empty"
+            self._settings = self._read_settings()
             sentences = [self._decide(table, form) for form in self.forms]
             if not any(index.columns == ["product_id"] for index in table.list_indices()):
                 table.create_index("product_id", config=BTree())
@@ -360,7 +361,7 @@ class EmbeddedStore(RankingStore):
         return table
 
     def _index(self, form: str) -> Index | None:
-        return Index.from_json(self._settings["indices"].get(form, {}).get("index"))
+        return Index.from_json(self.indices.get(form, {}).get("index"))
 
     def _count(self, condition: str | None) -> int:
         return 0 if self._table() is None else self._reading(lambda: self._table().count_rows(condition))

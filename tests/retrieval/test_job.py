@@ -205,3 +205,32 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path, options):
     products = feed(tmp_path, [1, 2, 1])
     with pytest.raises(TableError, match="found product_id 'p0001' twice; expected each id once"):
         embed_feed(products, tmp_path / "v", options)
+
+
+def test_the_store_of_a_folder_is_brought_up_to_date(tmp_path, options):
+    pytest.importorskip("lancedb")
+    from retrieval.stores.opening import create_store, open_store, sync
+
+    products = feed(tmp_path, range(6))
+    job(products, tmp_path / "v", options)
+    folder = VectorFolder(tmp_path / "v")
+    store = create_store(folder.store_folder, folder.dimension, folder.fingerprint)
+    sync(store, folder)
+    store.close()
+    done, _ = job([replace(products[0], price=1.0), *products[1:5]], tmp_path / "v", options)
+    assert done.synced.startswith("its store: 0 products added, 1 replaced, 1 removed, 4 unchanged")
+    store = open_store(tmp_path / "v")
+    assert (store.count(), store.get(["p0000"])[0].price) == (5, 1.0)
+    store.close()
+
+
+def test_the_store_of_another_model_is_named_and_the_vectors_are_complete(tmp_path, options, tiny_moon):
+    pytest.importorskip("lancedb")
+    from retrieval.stores.opening import create_store
+
+    products = feed(tmp_path, range(3))
+    job(products, tmp_path / "v", options)
+    create_store(tmp_path / "v" / "store", 32, "of another model").close()
+    done, _ = job(products, tmp_path / "v", options)
+    assert done.synced.startswith("its store is NOT up to date: ")
+    assert VectorFolder(tmp_path / "v").complete

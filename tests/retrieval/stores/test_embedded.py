@@ -72,6 +72,27 @@ def test_compaction_removes_old_versions_and_reduces_files(store, tmp_path):
     assert len(store.search(None, words=["red"], k=20)[0]) == 12
 
 
+def test_a_store_whose_first_upsert_was_cut_off_before_its_index_of_words_is_empty_and_can_be_written(
+    store, monkeypatch
+):
+    monkeypatch.setattr("lancedb.table.LanceTable.create_index", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.upsert(shop(), {"t": units(40)})
+    monkeypatch.undo()
+    assert store.search(units(1), words=["red"]) == [[]]
+    store.upsert(shop(), {"t": units(40)})
+    assert len(store.search(None, words=["red"], k=50)[0]) == 14
+
+
+def test_a_reader_uses_what_a_later_compaction_decided(clustered, tmp_path):
+    store, rows = clustered
+    reader = EmbeddedStore(tmp_path / "store")
+    assert reader.indices == {}
+    store.compact()
+    assert reader.indices["t"]["index"]["kind"] == "ivf_flat"
+    assert len(reader.search(rows[:1], k=5)[0]) == 5
+
+
 def _sync(place, folder):
     from retrieval.stores import opening
     from retrieval.vector_files import VectorFolder
