@@ -20,7 +20,7 @@ Shape suffixes: P phrases, C candidate phrases, D embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class MatchExplanation:
         residual (`float`): the part that the candidate phrases do not describe.
         common (`float`): the part of the means: what all queries and products share.
         unexplained (`tuple`): shares of ‖q̃‖² and ‖x̃‖² in the residuals; 0 if phrases describe the vector completely.
+        form (`str`): form of the product's vector.
     """
 
     cosine: float
@@ -74,6 +75,7 @@ class MatchExplanation:
     residual: float
     common: float
     unexplained: tuple[float, float]
+    form: str = ""
 
     @property
     def share_explained(self) -> float | None:
@@ -84,6 +86,7 @@ class MatchExplanation:
     def as_dict(self) -> dict[str, Any]:
         """Return the explanation in types of JSON; contributions are in units of the cosine."""
         return {
+            "form": self.form,
             "cosine": round(self.cosine, 6),
             "shared": [
                 {
@@ -146,11 +149,13 @@ class Side:
         vector_D: (D,) unit vector.
         mean_D: (D,) mean of what it is one of.
         stated: the phrases that the shop states about it; empty for a query.
+        form (`str`): form of the vector; "" for a query.
     """
 
     vector_D: np.ndarray
     mean_D: np.ndarray
-    stated: Sequence[Phrase] = field(default_factory=tuple)
+    stated: Sequence[Phrase] = ()
+    form: str = ""
 
 
 def explain_match(
@@ -205,6 +210,7 @@ def explain_match(
         centred - float(part_CC.sum()),
         cosine - centred,
         (float(unexplained[0]), float(unexplained[1])),
+        product.form,
     )
 
 
@@ -274,7 +280,7 @@ class MatchExplainer:
         for name in self._forms(form):
             vector_D = self.store.vectors([product_id], name)[0]
             if np.isfinite(vector_D).all():
-                return Side(vector_D, self.dictionary.product_mean[name], phrases_of(product))
+                return Side(vector_D, self.dictionary.product_mean[name], phrases_of(product), name)
         raise ExplanationError(
             f"product {product_id!r}: found no vector of the form {form or 'mm, t or i'}; expected one"
         )

@@ -154,11 +154,15 @@ def _promised(step: Step, what: str, precision: float, confidence: float) -> str
 
 def _refused(steps: Sequence[Step], right_P: np.ndarray, what: str, precision: float, confidence: float) -> str:
     fewest, pairs, same = fewest_decided(precision, confidence), len(right_P), int(right_P.sum())
-    start = f"with {pairs} labelled pairs for choosing, no threshold promises a precision of {precision:.0%} for {what!r}"
+    start = (
+        f"with {pairs} labelled pairs for choosing, no threshold promises a precision of {precision:.0%} for {what!r}"
+    )
     need = f"a promise with {confidence:.0%} confidence needs at least {fewest} decided pairs, all of them right"
     if same < fewest:
         share = max(same, 1) / max(pairs, 1)
-        return f"{start}: {need}, and {same} are {what!r}; label at least {math.ceil(fewest / share)} pairs for choosing"
+        return (
+            f"{start}: {need}, and {same} are {what!r}; label at least {math.ceil(fewest / share)} pairs for choosing"
+        )
     best = steps[0]
     return (
         f"{start}: {need}, and of the {best.decided} at or above the most promising threshold {best.threshold:.4f}, "
