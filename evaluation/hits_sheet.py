@@ -43,7 +43,7 @@ def describe_answer(answer: Answer) -> str:
         f"{count} product{'' if count == 1 else 's'}" + (f" from rank {answer.offset + 1}" if answer.offset else "")
     ]
     parts += ["reasoned first"] if answer.reasoned else []
-    parts += [answer.method] if answer.method else []
+    parts += [answer.store] if answer.store else []
     times = ", ".join(f"{part} {time:.0f} ms" for part, time in answer.milliseconds.items())
     return "; ".join([*parts, times])
 

@@ -14,7 +14,9 @@ ORDER = 66
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("store", metavar="STORE", help="folder of moon3 embed, or qdrant=URL/COLLECTION")
-    parser.add_argument("text", metavar="WORDS", nargs="?", default="", help="what to look for, such as 'red leather bag'")
+    parser.add_argument(
+        "text", metavar="WORDS", nargs="?", default="", help="what to look for, such as 'red leather bag'"
+    )
     parser.add_argument("--image", metavar="FILE", help="a picture to look for, alone or with the words")
     parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the product in the picture, in pixels")
     parser.add_argument("--like", metavar="PRODUCT_ID", help="find products like this one")
@@ -23,9 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="share of the words (0 to 1) beside the picture or product (default: the model reads both together)",
     )
-    parser.add_argument("--where", metavar="FILTER", help="only products that satisfy it: \"price < 50 and brand = 'Acme'\"")
-    parser.add_argument("--words", action="store_true", help="rank by the words themselves too (BM25), and fuse the rankings")
-    parser.add_argument("--forms", nargs="+", metavar="FORM", help="products' vectors to search: mm, t, i (default: all)")
+    parser.add_argument(
+        "--where", metavar="FILTER", help="only products that satisfy it: \"price < 50 and brand = 'Acme'\""
+    )
+    parser.add_argument(
+        "--words", action="store_true", help="rank by the words themselves too (BM25), and fuse the rankings"
+    )
+    parser.add_argument(
+        "--forms", nargs="+", metavar="FORM", help="products' vectors to search: mm, t, i (default: all)"
+    )
     parser.add_argument("--k", type=int, default=10, help="number of products (default: 10)")
     parser.add_argument("--offset", type=int, default=0, help="leave out this many of the best, for the next page")
     parser.add_argument(
@@ -36,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="folder or hub id (default: the model that made the vectors)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the products: .json, .html, .jpg or .png")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the products: .json, .html, .jpg or .png"
+    )
     add_device(parser)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Search, print the products, and write them."""
+    import evaluation.baselines  # noqa: F401 - registers the kinds of models
     from evaluation.hits_sheet import describe_answer, describe_query, hits_table, require_sheet, write_hits
     from retrieval.queries import Query, SearchOptions, read_box
     from retrieval.search import open_searcher

@@ -12,6 +12,8 @@ from product_data.rows import PRODUCT_FORMS
 from product_data.table_files import ImageSource
 from product_data.text_cells import has_visible_text
 from retrieval.reasoning_options import QUERY_REASONING, check_threshold
+from retrieval.stores.ranking import FUSION_DEPTH
+from retrieval.stores.where import Where
 
 
 class SearchError(ValueError):
@@ -110,7 +112,9 @@ def read_box(text: str) -> tuple[float, float, float, float]:
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise SearchError(f"box: found {text!r}; expected x0,y0,x1,y1 in pixels of the picture, such as 10,10,200,180") from error
+        raise SearchError(
+            f"box: found {text!r}; expected x0,y0,x1,y1 in pixels of the picture, such as 10,10,200,180"
+        ) from error
     return x0, y0, x1, y1
 
 
@@ -125,21 +129,23 @@ class SearchOptions:
     Args:
         k (`int`): number of products. Default 10.
         offset (`int`): number of best products to leave out, for the next page. Default 0.
-        where (`str`, `Where` or `None`): only products for which it holds, such as "price < 50", see
-            `retrieval.stores.where`. Default `None`.
+        where (`str`, `Where` or `None`): only products for which it holds, such as "price < 50"; a text is read by
+            `Where.parse`. Default `None`.
         forms: forms of products' vectors to search: "mm", "t", "i". Default `None`: all of the store.
-        words (`bool`): rank by words too (BM25) and fuse both rankings by reciprocal rank. Default False.
+        words (`bool`): rank by words too (BM25) and fuse both rankings by reciprocal rank. Pages then end at rank
+            `FUSION_DEPTH`, since a deeper fusion would change the ranks before it. Default False.
         reasoning (`str`): "none"; "generate": the model writes attributes of the query first; "auto": only for a query whose
             two best products are almost equally near. Default "none".
         threshold (`float` or `None`): for "auto", the difference of cosines below which a query reasons. Default 0.05.
 
     Raises:
         SearchError: a value of the wrong type or out of range.
+        StoreError: a filter that cannot be read.
     """
 
     k: int = 10
     offset: int = 0
-    where: Any = None
+    where: Where | str | None = None
     forms: Sequence[str] | None = None
     words: bool = False
     reasoning: str = "none"
@@ -154,6 +160,13 @@ class SearchOptions:
             unknown = [form for form in self.forms if form not in PRODUCT_FORMS]
             if unknown or not self.forms or isinstance(self.forms, str):
                 raise SearchError(f"forms: found {self.forms!r}; expected some of {', '.join(PRODUCT_FORMS)}")
+        if self.words and self.offset + self.k > FUSION_DEPTH:
+            raise SearchError(
+                f"words: found offset + k = {self.offset + self.k}; expected at most {FUSION_DEPTH}, the number of products "
+                "whose ranks are fused"
+            )
+        if isinstance(self.where, str):
+            object.__setattr__(self, "where", Where.parse(self.where))
         if self.reasoning not in QUERY_REASONING:
             raise SearchError(f"reasoning: found {self.reasoning!r}; expected one of {', '.join(QUERY_REASONING)}")
         try:

@@ -46,7 +46,7 @@ class QueryEncoder:
 
     def __init__(self, model: Any, processor: Any, fingerprint: str = "") -> None:
         self.model, self.processor, self.fingerprint = model, processor, fingerprint
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def check_reasoning(self, reasoning: str) -> None:
         """Check that the model supports a mode of reasoning: "none" or "generate".
@@ -78,7 +78,7 @@ class QueryEncoder:
             records += parts
         unread = [unread_pictures(self.processor, [record], "queries") for record in records]
         read = [row for row, why in enumerate(unread) if not why]
-        with self._lock:
+        with self.lock:
             encoded = encode(
                 self.model,
                 self.processor,

@@ -11,15 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from product_data.rows import PRODUCT_FORMS
+from retrieval.encode import load_for_evaluation
+from retrieval.fingerprint import model_fingerprint
 from retrieval.queries import Query, SearchError, SearchOptions
 from retrieval.query_encoder import EncodedQuery, QueryEncoder, weighted
 from retrieval.reasoning_options import check_threshold
-from retrieval.stores.interface import Hit, Store
+from retrieval.stores.interface import Hit, Store, StoredProduct
+from retrieval.stores.opening import open_store
+from retrieval.vector_files import VectorFolder, is_vector_folder
 
 Encode = Callable[[Query, str], EncodedQuery]
 """(query, mode of reasoning) → its vectors; raises `SearchError`."""
@@ -36,7 +41,7 @@ class Answer:
         reasoned (`bool`): whether the model wrote attributes of the query before its vector was read.
         reasoning: the text that it wrote about each part of the query.
         margin (`float` or `None`): for reasoning "auto", the difference of the cosines of the two best products.
-        method (`str`): how the store searched, such as "exact".
+        store (`str`): what was searched, and how: exactly, or with an index.
         milliseconds: part of the work → its time: "encode", "search", "reason".
     """
 
@@ -46,7 +51,7 @@ class Answer:
     reasoned: bool = False
     reasoning: tuple[str, ...] = ()
     margin: float | None = None
-    method: str = ""
+    store: str = ""
     milliseconds: dict[str, float] = field(default_factory=dict)
 
     def json(self) -> str:
@@ -61,7 +66,7 @@ class Answer:
             "reasoned": self.reasoned,
             "reasoning": list(self.reasoning),
             "margin": self.margin if self.margin is None or math.isfinite(self.margin) else None,
-            "method": self.method,
+            "store": self.store,
             "milliseconds": {part: round(time_of, 3) for part, time_of in self.milliseconds.items()},
             "hits": [hit_as_dict(hit, self.offset + rank) for rank, hit in enumerate(self.hits, start=1)],
         }
@@ -72,7 +77,7 @@ def hit_as_dict(hit: Hit, rank: int) -> dict[str, Any]:
     return {"rank": rank, "score": hit.score, "cosine": hit.cosine, "form": hit.form} | product_as_dict(hit.product)
 
 
-def product_as_dict(product: Any) -> dict[str, Any]:
+def product_as_dict(product: StoredProduct) -> dict[str, Any]:
     """Return the facts of a `StoredProduct` in types of JSON, without its digest."""
     return {
         "product_id": product.product_id,
@@ -105,11 +110,7 @@ class Searcher:
     """
 
     def __init__(self, store: Store, encoder: QueryEncoder, *, encode: Encode | None = None) -> None:
-        if encoder.fingerprint != store.fingerprint:
-            raise SearchError(
-                f"model: found fingerprint {encoder.fingerprint or 'none'!r}; "
-                f"expected {store.fingerprint!r}, that of the model which made the store's vectors"
-            )
+        require_fingerprint(encoder.fingerprint, store)
         if store.dimension > (width := encoder.model.config.vector_size):
             raise SearchError(
                 f"model: found vectors of size {width}; expected at least {store.dimension}, the store's size"
@@ -167,9 +168,23 @@ class Searcher:
             reasoned=bool(encoded.reasoning),
             reasoning=encoded.reasoning,
             margin=margin,
-            method=getattr(self.store, "method", ""),
+            store=self.store.about,
             milliseconds=times,
         )
+
+    def vectors(self, query: Query, forms: Sequence[str] | None = None) -> np.ndarray:
+        """Return the (V, D) float32 unit vectors that a query searches with, without reasoning.
+
+        Args:
+            query: a query; one of a product has a vector for each of its forms, any other one vector.
+            forms: forms of the product's vectors. Default: all.
+
+        Raises:
+            SearchError: see `search`.
+        """
+        chosen = SearchOptions(forms=forms)
+        self._check(query, chosen)
+        return self._vectors(query, self.encode(query, "none"), chosen)
 
     def _check(self, query: Query, chosen: SearchOptions) -> None:
         if chosen.words and (not query.has_text or query.like is not None):
@@ -240,15 +255,45 @@ def _shortened_to(vector_RD: np.ndarray, dimension: int) -> np.ndarray:
 
 @contextmanager
 def open_searcher(place: str | Path, *, model: str | None = None, device: str | None = None) -> Iterator[Searcher]:
-    """Open a store and the model that made its vectors; both are released at the end of the `with` block.
+    """Open a store and the model that made its vectors; the store is closed at the end of the `with` block.
+
+    The fingerprints are compared before the model is loaded.
 
     Args:
         place: a folder of `moon3 embed`, or "qdrant=URL/COLLECTION", see `retrieval.stores.opening.open_store`.
-        model: folder or hub id of the model. Default: the one that job.json of the folder names.
+        model: folder or hub id of the model. Default: the one that made the vectors of the folder.
         device: device of the model. Default: the first GPU, or else the CPU.
 
     Raises:
         SearchError: a place that names no model, or a model that did not make the vectors.
-        StoreError: a store that cannot be opened.
+        StoreError, VectorFileError: a store that cannot be opened.
         CheckpointError: a model that cannot be loaded.
     """
+    store = open_store(place)
+    try:
+        if model is None and not is_vector_folder(place):
+            raise SearchError(f"{place}: found no name of a model; expected --model, the model that made its vectors")
+        model = VectorFolder(place).embedding.model if model is None else model
+        fingerprint = model_fingerprint(model)
+        require_fingerprint(fingerprint, store, model)
+        yield Searcher(store, QueryEncoder(*load_for_evaluation(model, device=device), fingerprint))
+    finally:
+        store.close()
+
+
+def require_fingerprint(fingerprint: str, store: Store, model: str = "") -> None:
+    """Check that a model made the vectors of a store.
+
+    Args:
+        fingerprint (`str`): the model's.
+        store: the store.
+        model (`str`): the model's name, for the message. Default "".
+
+    Raises:
+        SearchError: another model made them.
+    """
+    if fingerprint != store.fingerprint:
+        raise SearchError(
+            f"model{f' {model}' if model else ''}: found fingerprint {fingerprint or 'none'!r}; "
+            f"expected {store.fingerprint!r}, that of the model which made the store's vectors"
+        )
