@@ -110,22 +110,32 @@ def write_match(path: Path, searcher: Searcher, query: Query, product_id: str, f
         query, product_id: what was explained.
         found: the explanation.
     """
+    page = render(
+        _TEMPLATE,
+        title=f"Why {product_id} matches {query.like if query.like is not None else query.text or 'the picture'}",
+        headings=HEADINGS,
+        rows=explanation_rows(found),
+        notes=notes(found),
+        sides=heat_maps(searcher, query, product_id, found),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page)
+
+
+def heat_maps(searcher: Searcher, query: Query, product_id: str, found: MatchExplanation) -> list[dict[str, str]]:
+    """Return for both sides of a match the title, and the heat map as a data URL ("picture") or why there is none ("why").
+
+    Args:
+        searcher: the store and the model.
+        query, product_id: what was explained.
+        found: the explanation.
+    """
     product = searcher.store.get([product_id])[0]
     other = searcher.store.get([query.like])[0] if query.like is not None else None
     records = [product_record(other, found.form) if other is not None else query.records()[0]]
     records.append(product_record(product, found.form) if product is not None else {"id": product_id})
     titles = ("Other product" if other is not None else "Query", "Product")
-    sides = [{"title": title} | _heat_map(searcher, record) for title, record in zip(titles, records, strict=True)]
-    page = render(
-        _TEMPLATE,
-        title=f"Why {product_id} matches {query.like if other is not None else query.text or 'the picture'}",
-        headings=HEADINGS,
-        rows=explanation_rows(found),
-        notes=notes(found),
-        sides=sides,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
+    return [{"title": title} | _heat_map(searcher, record) for title, record in zip(titles, records, strict=True)]
 
 
 def product_record(product: StoredProduct, form: str) -> dict[str, Any]:
@@ -149,7 +159,8 @@ def _heat_map(searcher: Searcher, record: dict[str, Any]) -> dict[str, str]:
     """Return the picture of a record's heat map, or why there is none."""
     encoder = searcher.encoder
     try:
-        attention = explain_attention(encoder.model, encoder.processor, [record])[0]
+        with encoder.lock:
+            attention = explain_attention(encoder.model, encoder.processor, [record])[0]
     except (OptionError, ProductError) as error:
         return {"picture": "", "why": str(error)}
     return {"picture": inline_picture(draw_explanation(attention), _SIDE), "why": ""}

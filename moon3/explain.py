@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from moon3._arguments import add_device
+from moon3._arguments import add_device, phrases_folder
 
 ORDER = 68
 
@@ -39,13 +39,11 @@ def run(chosen: argparse.Namespace) -> None:
     from retrieval.explain import MatchExplainer
     from retrieval.queries import Query
     from retrieval.search import open_searcher
-    from retrieval.vector_files import is_vector_folder
 
     require_match_file("--output", chosen.output)
     query = Query(chosen.query, chosen.image, like=chosen.other)
-    folder = Path(chosen.store) / "phrases" if is_vector_folder(chosen.store) else None
     with open_searcher(chosen.store, model=chosen.model, device=chosen.device) as searcher:
-        explainer = MatchExplainer(searcher, folder=folder)
+        explainer = MatchExplainer(searcher, folder=phrases_folder(chosen.store))
         found = explainer.explain(chosen.product, query, form=chosen.form, every_phrase=chosen.every_phrase)
         print(json.dumps(found.as_dict(), ensure_ascii=False, indent=1) if chosen.json else explanation_table(found))
         if chosen.output is not None:

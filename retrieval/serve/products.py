@@ -129,6 +129,11 @@ def read_product(entry: Any, place: int, settings: ServiceSettings) -> tuple[Pro
     )
     row = ProductRow(texts["product_id"], texts["title"], texts["description"], category, attributes, pictures)
     images = _texts(entry.get("images", []), f"{where}.images")
+    for number, image in enumerate(images):
+        if not image.startswith(("http://", "https://")):
+            raise UploadError(
+                f"{where}.images[{number}]: found {image!r}; expected a URL (the picture itself: pictures)"
+            )
     facts = StoredProduct(**texts, category=category, attributes=attributes, price=price, images=images)
     return row, facts
 
