@@ -1,4 +1,4 @@
-"""Time Moon against alternatives with the same result: encode (vectors, reasoning) or train (a training step)."""
+"""Time Moon against alternatives with the same result: encode (vectors, reasoning), embed (large pictures), train or search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ SIZES = ("batch_size", "chunk_size", "hidden_size", "num_layers", "image_tokens"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|train")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|embed|train|search")
     add_encode_arguments(kinds.add_parser("encode", help="layers, encoding, reasoning", allow_abbrev=False))
+    add_embed_arguments(kinds.add_parser("embed", help="products with large pictures", allow_abbrev=False))
     add_train_arguments(kinds.add_parser("train", help="time and peak memory of a training step", allow_abbrev=False))
+    add_search_arguments(kinds.add_parser("search", help="exact search, first passes, the store", allow_abbrev=False))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, comparisons: list[str]) -> None:
@@ -33,6 +35,19 @@ def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="a Moon checkpoint, for the comparisons that need one")
 
 
+def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench embed`."""
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--model", type=Path, help="a small Moon checkpoint (default: the shipped one)")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files (default: drawn pictures, enlarged)")
+    parser.add_argument(
+        "--tables", type=Path, nargs="+", default=[], help="folders of products and queries for the recall"
+    )
+    parser.add_argument("--products", type=int, default=192, help="number of products (default: 192)")
+    parser.add_argument("--repeats", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--workers", type=int, help="worker processes (default: CPUs − 1, at least 1)")
+
+
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench train`."""
     from training.studies.speed import COMPARISONS, Sizes
@@ -45,6 +60,20 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=list(own.candidates))
 
 
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench search`."""
+    from evaluation.search_speed import PARTS, SearchSizes
+
+    own = SearchSizes()
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default: all)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="number of rounds, in which the sides alternate (default: 3)"
+    )
+    for name, size in vars(own).items():
+        parser.add_argument(f"--{name}", type=int, default=size)
+
+
 def run(chosen: argparse.Namespace) -> None:
     """Measure, write the results file, and print it."""
     from product_data.outputs import require_writable_file
@@ -54,6 +83,19 @@ def run(chosen: argparse.Namespace) -> None:
         from evaluation.speed import measure_speed, speed_table
 
         print(speed_table(measure_speed(chosen.output, chosen.only, chosen.model, chosen.repeats)))
+    elif chosen.kind == "embed":
+        from evaluation.embedding_speed import EmbeddingSpeed, embedding_speed_table, measure_embedding_speed
+
+        names = ("photos", "products", "repeats", "workers")
+        given = {name: getattr(chosen, name) for name in names} | ({"model": chosen.model} if chosen.model else {})
+        settings = EmbeddingSpeed(**given, tables=tuple(chosen.tables))
+        print(embedding_speed_table(measure_embedding_speed(chosen.output, settings)))
+    elif chosen.kind == "search":
+        from evaluation.search_speed import SearchSizes, measure_search, search_lines
+
+        wanted = SearchSizes(**{name: getattr(chosen, name) for name in vars(SearchSizes())})
+        results = measure_search(chosen.output, wanted, only=tuple(chosen.only), repeats=chosen.repeats)
+        print("\n".join(search_lines(results)))
     else:
         from training.studies.speed import Sizes, measure_training_speed, verdicts
 

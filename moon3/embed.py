@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from moon3._arguments import add_device
+from moon3._arguments import add_device, add_images_root
 
 ORDER = 62
 FORMS, SHOWN_ERRORS = ("mm", "t", "i"), 5
@@ -30,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the stored vectors (default: float32)",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="products per batch of the model (default: 32)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that prepare pictures and texts (default: on a GPU one for each CPU but one); with ray_data, processes "
+        "that hold the model (default: 1)",
+    )
+    parser.add_argument("--full-decoding", action="store_true", help="decode large JPEG files at full scale: slower")
     parser.add_argument(
         "--executor", choices=("local", "ray_data"), default="local", help="ray_data needs moon3[ray] (default: local)"
     )
@@ -38,12 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-removal", action="store_true", help="go on if over half of the products are no longer in the feed"
     )
-    parser.add_argument("--images-root", type=Path, help="folder that image paths are relative to")
     add_device(parser)
+    feed = parser.add_argument_group("reading the feed, see moon3 tables")
+    add_images_root(feed)
+    feed.add_argument("--format", help="format of the export, such as shopify (default: its columns decide)")
+    feed.add_argument("--language", help="language of titles and descriptions, such as de")
+    feed.add_argument("--losses", type=Path, metavar="FILE", help="write every loss and repair to this CSV file")
+    feed.add_argument("--fetch-pictures", type=Path, metavar="FOLDER", help="fetch pictures from URLs into this folder")
+    feed.add_argument(
+        "--allow-private-addresses", action="store_true", help="fetch from hosts that are not public, too"
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Embed and print what was done. Return 1 if a product has no vector."""
+    """Embed and print what was done. Return 1 if a product has no vector, or the feed has a fatal problem."""
     from product_data.errors import OptionError
 
     if chosen.errors is not None:
@@ -52,6 +67,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise OptionError("expected a feed, --model and --output; or --errors VECTORS")
     from product_data.feeds.reading import read_feed
     from product_data.outputs import require_writable_folder
+    from product_data.picture_files import PictureFetching
     from retrieval.embedding_options import EmbeddingOptions
     from retrieval.job import embed_feed
     from retrieval.vector_files import VectorFolder
@@ -69,17 +85,25 @@ def run(chosen: argparse.Namespace) -> int:
         "allow_removal",
     )
     options = EmbeddingOptions(
-        **{name: getattr(chosen, name) for name in names}, forms=tuple(chosen.forms), imports=("evaluation.baselines",)
+        **{name: getattr(chosen, name) for name in names},
+        forms=tuple(chosen.forms),
+        reduced_decoding=not chosen.full_decoding,
+        imports=("evaluation.baselines",),
     )
-    feed = read_feed(chosen.feed, images_root=chosen.images_root)
-    done = embed_feed(feed, chosen.output, options)
+    fetching = None
+    if chosen.fetch_pictures is not None:
+        fetching = PictureFetching(folder=chosen.fetch_pictures, allow_private=chosen.allow_private_addresses)
+    of_feed = {name: getattr(chosen, name) for name in ("format", "language", "losses", "images_root")}
+    feed = read_feed(chosen.feed, pictures=fetching, **of_feed)
+    done = embed_feed(feed, chosen.output, options, report=partial(print, flush=True))
+    print(feed.report)
     print(done)
     for number, (product_id, form, reason) in enumerate(VectorFolder(chosen.output).errors()):
         if number == SHOWN_ERRORS:
             print(f"… moon3 embed --errors {chosen.output} lists all")
             break
         print(f"failed: product {product_id!r}, form {form}: {reason}")
-    return int(done.failed > 0)
+    return int(done.failed > 0 or not feed.report.ok)
 
 
 def list_errors(output: Path) -> int:

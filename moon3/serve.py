@@ -39,7 +39,12 @@ def run(chosen: argparse.Namespace) -> None:
     """Load the model, and serve until the process is stopped."""
     import os
     import sys
+    from importlib.util import find_spec
 
+    from product_data.errors import OptionError
+
+    if missing := [name for name in ("starlette", "uvicorn", "multipart") if find_spec(name) is None]:
+        raise OptionError(f"found no package {missing[0]}; expected pip install 'moon3[serve]'")
     import uvicorn
 
     import evaluation.baselines  # noqa: F401 - registers the kinds of models

@@ -29,11 +29,11 @@ def image_sizes(processor: Any, row: Row, options: RecordOptions) -> list[tuple[
 
     Args:
         processor: see above.
-        row: a row with opened images and a prompt; reduced images are added to its `shortened`.
+        row: a row with opened pictures and a prompt; reduced images are added to its `shortened`.
         options: of the call.
     """
     own = processor.image_processor
-    sizes = [target_size(image.size, own, options.max_image_tokens) for image in row.images]
+    sizes = [target_size(picture.size, own, options.max_image_tokens) for picture in row.pictures]
     counts = [count_tokens(size, own) for size in sizes]
     fixed = _fixed_tokens(processor, row)
     room = options.max_tokens - fixed - options.max_tokens // 4
@@ -45,7 +45,7 @@ def image_sizes(processor: Any, row: Row, options: RecordOptions) -> list[tuple[
     limit = equal_share(counts, room)
     for index, count in enumerate(counts):
         if count > limit:
-            sizes[index] = target_size(row.images[index].size, own, limit)
+            sizes[index] = target_size(row.pictures[index].size, own, limit)
     if (after := sum(count_tokens(size, own) for size in sizes)) < sum(counts):
         row.shortened.append(Shortened(row.index, "images", sum(counts), after))
     return sizes

@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image
 
 from .errors_moon import ProductError
+from .images_moon import Picture
 from .product_moon import Box, clamp_box
 
 # Qwen's image processors refuse pictures with a larger ratio of the longer to the shorter side.
 MAX_ASPECT_RATIO = 200
+REDUCED_OVER_TARGET = 2
+"""How many times as many pixels as its target has, along each side, a picture keeps that is decoded at a reduced scale."""
 
 
 def pixel_limits(image_processor: Any) -> tuple[int, int]:
@@ -72,6 +75,29 @@ def target_size(size: tuple[int, int], image_processor: Any, max_image_tokens: i
         rows, columns = min(rows, max_image_tokens), min(columns, max_image_tokens)
         rows, columns = (rows, max_image_tokens // rows) if rows <= columns else (max_image_tokens // columns, columns)
     return columns * factor, rows * factor
+
+
+def least_size(
+    size: tuple[int, int], image_processor: Any, max_image_tokens: int | None = None, box: Box | None = None
+) -> tuple[int, int]:
+    """Return the least width and height at which a picture is decoded: `REDUCED_OVER_TARGET` times the size after resizing.
+
+    The factor 2 is that of Pillow's `Image.thumbnail` (`reducing_gap=2.0`): the filter still sees two pixels for each one
+    that it writes. With a core box the crop keeps as much: the whole picture is decoded larger by the crop's share of it.
+
+    Args:
+        size: width and height of the picture in pixels.
+        image_processor: of the base.
+        max_image_tokens: budget of the picture in tokens. Default None: the base's own limit.
+        box: core box in pixels of the picture, whose crop is resized as well. Default None.
+    """
+    width, height = (REDUCED_OVER_TARGET * side for side in target_size(size, image_processor, max_image_tokens))
+    pixels = None if box is None else clamp_box(box, *size)
+    if pixels is None:
+        return width, height
+    crop = pixels[2] - pixels[0], pixels[3] - pixels[1]
+    wide, high = (REDUCED_OVER_TARGET * side for side in target_size(crop, image_processor, max_image_tokens))
+    return max(width, math.ceil(wide * size[0] / crop[0])), max(height, math.ceil(high * size[1] / crop[1]))
 
 
 def equal_share(counts: Sequence[int], room: int) -> int:
@@ -159,7 +185,7 @@ def aspect_ratio(width: int, height: int) -> float:
     return max(width, height) / min(width, height)
 
 
-def check_ratio(image: Image.Image, item: str, field_name: str) -> None:
+def check_ratio(image: Image.Image | Picture, item: str, field_name: str) -> None:
     """Refuse a picture that is too long and thin for the base.
 
     Raises:
@@ -172,7 +198,7 @@ def check_ratio(image: Image.Image, item: str, field_name: str) -> None:
         raise ProductError(item, field_name, reason)
 
 
-def box_in_image(box: Box, image: Image.Image, item: str) -> tuple[int, int, int, int]:
+def box_in_image(box: Box, image: Image.Image | Picture, item: str) -> tuple[int, int, int, int]:
     """Return the pixels (x0, y0, x1, y1) that a core box covers in its image.
 
     Raises:

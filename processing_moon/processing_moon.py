@@ -10,26 +10,29 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from transformers import AddedToken
 
 from .batch_moon import MoonBatch, Shortened, Skipped
 from .budget_moon import image_sizes, shorten_text
 from .cropping_moon import CoreDetector
 from .errors_moon import ProductError, check_budget, check_choice
-from .images_moon import ImageLimits, open_image
+from .images_moon import ImageLimits, Picture, open_picture
+from .picture_cache_moon import source_key
 from .pixels_moon import (
     MAX_ASPECT_RATIO,
     aspect_ratio,
     box_in_image,
     check_ratio,
     count_tokens,
-    crop_core,
+    least_size,
     pixel_limits,
-    resize,
+    resample_filter,
     token_side,
 )
 from .product_moon import (
@@ -99,6 +102,11 @@ class MoonProcessor(PromptProcessor):
         title_markers (`bool`): whether marker tokens surround a product's title and a query's text. Default False.
         max_reasoning_tokens (`int` or `None`): budget of the reasoning between its tags; requires readout "emb". Default
             None: the call's option `reasoning` is refused.
+        reduced_decoding (`bool`): whether the JPEG files of products and queries are decoded at 1/2, 1/4 or 1/8 of their
+            scale where both sides keep at least twice the size after resizing (`least_size`), which is several times
+            faster on large photos, and whether pictures are resized with vector instructions, see `Picture.resized`.
+            Vectors then differ slightly. Default False, also for checkpoints that were saved without this setting: their
+            vectors stay the same, bit for bit.
 
     Raises:
         ValueError: an unknown read-out, a budget that is not positive, an instruction without text, a token that the
@@ -120,7 +128,9 @@ class MoonProcessor(PromptProcessor):
         core_crop: bool = True,
         title_markers: bool = False,
         max_reasoning_tokens: int | None = None,
+        reduced_decoding: bool = False,
     ) -> None:
+        check_choice("reduced_decoding", reduced_decoding, (True, False))
         check_choice("readout", readout, READOUTS)
         check_budget("max_tokens", max_tokens)
         check_budget("max_reasoning_tokens", max_reasoning_tokens, optional=True)
@@ -136,7 +146,7 @@ class MoonProcessor(PromptProcessor):
             _with_full_stop(instruction, f"instructions[{task!r}]")
         self.readout, self.markers, self.title_markers = readout, bool(markers), bool(title_markers)
         self.max_reasoning_tokens = max_reasoning_tokens
-        self.max_tokens, self.core_crop = max_tokens, bool(core_crop)
+        self.max_tokens, self.core_crop, self.reduced_decoding = max_tokens, bool(core_crop), bool(reduced_decoding)
         needed = [self.image_token, self.vision_start_token, self.vision_end_token]
         needed += [CATEGORY_START, CATEGORY_END, ATTRIBUTE_START, ATTRIBUTE_END] if markers else []
         needed += [EMB_TOKEN] if readout == "emb" else []
@@ -156,9 +166,9 @@ class MoonProcessor(PromptProcessor):
             base_path: folder or hub id of a Qwen3-VL or Qwen2.5-VL checkpoint (embedders included).
             revision: revision of the repository on the hub.
             **settings: `readout`, `markers`, `instructions`, `max_tokens`, `max_image_tokens`, `core_crop`,
-                `title_markers`, `max_reasoning_tokens` of the class. The budgets of records and of images default to 1024 and
-                256; in an embedder (readout "last", markers False) to 8192 and 1800, as in Qwen3-VL-Embedding
-                (arXiv 2601.04720). A base whose own limit of an image is not higher keeps it, as with
+                `title_markers`, `max_reasoning_tokens`, `reduced_decoding` of the class. The budgets of records and of
+                images default to 1024 and 256; in an embedder (readout "last", markers False) to 8192 and 1800, as in
+                Qwen3-VL-Embedding (arXiv 2601.04720). A base whose own limit of an image is not higher keeps it, as with
                 `max_image_tokens=None`.
 
         Raises:
@@ -205,7 +215,9 @@ class MoonProcessor(PromptProcessor):
                 task: selects the instruction. Default "product" or "query".
                 instruction: replaces the instruction for this call.
                 on_error ("raise" or "skip"): "skip" leaves out records that cannot be used and lists them in `.skipped`.
-                core_crop, max_tokens, max_image_tokens: as in the class, for this call.
+                core_crop, max_tokens, max_image_tokens, reduced_decoding: as in the class, for this call. With a detector,
+                    pictures are decoded at full scale.
+                picture_cache (`PictureCache`): keeps the opened and resized pictures of files that several records share.
                 reasoning ("none", "generate", "given" or "mixed"; all but the first need `max_reasoning_tokens`): the end of
                     the prompt.
                     "generate": with `<think>`, without `<emb>`, padded on the left, for the model to continue.
@@ -287,7 +299,8 @@ class MoonProcessor(PromptProcessor):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise TypeError(f"MoonProcessor: unknown option {name!r}{hint}")
         limits = ImageLimits(**{name: options.pop(name) for name in limit_names if name in options})
-        settings = {name: getattr(self, name) for name in ("core_crop", "max_tokens", "max_image_tokens")}
+        own = ("core_crop", "max_tokens", "max_image_tokens", "reduced_decoding")
+        settings = {name: getattr(self, name) for name in own}
         read = RecordOptions(**{**settings, **options}, limits=limits)
         if read.reasoning != "none":
             self._require_reasoning(f"reasoning={read.reasoning!r}")
@@ -320,7 +333,7 @@ class MoonProcessor(PromptProcessor):
             else:
                 row.record = read_query(row.source, row.index)
             row.ending = self._ending(row, options.reasoning)
-            self._open_images(row, options.limits, slice(0, 1))
+            self._open_images(row, options, slice(0, 1))
             if options.detector is None:
                 self._prepare_images(row, options)
 
@@ -367,28 +380,51 @@ class MoonProcessor(PromptProcessor):
             row.shortened.append(Shortened(row.index, "reasoning", before, after))
         return f"{THINK_START}{text}{THINK_END}{emb}"
 
-    def _open_images(self, row: Row, limits: ImageLimits, which: slice) -> None:
+    def _open_images(self, row: Row, options: RecordOptions, which: slice) -> None:
         for field_name, source in row.record.images[which]:
-            image = open_image(source, item=row.record.name, field=field_name, limits=limits)
-            check_ratio(image, row.record.name, field_name)
-            row.images.append(image)
+            picture = self._open(row, field_name, source, options)
+            check_ratio(picture, row.record.name, field_name)
+            row.pictures.append(picture)
+
+    def _open(self, row: Row, field_name: str, source: Any, options: RecordOptions) -> Picture:
+        """Open a picture at the scale that its row needs, or take it from the cache."""
+        box = row.record.box if options.core_crop and not row.pictures else None
+        reduced = options.reduced_decoding and options.detector is None
+
+        def load() -> Picture:
+            least = partial(least_size, image_processor=self.image_processor, box=box,
+                            max_image_tokens=options.max_image_tokens) if reduced else None  # fmt: skip
+            return open_picture(source, item=row.record.name, field=field_name, limits=options.limits, least_size=least)
+
+        name = None if options.picture_cache is None else source_key(source)
+        if options.picture_cache is None or name is None:
+            return load()
+        key = (name, box if reduced else None)
+        return options.picture_cache.get(key, lambda: replace(load(), key=key))
 
     def _prepare_images(self, row: Row, options: RecordOptions) -> None:
         """Open the images after the first, insert the core crop after the first, and resize all of them to the budgets."""
-        self._open_images(row, options.limits, slice(1, None))
-        if row.images and row.record.box is not None:
-            pixels = box_in_image(row.record.box, row.images[0], row.record.name)
+        self._open_images(row, options, slice(1, None))
+        if row.pictures and row.record.box is not None:
+            pixels = box_in_image(row.record.box, row.pictures[0], row.record.name)
             if options.core_crop:
-                crop = crop_core(row.images[0], pixels)
+                crop = row.pictures[0].crop(pixels)
                 check_ratio(crop, row.record.name, "core_box")
-                row.images.insert(1, crop)
-        before, after = self._scaffold(len(row.images), bool(row.record.text), row.instruction)
+                row.pictures.insert(1, crop)
+        before, after = self._scaffold(len(row.pictures), bool(row.record.text), row.instruction)
         row.prompt = (before, after + row.ending)
-        if row.images:
+        if row.pictures:
             sizes = image_sizes(self, row, options)
             row.images = [
-                resize(image, size, self.image_processor) for image, size in zip(row.images, sizes, strict=True)
+                self._resized(picture, size, options) for picture, size in zip(row.pictures, sizes, strict=True)
             ]
+            row.pictures.clear()
+
+    def _resized(self, picture: Picture, size: tuple[int, int], options: RecordOptions) -> Image.Image:
+        resample, fast = resample_filter(self.image_processor), options.reduced_decoding
+        if options.picture_cache is None or picture.key is None:
+            return picture.resized(size, resample, vectorized=fast)
+        return options.picture_cache.get((picture.key, size), lambda: picture.resized(size, resample, vectorized=fast))
 
     def _scaffold(self, images: int, has_text: bool, instruction: str) -> tuple[str, str]:
         """Return the prompt before and after the text; records with the same structure share one rendered template."""
@@ -535,18 +571,18 @@ def _apply(step: Callable[[Row], None], rows: list[Row], options: RecordOptions,
 
 def _detect_boxes(rows: list[Row], detector: CoreDetector) -> None:
     """Detect the missing core boxes; ignore a box that does not leave a usable crop."""
-    rows = [row for row in rows if row.images and row.record.box is None]
+    rows = [row for row in rows if row.pictures and row.record.box is None]
     if not rows:
         return
     boxes: list[Box | None] = detector.detect(
-        [row.images[0] for row in rows], [row.record.text.title or None for row in rows]
+        [row.pictures[0].image for row in rows], [row.record.text.title or None for row in rows]
     )
     if len(boxes) != len(rows):
         raise ValueError(
             f"{type(detector).__name__}.detect returned {len(boxes)} boxes for {len(rows)} images; expected one for each image"
         )
     for row, box in zip(rows, boxes, strict=True):
-        pixels = clamp_box(box, *row.images[0].size) if box is not None else None
+        pixels = clamp_box(box, *row.pictures[0].size) if box is not None else None
         if pixels is None:
             continue
         if aspect_ratio(pixels[2] - pixels[0], pixels[3] - pixels[1]) <= MAX_ASPECT_RATIO:

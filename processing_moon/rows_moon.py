@@ -12,7 +12,8 @@ from PIL import Image
 from .batch_moon import Shortened
 from .cropping_moon import CoreDetector
 from .errors_moon import check_budget, check_choice
-from .images_moon import ImageLimits
+from .images_moon import ImageLimits, Picture
+from .picture_cache_moon import PictureCache
 from .pixels_moon import patches
 from .product_moon import FORMS, Record
 from .text_moon import ProductText
@@ -32,6 +33,8 @@ class RecordOptions:
     detector: CoreDetector | None = None
     max_tokens: int = 1024
     max_image_tokens: int | None = None
+    reduced_decoding: bool = False
+    picture_cache: PictureCache | None = None
     reasoning: str = "none"
     padding: bool | str = True
     padding_side: str | None = None
@@ -43,6 +46,7 @@ class RecordOptions:
         check_choice("form", self.form, FORMS)
         check_choice("on_error", self.on_error, ("raise", "skip"))
         check_choice("core_crop", self.core_crop, (True, False))
+        check_choice("reduced_decoding", self.reduced_decoding, (True, False))
         check_choice("reasoning", self.reasoning, REASONINGS)
         check_choice("padding", self.padding, (True, False, "longest", "max_length", "do_not_pad"))
         check_choice("padding_side", self.padding_side, (None, "left", "right"))
@@ -62,7 +66,8 @@ class Row:
         is_product: whether it is a product; otherwise it is a query.
         instruction: the instruction in the system message.
         record: the checked record.
-        images: its opened images, with the core crop after the first.
+        pictures: its opened pictures, with the core crop after the first, until they are resized.
+        images: its resized images, in the same order.
         ending: the text after the template: `<emb>`, or the reasoning up to where the model continues.
         prompt: the prompt before and after the record's text.
         ids: ids of the whole prompt, with image tokens expanded.
@@ -74,6 +79,7 @@ class Row:
     is_product: bool
     instruction: str
     record: Record = field(default_factory=lambda: Record("", ProductText(), []))
+    pictures: list[Picture] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
     ending: str = ""
     prompt: tuple[str, str] = ("", "")

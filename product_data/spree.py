@@ -1,24 +1,22 @@
-"""Read the product import file of the shop system Spree into tables: products, and their other pictures as queries.
+"""Turn the export of a Spree shop into tables: products, and their other pictures as queries.
 
-The file has a row for each product and, below it, a row for each of its variants, all with the product's `slug`. A
-product's first row has its name, description and category; a variant's row has the value of an option (such as a
-colour) and a picture.
+`product_data.feeds.spree` reads the file. Texts and attributes are those of the product, without tags and options, so that a
+query for a colour has its answer in the pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from product_data.table_files import TableError, read_rows
+from product_data.feeds.feed_product import FeedProduct
+from product_data.feeds.reading import Feed, read_feed
+from product_data.table_files import ImageSource, TableError
 from product_data.tables import ProductTables, load_tables
 
-_FIELD = "custom_field.custom."
-_PATH_SEPARATOR = " -> "
-_NEEDED = ("slug", "name", "image1_src", "option1_value")
+_NOT_FIELDS = ("type", "tags", "brand")
 
 
 def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
@@ -32,32 +30,23 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
             white", and the answer is that variant.
 
     Raises:
-        TableError: a missing file, column or picture, or a variant before its product.
+        TableError: a missing file, column or picture.
     """
-    folder = Path(folder)
-    path = folder / "products.csv"
-    rows = read_rows(path)
-    if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
-        raise TableError(
-            f"{path}: found no column {', '.join(map(repr, missing))}; expected a product import file of Spree"
-        )
+    feed = read_feed(folder, format="spree")
     products: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
-    for first, others in _products(path, rows):
-        own = _picture(folder, first)
-        product = _product(first)
+    for item in _with_pictures(feed):
+        product, own = _product(item), item.row.images[0]
         if not variants:
             products.append(product | {"images": [own]})
-        for row in others:
-            value = row["option1_value"]
-            query = {"query_id": f"{first['slug']} in {value}", "image": _picture(folder, row)}
+        for name, value, picture in _options(item):
+            query = {"query_id": f"{item.row.product_id} in {value}", "image": picture}
             answer = product["product_id"]
             if variants:
                 answer = f"{answer} in {value}"
-                option = {"key": row["option1_name"].casefold(), "value": value}
-                attributes = [*product["attributes"], option]
-                more = {"product_id": answer, "attributes": attributes, "images": [query["image"]]}
-                products.append(product | more | {"group": first["slug"]})
+                attributes = [*product["attributes"], {"key": name.casefold(), "value": value}]
+                more = {"product_id": answer, "attributes": attributes, "images": [picture]}
+                products.append(product | more | {"group": item.row.product_id})
                 query |= {"image": own, "text": f"in {value.casefold()}"}
             queries.append(
                 query | {"type": "both" if variants else "image", "positives": [answer], "derived": variants}
@@ -66,31 +55,34 @@ def read_spree(folder: str | Path, *, variants: bool = False) -> ProductTables:
     return replace(tables, name="spree variants" if variants else "spree")
 
 
-def _products(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Yield the first row of each product, and the rows of its variants that have a picture."""
-    by_slug: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_slug.setdefault(row["slug"], []).append(row)
-    for slug, (first, *others) in by_slug.items():
-        if not first["name"] or first["option1_value"]:
-            raise TableError(f"{path}, slug {slug!r}: found a variant in the first row; expected the product's own row")
-        yield first, [row for row in others if row["option1_value"] and row["image1_src"]]
+def _with_pictures(feed: Feed) -> list[FeedProduct]:
+    """Return the products of a feed.
+
+    Raises:
+        TableError: a product without a picture, or a picture that is not in the folder.
+    """
+    products = list(feed)
+    for kind in ("no_picture", "missing_picture", "picture_not_fetched"):
+        for loss in feed.report.losses.first.get(kind, ()):
+            raise TableError(f"{feed.path}, {loss}: found no picture in {feed.path.parent / 'images'}")
+    return products
 
 
-def _product(row: dict[str, Any]) -> dict[str, Any]:
-    fields = {name.removeprefix(_FIELD): value for name, value in row.items() if name.startswith(_FIELD) and value}
+def _options(product: FeedProduct) -> Iterator[tuple[str, str, ImageSource]]:
+    """Yield name and value of the first option, and the picture, of each variant with a picture."""
+    for variant in product.variants:
+        name, value = next(iter(variant.options.items()))
+        if variant.images:
+            yield name, value, product.row.images[variant.images[0]]
+
+
+def _product(product: FeedProduct) -> dict[str, Any]:
+    options = {name for variant in product.variants for name in variant.options}
+    fields = {key: values for key, values in product.row.attributes.items() if key not in {*options, *_NOT_FIELDS}}
     return {
-        "product_id": row["slug"],
-        "title": row["name"],
-        "description": row.get("description") or "",
-        "category_path": [part for part in (row.get("category1") or "").split(_PATH_SEPARATOR) if part],
-        "attributes": [{"key": name.replace("_", " "), "value": value} for name, value in fields.items()],
+        "product_id": product.row.product_id,
+        "title": product.row.title,
+        "description": product.row.description,
+        "category_path": list(product.row.category),
+        "attributes": [{"key": key, "value": list(values)} for key, values in fields.items()],
     }
-
-
-def _picture(folder: Path, row: dict[str, Any]) -> str:
-    name = PurePosixPath(urlsplit(row["image1_src"] or "").path).name
-    path = folder / "images" / name
-    if not name or not path.is_file():
-        raise TableError(f"{folder / 'products.csv'}, slug {row['slug']!r}: found no picture {path}")
-    return str(path.resolve())

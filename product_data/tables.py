@@ -37,6 +37,7 @@ from product_data.checking import (
     named_images,
 )
 from product_data.duplicates import EqualProducts, identical_examples, variants_sentence
+from product_data.feeds.reading import read_feed, shop_feed
 from product_data.interactions import InteractionOptions
 from product_data.missing_images import find_beside, table_folders
 from product_data.reading import (
@@ -65,6 +66,7 @@ __all__ = [
     "load_tables",
 ]
 
+_NEVER_FEEDS = (".parquet", ".jsonl")
 _PARTS = ("products", "queries", "query_images", "interactions", "written_attributes")
 
 
@@ -146,7 +148,8 @@ def load_tables(
 
     Args:
         source: "catalogue" (the embedded one); a folder with products.{parquet,jsonl,csv} and optionally
-            queries.*, query_images.*, interactions.* and written_attributes.*; a products file; or {"products": …,
+            queries.*, query_images.*, interactions.* and written_attributes.*; a products file; the export of a shop system,
+            see `product_data.feeds.reading` (also as "products" below); or {"products": …,
             "queries": …, "query_images": …, "interactions": …, "written_attributes": …, "images": folder} whose tables
             are files or iterables of row dicts, such as a `datasets.Dataset`.
         split (`str` or `None`): keep one split. Default: all.
@@ -175,11 +178,39 @@ def load_tables(
     else:
         name, parts = _find_parts(source)
     options = reading or ReadingOptions()
+    parts, notes = _with_feed(parts, images_root or parts.get("images"))
     tables = _build(name, parts, images_root, replace(options, interactions=interactions) if interactions else options)
     if images_root is None and not parts.get("images"):
         tables = _with_pictures_beside(tables, table_folders(parts.values()))
+    tables = replace(tables, notes=(*tables.notes, *notes))
     tables = replace(tables, report=tables.validate(check_images=check_images))
     return tables.select(split)
+
+
+def _with_feed(parts: Mapping[str, Any], images_root: str | Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Replace the file of a shop system among the parts by the rows of its products; return also its report."""
+    path = parts.get("products")
+    if not isinstance(path, str | Path) or not Path(path).is_file() or Path(path).suffix.lower() in _NEVER_FEEDS:
+        return dict(parts), ()
+    try:
+        file = shop_feed(path)
+    except TableError:
+        return dict(parts), ()  # its columns are not known: the reader of tables says what it expects
+    if file is None:
+        return dict(parts), ()
+    feed = read_feed(file, images_root=images_root)
+    rows = [
+        {
+            "product_id": row.product_id,
+            "title": row.title,
+            "description": row.description,
+            "category_path": list(row.category),
+            "attributes": [{"key": key, "value": list(values)} for key, values in row.attributes.items()],
+            "images": list(row.images),
+        }
+        for row in (product.row for product in feed)
+    ]
+    return {**parts, "products": rows}, (f"read as a feed: {feed.report}",)
 
 
 def _with_pictures_beside(tables: ProductTables, folders: Sequence[Path]) -> ProductTables:

@@ -8,32 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoModel
 
 import modeling_moon
 import processing_moon
 from modeling_moon.gate_moon import MarginGate
-from modeling_moon.thinking_moon import Thinking
 from processing_moon import Reasoning
-from processing_moon.batch_moon import Shortened
 from product_data.duplicates import EqualProducts
 from product_data.errors import OptionError
 from product_data.rows import QUERY_TYPES
 from product_data.tables import ProductRow, QueryRow, TableError
+from retrieval.encoded import Encoded, SkippedRecord, describe_skipped
+from retrieval.encoded import vectors_of as vectors_of
 from retrieval.model_kinds import KINDS as MODEL_KINDS
 from retrieval.model_kinds import CheckpointError, named_kind, require_checkpoint, require_loadable, unread_pictures
+from retrieval.product_encoder import EncodingSettings, ProductEncoder
 from retrieval.reasoning_options import (
     QUERY_REASONING,
-    REASONING,
     ROW_REASONING,
     VARIANTS,
     check_reasoning,
@@ -42,72 +40,8 @@ from retrieval.reasoning_options import (
 )
 from retrieval.shortened import shortened_items
 
-KINDS = ("product", "query")
 MODEL_TYPES = {modeling_moon.MoonConfig.model_type}
 """Model types whose output has `.embeddings`; a baseline adds its type when its file is imported."""
-_PROGRESS_DELAY_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class SkippedRecord:
-    """A record that could not be encoded: its index in the input, its name, the field, and the reason."""
-
-    index: int
-    item: str
-    field: str
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry of the results file."""
-        return {"item": self.item, "field": self.field, "reason": self.reason}
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors of the records that could be encoded.
-
-    `reasoning[r]` is the written or given reasoning of row r; `reasoning` is None without reasoning. `tokens[r]` is the
-    number of tokens that the model wrote for row r, `</think>` included; `tokens` is None unless the model wrote them.
-    `shortened` lists the texts that were cut and the pictures that were resized to keep the token budget, by the
-    record's index in the input.
-
-    Shapes: `vectors` (N_kept, D) float32, each of unit length; row r belongs to record `kept[r]`; `kept` is ascending.
-    """
-
-    vectors: np.ndarray
-    kept: list[int]
-    skipped: list[SkippedRecord]
-    reasoning: list[Reasoning] | None = None
-    tokens: list[int] | None = None
-    shortened: list[Shortened] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class EncodingSettings:
-    """Settings for encoding products and queries.
-
-    Args:
-        batch_size (`int`): records per batch. Default 32.
-        progress (`bool`): show a progress bar after a few seconds. Default True.
-        thinking (`Thinking`, its arguments or `None`): settings for writing reasoning; requires reasoning="generate".
-            Default `None`: greedy, up to the model's number of tokens. With `do_sample`, the result also depends on the
-            batches.
-
-    Raises:
-        ValueError: a batch size below 1, a `thinking` of the wrong type, or arguments that `Thinking` refuses.
-    """
-
-    batch_size: int = 32
-    progress: bool = True
-    thinking: Thinking | Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionError(f"batch_size={self.batch_size}; expected 1 or more")
-        if isinstance(self.thinking, Mapping):
-            object.__setattr__(self, "thinking", Thinking(**self.thinking))
-        if not isinstance(self.thinking, Thinking | None):
-            raise ValueError(f"thinking={self.thinking!r}; expected a Thinking, a mapping of its arguments, or None")
 
 
 def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: Any = "auto") -> tuple[Any, Any]:
@@ -143,7 +77,6 @@ def load_for_evaluation(path: str | Path, *, device: str | None = None, dtype: A
     return model.to(device).eval(), processing_moon.MoonProcessor.from_pretrained(path)
 
 
-@torch.inference_mode()
 def encode(
     model: Any,
     processor: Any,
@@ -158,7 +91,7 @@ def encode(
     """Encode product or query records.
 
     Records of similar length share a batch, and the next batch is prepared while the current one is computed. The
-    vectors are in the order of the records.
+    vectors are in the order of the records. Pictures are decoded at the scale of the processor's own setting.
 
     Args:
         model: takes the processor's tensors and returns `.embeddings`; it runs on its device, in its dtype and in
@@ -176,140 +109,14 @@ def encode(
         ValueError: an unknown kind or reasoning, reasoning with a model that does not reason, `thinking` without
             reasoning="generate", settings that `EncodingSettings` refuses, or vectors that are not finite.
 
-    Relations: use `VectorCache` if several benchmarks need the same vectors.
+    Relations: use `VectorCache` if several benchmarks need the same vectors, `ProductEncoder` for large catalogues.
     """
     encoding = EncodingSettings(**settings)
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; expected product or query")
-    check_reasoning(model, processor, reasoning, REASONING)
-    if encoding.thinking is not None and reasoning != "generate":
-        raise ValueError(f"thinking={encoding.thinking} with reasoning={reasoning!r}; expected reasoning='generate'")
-    unread = () if reasoning == "given" else ("reasoning",)
-    order = sorted(range(len(records)), key=lambda index: _length(records[index], unread))
-    groups = [order[start : start + encoding.batch_size] for start in range(0, len(order), encoding.batch_size)]
-    options: dict[str, Any] = {"form": form} if kind == "product" else {"task": task or "query"}
-    options |= {} if reasoning == "none" else {"reasoning": reasoning}
-
-    def prepare(group: list[int]) -> Any:
-        chosen = {"products" if kind == "product" else "queries": [records[index] for index in group]}
-        return processor(**chosen, **options, on_error="skip", return_tensors="pt")
-
-    vectors: dict[int, np.ndarray] = {}
-    written: dict[int, Any] = {}
-    counts: dict[int, int] = {}
-    skipped: list[SkippedRecord] = []
-    shortened: list[Shortened] = []
-    was_training = model.training
-    model.eval()
-    try:
-        bar = tqdm(
-            _prepare_ahead(prepare, groups),
-            total=len(groups),
-            desc=_description(kind, options),
-            delay=_PROGRESS_DELAY_SECONDS,
-            disable=not encoding.progress,
-        )
-        for group, batch in bar:
-            for kept, row in zip(batch.kept, _rows(model, processor, batch, reasoning, encoding), strict=True):
-                vectors[group[kept]], written[group[kept]], counts[group[kept]] = row
-            skipped += [SkippedRecord(group[s.index], str(s.item), str(s.field), str(s.reason)) for s in batch.skipped]
-            shortened += [replace(entry, index=group[entry.index]) for entry in batch.shortened]
-    finally:
-        model.train(was_training)
-    kept = sorted(vectors)
-    stacked = (
-        np.stack([vectors[index] for index in kept]) if kept else np.zeros((0, model.config.vector_size), np.float32)
-    )
-    texts = None if reasoning == "none" else [written[index] for index in kept]
-    tokens = [counts[index] for index in kept] if reasoning == "generate" else None
-    skipped.sort(key=lambda record: record.index)
-    shortened.sort(key=lambda entry: entry.index)
-    return Encoded(_unit(stacked, kept), kept, skipped, texts, tokens, shortened)
-
-
-def describe_skipped(records: str, encoded: Encoded) -> str:
-    """Return a sentence that all records were skipped, with the reason for the first.
-
-    Args:
-        records: name of the records, such as "products".
-        encoded: a result that has no vectors and at least one skipped record.
-    """
-    first = encoded.skipped[0]
-    return (
-        f"all {len(encoded.skipped)} {records} were skipped because they could not be read; "
-        f"first: {first.item!r}, {first.field}: {first.reason}"
-    )
-
-
-def _description(kind: str, options: Mapping[str, Any]) -> str:
-    records = f"products, {options['form']}" if kind == "product" else f"queries, task {options['task']}"
-    return f"encode {records}" + (f", reasoning {options['reasoning']}" if "reasoning" in options else "")
-
-
-def _length(record: dict[str, Any], unread: Sequence[str]) -> tuple[int, int]:
-    images = record.get("images", record.get("image"))
-    count = 0 if images is None else len(images) if isinstance(images, list) else 1
-    no_text = ("images", "image", "id", *unread)
-    return count, sum(len(str(value)) for name, value in record.items() if name not in no_text)
-
-
-def _prepare_ahead(prepare: Callable[[list[int]], Any], groups: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        upcoming: Future | None = pool.submit(prepare, groups[0]) if groups else None
-        for number, group in enumerate(groups):
-            batch = upcoming.result() if upcoming is not None else None
-            upcoming = pool.submit(prepare, groups[number + 1]) if number + 1 < len(groups) else None
-            yield group, batch
-
-
-def vectors_of(output: Any) -> torch.Tensor:
-    """Return the vectors (B, D) of a model's output.
-
-    Raises:
-        ValueError: the output has no vectors, because the input lacks the tokens that the model reads them from.
-    """
-    if output.embeddings is None:
-        raise ValueError(
-            "the model returned no vectors: the inputs lack the tokens that it reads them from (such as <emb>); "
-            "expected a batch from the checkpoint's processor"
-        )
-    return output.embeddings
-
-
-def _rows(
-    model: Any, processor: Any, batch: Any, reasoning: str, settings: EncodingSettings
-) -> Iterator[tuple[np.ndarray, Reasoning | None, int]]:
-    """Return an iterator over each row's vector, its reasoning, and the number of tokens that the model wrote."""
-    if not batch.kept:
-        return iter(())
-    counts = [0] * len(batch.kept)
-    if reasoning == "none":
-        return zip(_embed(model, batch), [None] * len(batch.kept), counts, strict=True)
-    # As a dict: a model that was loaded from a checkpoint's code has another class Thinking.
-    thinking = asdict(settings.thinking) if isinstance(settings.thinking, Thinking) else None
-    output = model.embed(batch, reasoning=reasoning, processor=processor, thinking=thinking)
-    if reasoning == "generate":
-        counts = (output.reasoning_ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
-    return zip(output.embeddings.float().cpu().numpy(), output.reasoning, counts, strict=True)
-
-
-def _embed(model: Any, batch: Any) -> np.ndarray:
-    parameter = next(model.parameters())
-    inputs = {}
-    for name, value in batch.items():
-        dtype = parameter.dtype if value.is_floating_point() else None
-        inputs[name] = value.to(parameter.device, dtype=dtype)
-    return vectors_of(model(**inputs)).float().cpu().numpy()
-
-
-def _unit(vectors_ND: np.ndarray, kept: list[int]) -> np.ndarray:
-    bad = [kept[row] for row in np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))]
-    if bad:
-        raise CheckpointError(
-            f"found vectors that are not finite for {len(bad)} records (indices {bad[:5]}); expected finite numbers"
-        )
-    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return (vectors_ND / np.maximum(norm_N1, 1e-12)).astype(np.float32)
+    size, progress, thinking = encoding.batch_size, encoding.progress, encoding.thinking
+    with ProductEncoder(
+        model, processor, workers=0, batch_size=size, reduced_decoding=None, progress=progress
+    ) as encoder:
+        return encoder.encode(records, kind=kind, form=form, task=task, reasoning=reasoning, thinking=thinking)
 
 
 @dataclass(frozen=True)

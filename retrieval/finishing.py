@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 from tqdm import tqdm
 
-from retrieval.shard_files import read_shard, write_shard
+from retrieval.shard_files import read_shard, shard_dimension, write_shard
 from retrieval.stores.interface import StoredProduct
 from retrieval.survey import Hashes, Survey, key_rows
 from retrieval.vector_files import Embedding, State, VectorFolder, shard_number
@@ -30,7 +30,7 @@ def finish(folder: VectorFolder, survey: Survey, embedding: Embedding, fingerpri
     Args:
         folder: the folder of vectors.
         survey: what the job had to do; its `wanted` is used up.
-        embedding: what made the vectors.
+        embedding: what made the vectors; its dimension is that of the shards.
         fingerprint (`str`): of model and settings.
         rows_per_shard (`int`): vectors per shard.
 
@@ -43,6 +43,8 @@ def finish(folder: VectorFolder, survey: Survey, embedding: Embedding, fingerpri
     for form, _ in errors:
         counts[form] -= 1
     shards = merge_shards(folder, chosen, rows_per_shard)
+    for path in list(shards)[:1]:
+        embedding = replace(embedding, dimension=shard_dimension(path))
     failed = {product_id: "" for _, product_id in errors}
     for form, product_id in sorted(errors):
         failed[product_id] += f"{form} {errors[form, product_id]} "

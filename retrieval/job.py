@@ -29,6 +29,7 @@ from retrieval.executors.shard_encoder import EncodedShard
 from retrieval.fingerprint import model_fingerprint, vector_fingerprint
 from retrieval.finishing import finish
 from retrieval.shard_files import write_shard
+from retrieval.stores.interface import StoreError
 from retrieval.survey import Survey, Surveyor
 from retrieval.vector_files import LOCK, Embedding, State, VectorFolder, open_or_create
 
@@ -121,8 +122,8 @@ def embed_feed(
             f"{survey.products:,} products: {survey.embedded:,} to embed ({survey.rows:,} vectors, {survey.pictures:,} "
             f"pictures), {survey.kept:,} to keep, {survey.removed:,} to remove"
         )
-        dimension = make_vectors(folder, survey, embedding, options, report)
-        embedding = replace(embedding, dimension=dimension or folder.dimension)
+        embedding = replace(embedding, dimension=folder.dimension)
+        make_vectors(folder, survey, embedding, options, report)
         state = finish(folder, survey, embedding, fingerprint, options.rows_per_shard)
         synced = sync_store(folder)
     embedded, seconds = survey.embedded - state.errors, time.monotonic() - begin
@@ -169,29 +170,28 @@ def make_vectors(
     embedding: Embedding,
     options: EmbeddingOptions,
     report: Callable[[str], Any],
-) -> int:
-    """Make and write the vectors of all tasks, and return their dimension; 0 if there are no tasks.
+) -> None:
+    """Make and write the vectors of all tasks.
 
     Raises:
         JobInterruptedError: the disk has less room than the vectors need.
     """
     folder.write_job(embedding)
     if not survey.tasks:
-        return 0
+        return
     executor = import_module(f"retrieval.executors.{options.executor}")
     fingerprint = vector_fingerprint(embedding.fingerprint, embedding.settings)
-    dimension = 0
+    is_first = True
     with tqdm(total=survey.embedded, desc="embed products", unit=" products", delay=3.0) as bar:
         for shard in executor.run(survey.tasks, options, fingerprint):
             write_shard(folder.shard(shard.number), shard.rows.table(options.dtype))
             (folder.work_folder / f"{shard.number:06}.task").unlink(missing_ok=True)
             done = len(set(shard.rows.product_ids))
-            if not dimension:
-                dimension = shard.rows.vectors_ND.shape[1]
-                folder.write_job(replace(embedding, dimension=dimension))
+            if is_first:
+                folder.write_job(replace(embedding, dimension=shard.rows.vectors_ND.shape[1]))
                 report_estimate(folder, survey, shard, done, options, report)
+            is_first = False
             bar.update(done)
-    return dimension
 
 
 def report_estimate(
@@ -210,11 +210,11 @@ def report_estimate(
     left, rate = survey.embedded - done, done / max(shard.seconds, 1e-9)
     if not left:
         return
-    processes = options.workers if options.executor != "local" else 1
     size = folder.shard(shard.number).stat().st_size / done * left
+    time_left = duration(left / rate / options.models())
     report(
-        f"{done:,} products took {shard.seconds:.1f} s: about {duration(left / rate / processes)} for the other {left:,}, and "
-        f"{size / 1e9:.2g} GB for their vectors"
+        f"{done:,} products took {shard.seconds:.1f} s: about {time_left} for the other {left:,}, and {size / 1e9:.2g} GB for "
+        "their vectors"
     )
     usage = shutil.disk_usage(folder.path)
     if usage.total and usage.free < size:
@@ -225,12 +225,19 @@ def report_estimate(
 
 
 def sync_store(folder: VectorFolder) -> str:
-    """Bring the folder's store up to date, if it has one, and return a sentence on it."""
+    """Bring the folder's store up to date, if it has one, and return a sentence on it; the vectors are complete in any case."""
     if not folder.store_folder.is_dir():
         return ""
-    from retrieval.stores.opening import sync  # needs moon3[retrieval]
+    from retrieval.stores.opening import create_store, sync  # needs moon3[retrieval]
 
-    return str(sync(folder.path))
+    try:
+        store = create_store(folder.store_folder, folder.dimension, folder.fingerprint)
+        try:
+            return f"its store: {sync(store, folder)}"
+        finally:
+            store.close()
+    except StoreError as error:
+        return f"its store is NOT up to date: {error}"
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import numpy as np
 from product_data.rows import PRODUCT_FORMS
 from retrieval.encode import load_for_evaluation
 from retrieval.fingerprint import model_fingerprint
+from retrieval.model_kinds import CheckpointError
 from retrieval.queries import Query, SearchError, SearchOptions
 from retrieval.query_encoder import EncodedQuery, QueryEncoder, weighted
 from retrieval.reasoning_options import check_threshold
@@ -271,14 +272,24 @@ def open_searcher(place: str | Path, *, model: str | None = None, device: str | 
     """
     store = open_store(place)
     try:
-        if model is None and not is_vector_folder(place):
-            raise SearchError(f"{place}: found no name of a model; expected --model, the model that made its vectors")
-        model = VectorFolder(place).embedding.model if model is None else model
-        fingerprint = model_fingerprint(model)
-        require_fingerprint(fingerprint, store, model)
-        yield Searcher(store, QueryEncoder(*load_for_evaluation(model, device=device), fingerprint))
+        name, fingerprint = _named_model(place) if model is None else (model, model_fingerprint(model))
+        require_fingerprint(fingerprint, store, name)
+        yield Searcher(store, QueryEncoder(*load_for_evaluation(name, device=device), fingerprint))
     finally:
         store.close()
+
+
+def _named_model(place: str | Path) -> tuple[str, str]:
+    """Return the model that a folder of vectors names, and its fingerprint."""
+    if not is_vector_folder(place):
+        raise SearchError(f"{place}: found no name of a model; expected --model, the model that made its vectors")
+    name = VectorFolder(place).embedding.model
+    try:
+        return name, model_fingerprint(name)
+    except CheckpointError as error:
+        raise SearchError(
+            f"{place} was made with the model {name!r}, which is not here ({error}); expected --model and its place"
+        ) from error
 
 
 def require_fingerprint(fingerprint: str, store: Store, model: str = "") -> None:

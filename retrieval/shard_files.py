@@ -91,6 +91,15 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Tabl
         ) from error
 
 
+def shard_dimension(path: Path) -> int:
+    """Return the dimension of a shard's vectors.
+
+    Raises:
+        VectorFileError: as for `read_shard`.
+    """
+    return int(read_shard(path, ("vector",)).schema.field("vector").type.list_size)
+
+
 def check_vectors(path: Path, rows: pyarrow.Table, dtype: str, dimension: int) -> None:
     """Check that a shard's vectors have the folder's type and dimension.
 

@@ -17,10 +17,14 @@ from starlette.testclient import TestClient
 
 from moon3.__main__ import main
 from product_data.catalogue.making import make_catalogue
+from retrieval.serve.settings import ServiceSettings
+from retrieval.stores.ranking import FUSION_DEPTH
+from retrieval.stores.tuning import EXACT_VALUES, LEAST_FILTERED_RECALL, LEAST_RECALL
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
-ELSEWHERE = ("qdrant=", "ray_data", "moon3 tables")  # a server, and processes of Ray: tests of the stores and the executors start these
+# A server, and processes of Ray: the tests of the stores and of the executors start these.
+ELSEWHERE = ("qdrant=", "ray_data")
 HEADER = [
     *(
         "Handle",
@@ -162,6 +166,20 @@ def lines(page: dict[str, str], *parts: str) -> list[list[str]]:
 def test_the_page_is_short_enough_to_read_before_the_first_search():
     assert len(PAGE.splitlines()) < 130
     assert PAGE.index("moon3 search") < 900
+
+
+def test_the_limits_that_the_page_names_are_those_of_the_code():
+    service = ServiceSettings()
+    text = " ".join(PAGE.split())
+    for limit in (
+        f"the first {FUSION_DEPTH} products of each ranking",
+        f"exactly up to {EXACT_VALUES // 10**6} million numbers for each form ({EXACT_VALUES // 256:,} vectors of 256)",
+        f"at least {LEAST_RECALL:.0%} ({LEAST_FILTERED_RECALL:.0%} with the filter)".replace("%", " %"),
+        f"Queries that arrive within {service.batch_milliseconds:g} ms",
+        f"more than {service.max_requests} requests in work",
+        f"{service.max_body_bytes // 2**20} MiB and {service.max_pixels // 10**6} million pixels",
+    ):
+        assert limit in text, limit
 
 
 def test_every_command_of_the_page_says_something(page):

@@ -15,6 +15,7 @@ from evaluation.baselines.peers import Peer, PeerConfig, PeerProcessor, PeerRow
 from processing_moon import Shortened
 from product_data.rows import PRODUCT_FORMS
 from product_data.tables import ProductRow
+from retrieval.bm25 import idf, saturation
 from retrieval.encode import Encoded, SkippedRecord, VectorCache
 from retrieval.model_kinds import KINDS, ModelKind
 
@@ -46,7 +47,7 @@ def bm25_weights(
     """
     counts = [Counter(words(document)) for document in documents]
     length_N = np.array([count.total() for count in counts], dtype=np.float64)
-    norm_N = k1 * (1 - b + b * length_N / max(length_N.mean(), 1.0)) if len(counts) else length_N
+    mean_length = float(length_N.mean()) if len(counts) else 0.0
     place = {word: column for column, word in enumerate(vocabulary)}
     count_NV = np.zeros((len(counts), len(place)))
     for row, count in enumerate(counts):
@@ -54,8 +55,7 @@ def bm25_weights(
             if word in place:
                 count_NV[row, place[word]] = number
     having_V = (count_NV > 0).sum(axis=0)
-    idf_V = np.log(1 + (len(counts) - having_V + 0.5) / (having_V + 0.5))
-    return idf_V * count_NV * (k1 + 1) / (count_NV + norm_N[:, None])
+    return idf(len(counts), having_V) * saturation(count_NV, length_N[:, None], mean_length, k1, b)
 
 
 def word_counts(texts: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,6 @@ from product_data.feeds.delimited import FeedRow, Note
 from product_data.feeds.feed_product import BACKORDER, IN_STOCK, OUT_OF_STOCK, PREORDER, UNKNOWN
 from product_data.feeds.prices import parse_price
 from product_data.feeds.report import Loss
-from product_data.table_files import is_absent
 from product_data.text_cells import has_visible_text, strip_html
 
 _AVAILABILITY = {
@@ -22,8 +21,10 @@ _AVAILABILITY = {
     **dict.fromkeys(("preorder", "pre order", "presale"), PREORDER),
     **dict.fromkeys(("backorder", "on backorder", "onbackorder", "available for order"), BACKORDER),
 }
+_REMEMBERED = 1000  # cells with HTML, which are noted once although a format may read them twice
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "notify")), frozenset(("0", "false", "no", "-1", ""))
-_BETWEEN_PICTURES = re.compile(r"\s*[\n|;]\s*|\s*,\s*(?=https?://|/|[^,\s]+\.[A-Za-z]{3,5}(?:[?,\s]|$))")
+_BETWEEN_URLS = re.compile(r"\s*[\n|]\s*|(?:\s*[,;]\s*|\s+)(?=https?://)")
+_BETWEEN_FILES = re.compile(r"\s*[\n|;]\s*|\s*,\s*(?=/|[^,]+\.[A-Za-z]{3,5}(?:\s|,|$))")
 Split = Callable[[str], list[tuple[str, ...]]]
 
 
@@ -40,8 +41,7 @@ class Row(NamedTuple):
 
     def get(self, role: str) -> str:
         """Return the cell of a role without surrounding spaces; "" if it is empty or there is no such column."""
-        cell = self.source.cells.get(self.columns.get(role, ""), "").strip()
-        return "" if is_absent(cell) else cell
+        return self.source.cells.get(self.columns.get(role, ""), "").strip()
 
 
 class CellReader:
@@ -55,6 +55,7 @@ class CellReader:
 
     def __init__(self, note: Note, decimal: Mapping[str, str], categories: CategoryReader) -> None:
         self._note, self._decimal, self.categories = note, decimal, categories
+        self._with_html: set[tuple[int, str, str]] = set()
 
     def note(
         self, kind: str, row: Row | None, role: str = "", product_id: str = "", found: str = "", why: str = ""
@@ -70,9 +71,13 @@ class CellReader:
 
     def plain(self, text: str, row: Row, role: str, product_id: str = "") -> str:
         """Return a part of a cell as plain text; HTML is removed and noted."""
-        plain = strip_html(text)
-        if plain != text:
+        plain = strip_html(text) if "<" in text or "&" in text else text
+        place = (row.source.number, role, text)
+        if plain != text and place not in self._with_html:
             self.note("html", row, role, product_id, found=text)
+            if len(self._with_html) > _REMEMBERED:
+                self._with_html.clear()
+            self._with_html.add(place)
         return plain if has_visible_text(plain) else ""
 
     def price(self, row: Row, role: str, product_id: str = "") -> tuple[float | None, str]:
@@ -108,12 +113,12 @@ class CellReader:
         text = self.text(row, role, product_id)
         if not text:
             return ()
-        if split is None:
-            cell = self.categories.read(text)
-            path, paths = cell.path, cell.paths
-        else:
-            paths = tuple(dict.fromkeys(path for path in split(text) if path))
-            path = first_path(paths)
+        try:
+            paths = tuple(dict.fromkeys(path for path in split(text) if path)) if split else self._category_paths(text)
+        except ValueError as error:
+            self.note("unreadable_cell", row, role, product_id, text, str(error))
+            return ()
+        path = first_path(paths)
         others = [other for other in paths if other != path[: len(other)]]
         if others:
             left = "; ".join(" > ".join(other) for other in others)
@@ -121,6 +126,10 @@ class CellReader:
                 "several_categories", row, role, product_id, text, f"read as {' > '.join(path)!r}; not read: {left}"
             )
         return path
+
+    def _category_paths(self, text: str) -> tuple[tuple[str, ...], ...]:
+        cell = self.categories.read(text)
+        return cell.paths or ((cell.path,) if cell.path else ())
 
     def availability(self, row: Row, role: str, product_id: str = "") -> str:
         """Return an availability, one of `feed_product.AVAILABILITY`."""
@@ -163,8 +172,13 @@ def first_path(paths: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 
 def split_pictures(text: str) -> list[str]:
-    """Return the pictures of a cell: a comma separates them only before a URL, a path or a file name."""
-    return [part for part in _BETWEEN_PICTURES.split(text.strip()) if part.strip(" ,")]
+    """Return the pictures of a cell: URLs or paths between line breaks, bars, semicolons or commas.
+
+    A semicolon or comma that no URL follows belongs to a URL. A comma that neither "/" nor a name with a suffix follows
+    belongs to a path.
+    """
+    between = _BETWEEN_URLS if "://" in text else _BETWEEN_FILES
+    return [part for part in between.split(text.strip()) if part.strip(" ,|;")]
 
 
 def split_escaped(text: str, separator: str) -> list[str]:

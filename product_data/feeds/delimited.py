@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from product_data.csv_files import hidden_rows, shape_of
-from product_data.feeds.text_encoding import detect_encoding
 from product_data.feeds.report import Loss
+from product_data.feeds.text_encoding import detect_encoding
 from product_data.table_files import TableError
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -97,10 +97,10 @@ class DelimitedFile:
         """Skip empty lines and a line `sep=` before the header; return the separator that it declares, or ""."""
         declared = ""
         for line in lines:
-            text = line.strip("\ufeff\r\n ")
-            if text.casefold().startswith("sep=") and len(text.strip('"')) in (4, 5):
-                declared = text.strip('"')[4:] or "\t"
-            elif text.strip():
+            text = line.strip("\ufeff\r\n ").strip('"')
+            if text.casefold().startswith("sep=") and len(text) in (4, 5):
+                declared = text[4:] or "\t"
+            elif line.strip("\ufeff\r\n "):
                 lines.put_back([line])
                 break
         return declared

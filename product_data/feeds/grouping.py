@@ -109,7 +109,6 @@ class FeedIndex:
         Args:
             rows: product id and row, as `prepare` has read them.
         """
-        self._database.execute("UPDATE rows SET place = -place WHERE place < 0")  # given out by an earlier iteration
         key, run = "", list[Row]()
         for next_key, row in rows:
             if run and next_key != key:
@@ -130,12 +129,10 @@ class FeedIndex:
         if not len(self._recurring) or not self._recurs(key):
             yield key, run
             return
-        stored = self._database.execute(
-            "SELECT row FROM rows WHERE key = ? AND place > 0 ORDER BY place", (key,)
-        ).fetchall()
-        if stored:
-            self._database.execute("UPDATE rows SET place = -place WHERE key = ?", (key,))
-            yield key, [_restored(*pickle.loads(row)) for (row,) in stored]
+        stored = self._database.execute("SELECT row FROM rows WHERE key = ? ORDER BY place", (key,))
+        first = _restored(*pickle.loads(stored.fetchone()[0]))
+        if first.source.number == run[0].source.number:
+            yield key, [first, *(_restored(*pickle.loads(row)) for (row,) in stored.fetchall())]
 
     def close(self) -> None:
         """Remove the files."""

@@ -6,7 +6,9 @@ Besides the columns of that format it reads what only a feed has: price, currenc
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from product_data.feeds.product_builder import ProductBuilder
 from product_data.reading import ReadingOptions, Table, read_products
 from product_data.table_files import TableError, parse_text
 
+OWN = "tables"
 _ROWS_PER_READ = 256
 _FEED_COLUMNS = ("price", "sale_price", "currency", "availability", "brand", "url")
 _MORE = ("split", "group", "core_box", "attributes_image", "attributes_text")
@@ -79,7 +82,7 @@ class TypedFile:
 class OwnTables(FeedFormat):
     """The project's own products table: one row is one product."""
 
-    name = "tables"
+    name = OWN
     title = "the project's own products table"
     columns = {
         "product_id": "key",
@@ -128,10 +131,25 @@ class OwnTables(FeedFormat):
             product.attribute(key, values)
         product.add_images([(image, "images") for image in parsed.images], first)
         product.more = {name: getattr(parsed, name) for name in _MORE}
+        texts = _as_texts(product, first)
         for role in ("brand", "url"):
-            product.text(first, role)
-        product.price = product.money(first, "sale_price", "price")
-        product.availability = product.cells.availability(first, "availability", product.product_id)
+            product.text(texts, role)
+        product.price = product.money(texts, "sale_price", "price")
+        product.availability = product.cells.availability(texts, "availability", product.product_id)
+
+
+def _as_texts(product: ProductBuilder, row: Row) -> Row:
+    """Return a row whose cells of a feed's columns are texts; a number has four decimals or more, so it is not ambiguous."""
+    cells = {}
+    for role in (role for role in _FEED_COLUMNS if role in row.columns):
+        column = row.columns[role]
+        cell = row.source.cells.get(column)
+        try:
+            is_number = isinstance(cell, float) and math.isfinite(cell) and not cell.is_integer()
+            cells[column] = f"{Decimal(repr(cell)):.4f}" if is_number else parse_text(cell)
+        except ValueError as error:
+            product.cells.note("unreadable_cell", row, role, product.product_id, str(cell), str(error))
+    return Row(FeedRow(row.source.number, row.source.line, cells), row.columns)
 
 
 class _Table(Table):

@@ -72,6 +72,8 @@ class PictureFinder:
                     source = fetched.files[str(source)]
                 if not why and not is_address(source) and self._check and (reason := _why_unreadable(source)):
                     tell(number, "unreadable_picture", str(product.row.images[number]), reason)
+                if isinstance(source, str) and source in images:
+                    tell(number, "shared_file", str(product.row.images[number]), f"its file is {source}")
                 images.append(source)
             found.append(_with_images(product, images))
         return found

@@ -46,20 +46,24 @@ class ProductBuilder:
         self.variants: dict[tuple[str, tuple[tuple[str, str], ...]], Variant] = {}
         self.currency, self.price, self.availability = "", None, UNKNOWN  # type: str, float | None, str
 
-    def text(self, row: Row, role: str, name: str = "") -> None:
-        """Take a text ("title", "description", "brand" or "url") from the column of a role.
+    def text(self, row: Row, role: str, *, several: bool = False) -> None:
+        """Take a text ("title", "description", "brand" or "url") from the column of its role.
 
         Args:
             row: the row.
             role: the role of the column.
-            name: the text. Default: the role.
+            several: whether each variant may have a text of its own. Default False.
         """
-        name = name or role
-        text = row.get(role) if name == "url" else self.cells.text(row, role, self.product_id)
-        if text and self.texts.setdefault(name, text) != text:
-            self.cells.note(
-                "conflicting_cells", row, role, self.product_id, text, f"the product's {name} is another one"
+        text = row.get(role) if role == "url" else self.cells.text(row, role, self.product_id)
+        if text and self.texts.setdefault(role, text) != text:
+            kind, why = (
+                ("variant_text", "") if several else ("conflicting_cells", f"the product's {role} is another one")
             )
+            self.cells.note(kind, row, role, self.product_id, text, why)
+
+    def cell(self, row: Row, role: str) -> str:
+        """Return a cell of the product as plain text."""
+        return self.cells.text(row, role, self.product_id)
 
     def attribute(self, key: str, values: Iterable[str], row: Row | None = None, role: str = "") -> None:
         """Add values of an attribute; each value counts once. HTML of a row's cell is removed."""

@@ -25,15 +25,16 @@ from tqdm import tqdm
 from product_data.categories import CategoryReader
 from product_data.feeds.cells import CellReader, Row
 from product_data.feeds.delimited import DelimitedFile, FeedRow, Note
-from product_data.feeds.text_encoding import Encoding
 from product_data.feeds.feed_format import FeedFormat, format_named, lacking, recognise
 from product_data.feeds.feed_product import FeedProduct
 from product_data.feeds.grouping import FeedIndex
-from product_data.feeds.own_tables import TypedFile
+from product_data.feeds.own_tables import OWN, TypedFile
 from product_data.feeds.pictures import PictureFinder, PictureNote
 from product_data.feeds.prices import decimal_sign, decimal_sign_of
 from product_data.feeds.product_builder import ProductBuilder
 from product_data.feeds.report import FeedReport, Loss, LossLog
+from product_data.feeds.text_encoding import Encoding
+from product_data.feeds.xml_items import XmlItems
 from product_data.outputs import require_writable_file
 from product_data.picture_files import PictureFetcher, PictureFetching
 from product_data.table_files import TableError
@@ -41,6 +42,7 @@ from product_data.text_cells import strip_html
 
 _BATCH = 256  # products whose pictures are fetched together
 _CATEGORIES = 20_000  # different cells of categories that decide how categories are read
+_START = 512  # bytes that show whether a file is XML
 _TYPED = (".parquet", ".jsonl")
 _DELIMITED = (".csv", ".tsv", ".txt")
 
@@ -273,6 +275,17 @@ def read_feed(
     return Feed(file, chosen, chosen_by, options)
 
 
+def shop_feed(path: str | Path) -> Path | None:
+    """Return the file of a feed if its columns are those of a shop system; None for the project's own tables.
+
+    Raises:
+        TableError: a file or folder that is neither; see `recognise`.
+    """
+    file = find_feed(path)
+    chosen, _ = recognise(file, open_feed(file).header)
+    return None if chosen.name == OWN else file
+
+
 def find_feed(path: str | Path) -> Path:
     """Return the file of a feed: the path itself, or the one file `products.*` in a folder.
 
@@ -301,4 +314,8 @@ def open_feed(path: Path) -> FeedFile:
     """
     if path.suffix.lower() in _TYPED:
         return TypedFile(path)
+    with path.open("rb") as file:
+        start = file.read(_START).replace(b"\0", b"")
+    if start.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"<"):
+        return XmlItems(path)
     return DelimitedFile(path)

@@ -112,14 +112,11 @@ class Shopify(FeedFormat):
             product.images(row, "images")
 
     def _variant(self, product: ProductBuilder, row: Row, names: dict[int, str]) -> None:
-        values = {names.get(n, f"option {n}"): row.get(f"option_value.{n}") for n in range(1, 4)}
-        options = {
-            name: product.cells.plain(value, row, "option_value.1", product.product_id)
-            for name, value in values.items()
-            if value and (name.casefold(), value.casefold()) != _DEFAULT
-        }
+        values = {n: value for n in range(1, 4) if (value := product.cell(row, f"option_value.{n}"))}
+        named = {names.get(n, f"option {n}"): value for n, value in values.items()}
+        options = {name: value for name, value in named.items() if (name.casefold(), value.casefold()) != _DEFAULT}
         price = product.money(row, "price")
-        is_variant = any(values.values()) or row.get("variant_id") or price is not None or row.get("variant_image")
+        is_variant = values or row.get("variant_id") or price is not None or row.get("variant_image")
         if is_variant:
             pictures = product.images(row, "variant_image")
             available = _availability(product, row)

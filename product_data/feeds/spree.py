@@ -82,7 +82,7 @@ class Spree(FeedFormat):
             self._category(product, row)
             self._attributes(product, row)
             pictures = product.images(row, *(f"image.{number}" for number in range(1, _MAX + 1)))
-            if options := self._options(row):
+            if options := self._options(product, row):
                 price, available = product.money(row, "price"), _availability(product, row)
                 product.variant(row, Variant(row.get("variant_id"), options, price, available, pictures))
             elif row.get("title"):
@@ -100,8 +100,9 @@ class Spree(FeedFormat):
             return False
         return product.money(row, "price") is None
 
-    def _options(self, row: Row) -> dict[str, str]:
-        pairs = ((row.get(f"option_name.{n}"), row.get(f"option_value.{n}"), n) for n in range(1, _MAX + 1))
+    def _options(self, product: ProductBuilder, row: Row) -> dict[str, str]:
+        numbers = range(1, _MAX + 1)
+        pairs = ((row.get(f"option_name.{n}"), product.cell(row, f"option_value.{n}"), n) for n in numbers)
         return {name or f"option {number}": value for name, value, number in pairs if value}
 
     def _category(self, product: ProductBuilder, row: Row) -> None:

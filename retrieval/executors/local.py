@@ -18,5 +18,8 @@ def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> I
         fingerprint (`str`): of model and settings.
     """
     encoder = ShardEncoder(options, fingerprint)
-    for path in tasks:
-        yield encoder.encode(ShardTask.read(path))
+    try:
+        for path in tasks:
+            yield encoder.encode(ShardTask.read(path))
+    finally:
+        encoder.close()

@@ -16,8 +16,9 @@ import numpy as np
 from product_data.rows import ProductRow
 from retrieval.content_hash import has_content
 from retrieval.embedding_options import EmbeddingOptions
-from retrieval.encode import encode, load_for_evaluation
+from retrieval.encode import load_for_evaluation
 from retrieval.model_kinds import CheckpointError, unread_pictures
+from retrieval.product_encoder import ProductEncoder
 from retrieval.reasoning_options import check_reasoning
 from retrieval.shard_files import ShardRows
 
@@ -65,19 +66,30 @@ class ShardEncoder:
     Args:
         options: options of the job.
         fingerprint (`str`): of model and settings, for the rows.
-        progress (`bool`): show a bar for the records of each shard. Default False.
 
     Raises:
         CheckpointError: a model that cannot be loaded.
         OptionError: reasoning with a model that does not reason.
     """
 
-    def __init__(self, options: EmbeddingOptions, fingerprint: str, *, progress: bool = False) -> None:
-        self.options, self.fingerprint, self.progress = options, fingerprint, progress
+    def __init__(self, options: EmbeddingOptions, fingerprint: str) -> None:
+        self.options, self.fingerprint = options, fingerprint
         for module in options.imports:
             import_module(module)
         self.model, self.processor = load_for_evaluation(options.model, device=options.torch_device())
         check_reasoning(self.model, self.processor, options.reasoning)
+        self._encoder = ProductEncoder(
+            self.model,
+            self.processor,
+            workers=options.preparing_workers(),
+            batch_size=options.batch_size,
+            reduced_decoding=options.reduced_decoding,
+            progress=False,
+        )
+
+    def close(self) -> None:
+        """End the processes that prepare pictures and texts."""
+        self._encoder.close()
 
     def encode(self, task: ShardTask) -> EncodedShard:
         """Return the rows of a shard: for each product and form a vector, or the reason why there is none.
@@ -108,15 +120,7 @@ class ShardEncoder:
             raise CheckpointError(f"{self.options.model}: {why}; expected --forms t, or a model that reads pictures")
         vectors_ND = np.zeros((len(records), self.model.config.vector_size), np.float32)
         if wanted:
-            encoded = encode(
-                self.model,
-                self.processor,
-                wanted,
-                form=form,
-                reasoning=self.options.reasoning,
-                batch_size=self.options.batch_size,
-                progress=self.progress,
-            )
+            encoded = self._encoder.encode(wanted, form=form, reasoning=self.options.reasoning)
             vectors_ND[[rows[index] for index in encoded.kept]] = encoded.vectors
             for skipped in encoded.skipped:
                 errors[rows[skipped.index]] = describe_error(skipped, wanted[skipped.index])
@@ -139,7 +143,7 @@ def describe_error(skipped: Any, record: dict[str, Any]) -> str:
     """Return why a record has no vector, with the path or URL of its picture.
 
     Args:
-        skipped: a `retrieval.encode.SkippedRecord` or the like.
+        skipped: a `retrieval.encoded.SkippedRecord`.
         record: the record.
     """
     picture = _PICTURE.match(skipped.field)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -118,8 +117,7 @@ class Service:
         self.pictures, self.answers = ProductPictures(searcher.store, settings), answers
         self.page_text, self.page_headers = read_page()
         self._threads = anyio.CapacityLimiter(settings.max_requests)
-        self._in_work = 0
-        self._lock = threading.Lock()
+        self._in_work = 0  # changed by the event loop only
 
     def close(self) -> None:
         """Answer the queries that wait, and end the thread that encodes."""
@@ -127,7 +125,7 @@ class Service:
 
     def routes(self) -> list[Route]:
         """Return the routes of the service."""
-        endpoints: list[tuple[str, str, Handler]] = [
+        limited: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self.search),
             ("POST", "/embed", self.embed),
             ("POST", "/explain", self.explain),
@@ -137,11 +135,16 @@ class Service:
             ("GET", "/pictures/{number:int}/{product_id:path}", self.picture),
             ("GET", "/", self.page),
             ("GET", "/facets", self.facets),
-            ("GET", "/health", self.health),
-            ("GET", "/metrics", self.metrics_text),
-            ("GET", "/openapi.json", self.openapi),
         ]
-        return [Route(path, self._observed(path, handler), methods=[method]) for method, path, handler in endpoints]
+        free: list[tuple[str, Handler]] = [
+            ("/health", self.health),
+            ("/metrics", self.metrics_text),
+            ("/openapi.json", self.openapi),
+        ]
+        routes = [
+            Route(path, self._observed(path, self._limited(work)), methods=[kind]) for kind, path, work in limited
+        ]
+        return routes + [Route(path, self._observed(path, work), methods=["GET"]) for path, work in free]
 
     async def search(self, request: Request) -> Response:
         """Answer a search."""
@@ -219,7 +222,7 @@ class Service:
     async def health(self, _: Request) -> Response:
         """Answer with the number of products, and the fingerprint of the model."""
         store = self.searcher.store
-        count = await self._in_thread(store.count)
+        count = await anyio.to_thread.run_sync(store.count)
         return JSONResponse({"status": "ok", "products": count, "fingerprint": store.fingerprint})
 
     async def metrics_text(self, _: Request) -> Response:
@@ -241,21 +244,23 @@ class Service:
         return read_json(await read_body(request, self.settings.max_body_bytes))
 
     async def _in_thread(self, work: Callable[[], _Answer]) -> _Answer:
-        """Run blocking work in a thread, unless too many requests are in work; a request that is late is abandoned."""
-        with self._lock:
+        """Run blocking work in a thread; if the request is late, the thread goes on, and its answer is dropped."""
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+
+    def _limited(self, handler: Handler) -> Handler:
+        """Return a handler that refuses a request if too many are in work, and gives up after the time limit."""
+
+        async def limited(request: Request) -> Response:
             if self._in_work >= self.settings.max_requests:
                 raise BusyError(f"{self._in_work} requests are in work")
             self._in_work += 1
-
-        def counted() -> _Answer:
             try:
-                return work()
+                with anyio.fail_after(self.settings.seconds):
+                    return await handler(request)
             finally:
-                with self._lock:
-                    self._in_work -= 1
+                self._in_work -= 1
 
-        with anyio.fail_after(self.settings.seconds):
-            return await anyio.to_thread.run_sync(counted, abandon_on_cancel=True, limiter=self._threads)
+        return limited
 
     def _observed(self, path: str, handler: Handler) -> Handler:
         """Return a handler that answers errors, measures, and logs."""
@@ -291,7 +296,7 @@ async def _answered(handler: Handler, request: Request) -> Response:
     except BusyError as error:
         return _error(429, f"{error}; try again", {"Retry-After": "1"})
     except TimeoutError:
-        return _error(504, "the search took too long")
+        return _error(504, "the request took too long")
     except HTTPException as error:
         return _error(error.status_code, str(error.detail))
 

@@ -16,6 +16,7 @@ from retrieval.encode import encode
 from retrieval.query_encoder import QueryEncoder
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError, decoded_picture
+from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import Store, StoredProduct
 
 _TEXTS = ("product_id", "title", "description", "brand", "currency", "availability", "url")
@@ -45,15 +46,16 @@ class ProductWriter:
             fields: {"products": [{field: value}]}, see `FIELDS`.
 
         Raises:
-            UploadError: an invalid field, or a product without content.
+            UploadError: an invalid field, a product without content, or a store in memory (409).
             ProductError: a picture or record that cannot be read.
             StoreError: products that the store refuses.
         """
+        self._require_lasting_store()
         entries = fields.get("products")
         if set(fields) != {"products"} or not isinstance(entries, list) or not entries:
             raise UploadError('body: expected {"products": [one or more products]}')
         read = [read_product(entry, place, self.settings) for place, entry in enumerate(entries)]
-        forms = getattr(self.store, "forms", ()) or ("mm",)
+        forms = self.store.forms or ("mm",)
         vectors = {form: self._embed([row for row, _ in read], form) for form in forms}
         there_N = np.any([np.isfinite(rows).all(axis=1) for rows in vectors.values()], axis=0)
         if not there_N.all():
@@ -70,13 +72,18 @@ class ProductWriter:
             fields: {"product_ids": [id]}.
 
         Raises:
-            UploadError: no list of ids.
+            UploadError: no list of ids, or a store in memory (409).
         """
+        self._require_lasting_store()
         ids = fields.get("product_ids")
         if set(fields) != {"product_ids"} or not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
             raise UploadError('body: expected {"product_ids": [ids]}')
         with self._lock:
             return self.store.delete(ids)
+
+    def _require_lasting_store(self) -> None:
+        if isinstance(self.store, ExactStore):
+            raise UploadError(f"{self.store.about}: changes would be lost; expected a store that moon3 index made", 409)
 
     def _embed(self, rows: Sequence[ProductRow], form: str) -> np.ndarray:
         """Return (N, D) vectors in a form; a row of NaN for a product that has no content for it."""

@@ -39,7 +39,7 @@ from retrieval.stores.facts import (
 )
 from retrieval.stores.interface import StoredProduct, StoreError
 from retrieval.stores.postings import FACETS
-from retrieval.stores.ranking import TIE, Candidate, best, exact_cosines, rounded
+from retrieval.stores.ranking import SAME_SCORE, TIE, Candidate, best, exact_cosines, pool_sizes, rounded
 from retrieval.stores.searching import RankingStore, checked_batch
 from retrieval.stores.tuning import BUCKET, BUCKETS, Index, decide, describe, is_current
 from retrieval.stores.where import Where, sql_text
@@ -78,7 +78,7 @@ class EmbeddedStore(RankingStore):
     """A store in a folder, for one process that writes and any number that read.
 
     The search is exact unless `compact` found an index that is both needed and good enough: see
-    `retrieval.stores.tuning.decide`. A filter that leaves few products is always searched exactly.
+    `retrieval.stores.tuning.decide`.
 
     Args:
         path: the folder.
@@ -174,7 +174,7 @@ class EmbeddedStore(RankingStore):
         if table is None:
             return [[] for _ in query_QD]
         condition = _condition(where, exclude)
-        indices = {form: self._index(form, condition) for form in forms if form in self.forms}
+        indices = {form: self._index(form) for form in forms if form in self.forms}
         answers = []
         for query_D in query_QD:
             found: list[Candidate] = []
@@ -195,23 +195,24 @@ class EmbeddedStore(RankingStore):
             condition: SQL that products must satisfy, or None.
             index: settings of the form's index; None searches exactly.
         """
-        pool = max(k + 16, 2 * k)
-        while True:
+        candidates: list[Candidate] = []
+        for pool in pool_sizes(k):
             rows = self._reading(lambda size=pool: self._nearest_rows(query_D, size, form, condition, index))  # type: ignore[misc]
             scores = exact_cosines(query_D, _vectors(rows[VECTOR + form]))
-            last = 1 - rows["_distance"].to_numpy().max(initial=-np.inf) if len(rows) else np.inf
-            place = np.sort(scores)[-k] if len(rows) >= k else -np.inf
-            if index is not None or len(rows) < pool or last < place - TIE:
-                ids = rows["product_id"].to_pylist()
-                return best((Candidate(*pair, form) for pair in zip(ids, scores.tolist(), strict=True)), k)
-            pool *= 4  # the k-th place has more ties than the pool holds
+            ids = rows["product_id"].to_pylist()
+            candidates = [Candidate(*pair, form) for pair in zip(ids, scores.tolist(), strict=True)]
+            if index is not None or len(rows) < pool:
+                break
+            if 1 - rows["_distance"].to_numpy().max() < np.sort(scores)[-k] - TIE:
+                break
+        return best(candidates, k)
 
     def _nearest_rows(
         self, query_D: np.ndarray, pool: int, form: str, condition: str | None, index: Index | None
     ) -> pyarrow.Table:
         column = VECTOR + form
         query = self._table().search(query_D, vector_column_name=column).distance_type("dot")
-        query = query.bypass_vector_index() if index is None else index.apply(query)
+        query = query.bypass_vector_index() if index is None else index.apply(query, filtered=condition is not None)
         if condition is not None:
             query = query.where(condition, prefilter=True)
         return query.select(["product_id", column, "_distance"]).limit(pool).to_arrow()
@@ -226,15 +227,15 @@ class EmbeddedStore(RankingStore):
     def _matching(self, words: Sequence[str], k: int, condition: str | None) -> list[Candidate]:
         if not words or self._table() is None:
             return []
-        pool = max(k + 16, 2 * k)
-        while True:
+        candidates: list[Candidate] = []
+        for pool in pool_sizes(k):
             rows = self._reading(lambda size=pool: self._matching_rows(words, size, condition))  # type: ignore[misc]
             scores = rows["_score"].to_numpy()
-            place = np.sort(scores)[-k] if len(rows) >= k else -np.inf
-            if len(rows) < pool or scores.min() < place * (1 - 1e-3):
-                ids = rows["product_id"].to_pylist()
-                return best((Candidate(one, rounded(score)) for one, score in zip(ids, scores, strict=True)), k)
-            pool *= 4
+            ids = rows["product_id"].to_pylist()
+            candidates = [Candidate(one, rounded(score)) for one, score in zip(ids, scores, strict=True)]
+            if len(rows) < pool or scores.min() < np.sort(scores)[-k] * (1 - SAME_SCORE):
+                break
+        return best(candidates, k)
 
     def _matching_rows(self, words: Sequence[str], pool: int, condition: str | None) -> pyarrow.Table:
         query = self._table().search(MatchQuery(" ".join(words), "words"), query_type="fts")  # type: ignore[call-arg]
@@ -280,6 +281,7 @@ class EmbeddedStore(RankingStore):
             before = len(table.list_versions())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # readers open the newest version again: `_reading`
+                table.optimize()  # merges files and updates indices, which makes versions
                 table.optimize(cleanup_older_than=timedelta(0))
             removed = max(before - len(table.list_versions()), 0)
             return "; ".join([f"{removed} old versions removed", *sentences])
@@ -357,13 +359,8 @@ class EmbeddedStore(RankingStore):
             table.create_index("words", config=_WORDS)
         return table
 
-    def _index(self, form: str, condition: str | None) -> Index | None:
-        """Return the index to search a form with; None for exact search, also where a filter leaves few products."""
-        settings = self._settings["indices"].get(form, {})
-        index = Index.from_json(settings.get("index"))
-        if index is None or condition is None:
-            return index
-        return index if self._count(condition) > settings["exact_rows"] else None
+    def _index(self, form: str) -> Index | None:
+        return Index.from_json(self._settings["indices"].get(form, {}).get("index"))
 
     def _count(self, condition: str | None) -> int:
         return 0 if self._table() is None else self._reading(lambda: self._table().count_rows(condition))

@@ -16,7 +16,7 @@ from retrieval.stores.exact_search import FirstPass, FlatVectors
 from retrieval.stores.facts import from_json, most_frequent, searched_words, split_words, to_json
 from retrieval.stores.interface import StoredProduct
 from retrieval.stores.postings import FactColumns
-from retrieval.stores.ranking import Candidate, best, rounded
+from retrieval.stores.ranking import SAME_SCORE, Candidate, best, rounded
 from retrieval.stores.searching import RankingStore, checked_batch
 from retrieval.stores.where import Where
 
@@ -163,7 +163,7 @@ class ExactStore(RankingStore):
             rows = np.flatnonzero(score_N)
             if len(rows) > k:
                 least = np.partition(score_N[rows], len(rows) - k)[len(rows) - k]
-                rows = rows[score_N[rows] >= least * (1 - 1e-3)]
+                rows = rows[score_N[rows] >= least * (1 - SAME_SCORE)]
             answers.append(best((Candidate(self._ids[rows_of[row]], rounded(score_N[row])) for row in rows), k))
         return answers
 

@@ -5,7 +5,7 @@ Legend: Q queries, P candidates of a pool, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,12 @@ FUSION_DEPTH = 100
 Elasticsearch's and Qdrant's fusion)."""
 TIE = 1e-5
 """Scores within this distance of the last place may be ties after rounding: all of them stay candidates."""
+
+SAME_SCORE = 1e-3
+"""BM25 scores within this share of the last place stay candidates, as `TIE` for cosines."""
+MOST_TIES = 10_000
+"""The largest number of candidates that a store on disk or a server fetches to settle a last place that many products share;
+which of still more ties are returned is not determined."""
 
 
 class Candidate(NamedTuple):
@@ -36,6 +42,15 @@ def exact_cosines(query_D: np.ndarray, vector_PD: np.ndarray) -> np.ndarray:
     """
     product_PD = vector_PD.astype(np.float64) * query_D.astype(np.float64)
     return product_PD.sum(axis=1).astype(np.float32)
+
+
+def pool_sizes(k: int) -> Iterator[int]:
+    """Yield numbers of candidates to fetch for k products, until the last place has no tie outside: see `MOST_TIES`."""
+    size = max(k + 16, 2 * k)
+    yield size
+    while size < MOST_TIES:
+        size *= 8
+        yield size
 
 
 def best(candidates: Iterable[Candidate], k: int) -> list[Candidate]:

@@ -30,7 +30,7 @@ from retrieval.stores.facts import (
 )
 from retrieval.stores.interface import StoredProduct, StoreError
 from retrieval.stores.postings import FACETS
-from retrieval.stores.ranking import TIE, Candidate, best, exact_cosines, rounded
+from retrieval.stores.ranking import SAME_SCORE, TIE, Candidate, best, exact_cosines, pool_sizes, rounded
 from retrieval.stores.searching import RankingStore, checked_batch
 from retrieval.stores.where import Condition, Where
 
@@ -91,7 +91,7 @@ class ServedStore(RankingStore):
     def _connected(self, address: str) -> QdrantClient:
         try:
             if self.is_server:
-                client = QdrantClient(url=address)
+                client = QdrantClient(url=address, check_compatibility=False)
             else:
                 client = QdrantClient(address) if address == MEMORY else QdrantClient(path=address)
             client.get_collections()
@@ -148,8 +148,8 @@ class ServedStore(RankingStore):
     def delete(self, product_ids: Iterable[str]) -> int:
         """Remove products; return how many of the ids were in the store."""
         deleted = 0
-        points: list[Any]
-        for points in _chunks([point_id(product_id) for product_id in sorted(set(product_ids))]):
+        for chunk in _chunks([point_id(product_id) for product_id in sorted(set(product_ids))]):
+            points: list[Any] = list(chunk)
             deleted += len(self._client.retrieve(self.collection, points, with_payload=False))
             self._client.delete(self.collection, models.PointIdsList(points=points), wait=True)
         return deleted
@@ -190,17 +190,17 @@ class ServedStore(RankingStore):
     def _nearest_of_form(
         self, query_D: np.ndarray, k: int, form: str, condition: models.Filter | None
     ) -> list[Candidate]:
-        pool = max(k + 16, 2 * k)
-        while True:
+        candidates: list[Candidate] = []
+        for pool in pool_sizes(k):
             found = self._points(query_D.tolist(), form, pool, condition, with_vectors=[form])
             if not found:
                 return []
-            vector_PD = np.array([point.vector[form] for point in found], dtype=np.float32)
-            scores = exact_cosines(query_D, vector_PD)
+            scores = exact_cosines(query_D, np.array([point.vector[form] for point in found], dtype=np.float32))
+            ids = [point.payload["product_id"] for point in found]
+            candidates = [Candidate(*pair, form) for pair in zip(ids, scores.tolist(), strict=True)]
             if not self.exact or len(found) < pool or found[-1].score < np.sort(scores)[-k] - TIE:
-                ids = [point.payload["product_id"] for point in found]
-                return best((Candidate(*pair, form) for pair in zip(ids, scores.tolist(), strict=True)), k)
-            pool *= 4  # the k-th place has more ties than the pool holds
+                break
+        return best(candidates, k)
 
     def matching(
         self, words: Sequence[str], k: int, where: Where | None, exclude: frozenset[str]
@@ -212,13 +212,13 @@ class ServedStore(RankingStore):
     def _matching(self, words: Sequence[str], k: int, condition: models.Filter | None) -> list[Candidate]:
         counts = Counter(map(word_number, words))
         query = models.SparseVector(indices=list(counts), values=[float(count) for count in counts.values()])
-        pool = max(k + 16, 2 * k)
-        while words:
+        candidates: list[Candidate] = []
+        for pool in pool_sizes(k) if words else ():
             found = [one for one in self._points(query, WORDS, pool, condition) if one.score > 0]
-            if len(found) < pool or found[-1].score < found[k - 1].score * (1 - 1e-3):
-                return best((Candidate(one.payload["product_id"], rounded(one.score)) for one in found), k)
-            pool *= 4
-        return []
+            candidates = [Candidate(one.payload["product_id"], rounded(one.score)) for one in found]
+            if len(found) < pool or found[-1].score < found[k - 1].score * (1 - SAME_SCORE):
+                break
+        return best(candidates, k)
 
     def _points(self, query: Any, using: str, limit: int, condition: models.Filter | None, **options: Any) -> list[Any]:
         parameters = models.SearchParams(exact=self.exact) if self.is_server and using != WORDS else None

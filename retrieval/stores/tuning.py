@@ -1,8 +1,7 @@
 """Decide whether a form needs an approximate index, and choose its kind and settings by measured recall.
 
 The recall is recall@10 against exact search on the catalogue's own vectors: a sample of its products are the queries, each
-left out of its own answers; once over all products, and once under a filter. The filter keeps 2 % of the products, or, if the
-store searches that few exactly anyway, the smallest share for which it uses the index. Our design (precedents: the
+left out of its own answers; once over all products, and once under a filter that keeps 2 % of them. Our design (precedents: the
 measured recall curves of ann-benchmarks, arXiv 1807.05614, and the estimated recall that decides in VBASE and in Vespa).
 
 Legend: Q queries, D embedding.
@@ -15,15 +14,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from lancedb.index import HnswSq, IvfFlat, IvfSq
+from lancedb.index import HnswSq, IvfFlat
 from tqdm.auto import tqdm
 
 from retrieval.stores.ranking import Candidate
-from retrieval.stores.where import sql_text
 
 EXACT_VALUES = 16_000_000
-"""Vectors times dimensions up to which the search is exact: 62,500 vectors of 256. One query then reads 64 MB, which takes within
-about 50 ms on two cores."""
+"""Vectors times dimensions up to which the table is scanned: 62,500 vectors of 256. One query then takes about 30 ms of processor
+time: a compacted table of 100,000 takes 50 ms."""
+ALL_PARTITIONS = 100_000
 RECALL_AT = 10
 LEAST_RECALL, LEAST_FILTERED_RECALL = 0.97, 0.95
 SAMPLED_QUERIES = 100
@@ -40,7 +39,7 @@ class Index:
 
     Args:
         kind (`str`): a key of `KINDS`.
-        nprobes (`int`): partitions that are searched.
+        nprobes (`int`): partitions that are searched; under a filter, all are, since few rows of each are left.
         refine_factor (`int`): this many times k candidates are scored exactly.
         ef (`int` or `None`): candidates of a graph search, for "hnsw_sq".
     """
@@ -55,14 +54,18 @@ class Index:
         """Return the index of a store's settings; None for exact search."""
         return None if values is None else cls(**values)
 
-    def apply(self, query: Any) -> Any:
-        """Return a query of LanceDB with these settings."""
-        query = query.nprobes(self.nprobes).refine_factor(self.refine_factor)
+    def apply(self, query: Any, *, filtered: bool) -> Any:
+        """Return a query of LanceDB with these settings.
+
+        Args:
+            query: a vector query.
+            filtered (`bool`): whether the query has a filter.
+        """
+        query = query.nprobes(ALL_PARTITIONS if filtered else self.nprobes).refine_factor(self.refine_factor)
         return query if self.ef is None else query.ef(self.ef)
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    "ivf_sq": lambda: IvfSq(distance_type="dot"),
     "ivf_flat": lambda: IvfFlat(distance_type="dot"),
     "hnsw_sq": lambda: HnswSq(distance_type="dot", num_partitions=1),
 }
@@ -71,6 +74,7 @@ CANDIDATES = (
     Index("ivf_flat", 20, 1),
     Index("ivf_flat", 50, 1),
     Index("ivf_flat", 100, 1),
+    Index("ivf_flat", 200, 1),
     Index("hnsw_sq", 1, 4, ef=200),
     Index("hnsw_sq", 1, 10, ef=500),
 )
@@ -85,20 +89,16 @@ class Decision:
         form (`str`): the form.
         vectors (`int`): number of vectors at the decision.
         index: the index to search with; None for exact search.
-        exact_rows (`int`): a filter that leaves at most this many products is searched exactly.
         recall, filtered_recall (`float` or `None`): recall@10 over all products and under the filter: of the index, or, if
             none was good enough, of the best; None if none was needed.
-        filtered_share (`float` or `None`): share of the products that the filter of the measurement keeps.
         reason (`str`): why.
     """
 
     form: str
     vectors: int
     index: Index | None
-    exact_rows: int
     recall: float | None
     filtered_recall: float | None
-    filtered_share: float | None
     reason: str
 
     def as_json(self) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def describe(decision: Decision) -> str:
     text = f"{kind} over {decision.vectors} vectors ({decision.reason})"
     if decision.recall is not None:
         text += (
-            f", recall@{RECALL_AT} {decision.recall:.3f}, under a filter that keeps {decision.filtered_share:.0%} "
-            f"{decision.filtered_recall:.3f}; a filter that keeps at most {decision.exact_rows} is searched exactly"
+            f", recall@{RECALL_AT} {decision.recall:.3f}, {decision.filtered_recall:.3f} under a filter that keeps "
+            f"{FILTERED_SHARE:.0%}"
         )
     return text
 
@@ -151,7 +151,7 @@ def decide(
     form: str,
     vectors: int,
     build: Callable[[Any], None],
-    candidates: Sequence[Index] = CANDIDATES,
+    candidates: Sequence[Index] | None = None,
 ) -> Decision:
     """Return whether a form is searched exactly or with an index, after measuring the candidates.
 
@@ -164,24 +164,25 @@ def decide(
     """
     limit = exact_rows(store.dimension)
     if vectors <= limit:
-        return Decision(form, vectors, None, limit, None, None, None, f"an index is built above {limit} vectors")
+        return Decision(form, vectors, None, None, None, f"an index is built above {limit} vectors")
     best: tuple[float, float] = (0.0, 0.0)
     ids, query_QD = store.sample(form, SAMPLED_QUERIES)
-    share = max(FILTERED_SHARE, limit / vectors)
-    condition = f"{BUCKET} < {round(share * BUCKETS)}"
+    condition = f"{BUCKET} < {round(FILTERED_SHARE * BUCKETS)}"
     exact = [_answers(store, ids, query_QD, form, one, None) for one in (None, condition)]
     built = None
-    for index in tqdm(candidates, desc=f"indices of {form}", delay=3.0, leave=False):
+    for index in tqdm(
+        CANDIDATES if candidates is None else candidates, desc=f"indices of {form}", delay=3.0, leave=False
+    ):
         if index.kind != built:
             build(KINDS[index.kind]())
             built = index.kind
         recall = recall_of(_answers(store, ids, query_QD, form, None, index), exact[0])
         filtered = recall_of(_answers(store, ids, query_QD, form, condition, index), exact[1])
         if recall >= LEAST_RECALL and filtered >= LEAST_FILTERED_RECALL:
-            return Decision(form, vectors, index, limit, recall, filtered, share, _settings_of(index))
+            return Decision(form, vectors, index, recall, filtered, _settings_of(index))
         best = max(best, (recall, filtered))
     reason = f"no index reaches {LEAST_RECALL} and {LEAST_FILTERED_RECALL}"
-    return Decision(form, vectors, None, limit, *best, share, reason)
+    return Decision(form, vectors, None, *best, reason)
 
 
 def recall_of(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:
@@ -196,9 +197,8 @@ def _answers(
     """Return the ids of the best 10 other products for each sampled product."""
     answers = []
     for product_id, query_D in zip(ids, query_QD, strict=True):
-        others = f"product_id != {sql_text(product_id)}"
-        where = others if condition is None else f"{others} AND {condition}"
-        answers.append([one.product_id for one in store.nearest_of_form(query_D, RECALL_AT, form, where, index)])
+        found = store.nearest_of_form(query_D, RECALL_AT + 1, form, condition, index)
+        answers.append([one.product_id for one in found if one.product_id != product_id][:RECALL_AT])
     return answers
 
 

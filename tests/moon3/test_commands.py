@@ -20,6 +20,7 @@ EARLY = [
     "train",
     "shop",
     "embed",
+    "index",
     "search",
     "serve",
     "mine",
@@ -40,6 +41,7 @@ LATE = [
     "shops-study",
     "bench",
     "soak",
+    "soak-embed",
     "shipped-checkpoint",
 ]
 IN_ORDER = EARLY + LATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,6 +160,39 @@ def test_another_model_is_refused_with_both_fingerprints(shop, capsys, tiny_moon
     assert f"expected '{VectorFolder(shop.vectors).fingerprint}'" in said
     assert "found fingerprint" in said
     assert main(["search", shop.vectors, "red", "--model", shop.model]) == 0
+
+
+@pytest.fixture(scope="module")
+def indexed(shop, tmp_path_factory):
+    """The places of two stores with the vectors of the shop: a folder, and a collection of Qdrant in a folder."""
+    folder = tmp_path_factory.mktemp("stores")
+    places = [str(folder / "store"), f"qdrant={folder / 'qdrant'}/shop"]
+    for place in places:
+        assert main(["index", shop.vectors, "--store", place]) == 0
+    return places
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_store_elsewhere_gives_the_same_answer_and_needs_the_name_of_the_model(shop, indexed, capsys, kind):
+    expected = search(capsys, shop.vectors, "red shoe", "--where", "price < 8")
+    answer = search(capsys, indexed[kind], "red shoe", "--where", "price < 8", "--model", shop.model)
+    assert found(answer) == found(expected)
+    assert answer["store"] != expected["store"]
+    assert main(["search", indexed[kind], "red shoe"]) == 2
+    assert "found no name of a model; expected --model" in capsys.readouterr().err
+
+
+def test_a_model_that_has_moved_is_asked_for(shop, capsys, tmp_path):
+    shutil.copytree(shop.vectors, tmp_path / "vectors")
+    for name in ("job.json", "complete.json"):
+        path = tmp_path / "vectors" / name
+        path.write_text(path.read_text().replace(shop.model, "runs/elsewhere/final"))
+    assert main(["search", str(tmp_path / "vectors"), "red shoe"]) == 2
+    said = capsys.readouterr().err
+    assert "was made with the model 'runs/elsewhere/final', which is not here" in said
+    assert found(search(capsys, str(tmp_path / "vectors"), "red shoe", "--model", shop.model)) == found(
+        search(capsys, shop.vectors, "red shoe")
+    )
 
 
 def test_a_place_that_is_no_store_is_refused(shop, capsys, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import uvicorn
 from small_feeds import feed
@@ -10,6 +12,8 @@ from starlette.testclient import TestClient
 from moon3.__main__ import main
 from retrieval.embedding_options import EmbeddingOptions
 from retrieval.job import embed_feed
+from retrieval.stores.opening import create_store, sync
+from retrieval.vector_files import VectorFolder
 
 KEY = "a key of this test"
 
@@ -19,7 +23,11 @@ def vectors(tmp_path_factory, tiny_moon):
     folder = tmp_path_factory.mktemp("shop")
     products = feed(folder, range(6))
     embed_feed(products, folder / "vectors", EmbeddingOptions(str(tiny_moon())), report=lambda _: None)
-    return str(folder / "vectors")
+    vectors = VectorFolder(folder / "vectors")
+    store = create_store(vectors.store_folder, vectors.dimension, vectors.fingerprint)
+    sync(store, vectors)
+    store.close()
+    return str(vectors.path)
 
 
 @pytest.fixture
@@ -63,4 +71,12 @@ def test_a_short_key_is_refused_before_the_model_is_loaded(vectors, served, monk
     monkeypatch.setenv("MOON_API_KEY", "short")
     assert main(["serve", vectors]) == 2
     assert "expected a secret of 16 or more" in capsys.readouterr().err
+    assert not served
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(vectors, served, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "multipart" else found(name))
+    assert main(["serve", vectors]) == 2
+    assert "found no package multipart; expected pip install 'moon3[serve]'" in capsys.readouterr().err
     assert not served

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from picture_server import picture_server
+from picture_server import picture_server, png
 
 from product_data.errors import OptionError
-from product_data.picture_files import FAILURES, PictureFetching, default_folder, fetch_pictures
+from product_data.picture_files import FAILURES, PictureFetcher, PictureFetching, default_folder, fetch_pictures
 
 
 def how(folder, **changes):
@@ -77,3 +80,81 @@ def test_the_folder_can_be_named_and_limits_are_checked(tmp_path, monkeypatch):
     assert default_folder() == tmp_path
     with pytest.raises(OptionError, match="workers: found 0; expected a positive number"):
         PictureFetching(folder=tmp_path, workers=0)
+
+
+@pytest.fixture
+def busy_server():
+    """A server whose first answers are errors; `answers` holds (status, Retry-After or None) for each of them."""
+    answers: list[tuple[int, str | None]] = []
+    times: list[float] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+        def do_GET(self) -> None:
+            times.append(time.monotonic())
+            status, pause = answers.pop(0) if answers else (200, None)
+            body = png("red")
+            self.send_response(status)
+            if pause is not None:
+                self.send_header("Retry-After", pause)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    local = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    local.daemon_threads = True
+    threading.Thread(target=local.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"http://127.0.0.1:{local.server_address[1]}/red", answers, times
+    local.shutdown()
+    local.server_close()
+
+
+def test_failures_that_may_pass_are_tried_again_after_a_growing_pause(tmp_path, busy_server):
+    url, answers, times = busy_server
+    answers += [(503, None), (429, None)]
+    found = fetch_pictures([url], how(tmp_path, backoff_seconds=0.05))
+    assert list(found.files) == [url]
+    assert len(times) == 3
+    assert times[1] - times[0] >= 0.05
+    assert times[2] - times[1] >= 0.1
+
+
+def test_a_server_says_how_long_to_wait(tmp_path, busy_server):
+    url, answers, times = busy_server
+    answers += [(429, "1")]
+    assert fetch_pictures([url], how(tmp_path, backoff_seconds=0.01)).files
+    assert times[1] - times[0] >= 1
+    answers += [(429, "3600")]
+    late = fetch_pictures([url + "?2"], how(tmp_path))
+    assert "429" in late.failures[url + "?2"]
+    assert len(times) == 3
+    answers += [(503, "Wed, 21 Oct 2015 07:28:00 GMT")]
+    assert fetch_pictures([url + "?3"], how(tmp_path, backoff_seconds=60)).files
+
+
+def test_a_server_that_stays_busy_is_given_up_and_other_errors_are_not_tried_again(tmp_path, busy_server):
+    url, answers, times = busy_server
+    answers += [(500, None)] * 3
+    found = fetch_pictures([url], how(tmp_path, backoff_seconds=0.01))
+    assert found.failures[url].endswith("(3 attempts)")
+    assert len(times) == 3
+    answers += [(404, None)]
+    assert "404" in fetch_pictures([url], how(tmp_path)).failures[url]
+    assert len(times) == 4
+    with pytest.raises(OptionError, match="retries: found -1; expected 0 or more"):
+        how(tmp_path, retries=-1)
+
+
+def test_several_calls_share_limits_failures_and_one_attempt_for_each_url(tmp_path):
+    with picture_server() as server, PictureFetcher(how(tmp_path)) as fetcher:
+        first = fetcher.fetch([server.url("red"), server.url("missing")])
+        second = fetcher.fetch([server.url("missing"), server.url("blue")])
+        assert (first.fetched, second.fetched) == (1, 1)
+        assert first.failures == second.failures
+        assert server.asked["missing"] == 1
+        assert str(fetcher) == "pictures from URLs: 2 fetched (0.0 MiB), 1 failed"
+    rows = list(csv.reader((tmp_path / FAILURES).open(encoding="utf-8")))
+    assert [row[0] for row in rows[1:]] == [server.url("missing")]

@@ -13,6 +13,7 @@ from product_data.table_files import TableError
 from retrieval.embedding_options import EmbeddingOptions
 from retrieval.encode import encode, load_for_evaluation
 from retrieval.job import EmbeddingJobError, embed_feed
+from retrieval.shard_files import VectorFileError
 from retrieval.vector_files import VectorFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def options(tiny_moon):
-    return EmbeddingOptions(str(tiny_moon("qwen3_vl", trained=True)), batch_size=4, rows_per_shard=8)
+    return EmbeddingOptions(
+        str(tiny_moon("qwen3_vl", trained=True)), batch_size=4, rows_per_shard=8, reduced_decoding=False
+    )
 
 
 def vectors_of(folder, form="mm"):
@@ -176,6 +179,26 @@ def test_a_feed_that_shrank_by_more_than_half_is_refused_and_removes_nothing(tmp
     assert (done.removed, list(VectorFolder(tmp_path / "v").products())) == (5, [])
     with pytest.raises(EmbeddingJobError, match="found no products"):
         job([], tmp_path / "w", options)
+
+
+@pytest.mark.parametrize("step", ["merge_shards", "choose_rows", "VectorFolder.write_state"])
+def test_a_job_that_stops_at_its_end_is_finished_by_the_same_command_without_embedding(
+    tmp_path, options, monkeypatch, step
+):
+    products = feed(tmp_path, range(20))
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"retrieval.finishing.{step}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            embed_feed(products, tmp_path / "v", options, report=str)
+    with pytest.raises(VectorFileError, match="the embedding job has not finished"):
+        VectorFolder(tmp_path / "v").shards()
+    done, _ = job(products, tmp_path / "v", options)
+    assert (done.embedded, done.kept, VectorFolder(tmp_path / "v").dimension) == (0, 20, 32)
+    assert len(vectors_of(tmp_path / "v")) == 20
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path, options):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import file_of, noise, plain
+from stored_products import opened
 
 from modeling_moon.gate_moon import MarginGate
 from product_data.catalogue.making import make_catalogue
@@ -209,6 +210,33 @@ def test_words_add_the_reciprocal_ranks_of_their_own_ranking(shop):
     assert shop.rows[shop.ids.index(by_words[0])].title == text
     assert_same(answer, best)
     assert pairs(answer) != pairs(shop.searcher.search(text, k=12))
+
+
+@pytest.mark.parametrize("kind", ["embedded", "served"])
+def test_every_store_gives_the_answers_of_exact_search(shop, kind, tmp_path):
+    store = opened(kind, None if kind == "served" else tmp_path, 32, "print")
+    store.upsert(shop.products, shop.vectors)
+    searcher = Searcher(store, shop.searcher.encoder)
+    queries = [
+        Query(WORDS),
+        Query(image=PHOTO),
+        Query(WORDS, PHOTO),
+        Query(WORDS, PHOTO, weight=0.4),
+        Query(like=shop.ids[5]),
+    ]
+    try:
+        for query in queries:
+            for options in (
+                {},
+                {"where": "price < 150 and availability = in_stock"},
+                {"forms": ["t"], "offset": 3, "k": 4},
+            ):
+                assert_same(searcher.search(query, **options), pairs(shop.searcher.search(query, **options)))
+        by_words = searcher.search(shop.rows[2].title, words=True, k=5)
+        assert_same(by_words, pairs(shop.searcher.search(shop.rows[2].title, words=True, k=5)))
+        assert by_words.store == store.about
+    finally:
+        store.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from retrieval.search import Searcher
 from retrieval.serve.app import create_app
 from retrieval.serve.logs import request_logger
 from retrieval.serve.settings import ServiceSettings
+from retrieval.stores.embedded import EmbeddedStore
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import StoredProduct
 
@@ -42,16 +43,17 @@ def moon(tiny_moon: Callable[..., Path]) -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def searcher(moon: tuple[Any, Any]) -> Searcher:
+def searcher(moon: tuple[Any, Any], tmp_path: Path) -> Iterator[Searcher]:
     """A searcher over five products of one form."""
-    store = ExactStore(32, "print")
+    store = EmbeddedStore(tmp_path / "store", 32, "print")
     vectors = encode(*moon, [{"title": title} for title in TITLES], progress=False).vectors
     products = [
         StoredProduct(f"p/{place}", title, brand="Noru" if place % 2 else "Tessel", price=10.0 * place)
         for place, title in enumerate(TITLES)
     ]
     store.upsert(products, {"mm": vectors})
-    return Searcher(store, QueryEncoder(*moon, "print"))
+    yield Searcher(store, QueryEncoder(*moon, "print"))
+    store.close()
 
 
 @pytest.fixture
@@ -236,6 +238,10 @@ def test_products_are_added_replaced_and_removed_with_the_key(client, searcher, 
         ([{"product_id": "a", "title": "x", "category": "Shoes"}], "category: found str; expected a list"),
         ([{"product_id": "a", "title": "x", "attributes": ["a"]}], "attributes: found list"),
         ([{"product_id": "a", "title": "x", "pictures": ["/etc/passwd!"]}], "products[0].pictures[0]: not base64"),
+        (
+            [{"product_id": "a", "title": "x", "images": ["/etc/passwd"]}],
+            "products[0].images[0]: found '/etc/passwd'; expected a URL",
+        ),
         ([{"product_id": "a"}], "product 'a': found nothing to embed"),
         ([{"product_id": "ok", "title": "x"}, {"product_id": "a", "pictures": ["AAAA"]}], "products[1].pictures[0]"),
         ([{"product_id": "a", "title": "x"}, {"product_id": "a", "title": "y"}], "'a' occurs twice"),
@@ -257,6 +263,31 @@ def test_nothing_is_changed_without_the_key(client, searcher, headers):
     with TestClient(create_app(searcher)) as without_key:
         assert without_key.put("/products", json=product, headers=AUTHORISED).status_code == 403
     assert client.get("/health").json()["products"] == 5
+
+
+def test_a_store_in_memory_is_not_changed_since_the_changes_would_be_lost(searcher):
+    store = ExactStore(32, "print")
+    with TestClient(create_app(Searcher(store, searcher.encoder), ServiceSettings(api_key=KEY))) as client:
+        added = client.put("/products", json={"products": [{"product_id": "a", "title": "b"}]}, headers=AUTHORISED)
+        removed = client.request("DELETE", "/products", json={"product_ids": ["a"]}, headers=AUTHORISED)
+    assert [added.status_code, removed.status_code] == [409, 409]
+    assert "expected a store that moon3 index made" in added.json()["error"]
+
+
+def test_searches_go_on_while_products_are_written(client, searcher):
+    expected_ids = set(ids(client.post("/search", json={"text": "shoes"})))
+    products = [{"product_id": f"new-{number}", "title": f"lamp {number}", "brand": "new"} for number in range(4)]
+    with ThreadPoolExecutor(5) as pool:
+        writes = [
+            pool.submit(client.put, "/products", json={"products": [one]}, headers=AUTHORISED) for one in products
+        ]
+        reads = [
+            pool.submit(client.post, "/search", json={"text": "shoes", "where": "brand in (Noru, Tessel)"})
+            for _ in range(12)
+        ]
+        assert [write.result().json() for write in writes] == [{"written": 1}] * 4
+        assert all(set(ids(read.result())) == expected_ids for read in reads)
+    assert client.get("/health").json()["products"] == 9
 
 
 def test_ids_to_remove_must_be_a_list(client):
