@@ -58,7 +58,14 @@ class Measured:
 
     def chance(self, direction: str, metric: str) -> float | None:
         """Return the R@k of a random order."""
-        scores = self.result["scores"].get(direction) or self.result.get("image_only", {}).get(direction) or {}
+        asked, _, form = direction.partition("2")
+        groups = (
+            self.result["scores"],
+            self.result.get("image_only", {}),
+            self.result.get("matrix", {}).get(asked, {}),
+        )
+        places = zip(groups, (direction, direction, form), strict=True)
+        scores: Mapping[str, Any] = next((found for own, name in places if (found := own.get(name))), {})
         value: float | None = scores.get(f"{metric}_chance")
         return value
 
@@ -136,7 +143,8 @@ def compare_results(
 
     Returns: baseline (the first model), benchmark, split, metrics, level, words (sentences), and comparisons: for each other
     model its name, notes (what was not compared) and rows, as `evaluation.paired_rows.compare_rows` returns them, with p_holm
-    (corrected for all rows of all comparisons) and ahead_after_holm, the model that is ahead if p_holm is below the level.
+    (corrected for all rows of all comparisons, `tested`) and ahead_after_holm, the model that is ahead if p_holm is below the
+    level.
 
     Raises:
         NotComparableError: fewer than two results, or two that cannot be paired; the message says how they differ.
@@ -164,14 +172,15 @@ def compare_results(
             seed=seed,
         )
         comparisons.append({"model": other.name, "notes": notes, "rows": compared})
-    _correct(comparisons, baseline.name)
+    correct([(baseline.name, one) for one in comparisons])
     return {
         "baseline": baseline.name,
         "benchmark": baseline.result["benchmark"],
         "split": _split(baseline.result),
         "metrics": chosen,
         "level": LEVEL,
-        "words": [_sentence(one, baseline.name) for one in comparisons],
+        "tested": sum(len(one["rows"]) for one in comparisons),
+        "words": [sentence_of(one, baseline.name) for one in comparisons],
         "comparisons": comparisons,
     }
 
@@ -282,10 +291,14 @@ def _row(side: _Side, metric: str) -> Row:
     return Row("retrieval", side.direction, form, metric, value_N, side.names, side.values.products, chance)
 
 
-def _correct(comparisons: Sequence[dict[str, Any]], baseline: str) -> None:
-    """Add p_holm and ahead_after_holm to every row."""
-    rows = [(row, one["model"]) for one in comparisons for row in one["rows"]]
-    for (row, model), corrected in zip(rows, holm([row["difference"]["p"] for row, _ in rows]), strict=True):
+def correct(comparisons: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Add p_holm and ahead_after_holm to every row, corrected for the number of rows of all comparisons.
+
+    Args:
+        comparisons: each with the name of its baseline, as `compare_results` returns it, of one or several benchmarks.
+    """
+    rows = [(row, one["model"], baseline) for baseline, one in comparisons for row in one["rows"]]
+    for (row, model, baseline), corrected in zip(rows, holm([row["difference"]["p"] for row, *_ in rows]), strict=True):
         row["p_holm"] = corrected
         leader = model if row["difference"]["difference"] > 0 else baseline
         row["ahead_after_holm"] = leader if corrected < LEVEL else None
@@ -295,7 +308,8 @@ def _correct(comparisons: Sequence[dict[str, Any]], baseline: str) -> None:
 # In words and as tables
 
 
-def _sentence(comparison: Mapping[str, Any], baseline: str) -> str:
+def sentence_of(comparison: Mapping[str, Any], baseline: str) -> str:
+    """Return which of two models is ahead in how many rows, after Holm's correction."""
     rows = comparison["rows"]
     counts = {
         name: [_what(row) for row in rows if row["ahead_after_holm"] == name]
@@ -360,8 +374,8 @@ def _p(value: float) -> str:
 def notes_of(found: Mapping[str, Any]) -> list[str]:
     """Return the sentences around the tables: which model is ahead, what was not compared, and how it was tested."""
     notes = [note for comparison in found["comparisons"] for note in comparison["notes"]]
-    rows = sum(len(comparison["rows"]) for comparison in found["comparisons"])
-    return [*found["words"], *dict.fromkeys(notes), HOW_IT_IS_TESTED.format(rows=rows, level=found["level"])]
+    how = HOW_IT_IS_TESTED.format(rows=found["tested"], level=found["level"])
+    return [*found["words"], *dict.fromkeys(notes), how]
 
 
 def comparison_text(found: Mapping[str, Any], *, style: str = "simple") -> str:

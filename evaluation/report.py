@@ -277,7 +277,8 @@ def comparison_table(
 ) -> str:
     """Return a table with one row for each benchmark and direction, and one column for each model.
 
-    A model with a different reasoning has its own column: each name, given or not, gets a note on the reasoning.
+    A model with a different reasoning has its own column: each name, given or not, gets a note on the reasoning. The first row
+    says where the weights of several models come from, see `evaluation.weights.weights_of`.
 
     Args:
         results: results as `moon3 evaluate` writes them.
@@ -319,6 +320,11 @@ def side_by_side(
             if scores is not None or place not in chance:  # a model without a score does not hide the chance
                 chance[place] = _ABSENT if scores is None else _percent(scores.get(f"{metric}_chance"))
     rows = [[*place, *(row.get(name, _ABSENT) for name in columns), chance[place]] for place, row in cells.items()]
+    weights = {name: result["weights"] for name, result in zip(names, results, strict=True) if result.get("weights")}
+    if weights and len(columns) > 1:
+        benchmarks = {place[0] for place in cells}
+        over = next(iter(benchmarks)) if len(benchmarks) == 1 else "all"
+        rows.insert(0, [over, "weights", *(weights.get(name, _ABSENT) for name in columns), ""])
     return ["benchmark", f"{metric}, %", *columns, "chance"], rows
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evaluation.against_reference import against_reference, significance_rows, significance_sentences
 from evaluation.charts import drawing, inline_svg
-from evaluation.compare import NotComparableError, compare_results, compare_tables, notes_of
+from evaluation.compare import compare_tables, notes_of
 from evaluation.metrics import CUTOFFS
 from evaluation.pages import inline_picture, render
 from evaluation.per_query import unpack
@@ -35,7 +36,8 @@ _ABSENT = "–"
 _WIDE, _HIGH = 400, 210
 _PICTURE_SIDE = 150
 # Colours of drawings → the template's, which differ on a dark page.
-_BARS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56508c")
+_BARS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56508c", "#a3a9b3", "#7fb800", "#00a6d6", "#b22222")
+_SCALES = ((25, 5), (50, 10), (100, 25))  # the largest value of a chart, and the distance of its lines
 _FAINT, _LINE, _INK = "#6b7280", "#dfe3ea", "#20242c"
 _COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(_BARS)}
 _COLOURS |= {_FAINT: "var(--faint)", "#787e8a": "var(--faint)", _LINE: "var(--line)", "#e2e5eb": "var(--line)"}
@@ -72,12 +74,14 @@ class Figure:
     Args:
         title: the measure and the benchmark.
         svg: the drawing.
-        models: the models that have bars, in the order of their colours.
+        models: number of the colour and name of each model that has bars.
+        left_out: number of models without bars, because there are more than colours.
     """
 
     title: str
     svg: Markup
-    models: Sequence[str]
+    models: Sequence[tuple[int, str]]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of one benchmark, compared query by query.
+    """Models compared query by query.
 
     Args:
-        title: the benchmark.
+        title: the benchmark, or the model that all others are compared with.
         tables: one for each model that is compared with the first.
         notes: sentences.
     """
@@ -112,17 +116,25 @@ class Comparison:
     notes: Sequence[str]
 
 
-def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Sequence[Sheet] = ()) -> str:
+def page(
+    names: Sequence[str],
+    results: Sequence[Mapping[str, Any]],
+    sheets: Sequence[Sheet] = (),
+    significance: Mapping[str, Any] | None = None,
+) -> str:
     """Return results as one HTML document that fetches nothing.
 
     Args:
         names: names of the models, one per result.
         results: contents of results files.
         sheets: queries with the products that the first result's model found, see `evaluation.query_sheets.make_sheets`.
+        significance: from `evaluation.against_reference`. Default: the other models against the first.
     """
     named = [dict(result) | {"model": name} for name, result in zip(names, results, strict=True)]
     full = [_full_name(result) for result in named]
     benchmarks = list(dict.fromkeys(result["benchmark"] for result in named))
+    if significance is None and len(named) > 1:
+        significance = against_reference(named, names=names)
     return render(
         _TEMPLATE,
         title=f"Results on {', '.join(benchmarks)}",
@@ -131,7 +143,8 @@ def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Seq
         warnings=warning_lines(named),
         figures=list(_figures(full, named, benchmarks)),
         columns=_side_by_side(names, named),
-        comparisons=list(_comparisons(names, named, benchmarks)),
+        differences=_differences(significance, named),
+        comparisons=list(_comparisons(significance)),
         scores=[_scores(name, result) for name, result in zip(full, named, strict=True)],
         sheets=sheets,
         sheet_model=full[0],
@@ -144,19 +157,23 @@ def page(names: Sequence[str], results: Sequence[Mapping[str, Any]], sheets: Seq
     )
 
 
-def write_page(paths: Sequence[str | Path], output: Path, sheets: Sequence[Sheet] = ()) -> Path:
+def write_page(
+    paths: Sequence[str | Path], output: Path, sheets: Sequence[Sheet] = (), reference: str | None = None
+) -> Path:
     """Write the page of results files.
 
     Args:
         paths: results files.
         output: the page; its folder is made.
         sheets: see `page`.
+        reference: the name of the model that the others are compared with. Default: the first file's.
 
     Raises:
-        OptionError: a file that cannot be read or holds no scores.
+        OptionError: a file that cannot be read or holds no scores, or a reference that is no model of the files.
     """
     names, results = named_results(paths)
-    text = page(names, results, sheets)
+    significance = against_reference(results, names=names, reference=reference) if len(results) > 1 else None
+    text = page(names, results, sheets, significance)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return output
@@ -172,13 +189,19 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence
     return Table(shown, [[row[place] for place in kept] for row in rows], [one in _LEFT_COLUMNS for one in shown])
 
 
-def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
-    """Return R@k of all models in columns, for the k in the charts; nothing for one model, or without a common k."""
+def _common_cutoff(results: Sequence[Mapping[str, Any]]) -> int | None:
     cutoffs = [result.get("cutoffs", CUTOFFS) for result in results]
     common = [k for k in cutoffs[0] if all(k in own for own in cutoffs)]
-    if len(results) < 2 or not common:
+    return shown_cutoff(common) if common else None
+
+
+def _side_by_side(names: Sequence[str], results: Sequence[dict[str, Any]]) -> Table | None:
+    """Return R@k of all models in columns, for the k in the charts; None for one model, or without a common k."""
+    cutoff = _common_cutoff(results)
+    if len(results) < 2 or cutoff is None:
         return None
-    columns, rows = side_by_side(results, names=names, metric=f"R@{shown_cutoff(common)}")
+    columns, rows = side_by_side(results, names=names, metric=f"R@{cutoff}")
+    rows = [row for row in rows if set(row[2:]) != {_ABSENT}]  # a direction without a score of any model
     drop = ("benchmark",) if len({row[0] for row in rows}) == 1 else ()
     table = _table(columns, rows, drop)
     return replace(table, left=[place < 2 - len(drop) for place in range(len(table.columns))])
@@ -197,7 +220,7 @@ def _scores(name: str, result: dict[str, Any]) -> Scores:
 def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchmarks: Sequence[str]) -> Iterator[Figure]:
     for benchmark in benchmarks:
         own = [(name, result) for name, result in zip(names, results, strict=True) if result["benchmark"] == benchmark]
-        own = own[: len(_BARS)]
+        left_out, own = len(own[len(_BARS) :]), own[: len(_BARS)]
         common = [
             k for k in own[0][1].get("cutoffs", CUTOFFS) if all(k in one.get("cutoffs", CUTOFFS) for _, one in own)
         ]
@@ -207,7 +230,8 @@ def _figures(names: Sequence[str], results: Sequence[Mapping[str, Any]], benchma
             if directions:
                 number = f"chart{benchmarks.index(benchmark)}-{k}"
                 svg = _bars(directions, scores, k, number)
-                yield Figure(f"R@{k} on {benchmark}, %", svg, [name for name, _ in own])
+                drawn = [(place, name) for place, (name, _) in enumerate(own) if any(scores[place].values())]
+                yield Figure(f"R@{k} on {benchmark}, %", svg, drawn, left_out)
 
 
 def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int, name: str) -> Markup:
@@ -236,7 +260,9 @@ def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int
                     linestyles="dotted",
                     zorder=3,
                 )
-        axes.set(xlim=(-0.6, len(directions) - 0.4), ylim=(0, 104), yticks=range(0, 101, 25))
+        highest = max(100 * one[f"R@{k}_interval"][1] for found in scores for one in found.values() if one is not None)
+        top, step = next(scale for scale in _SCALES if highest <= scale[0] or scale is _SCALES[-1])
+        axes.set(xlim=(-0.6, len(directions) - 0.4), ylim=(0, 1.04 * top), yticks=range(0, top + 1, step))
         axes.set_xticks(range(len(directions)), [ARROWS.get(one, one) for one in directions])
         return Markup(inline_svg(figure, name, _COLOURS))
 
@@ -245,23 +271,32 @@ def _bars(directions: Sequence[str], scores: Sequence[Mapping[str, Any]], k: int
 # Query by query
 
 
-def _comparisons(
-    names: Sequence[str], results: Sequence[Mapping[str, Any]], benchmarks: Sequence[str]
-) -> Iterator[Comparison]:
-    for benchmark in benchmarks:
-        own = [(name, result) for name, result in zip(names, results, strict=True) if result["benchmark"] == benchmark]
-        if len(own) < 2:
-            continue
-        try:
-            found = compare_results([name for name, _ in own], [result for _, result in own])
-        except NotComparableError as error:
-            yield Comparison(benchmark, [], [f"Not compared query by query: {error}."])
-            continue
+def _differences(found: Mapping[str, Any] | None, results: Sequence[dict[str, Any]]) -> Comparison | None:
+    """Return the differences of all models to the reference in one table, for the k in the charts."""
+    cutoff = _common_cutoff(results)
+    if found is None or cutoff is None:
+        return None
+    columns, rows = significance_rows(found, f"R@{cutoff}")
+    if len(columns) < 4 or not rows:  # one other model: its own table has these differences
+        return None
+    drop = ("benchmark",) if len({row[0] for row in rows}) == 1 else ()
+    table = _table(columns, rows, drop)
+    table = replace(table, left=[place < 2 - len(drop) for place in range(len(table.columns))])
+    return Comparison(found["reference"], [table], significance_sentences(found, f"R@{cutoff}"))
+
+
+def _comparisons(significance: Mapping[str, Any] | None) -> Iterator[Comparison]:
+    for found in significance["benchmarks"] if significance else ():
         tables = [
             replace(_table(columns, rows), strong=[row["ahead_after_holm"] is not None for row in one["rows"]])
             for (columns, rows), one in zip(compare_tables(found), found["comparisons"], strict=True)
         ]
-        yield Comparison(f"{benchmark}, compared with {found['baseline']}", tables, notes_of(found))
+        left_out = [f"Not compared query by query: {why}." for why in found["not_compared"]]
+        if tables:
+            title = f"{found['benchmark']}, compared with {found['baseline']}"
+            yield Comparison(title, tables, [*notes_of(found), *left_out])
+        elif left_out:
+            yield Comparison(found["benchmark"], [], left_out)
 
 
 def _worst(result: Mapping[str, Any]) -> Table | None:

@@ -25,18 +25,20 @@ from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.dimensions import evaluate_dimensions
 from evaluation.benchmarks.form_matrix import evaluate_form_matrix
 from evaluation.benchmarks.query_categories import evaluate_query_categories
-from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.benchmarks.retrieval import Ranked, evaluate_retrieval, per_query, search_examples
 from evaluation.contact_sheets import contact_sheet
 from evaluation.data_sets import cutoffs_of, load_data_set, named_source, read_labels
 from evaluation.metrics import CUTOFFS
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
 from evaluation.report import short_name
+from evaluation.weights import weights_of
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_file, require_writable_folder
 from product_data.reading import ReadingOptions
 from product_data.tables import EVERY_SPLIT, ProductTables, TableError, load_tables
 from product_data.triplets import TripletOptions
+from retrieval.attention import set_attention
 from retrieval.encode import (
     QUERY_REASONING,
     ROW_REASONING,
@@ -85,6 +87,11 @@ class EvaluationOptions:
         0.05.
         max_reasoning_tokens (`int` or `None`): maximum number of reasoning tokens. Default: the model's number.
         reasonings (`str`, `Path` or `None`): .parquet file for the written reasoning texts. Default: none.
+        dtype (`str`): type of the weights: "float32", "bfloat16", "float16", or "auto", the checkpoint's. Default "auto".
+        attn_implementation (`str` or `None`): attention by its name in transformers, such as "flash_attention_2", see
+            `retrieval.attention`. Default: the model's.
+        weights (`dict[str, str]` or `None`): model → where its weights come from, for a table; see
+            `evaluation.weights.weights_of`. Default: what is recorded beside the weights.
         dimensions (`tuple[int, ...]` or `None`): widths for retrieval with the first numbers of each vector. Default:
             the model's `matryoshka_dims`.
 
@@ -111,6 +118,9 @@ class EvaluationOptions:
     dimensions: tuple[int, ...] | None = None
     cutoffs: tuple[int, ...] | None = None
     attribute_keys: str = OWN_KEYS
+    weights: dict[str, str] | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in (*BENCHMARKS, *OPTIONAL_BENCHMARKS)]
@@ -247,8 +257,9 @@ def _protocols(
     cutoffs: dict[str, Any] = {"cutoffs": options.cutoffs or cutoffs_of(tables.name) or CUTOFFS}
     keys: dict[str, Any] = {"keys": options.attribute_keys}
     results: dict[str, Any] = {}
+    ranked: dict[str, Ranked] = {}
     if "retrieval" in options.only:
-        results |= evaluate_retrieval(cache, **cutoffs, **bootstrap)
+        results |= evaluate_retrieval(cache, **cutoffs, **bootstrap, ranked=ranked)
         absent |= results.pop("absent")
         results |= _by_dimensions(cache, options, cutoffs | bootstrap)
     if "classification" in options.only:
@@ -258,7 +269,8 @@ def _protocols(
     if "attributes" in options.only:
         results["attributes"] = evaluate_attributes(cache, **keys, **bootstrap)
     if "matrix" in options.only:
-        results["matrix"] = evaluate_form_matrix(cache, **cutoffs, **bootstrap)
+        results["matrix"] = evaluate_form_matrix(cache, **cutoffs, **bootstrap, ranked=ranked)
+        results |= {"cutoffs": list(cutoffs["cutoffs"]), "per_query": per_query(cache, ranked)}
     if "attribute_recall" in options.only:
         results["attribute_recall"] = evaluate_attribute_recall(cache, **keys, **cutoffs, **bootstrap)
     if "shown_attributes" in options.only:
@@ -384,12 +396,17 @@ def evaluate_benchmarks(
     """
     names = [tables.name for tables in benchmarks]
     paths = _results_files(output, names, options)
-    model, processor = load_for_evaluation(checkpoint, device=device)
+    model, processor = load_for_evaluation(checkpoint, device=device, dtype=options.dtype)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    wanted = options.attn_implementation
+    attention = None if wanted is None else set_attention(model, wanted, on_gpu)
     results = []
     for tables, path in zip(benchmarks, paths, strict=True):
         name = tables.name if len(names) > 1 else ""
         own = replace(options, sheet=_named(options.sheet, name), reasonings=_named(options.reasonings, name))
         result = evaluate_model(model, processor, tables, model_name=checkpoint, options=own)
+        result["provenance"] |= {} if wanted is None else {"attn_implementation": attention}
+        result["weights"] = weights_of(checkpoint, options.weights)
         results.append(result)
         if path is not None:
             _write(result, path)

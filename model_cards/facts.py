@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 FACTS_FILE = "model_card.json"
 README_FILE = "README.md"
+RANDOM_TAG = "random-weights"
+"""The tag of a README.md beside weights that nobody trained."""
+NOTES = ("what", "loading", "data", "making", "results", "limits")
+"""The sections of a card that notes can belong to."""
 
 
 class CardError(ValueError):
@@ -118,6 +122,11 @@ class Card:
         licence: licence of the weights.
         results: results files, as `model_cards.scores.summary` shortens them.
         adapter_base: for an adapter, the checkpoint that the code on the card loads first.
+        has_code: whether the folder of a Moon model contains the code that loads it. Default True.
+        notes: section of the card, one of `NOTES` → sentences of a person below what the card says by itself.
+
+    Raises:
+        CardError: a note for an unknown section.
     """
 
     name: str
@@ -129,6 +138,12 @@ class Card:
     licence: Licence = field(default_factory=Licence)
     results: tuple[dict[str, Any], ...] = ()
     adapter_base: str | None = None
+    has_code: bool = True
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.notes) - set(NOTES)):
+            raise CardError(f"notes: found {', '.join(unknown)}; expected some of {', '.join(NOTES)}")
 
     @property
     def data(self) -> tuple[DataSet, ...]:
@@ -158,7 +173,8 @@ def card_of(values: dict[str, Any]) -> Card:
 
     sizes = Sizes(**{**values["sizes"], "prefixes": tuple(values["sizes"]["prefixes"])})
     parts = {"sizes": sizes, "steps": tuple(map(step, values["steps"])), "licence": Licence(**values["licence"])}
-    return Card(**{**values, **parts, "results": tuple(values["results"])})
+    notes = {section: tuple(sentences) for section, sentences in values.get("notes", {}).items()}
+    return Card(**{**values, **parts, "results": tuple(values["results"]), "notes": notes})
 
 
 def read_card(folder: Path) -> Card | None:

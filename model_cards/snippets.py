@@ -38,6 +38,12 @@ def snippets(card: Card) -> list[tuple[str, str]]:
                 _with_package(card, "evaluation.baselines"),
             )
         ]
+    if not card.has_code:
+        sentence = f"The code is not in this folder, but in our package, whose import is needed first. {_PICTURES}"
+        return [
+            (sentence, _with_package(card, "modeling_moon")),
+            ("With sentence-transformers:", _sentence_transformers(card, "\nimport modeling_moon\n", "")),
+        ]
     found = [
         (f"With transformers; the code comes with the checkpoint. {_PICTURES}", _transformers(card)),
         (
@@ -53,7 +59,7 @@ def snippets(card: Card) -> list[tuple[str, str]]:
 
 def _loading(card: Card, trusted: str) -> str:
     return f"""\
-checkpoint = {json.dumps(card.source)}  # this folder, or its id on the hub
+checkpoint = {json.dumps(card.source)}  # this folder, or its id on the Hub
 model = AutoModel.from_pretrained(checkpoint{trusted}).eval()
 processor = AutoProcessor.from_pretrained(checkpoint{trusted})"""
 
@@ -79,13 +85,14 @@ import processing_moon
 {_VECTORS}"""
 
 
-def _sentence_transformers(card: Card) -> str:
+def _sentence_transformers(card: Card, imports: str = "", trusted: str = ", trust_remote_code=True") -> str:
     return f"""\
 from sentence_transformers import SentenceTransformer
-
-encoder = SentenceTransformer({json.dumps(card.source)}, trust_remote_code=True)
+{imports}
+encoder = SentenceTransformer({json.dumps(card.source)}{trusted})
 {_RECORDS}
-query_vectors, product_vectors = encoder.encode_query(queries), encoder.encode_document(products)
+query_vectors = encoder.encode_query(queries)
+product_vectors = encoder.encode_document(products)
 print(encoder.similarity(query_vectors, product_vectors))"""
 
 

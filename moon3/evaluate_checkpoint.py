@@ -37,13 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(KINDS)}; several for one table",
     )
     parser.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="with several models: the one that the others are compared with, query by query (default: the first)",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="MODEL=WORDS",
+        help="what a table says of the weights of a model whose folder does not record it, such as FOLDER=published",
+    )
+    parser.add_argument(
         "--benchmark",
         required=True,
         nargs="+",
         help=f"{TABLES}; or one of {', '.join(names())}, if necessary as mbe=FILE",
     )
     parser.add_argument("--split", default="test", help="split to search in, or all (default: test)")
-    parser.add_argument("--output", type=Path, help="results file, or a folder for several benchmarks or models")
+    parser.add_argument("--output", type=Path, help="results file; a folder for several benchmarks or models")
     parser.add_argument("--sheet", type=Path, help="PNG of queries with their five nearest products")
     parser.add_argument(
         "--only",
@@ -93,6 +105,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTH",
         help="also search with the first WIDTH numbers of each vector (default: the model's Matryoshka widths)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="attention of transformers: sdpa, eager, flash_attention_2 … (default: the model's)",
+    )
     parser.add_argument("--reasonings", type=Path, help="parquet file for the generated reasoning texts")
     add_device(parser)
     add_images_root(parser)
@@ -103,10 +126,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Evaluate and print the results."""
-    from evaluation.peer_table import evaluate_models, models_table, require_some_scores
+    from evaluation.peer_table import (
+        compare_models,
+        evaluate_models,
+        models_table,
+        require_reference,
+        require_some_scores,
+    )
     from evaluation.report import results_table
     from evaluation.run import EvaluationOptions, load_benchmark
 
+    require_reference(chosen.model, chosen.reference)
     options = EvaluationOptions(
         split=chosen.split,
         only=tuple(name.replace("-", "_") for name in chosen.only.split(",") if name),
@@ -124,6 +154,9 @@ def run(chosen: argparse.Namespace) -> None:
         dimensions=None if chosen.dimensions is None else tuple(chosen.dimensions),
         cutoffs=_numbers(chosen.cutoffs),
         attribute_keys=chosen.attribute_keys,
+        dtype=chosen.dtype,
+        attn_implementation=chosen.attn_implementation,
+        weights=dict(map(_declared, chosen.weights)),
     )
     tables = [
         load_benchmark(
@@ -139,8 +172,21 @@ def run(chosen: argparse.Namespace) -> None:
         for source in chosen.benchmark
     ]
     results = evaluate_models(chosen.model, tables, options=options, output=chosen.output, device=chosen.device)
-    print(models_table(results) if len(chosen.model) > 1 else results_table(results))
+    if len(chosen.model) > 1:
+        found = compare_models(results, reference=chosen.reference, output=chosen.output, seed=chosen.seed)
+        print(models_table(results, found))
+    else:
+        print(results_table(results))
     require_some_scores(results)
+
+
+def _declared(text: str) -> tuple[str, str]:
+    from product_data.errors import OptionError
+
+    model, _, words = text.rpartition("=")
+    if not model or not words:
+        raise OptionError(f"--weights: found {text!r}; expected MODEL=WORDS")
+    return model, words
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

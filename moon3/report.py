@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", metavar="METRIC", help="compare one metric, with one column for each model: R@k, nDCG@k or MRR"
     )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="with --compare or --output: the model that the others are compared with, query by query, by its name in the table",
+    )
     parser.add_argument("--output", type=Path, help="HTML page with everything in the files, and charts")
     parser.add_argument("--model", help="with --output: the checkpoint of the first file, to show what it found")
     parser.add_argument(
@@ -51,10 +56,10 @@ def run(chosen: argparse.Namespace) -> None:
         raise OptionError("--compare and --output; expected one of them: the page compares by itself")
     if (chosen.model is None) != (chosen.data is None) or (chosen.model and chosen.output is None):
         raise OptionError("--model, --data and --output; expected all three, or neither of the first two")
+    if chosen.reference and not chosen.compare and chosen.output is None:
+        raise OptionError("--reference without --compare or --output; expected one of them")
     if chosen.output is None:
-        from evaluation.report import report
-
-        print(report(chosen.files, chosen.compare))
+        print(_tables(chosen))
         return
     if chosen.output.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"--output {chosen.output}; expected a .html file")
@@ -62,7 +67,20 @@ def run(chosen: argparse.Namespace) -> None:
     from evaluation.results_page import write_page
 
     sheets = _sheets(chosen) if chosen.model else ()
-    print(f"wrote {write_page(chosen.files, chosen.output, sheets)}")
+    print(f"wrote {write_page(chosen.files, chosen.output, sheets, reference=chosen.reference)}")
+
+
+def _tables(chosen: argparse.Namespace) -> str:
+    from evaluation.report import named_results, report, warning_lines
+
+    if not chosen.reference:
+        return report(chosen.files, chosen.compare)
+    from evaluation.against_reference import against_reference
+    from evaluation.peer_table import scores_and_differences
+
+    names, results = named_results(chosen.files)
+    found = against_reference(results, names=names, reference=chosen.reference)
+    return "\n\n".join([scores_and_differences(results, found, chosen.compare), *warning_lines(results)])
 
 
 def _sheets(chosen: argparse.Namespace) -> list[Sheet]:

@@ -291,11 +291,12 @@ def check_pictures(images: Iterable[tuple[str, ImageSource]], log: IssueLog, ope
             log.add("image_addresses", f"{name}: {source}")
         elif isinstance(source, str) and not os.path.isfile(source):
             log.add("missing_images", f"{name}: {source}")
-        elif open_pictures and (reason := _why_unreadable(source)):
+        elif open_pictures and (reason := why_unreadable(source)):
             log.add("unreadable_images", f"{name}: {reason}")
 
 
-def _why_unreadable(source: ImageSource) -> str | None:
+def why_unreadable(source: ImageSource) -> str | None:
+    """Return why a picture cannot be opened, or None."""
     from processing_moon import ProductError, open_image  # brings torch, which tables alone do not need
 
     try:

@@ -1,4 +1,4 @@
-"""Fetch pictures that tables give as URLs: each once, several at a time, into a folder that later runs reuse.
+"""Fetch pictures that tables give as URLs, each once, into a folder that later runs reuse; open those that they hold.
 
 Our design (precedent: img2dataset, which fetches a table of URLs within limits and counts failures by reason). A failure that
 may pass (a timeout, a busy server) is tried again after a growing pause; a run that was stopped goes on where it was, since
@@ -16,13 +16,16 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from product_data.checking import why_unreadable
 from product_data.errors import OptionError
+from product_data.missing_images import is_missing
+from product_data.table_files import ImageSource, is_address
 
 FAILURES = "failures.csv"
 _KEPT_REASON = 300
@@ -92,12 +95,21 @@ class FetchedPictures:
         failures: URL → why there is no picture.
         fetched: number of pictures that came over the network, not from the folder.
         bytes: their total size.
+        unreadable: `id` of an embedded picture, or of the path of an existing file → why it cannot be opened; see
+            `available_pictures`. By `id`, because pictures of PIL cannot be keys.
     """
 
     files: dict[str, str]
     failures: dict[str, str]
     fetched: int = 0
     bytes: int = 0
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    def why_not(self, image: ImageSource) -> str | None:
+        """Return why a picture cannot be used, or None."""
+        if isinstance(image, str) and image in self.failures:
+            return self.failures[image]
+        return "no such file" if is_missing(image) else self.unreadable.get(id(image))
 
     def __str__(self) -> str:
         kept = len(self.files) - self.fetched
@@ -105,6 +117,30 @@ class FetchedPictures:
             f"pictures from URLs: {self.fetched} fetched ({self.bytes / 2**20:.1f} MiB), "
             f"{kept} already in the folder, {len(self.failures)} failed"
         )
+
+
+def available_pictures(images: Iterable[ImageSource], settings: PictureFetching | None = None) -> FetchedPictures:
+    """Fetch the pictures that are URLs, and open all others, several at a time.
+
+    A picture that cannot be opened is known before the first vector, so that its row is left out as a whole.
+
+    Args:
+        images: of rows, which must live as long as the result.
+        settings: limits and folder. Default: `PictureFetching()`.
+    """
+    settings = settings or PictureFetching()
+    images = list(images)
+    fetched = fetch_pictures((image for image in images if isinstance(image, str) and is_address(image)), settings)
+    own = [image for image in images if not is_address(image) and not is_missing(image)]
+    if not own:
+        return fetched
+    with ThreadPoolExecutor(min(settings.workers, len(own))) as pool:
+        progress = tqdm(
+            pool.map(why_unreadable, own), total=len(own), desc="pictures opened", unit="picture", delay=3.0
+        )
+        reasons = list(progress)
+    found = {id(image): why for image, why in zip(own, reasons, strict=True) if why is not None}
+    return replace(fetched, unreadable=found)
 
 
 def fetch_pictures(addresses: Iterable[str], settings: PictureFetching | None = None) -> FetchedPictures:

@@ -14,10 +14,10 @@ from typing import Any
 
 from product_data.checking import IssueLog, ValidationReport
 from product_data.columns import ROW_ID, RowColumns, cell_of, find_columns, level_names, product_fields
-from product_data.picture_files import FAILURES, FetchedPictures, fetch_pictures
+from product_data.picture_files import FAILURES, FetchedPictures, available_pictures
 from product_data.row_files import Rows, column_names, open_rows, sampled
 from product_data.rows import ProductRow, QueryRow
-from product_data.table_files import TableError, is_address, parse_text, parse_texts
+from product_data.table_files import TableError, parse_text, parse_texts
 from product_data.tables import ProductTables
 from product_data.triplets import TripletOptions, pictures_of, with_picture_files
 
@@ -138,8 +138,7 @@ def _tables(
     products = _read("corpus", corpus, columns, options, log)
     read = _read("queries", rows, query_columns, options, log)
     images = [image for fields in (*products.values(), *read.values()) for image in fields["images"]]
-    addresses = [image for image in images if is_address(image)]
-    fetched = fetch_pictures(addresses, options.pictures)
+    fetched = available_pictures(images, options.pictures)
     products = {
         key: kept
         for key, fields in products.items()

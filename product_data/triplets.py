@@ -22,12 +22,11 @@ from product_data.columns import (
     level_names,
     product_fields,
 )
-from product_data.missing_images import is_missing
-from product_data.picture_files import FAILURES, FetchedPictures, PictureFetching, fetch_pictures
+from product_data.picture_files import FAILURES, FetchedPictures, PictureFetching, available_pictures
 from product_data.reading import ReadingOptions
 from product_data.row_files import Rows, column_names, sampled
 from product_data.rows import EVERY_SPLIT, ProductRow, QueryRow
-from product_data.table_files import ImageSource, is_address, parse_images, parse_text
+from product_data.table_files import ImageSource, parse_images, parse_text
 from product_data.tables import ProductTables
 
 SPLIT_COLUMN = "split"
@@ -99,9 +98,9 @@ def triplet_tables(name: str, rows: Rows, options: TripletOptions | None = None)
       number after the id (`shared_row_ids`).
     - Category columns are levels, in order, and are never split; a path ends before its first empty level.
     - A row is left out (`broken_rows`) if a cell of its query or product cannot be read, if its product has neither
-      text nor picture, or if the picture of its query or all pictures of its product are missing. If only the negative
-      cannot be read, only the negative is left out (`broken_negatives`); of several pictures of a product only the
-      missing ones are left out (`missing_images`).
+      text nor picture, or if the picture of its query or all pictures of its product are missing or cannot be opened.
+      If only the negative cannot be read, only the negative is left out (`broken_negatives`); of several pictures of a
+      product only those are left out (`missing_images`, `unreadable_images`).
 
     Args:
         name (`str`): name of the data set.
@@ -229,8 +228,7 @@ class _Reader:
 
 def _with_pictures(read: list[_Triplet], options: TripletOptions, log: IssueLog) -> tuple[list[_Triplet], str]:
     """Fetch the pictures of rows; return the rows whose pictures exist, and a note on the fetching."""
-    addresses = [str(image) for triplet in read for image in triplet.pictures if is_address(image)]
-    fetched = fetch_pictures(addresses, options.pictures)
+    fetched = available_pictures((image for triplet in read for image in triplet.pictures), options.pictures)
     kept = [with_files for triplet in read if (with_files := _with_files(triplet, fetched, log)) is not None]
     note = str(fetched) if fetched.files or fetched.failures else ""
     if fetched.failures:
@@ -269,29 +267,30 @@ def pictures_of(cells: Sequence[Any], folder: Path) -> tuple[ImageSource, ...]:
 def with_picture_files(
     place: str, fields: dict[str, Any], fetched: FetchedPictures, log: IssueLog
 ) -> dict[str, Any] | None:
-    """Replace URLs of pictures by their files and leave out missing pictures; return None if all are missing.
+    """Replace URLs of pictures by their files and leave out pictures that are missing or cannot be opened.
 
     Args:
         place (`str`): the product or query, as written in the report.
         fields: fields of a product or query, with "images".
-        fetched: the outcome of fetching.
-        log: collects the missing pictures.
+        fetched: from `available_pictures`.
+        log: collects the pictures that are left out, and why.
+
+    Returns: the fields; None if no picture is left of one or more.
     """
-    left = []
-    lost = {}
+    left, lost = [], []
     for image in fields["images"]:
-        why = fetched.failures.get(image) if isinstance(image, str) else None
-        why = "no such file" if why is None and is_missing(image) else why
+        why = fetched.why_not(image)
         if why is None:
             left.append(fetched.files.get(image, image) if isinstance(image, str) else image)
         else:
-            lost[image] = why
+            named = image if isinstance(image, str) else "embedded picture"
+            kind = "unreadable_images" if id(image) in fetched.unreadable else "missing_images"
+            lost.append((kind, f"{place}: {named}: {why}"))
     if lost and not left:
-        image, why = next(iter(lost.items()))
-        log.add("broken_rows", f"{place}: {image}: {why}")
+        log.add("broken_rows", lost[0][1])
         return None
-    for image, why in lost.items():
-        log.add("missing_images", f"{place}: {image}: {why}")
+    for kind, example in dict.fromkeys(lost):
+        log.add(kind, example)
     return fields | {"images": tuple(left)}
 
 

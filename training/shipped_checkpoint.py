@@ -26,7 +26,7 @@ from model_cards.scores import summary
 from modeling_moon import MoonConfig
 from processing_moon import MoonProcessor
 from product_data.atomic_files import write_atomically, written_whole
-from product_data.catalogue.making import write_catalogue
+from product_data.catalogue.making import plan_products, write_catalogue
 from product_data.tables import load_tables
 from retrieval.encode import load_for_evaluation
 from training.model.checkpoint import write_code_and_settings
@@ -46,56 +46,6 @@ MEASURED_ON = {
 }
 """Catalogues whose test splits have 510 products each. Settings were chosen on the first, and nothing on the second."""
 
-CARD = """\
----
-license: apache-2.0
-library_name: transformers
-pipeline_tag: feature-extraction
-tags: [multimodal, e-commerce, product-search, moon]
----
-# moon1-catalogue
-
-A very small Moon model (preset `moon1`, {parameters:.1f} million parameters, {megabytes:.1f} MB, vectors of 128 numbers)
-that `make quickstart` searches with. It demonstrates the architecture and is not a model for a real shop.
-
-## Data and licence
-Drawn products only: 4,800 products of the embedded catalogue (seed 1) with their photos and queries, as
-`product_data.catalogue.making` draws them. They contain no pictures or texts of other people. Weights and drawings are under
-the licence of the code, Apache-2.0.
-
-## How to load it
-The folder holds weights and settings; the code is in the package.
-
-```python
-from sentence_transformers import SentenceTransformer
-import modeling_moon  # the code of the checkpoint
-from training.shipped_checkpoint import SHIPPED
-
-encoder = SentenceTransformer(str(SHIPPED))
-vectors = encoder.encode_document([{{"title": "Noru low-top sneakers", "attributes": {{"colour": "red"}}}}])
-```
-
-`training.shipped_checkpoint.unpack(folder)` writes a complete folder with the code, which loads without this package
-(`trust_remote_code=True`); `make quickstart` does so in `runs/quickstart/shipped`.
-
-## What it finds
-R@10 in per cent, with 95 % intervals, among 510 drawn products each that it was not trained on: of seed 2, on which the
-settings were chosen ("validation"), and of seed 0, on which nothing was chosen ("unseen"). t: text, i: a photo on a cluttered
-background, mm: both. The numbers are from `results/moon1_catalogue.json`.
-
-{table}
-
-## Limits
-- It knows 24 kinds of drawn products, {vocabulary:,} byte-pair tokens of English, and pictures of 96 × 96 pixels.
-  It does not know photographs of real products.
-- One training run, with one seed.
-- Photos come with the box of the product, as in its training; recall without boxes was not measured.
-
-## How it was made
-`moon3 shipped-checkpoint`: {steps:,} steps of 48 pairs from random weights, on a CPU, in two training runs. The
-second one uses mostly photos. `resolved_recipe.yaml` and `provenance.json` belong to the second run.
-"""
-
 
 def unpack(folder: Path) -> Path:
     """Write the shipped checkpoint with the code that loads it, and return its folder.
@@ -110,6 +60,7 @@ def unpack(folder: Path) -> Path:
             write_code_and_settings(
                 MoonConfig.from_pretrained(SHIPPED), MoonProcessor.from_pretrained(SHIPPED), partial
             )
+            write_card(partial, replace(collected(partial), source=folder.name))
     return folder
 
 
@@ -135,8 +86,6 @@ def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
 def ship(final: Path, results: dict[str, Any], target: Path) -> None:
     """Write a trained checkpoint as it is shipped: weights, settings, provenance and the card, without code.
 
-    `CARD` is the text of README.md; `model_card.json` holds the facts that `moon3 push` and further training runs read.
-
     Args:
         final: the trained checkpoint.
         results: the result of `measure`, and "steps".
@@ -144,22 +93,68 @@ def ship(final: Path, results: dict[str, Any], target: Path) -> None:
     """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(final, target, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    model, processor = load_for_evaluation(final)
-    parameters = sum(weights.numel() for weights in model.parameters())
-    card = CARD.format(
-        parameters=parameters / 1e6,
-        megabytes=sum(path.stat().st_size for path in target.iterdir()) / 1e6,
-        vocabulary=len(processor.tokenizer),
-        table=card_table(results),
-        steps=results["steps"],
-    )
-    (target / "README.md").write_text(card, encoding="utf-8")
+    write_shipped_card(target, results)
+
+
+def write_shipped_card(target: Path, results: dict[str, Any]) -> None:
+    """Write `model_card.json`, the facts, and README.md, as `moon3 card` renders it from them.
+
+    Args:
+        target: the shipped checkpoint.
+        results: the result of `measure`, and "steps".
+    """
     measured = tuple(summary(results[name] | {"benchmark": name}, RESULTS.name) for name in MEASURED_ON)
-    write_card(target, replace(collected(target), name=SHIPPED.name, source=SHIPPED.name, results=measured))
+    notes = notes_of(results, vocabulary=len(MoonProcessor.from_pretrained(target).tokenizer))
+    card = replace(collected(target), name=SHIPPED.name, source=SHIPPED.name, results=measured, notes=notes)
+    write_card(target, card, overwrite=True)
+
+
+def notes_of(results: dict[str, Any], *, vocabulary: int) -> dict[str, tuple[str, ...]]:
+    """Return what the card says of this checkpoint besides its facts, by section.
+
+    Args:
+        results: the result of `measure`, and "steps".
+        vocabulary (`int`): tokens of its tokenizer.
+    """
+    drawn = plan_products(TRAINED_ON["products"], seed=TRAINED_ON["seed"])
+    products = sum(product.split == "train" for product in drawn)
+    kinds = len({product.design.kind.name for product in drawn})
+    side = TRAINED_ON["image_size"]
+    seeds = {name: options["seed"] for name, options in MEASURED_ON.items()}
+    return {
+        "what": (
+            "It is very small: `make quickstart` searches with it. It demonstrates the architecture and is not a model for a "
+            "real shop.",
+        ),
+        "loading": (
+            "`training.shipped_checkpoint.SHIPPED` is this folder in an installed package. "
+            "`training.shipped_checkpoint.unpack(folder)` writes a complete folder with the code, which loads without the "
+            "package (`trust_remote_code=True`); `make quickstart` does so in `runs/quickstart/shipped`.",
+        ),
+        "data": (
+            f"They were trained on drawn products only: {products:,} products of the embedded catalogue (seed "
+            f"{TRAINED_ON['seed']}) with their photos and queries, as `product_data.catalogue.making` draws them. The drawings "
+            "contain no pictures or texts of other people.",
+        ),
+        "making": (
+            f"`moon3 shipped-checkpoint`: {results['steps']:,} steps from random weights, on a CPU, in two training runs. The "
+            "second one uses mostly photos. `resolved_recipe.yaml` and `provenance.json` belong to the second run.",
+        ),
+        "results": (
+            f"Drawn products that it was not trained on: of seed {seeds['validation']}, on which the settings were chosen "
+            f'("validation"), and of seed {seeds["unseen"]}, on which nothing was chosen ("unseen"). An image is a photo on a '
+            "cluttered background.",
+        ),
+        "limits": (
+            f"It knows {kinds} kinds of drawn products, {vocabulary:,} byte-pair tokens of English, and pictures of {side} × "
+            f"{side} pixels. It does not know photographs of real products.",
+            "Photos come with the box of the product, as in its training; recall without boxes was not measured.",
+        ),
+    }
 
 
 def card_table(results: dict[str, Any]) -> str:
-    """Return the table of the card, with recall on both catalogues."""
+    """Return a table with recall on both catalogues."""
     return comparison_table([results[name] for name in MEASURED_ON], names=["moon1-catalogue"] * len(MEASURED_ON))
 
 

@@ -2,7 +2,8 @@
 
 `clip=PLACE` takes CLIP (arXiv 2103.00020) and its descendants in the same shape, such as FashionCLIP
 (`patrickjohncyh/fashion-clip`, doi 10.1038/s41598-022-23052-9). `siglip=PLACE` takes SigLIP (arXiv 2303.15343) and SigLIP2
-(arXiv 2502.14786), with pictures of a fixed size or in their own proportions (NaFlex).
+(arXiv 2502.14786), with pictures of a fixed size or in their own proportions (NaFlex). `clip=random` and `siglip=random` are
+small models of these shapes with random weights, see `random_towers`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from evaluation.baselines.peers import (
     note_cut,
     towers_mean,
 )
+from evaluation.baselines.random_towers import RANDOM, random_towers
 from processing_moon import Shortened
 from retrieval.model_kinds import KINDS, CheckpointError, ModelKind
 
@@ -107,13 +109,15 @@ def load_towers(kind: str, place: str, dtype: Any = "auto") -> tuple[Towers, Tow
 
     Args:
         kind: "clip" or "siglip".
-        place: folder or hub id.
+        place: folder or hub id, or "random".
         dtype: of the weights; "auto" is that of the checkpoint.
 
     Raises:
         CheckpointError: a checkpoint of another architecture.
         OSError: no such folder or hub id.
     """
+    if place == RANDOM:
+        return _towers(kind, *random_towers(kind))
     config = AutoConfig.from_pretrained(place)
     if config.model_type not in ACCEPTED[kind]:
         raise CheckpointError(
@@ -121,7 +125,11 @@ def load_towers(kind: str, place: str, dtype: Any = "auto") -> tuple[Towers, Tow
         )
     model = AutoModel.from_pretrained(place, dtype=dtype)
     image_processor = IMAGE_PROCESSORS[config.model_type].from_pretrained(place)
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    return _towers(kind, model, AutoTokenizer.from_pretrained(place), image_processor)
+
+
+def _towers(kind: str, model: Any, tokenizer: Any, image_processor: Any) -> tuple[Towers, TowersProcessor]:
+    config = model.config
     most = config.text_config.max_position_embeddings
     size = config.projection_dim if kind == "clip" else config.text_config.projection_size
     recipe = {"mm": TOWERS_NOTE, "instruction": None, "max_tokens": most}

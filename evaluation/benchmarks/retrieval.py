@@ -25,6 +25,8 @@ DIRECTIONS = {
     "i2t": ("image", "t"),
 }
 IMAGE_ONLY = {"t2i": ("text", "i"), "i2i": ("image", "i"), "mm2i": ("both", "i")}
+QUERY_FORMS = {"t": "text", "i": "image", "mm": "both"}
+"""Form of a query in the name of a direction → type of the queries."""
 # Directions in which a product's text searches its image, or the reverse, if the data has no queries of that type.
 _OWN_PARTS = {"t2i": ("t", "i"), "i2t": ("i", "t")}
 _FORM_NAMES = {"mm": "text or image", "t": "text", "i": "image"}
@@ -87,7 +89,12 @@ class Measures:
 
 
 def evaluate_retrieval(
-    cache: VectorCache, *, cutoffs: Sequence[int] = CUTOFFS, resamples: int = 1000, seed: int = 0
+    cache: VectorCache,
+    *,
+    cutoffs: Sequence[int] = CUTOFFS,
+    resamples: int = 1000,
+    seed: int = 0,
+    ranked: dict[str, Ranked] | None = None,
 ) -> dict[str, Any]:
     """Compute recall and nDCG at each cut-off, by default 1, 5 and 10, and mean reciprocal rank in every direction.
 
@@ -100,6 +107,11 @@ def evaluate_retrieval(
     ("source": "products"); all products with the same text are then right. The other directions are null without
     queries of their type. Parts of products are embedded as products, with the products' reasoning.
 
+    Args:
+        cache: the vectors.
+        cutoffs, resamples, seed: of the measures.
+        ranked: takes the ranks of each direction's queries, of which "per_query" is made. Default: a new dictionary.
+
     Returns: "scores" and "image_only", each direction → R@k, intervals, chance, nDCG@k, graded (whether answers have
     grades), MRR, rank score, queries, gallery, source, unanswerable, equal (number of queries with identical products
     that count as right, and with variants that are left out), or `None`; if queries reason when unsure also "reasoned",
@@ -109,7 +121,7 @@ def evaluate_retrieval(
     """
     absent: dict[str, str] = {}
     measures = Measures(tuple(cutoffs), resamples, seed)
-    ranked: dict[str, Ranked] = {}
+    ranked = {} if ranked is None else ranked
     scores = {name: direction_scores(cache, name, *DIRECTIONS[name], absent, measures, ranked) for name in DIRECTIONS}
     image_only: dict[str, Any] = {}
     for name, (kind, form) in IMAGE_ONLY.items():
@@ -463,12 +475,12 @@ def examples_of(
 
     Args:
         cache: the cache with the gallery.
-        direction (`str`): a key of `DIRECTIONS` or `IMAGE_ONLY`.
+        direction (`str`): form of the query and of the products, such as "t2mm".
         queries: ids of queries, not of products.
         top (`int`): number of products. Default 5.
     """
-    kind, form = (DIRECTIONS | IMAGE_ONLY)[direction]
-    search = make_search(cache, direction, (kind, form), {})
+    asked, _, form = direction.partition("2")
+    search = make_search(cache, direction, (QUERY_FORMS[asked], form), {})
     if search is None or search.source == "products":
         return {}
     wanted, gallery = set(queries), cache.gallery(form)

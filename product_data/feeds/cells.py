@@ -72,13 +72,17 @@ class CellReader:
     def plain(self, text: str, row: Row, role: str, product_id: str = "") -> str:
         """Return a part of a cell as plain text; HTML is removed and noted."""
         plain = strip_html(text) if "<" in text or "&" in text else text
+        if plain != text:
+            self._note_html(text, row, role, product_id)
+        return plain if has_visible_text(plain) else ""
+
+    def _note_html(self, text: str, row: Row, role: str, product_id: str) -> None:
         place = (row.source.number, role, text)
-        if plain != text and place not in self._with_html:
+        if place not in self._with_html:
             self.note("html", row, role, product_id, found=text)
-            if len(self._with_html) > _REMEMBERED:
+            if len(self._with_html) >= _REMEMBERED:
                 self._with_html.clear()
             self._with_html.add(place)
-        return plain if has_visible_text(plain) else ""
 
     def price(self, row: Row, role: str, product_id: str = "") -> tuple[float | None, str]:
         """Return the price of a cell and its currency; (None, "") for an empty cell or an unreadable price."""

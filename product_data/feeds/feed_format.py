@@ -30,6 +30,7 @@ class FeedFormat:
         patterns: regular expression of columns → role; `\\1` in a role is the first group.
         needed: for each entry, a file must have a column of one of these roles.
         typical: columns that only this format has; of several formats, the one with most of them is taken.
+        least: how many of them a file must have at least. Default 1.
         prices: roles with prices. More than one column of a role: the first one is read.
         default_language: the language of the main texts, "" if the format does not say.
     """
@@ -40,6 +41,7 @@ class FeedFormat:
     patterns: ClassVar[Mapping[str, str]] = {}
     needed: ClassVar[Sequence[Sequence[str]]]
     typical: ClassVar[Sequence[str]]
+    least: ClassVar[int] = 1
     prices: ClassVar[Sequence[str]] = ("price", "sale_price")
     default_language: ClassVar[str] = ""
 
@@ -134,8 +136,8 @@ def lacking(format: FeedFormat, header: Sequence[str]) -> list[str]:
 def recognise(path: Path, header: Sequence[str]) -> tuple[FeedFormat, str]:
     """Return the format of a file by its columns, and the columns that show it.
 
-    Rule (our design): a format is possible if the file has all columns that it needs. Of the possible ones, the one is
-    taken of which the file has most typical columns.
+    Rule (our design): a format is possible if the file has all columns that it needs, and a typical one. Of the possible
+    formats, the one is taken of which the file has most typical columns.
 
     Raises:
         TableError: no format is possible, or two have equally many typical columns; the message lists the columns and the
@@ -144,7 +146,9 @@ def recognise(path: Path, header: Sequence[str]) -> tuple[FeedFormat, str]:
     names = {folded(column) for column in header}
     known = formats()
     shown = {name: [column for column in format.typical if folded(column) in names] for name, format in known.items()}
-    possible = [name for name, format in known.items() if not lacking(format, header)]
+    possible = [
+        name for name, format in known.items() if not lacking(format, header) and len(shown[name]) >= format.least
+    ]
     best = max((len(shown[name]) for name in possible), default=0)
     chosen = [name for name in possible if len(shown[name]) == best]
     if len(chosen) == 1:
@@ -156,7 +160,6 @@ def recognise(path: Path, header: Sequence[str]) -> tuple[FeedFormat, str]:
     nearest = max(known.values(), key=lambda format: (len(format.roles_of(header)), len(shown[format.name])))
     near = ""
     if nearest.roles_of(header):
-        near = (
-            f"; the nearest is {nearest.title} ({nearest.name}), which also needs {', '.join(lacking(nearest, header))}"
-        )
+        needs = ", ".join(lacking(nearest, header)) or f"one of {', '.join(map(repr, nearest.typical))}"
+        near = f"; the nearest is {nearest.title} ({nearest.name}), which also needs {needs}"
     raise TableError(f"{path}: the columns fit no known format; found {columns}{near}; {choose}")

@@ -104,7 +104,18 @@ class OwnTables(FeedFormat):
         **{column: column for column in _FEED_COLUMNS},
     }
     needed = (("key",), ("title", "description", "images"))
-    typical = ("product_id", "category_path", "attributes", "attributes_image", "attributes_text", "core_box", "split")
+    least = 0
+    typical = (
+        "product_id",
+        "images",
+        "image",
+        "category_path",
+        "attributes",
+        "attributes_image",
+        "attributes_text",
+        "core_box",
+        "split",
+    )
 
     def key(self, row: Row) -> str:
         return parse_text(row.source.cells.get(row.columns["key"]))

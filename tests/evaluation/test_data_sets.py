@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from picture_server import PictureServer, picture_server
+from picture_server import PictureServer, picture_server, png
+from table_files import write_table
 
 from evaluation.data_sets import cutoffs_of, load_data_set, named_source, names, read_labels
 from evaluation.run import load_benchmark
@@ -62,9 +63,8 @@ def evaluated(tiny_moon: Callable[..., Path], tmp_path: Path) -> Callable[..., d
     def run(name: str, rows: list[dict[str, Any]], *arguments: str) -> dict[str, Any]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        (folder / "rows.jsonl").write_text(
-            "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
-        )
+        kind = "parquet" if any(isinstance(cell, bytes) for row in rows for cell in row.values()) else "jsonl"
+        place = write_table(folder / f"rows.{kind}", rows)
         output = folder / "results.json"
         assert (
             main(
@@ -73,7 +73,7 @@ def evaluated(tiny_moon: Callable[..., Path], tmp_path: Path) -> Callable[..., d
                     "--model",
                     str(tiny_moon()),
                     "--benchmark",
-                    f"mbe={folder / 'rows.jsonl'}",
+                    f"mbe={place}",
                     "--device",
                     "cpu",
                 ]
@@ -112,6 +112,48 @@ def test_sound_rows_score_as_they_would_alone(evaluated: Callable[..., dict[str,
     assert "1 × rows left out: they repeat another row completely (repeated_rows)" in report
     assert "the server responded with 404" in report
     assert "query.box ← query bbox" in report
+
+
+def embedded(row: dict[str, Any], **pictures: bytes) -> dict[str, Any]:
+    """Return a row with its pictures as the bytes of files, as parquet holds them, and boxes as text."""
+    own = {column: png(row[column].rsplit("/")[-1]) for column in PICTURES}
+    return row | {"query bbox": "[1, 1, 39, 39]", "id": str(row["id"])} | own | pictures
+
+
+PICTURES = ("query_image", "doc_image", "neg_doc_image")
+
+
+def test_embedded_pictures_that_cannot_be_decoded_cost_their_row_and_no_other(
+    evaluated: Callable[..., dict[str, Any]], capsys: Any
+) -> None:
+    with picture_server() as server:
+        rows = rows_like_mbe(server)
+    sound = [embedded(row) for row in rows]
+    alone = evaluated("alone", sound)
+    assert "left out" not in capsys.readouterr().err
+    extra = [embedded(row | {"id": f"x{row['id']}", "doc_title": f"坏 {row['id']}"}) for row in rows[:3]]
+    truncated, no_picture = png("red")[:60], b"<html>not a picture</html>"
+    broken = [
+        extra[0] | {"query_image": truncated},
+        extra[1] | {"doc_image": no_picture},
+        extra[2] | {"doc_image": truncated},
+    ]
+    # Of a sound row, only the negative has no picture that can be read.
+    without = [{key: cell for key, cell in row.items() if not key.startswith("neg")} for row in sound]
+    mixed = evaluated("mixed", [*sound[:2], *broken, *sound[2:]])
+    report = capsys.readouterr().err
+    assert alone["scores"]["t2mm"]["gallery"] == 10
+    assert alone["scores"]["i2mm"]["queries"] == 5
+    for part in SCORES:
+        assert alone[part] == mixed[part], part
+    assert "3 × rows left out: their query or product is incomplete or cannot be read (broken_rows)" in report
+    assert "row 2, query: embedded picture: " in report
+    assert "row 3, product: embedded picture: " in report
+    fewer = evaluated("fewer", without)
+    capsys.readouterr()
+    negatives = evaluated("negatives", [row | {"neg_doc_image": truncated} for row in sound])
+    assert "5 × hard negatives left out" in capsys.readouterr().err
+    assert negatives["scores"] == fewer["scores"]
 
 
 def test_renamed_columns_score_the_same(evaluated: Callable[..., dict[str, Any]]) -> None:

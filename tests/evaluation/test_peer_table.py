@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from pictures import file_of, noise
 from table_files import write_table
-from tiny_peers import make_clip, make_siglip, make_text_encoder
+from tiny_peers import make_siglip, make_text_encoder
 
 from evaluation.baselines.dual_tower import DualTower
 from evaluation.peer_table import folder_names, models_table, peer_lines, require_some_scores
 from evaluation.report import short_name
 from evaluation.run import NothingScoredError
+from evaluation.significance import holm
 from moon3.__main__ import main
 from processing_moon import MoonProcessor
 from product_data.errors import OptionError
 
 COLOURS = ("red", "blue", "green", "brown")
-NAMES = ("moon1", "moon2", "moon3", "tower", "base (vlm_mean)", "clip (clip)", "siglip (siglip)")
+NAMES = ("moon1", "moon2", "moon3", "tower", "base (vlm_mean)", "random (clip)", "siglip (siglip)")
 TEXT_ALONE = ("model (sentence_transformer)", "bm25")
 
 
@@ -56,7 +57,7 @@ def models(
     processor = MoonProcessor.from_pretrained(tiny_moon())
     DualTower.from_base(tiny_base(), processor, embedding_dim=32).save_pretrained(root / "tower")
     processor.save_pretrained(root / "tower")
-    peers = [f"vlm_mean={root / 'base'}", f"clip={make_clip(root / 'clip')}", f"siglip={make_siglip(root / 'siglip')}"]
+    peers = [f"vlm_mean={root / 'base'}", "clip=random", f"siglip={make_siglip(root / 'siglip')}"]
     peers += [f"sentence_transformer={make_text_encoder(root / 'text')}", "bm25"]
     return [*(str(root / name) for name in (*presets, "tower")), *peers]
 
@@ -67,6 +68,7 @@ def test_one_command_puts_all_models_into_one_table(
     output = tmp_path / "peers"
     first, *others = models
     command = ["evaluate", "--model", first, "--model", *others, "--benchmark", str(shop), "--device", "cpu"]
+    command += ["--reference", others[1], "--weights", f"{others[-2]}=published"]
     assert main([*command, "--only", "retrieval,classification,matrix", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     head = next(line for line in printed.splitlines() if line.startswith("| benchmark"))
@@ -75,14 +77,23 @@ def test_one_command_puts_all_models_into_one_table(
     rows = {
         cells[1]: cells for line in printed.splitlines() if (cells := cells_of(line)) and len(cells) == len(columns)
     }
+    assert rows["weights"][2:] == ["random"] * 3 + [
+        "not recorded",
+        "random",
+        "random",
+        "not recorded",
+        "published (declared)",
+        "none",
+        "",
+    ]
     assert all(cell[0].isdigit() for cell in rows["t→t"][2:])
     assert all(cell[0].isdigit() for cell in rows["t→mm"][2 : 2 + len(NAMES)])
     assert rows["t→mm"][2 + len(NAMES) :] == ["–", "–", "100.0"]  # ten of four products
-    assert "clip (clip) on shop: mm is the mean of the unit vectors of what a record has" in printed
+    assert "random (clip) on shop: mm is the mean of the unit vectors of what a record has" in printed
     why = "bm25 reads no pictures, and 4 of 4 products of the form 'mm' have one"
     assert f"bm25 on shop: no t2mm, i2mm, classification: {why}." in printed
     assert "the data has no queries of type 'both'" not in printed  # no model has these scores
-    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.json"))
+    files = sorted(path.relative_to(output).as_posix() for path in output.glob("*/*.json"))
     assert files == sorted(f"{name}/shop.json" for name in folder_names(models))
     of_bm25 = json.loads((output / "bm25" / "shop.json").read_text())
     assert of_bm25["peer"]["reads_pictures"] is False
@@ -90,10 +101,56 @@ def test_one_command_puts_all_models_into_one_table(
     of_moon = json.loads((output / "moon1" / "shop.json").read_text())
     assert (of_moon["peer"], peer_lines(of_moon)) == (None, [])
     # What peers wrote in another environment joins through its results file.
-    results = [str(output / name / "shop.json") for name in ("moon1", "clip_clip", "bm25")]
+    results = [str(output / name / "shop.json") for name in ("moon1", "random_clip", "bm25")]
     assert main(["report", *results, "--compare", "R@10"]) == 0
-    assert "clip (clip)" in capsys.readouterr().out
+    assert "random (clip)" in capsys.readouterr().out
+    every = [str(path) for path in sorted(output.glob("*/shop.json"))]
+    assert main(["report", *every, "--compare", "R@10", "--reference", "moon3"]) == 0
+    again = capsys.readouterr().out
+    assert "Differences to moon3 in points of R@10" in again
+    for name in ("moon1", "bm25"):  # the same differences as the command that evaluated
+        assert column_of(again, name) == column_of(printed, name)
+    assert main(["report", *every, "--reference", "moon3"]) == 2
+    assert "--reference without --compare or --output" in capsys.readouterr().err
     assert models_table([of_moon, of_bm25]).count("bm25 on shop") > 0
+    check_significance(printed, output)
+
+
+def check_significance(printed: str, output: Path) -> None:
+    """Check that the printed differences, the JSON and the page are those of the results files, against moon3."""
+    head = next(line for line in printed.splitlines() if ", points " in line and line.startswith("| benchmark"))
+    others = [name for name in (*NAMES, *TEXT_ALONE) if name != "moon3"]
+    assert cells_of(head) == ["benchmark", "R@10, points", *others]
+    found = json.loads((output / "significance.json").read_text())
+    (on_shop,) = found["benchmarks"]
+    assert (found["reference"], on_shop["baseline"]) == ("moon3", "moon3")
+    assert [one["model"] for one in on_shop["comparisons"]] == others
+    assert {row["what"] for row in on_shop["comparisons"][-1]["rows"]} == {"t2t"}  # of BM25
+    rows = [row for one in on_shop["comparisons"] for row in one["rows"]]
+    assert found["tested"] == len(rows)
+    assert [row["p_holm"] for row in rows] == holm([row["difference"]["p"] for row in rows])
+    files = {path.parent.name: json.loads(path.read_text()) for path in output.glob("*/shop.json")}
+    for one in (on_shop["comparisons"][0], on_shop["comparisons"][-1]):
+        row = next(row for row in one["rows"] if row["what"] == "t2t" and row["metric"] == "MRR")
+        apart = files[one["model"]]["matrix"]["t"]["t"]["MRR"] - files["moon3"]["matrix"]["t"]["t"]["MRR"]
+        assert row["difference"]["difference"] == pytest.approx(apart)
+    page = (output / "report.html").read_text()
+    assert "Differences to moon3" in page
+    assert f"correction for all {found['tested']} rows" in page
+    assert f"correction for all {found['tested']} rows" in printed
+
+
+def column_of(printed: str, model: str) -> dict[str, str]:
+    """Return direction → the difference of a model in the table of differences."""
+    lines = iter(printed.splitlines())
+    head = next(cells for line in lines if "R@10, points" in (cells := cells_of(line)))
+    found = {}
+    for line in lines:
+        if not line.startswith("|"):
+            return found
+        cells = cells_of(line)
+        found[cells[1]] = cells[head.index(model)]
+    return found
 
 
 def cells_of(line: str) -> list[str]:
@@ -106,6 +163,9 @@ def cells_of(line: str) -> list[str]:
         (["--output", "all.json"], "expected a folder when there are several models"),
         (["--reasoning", "generate"], "reasoning with bm25; expected models that reason"),
         (["--model", "bm25"], "several models are called 'bm25'"),
+        (["--weights", "bm26=x"], "--weights bm26; expected models as in --model: "),
+        (["--weights", "bm26"], "--weights: found 'bm26'; expected MODEL=WORDS"),
+        (["--reference", "clip=random"], "--reference clip=random; expected one of several models: moon1, bm25"),
         (["--model", "open_clip=nowhere/at-all"], "needs the package open_clip, which is not installed"),
     ],
 )

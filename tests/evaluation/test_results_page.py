@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from evaluation.compare import measured
 from evaluation.query_sheets import chosen_queries, worst_queries
 from evaluation.report import named_results, result_tables
+from evaluation.results_page import page as rendered
 from evaluation.results_page import write_page
 from moon3.__main__ import main
 
@@ -210,6 +212,35 @@ def test_ranks_of_other_weights_are_said(files, tmp_path, capsys):
     assert shown
     assert sum(int(file) != int(now) + 1 for file, now in shown) <= 2
     assert f"{len(shown)} of these ranks are others now" in text
+
+
+def shortened(result, model, **changed):
+    """Return a results file of another model, whose scores are at most a tenth."""
+    scores = {
+        name: None
+        if one is None
+        else one | {"R@10": 0.1, "R@10_interval": [0.05, 0.15], "R@1": 0.0, "R@1_interval": [0, 0]}
+        for name, one in result["scores"].items()
+    }
+    return result | {"model": model, "scores": scores, "image_only": {}} | changed
+
+
+def test_many_models_fit_and_what_is_left_out_is_said(files):
+    result = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+    origin = "trained from random, 60 steps on grocery and fashion"
+    every = [shortened(result, f"model {number}", weights=origin, warnings=["cut"]) for number in range(12)]
+    every[3]["scores"] = dict.fromkeys(every[3]["scores"])
+    text = rendered([one["model"] for one in every], every)
+    assert "2 more models in the table" in text
+    legend = re.search(r'<ul class="legend">(.*?)</ul>', text, flags=re.DOTALL)[1]
+    assert re.findall(r"<bdi>(.*?)</bdi>", legend) == [f"model {number}" for number in range(10) if number != 3]
+    assert all(f"var(--c{number})" in legend for number in range(10) if number != 3)
+    assert "<summary>12 warnings</summary>" in text
+    assert f'<td class=" long"><bdi>{origin}</bdi></td>' in text
+    assert "Differences to model 0" in text
+    labels = re.search(r"<svg.*?</svg>", text, flags=re.DOTALL)[0]
+    assert ">25<" in labels
+    assert ">100<" not in labels
 
 
 def chromium(*words):

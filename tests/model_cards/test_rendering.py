@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from evaluation.metrics import LEVEL as SHARE_INSIDE
-from model_cards.facts import Base, Card, CardError, DataSet, Licence, Sizes, Step, card_of, read_card
+from model_cards.facts import NOTES, Base, Card, CardError, DataSet, Licence, Sizes, Step, card_of, read_card
 from model_cards.metadata import front_matter, problems_of
 from model_cards.rendering import LEVEL, MARK, render, write_card
 from model_cards.scores import check_apart, summary
@@ -196,3 +196,32 @@ def test_kinds_of_checkpoints_have_tags_and_libraries_of_their_own():
     tower = dataclasses.replace(make_card(), kind="dual_tower", sizes=Sizes(1, 1, vector=8))
     assert {"dual-tower"} <= {*front_matter(render(tower))["tags"]}
     assert problems_of(render(tower)) == problems_of(render(adapter)) == []
+
+
+def test_notes_stand_in_their_sections_and_survive_the_facts_file(tmp_path):
+    notes = {name: (f"A note on {name}.",) for name in NOTES}
+    card = make_card(notes=notes)
+    write_card(tmp_path, card)
+    assert read_card(tmp_path).notes == notes
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    sections = dict(
+        zip(
+            ("what", "loading", "data", "making", "results", "limits", "unmeasured"),
+            re.split(r"^## .*$", text, flags=re.M),
+            strict=True,
+        )
+    )
+    for name in NOTES:
+        assert [where for where, part in sections.items() if f"A note on {name}." in part] == [name]
+    assert render(make_card()) == re.sub(
+        r"(?m)^- A note on limits\.\n|\n\nA note on \w+\.|(?<=\.) A note on \w+\.", "", text
+    )
+    with pytest.raises(CardError, match="notes: found colour; expected some of what, loading, data"):
+        make_card(notes={"colour": ("red",)})
+
+
+def test_a_folder_without_code_says_how_to_load_it_without():
+    text = render(make_card(has_code=False))
+    assert "trust_remote_code" not in text
+    assert text.count("import modeling_moon") == 2
+    assert "The code is not in this folder, but in our package" in text

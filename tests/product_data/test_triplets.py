@@ -27,6 +27,7 @@ def tables(*rows, **options) -> ProductTables:
     return triplet_tables("mbe", list(rows), TripletOptions(**options))
 
 
+PICTURE = png("red")
 DRESS = row(
     1,
     "红色 雪纺 连衣裙",
@@ -55,7 +56,7 @@ def test_a_row_becomes_its_product_its_negative_and_its_query():
 
 def test_a_query_is_asked_in_each_form_that_it_has_and_the_box_is_that_of_its_picture():
     cells = {
-        "query_image": b"picture",
+        "query_image": PICTURE,
         "query bbox": "［1，2，30，40］",
         "doc_bbox": {"x1": 0, "y1": 1, "x2": 2, "y2": 3},
     }
@@ -64,9 +65,9 @@ def test_a_query_is_asked_in_each_form_that_it_has_and_the_box_is_that_of_its_pi
     box = (1.0, 2.0, 30.0, 40.0)
     assert forms == [
         ("1-text", "买 红色 雪纺 连衣裙", None, None),
-        ("1-image", "", b"picture", box),
-        ("1-both", "买 红色 雪纺 连衣裙", b"picture", box),
-        ("2-image", "", b"picture", box),
+        ("1-image", "", PICTURE, box),
+        ("1-both", "买 红色 雪纺 连衣裙", PICTURE, box),
+        ("2-image", "", PICTURE, box),
         ("3-text", "买 鞋", None, None),
     ]
     assert found.products[0].core_box == (0.0, 1.0, 2.0, 3.0)
@@ -93,7 +94,9 @@ def test_products_are_merged_by_id_and_what_rows_disagree_in_is_named():
 
 def test_a_product_without_an_id_is_known_by_its_title_and_picture():
     found = tables(
-        row(1, "包", doc_image=b"a"), row(2, "包", doc_image=b"a", query="黑包"), row(3, "包", doc_image=b"b")
+        row(1, "包", doc_image=PICTURE),
+        row(2, "包", doc_image=PICTURE, query="黑包"),
+        row(3, "包", doc_image=png("blue")),
     )
     assert len(found.products) == 2
     assert found.queries[0].positives == found.queries[1].positives
@@ -157,6 +160,20 @@ def test_pictures_by_address_are_fetched_and_broken_ones_cost_their_row(tmp_path
     assert (found.report.count("broken_rows"), found.report.count("missing_images")) == (1, 1)
     assert "2 fetched" in str(found.report)
     assert "failures.csv" in str(found.report)
+
+
+def test_pictures_that_cannot_be_opened_are_known_before_any_vector(tmp_path):
+    broken = png("red")[:50]
+    (tmp_path / "broken.png").write_bytes(broken)
+    (tmp_path / "blue.png").write_bytes(png("blue"))
+    several = row(1, "包", doc_image=[PICTURE, broken, "broken.png", "blue.png", "nowhere.png"])
+    found = tables(several, row(2, "鞋", doc_image="broken.png"), images_root=tmp_path)
+    (product,) = found.products
+    assert product.images == (PICTURE, str(tmp_path / "blue.png"))
+    counts = {kind: found.report.count(kind) for kind in ("unreadable_images", "missing_images", "broken_rows")}
+    assert counts == {"unreadable_images": 2, "missing_images": 1, "broken_rows": 1}
+    assert "row 0, product: embedded picture: " in str(found.report)
+    assert f"row 1, product: {tmp_path / 'broken.png'}: " in str(found.report)
 
 
 def test_columns_with_other_names_are_found_or_named():

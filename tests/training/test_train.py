@@ -294,6 +294,7 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_the_runs(train, tmp_path):
             "base or moon: MoonConfig: embedding_dim=64; expected 1 to the base's width 32",
         ),
         ({"attn_implementation": "telepathy"}, "base: "),
+        ({"attn_implementation": "flash_attention_2"}, "found a CPU; expected a CUDA GPU, or sdpa or eager"),
         ({"base": "nobody/no-such-model"}, "base: "),
         ({"catalogue": {"products": -5}, "data": ["catalogue"]}, "catalogue: "),
         ({"base": None, "small_base": {"hiden_size": 8}}, "small_base: "),

@@ -17,14 +17,16 @@ from modeling_moon import MoonConfig, MoonForConditionalGeneration, MoonModel
 from processing_moon import MoonProcessor
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.atomic_files import PARTIAL
+from product_data.errors import OptionError
 from product_data.tables import ProductTables
+from retrieval.attention import attention_of
 from training.assembly.token_budget import set_budget
 from training.model.patch_embedding import patches_by_matrix
 from training.model.quantization import quantization_config
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 from training.recipe.arguments import RecipeError, check_model_reasons
-from training.recipe.model import ModelArguments, attention_of
+from training.recipe.model import ModelArguments
 from training.runs.run import Run
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -125,6 +127,7 @@ def load_start(
         RecipeError: transformers cannot load the model, or cannot load it with this `attn_implementation` or
             `embedding_dim`.
     """
+    attention_in(run, on_gpu)  # refused by its own name, before the model is loaded
     try:
         model, processor = load_model(run, folder, on_gpu, run.recipe.model.quantization)
     except (ValueError, OSError, ImportError) as error:
@@ -137,6 +140,24 @@ def load_start(
     if note is not None:
         run.say(note)
     return model, processor
+
+
+def attention_in(run: Run, on_gpu: bool) -> str:
+    """Return the attention implementation of a recipe.
+
+    Args:
+        run: the run.
+        on_gpu: whether the model will be on a GPU.
+
+    Raises:
+        RecipeError: it needs a GPU, a package or half precision; the message says which.
+    """
+    training = run.recipe.training
+    dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+    try:
+        return attention_of(run.recipe.model.attn_implementation, on_gpu, dtype)
+    except OptionError as error:
+        raise RecipeError(str(error)) from error
 
 
 def load_model(run: Run, folder: Path, on_gpu: bool, quantization: str) -> tuple[PreTrainedModel, MoonProcessor]:
@@ -154,7 +175,7 @@ def load_model(run: Run, folder: Path, on_gpu: bool, quantization: str) -> tuple
     processor.instructions = {**processor.instructions, **(data.instructions or {})}
     if data.max_image_tokens is not None:
         processor.max_image_tokens = data.max_image_tokens
-    attention = attention_of(model.attn_implementation, on_gpu)
+    attention = attention_in(run, on_gpu)
     if model.architecture == "dual_tower":
         base = model.base or run.folder.small_base
         tower = DualTower.from_base(base, processor, embedding_dim=(model.moon or {}).get("embedding_dim", 256))

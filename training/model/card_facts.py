@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 from safetensors import safe_open
 
-from model_cards.facts import README_FILE, Base, Card, CardError, Licence, Sizes, Step
+from model_cards.facts import RANDOM_TAG, README_FILE, Base, Card, CardError, Licence, Sizes, Step
 from model_cards.metadata import front_matter
 from model_cards.rendering import write_card
 
 OUR_LICENCE = "apache-2.0"
 """The licence of the code, of the drawn catalogue and of random weights."""
-RANDOM_TAG = "random-weights"
 WIDTHS = "Matryoshka widths"
 """The detail of a training step that lists the smaller widths that were trained."""
 _EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")

@@ -17,8 +17,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from model_cards.facts import README_FILE
-from training.model.card_facts import OUR_LICENCE, RANDOM_TAG
+from model_cards.facts import RANDOM_TAG, README_FILE
+from training.model.card_facts import OUR_LICENCE
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from transformers.utils import is_flash_attn_2_available
 
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
 from training.model.small_base import SmallBaseConfig
@@ -50,8 +49,9 @@ class ModelArguments:
             matching pattern counts; other parameters use `learning_rate`.
         quantization: "4bit" or "8bit": quantize the linear layers of the text model, whose adapters are trained
             (QLoRA). Requires `lora`, a CUDA GPU and bitsandbytes. "none": do not quantize.
-        attn_implementation: the attention implementation of transformers. "auto": "flash_attention_2" on a GPU if it is
-            installed, otherwise "sdpa".
+        attn_implementation: the attention implementation of transformers, such as "sdpa", "eager" or "flash_attention_2"
+            (with bf16 or fp16); see `retrieval.attention`. "auto": "flash_attention_2" on a GPU if it is installed,
+            otherwise "sdpa".
     """
 
     architecture: Literal["moon", "dual_tower"] = "moon"
@@ -64,10 +64,3 @@ class ModelArguments:
     learning_rates: dict[str, NotNegative] | None = None
     quantization: Literal["none", "8bit", "4bit"] = "none"
     attn_implementation: str = "auto"
-
-
-def attention_of(name: str, on_gpu: bool) -> str:
-    """Return the attention implementation, with "auto" replaced by a name; other names are returned unchanged."""
-    if name != "auto":
-        return name
-    return "flash_attention_2" if on_gpu and is_flash_attn_2_available() else "sdpa"

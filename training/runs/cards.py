@@ -30,6 +30,7 @@ from training.model.card_facts import (
 from training.runs.folder import RunFolder
 
 _CATALOGUE = "catalogue"
+_CODE = "modeling_moon.py"
 _RECIPE_DETAILS = {
     "stage": "stage",
     "per_device_train_batch_size": "pairs per step and process",
@@ -201,7 +202,8 @@ def collected(folder: Path) -> Card:
         sizes = sizes_of(folder, known.steps)
         card = dataclasses.replace(known, sizes=sizes, settings=settings, source=place.name)
     run_results = results_of_run(run.path) if is_final else []
-    return dataclasses.replace(card, results=tuple(run_results) or card.results)
+    has_code = card.kind != "moon" or (folder / _CODE).is_file()
+    return dataclasses.replace(card, results=tuple(run_results) or card.results, has_code=has_code)
 
 
 def rendered_again(

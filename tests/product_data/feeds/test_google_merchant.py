@@ -125,6 +125,11 @@ def test_xml_that_is_unsafe_broken_or_another_kind_is_refused_with_its_line(tmp_
         read_feed(write(tmp_path / "feed.xml", text))
 
 
+def test_a_document_type_without_entities_is_harmless_and_is_never_loaded(tmp_path):
+    text = '<!DOCTYPE rss SYSTEM "http://127.0.0.1:9/rss.dtd">' + XML[39:]
+    assert len(list(read_feed(write(tmp_path / "feed.xml", text)))) == 2
+
+
 def test_an_item_that_never_ends_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("product_data.feeds.xml_items._LONGEST_ITEM", 1000)
     text = XML.replace("Cup", "c" * 2000)

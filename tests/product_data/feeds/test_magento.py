@@ -93,3 +93,13 @@ def test_sale_prices_with_dates_and_hidden_products_are_reported(tmp_path):
     (bag,) = feed
     assert bag.price == 1299.0
     assert (feed.report.count("dated_sale_price"), feed.report.count("hidden_product")) == (1, 1)
+
+
+def test_pictures_are_relative_to_the_folder_of_the_media(tmp_path):
+    media = tmp_path / "catalog" / "product" / "b" / "a"
+    media.mkdir(parents=True)
+    (media / "bag.jpg").write_bytes(b"x")
+    feed = read_feed(write(tmp_path / "products.csv", BAG), images_root=tmp_path / "catalog" / "product")
+    (bag,) = feed
+    assert bag.row.images[0] == str(media / "bag.jpg")
+    assert [loss.found for loss in feed.report.losses.first["missing_picture"]] == ["/b/a/bag_2.jpg"]

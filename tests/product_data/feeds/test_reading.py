@@ -58,6 +58,25 @@ def test_columns_that_fit_no_format_are_listed_with_the_nearest_one(tmp_path):
     assert "--format NAME: google_merchant, magento, shopify" in message
 
 
+@pytest.mark.parametrize("header", ["id,title", "id,name,image", "id,title,description,images,split"])
+def test_a_table_with_the_short_names_of_columns_is_the_projects_own(tmp_path, header):
+    path = write(tmp_path / "products.csv", f"{header}\n")
+    assert read_feed(path).report.format == "tables"
+    assert shop_feed(path) is None
+
+
+def test_a_table_whose_columns_are_those_of_its_own_and_of_a_feed_keeps_its_pictures(tmp_path):
+    path = write(tmp_path / "products.csv", "id,title,images,link\n1,Hat,hat.png,https://x.example\n")
+    with pytest.raises(TableError, match="the columns fit google_merchant and tables equally"):
+        read_feed(path)
+    assert load_tables(path).products[0].images == (str(tmp_path / "hat.png"),)
+
+
+def test_columns_that_no_format_alone_has_are_not_enough(tmp_path):
+    with pytest.raises(TableError, match="the nearest is .* which also needs one of "):
+        read_feed(write(tmp_path / "shop.csv", "sku,name\n1,b\n"))
+
+
 def test_columns_that_fit_two_formats_equally_need_a_choice(tmp_path):
     path = write(tmp_path / "shop.csv", "sku,slug,name,visibility\n1,a,b,c\n")
     with pytest.raises(

@@ -6,7 +6,6 @@ import yaml
 
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.files import read_recipe_file
-from training.recipe.model import attention_of
 from training.recipe.same_recipe import differing_keys
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "training" / "recipes").glob("*.yaml"))
@@ -263,15 +262,10 @@ def test_a_run_that_stopped_before_its_steps_were_measured_is_the_same_run(recip
     assert differing_keys({**timed, "max_steps": 7}, {**timed, "max_steps": 812}) == ["max_steps"]
 
 
-def test_attention_is_chosen_by_name():
-    assert attention_of("auto", on_gpu=False) == "sdpa"
-    assert attention_of("eager", on_gpu=True) == "eager"
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_is_shipped_can_be_read(path, request, monkeypatch):
     monkeypatch.chdir(path.parents[2])
-    if path.name.startswith(("shared_", "shops_")):
+    if path.name.startswith(("shared_", "shops_", "peers_")):
         request.getfixturevalue("shared_data")
     drawn = ["--data", "catalogue"] if "data: [runs/" in path.read_text() else []  # its own command draws the tables
     parsed = parse_recipe([str(path), *drawn])
