@@ -60,6 +60,8 @@ def hits_table(answer: Answer, *, style: str = "simple") -> str:
         answer: the result of a search.
         style (`str`): a tabulate format. Default "simple".
     """
+    if not answer.hits:
+        return "no product was found"
     rows = [
         (
             answer.offset + rank,

@@ -57,6 +57,7 @@ def test_the_table_has_a_line_for_each_product(answer):
     assert lines[2].split()[:2] == ["11", "0.900"]
     assert "1,234.50 EUR" in lines[2]
     assert price_of(answer.hits[6].product) == ""
+    assert hits_table(Answer(())) == "no product was found"
 
 
 def colours(sheet: Image.Image) -> dict[tuple[int, ...], int]:
