@@ -282,7 +282,7 @@ def measure_decisions(
         titles: folder of the labelled titles. Default `None`: they are not measured.
         text_encoder: a frozen text encoder, measured on the titles beside. Default `None`.
         repeats (`int`): samples of labelled pairs for each population. Default 400.
-        products (`int`): drawn products that are listed twice. Default 600.
+        products (`int`): drawn products that are listed twice. Default 1,200.
 
     Returns: the content of the results file.
     """
