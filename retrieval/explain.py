@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import sparse_encode
+from sklearn.linear_model import Lasso
 
 from retrieval.phrases import ExplanationError, Phrase, PhraseDictionary, build_dictionary, phrases_of, shortened
 from retrieval.queries import Query, SearchError
@@ -135,9 +135,9 @@ def decompose(centred_ND: np.ndarray, atom_CD: np.ndarray, *, penalty: float = D
     centred_ND = centred_ND.astype(np.float64)
     norm_N1 = np.linalg.norm(centred_ND, axis=1, keepdims=True)
     unit_ND = centred_ND / np.maximum(norm_N1, 1e-12)
-    weight_NC = sparse_encode(
-        unit_ND, atom_CD.astype(np.float64), algorithm="lasso_cd", alpha=penalty, positive=True, max_iter=5000
-    )
+    # scikit-learn divides the squared error by the number of rows, here D.
+    lasso = Lasso(alpha=penalty / atom_CD.shape[1], fit_intercept=False, positive=True, tol=1e-6, max_iter=20_000)
+    weight_NC = lasso.fit(atom_CD.astype(np.float64).T, unit_ND.T).coef_.reshape(len(unit_ND), len(atom_CD))
     return weight_NC * norm_N1
 
 
