@@ -22,6 +22,8 @@ EARLY = [
     "embed",
     "search",
     "serve",
+    "explain",
+    "decide",
     "mine",
     "annotate",
 ]
@@ -38,6 +40,7 @@ LATE = [
     "ablate",
     "reasoning-study",
     "shops-study",
+    "matching-study",
     "bench",
     "soak",
     "shipped-checkpoint",

@@ -43,7 +43,7 @@ GRID = np.sort(np.random.default_rng(99).beta(4, 0.6, 1_000_000))[::-1]
 
 def true_precision(threshold):
     """Return the mean score of a very large sample above a threshold: the population's precision."""
-    return float(GRID[GRID >= threshold].mean())
+    return float(GRID[threshold <= GRID].mean())
 
 
 def test_promises_hold_on_fresh_data_at_least_as_often_as_stated():
