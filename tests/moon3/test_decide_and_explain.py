@@ -75,6 +75,8 @@ def test_from_pairs_to_label_to_decisions_and_to_the_next_catalogue(twins, tmp_p
     assert pyarrow.parquet.read_table(again / "pairs.parquet").equals(
         pyarrow.parquet.read_table(second / "pairs.parquet")
     )
+    assert main(["decide", twins, "--calibration", str(calibration), "--output", str(again), "--precision", ".9"]) == 2
+    assert "found precision with it; expected none" in capsys.readouterr().err
     values = json.loads(calibration.read_text())
     calibration.write_text(json.dumps(values | {"fingerprint": "model-0"}))
     assert main(["decide", twins, "--calibration", str(calibration), "--output", str(again)]) == 2
