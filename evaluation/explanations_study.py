@@ -91,7 +91,7 @@ def constructed(
             error_D *= noise * np.linalg.norm(sum_D) / np.linalg.norm(error_D)
             sides.append(Side(mean_D + sum_D + error_D, mean_D, tuple(names[row] for row in own)))
         for name in right:
-            found = explain_match(*sides, dictionary, every_phrase=name == "every")
+            found = explain_match(sides[0], sides[1], dictionary, every_phrase=name == "every")
             right[name] += _is_right(found, names[rows[0]])
     return {name: count / pairs for name, count in right.items()}
 

@@ -25,29 +25,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="without labels: draw N candidates to label (default: 300)",
     )
-    parser.add_argument(
-        "--form", default="mm", choices=("mm", "t", "i"), help="vectors of text and picture, text, picture"
-    )
-    parser.add_argument("--neighbours", type=int, default=5, help="nearest products that are candidates (default: 5)")
-    parser.add_argument("--min-cosine", type=float, default=-1.0, help="least cosine of a candidate (default: all)")
-    parser.add_argument("--precision", type=float, default=0.95, help="wanted precision (default: .95)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="confidence of each promise (default: .95)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the division of labels, or of the draw (default: 0)"
-    )
+    parser.add_argument("--form", choices=("mm", "t", "i"), help="vectors of text and picture (default), text, picture")
+    parser.add_argument("--neighbours", type=int, help="nearest products that are candidates (default: 5)")
+    parser.add_argument("--min-cosine", type=float, help="least cosine of a candidate (default: all)")
+    parser.add_argument("--precision", type=float, help="wanted precision (default: .95)")
+    parser.add_argument("--confidence", type=float, help="confidence of each promise (default: .95)")
+    parser.add_argument("--seed", type=int, help="seed of the division of labels, or of the draw (default: 0)")
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Draw pairs to label; or calibrate, decide, and write the decisions. Return 1 if nothing could be decided."""
     from evaluation.decisions_page import decisions_page, labelling_page
     from product_data.atomic_files import write_atomically
+    from product_data.errors import OptionError
     from product_data.outputs import require_writable_folder
     from retrieval.decisions import deciding, files
     from retrieval.decisions.labelled_pairs import read_labelled_pairs
     from retrieval.stores.opening import open_store
 
     names = ("form", "neighbours", "min_cosine", "precision", "confidence", "seed")
-    options = deciding.DecisionOptions(**{name: getattr(chosen, name) for name in names})
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    if chosen.calibration and given:
+        raise OptionError(
+            f"--calibration: found {', '.join(given)} with it; expected none: the calibration has its settings"
+        )
+    options = deciding.DecisionOptions(**given)
     require_writable_folder("--output", chosen.output)
     calibration = files.read_calibration(chosen.calibration) if chosen.calibration else None
     store = open_store(chosen.store)

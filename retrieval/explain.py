@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import sparse_encode
+from sklearn.linear_model import Lasso
 
 from retrieval.phrases import ExplanationError, Phrase, PhraseDictionary, build_dictionary, phrases_of, shortened
 from retrieval.queries import Query, SearchError
@@ -117,12 +117,12 @@ def decompose(centred_ND: np.ndarray, atom_CD: np.ndarray, *, penalty: float = D
     Args:
         centred_ND: (N, D) centred vectors x̃; a vector of zeros has no weights.
         atom_CD: (C, D) centred unit vectors of phrases.
-        penalty (`float`): λ, 0 or more; a phrase whose cosine with x̃ is below λ gets none of it. Default 0.1.
+        penalty (`float`): λ, above 0; a phrase whose cosine with x̃ is below λ gets none of it. Default 0.1.
 
     Shapes: returns (N, C) float64.
 
     Raises:
-        ExplanationError: vectors of different sizes, a vector with a NaN, or a negative penalty.
+        ExplanationError: vectors of different sizes, a vector with a NaN, or a penalty that is not positive.
     """
     if centred_ND.shape[1] != atom_CD.shape[1]:
         raise ExplanationError(
@@ -130,14 +130,14 @@ def decompose(centred_ND: np.ndarray, atom_CD: np.ndarray, *, penalty: float = D
         )
     if not np.isfinite(centred_ND).all() or not np.isfinite(atom_CD).all():
         raise ExplanationError("vectors: found numbers that are not finite; expected finite numbers")
-    if penalty < 0:
-        raise ExplanationError(f"penalty: found {penalty}; expected 0 or more")
+    if not penalty > 0:
+        raise ExplanationError(f"penalty: found {penalty}; expected a number above 0")
     centred_ND = centred_ND.astype(np.float64)
     norm_N1 = np.linalg.norm(centred_ND, axis=1, keepdims=True)
     unit_ND = centred_ND / np.maximum(norm_N1, 1e-12)
-    weight_NC = sparse_encode(
-        unit_ND, atom_CD.astype(np.float64), algorithm="lasso_cd", alpha=penalty, positive=True, max_iter=5000
-    )
+    # scikit-learn divides the squared error by the number of rows, here D.
+    lasso = Lasso(alpha=penalty / atom_CD.shape[1], fit_intercept=False, positive=True, tol=1e-6, max_iter=20_000)
+    weight_NC = lasso.fit(atom_CD.astype(np.float64).T, unit_ND.T).coef_.reshape(len(unit_ND), len(atom_CD))
     return weight_NC * norm_N1
 
 

@@ -133,15 +133,10 @@ def _sequence(fit_P: np.ndarray, pairs: int, precision: float, confidence: float
     above_T = np.array([(descending >= threshold).sum() for threshold in threshold_T])
     expected_T = np.array([descending[:above].mean() for above in above_T])
     decided_T = np.maximum(1, np.round(above_T * pairs / len(descending))).astype(int)
-    chance_T = [_chance(int(n), float(p), precision, confidence) for n, p in zip(decided_T, expected_T, strict=True)]
-    return list(threshold_T[int(np.argmax(chance_T)) :])
-
-
-def _chance(decided: int, expected: float, precision: float, confidence: float) -> float:
-    """Return the probability that a threshold passes, if each decided pair is right with probability `expected`."""
     # The bound is at least the precision if and only if so many right ones are improbable at that precision.
-    wanted = int(binom.isf(1 - confidence, decided, precision)) + 1
-    return float(binom.sf(wanted - 1, decided, expected)) if wanted <= decided else 0.0
+    wanted_T = binom.isf(1 - confidence, decided_T, precision) + 1
+    chance_T = np.where(wanted_T <= decided_T, binom.sf(wanted_T - 1, decided_T, expected_T), 0.0)
+    return list(threshold_T[int(np.argmax(chance_T)) :])
 
 
 def _promised(step: Step, what: str, precision: float, confidence: float) -> str:
@@ -158,7 +153,7 @@ def _refused(steps: Sequence[Step], right_P: np.ndarray, what: str, precision: f
         f"with {pairs} labelled pairs for choosing, no threshold promises a precision of {precision:.0%} for {what!r}"
     )
     need = f"a promise with {confidence:.0%} confidence needs at least {fewest} decided pairs, all of them right"
-    if same < fewest:
+    if same < fewest or not steps:
         share = max(same, 1) / max(pairs, 1)
         return (
             f"{start}: {need}, and {same} are {what!r}; label at least {math.ceil(fewest / share)} pairs for choosing"
