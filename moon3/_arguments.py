@@ -105,3 +105,10 @@ def data_set_of(chosen: argparse.Namespace) -> TripletOptions:
         allow_private=chosen.allow_private_addresses,
     )
     return TripletOptions(columns=columns, sample=chosen.sample, pictures=pictures)
+
+
+def phrases_folder(store: str) -> Path | None:
+    """Return the folder beside a catalogue's vectors that keeps the vectors of its phrases; None for other stores."""
+    from retrieval.vector_files import is_vector_folder
+
+    return Path(store) / "phrases" if is_vector_folder(store) else None

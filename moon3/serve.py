@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-milliseconds", type=float, default=4.0, help="wait for queries to share a batch (default: 4)"
     )
+    parser.add_argument(
+        "--picture-host", nargs="+", default=[], metavar="HOST", help="hosts whose pictures the page may show"
+    )
     parser.add_argument("--log-queries", action="store_true", help="write the words of queries into the log")
     add_device(parser)
 
@@ -45,17 +48,23 @@ def run(chosen: argparse.Namespace) -> None:
     import uvicorn
 
     import evaluation.baselines  # noqa: F401 - registers the kinds of models
+    from evaluation.match_page import heat_maps
+    from moon3._arguments import phrases_folder
     from retrieval.search import open_searcher
     from retrieval.serve.app import create_app
+    from retrieval.serve.explaining import MatchAnswers
     from retrieval.serve.settings import ServiceSettings
 
     settings = ServiceSettings(
         api_key=os.environ.get(KEY_VARIABLE) or None,
         origins=tuple(chosen.allow_origin),
+        picture_hosts=tuple(chosen.picture_host),
         max_requests=chosen.max_requests,
         batch_milliseconds=chosen.batch_milliseconds,
         log_queries=chosen.log_queries,
     )
     with open_searcher(chosen.store, model=chosen.model, device=chosen.device) as searcher:
-        print(f"{searcher.store.about}: http://{chosen.host}:{chosen.port}/openapi.json", file=sys.stderr)
-        uvicorn.run(create_app(searcher, settings), host=chosen.host, port=chosen.port, log_level="warning")
+        answers = MatchAnswers(searcher, phrases_folder(chosen.store), heat_maps)
+        print(f"{searcher.store.about}", file=sys.stderr)
+        print(f"search at http://{chosen.host}:{chosen.port}/ (API: /openapi.json)", file=sys.stderr)
+        uvicorn.run(create_app(searcher, settings, answers), host=chosen.host, port=chosen.port, log_level="warning")

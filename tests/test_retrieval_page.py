@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from shop_exports import HEADER, write_export
 from starlette.testclient import TestClient
 
 from moon3.__main__ import main
-from product_data.catalogue.making import make_catalogue
 from retrieval.serve.settings import ServiceSettings
 from retrieval.stores.ranking import FUSION_DEPTH
 from retrieval.stores.tuning import EXACT_VALUES, LEAST_FILTERED_RECALL, LEAST_RECALL
@@ -25,21 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
 # A server, and processes of Ray: the tests of the stores and of the executors start these.
 ELSEWHERE = ("qdrant=", "ray_data")
-HEADER = [
-    *(
-        "Handle",
-        "Title",
-        "Body (HTML)",
-        "Vendor",
-        "Product Category",
-        "Tags",
-        "Published",
-        "Option1 Name",
-        "Option1 Value",
-    ),
-    *("Variant SKU", "Variant Inventory Qty", "Variant Price", "Image Src", "Image Position"),
-    "Color (product.metafields.shopify.color-pattern)",
-]
 
 
 def commands() -> list[list[str]]:
@@ -51,33 +36,6 @@ def commands() -> list[list[str]]:
     ]
     words = [shlex.split(line, comments=True) for line in lines]
     return [one for one in words if one and one[0] != "pip" and not any(part in " ".join(one) for part in ELSEWHERE)]
-
-
-def write_export(folder: Path) -> None:
-    """Write a shop's export as Shopify writes it, with drawn products; the file of each picture lies beside it."""
-    drawn, queries = make_catalogue(products=24, image_size=128, queries_per_product=1, progress=False)
-    (folder / "images").mkdir()
-    rows = []
-    for place, product in enumerate(drawn):
-        kind, colour = product["category_path"][-1], product["attributes"][0]["value"]
-        handle = "tote-0" if place == 0 else f"{kind.lower().replace(' ', '-')}-{place}"
-        (folder / "images" / f"{handle}.jpg").write_bytes(product["images"][0])
-        source = f"https://cdn.shopify.com/s/files/1/{handle}.jpg?v=1"
-        brand = product["title"].split()[0]
-        cells = [
-            handle,
-            product["title"],
-            "<p>Made to last.</p>",
-            brand,
-            " > ".join(product["category_path"]),
-            "new",
-            "true",
-        ]
-        rows.append([*cells, "Title", "Default Title", f"SKU-{place}", place % 3, 15 + 2 * place, source, 1, colour])
-    with (folder / "products_export.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([HEADER, *rows])
-    photo = next(query["image"] for query in queries if query["type"] == "image")
-    (folder / "photo.jpg").write_bytes(photo)
 
 
 @functools.cache

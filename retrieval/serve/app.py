@@ -5,6 +5,8 @@
     PUT    /products             add or replace products (needs the key)
     DELETE /products             remove products (needs the key)
     GET    /products/{id}        one product
+    POST   /explain              a product and a search's query → which attribute values carry their similarity
+    GET    /                     the page; GET /pictures/{number}/{id}: a product's picture
     GET    /facets               numbers of products by category, brand and availability
     GET    /health, /metrics, /openapi.json
 
@@ -26,17 +28,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from processing_moon import ProductError
 from product_data.errors import OptionError
+from retrieval.phrases import ExplanationError
 from retrieval.queries import SearchError
 from retrieval.search import Searcher, product_as_dict
 from retrieval.serve.batching import BusyError, MicroBatcher
+from retrieval.serve.explaining import MatchAnswers
 from retrieval.serve.logs import log_request, request_logger
 from retrieval.serve.metrics import CONTENT_TYPE, SECONDS, SIZES, Metrics
 from retrieval.serve.openapi import document
+from retrieval.serve.page import read_page
+from retrieval.serve.pictures import ProductPictures
 from retrieval.serve.products import ProductWriter
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import (
@@ -54,19 +60,22 @@ from retrieval.stores.interface import StoreError
 from retrieval.stores.where import Where
 
 EMBED_FIELDS = ("text", "image", "box", "weight")
-_REFUSALS = (SearchError, StoreError, ProductError, OptionError)
+_REFUSALS = (SearchError, StoreError, ProductError, OptionError, ExplanationError)
 _Answer = TypeVar("_Answer")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(searcher: Searcher, settings: ServiceSettings | None = None) -> Starlette:
+def create_app(
+    searcher: Searcher, settings: ServiceSettings | None = None, answers: MatchAnswers | None = None
+) -> Starlette:
     """Return the ASGI application that serves a store.
 
     Args:
         searcher: the store and its model; the application does not close the store.
         settings: limits and keys. Default: `ServiceSettings()`.
+        answers: explains matches. Default: without heat maps, and the phrases' vectors are kept in memory.
     """
-    service = Service(searcher, settings or ServiceSettings())
+    service = Service(searcher, settings or ServiceSettings(), answers or MatchAnswers(searcher))
     origins = list(service.settings.origins)
     cors = Middleware(
         CORSMiddleware,
@@ -90,9 +99,10 @@ class Service:
     Args:
         searcher: the store and its model.
         settings: limits and keys.
+        answers: explains matches.
     """
 
-    def __init__(self, searcher: Searcher, settings: ServiceSettings) -> None:
+    def __init__(self, searcher: Searcher, settings: ServiceSettings, answers: MatchAnswers) -> None:
         self.settings, self.metrics, self.logger = settings, make_metrics(), request_logger()
         self.batcher = MicroBatcher(
             searcher.encoder.encode_queries,
@@ -104,6 +114,8 @@ class Service:
         )
         self.searcher = Searcher(searcher.store, searcher.encoder, encode=self.batcher)
         self.writer = ProductWriter(searcher.store, searcher.encoder, settings)
+        self.pictures, self.answers = ProductPictures(searcher.store, settings), answers
+        self.page_text, self.page_headers = read_page()
         self._threads = anyio.CapacityLimiter(settings.max_requests)
         self._in_work = 0  # changed by the event loop only
 
@@ -116,9 +128,12 @@ class Service:
         limited: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self.search),
             ("POST", "/embed", self.embed),
+            ("POST", "/explain", self.explain),
             ("PUT", "/products", self.upsert),
             ("DELETE", "/products", self.delete),
             ("GET", "/products/{product_id:path}", self.product),
+            ("GET", "/pictures/{number:int}/{product_id:path}", self.picture),
+            ("GET", "/", self.page),
             ("GET", "/facets", self.facets),
         ]
         free: list[tuple[str, Handler]] = [
@@ -158,6 +173,27 @@ class Service:
             }
 
         return JSONResponse(await self._in_thread(work))
+
+    async def explain(self, request: Request) -> Response:
+        """Answer why a product matches a query."""
+        fields = check_fields(await read_fields(request, self.settings), ("product", *QUERY_FIELDS))
+        product_id = fields.pop("product", None)
+        if product_id is None:
+            raise UploadError("product: found none; expected the id of the product that was found")
+        return JSONResponse(
+            await self._in_thread(lambda: self.answers.answer(query_of(fields, self.settings), product_id))
+        )
+
+    async def picture(self, request: Request) -> Response:
+        """Answer with a product's picture, as a small JPEG."""
+        product_id, number = request.path_params["product_id"], request.path_params["number"]
+        data = await self._in_thread(lambda: self.pictures.jpeg(product_id, number))
+        headers = {"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"}
+        return Response(data, media_type="image/jpeg", headers=headers)
+
+    async def page(self, _: Request) -> Response:
+        """Answer with the page."""
+        return HTMLResponse(self.page_text, headers=self.page_headers)
 
     async def upsert(self, request: Request) -> Response:
         """Add or replace products."""

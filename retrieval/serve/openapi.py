@@ -55,6 +55,18 @@ def product_schema() -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": ["product_id"]}
 
 
+def explanation_fields() -> dict[str, Any]:
+    """Return the JSON schema of each field of an explanation, see `retrieval.explain.MatchExplanation`."""
+    number, objects = {"type": "number"}, {"type": "array", "items": {"type": "object"}}
+    return {
+        "form": _STRING,
+        **dict.fromkeys(("cosine", "different", "residual", "common"), number),
+        **dict.fromkeys(("shared", "different_pairs", "heat_maps"), objects),
+        "share_explained": _NUMBER_OR_NULL,
+        "unexplained": {"type": "object", "properties": {"query": number, "product": number}},
+    }
+
+
 def document(settings: ServiceSettings) -> dict[str, Any]:
     """Return the OpenAPI document of the service.
 
@@ -65,6 +77,8 @@ def document(settings: ServiceSettings) -> dict[str, Any]:
     search = {"type": "object", "properties": fields, "additionalProperties": False}
     embed_fields = {name: fields[name] for name in ("text", "image", "box", "weight")}
     embed = {"type": "object", "properties": embed_fields, "additionalProperties": False}
+    asked = {name: fields[name] for name in ("text", "image", "box", "like", "weight")} | {"product": _STRING}
+    explain = {"type": "object", "properties": asked, "required": ["product"], "additionalProperties": False}
     product = product_schema()
     hit_fields = {"rank": {"type": "integer"}, "score": {"type": "number"}, "cosine": _NUMBER_OR_NULL, "form": _STRING}
     hit = {"type": "object", "properties": hit_fields | product["properties"], "required": ["rank", "product_id"]}
@@ -93,6 +107,18 @@ def document(settings: ServiceSettings) -> dict[str, Any]:
     paths = {
         "/search": {"post": _operation("Search products", _object(answer_fields), search, form=True)},
         "/embed": {"post": _operation("Return the vector of a query", _object(vector_fields), embed, form=True)},
+        "/explain": {
+            "post": _operation("Say which values carry a match", _object(explanation_fields()), explain, form=True)
+        },
+        "/": {"get": _operation("Return the page", _STRING, kind="text/html")},
+        "/pictures/{number}/{product_id}": {
+            "get": _operation(
+                "Return a picture of a product, made small",
+                {"type": "string", "format": "binary"},
+                kind="image/jpeg",
+                parameters=[_path("number") | {"schema": {"type": "integer", "minimum": 0}}, _path("product_id")],
+            )
+        },
         "/products": {
             "put": _operation("Add or replace products", number, many) | writes,
             "delete": _operation("Remove products", number, ids) | writes,
@@ -129,6 +155,7 @@ def _operation(
     body: dict[str, Any] | None = None,
     *,
     form: bool = False,
+    kind: str = "application/json",
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return one operation; its errors are objects with "error"."""
@@ -137,10 +164,10 @@ def _operation(
     found: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            "200": {"description": "done", "content": {"application/json": {"schema": answer}}},
+            "200": {"description": "done", "content": {kind: {"schema": answer}}},
             "4XX": error,
         },
     }
     if body is not None:
-        found["requestBody"] = {"required": True, "content": {kind: {"schema": body} for kind in kinds}}
+        found["requestBody"] = {"required": True, "content": {name: {"schema": body} for name in kinds}}
     return found | ({"parameters": parameters} if parameters else {})

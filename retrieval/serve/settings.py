@@ -15,6 +15,7 @@ class ServiceSettings:
         api_key (`str` or `None`): key that a client sends to change products (`Authorization: Bearer KEY`). Default `None`:
             no client can change products.
         origins: origins of web pages that may call the service from a browser (CORS). Default: none.
+        picture_hosts: hosts whose pictures the service fetches for its page, where the store names URLs. Default: none.
         max_body_bytes (`int`): size of a request. Default 8 MiB.
         max_pixels (`int`): width × height of a picture. Default 50 million.
         max_text (`int`): length of the words, in characters. Default 2,000.
@@ -31,6 +32,7 @@ class ServiceSettings:
 
     api_key: str | None = None
     origins: tuple[str, ...] = ()
+    picture_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 2**20
     max_pixels: int = 50_000_000
     max_text: int = 2_000

@@ -25,6 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "image": (str,),
     "box": (list,),
     "like": (str,),
+    "product": (str,),
     "weight": (int, float),
     "k": (int,),
     "offset": (int,),

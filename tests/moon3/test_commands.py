@@ -23,6 +23,8 @@ EARLY = [
     "index",
     "search",
     "serve",
+    "explain",
+    "decide",
     "mine",
     "annotate",
 ]
@@ -39,6 +41,7 @@ LATE = [
     "ablate",
     "reasoning-study",
     "shops-study",
+    "matching-study",
     "bench",
     "soak",
     "soak-embed",

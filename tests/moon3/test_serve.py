@@ -55,7 +55,7 @@ def test_a_folder_of_vectors_is_served_on_this_machine_and_cannot_be_changed(vec
     assert len(served["search"].json()["hits"]) == 2
     assert served["delete"].status_code == 403
     assert "access-control-allow-origin" not in served["allowed"]
-    assert "http://127.0.0.1:8000/openapi.json" in capsys.readouterr().err
+    assert "search at http://127.0.0.1:8000/" in capsys.readouterr().err
 
 
 def test_key_origins_and_port_are_the_operators(vectors, served, monkeypatch):

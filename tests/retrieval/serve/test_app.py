@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +119,51 @@ def test_products_facets_and_health(client):
     assert client.get("/facets", params={"where": "price < 15"}).json()["brand"] == {"Noru": 1, "Tessel": 1}
     assert client.get("/facets", params={"where": "colour = red"}).status_code == 400
     assert client.get("/health").json() == {"status": "ok", "products": 5, "fingerprint": "print"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page, pictures, explanations
+# ---------------------------------------------------------------------------------------------------------------------
+def test_a_match_is_explained_and_its_query_is_checked(client):
+    why = client.post("/explain", json={"text": "blue bag", "product": "p/1"}).json()
+    parts = sum(entry["contribution"] for entry in why["shared"])
+    total = parts + why["different"] + why["residual"] + why["common"]
+    assert total == pytest.approx(why["cosine"], abs=1e-5)
+    assert client.post("/explain", json={"like": "p/2", "product": "p/1"}).json()["cosine"] < 1
+    for fields, message in (
+        ({"text": "bag"}, "product: found none"),
+        ({"product": "p/1"}, "found nothing to search for"),
+        ({"text": "bag", "product": "missing"}, "product: found id 'missing'"),
+        ({"text": "bag", "product": 3}, "product: found int"),
+    ):
+        answer = client.post("/explain", json=fields)
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]
+
+
+def test_only_pictures_that_the_operator_s_feed_names_are_served(searcher, tmp_path):
+    (tmp_path / "photo.png").write_bytes(PHOTO)
+    (tmp_path / "secret.txt").write_text("secret")
+    images = (str(tmp_path / "photo.png"), str(tmp_path / "secret.txt"), "https://pictures.example/1.jpg")
+    (product,) = searcher.store.get(["p/1"])
+    searcher.store.upsert([replace(product, images=images)], {"mm": searcher.store.vectors(["p/1"], "mm")})
+    with TestClient(create_app(searcher, ServiceSettings(api_key=KEY))) as client:
+        found = client.get("/pictures/0/p/1")
+        assert found.headers["content-type"] == "image/jpeg"
+        assert found.content == client.get("/pictures/0/p/1").content
+        assert [client.get(f"/pictures/{number}/p/1").status_code for number in (1, 2, 3)] == [404] * 3
+        named = {"product_id": "x", "title": "x", "images": [str(tmp_path / "photo.png")]}
+        refused = client.put("/products", json={"products": [named]}, headers=AUTHORISED)
+        assert refused.status_code in (400, 409)
+
+
+def test_the_page_runs_its_own_script_alone(client):
+    page = client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert policy.count("sha256-") == 2
+    assert "http" not in re.sub(r"sha256-\S+", "", policy)
+    assert not re.search(r"(src|href)=\"(https?:)?//", page.text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -406,7 +453,7 @@ def test_cross_origin_calls_are_answered_for_the_allowed_origins_only(searcher):
 def test_the_description_names_every_path_and_field_that_the_service_accepts(client):
     described = client.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
-    app_paths = {route.path.replace(":path", "") for route in client.app.routes} - {"/metrics", "/openapi.json"}
+    app_paths = {re.sub(":(path|int)", "", route.path) for route in client.app.routes} - {"/metrics", "/openapi.json"}
     assert set(described["paths"]) == app_paths
     body = described["paths"]["/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
     refused = client.post("/search", json={"unknown": 1}).json()["error"]
@@ -415,6 +462,9 @@ def test_the_description_names_every_path_and_field_that_the_service_accepts(cli
     schema = described["paths"]["/search"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(schema["required"]) == set(answer)
     assert set(answer["hits"][0]) == set(schema["properties"]["hits"]["items"]["properties"])
+    why = client.post("/explain", json={"text": "bag", "product": "p/1"}).json()
+    schema = described["paths"]["/explain"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert set(schema["required"]) == set(why)
 
 
 @pytest.mark.parametrize(

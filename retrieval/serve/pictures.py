@@ -1,0 +1,80 @@
+"""Serve the pictures of a store's products, reduced in size, from the files that the store names."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from urllib.parse import urlsplit
+
+from processing_moon import ProductError
+from processing_moon.images_moon import ImageLimits, open_image
+from retrieval.serve.settings import ServiceSettings
+from retrieval.serve.uploads import UploadError
+from retrieval.stores.interface import Store
+
+SIDE = 480
+"""Longest side of a served picture, in pixels."""
+_KEPT_BYTES = 64 * 2**20
+
+
+class ProductPictures:
+    """Read, reduce and keep the pictures of products.
+
+    Only what the store names is opened: files, because clients cannot name files (see `ProductWriter`), and URLs of hosts
+    that the operator allows.
+
+    Args:
+        store: its products name the pictures.
+        settings: limits of pictures, and the allowed hosts.
+    """
+
+    def __init__(self, store: Store, settings: ServiceSettings) -> None:
+        self.store, self.settings = store, settings
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def jpeg(self, product_id: str, number: int) -> bytes:
+        """Return a picture of a product as a JPEG of at most `SIDE` pixels a side.
+
+        Args:
+            product_id (`str`): the product.
+            number (`int`): place of the picture among the product's, from 0.
+
+        Raises:
+            UploadError: no such product or picture, a picture that cannot be read, or a host that is not allowed (404).
+        """
+        product = self.store.get([product_id])[0]
+        if product is None or number >= len(product.images):
+            raise UploadError(f"picture {number} of product {product_id!r}: not in the store", 404)
+        source = product.images[number]
+        key = (product.digest, source)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        data = self._reduced(source, product_id)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = data
+                self._bytes += len(data)
+            while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= len(self._kept.popitem(last=False)[1])
+        return data
+
+    def _reduced(self, source: str, product_id: str) -> bytes:
+        is_url = "://" in source
+        if is_url and urlsplit(source).hostname not in self.settings.picture_hosts:
+            raise UploadError(f"product {product_id!r}: its picture is on a host that the service does not read", 404)
+        limits = ImageLimits(
+            max_pixels=self.settings.max_pixels, allow_urls=is_url, timeout_seconds=min(self.settings.seconds, 10)
+        )
+        try:
+            picture = open_image(source, item=product_id, limits=limits)
+        except ProductError as error:
+            raise UploadError(f"product {product_id!r}: its picture cannot be read", 404) from error
+        picture.thumbnail((SIDE, SIDE))
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=85)
+        return stream.getvalue()
