@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that prepare pictures and texts (default: on a GPU one for each CPU but one); with ray_data, processes "
+        help="processes that prepare pictures and texts (default: on a GPU one for each CPU but one); with ray, processes "
         "that hold the model (default: 1)",
     )
     parser.add_argument("--full-decoding", action="store_true", help="decode large JPEG files at full scale: slower")
     parser.add_argument(
-        "--executor", choices=("local", "ray_data"), default="local", help="ray_data needs moon3[ray] (default: local)"
+        "--executor", choices=("local", "ray"), default="local", help="ray needs moon3[ray] (default: local)"
     )
     parser.add_argument("--rows-per-shard", type=int, default=2048, help="vectors per file (default: 2048)")
     parser.add_argument(

@@ -13,7 +13,7 @@ from retrieval.product_encoder import default_workers
 from retrieval.reasoning_options import ROW_REASONING
 from retrieval.vector_types import DTYPES
 
-EXECUTORS = ("local", "ray_data")
+EXECUTORS = ("local", "ray")
 """Files of `retrieval/executors/`."""
 
 
@@ -28,9 +28,9 @@ class EmbeddingOptions:
         dtype (`str`): type of the stored vectors: "float32", "float16" or "int8". Default "float32".
         batch_size (`int`): products per batch of the model. Default 32.
         device (`str` or `None`): device of the model. Default: the first GPU, or else the CPU.
-        executor (`str`): "local": this process holds the model; "ray_data": processes of Ray, on one machine or a cluster.
+        executor (`str`): "local": this process holds the model; "ray": processes of Ray, on one machine or a cluster.
         workers (`int` or `None`): of "local", processes that prepare pictures and texts, 0 for a thread of this process; the
-            default is 0 for a model on the CPU, or else one for each CPU but one. Of "ray_data", processes that hold the
+            default is 0 for a model on the CPU, or else one for each CPU but one. Of "ray", processes that hold the
             model; the default is 1.
         reduced_decoding (`bool`): decode large JPEG files at a reduced scale, see `retrieval.product_encoder`. Default True.
         rows_per_shard (`int`): vectors per shard; a killed job loses the shard in work. Default 2048.
@@ -59,7 +59,7 @@ class EmbeddingOptions:
         for name, accepted in (("reasoning", ROW_REASONING), ("dtype", DTYPES), ("executor", EXECUTORS)):
             if getattr(self, name) not in accepted:
                 raise OptionError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(accepted)}")
-        least = int(self.executor == "ray_data")
+        least = int(self.executor == "ray")
         if self.workers is not None and self.workers < least:
             raise OptionError(f"workers={self.workers} with executor={self.executor!r}; expected {least} or more")
         for name in ("batch_size", "rows_per_shard"):

@@ -24,7 +24,7 @@ from retrieval.stores.tuning import EXACT_VALUES, LEAST_FILTERED_RECALL, LEAST_R
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
 # A server, and processes of Ray: the tests of the stores and of the executors start these.
-ELSEWHERE = ("qdrant=", "ray_data")
+ELSEWHERE = ("qdrant=", "--executor ray")
 
 
 def commands() -> list[list[str]]:

@@ -61,7 +61,7 @@ def test_a_feed_is_embedded_and_errors_are_listed(tmp_path, tiny_moon, capsys):
         (["--forms", "t", "t"], "forms: found t t; expected some of mm t i, each once"),
         (["--batch-size", "0"], "batch_size=0; expected 1 or more"),
         (["--workers", "-1"], "workers=-1 with executor='local'; expected 0 or more"),
-        (["--workers", "0", "--executor", "ray_data"], "workers=0 with executor='ray_data'; expected 1 or more"),
+        (["--workers", "0", "--executor", "ray"], "workers=0 with executor='ray'; expected 1 or more"),
         (["--errors", "nowhere"], "nowhere: found neither complete.json nor job.json"),
     ],
 )

@@ -69,9 +69,7 @@ def test_ray_gives_the_same_files_as_the_plain_executor_also_after_a_process_was
     killed = []
     killer = threading.Thread(target=kill_one_after_a_shard, args=(tmp_path / "ray" / "shards", killed))
     killer.start()
-    done = embed_feed(
-        products, tmp_path / "ray", replace(options, executor="ray_data", workers=1), report=lambda said: None
-    )
+    done = embed_feed(products, tmp_path / "ray", replace(options, executor="ray", workers=1), report=lambda said: None)
     killer.join()
     assert killed
     assert (done.embedded, done.failed) == (95, 1)
@@ -87,6 +85,6 @@ def test_ray_gives_the_same_files_as_the_plain_executor_also_after_a_process_was
 
 
 def test_an_error_of_a_process_is_the_error_of_the_job(tmp_path, one_machine, tiny_base):
-    options = EmbeddingOptions(str(tiny_base("qwen3_vl")), executor="ray_data")
+    options = EmbeddingOptions(str(tiny_base("qwen3_vl")), executor="ray")
     with pytest.raises(CheckpointError, match="expected a Moon model"):
         embed_feed(feed(tmp_path, range(2)), tmp_path / "v", options, report=lambda said: None)

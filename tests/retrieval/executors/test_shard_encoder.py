@@ -37,4 +37,4 @@ def test_reasoning_with_a_model_that_does_not_reason_is_refused(tmp_path, tiny_m
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(OptionError, match=r"needs Ray; expected pip install 'moon3\[ray\]'"):
-        next(ray_data.run([], EmbeddingOptions("m", executor="ray_data"), "f"))
+        next(ray_data.run([], EmbeddingOptions("m", executor="ray"), "f"))
