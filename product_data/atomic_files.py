@@ -27,6 +27,26 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
+def file_written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name for a file, and rename the file once it is complete and on the disk.
+
+    After an error the temporary file is removed. A killed process leaves it behind under a name with `PARTIAL`.
+
+    Args:
+        path: the final name; an existing file of that name is replaced.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """Yield a temporary name for a folder, and rename the folder once it is complete.
 
