@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
@@ -75,9 +74,24 @@ def read_products(path: Path) -> Iterator[StoredProduct]:
             for batch in file.iter_batches(_ROWS_PER_GROUP):
                 yield from map(_product, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
-        raise VectorFileError(
-            f"{path}: cannot be read ({error}); expected the products of moon3 embed: run it again"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def read_digests(path: Path) -> dict[str, str]:
+    """Return product id → digest of the products of a file.
+
+    Raises:
+        VectorFileError: as for `read_products`.
+    """
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["product_id", "digest"])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    return dict(zip(table["product_id"].to_pylist(), table["digest"].to_pylist(), strict=True))
+
+
+def _unreadable(path: Path, error: Exception) -> VectorFileError:
+    return VectorFileError(f"{path}: cannot be read ({error}); expected the products of moon3 embed: run it again")
 
 
 def _table(products: Iterable[StoredProduct]) -> pyarrow.Table:
@@ -102,14 +116,13 @@ class SortedProducts:
     """Sort products by id on the disk: sorted files of a bounded size, which are then merged.
 
     Args:
-        folder: a folder for the files; it is emptied first, and `remove` removes it.
+        folder: a new folder for the files, which the caller removes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._held: list[StoredProduct] = []
         self._files: list[Path] = []
-        shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, product: StoredProduct) -> None:
         """Take one product."""
@@ -127,10 +140,6 @@ class SortedProducts:
         self._held.sort(key=attrgetter("product_id"))
         streams = [*map(read_products, self._files), iter(self._held)]
         return write_products(path, map(completed, heapq.merge(*streams, key=attrgetter("product_id"))))
-
-    def remove(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -263,7 +264,8 @@ class VectorFolder:
         self.state, self.embedding = state, state.embedding
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed job left: files that were not written whole, and shards that the last state replaced."""
+        """Remove the work folder, files that were not written whole, and shards that the last state replaced."""
+        shutil.rmtree(self.work_folder, ignore_errors=True)
         for partial in [*self.path.glob(f"*{PARTIAL}"), *self.shards_folder.glob(f"*{PARTIAL}")]:
             partial.unlink()
         if self.state:

@@ -9,37 +9,24 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from folder_holder import holding
 from launched import ROOT, Launched, run
 from tiny_runs import write_recipe
 
 from moon3.__main__ import main as moon3
+from product_data.folder_lock import Owner
 from training.recipe.files import RecipeError
-from training.runs.lock import LOCK_FILE, Owner, alone_in, release, take
+from training.runs.lock import LOCK_FILE, alone_in
 from training.train import main
 
 ONE = SimpleNamespace(process_index=0, world_size=1, device="cpu")
 FORK = multiprocessing.get_context("fork")
 
 
-def _hold(folder):
-    take(folder)
-    time.sleep(600)
-
-
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock of tmp_path/run and does nothing else."""
-    folder = tmp_path / "run"
-    process = FORK.Process(target=_hold, args=(folder,))
-    process.start()
-    give_up = time.monotonic() + 60
-    while not (folder / LOCK_FILE).is_file() or not (folder / LOCK_FILE).read_text().endswith("\n"):
-        assert process.is_alive()
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    yield process
-    process.kill()
-    process.join()
+    with holding(tmp_path / "run", LOCK_FILE) as process:
+        yield process
 
 
 @pytest.fixture
@@ -75,68 +62,30 @@ def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_once_it_is_go
 def test_a_lock_of_another_machine_is_refused_with_what_to_do(tmp_path):
     lock_of(tmp_path, host="gpu7", process=4242)
     here = socket.gethostname()
-    with pytest.raises(
-        RecipeError,
-        match=rf"in use by process 4242 of the machine gpu7 since .*, which {here} cannot check; expected another "
-        rf"folder. If that process has ended, delete {tmp_path}/{LOCK_FILE} and run the same command again",
+    with (
+        pytest.raises(
+            RecipeError,
+            match=rf"in use by process 4242 of the machine gpu7 since .*, which {here} cannot check; expected another "
+            rf"folder. If that process has ended, delete {tmp_path}/{LOCK_FILE} and run the same command again",
+        ),
+        alone_in(tmp_path, ONE),
     ):
-        take(tmp_path)
+        pass
     (tmp_path / LOCK_FILE).unlink()
     with alone_in(tmp_path, ONE):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"process": 2**22 + 1}, {"started": 1}, {"boot": "before the machine was started again"}],
-    ids=["no such process", "its number is another process's now", "the machine was started again"],
-)
-def test_a_lock_whose_process_is_gone_is_taken_over(tmp_path, changes):
-    lock_of(tmp_path, **changes)
-    take(tmp_path)
-    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
-
-
-@pytest.mark.parametrize("text", ["", '{"host": "gp', "[]"])
-def test_a_lock_that_was_cut_off_in_writing_is_taken_over(tmp_path, text):
-    (tmp_path / LOCK_FILE).write_text(text)
-    take(tmp_path)
-    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
-
-
 def test_one_process_does_not_run_twice_in_one_folder_either(tmp_path):
-    with alone_in(tmp_path, ONE), pytest.raises(RecipeError, match=f"in use by process {os.getpid()} of this machine"):
-        take(tmp_path)
-    take(tmp_path)
-
-
-def test_the_lock_of_another_process_is_not_released(holder, tmp_path):
-    release(tmp_path / "run")
-    assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["process"] == holder.pid
-
-
-def _try(folder, start, found):
-    start.wait()
-    try:
-        take(folder)
-        found.put(os.getpid())
-    except RecipeError:
-        found.put(None)
-    start.wait()  # the winner lives until all have tried
-
-
-def test_of_many_processes_that_find_a_stale_lock_exactly_one_takes_it(tmp_path):
-    for _ in range(5):
-        lock_of(tmp_path, process=2**22 + 1)
-        start, found = FORK.Barrier(6), FORK.Queue()
-        processes = [FORK.Process(target=_try, args=(tmp_path, start, found)) for _ in range(6)]
-        for process in processes:
-            process.start()
-        winners = [one for one in (found.get(timeout=60) for _ in processes) if one is not None]
-        for process in processes:
-            process.join()
-        assert winners == [json.loads((tmp_path / LOCK_FILE).read_text())["process"]]
+    with (
+        alone_in(tmp_path, ONE),
+        pytest.raises(RecipeError, match=f"in use by process {os.getpid()} of this machine"),
+        alone_in(tmp_path, ONE),
+    ):
+        pass
+    with alone_in(tmp_path, ONE):
+        pass
 
 
 TWO = """
@@ -178,10 +127,13 @@ def test_two_processes_that_train_together_are_refused_together(holder, recipe, 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(
-        RecipeError, match="output_dir: .*Not a directory.*; expected a folder that can be created and written"
+    with (
+        pytest.raises(
+            RecipeError, match="output_dir: .*Not a directory.*; expected a folder that can be created and written"
+        ),
+        alone_in(tmp_path / "file" / "run", ONE),
     ):
-        take(tmp_path / "file" / "run")
+        pass
 
 
 def test_a_second_mining_of_one_folder_is_refused(holder, tmp_path, capsys):
