@@ -35,6 +35,7 @@ class ExactStore(RankingStore):
 
     def __init__(self, dimension: int, fingerprint: str = "", *, first_pass: FirstPass = "none") -> None:
         self.dimension, self.fingerprint, self.first_pass = dimension, fingerprint, first_pass
+        self.about = "exact search in memory"
         self._row: dict[str, int] = {}
         self._ids: list[str] = []
         self._facts: list[bytes] = []
@@ -98,6 +99,20 @@ class ExactStore(RankingStore):
         there = ~np.isnan(vector_ND).all(axis=1)
         self._flat[form].write(rows[there], vector_ND[there])
         self._present[form][rows] = there
+
+    def __contains__(self, product_id: object) -> bool:
+        return product_id in self._row
+
+    def rows(self, product_ids: Iterable[str]) -> np.ndarray:
+        """Return the rows of products that the store has, for `add_vectors`."""
+        return np.array([self._row[product_id] for product_id in product_ids], dtype=np.int64)
+
+    def without_vector(self) -> list[str]:
+        """Return the ids of products that have no vector of any form yet."""
+        there_N = np.zeros(len(self._ids), dtype=bool)
+        for present_N in self._present.values():
+            there_N |= present_N
+        return [product_id for product_id, row in self._row.items() if not there_N[row]]
 
     def delete(self, product_ids: Iterable[str]) -> int:
         """Remove products; return how many of the ids were in the store. `compact` frees their memory."""
@@ -185,9 +200,9 @@ class ExactStore(RankingStore):
                     rows = np.arange(start, min(start + new.block_rows, len(kept)))
                     new.write(rows, old.read(kept[rows]))
                 self._flat[form], self._present[form] = new, self._present[form][kept]
-            for name in ("_ids", "_facts", "_digests"):
-                values = getattr(self, name)
-                setattr(self, name, [values[row] for row in kept])
+            self._ids = [self._ids[row] for row in kept]
+            self._facts = [self._facts[row] for row in kept]
+            self._digests = [self._digests[row] for row in kept]
             self._row = {product_id: row for row, product_id in enumerate(self._ids)}
             self._alive = np.ones(len(kept), dtype=bool)
             self._columns = self._words = None

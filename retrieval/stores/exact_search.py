@@ -38,8 +38,8 @@ class FlatVectors:
         block_rows (`int`): vectors of a block. Default 16384.
         query_rows (`int`): queries of a matrix product. Default 512.
 
-    Memory: `memory_bytes` for what is kept: 4·D bytes a vector, N rounded up to whole blocks; a first pass adds 4 bytes a
-    vector, and "int8" D + 4. A search adds `search_bytes`: the scores and one copy of a block, independent of N.
+    Memory: `memory_bytes` for what is kept: 4·D bytes a vector and room for at most one block more; a first pass adds 4 bytes
+    a vector, and "int8" D + 4. A search adds `search_bytes`: the scores and one copy of a block, independent of N.
 
     Raises:
         StoreError: an unusable first pass.
@@ -76,14 +76,23 @@ class FlatVectors:
         return 4 * self.block_rows * (self.query_rows + self.dimension)
 
     def resize(self, rows: int) -> None:
-        """Make room for a number of vectors; new ones are 0."""
-        while len(self._blocks) * self.block_rows < rows:
-            self._blocks.append(np.zeros((self.block_rows, self.dimension), dtype=np.float32))
-            if self.first_pass != "none":
-                self._scales.append(np.zeros(self.block_rows, dtype=np.float32))
-            if self.first_pass == "int8":
-                self._codes.append(np.zeros((self.block_rows, self.dimension), dtype=np.int8))
+        """Make room for a number of vectors; new ones are 0. The last block doubles until it is full."""
         self.rows = max(self.rows, rows)
+        while self._room() < self.rows:
+            if not self._blocks or len(self._blocks[-1]) == self.block_rows:
+                self._blocks.append(np.zeros((0, self.dimension), dtype=np.float32))
+                self._scales.append(np.zeros(0, dtype=np.float32))
+                self._codes.append(np.zeros((0, self.dimension), dtype=np.int8))
+            wanted = self.rows - self._room() + len(self._blocks[-1])
+            size = min(max(wanted, 2 * len(self._blocks[-1])), self.block_rows)
+            self._blocks[-1] = _grown(self._blocks[-1], size)
+            if self.first_pass != "none":
+                self._scales[-1] = _grown(self._scales[-1], size)
+            if self.first_pass == "int8":
+                self._codes[-1] = _grown(self._codes[-1], size)
+
+    def _room(self) -> int:
+        return sum(map(len, self._blocks))
 
     def write(self, rows_N: np.ndarray, vector_ND: np.ndarray) -> None:
         """Write vectors to distinct rows, after `resize`."""
@@ -189,3 +198,10 @@ class FlatVectors:
         if self.first_pass != "none":
             score_QB.mul_(torch.from_numpy(self._scales[block][places]))
         return score_QB
+
+
+def _grown(old: np.ndarray, size: int) -> np.ndarray:
+    """Return an array with more rows, which are 0."""
+    new = np.zeros((size, *old.shape[1:]), dtype=old.dtype)
+    new[: len(old)] = old
+    return new

@@ -78,6 +78,13 @@ class Store(Protocol):
     dimension: int
     fingerprint: str
     """Fingerprint of the model whose vectors the store holds: see `retrieval.fingerprint`."""
+    about: str
+    """What the store is and where, for messages: "exact search in memory over …"."""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms of which the store has vectors."""
+        ...
 
     def upsert(self, products: Sequence[StoredProduct], vectors: Mapping[str, np.ndarray]) -> None:
         """Add products, or replace those with the same ids.
@@ -88,7 +95,8 @@ class Store(Protocol):
                 no vector of this form.
 
         Raises:
-            StoreError: a wrong dimension, a product without any vector, or an id that occurs twice.
+            StoreError: a wrong dimension, a vector that is not of length 1, a product without any vector, an id that is empty
+                or occurs twice, a text that is not valid Unicode, or another process that writes to the store.
         """
         ...
 
@@ -142,7 +150,8 @@ class Store(Protocol):
     def facets(self, where: Any = None, *, limit: int = 20) -> dict[str, dict[str, int]]:
         """Return for "category", "brand" and "availability" value → number of products, the most frequent first.
 
-        A product counts once for each level of its category; the key of a level is its path, such as "Shoes > Boots".
+        A product counts once for each level of its category; the key of a level is its path, such as "Shoes > Boots". Empty
+        values are not counted.
         """
         ...
 

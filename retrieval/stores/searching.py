@@ -23,6 +23,7 @@ class RankingStore(ABC):
 
     dimension: int
     fingerprint: str
+    about: str
 
     @abstractmethod
     def nearest(
@@ -109,7 +110,7 @@ class RankingStore(ABC):
             for product_id, score in one:
                 product, found = products[product_id], by_id.get(product_id)
                 if product is not None:  # a concurrent writer may have removed it
-                    hits.append(Hit(product, score, found and found.score, found.form if found else ""))
+                    hits.append(Hit(product, score, found.score if found else None, found.form if found else ""))
             answers.append(hits)
         return answers
 
