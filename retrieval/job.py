@@ -29,8 +29,9 @@ from retrieval.executors.shard_encoder import EncodedShard
 from retrieval.fingerprint import model_fingerprint, vector_fingerprint
 from retrieval.finishing import finish
 from retrieval.shard_files import write_shard
+from retrieval.stores.interface import StoreError
 from retrieval.survey import Survey, Surveyor
-from retrieval.vector_files import Embedding, State, VectorFolder, open_or_create
+from retrieval.vector_files import LOCK, Embedding, State, VectorFolder, open_or_create
 
 SAMPLE_BATCHES = 2
 """Batches of the model in the first shard, from which the time is estimated."""
@@ -97,8 +98,8 @@ def embed_feed(
     Raises:
         CheckpointError: a model that cannot be used, or vectors that are not finite.
         EmbeddingJobError: a feed without products, or with less than half of the products of the last complete state.
+        FolderInUseError: another job uses the folder.
         JobInterruptedError: the disk is full.
-        LockError: another job uses the folder.
         TableError: an id that occurs twice.
         VectorFileError: a folder with other contents, or a file of it that cannot be read.
     """
@@ -109,7 +110,7 @@ def embed_feed(
     embedding = Embedding(
         options.model, model_fingerprint(options.model), options.vector_settings(), options.forms, options.dtype
     )
-    with locked(output), full_disk_reported(output):
+    with full_disk_reported(output), locked(output, LOCK):
         folder = open_or_create(output, embedding)
         folder.remove_leftovers()
         fingerprint = vector_fingerprint(embedding.fingerprint, embedding.settings)
@@ -225,12 +226,19 @@ def report_estimate(
 
 
 def sync_store(folder: VectorFolder) -> str:
-    """Bring the folder's store up to date, if it has one, and return a sentence on it."""
+    """Bring the folder's store up to date, if it has one, and return a sentence on it; the vectors are complete in any case."""
     if not folder.store_folder.is_dir():
         return ""
-    from retrieval.stores.opening import sync  # needs moon3[retrieval]
+    from retrieval.stores.opening import create_store, sync  # needs moon3[retrieval]
 
-    return str(sync(folder.path))
+    try:
+        store = create_store(folder.store_folder, folder.dimension, folder.fingerprint)
+        try:
+            return f"its store: {sync(store, folder)}"
+        finally:
+            store.close()
+    except StoreError as error:
+        return f"its store is NOT up to date: {error}"
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
     products.parquet  the facts of all products, sorted by id, see `retrieval.product_facts`
     complete.json     the last complete state: which shards belong to it; written last
     store/            a store, if `moon3 index` made one
-    work/             what a job in work keeps; no part of a state
+    work/, embed.lock what a job in work keeps; no part of a state
 
 A job adds shards under new names and replaces complete.json at its end. Until then readers see the state before it, also
 after the job was killed. Our design; the precedent is the manifest of table formats such as Delta Lake and Iceberg.
@@ -32,7 +32,7 @@ from retrieval.vector_types import unit_vectors
 
 FORMAT = 1
 """Version of the folder's layout."""
-JOB, COMPLETE = "job.json", "complete.json"
+JOB, COMPLETE, LOCK = "job.json", "complete.json", "embed.lock"
 _SHARD = re.compile(r"\d{6,}\.parquet")
 
 
@@ -307,7 +307,7 @@ def open_or_create(path: str | Path, embedding: Embedding) -> VectorFolder:
     """
     folder = Path(path)
     if not is_vector_folder(folder):
-        names = sorted(file.name for file in folder.iterdir() if file.suffix != ".lock") if folder.is_dir() else []
+        names = sorted(file.name for file in folder.iterdir() if file.name != LOCK) if folder.is_dir() else []
         if names or (folder.exists() and not folder.is_dir()):
             raise VectorFileError(
                 f"{folder}: found {names[0] if names else 'a file'}; expected a new or empty folder, or one that moon3 "

@@ -21,7 +21,7 @@ from retrieval.executors.shard_encoder import EncodedShard, ShardEncoder, ShardT
 
 
 class ShardActor:
-    """A process of Ray that holds the model.
+    """A process of Ray that holds the model, which it loads with its first shard.
 
     Args:
         options: options of the job.
@@ -29,12 +29,24 @@ class ShardActor:
     """
 
     def __init__(self, options: EmbeddingOptions, fingerprint: str) -> None:
-        self.encoder = ShardEncoder(options, fingerprint)
+        self.options, self.fingerprint = options, fingerprint
+        self._encoder: ShardEncoder | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        """Encode the shards whose tasks are named in a batch."""
-        encoded = [self.encoder.encode(ShardTask.read(Path(path))) for path in batch["task"]]
-        return {"shard": [pickle.dumps(shard, pickle.HIGHEST_PROTOCOL) for shard in encoded]}
+        """Return the pickled `EncodedShard` of each task of a batch; or, in its place, an error that a user can correct.
+
+        Ray would start a process again that raises an error, and wrap the error in its own.
+        """
+        return {"shard": [pickle.dumps(self._encoded(Path(path)), pickle.HIGHEST_PROTOCOL) for path in batch["task"]]}
+
+    def _encoded(self, path: Path) -> EncodedShard | Exception:
+        try:
+            self._encoder = self._encoder or ShardEncoder(self.options, self.fingerprint)
+            return self._encoder.encode(ShardTask.read(path))
+        except Exception as error:
+            if not hasattr(error, "exit_status"):
+                raise
+            return error
 
 
 def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> Iterator[EncodedShard]:
@@ -49,6 +61,7 @@ def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> I
 
     Raises:
         OptionError: Ray is not installed.
+        CheckpointError: as `ShardEncoder`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -72,7 +85,10 @@ def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> I
             num_gpus=int(options.torch_device().startswith("cuda")),
         )
         for row in shards.iter_rows():
-            yield pickle.loads(row["shard"])
+            shard = pickle.loads(row["shard"])
+            if isinstance(shard, Exception):
+                raise shard
+            yield shard
     finally:
         if is_ours:
             ray.shutdown()
