@@ -9,7 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from evaluation.metrics import bootstrap_interval, recall_at
-from retrieval.upgrade.fitting import ADAPTED, K, NEW_TO_NEW, OLD_TO_OLD, UNADAPTED
+from retrieval.upgrade.fitting import ADAPTED, NEW_TO_NEW, OLD_TO_OLD, UNADAPTED, K
 from retrieval.upgrade.upgrade_folder import Upgrade
 
 SEARCHES = (OLD_TO_OLD, NEW_TO_NEW, UNADAPTED, ADAPTED)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from moon3._arguments import add_device
 
@@ -22,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--traffic", type=Path, help="log of views: a table with the column product_id, and optionally count"
     )
-    parser.add_argument("--feed", help="the feed of OLD (default: the facts in OLD, which name pictures by path or URL)")
+    parser.add_argument(
+        "--feed", help="the feed of OLD (default: the facts in OLD, which name pictures by path or URL)"
+    )
     parser.add_argument("--images-root", type=Path, help="folder that image paths of the feed are relative to")
     parser.add_argument("--batch-size", type=int, default=32, help="products per batch of the model (default: 32)")
     add_device(parser)
@@ -32,7 +37,6 @@ def run(chosen: argparse.Namespace) -> None:
     """Fit the adapter if there is none yet, print what it recovers, and backfill."""
     from evaluation.upgrade_report import upgrade_report
     from product_data.errors import OptionError
-    from product_data.feeds.reading import read_feed
     from retrieval.upgrade.upgrading import UpgradeOptions, backfill, read_traffic, upgrade_folder
 
     if chosen.traffic is not None and chosen.backfill is None:
@@ -41,7 +45,14 @@ def run(chosen: argparse.Namespace) -> None:
     options = UpgradeOptions(
         chosen.new, chosen.sample, chosen.seed, chosen.batch_size, chosen.device, imports=("evaluation.baselines",)
     )
-    products = None if chosen.feed is None else lambda: read_feed(chosen.feed, images_root=chosen.images_root)
+    products = None if chosen.feed is None else functools.partial(_products, chosen.feed, chosen.images_root)
     print(upgrade_report(upgrade_folder(chosen.old, options, products)))
     if chosen.backfill is not None:
         print(backfill(chosen.old, options, chosen.backfill, traffic, products))
+
+
+def _products(feed: str, images_root: Path | None) -> Iterable[Any]:
+    """Read the feed, which an upgrade may do more than once."""
+    from product_data.feeds.reading import read_feed
+
+    return read_feed(feed, images_root=images_root)
