@@ -16,7 +16,7 @@ from retrieval.stores.opening import open_store
 from retrieval.upgrade.mixed_store import MixedStore
 from retrieval.upgrade.sampling import UpgradeError
 from retrieval.upgrade.upgrade_folder import Upgrade, UpgradeFolder
-from retrieval.vector_files import VectorFolder
+from retrieval.vector_files import VectorFolder, is_vector_folder
 
 Hashes = dict[tuple[str, str], str]
 """(product id, form) → hash of what the model read, see `retrieval.content_hash`."""
@@ -35,18 +35,35 @@ def open_upgraded(place: str | Path, fingerprint: str) -> Store:
         StoreError: a store that cannot be opened.
     """
     store = open_store(place)
-    if store.fingerprint == fingerprint:
+    found = with_adapter(store, place, fingerprint)
+    if found.fingerprint == fingerprint:
+        return found
+    store.close()
+    upgrade = UpgradeFolder(place).read()
+    known = "no adapter" if upgrade is None else f"an adapter for {upgrade.new.model}"
+    raise UpgradeError(
+        f"{place}: found vectors of the model {store.fingerprint!r} and {known}; expected vectors of the model "
+        f"{fingerprint!r}, or an adapter for it: run moon3 upgrade {place} MODEL"
+    )
+
+
+def with_adapter(store: Store, place: str | Path, fingerprint: str) -> Store:
+    """Return a mixed store if a folder has an adapter from a model to the vectors of its store; otherwise the store.
+
+    Args:
+        store: from `retrieval.stores.opening.open_store`.
+        place: as for `open_store`.
+        fingerprint (`str`): of the model that encodes the queries.
+
+    Raises:
+        UpgradeError: files of an upgrade that cannot be read, or an adapter for another old model.
+    """
+    if store.fingerprint == fingerprint or not is_vector_folder(place):
         return store
     upgrade = UpgradeFolder(place).read()
     if upgrade is None or fingerprint != upgrade.new.fingerprint:
-        store.close()
-        known = "no adapter" if upgrade is None else f"an adapter for {upgrade.new.model}"
-        raise UpgradeError(
-            f"{place}: found vectors of the model {store.fingerprint!r} and {known}; expected vectors of the model "
-            f"{fingerprint!r}, or an adapter for it: run moon3 upgrade {place} MODEL"
-        )
-    vectors = UpgradeFolder(place).vectors()
-    return MixedStore(store, new_group(store, VectorFolder(place), vectors, upgrade), upgrade)
+        return store
+    return MixedStore(store, new_group(store, VectorFolder(place), UpgradeFolder(place).vectors(), upgrade), upgrade)
 
 
 def new_group(old: Store, old_vectors: VectorFolder, new_vectors: VectorFolder | None, upgrade: Upgrade) -> ExactStore:
