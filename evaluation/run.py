@@ -26,11 +26,12 @@ from evaluation.benchmarks.dimensions import evaluate_dimensions
 from evaluation.benchmarks.form_matrix import evaluate_form_matrix
 from evaluation.benchmarks.query_categories import evaluate_query_categories
 from evaluation.benchmarks.retrieval import evaluate_retrieval, search_examples
+from evaluation.contact_sheets import contact_sheet
 from evaluation.data_sets import cutoffs_of, load_data_set, named_source, read_labels
 from evaluation.metrics import CUTOFFS
 from evaluation.provenance import provenance
 from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
-from evaluation.report import contact_sheet, short_name
+from evaluation.report import short_name
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_file, require_writable_folder
 from product_data.reading import ReadingOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import http.client
 import ipaddress
 import socket
@@ -17,6 +18,20 @@ _MAX_REDIRECTS = 5
 _CHUNK = 1 << 16
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IMAGE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+class TransientFetchError(ImageError):
+    """Raised where a second attempt may succeed: a timeout, a broken connection, or a server that is busy.
+
+    Args:
+        reason (`str`): what was found.
+        retry_after (`float` or `None`): the seconds after which the server wants to be asked again, if it says so.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,9 @@ def _check_url(url: str, allow_private: bool = False) -> _Target:
     try:
         resolved = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ImageError(f"host {describe(parts.hostname)} cannot be resolved ({error})") from error
+        transient = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        kind = TransientFetchError if transient else ImageError
+        raise kind(f"host {describe(parts.hostname)} cannot be resolved ({error})") from error
     addresses = [str(entry[4][0]) for entry in resolved]
     for address in addresses:
         if not (allow_private or _is_public(address)):
@@ -105,7 +122,7 @@ def fetch(url: str, *, timeout_seconds: float, max_bytes: int, allow_private: bo
 
     Raises:
         ImageError: an unsupported URL, a host without public addresses, a failed or slow request, or a response that is not
-            an image, or is compressed, truncated or too long.
+            an image, or is compressed, truncated or too long; `TransientFetchError` if a second attempt may succeed.
     """
     deadline = time.monotonic() + timeout_seconds
     start = url
@@ -115,7 +132,9 @@ def fetch(url: str, *, timeout_seconds: float, max_bytes: int, allow_private: bo
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
             why = f"timed out after {timeout_seconds} seconds" if late else f"failed ({error})"
-            raise ImageError(f"fetching {describe(url)} {why}") from error
+            refused = isinstance(error, ssl.SSLCertVerificationError | http.client.InvalidURL)
+            transient = late or (isinstance(error, OSError | http.client.HTTPException) and not refused)
+            raise (TransientFetchError if transient else ImageError)(f"fetching {describe(url)} {why}") from error
         if isinstance(response, bytes):
             return response
         url = urllib.parse.urljoin(url, response)
@@ -146,7 +165,10 @@ def _request(target: _Target, deadline: float, max_bytes: int) -> bytes | str:
 
 def _read_body(response: http.client.HTTPResponse, deadline: float, max_bytes: int) -> bytes:
     if response.status != 200:
-        raise ImageError(f"the server responded with {response.status} {response.reason}; expected 200 with an image")
+        reason = f"the server responded with {response.status} {response.reason}; expected 200 with an image"
+        if response.status in _TRANSIENT:
+            raise TransientFetchError(reason, _seconds(response.getheader("Retry-After")))
+        raise ImageError(reason)
     kind = (response.getheader("Content-Type") or "image/").lower()
     if not kind.startswith(_IMAGE_TYPES):
         raise ImageError(f"the server sent {describe(kind)}; expected an image")
@@ -163,5 +185,17 @@ def _read_body(response: http.client.HTTPResponse, deadline: float, max_bytes: i
     if time.monotonic() >= deadline:
         raise TimeoutError
     if response.length:
-        raise ImageError(f"the body ended {response.length} bytes early (truncated); expected the whole image")
+        raise TransientFetchError(f"the body ended {response.length} bytes early (truncated); expected the whole image")
     return bytes(body)
+
+
+def _seconds(header: str | None) -> float | None:
+    """Return the seconds of a header Retry-After: a number, or the time until a date; None if it is neither."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

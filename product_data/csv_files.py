@@ -113,11 +113,11 @@ def read_csv(path: Path, *, errors: str = "strict") -> CsvRows:
                     if len(lines.record) > 1:
                         spanning.append((lines.first, lines.record))
                     else:
-                        shapes.add(_shape(cells[0]))
+                        shapes.add(shape_of(cells[0]))
                 lines.record = []
         except csv.Error as error:
             raise CsvError(_why_not_csv(error, names, lines)) from error
-    rows.swallowed = [cell for first, record in spanning if (cell := _hidden_rows(first, record, names, shapes))]
+    rows.swallowed = [cell for first, record in spanning if (cell := hidden_rows(first, record, names, shapes))]
     return rows
 
 
@@ -157,7 +157,7 @@ def _opening(opened: _Quote, names: list[str], lines: _Lines) -> str:
     return f"line {lines.first + opened.line}{column}: the quote before {opened.after!r}"
 
 
-def _last_quote(record: list[str]) -> _Quote | None:
+def _last_quote(record: list[str], delimiter: str = ",") -> _Quote | None:
     """Return the last quote of a record that opens a cell, up to the place where the record stops being CSV."""
     quote, cell, at_start, inside = None, 0, True, False
     for number, line in enumerate(record):
@@ -169,9 +169,9 @@ def _last_quote(record: list[str]) -> _Quote | None:
                     place += 1
                 else:
                     inside = False
-                    if line[place + 1 : place + 2] not in ("", ",", "\r", "\n"):
+                    if line[place + 1 : place + 2] not in ("", delimiter, "\r", "\n"):
                         return quote
-            elif not inside and sign == ",":
+            elif not inside and sign == delimiter:
                 cell, at_start = cell + 1, True
                 place += 1
                 continue
@@ -187,23 +187,32 @@ def _begin(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _hidden_rows(first: int, record: list[str], names: list[str], shapes: set[str]) -> SwallowedRows | None:
+def hidden_rows(
+    first: int, record: list[str], names: list[str], shapes: set[str], delimiter: str = ","
+) -> SwallowedRows | None:
     """Return the opening quote of a record whose lines all look like rows, or None.
 
-    A line looks like a row if it has as many commas as the header and a first cell like those of other rows. A quoted
+    A line looks like a row if it has as many delimiters as the header and a first cell like those of other rows. A quoted
     cell may hold line breaks. Its lines also look like rows where one cell begins with an inch sign and a later one
     ends with one; a reader of CSV cannot distinguish these inch signs from quotes.
+
+    Args:
+        first (`int`): number of the record's first line.
+        record: its lines.
+        names: the columns.
+        shapes: `shape_of` the first cells of other rows.
+        delimiter (`str`): default ",".
     """
-    opened = _last_quote(record)
-    if opened is None or len(names) < 2 or any(line.count(",") != len(names) - 1 for line in record):
+    opened = _last_quote(record, delimiter)
+    if opened is None or len(names) < 2 or any(line.count(delimiter) != len(names) - 1 for line in record):
         return None
-    known = {*shapes, _shape(record[0].split(",")[0])}
-    if any(_shape(line.split(",")[0]) not in known for line in record[1:]):
+    known = {*shapes, shape_of(record[0].split(delimiter)[0])}
+    if any(shape_of(line.split(delimiter)[0]) not in known for line in record[1:]):
         return None
     column = names[opened.cell] if opened.cell < len(names) else ""
     return SwallowedRows(first + opened.line, first + len(record) - 1, column, opened.after)
 
 
-def _shape(cell: str) -> str:
+def shape_of(cell: str) -> str:
     """Return a cell with each run of digits written as "9" and each run of letters as "a"."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", cell.strip().strip('"')))

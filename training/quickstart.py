@@ -27,7 +27,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
 from evaluation.benchmarks.retrieval import SearchExample
-from evaluation.report import comparison_table, contact_sheet
+from evaluation.contact_sheets import contact_sheet
+from evaluation.report import comparison_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from product_data.atomic_files import PARTIAL
 from product_data.catalogue.making import write_catalogue

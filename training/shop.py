@@ -21,7 +21,8 @@ import torch
 from tabulate import tabulate
 
 from evaluation.benchmarks.retrieval import search_examples
-from evaluation.report import comparison_table, contact_sheet
+from evaluation.contact_sheets import contact_sheet
+from evaluation.report import comparison_table
 from processing_moon import ProductError, open_image
 from product_data.atomic_files import read_lines, write_atomically
 from product_data.reading import ReadingOptions

@@ -12,8 +12,8 @@ from PIL import ImageDraw, ImageFont
 
 from evaluation import fonts
 from evaluation.benchmarks.retrieval import SearchExample
+from evaluation.contact_sheets import contact_sheet
 from evaluation.fonts import font_for, readable
-from evaluation.report import contact_sheet
 from product_data.tables import ProductRow, QueryRow
 
 THAI, CHINESE, FIRE = "รองเท้า", "红色连衣裙", "🔥"

@@ -13,8 +13,9 @@ from PIL import Image
 from table_files import write_table
 
 from evaluation.benchmarks.retrieval import SearchExample
+from evaluation.contact_sheets import contact_sheet
 from evaluation.fonts import font_for
-from evaluation.report import comparison_table, contact_sheet, read_results, results_table
+from evaluation.report import comparison_table, read_results, results_table
 from moon3.__main__ import main
 from product_data.tables import ProductRow, QueryRow
 
@@ -288,7 +289,7 @@ def test_the_contact_sheet_frames_right_products_and_survives_bad_pictures(
     ]
     found = tuple((product, 0.5, product.product_id == "a") for product in products)
     asked_for: list[str] = []
-    monkeypatch.setattr("evaluation.report.font_for", lambda text: asked_for.append(text) or font_for(text))
+    monkeypatch.setattr("evaluation.contact_sheets.font_for", lambda text: asked_for.append(text) or font_for(text))
     path = contact_sheet(
         [SearchExample(query, found) for query in queries], tmp_path / "new" / "sheet.png", title="Moon"
     )

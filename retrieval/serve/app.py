@@ -1,0 +1,274 @@
+"""Serve searches of one store over HTTP: JSON in, JSON out.
+
+    POST   /search               words, a picture (base64, or a file of a form), both, or a product → products
+    POST   /embed                words, a picture, or both → their vector
+    PUT    /products             add or replace products (needs the key)
+    DELETE /products             remove products (needs the key)
+    GET    /products/{id}        one product
+    GET    /facets               numbers of products by category, brand and availability
+    GET    /health, /metrics, /openapi.json
+
+The service opens no file and fetches no URL that a client names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from processing_moon import ProductError
+from product_data.errors import OptionError
+from retrieval.queries import SearchError
+from retrieval.search import Searcher, product_as_dict
+from retrieval.serve.batching import BusyError, MicroBatcher
+from retrieval.serve.logs import log_request, request_logger
+from retrieval.serve.metrics import CONTENT_TYPE, SECONDS, SIZES, Metrics
+from retrieval.serve.openapi import document
+from retrieval.serve.products import ProductWriter
+from retrieval.serve.settings import ServiceSettings
+from retrieval.serve.uploads import (
+    OPTION_FIELDS,
+    QUERY_FIELDS,
+    UploadError,
+    check_fields,
+    options_of,
+    query_of,
+    read_body,
+    read_fields,
+    read_json,
+)
+from retrieval.stores.interface import StoreError
+from retrieval.stores.where import Where
+
+EMBED_FIELDS = ("text", "image", "box", "weight")
+_REFUSALS = (SearchError, StoreError, ProductError, OptionError)
+_Answer = TypeVar("_Answer")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(searcher: Searcher, settings: ServiceSettings | None = None) -> Starlette:
+    """Return the ASGI application that serves a store.
+
+    Args:
+        searcher: the store and its model; the application does not close the store.
+        settings: limits and keys. Default: `ServiceSettings()`.
+    """
+    service = Service(searcher, settings or ServiceSettings())
+    origins = list(service.settings.origins)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Content-Type"],
+        max_age=600,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    return Starlette(routes=service.routes(), middleware=[cors] if origins else [], lifespan=lifespan)
+
+
+class Service:
+    """The endpoints of the service, and what they share: batches, metrics, the writer, and the number of requests in work.
+
+    Args:
+        searcher: the store and its model.
+        settings: limits and keys.
+    """
+
+    def __init__(self, searcher: Searcher, settings: ServiceSettings) -> None:
+        self.settings, self.metrics, self.logger = settings, make_metrics(), request_logger()
+        self.batcher = MicroBatcher(
+            searcher.encoder.encode_queries,
+            batch_size=settings.batch_size,
+            milliseconds=settings.batch_milliseconds,
+            queue_size=settings.max_requests,
+            seconds=settings.seconds,
+            observe=lambda size: self.metrics.observe("moon_batch_queries", size),
+        )
+        self.searcher = Searcher(searcher.store, searcher.encoder, encode=self.batcher)
+        self.writer = ProductWriter(searcher.store, searcher.encoder, settings)
+        self._threads = anyio.CapacityLimiter(settings.max_requests)
+        self._in_work = 0
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Answer the queries that wait, and end the thread that encodes."""
+        self.batcher.close()
+
+    def routes(self) -> list[Route]:
+        """Return the routes of the service."""
+        endpoints: list[tuple[str, str, Handler]] = [
+            ("POST", "/search", self.search),
+            ("POST", "/embed", self.embed),
+            ("PUT", "/products", self.upsert),
+            ("DELETE", "/products", self.delete),
+            ("GET", "/products/{product_id:path}", self.product),
+            ("GET", "/facets", self.facets),
+            ("GET", "/health", self.health),
+            ("GET", "/metrics", self.metrics_text),
+            ("GET", "/openapi.json", self.openapi),
+        ]
+        return [Route(path, self._observed(path, handler), methods=[method]) for method, path, handler in endpoints]
+
+    async def search(self, request: Request) -> Response:
+        """Answer a search."""
+        fields = check_fields(await read_fields(request, self.settings), (*QUERY_FIELDS, *OPTION_FIELDS))
+        if self.settings.log_queries:
+            request.state.query = fields.get("text")
+
+        def work() -> dict[str, Any]:
+            options = options_of(fields, self.settings)
+            return self.searcher.search(query_of(fields, self.settings), options).as_dict()
+
+        return JSONResponse(await self._in_thread(work))
+
+    async def embed(self, request: Request) -> Response:
+        """Answer with the vector of a query."""
+        fields = check_fields(await read_fields(request, self.settings), EMBED_FIELDS)
+
+        def work() -> dict[str, Any]:
+            query = query_of(fields, self.settings)
+            vectors_VD = self.searcher.vectors(query)
+            return {
+                "query_form": query.form,
+                "fingerprint": self.searcher.store.fingerprint,
+                "dimension": self.searcher.store.dimension,
+                "vectors": vectors_VD.tolist(),
+            }
+
+        return JSONResponse(await self._in_thread(work))
+
+    async def upsert(self, request: Request) -> Response:
+        """Add or replace products."""
+        fields = await self._keyed_fields(request)
+        return JSONResponse({"written": await self._in_thread(lambda: self.writer.upsert(fields))})
+
+    async def delete(self, request: Request) -> Response:
+        """Remove products."""
+        fields = await self._keyed_fields(request)
+        return JSONResponse({"removed": await self._in_thread(lambda: self.writer.delete(fields))})
+
+    async def product(self, request: Request) -> Response:
+        """Answer with a product."""
+        product_id = request.path_params["product_id"]
+        found = await self._in_thread(lambda: self.searcher.store.get([product_id])[0])
+        if found is None:
+            raise UploadError(f"product {product_id!r}: not in the store", 404)
+        return JSONResponse(product_as_dict(found))
+
+    async def facets(self, request: Request) -> Response:
+        """Answer with the numbers of products by category, brand and availability."""
+        text = request.query_params.get("where")
+        where = None if text is None else Where.parse(text)
+        return JSONResponse(await self._in_thread(lambda: self.searcher.store.facets(where)))
+
+    async def health(self, _: Request) -> Response:
+        """Answer with the number of products, and the fingerprint of the model."""
+        store = self.searcher.store
+        count = await self._in_thread(store.count)
+        return JSONResponse({"status": "ok", "products": count, "fingerprint": store.fingerprint})
+
+    async def metrics_text(self, _: Request) -> Response:
+        """Answer with the metrics in Prometheus' format."""
+        self.metrics.put("moon_requests_in_work", self._in_work)
+        return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def openapi(self, _: Request) -> Response:
+        """Answer with the description of the service."""
+        return JSONResponse(document(self.settings))
+
+    async def _keyed_fields(self, request: Request) -> Mapping[str, Any]:
+        """Return the JSON object of a request that has the key."""
+        if self.settings.api_key is None:
+            raise UploadError("products cannot be changed: the service has no key", 403)
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.settings.api_key.encode()):
+            raise UploadError("authorization: expected Bearer and the service's key", 401)
+        return read_json(await read_body(request, self.settings.max_body_bytes))
+
+    async def _in_thread(self, work: Callable[[], _Answer]) -> _Answer:
+        """Run blocking work in a thread, unless too many requests are in work; a request that is late is abandoned."""
+        with self._lock:
+            if self._in_work >= self.settings.max_requests:
+                raise BusyError(f"{self._in_work} requests are in work")
+            self._in_work += 1
+
+        def counted() -> _Answer:
+            try:
+                return work()
+            finally:
+                with self._lock:
+                    self._in_work -= 1
+
+        with anyio.fail_after(self.settings.seconds):
+            return await anyio.to_thread.run_sync(counted, abandon_on_cancel=True, limiter=self._threads)
+
+    def _observed(self, path: str, handler: Handler) -> Handler:
+        """Return a handler that answers errors, measures, and logs."""
+
+        async def observed(request: Request) -> Response:
+            start = time.perf_counter()
+            status = 500
+            try:
+                response = await _answered(handler, request)
+                status = response.status_code
+                return response
+            finally:
+                self._note(request, path, status, time.perf_counter() - start)
+
+        return observed
+
+    def _note(self, request: Request, path: str, status: int, seconds: float) -> None:
+        labels = {"method": request.method, "path": path}
+        self.metrics.count("moon_requests_total", **labels, status=str(status))
+        self.metrics.observe("moon_request_seconds", seconds, **labels)
+        query = getattr(request.state, "query", None)
+        log_request(self.logger, **labels, status=status, milliseconds=round(1000 * seconds, 1), query=query)
+
+
+async def _answered(handler: Handler, request: Request) -> Response:
+    """Return the answer of a handler, or that of its error."""
+    try:
+        return await handler(request)
+    except UploadError as error:
+        return _error(error.status, str(error))
+    except _REFUSALS as error:
+        return _error(400, str(error))
+    except BusyError as error:
+        return _error(429, f"{error}; try again", {"Retry-After": "1"})
+    except TimeoutError:
+        return _error(504, "the search took too long")
+    except HTTPException as error:
+        return _error(error.status_code, str(error.detail))
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status, headers)
+
+
+def make_metrics() -> Metrics:
+    """Return the metrics of the service, all at zero."""
+    metrics = Metrics()
+    metrics.counter("moon_requests_total", "Requests that were answered.")
+    metrics.gauge("moon_requests_in_work", "Requests in work.")
+    metrics.histogram("moon_request_seconds", "Time from the request to its answer.", SECONDS)
+    metrics.histogram("moon_batch_queries", "Queries in a batch of the model.", SIZES)
+    return metrics

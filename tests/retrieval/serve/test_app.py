@@ -1,0 +1,405 @@
+"""The search service: its answers, its limits, its key, its metrics and what it refuses to open."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import file_of, noise, plain
+from starlette.testclient import TestClient
+
+from product_data.errors import OptionError
+from product_data.rows import ProductRow
+from retrieval.encode import encode, load_for_evaluation
+from retrieval.queries import Query
+from retrieval.query_encoder import QueryEncoder
+from retrieval.search import Searcher
+from retrieval.serve.app import create_app
+from retrieval.serve.logs import request_logger
+from retrieval.serve.settings import ServiceSettings
+from retrieval.stores.exact import ExactStore
+from retrieval.stores.interface import StoredProduct
+
+KEY = "a key of this test"
+AUTHORISED = {"Authorization": f"Bearer {KEY}"}
+PHOTO = file_of(noise(64, 64, 3))
+PHOTO_TEXT = base64.b64encode(PHOTO).decode()
+TITLES = ("red shoes", "blue bag", "green mug", "brown tote, leather", "navy cotton shirt")
+
+
+@pytest.fixture(scope="module")
+def moon(tiny_moon: Callable[..., Path]) -> tuple[Any, Any]:
+    return load_for_evaluation(tiny_moon(trained=True), device="cpu")
+
+
+@pytest.fixture
+def searcher(moon: tuple[Any, Any]) -> Searcher:
+    """A searcher over five products of one form."""
+    store = ExactStore(32, "print")
+    vectors = encode(*moon, [{"title": title} for title in TITLES], progress=False).vectors
+    products = [
+        StoredProduct(f"p/{place}", title, brand="Noru" if place % 2 else "Tessel", price=10.0 * place)
+        for place, title in enumerate(TITLES)
+    ]
+    store.upsert(products, {"mm": vectors})
+    return Searcher(store, QueryEncoder(*moon, "print"))
+
+
+@pytest.fixture
+def client(searcher: Searcher) -> Iterator[TestClient]:
+    settings = ServiceSettings(api_key=KEY, max_body_bytes=100_000, max_pixels=100_000, max_text=100, max_k=50)
+    with TestClient(create_app(searcher, settings)) as opened:
+        yield opened
+
+
+def ids(answer: Any) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [hit["product_id"] for hit in answer.json()["hits"]]
+
+
+def expected(searcher: Searcher, query: Query | str, **options: Any) -> list[str]:
+    return [hit.product.product_id for hit in searcher.search(query, **options).hits]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+# ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fields", "query", "options"),
+    [
+        ({"text": "red shoes"}, Query("red shoes"), {}),
+        ({"text": "red shoes", "k": 2, "offset": 1}, Query("red shoes"), {"k": 2, "offset": 1}),
+        ({"text": "red shoes", "where": "price < 25", "forms": ["mm"]}, Query("red shoes"), {"where": "price < 25"}),
+        ({"text": "blue bag", "words": True}, Query("blue bag"), {"words": True}),
+        ({"image": PHOTO_TEXT}, Query(image=PHOTO), {}),
+        ({"image": f"data:image/png;base64,{PHOTO_TEXT}"}, Query(image=PHOTO), {}),
+        ({"image": PHOTO_TEXT, "box": [5, 5, 40, 40]}, Query(image=PHOTO, box=(5, 5, 40, 40)), {}),
+        ({"image": PHOTO_TEXT, "text": "in blue"}, Query("in blue", PHOTO), {}),
+        ({"image": PHOTO_TEXT, "text": "in blue", "weight": 0.5}, Query("in blue", PHOTO, weight=0.5), {}),
+        ({"like": "p/1"}, Query(like="p/1"), {}),
+    ],
+)
+def test_each_kind_of_query_is_answered_as_the_searcher_answers_it(client, searcher, fields, query, options):
+    answer = client.post("/search", json=fields)
+    assert ids(answer) == expected(searcher, query, **options)
+    assert answer.json()["query_form"] == query.form
+    assert json.loads(searcher.search(query, **options).json()).keys() == answer.json().keys()
+
+
+def test_a_form_with_a_file_is_the_same_search(client, searcher):
+    data = {"text": "in blue", "weight": "0.5", "box": "5,5,40,40", "k": "3", "words": "true", "forms": "mm"}
+    answer = client.post("/search", data=data, files={"image": ("photo.png", PHOTO, "image/png")})
+    query = Query("in blue", PHOTO, (5, 5, 40, 40), weight=0.5)
+    assert ids(answer) == expected(searcher, query, k=3, words=True)
+
+
+def test_the_vector_of_a_query_is_the_one_that_is_searched(client, searcher):
+    answer = client.post("/embed", json={"text": "red shoes", "image": PHOTO_TEXT, "weight": 0.3}).json()
+    np.testing.assert_allclose(answer["vectors"], searcher.vectors(Query("red shoes", PHOTO, weight=0.3)), atol=1e-5)
+    assert (answer["dimension"], answer["fingerprint"], answer["query_form"]) == (32, "print", "mm")
+
+
+def test_products_facets_and_health(client):
+    assert client.get("/products/p/1").json()["title"] == "blue bag"
+    assert client.get("/products/none").status_code == 404
+    assert client.get("/facets").json()["brand"] == {"Tessel": 3, "Noru": 2}
+    assert client.get("/facets", params={"where": "price < 15"}).json()["brand"] == {"Noru": 1, "Tessel": 1}
+    assert client.get("/facets", params={"where": "colour = red"}).status_code == 400
+    assert client.get("/health").json() == {"status": "ok", "products": 5, "fingerprint": "print"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "found nothing to search for"),
+        ({"text": "x" * 101}, "text: found 101 characters; expected at most 100"),
+        ({"text": 3}, "text: found int; expected a string"),
+        ({"text": "bag", "k": 0}, "k: found 0"),
+        ({"text": "bag", "k": True}, "k: found bool; expected a whole number"),
+        ({"text": "bag", "k": 51}, "k: found offset + k = 51; expected at most 50"),
+        ({"text": "bag", "colour": "red"}, "colour: unknown field"),
+        ({"text": "bag", "where": "colour = red"}, "expected one of price"),
+        ({"text": "bag", "reasoning": "generate"}, "does not reason"),
+        ({"like": "missing"}, "like: found product id 'missing'"),
+        ({"image": "not base64!"}, "image: not base64"),
+        ({"image": base64.b64encode(b"nonsense").decode()}, "not an image that can be read"),
+        ({"image": base64.b64encode(file_of(plain("red", 400))).decode()}, "too many pixels; expected at most 100000"),
+        ({"image": PHOTO_TEXT, "box": [1, 2]}, "box: found (1, 2)"),
+        ({"image": PHOTO_TEXT, "box": ["a", 0, 1, 1]}, "box: found"),
+    ],
+)
+def test_a_bad_request_is_answered_with_what_is_expected(client, fields, message):
+    answer = client.post("/search", json=fields)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"weight": NaN}', b"[" * 5000])
+def test_a_body_that_is_not_a_json_object_is_refused(client, body):
+    answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "expected a JSON object" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("data", [{"k": "many"}, {"weight": "heavy"}, {"box": "1,2"}, {"words": "perhaps"}])
+def test_a_form_with_a_bad_value_is_refused(client, data):
+    answer = client.post("/search", data={"text": "bag"} | data, files={"image": ("a.png", PHOTO)})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{next(iter(data))}: found")
+
+
+def test_a_file_under_another_name_is_refused(client):
+    answer = client.post("/search", data={"text": "bag"}, files={"photo": ("a.png", PHOTO)})
+    assert (answer.status_code, answer.json()["error"]) == (400, "photo: found a file; expected a file as image only")
+
+
+def test_other_types_methods_and_sizes_have_their_own_status(client):
+    assert client.post("/search", content=b"x", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert client.get("/search").status_code == 405
+    assert client.get("/nowhere").status_code == 404
+    large = client.post("/search", json={"text": "x" * 200_000})
+    assert large.status_code == 413
+    assert "expected at most 100000" in large.json()["error"]
+    broken = client.post("/search", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=y"})
+    assert broken.status_code == 400
+
+
+@pytest.mark.parametrize("place", ["file", "url", "data"])
+def test_no_file_and_no_url_is_opened_on_the_word_of_a_client(client, tmp_path, place, monkeypatch):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(PHOTO)
+    monkeypatch.setattr("processing_moon.images_moon.fetch", lambda *_, **__: pytest.fail("a URL was fetched"))
+    named = {"file": str(secret), "url": "https://example.org/a.jpg", "data": "data:image/png,abc"}[place]
+    answer = client.post("/search", json={"image": named})
+    assert answer.status_code == 400
+    assert "base64" in answer.json()["error"]
+    form = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + named.encode() + b"\r\n--b--\r\n"
+    uploaded = client.post("/search", content=form, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert (uploaded.status_code, uploaded.json()["error"]) == (400, "image: found text; expected a file")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changing products
+# ---------------------------------------------------------------------------------------------------------------------
+def test_products_are_added_replaced_and_removed_with_the_key(client, searcher, moon):
+    product = {
+        "product_id": "new",
+        "title": "striped navy shirt",
+        "category": ["Clothing", "Shirts"],
+        "attributes": {"colour": "navy", "material": ["cotton", "linen"]},
+        "price": 25,
+        "currency": "EUR",
+        "availability": "in_stock",
+        "images": ["https://example.org/shirt.jpg"],
+        "pictures": [PHOTO_TEXT],
+    }
+    assert client.put("/products", json={"products": [product]}, headers=AUTHORISED).json() == {"written": 1}
+    row = ProductRow(
+        "new", "striped navy shirt", category=("Clothing", "Shirts"),
+        attributes={"colour": ("navy",), "material": ("cotton", "linen")}, images=(PHOTO,),
+    )  # fmt: skip
+    own = encode(*moon, [row.record("mm")], progress=False).vectors
+    np.testing.assert_allclose(searcher.store.vectors(["new"], "mm"), own, atol=1e-5)
+    shown = client.get("/products/new").json()
+    assert (shown["price"], shown["images"]) == (25, ["https://example.org/shirt.jpg"])
+    assert "new" in ids(client.post("/search", json={"text": "navy shirt", "where": "category = Clothing"}))
+    client.put("/products", json={"products": [product | {"price": 30}]}, headers=AUTHORISED)
+    assert client.get("/products/new").json()["price"] == 30
+    removed = client.request("DELETE", "/products", json={"product_ids": ["new", "none"]}, headers=AUTHORISED)
+    assert removed.json() == {"removed": 1}
+    assert client.get("/products/new").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("products", "message"),
+    [
+        ([], "expected {"),
+        ("a", "expected {"),
+        (["a"], "products[0]: found str"),
+        ([{"product_id": "a", "titel": "x"}], "products[0]: found titel"),
+        ([{"title": "x"}], "products[0].product_id: found none"),
+        ([{"product_id": "a", "title": 3}], "products[0].title: found int"),
+        ([{"product_id": "a", "title": "x", "availability": "soon"}], "availability: found 'soon'"),
+        ([{"product_id": "a", "title": "x", "price": "9"}], "products[0].price: found '9'"),
+        ([{"product_id": "a", "title": "x", "category": "Shoes"}], "category: found str; expected a list"),
+        ([{"product_id": "a", "title": "x", "attributes": ["a"]}], "attributes: found list"),
+        ([{"product_id": "a", "title": "x", "pictures": ["/etc/passwd!"]}], "products[0].pictures[0]: not base64"),
+        ([{"product_id": "a"}], "product 'a': found nothing to embed"),
+        ([{"product_id": "ok", "title": "x"}, {"product_id": "a", "pictures": ["AAAA"]}], "products[1].pictures[0]"),
+        ([{"product_id": "a", "title": "x"}, {"product_id": "a", "title": "y"}], "'a' occurs twice"),
+    ],
+)
+def test_a_bad_product_is_named_and_nothing_is_written(client, products, message):
+    answer = client.put("/products", json={"products": products}, headers=AUTHORISED)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+    assert client.get("/health").json()["products"] == 5
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}])
+def test_nothing_is_changed_without_the_key(client, searcher, headers):
+    product = {"products": [{"product_id": "new", "title": "bag"}]}
+    assert client.put("/products", json=product, headers=headers).status_code == 401
+    gone = client.request("DELETE", "/products", json={"product_ids": ["p/1"]}, headers=headers)
+    assert gone.status_code == 401
+    with TestClient(create_app(searcher)) as without_key:
+        assert without_key.put("/products", json=product, headers=AUTHORISED).status_code == 403
+    assert client.get("/health").json()["products"] == 5
+
+
+def test_ids_to_remove_must_be_a_list(client):
+    answer = client.request("DELETE", "/products", json={"product_ids": "p/1"}, headers=AUTHORISED)
+    assert (answer.status_code, client.get("/health").json()["products"]) == (400, 5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Load
+# ---------------------------------------------------------------------------------------------------------------------
+class Held:
+    """Replace `encode_queries`: calls wait until `go` is set, and their sizes are noted."""
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        self.go, self.started, self.sizes = threading.Event(), threading.Event(), list[int]()
+        self.encode_queries, encoder.encode_queries = encoder.encode_queries, self  # type: ignore[method-assign]
+
+    def __call__(self, queries, reasoning="none"):
+        self.sizes.append(len(queries))
+        self.started.set()
+        assert self.go.wait(20)
+        return self.encode_queries(queries, reasoning)
+
+
+def test_queries_that_arrive_together_share_a_batch_and_keep_their_own_answers(searcher):
+    titles = [*TITLES, "red bag", "blue shoes", "green shirt"]
+    alone = [expected(searcher, title) for title in titles]
+    held = Held(searcher.encoder)
+    with (
+        TestClient(create_app(searcher, ServiceSettings(batch_milliseconds=200))) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        answers = [pool.submit(client.post, "/search", json={"text": title}) for title in titles]
+        held.go.set()
+        assert [ids(answer.result()) for answer in answers] == alone
+        assert max(held.sizes) > 1
+        assert sum(held.sizes) == len(titles)
+        assert "moon_batch_queries_sum 8" in client.get("/metrics").text
+
+
+def test_a_full_service_answers_429_and_works_again(searcher):
+    held = Held(searcher.encoder)
+    with TestClient(create_app(searcher, ServiceSettings(max_requests=2))) as client, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(client.post, "/search", json={"text": title}) for title in TITLES[:2]]
+        assert held.started.wait(10)
+        while "moon_requests_in_work 2" not in client.get("/metrics").text:
+            pass
+        refused = client.post("/search", json={"text": "bag"})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        held.go.set()
+        assert [answer.result().status_code for answer in waiting] == [200, 200]
+        assert client.post("/search", json={"text": "bag"}).status_code == 200
+
+
+def test_a_late_answer_is_504(searcher):
+    held = Held(searcher.encoder)
+    with TestClient(create_app(searcher, ServiceSettings(seconds=0.2))) as client:
+        assert client.post("/search", json={"text": "bag"}).status_code == 504
+        held.go.set()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an operator sees
+# ---------------------------------------------------------------------------------------------------------------------
+def test_metrics_count_requests_by_path_and_status(client):
+    client.post("/search", json={"text": "bag"})
+    client.post("/search", json={})
+    client.get("/products/p/1")
+    text = client.get("/metrics").text
+    assert 'moon_requests_total{method="POST",path="/search",status="200"} 1' in text
+    assert 'moon_requests_total{method="POST",path="/search",status="400"} 1' in text
+    assert 'path="/products/{product_id:path}",status="200"} 1' in text
+    assert 'moon_request_seconds_count{method="POST",path="/search"} 2' in text
+    buckets = [
+        int(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("moon_batch_queries_bucket")
+    ]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 1
+
+
+class Lines(logging.Handler):
+    """Keep what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(json.loads(record.getMessage()))
+
+
+@pytest.mark.parametrize("log_queries", [False, True])
+def test_logs_are_json_lines_and_contain_words_of_queries_only_if_wanted(searcher, log_queries):
+    lines, logger = Lines(), request_logger()
+    logger.addHandler(lines)
+    try:
+        with TestClient(create_app(searcher, ServiceSettings(log_queries=log_queries))) as client:
+            client.post("/search", json={"text": "a secret wish"})
+    finally:
+        logger.removeHandler(lines)
+    assert [(line["path"], line["status"]) for line in lines.found] == [("/search", 200)]
+    assert lines.found[0]["milliseconds"] > 0
+    assert lines.found[0].get("query") == ("a secret wish" if log_queries else None)
+
+
+def test_cross_origin_calls_are_answered_for_the_allowed_origins_only(searcher):
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    with TestClient(create_app(searcher)) as closed:
+        assert "access-control-allow-origin" not in closed.get("/health", headers=asked).headers
+    with TestClient(create_app(searcher, ServiceSettings(origins=("https://shop.example",)))) as opened:
+        assert opened.get("/health", headers=asked).headers["access-control-allow-origin"] == "https://shop.example"
+        other = opened.get("/health", headers={"Origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_description_names_every_path_and_field_that_the_service_accepts(client):
+    described = client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    app_paths = {route.path.replace(":path", "") for route in client.app.routes} - {"/metrics", "/openapi.json"}
+    assert set(described["paths"]) == app_paths
+    body = described["paths"]["/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    refused = client.post("/search", json={"unknown": 1}).json()["error"]
+    assert set(body) == set(refused.partition("expected one of ")[2].split(", "))
+    answer = client.post("/search", json={"text": "bag"}).json()
+    schema = described["paths"]["/search"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert set(schema["required"]) == set(answer)
+    assert set(answer["hits"][0]) == set(schema["properties"]["hits"]["items"]["properties"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_requests": 0}, "max_requests=0"),
+        ({"seconds": 0}, "seconds=0"),
+        ({"batch_milliseconds": -1}, "batch_milliseconds=-1"),
+        ({"api_key": "short"}, "expected a secret of 16 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(OptionError, match=message):
+        ServiceSettings(**settings)
+
+
+def test_the_service_needs_the_model_of_the_store(moon):
+    with pytest.raises(ValueError, match="fingerprint"):
+        create_app(SimpleNamespace(store=ExactStore(32, "a"), encoder=QueryEncoder(*moon, "b")))
