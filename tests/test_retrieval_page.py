@@ -20,7 +20,11 @@ from product_data.catalogue.making import make_catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
-ELSEWHERE = ("qdrant=", "ray_data", "moon3 tables")  # a server, and processes of Ray: tests of the stores and the executors start these
+ELSEWHERE = (
+    "qdrant=",
+    "ray_data",
+    "moon3 tables",
+)  # a server, and processes of Ray: tests of the stores and the executors start these
 HEADER = [
     *(
         "Handle",

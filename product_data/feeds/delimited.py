@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from product_data.csv_files import hidden_rows, shape_of
-from product_data.feeds.text_encoding import detect_encoding
 from product_data.feeds.report import Loss
+from product_data.feeds.text_encoding import detect_encoding
 from product_data.table_files import TableError
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from product_data.categories import CategoryReader
 from product_data.feeds.cells import CellReader, Row
 from product_data.feeds.delimited import DelimitedFile, FeedRow, Note
-from product_data.feeds.text_encoding import Encoding
 from product_data.feeds.feed_format import FeedFormat, format_named, lacking, recognise
 from product_data.feeds.feed_product import FeedProduct
 from product_data.feeds.grouping import FeedIndex
@@ -34,6 +33,7 @@ from product_data.feeds.pictures import PictureFinder, PictureNote
 from product_data.feeds.prices import decimal_sign, decimal_sign_of
 from product_data.feeds.product_builder import ProductBuilder
 from product_data.feeds.report import FeedReport, Loss, LossLog
+from product_data.feeds.text_encoding import Encoding
 from product_data.outputs import require_writable_file
 from product_data.picture_files import PictureFetcher, PictureFetching
 from product_data.table_files import TableError

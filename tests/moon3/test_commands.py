@@ -23,6 +23,7 @@ EARLY = [
     "search",
     "serve",
     "mine",
+    "upgrade",
     "annotate",
 ]
 LATE = [
@@ -38,6 +39,8 @@ LATE = [
     "ablate",
     "reasoning-study",
     "shops-study",
+    "upgrade-study",
+    "form-balance",
     "bench",
     "soak",
     "shipped-checkpoint",

@@ -22,12 +22,15 @@ from retrieval.embedding_options import EmbeddingOptions
 from retrieval.encode import encode, load_for_evaluation
 from retrieval.fingerprint import model_fingerprint
 from retrieval.job import embed_feed
+from retrieval.queries import Query
+from retrieval.query_encoder import QueryEncoder
+from retrieval.search import Searcher
 from retrieval.stores.interface import StoreError
 from retrieval.stores.opening import exact_store, open_store
 from retrieval.stores.where import Where
 from retrieval.upgrade.fitting import ADAPTED, NEW_TO_NEW, OLD_TO_OLD, UNADAPTED
 from retrieval.upgrade.mixed_store import MixedStore
-from retrieval.upgrade.opening import new_group, open_upgraded
+from retrieval.upgrade.opening import new_group, open_upgraded, with_adapter
 from retrieval.upgrade.sampling import UpgradeError
 from retrieval.upgrade.upgrade_folder import UpgradeFolder
 from retrieval.upgrade.upgrading import UpgradeOptions, backfill, facts_as_products, read_traffic, upgrade_folder
@@ -156,6 +159,21 @@ def test_products_as_queries_have_vectors_in_the_new_space(fitted, models):
     records = [product.row.record("mm") for product in facts_as_products(VectorFolder(fitted))]
     assert np.allclose(vectors[:-1], encode(*loaded, records, progress=False).vectors, atol=5e-3)
     assert len(mixed.moved) not in (0, len(ids))
+
+
+def test_a_searcher_with_the_new_model_searches_both_groups(fitted, models, catalogue):
+    def searcher(model):
+        fingerprint = model_fingerprint(model)
+        return Searcher(open_upgraded(fitted, fingerprint), QueryEncoder(*load_for_evaluation(model), fingerprint))
+
+    old, new = searcher(models[0]), searcher(models[1])
+    for query in (catalogue[3].row.title, Query(image=catalogue[4].row.images[0]), Query(like="p0005")):
+        wanted, found = ([hit.product.product_id for hit in one.search(query, k=4).hits] for one in (old, new))
+        assert found == wanted
+    store = open_store(fitted)
+    assert with_adapter(store, fitted, new.store.fingerprint).fingerprint == new.store.fingerprint
+    assert with_adapter(store, fitted, model_fingerprint(models[2])) is store
+    assert with_adapter(store, "qdrant=http://localhost/shop", new.store.fingerprint) is store
 
 
 def test_vectors_of_two_models_are_refused_without_an_adapter(embedded, fitted, models):
