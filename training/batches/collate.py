@@ -97,8 +97,8 @@ class PairCollator:
             records = [product for pair in left for product in pair.products]
             products = self.processor(products=records, form="mm", **self.options)
             earlier = self._by_earlier(records)
-            unread = [*products.skipped, *([] if earlier is None else earlier.skipped)]
-            bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in unread}
+            unread = {skip.index: skip for skip in [*([] if earlier is None else earlier.skipped), *products.skipped]}
+            bad = {skip.index for skip in queries.skipped} | {owners[index] for index in unread}
             if not bad:
                 batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
                 batch |= {} if earlier is None else {"earlier_products": dict(earlier)}
@@ -106,7 +106,7 @@ class PairCollator:
                 shortened = [*_shortened("query", queries, query_records), *_shortened("product", products, records)]
                 return batch | {"shortened": shortened}
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
-            skipped += [_named(skip, records[skip.index]) for skip in unread]
+            skipped += [_named(skip, records[index]) for index, skip in unread.items()]
             tried = [
                 (self._next(pair, attempt), attempt + 1) if index in bad else (pair, attempt)
                 for index, (pair, attempt) in enumerate(zip(left, attempts, strict=True))
