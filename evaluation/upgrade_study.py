@@ -62,7 +62,11 @@ def search_of(model: str, tables: ProductTables, form: str, batch_size: int = 32
         OptionError: a product or query that cannot be read.
     """
     loaded = load_for_evaluation(model)
-    titles = [query_of(row) for row in tables.products]
+    titles = [record for row in tables.products if (record := query_of(row)) is not None]
+    if len(titles) < len(tables.products):
+        raise OptionError(
+            f"{tables.name}: found products without title and picture; expected one of them for each product"
+        )
     sides = (
         ([row.record(form) for row in tables.products], {"kind": "product", "form": form}),
         (titles, {"kind": "query"}),
@@ -192,11 +196,8 @@ def write_upgrade_study(
     require_writable_file("--output", output)
     ids = {row.product_id for row in tables.products}
     queries = [query for query in tables.queries if query.type in _TYPES_OF_FORM[form] and ids & set(query.answers)]
-    if not queries or not all(query_of(row) for row in tables.products):
-        raise OptionError(
-            f"{tables.name}: found {len(queries)} queries for the form {form!r}; expected at least one, and a title or picture "
-            "for each product"
-        )
+    if not queries:
+        raise OptionError(f"{tables.name}: found no query for products of the form {form!r}; expected at least one")
     tables = ProductTables(tables.name, tables.products, queries, tables.report)
     before = search_of(old, tables, form)
     results: dict[str, Any] = {

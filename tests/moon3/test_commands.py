@@ -43,6 +43,7 @@ LATE = [
     "form-balance",
     "bench",
     "soak",
+    "soak-embed",
     "shipped-checkpoint",
 ]
 IN_ORDER = EARLY + LATE
