@@ -26,6 +26,7 @@ EARLY = [
     "explain",
     "decide",
     "mine",
+    "upgrade",
     "annotate",
 ]
 LATE = [
@@ -42,6 +43,8 @@ LATE = [
     "reasoning-study",
     "shops-study",
     "matching-study",
+    "upgrade-study",
+    "form-balance",
     "bench",
     "soak",
     "soak-embed",

@@ -2,8 +2,11 @@
 
 import fnmatch
 
+import torch
 from torch import nn
 
+from retrieval.encode import load_for_evaluation
+from training.encoding.earlier_model import EarlierModel
 from training.errors import RecipeError
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
@@ -25,12 +28,40 @@ def loss_of(arguments: LossArguments) -> DualAlignmentLoss:
         arguments.symmetric_intra,
         arguments.router_loss_weight,
         arguments.sparsity_weight,
+        arguments.compatible_weight,
     )
 
 
 def filter_of(arguments: LossArguments) -> SampleFilter | None:
     """Return the sample filter of a recipe; None if all triplets have the same weight."""
     return SampleFilter(arguments.filter_threshold) if arguments.sample_filter else None
+
+
+def earlier_of(arguments: LossArguments, learner: nn.Module, device: torch.device) -> EarlierModel | None:
+    """Return the earlier model of `compatible_with`, frozen; None if the recipe has none.
+
+    Args:
+        arguments: the recipe's keys of the loss.
+        learner: the model to train.
+        device: the device on which it trains.
+
+    Raises:
+        RecipeError: the checkpoint cannot be loaded, or its vectors have another width.
+    """
+    place = arguments.compatible_with
+    if place is None:
+        return None
+    try:
+        model, processor = load_for_evaluation(place, device=str(device))
+    except (ValueError, OSError, ImportError) as error:
+        raise RecipeError(f"compatible_with: {error}") from error
+    found, expected = model.config.vector_size, learner.config.vector_size
+    if found != expected:
+        raise RecipeError(
+            f"compatible_with: found vectors of width {found} in {place}; expected {expected}, the width of the new model "
+            "(moon.embedding_dim)"
+        )
+    return EarlierModel(model, processor)
 
 
 def check_objective(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from processing_moon import MoonProcessor
 from product_data.tables import ProductTables
-from training.assembly.objective import filter_of, loss_of
+from training.assembly.objective import earlier_of, filter_of, loss_of
 from training.assembly.stream_sources import stream_batches
 from training.batches.buckets import BucketedPairs
 from training.batches.collate import PairCollator
@@ -17,6 +17,7 @@ from training.batches.pairs import PairDataset, PairSource
 from training.batches.streams import StreamCollator, StreamSource, sample_of
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.trainer import ContrastiveTrainer
+from training.encoding.earlier_model import EarlierModel
 from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
 from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.recipe.arguments import Recipe, RecipeError
@@ -54,7 +55,8 @@ def trainer_factory(
     if stage is not None:
         return functools.partial(stage, run, model, processor, data)
     make = _streamed if recipe.data.streaming else _contrastive
-    return functools.partial(make, run, model, processor, data)
+    earlier = earlier_of(recipe.loss, model, recipe.training.device)
+    return functools.partial(make, run, model, processor, data, earlier)
 
 
 def _note_queue(run: Run) -> None:
@@ -93,27 +95,40 @@ def _shared(run: Run, model: nn.Module, processor: MoonProcessor, args: Any) -> 
 
 
 def _streamed(
-    run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
+    run: Run,
+    model: nn.Module,
+    processor: MoonProcessor,
+    data: Any,
+    earlier: EarlierModel | None,
+    args: Any,
+    steps: int,
 ) -> StreamedTrainer:
     recipe = run.recipe
     batches = stream_batches(recipe, args, data, recipe.pairs, steps)
-    collator = StreamCollator(
-        processor, batches.pairs, allow_urls=recipe.data.allow_urls, forms=recipe.loss.dual_alignment
-    )
+    collator = StreamCollator(processor, batches.pairs, **_reading(run, earlier))
     shared = _shared(run, model, processor, args)
-    return StreamedTrainer(batches=batches, data_collator=collator, **shared)
+    return StreamedTrainer(batches=batches, data_collator=collator, earlier=earlier, **shared)
 
 
 def _contrastive(
-    run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
+    run: Run,
+    model: nn.Module,
+    processor: MoonProcessor,
+    data: Any,
+    earlier: EarlierModel | None,
+    args: Any,
+    steps: int,
 ) -> ContrastiveTrainer:
-    recipe = run.recipe
     dataset = pair_dataset(run, args, data, steps)
-    collator = PairCollator(
-        processor, dataset.draw, allow_urls=recipe.data.allow_urls, forms=recipe.loss.dual_alignment
-    )
+    collator = PairCollator(processor, dataset.draw, **_reading(run, earlier))
     shared = _shared(run, model, processor, args)
-    return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, **shared)
+    return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, earlier=earlier, **shared)
+
+
+def _reading(run: Run, earlier: EarlierModel | None) -> dict[str, Any]:
+    recipe = run.recipe
+    processor = None if earlier is None else earlier.processor
+    return {"allow_urls": recipe.data.allow_urls, "forms": recipe.loss.dual_alignment, "earlier": processor}
 
 
 def _cold_start(

@@ -42,6 +42,7 @@ class PairCollator:
         forms: whether to return the modality forms of queries and products, too, for dual alignment. Each picture is
             downloaded and decoded once, whatever the number of forms.
         reasoning: how queries and products are written; see the processor's option. Default: "none".
+        earlier: the processor of an earlier model, which also prepares the products. None: no earlier model.
 
     Raises:
         ValueError: `reasoning` is unknown, or used together with `forms`.
@@ -63,6 +64,7 @@ class PairCollator:
         "products" contain the form "mm" of these rows, and the only form of the others.
         With reasoning "given" or "mixed", "queries" and "products" also contain "labels" (B, T) and (C, T) int64: the
         tokens that the model learns to write, see `training.batches.reasoning_labels.reasoning_labels`.
+        With an earlier model: "earlier_products", the tensors of its processor of the same products.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class PairCollator:
         allow_urls: bool = False,
         forms: bool = False,
         reasoning: str = "none",
+        earlier: Any = None,
     ) -> None:
         if reasoning not in REASONINGS:
             raise ValueError(f"reasoning: found {reasoning!r}; expected one of {', '.join(REASONINGS)}")
@@ -79,7 +82,7 @@ class PairCollator:
             raise ValueError(f"reasoning: {reasoning!r} does not work with forms=True; expected 'none', or forms=False")
         self.processor = processor
         self.substitute = substitute
-        self.forms, self.reasoning = forms, reasoning
+        self.forms, self.reasoning, self.earlier = forms, reasoning, earlier
         self.options: dict[str, Any] = {"on_error": "skip", "allow_urls": allow_urls}
         if reasoning != "none":
             self.options["reasoning"] = reasoning
@@ -93,14 +96,17 @@ class PairCollator:
             owners = [index for index, pair in enumerate(left) for _ in pair.products]
             records = [product for pair in left for product in pair.products]
             products = self.processor(products=records, form="mm", **self.options)
-            bad = {skip.index for skip in queries.skipped} | {owners[skip.index] for skip in products.skipped}
+            earlier = self._by_earlier(records)
+            unread = {skip.index: skip for skip in [*([] if earlier is None else earlier.skipped), *products.skipped]}
+            bad = {skip.index for skip in queries.skipped} | {owners[index] for index in unread}
             if not bad:
                 batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
+                batch |= {} if earlier is None else {"earlier_products": dict(earlier)}
                 query_records = [pair.query for pair in left]
                 shortened = [*_shortened("query", queries, query_records), *_shortened("product", products, records)]
                 return batch | {"shortened": shortened}
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
-            skipped += [_named(skip, records[skip.index]) for skip in products.skipped]
+            skipped += [_named(skip, records[index]) for index, skip in unread.items()]
             tried = [
                 (self._next(pair, attempt), attempt + 1) if index in bad else (pair, attempt)
                 for index, (pair, attempt) in enumerate(zip(left, attempts, strict=True))
@@ -109,6 +115,10 @@ class PairCollator:
             attempts = [attempt for pair, attempt in tried if pair is not None]
         reasons = "; ".join(f"{skip['item']}: {skip['field']}: {skip['reason']}" for skip in skipped[:5])
         raise UnreadableBatchError(f"batch: found no readable pair; expected at least one: {reasons}")
+
+    def _by_earlier(self, records: list[dict[str, Any]]) -> Any:
+        """Return the earlier model's tensors of products; None without one."""
+        return None if self.earlier is None else self.earlier(products=records, form="mm", **self.options)
 
     def _side(self, tensors: Any) -> dict[str, Any]:
         """Return the processor's tensors, with labels if reasoning is given."""
@@ -124,8 +134,8 @@ class PairCollator:
         return self.substitute(pair.position, attempt + 1)
 
     def _opened(self, pair: Pair) -> Pair:
-        """Return the pair, with decoded pictures if forms are used. The processor reports unreadable pictures."""
-        if not self.forms:
+        """Return the pair, with decoded pictures if several inputs show them. The processor reports unreadable ones."""
+        if not self.forms and self.earlier is None:
             return pair
         urls = self.options["allow_urls"]
         query = pair.query

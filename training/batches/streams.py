@@ -440,7 +440,7 @@ class StreamCollator:
     Args:
         processor: the processor.
         pairs: makes the pairs of spare rows; `training.labels.reasoning.ReasonedRows` if reasoning is given.
-        allow_urls, forms, reasoning: see `PairCollator`.
+        allow_urls, forms, reasoning, earlier: see `PairCollator`.
 
     Raises:
         UnreadableBatchError: no row of the batch and no spare can be read.
@@ -456,9 +456,11 @@ class StreamCollator:
         allow_urls: bool = False,
         forms: bool = False,
         reasoning: str = "none",
+        earlier: Any = None,
     ) -> None:
         self.processor, self.pairs = processor, pairs
         self.settings: dict[str, Any] = {"allow_urls": allow_urls, "forms": forms, "reasoning": reasoning}
+        self.settings["earlier"] = earlier
 
     def __call__(self, items: Sequence[Pair | BadRow | StreamRow]) -> dict[str, Any]:
         spares = [item for item in items if isinstance(item, StreamRow)]

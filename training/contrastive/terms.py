@@ -26,7 +26,13 @@ from training.encoding.chunked_encoding import Vectors
 from training.losses.dual_alignment import ContrastiveTerm
 from training.losses.info_nce import NO_TARGET
 from training.losses.sample_filter import SampleFilter
-from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
+from training.parallel.distributed import (
+    first_row,
+    gather_all_with_gradient,
+    gather_ids,
+    gather_with_gradient,
+    mean_rows,
+)
 from training.recipe.loss import LossArguments
 
 GIVEN = "given"
@@ -46,6 +52,7 @@ class Terms:
         gates: expert gates (R, L, E) of the queries of all processes, and the form (R,) of each query, as its index in
             t, i, mm; None for a model without gates.
         measures: values to log, by name.
+        compatible: the term of the queries with the products of an earlier model; None without one.
     """
 
     inter: dict[str, ContrastiveTerm]
@@ -55,6 +62,7 @@ class Terms:
     exclusions: dict[str, FalseNegatives]
     gates: tuple[Tensor, Tensor] | None
     measures: dict[str, Tensor] = field(default_factory=dict)
+    compatible: ContrastiveTerm | None = None
 
 
 def make_terms(
@@ -64,6 +72,7 @@ def make_terms(
     options: LossArguments,
     progress: float,
     sample_filter: SampleFilter | None = None,
+    earlier_ND: Tensor | None = None,
 ) -> Terms:
     """Return the terms of a batch.
 
@@ -77,6 +86,10 @@ def make_terms(
             dual_alignment and the keys of the image terms are read.
         progress: the finished share of the training.
         sample_filter: the filter that weighs triplets. None: all have the same weight.
+        earlier_ND: an earlier model's vectors of the batch's products, without gradient. None: no earlier model.
+
+    Shapes:
+        earlier_ND (N, D) float, rows as in `vectors["products"]`.
     """
     gathered = _Gathered(vectors, inputs, options)
     facts = QueryFacts(inputs["product"][inputs["target"]], inputs["query_group"], inputs["other"], inputs["negative"])
@@ -100,7 +113,42 @@ def make_terms(
                 weight_BP[rows],
             )
     intra = _intra(vectors, inputs, gathered, options) if options.aligns_images else []
-    return Terms(inter, intra, gathered.batch, gathered.target_B, exclusions, gathered.gates, measures)
+    compatible = None
+    if earlier_ND is not None:
+        every_B = torch.arange(len(targets_BP), device=targets_BP.device)
+        exclusion = _exclusion(facts, every_B, gathered, None, options.negative_margin)
+        compatible = compatible_term(vectors["queries"], gathered.earlier(earlier_ND), targets_BP, weight_BP, exclusion)
+    return Terms(inter, intra, gathered.batch, gathered.target_B, exclusions, gathered.gates, measures, compatible)
+
+
+def compatible_term(
+    query_BD: Tensor, earlier_CD: Tensor, target_BP: Tensor, weight_BP: Tensor, excluded: FalseNegatives
+) -> ContrastiveTerm:
+    """Return the term in which the new model's queries look for their answers among an earlier model's products.
+
+    `L_compatible = InfoNCE(r_q^new → r_p^old; r_n^old)`: the earlier model is frozen, so that its candidates take the place
+    of the frozen classifier of the influence loss, and only the new model's queries have a gradient. The candidates are
+    the products of the step in all processes, with hard negatives. The queue is left to the term of the new model: vectors
+    of a frozen model do not age, so a larger batch, not a queue, would add to them.
+
+    Source: backward-compatible training, Shen et al., arXiv 2003.11942 §3.2, equation 6 (L = L_new + λ L_influence); InfoNCE in
+    place of the softmax over classes is our design (precedent: the contrastive form of Zhang et al., arXiv 2204.13919).
+
+    Args:
+        query_BD: the new model's vectors of the queries, in the form in which they were drawn.
+        earlier_CD: the earlier model's vectors of the products of all processes, without gradient.
+        target_BP, weight_BP: the positives of each query and their weights, as in `ContrastiveTerm`.
+        excluded: the mask of false negatives.
+
+    Raises:
+        ValueError: the two models' vectors have different widths.
+    """
+    if query_BD.shape[1] != earlier_CD.shape[1]:
+        raise ValueError(
+            f"earlier_CD: found width {earlier_CD.shape[1]}; expected {query_BD.shape[1]}, as of the queries"
+        )
+    count = mean_rows(len(query_BD), query_BD.device)
+    return ContrastiveTerm(query_BD, earlier_CD, target_BP, count, excluded, weight_BP)
 
 
 class _Gathered:
@@ -108,6 +156,7 @@ class _Gathered:
 
     def __init__(self, vectors: Vectors, inputs: Mapping[str, Any], options: LossArguments) -> None:
         product_ND = vectors["products"]
+        self.spatial = options.spatial_negatives
         own = {"products": product_ND}
         if options.aligns_images:
             rows_t = inputs["product_forms"]["t"]["rows"]
@@ -130,6 +179,11 @@ class _Gathered:
             if options.aligns_images:
                 self.both_product, self.both_group = gather_ids(self.both_product), gather_ids(self.both_group)
         self.target_B = inputs["target"] + self.first
+
+    def earlier(self, earlier_ND: Tensor) -> Tensor:
+        """Return an earlier model's vectors of the products in `batch`, without gradient."""
+        earlier_ND = earlier_ND.detach()
+        return gather_with_gradient(earlier_ND) if self.spatial else earlier_ND
 
     def segments(self, queued: Candidates | None) -> list[Tensor]:
         return [self.batch.vector_CD] if queued is None else [self.batch.vector_CD, queued.vector_CD]

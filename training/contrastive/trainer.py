@@ -20,6 +20,7 @@ from training.batches.negatives import Candidates, DriftProbe, NegativeQueue, Qu
 from training.contrastive.terms import Terms, hits, make_terms
 from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts_of
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
+from training.encoding.earlier_model import EarlierModel
 from training.encoding.momentum_encoder import MomentumEncoder
 from training.encoding.shared_pictures import vision_tower
 from training.libraries.accelerate_library import sharding_backend, zero_stage
@@ -42,7 +43,14 @@ _FORM_METERS = tuple(f"{name}_{form}" for form in FORMS for name in ("loss_inter
 _COLD_START_METERS = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_share")
 _TERM_METERS = ("filtered_share", "queue_drift", *_FORM_METERS, "loss_intra", "loss_aux", "loss_sparsity")
 _SHORTENED = "shortened_share"
-_METERS = (*_ALWAYS, *_TERM_METERS, *_COLD_START_METERS, _SHORTENED)  # the order in checkpoints; append new ones
+_COMPATIBLE = "loss_compatible"
+_METERS = (
+    *_ALWAYS,
+    *_TERM_METERS,
+    *_COLD_START_METERS,
+    _SHORTENED,
+    _COMPATIBLE,
+)  # the order in checkpoints; append new ones
 
 
 class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
@@ -58,6 +66,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         queue: the candidates of past steps.
         options: the recipe's keys of the loss.
         sample_filter: the filter that weighs triplets. None: all have the same weight.
+        earlier: the model whose product vectors the queries must be able to search, too; the collator then has its
+            processor. None: no such model.
         learning_rates: pattern of parameter names → learning rate; see `training.model.parameter_groups.group_by_rate`.
         save_records: called with each checkpoint folder, to write the recipe and the provenance.
         save_processor: called with each checkpoint folder, to save the processor.
@@ -85,6 +95,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         queue: NegativeQueue,
         options: LossArguments | None = None,
         sample_filter: SampleFilter | None = None,
+        earlier: EarlierModel | None = None,
         learning_rates: Mapping[str, float] | None = None,
         save_records: Callable[[Path], None] | None = None,
         save_processor: Callable[[Path], Any] | None = None,
@@ -98,7 +109,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             if use_cache is None:
                 del config.use_cache
         self.options = options or LossArguments()
-        self.sample_filter, self.learning_rates = sample_filter, learning_rates
+        self.sample_filter, self.learning_rates, self.earlier = sample_filter, learning_rates, earlier
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self.sharded = sharding_backend() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
@@ -209,14 +220,18 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.note_shortened(inputs["shortened"])
         warm = self.state.global_step >= self._queue_warmup()
         queued = self.queue.items() if warm else None
-        terms = make_terms(vectors, inputs, queued, self.options, self._progress(), self.sample_filter)
+        earlier_ND = None
+        if self.earlier is not None:
+            earlier_ND = self.earlier.encode(inputs["earlier_products"], self.options.encode_chunk_size)
+        terms = make_terms(vectors, inputs, queued, self.options, self._progress(), self.sample_filter, earlier_ND)
         omega = None if terms.gates is None else self._omega(*terms.gates)
         router_loss = None
         if "router" in vectors:
             router_loss = vectors["router"].sum() / encoded_rows(vectors)
         with whole_parameters(self._bare_model(), "preference"):
             sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
-        parts = self._whole_objective(self.objective(terms.inter, terms.intra, omega, router_loss, sparsity), vectors)
+        parts = self.objective(terms.inter, terms.intra, omega, router_loss, sparsity, terms.compatible)
+        parts = self._whole_objective(parts, vectors)
         if self._bare_model().training:
             self.items_of_step += inputs["items"]
         if not torch.isfinite(parts["loss"]):

@@ -50,12 +50,13 @@ class ContrastiveTerm:
 class DualAlignmentLoss(nn.Module):
     """The total objective of MOON2.0.
 
-    `L = Σ_θ ω_θ L_inter^θ + λ L_intra + ρ L_aux + ς L_sparsity`, θ in {t, i, mm}, with
+    `L = Σ_θ ω_θ L_inter^θ + λ L_intra + ρ L_aux + ς L_sparsity + κ L_compatible`, θ in {t, i, mm}, with
     `L_inter^θ = InfoNCE(r_q^θ → r_p^mm; r_n^mm)` and `L_intra = InfoNCE(r_w^i → r_w^t; other products' r^t)`, with
     `symmetric` its mean with `InfoNCE(r_w^t → r_w^i; other products' r^i)`.
 
     Source: MOON2.0, arXiv 2511.12449, dual-level alignment (λ = 1, one direction). ρ, ς and τ are unpublished; λ as a
-    setting and the symmetric form (precedent: CLIP, arXiv 2103.00020) are our design.
+    setting and the symmetric form (precedent: CLIP, arXiv 2103.00020) are our design. L_compatible, for models that
+    search the vectors of an earlier one, is the influence loss of `training.contrastive.terms.compatible_term`.
 
     Args:
         contrastive: `InfoNCELoss` or `MatryoshkaLoss`, applied to every term.
@@ -65,6 +66,7 @@ class DualAlignmentLoss(nn.Module):
         symmetric: whether to add the direction text → image to L_intra.
         router_weight: ρ, the weight of the load-balancing loss, at least 0.
         sparsity_weight: ς, the weight of the entropy of the preference matrix, at least 0.
+        compatible_weight: κ, the weight of the term with an earlier model's products, at least 0.
 
     Raises:
         ValueError: a negative weight or an unknown form.
@@ -81,10 +83,12 @@ class DualAlignmentLoss(nn.Module):
         symmetric: bool = False,
         router_weight: float = 0.0,
         sparsity_weight: float = 0.0,
+        compatible_weight: float = 1.0,
     ) -> None:
         super().__init__()
         given = dict(weights or {})
         named = {"intra_weight": intra_weight, "router_weight": router_weight, "sparsity_weight": sparsity_weight}
+        named |= {"compatible_weight": compatible_weight}
         if not set(given) <= set(FORMS):
             raise ValueError(f"weights: found {sorted(given)}; expected only {', '.join(FORMS)}")
         for name, value in {**{f"weights.{form}": value for form, value in given.items()}, **named}.items():
@@ -94,6 +98,7 @@ class DualAlignmentLoss(nn.Module):
         self.weights = None if weights is None else {form: float(given.get(form, 0.0)) for form in FORMS}
         self.intra_weight, self.symmetric = float(intra_weight), symmetric
         self.router_weight, self.sparsity_weight = float(router_weight), float(sparsity_weight)
+        self.compatible_weight = float(compatible_weight)
 
     @property
     def temperature(self) -> float:
@@ -107,6 +112,7 @@ class DualAlignmentLoss(nn.Module):
         omega: Mapping[str, Tensor] | None = None,
         router_loss: Tensor | None = None,
         sparsity: Tensor | None = None,
+        compatible: ContrastiveTerm | None = None,
     ) -> dict[str, Tensor]:
         """Return the total and its parts.
 
@@ -117,9 +123,11 @@ class DualAlignmentLoss(nn.Module):
             omega: ω_θ of the model, scalars; not used if constant weights are set.
             router_loss: L_aux, a scalar; None for a model without routers.
             sparsity: L_sparsity, a scalar; None for a model without a preference matrix.
+            compatible: the term with the products of an earlier model; None for a training without one.
 
         Shapes:
-            Scalars: "loss"; "loss_inter_t", … for each term; "loss_intra", "loss_aux" and "loss_sparsity" if present.
+            Scalars: "loss"; "loss_inter_t", … for each term; "loss_intra", "loss_aux", "loss_sparsity" and
+            "loss_compatible" if present.
         """
         parts: dict[str, Any] = {f"loss_inter_{form}": term.loss(self.contrastive) for form, term in inter.items()}
         weights = self.weights or omega or {}
@@ -130,6 +138,7 @@ class DualAlignmentLoss(nn.Module):
         for name, value, weight in (
             ("loss_aux", router_loss, self.router_weight),
             ("loss_sparsity", sparsity, self.sparsity_weight),
+            ("loss_compatible", compatible and compatible.loss(self.contrastive), self.compatible_weight),
         ):
             if value is not None:
                 parts[name] = value

@@ -120,7 +120,7 @@ def _check_zero3(recipe: Any) -> None:
                 f"{key}: {', '.join(seen)} cannot be used with ZeRO-3, where all processes must run the vision tower "
                 "together; expected t (text) alone, or training/launch/fsdp2.yaml, which allows every mix"
             )
-    for key in ("dual_alignment", "sparsity_weight"):
+    for key in ("dual_alignment", "sparsity_weight", "compatible_with"):
         if getattr(recipe.loss, key):
             raise ValueError(
                 f"{key}: {getattr(recipe.loss, key)} does not work with ZeRO-3, which shards the weights that it reads; "

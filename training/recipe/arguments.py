@@ -157,6 +157,7 @@ def _resolved(values: dict[str, Any], groups: Iterable[Any]) -> dict[str, Any]:
 def _check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for combinations of keys that do not work, before data or a model is loaded."""
     _check_start(recipe.model)
+    _check_place("compatible_with", recipe.loss.compatible_with)
     _check_start_reasons(recipe)
     _check_streaming(recipe)
     if recipe.loss.encode_chunk_size is not None:
@@ -176,11 +177,15 @@ def _check_start(model: ModelArguments) -> None:
     if (model.base is None) == (model.small_base is None):
         found = "neither is" if model.base is None else "both are"
         raise RecipeError(f"base and small_base: {found} set; expected exactly one of them")
-    name = model.base
+    _check_place("base", model.base)
+
+
+def _check_place(key: str, name: str | None) -> None:
+    """Raise RecipeError for a checkpoint that is neither a folder nor a hub id."""
     if name is None or Path(name).is_dir():
         return
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:  # not a hub id
-        raise RecipeError(f"base: found no folder {Path(name).resolve()}; expected a checkpoint or a hub id")
+        raise RecipeError(f"{key}: found no folder {Path(name).resolve()}; expected a checkpoint or a hub id")
 
 
 def _check_start_reasons(recipe: Recipe) -> None:

@@ -47,6 +47,10 @@ class LossArguments:
         router_loss_weight: ρ, the weight of the load-balancing loss L_aux, which is computed for each forward pass of
             each process. 0: not computed.
         sparsity_weight: ς, the weight of the entropy L_sparsity of moon2's preference matrix. 0: not computed.
+        compatible_with: a folder or hub id of an earlier checkpoint, whose product vectors the queries of the new model
+            can still search (backward-compatible training). It is not trained; its vectors have the same width. null:
+            train without an earlier model. See docs/upgrade.md.
+        compatible_weight: the weight of that term, above 0. Only with `compatible_with`.
         encode_chunk_size: the largest number of queries, or of products, that are encoded at once (GradCache), for
             large batches in little memory. It costs a second forward pass. null: all at once.
     """
@@ -68,6 +72,8 @@ class LossArguments:
     symmetric_intra: bool = False
     router_loss_weight: NotNegative = 0.0
     sparsity_weight: NotNegative = 0.0
+    compatible_with: str | None = None
+    compatible_weight: Positive = 1.0
     encode_chunk_size: Count | None = None
 
     @property
@@ -88,6 +94,12 @@ class LossArguments:
             raise ValueError(
                 "queue_momentum, queue_warmup_steps: have no effect with queue_steps 0; expected queue_steps above 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_compatible(self) -> Self:
+        if self.compatible_with is None and self.compatible_weight != 1.0:
+            raise ValueError(f"compatible_weight: found {self.compatible_weight}; expected only with compatible_with")
         return self
 
     @model_validator(mode="after")

@@ -74,7 +74,7 @@ def _comparable(key: str, recipe: Mapping[str, Any]) -> Any:
     value = _value(key, recipe)
     if key == "data" and isinstance(value, list):
         return [_entry(entry) for entry in value]
-    if key == "base":
+    if key in ("base", "compatible_with"):
         return _path(value)
     if key == "cold_start" and isinstance(value, dict):
         return {name: _number(_comparable(name, value)) for name in value}

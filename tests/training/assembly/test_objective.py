@@ -1,13 +1,16 @@
 """Recipes' loss keys: what they become, what is refused, and a training with all of them through the script."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_runs import assert_same_run, forget_after, losses, write_recipe
 
 from modeling_moon import MoonModel
 from product_data.atomic_files import read_lines
-from training.assembly.objective import check_objective, filter_of, loss_of
+from training.assembly.objective import check_objective, earlier_of, filter_of, loss_of
 from training.assembly.starting_model import make_trainable
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
@@ -55,6 +58,8 @@ def test_every_key_reaches_what_it_names(recipe):
         "symmetric_intra": True,
         "router_loss_weight": 0.01,
         "sparsity_weight": 0.02,
+        "compatible_with": "an/earlier",
+        "compatible_weight": 0.3,
         "encode_chunk_size": 16,
     }
     parsed = parse_recipe(recipe(**values, learning_rates={"*visual*": "5e-1"}))
@@ -66,6 +71,7 @@ def test_every_key_reaches_what_it_names(recipe):
     assert (loss.contrastive.temperature, loss.contrastive.contrastive.block_size) == (0.1, 64)
     assert loss.weights == {"t": 1.0, "i": 0.5, "mm": 2.0}
     assert (loss.intra_weight, loss.symmetric, loss.router_weight, loss.sparsity_weight) == (0.7, True, 0.01, 0.02)
+    assert loss.compatible_weight == 0.3
     assert filter_of(parsed.loss) == SampleFilter(0.7)
     assert parsed.loss.aligns_images
 
@@ -109,6 +115,16 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"router_loss_weight": -1}, "router_loss_weight: found -1"),
         ({"sparsity_weight": -1}, "sparsity_weight: found -1"),
         (
+            {"compatible_with": "./nowhere"},
+            "compatible_with: found no folder .*nowhere; expected a checkpoint or a hub",
+        ),
+        ({"compatible_with": ".", "compatible_weight": 0}, "compatible_weight: found 0; expected a number above 0"),
+        ({"compatible_weight": 0.5}, "compatible_weight: found 0.5; expected only with compatible_with"),
+        (
+            {"compatible_with": ".", "stage": "cold_start", "preset": "moon3"},
+            "compatible_with: found '.'; expected only without stage: cold_start",
+        ),
+        (
             {"encode_chunk_size": 4, "torch_empty_cache_steps": 2},
             "torch_empty_cache_steps: does not work with encode_chunk_size",
         ),
@@ -145,6 +161,47 @@ def test_a_loss_that_the_model_serves_passes(tiny_moon):
     check_objective(arguments, ModelArguments(learning_rates={"*visual*": 0.1}), model)
     with pytest.raises(RecipeError, match="found no trainable parameter like 'lora"):
         check_objective(arguments, ModelArguments(learning_rates={"lora*": 0.1}), model)
+
+
+def test_an_earlier_model_is_loaded_frozen(tiny_moon):
+    folder = tiny_moon("qwen3_vl")
+    learner = MoonModel.from_pretrained(folder)
+    assert earlier_of(LossArguments(), learner, torch.device("cpu")) is None
+    earlier = earlier_of(LossArguments(compatible_with=str(folder)), learner, torch.device("cpu"))
+    assert not earlier.model.training
+    assert not any(parameter.requires_grad for parameter in earlier.model.parameters())
+    inputs = dict(earlier.processor(products=[{"title": "red hat"}, {"title": "a long blue coat"}], form="mm"))
+    whole = earlier.encode(inputs)
+    assert (whole.shape, whole.requires_grad) == ((2, 32), False)
+    assert torch.allclose(earlier.encode(inputs, chunk_size=1), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("another width", "compatible_with: found vectors of width 16 in .*; expected 32, the width of the new model"),
+        ("no checkpoint", "compatible_with: .*found no config.json; expected the folder of a saved checkpoint"),
+    ],
+)
+def test_an_earlier_model_that_the_new_one_cannot_follow_is_refused(tiny_moon, tmp_path, place, message):
+    learner = MoonModel.from_pretrained(tiny_moon("qwen3_vl"))
+    folder = tiny_moon("qwen3_vl", embedding_dim=16) if place == "another width" else tmp_path
+    with pytest.raises(RecipeError, match=message):
+        earlier_of(LossArguments(compatible_with=str(folder)), learner, torch.device("cpu"))
+
+
+def test_a_training_with_an_earlier_model_runs_and_resumes_exactly(tiny_moon, tmp_path):
+    folder = str(tiny_moon("qwen3_vl"))
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", base=folder, compatible_with=folder, queue_steps=2, hard_negatives=1
+    )
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main([str(recipe), "--output_dir", str(whole)]) == 0
+    assert all(line["loss_compatible"] > 0 for line in losses(whole))
+    shutil.copytree(whole, resumed)
+    forget_after(resumed, 2)
+    assert main([str(recipe), "--output_dir", str(resumed)]) == 0
+    assert_same_run(whole, resumed)
 
 
 @pytest.mark.slow

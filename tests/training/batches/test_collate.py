@@ -96,6 +96,31 @@ def test_an_unreadable_picture_takes_its_whole_pair_out_and_is_named(processor, 
     assert torch.equal(batch["products"]["pixel_values"], clean["products"]["pixel_values"])
 
 
+def test_the_earlier_model_s_processor_prepares_the_same_products(processor, tiny_moon):
+    earlier = MoonProcessor.from_pretrained(tiny_moon("qwen3_vl"), max_image_tokens=4, instructions={"product": "x"})
+    pairs = [pair(1), pair(2, images=(b"no picture", None)), pair(3)]
+    batch = PairCollator(processor, earlier=earlier)(pairs)
+    kept = [record for index in (0, 2) for record in pairs[index].products]
+    wanted = earlier(products=kept, form="mm")
+    assert all(torch.equal(batch["earlier_products"][name], wanted[name]) for name in wanted)
+    assert batch["earlier_products"]["input_ids"].shape != batch["products"]["input_ids"].shape
+    assert [skip["item"] for skip in batch["skipped"]] == ["shop/p2+"]
+    plain = PairCollator(processor)(pairs)
+    assert "earlier_products" not in plain
+    assert all(torch.equal(batch["products"][name], plain["products"][name]) for name in plain["products"])
+
+
+def test_a_product_that_only_the_earlier_model_cannot_read_leaves_too(processor):
+    def earlier(products, **options):
+        titled = [dict(record, images=b"broken") if "2-" in record["id"] else record for record in products]
+        return processor(products=titled, **options)
+
+    batch = PairCollator(processor, earlier=earlier)([pair(1), pair(2), pair(3)])
+    assert batch["product"].tolist() == [10, 11, 30, 31]
+    assert [skip["item"] for skip in batch["skipped"]] == ["shop/p2-"]
+    assert len(batch["earlier_products"]["input_ids"]) == 4
+
+
 def test_a_batch_of_which_nothing_is_left_is_an_error_that_names_the_items(processor):
     with pytest.raises(
         UnreadableBatchError, match=r"batch: found no readable pair; expected at least one: q1: image: .*"

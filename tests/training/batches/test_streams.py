@@ -344,6 +344,15 @@ def test_spare_rows_stand_in_for_what_cannot_be_read(tmp_path, shards, processor
     assert isinstance(pairs[row(4)], Pair)
 
 
+def test_a_stream_prepares_its_products_for_an_earlier_model_too(tmp_path, shards, processor):
+    pairs = pairs_of(tmp_path, shards)
+    broken, spare = row(2, doc_image=b"no picture"), StreamRow(0, (0, 0, 57), triplet(7), spare=True)
+    batch = StreamCollator(processor, pairs, earlier=processor)([pairs[entry] for entry in (row(4), broken, spare)])
+    assert [items[1] for items in batch["items"]] == ["mbe/d4", "mbe/d7"]
+    assert all(torch.equal(batch["earlier_products"][name], batch["products"][name]) for name in batch["products"])
+    assert [skip["item"] for skip in batch["skipped"]] == ["mbe/d2"]
+
+
 def test_the_loader_gives_the_same_batches_whatever_the_number_of_workers(tmp_path, shards, processor):
     def load(workers):
         sampler = batches_of(tmp_path, shards, batches=4)

@@ -80,6 +80,30 @@ def test_a_batch_and_its_queue_become_the_loss_of_the_formula(batch):
     assert terms.exclusions["given"].excluded() == 3 * 11 - 3 - sum(map(len, negatives))
 
 
+def test_queries_look_for_their_answers_among_the_products_of_an_earlier_model_too(batch):
+    found, earlier = vectors(), unit(7, 9).requires_grad_()
+    found = {name: value.requires_grad_() for name, value in found.items()}
+    terms = make_terms(found, batch, queue(), LossArguments(), progress=0.0, earlier_ND=earlier)
+    without = make_terms(found, batch, queue(), LossArguments(), progress=0.0)
+    negatives = [[2, 3, 4, 5, 6], [0, 1, 2, 5, 6], [0, 2, 3, 4, 5]]  # the batch's, hard negatives among them; no queue
+    rows = [found["queries"].detach(), earlier.detach()]
+    wanted = slow_loss(*rows, [[0, 1], [3], [6]], [[1.0, 0.2], [0.5], [1.0]], negatives)
+    got = terms.compatible.loss(InfoNCELoss(TEMPERATURE))
+    assert got.item() == pytest.approx(wanted, abs=1e-6)
+    parts = DualAlignmentLoss(InfoNCELoss(TEMPERATURE), compatible_weight=0.3)(terms.inter, compatible=terms.compatible)
+    assert parts["loss"].item() == pytest.approx(loss_of(without) + 0.3 * wanted, abs=1e-6)
+    assert without.compatible is None
+    got.backward()
+    assert found["queries"].grad.abs().min() > 0
+    assert found["products"].grad is None
+    assert earlier.grad is None
+
+
+def test_an_earlier_model_of_another_width_is_refused(batch):
+    with pytest.raises(ValueError, match="earlier_CD: found width 4; expected 6"):
+        make_terms(vectors(), batch, None, LossArguments(), progress=0.0, earlier_ND=torch.ones(7, 4))
+
+
 def test_known_positives_of_other_pairs_become_positives_with_their_weight(batch):
     found = vectors()
     terms = make_terms(found, batch, queue(), LossArguments(several_positives=True), progress=0.0)

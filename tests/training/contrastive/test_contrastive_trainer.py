@@ -199,9 +199,9 @@ def test_a_share_of_all_steps_is_waited_for_before_the_queue_counts(tmp_path):
 def test_the_filter_is_told_how_much_of_the_training_is_done(tmp_path, monkeypatch):
     told = []
 
-    def watched(vectors, inputs, queued, options, progress, sample_filter):
+    def watched(vectors, inputs, queued, options, progress, sample_filter, earlier):
         told.append(progress)
-        return make_terms(vectors, inputs, queued, options, progress, sample_filter)
+        return make_terms(vectors, inputs, queued, options, progress, sample_filter, earlier)
 
     make_terms = contrastive_trainer.make_terms
     monkeypatch.setattr(contrastive_trainer, "make_terms", watched)

@@ -31,7 +31,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(moon2, by_on
 
 def test_chunks_train_as_whole_batches_do(moon2, by_one_process, tmp_path):
     whole = train_all(moon2, tmp_path, GLOBAL_BATCH, chunk=None)
-    assert_same_trainings(whole, by_one_process, ("adapters", "dual_in_chunks", "dual_adapters"))
+    assert_same_trainings(whole, by_one_process, ("adapters", "dual_in_chunks", "dual_adapters", "compatible"))
 
 
 def test_the_queue_is_filled_before_it_is_compared_with(by_one_process):
@@ -49,6 +49,13 @@ def test_every_part_of_the_objective_is_logged(by_one_process):
     assert "queue_drift" in third
     inter = sum(last[f"omega_{form}"] * last[f"loss_inter_{form}"] for form in ("t", "i", "mm"))
     assert last["loss"] == pytest.approx(inter + last["loss_intra"] + 0.1 * last["loss_sparsity"], rel=VALUE)
+
+
+def test_the_term_of_an_earlier_model_is_logged(by_one_process):
+    for line in by_one_process["compatible"][0]:
+        assert line["loss"] > 0.7 * line["loss_compatible"] > 0
+    plain = by_one_process["adapters"][0]
+    assert not any("loss_compatible" in line for line in plain)
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
@@ -70,7 +77,7 @@ def test_each_picture_goes_through_the_tower_once_a_forward_pass(moon2, tmp_path
     assert sum(seen) == (patches if chunk is None else 2 * patches - last)
 
 
-@pytest.mark.parametrize("name", ["adapters", "dual_in_chunks"])
+@pytest.mark.parametrize("name", ["adapters", "dual_in_chunks", "compatible"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(moon2, tmp_path, name):
     saving = {"save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "max_grad_norm": 1.0}
     whole = make_trainer(moon2, tmp_path / "whole", variants(3)[name], GLOBAL_BATCH, **saving)

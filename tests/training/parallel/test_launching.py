@@ -62,6 +62,7 @@ def recipe(**changes):
     model = {"architecture": "moon", "quantization": "none"}
     pairs = {"query_mix": {"i": 1, "t": 1}, "product_mix": {"mm": 1}}
     loss = {"queue_momentum": None, "encode_chunk_size": None, "dual_alignment": False, "sparsity_weight": 0.0}
+    loss |= {"compatible_with": None}
     training = {"train_minutes": None, "world_size": 2}
     groups = {"model": model, "pairs": pairs, "loss": loss, "reasoning": {"stage": "contrastive"}, "training": training}
     for key, value in changes.items():
@@ -182,6 +183,11 @@ def test_deepspeed_says_that_it_needs_a_gpu(monkeypatch):
             3,
             {"query_mix": {"t": 1}, "product_mix": {"t": 1}, "sparsity_weight": 0.1},
             "sparsity_weight: 0.1 does not work with ZeRO-3",
+        ),
+        (
+            3,
+            {"query_mix": {"t": 1}, "product_mix": {"t": 1}, "compatible_with": "earlier"},
+            "compatible_with: earlier does not work with ZeRO-3",
         ),
     ],
 )

@@ -1,0 +1,144 @@
+"""Fit adapters on a sample that both models embedded, choose one on held-out products, and measure it on others.
+
+Shape suffixes: V vectors, Q queries, D width of the new model, E width of the old model, P products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from retrieval.upgrade.adapters import Adapter, fit_affine, fit_network, fit_procrustes
+from retrieval.upgrade.calibration import Calibration, fit_calibration
+from retrieval.upgrade.gallery import Gallery, ranks
+from retrieval.upgrade.sampling import UpgradeError, split
+
+K = 10
+RANKS = (16, 64)
+"""Ranks of the affine correction that are tried, besides the full one."""
+OLD_TO_OLD, NEW_TO_NEW = "old query, old vectors", "new query, new vectors"
+UNADAPTED, ADAPTED = "new query, old vectors, not adapted", "new query, old vectors, adapted"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The vectors of a sample of products by both models, and those of a query for each product.
+
+    Args:
+        old, new: the products' vectors; row v of both is the same product in the same form.
+        new_query_QD: the new model's vectors of the queries.
+        right_Q: the product that each query looks for; at most one query for a product.
+        old_query_QE: the old model's vectors of the queries; `None` if the old model is not available.
+
+    Raises:
+        UpgradeError: rows of old and new that are not the same products.
+    """
+
+    old: Gallery
+    new: Gallery
+    new_query_QD: np.ndarray
+    right_Q: np.ndarray
+    old_query_QE: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not np.array_equal(self.old.product_V, self.new.product_V):
+            raise UpgradeError(
+                f"sample: found {len(self.old.product_V)} old and {len(self.new.product_V)} new vectors of different "
+                "products; expected a pair of vectors for each product and form"
+            )
+
+    def ranks(self, query_QD: np.ndarray, gallery: Gallery, chosen_Q: np.ndarray) -> np.ndarray:
+        """Return the rank of the answer of each chosen query in a gallery."""
+        return ranks(gallery.scores(query_QD[chosen_Q]), [[product] for product in self.right_Q[chosen_Q]])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapter with what was measured of it.
+
+    Args:
+        name (`str`): the adapter that was chosen, such as "affine, rank 64".
+        adapter: new → old, for queries.
+        back: old → new, for the vectors of products as queries ("like this product").
+        calibration: cosines with old vectors → cosines with new ones.
+        chosen_by: adapter → its R@10 on the products that choose.
+        rank_by: search → rank of the answer of each query on the products that measure; the four searches above, and each
+            adapter by its name.
+        calibrated_on (`int`): number of queries that the calibration was fitted on.
+    """
+
+    name: str
+    adapter: Adapter
+    back: Adapter
+    calibration: Calibration
+    chosen_by: dict[str, float]
+    rank_by: dict[str, np.ndarray] = field(default_factory=dict)
+    calibrated_on: int = 0
+
+
+def fit_upgrade(sample: Sample, *, seed: int = 0) -> Fitted:
+    """Fit every adapter on 60 % of the products, choose by R@10 on 20 %, and measure on the other 20 %.
+
+    Of adapters with the same R@10 the one with the higher mean reciprocal rank is chosen, then the simpler one. Every search
+    is among all products of the sample.
+
+    Args:
+        sample: the vectors of both models.
+        seed (`int`): of the parts and of the network. Default 0.
+
+    Raises:
+        UpgradeError: no product that chooses, or none that measures, has a query.
+    """
+    parts = split(len(sample.old), seed=seed)
+    choosing, measuring = (np.flatnonzero(np.isin(sample.right_Q, part)) for part in (parts.choose, parts.measure))
+    if not (len(choosing) and len(measuring)):
+        raise UpgradeError(
+            f"sample: found {len(choosing)} and {len(measuring)} products with a title or picture to search by, among those "
+            "that choose and that measure an adapter; expected at least one of each: enlarge --sample"
+        )
+    fitted_V = np.isin(sample.new.product_V, parts.fit)
+    new_ND, old_NE = sample.new.vector_VD[fitted_V], sample.old.vector_VD[fitted_V]
+    scores: dict[str, tuple[float, float]] = {}
+    adapters: dict[str, Adapter] = {}
+
+    def best() -> str:
+        return max(scores, key=lambda name: scores[name])  # the first of equals, which is the simplest
+
+    def consider(name: str, adapter: Adapter) -> None:
+        rank_Q = sample.ranks(adapter(sample.new_query_QD), sample.old, choosing)
+        scores[name] = (float((rank_Q <= K).mean()), float((1 / rank_Q).mean()))
+        adapters[name] = adapter
+
+    for name, linear in linear_adapters(new_ND, old_NE):
+        consider(name, linear)
+    consider(f"network on {best()}", fit_network(new_ND, old_NE, adapters[best()], seed=seed))
+    name = best()
+    adapter = adapters[name]
+    calibration = fit_calibration(
+        sample.old.scores(adapter(sample.new_query_QD[choosing])), sample.new.scores(sample.new_query_QD[choosing])
+    )
+    rank_by = {ADAPTED: sample.ranks(adapter(sample.new_query_QD), sample.old, measuring)}
+    rank_by |= _reference_ranks(sample, measuring)
+    rank_by |= {other: sample.ranks(one(sample.new_query_QD), sample.old, measuring) for other, one in adapters.items()}
+    back = fit_affine(old_NE, new_ND, min(old_NE.shape[1], new_ND.shape[1]))
+    chosen_by = {other: recall for other, (recall, _) in scores.items()}
+    return Fitted(name, adapter, back, calibration, chosen_by, rank_by, len(choosing))
+
+
+def linear_adapters(new_ND: np.ndarray, old_NE: np.ndarray) -> Iterator[tuple[str, Adapter]]:
+    """Yield name and linear adapter, the simplest first."""
+    yield "procrustes", fit_procrustes(new_ND, old_NE)
+    full = min(new_ND.shape[1], old_NE.shape[1])
+    for rank in (*(rank for rank in RANKS if rank < full), full):
+        yield f"affine, rank {rank}", fit_affine(new_ND, old_NE, rank)
+
+
+def _reference_ranks(sample: Sample, chosen_Q: np.ndarray) -> dict[str, np.ndarray]:
+    found = {NEW_TO_NEW: sample.ranks(sample.new_query_QD, sample.new, chosen_Q)}
+    if sample.old_query_QE is not None:
+        found[OLD_TO_OLD] = sample.ranks(sample.old_query_QE, sample.old, chosen_Q)
+    if sample.new_query_QD.shape[1] == sample.old.vector_VD.shape[1]:
+        found[UNADAPTED] = sample.ranks(sample.new_query_QD, sample.old, chosen_Q)
+    return found
