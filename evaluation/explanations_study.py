@@ -282,7 +282,9 @@ def measure_explanations(model_place: str, *, most: int = 150, products: int = 3
 
 def sentences(results: dict[str, Any]) -> list[str]:
     """Summarise the study."""
-    unseen, keys = results["unseen"], ", ".join(results["carried"]["keys"])
+    unseen = results["unseen"]
+    by_key = {key: unseen["by_key"][key]["right"] for key in results["carried"]["keys"] if key in unseen["by_key"]}
+    keys = ", ".join(f"{key} {right:.1%}" for key, right in by_key.items())
     trusted = unseen["trusted"]
     means = {name: np.mean(values) for name, values in results["constructed"].items()}
     found = [
@@ -292,7 +294,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
     ]
     if unseen["right_of_carried"] is not None:
         found.append(
-            f"Where sharing the value raises the cosine (validation: {keys}), it is first in {unseen['right_of_carried']:.1%}."
+            f"Where sharing the value raises the cosine, it is first in {unseen['right_of_carried']:.1%} of the pairs ({keys})."
         )
     if trusted["right"] is not None:
         found.append(
