@@ -13,8 +13,8 @@ from retrieval.product_encoder import default_workers
 from retrieval.reasoning_options import ROW_REASONING
 from retrieval.vector_types import DTYPES
 
-EXECUTORS = ("local", "ray")
-"""Files of `retrieval/executors/`."""
+EXECUTORS = {"local": "local", "ray": "ray_data"}
+"""Name → file of `retrieval/executors/`; no file bears the name of a library."""
 
 
 @dataclass(frozen=True)

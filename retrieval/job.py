@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from product_data.feeds.feed_product import FeedProduct
 from product_data.folder_lock import locked
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding_options import EXECUTORS, EmbeddingOptions
 from retrieval.executors.shard_encoder import EncodedShard
 from retrieval.fingerprint import model_fingerprint, vector_fingerprint
 from retrieval.finishing import finish
@@ -179,7 +179,7 @@ def make_vectors(
     folder.write_job(embedding)
     if not survey.tasks:
         return
-    executor = import_module(f"retrieval.executors.{options.executor}")
+    executor = import_module(f"retrieval.executors.{EXECUTORS[options.executor]}")
     fingerprint = vector_fingerprint(embedding.fingerprint, embedding.settings)
     is_first = True
     with tqdm(total=survey.embedded, desc="embed products", unit=" products", delay=3.0) as bar:

@@ -68,7 +68,7 @@ def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> I
         import ray
         import ray.data
     except ImportError as error:
-        raise OptionError("executor 'ray_data' needs Ray; expected pip install 'moon3[ray]'") from error
+        raise OptionError("executor 'ray' needs Ray; expected pip install 'moon3[ray]'") from error
     is_ours = not ray.is_initialized()
     if is_ours:
         local: dict[str, Any] = {"num_cpus": options.models(), "include_dashboard": False}
