@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from urllib.parse import quote, urlsplit
 
 from processing_moon import ProductError
 from processing_moon.images_moon import ImageLimits, open_image
+from retrieval.product_facts import is_url
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError
 from retrieval.stores.interface import Store
@@ -16,6 +18,12 @@ from retrieval.stores.interface import Store
 SIDE = 480
 """Longest side of a served picture, in pixels."""
 _KEPT_BYTES = 64 * 2**20
+
+
+def public_images(product_id: str, images: Sequence[str]) -> list[str]:
+    """Return a product's pictures as clients may know them: a file by its path of the service, a URL as it is."""
+    own = [f"pictures/{number}/{quote(product_id, safe='')}" for number in range(len(images))]
+    return [image if is_url(image) else path for image, path in zip(images, own, strict=True)]
 
 
 class ProductPictures:
