@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
 LARGEST_HEAD = 16 * 1024
-"""Bytes of a request's line and headers; more are answered with 400."""
+"""Bytes of a request's line and headers that may wait for their end; more are answered with 400."""
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 

@@ -74,9 +74,9 @@ def server(app: Any) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def client(server: int, app: Any) -> Iterator[TestClient]:
+def client(server: int, app: Any) -> TestClient:
     """A client in this process: a defect is raised here, not answered with 500. `server` runs the application's lifespan."""
-    yield TestClient(app)
+    return TestClient(app)
 
 
 def goes_on(client: TestClient) -> bool:
@@ -320,9 +320,9 @@ def sent(port: int, *parts: bytes, pause: float = 0.0) -> tuple[int, bytes]:
 
 HEAD = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
 CONNECTIONS = {
-    "a flood of headers": (400, [b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-Flood: y\r\n" * 5_000 + b"\r\n"]),
-    "a huge header": (400, [b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"y" * 2 * LARGEST_HEAD + b"\r\n\r\n"]),
-    "a huge path": (400, [b"GET /" + b"y" * 2 * LARGEST_HEAD + b" HTTP/1.1\r\nHost: x\r\n\r\n"]),
+    "a flood of headers": (400, [b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-Flood: y\r\n" * 5_000]),
+    "a huge header": (400, [b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"y" * 2 * LARGEST_HEAD]),
+    "a huge path": (400, [b"GET /" + b"y" * 2 * LARGEST_HEAD]),
     "no HTTP": (400, [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n"]),
     "two lengths": (400, [HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx"]),
     "a negative length": (400, [HEAD + b"Content-Length: -1\r\n\r\n"]),
