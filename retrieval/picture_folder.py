@@ -68,9 +68,10 @@ class PictureFolder:
         opened.save(stream, "JPEG", quality=90)
         return stream.getvalue(), ".jpg"
 
-    def holds(self, image: str) -> bool:
-        """Return whether an entry of `StoredProduct.images` is a file of this folder, by its path."""
-        return Path(image).parent == self.path
+    def find(self, image: str) -> Path | None:
+        """Return the file that an entry of `StoredProduct.images` names, also after the folder was moved; None if it has none."""
+        file = self.path / Path(image).name
+        return file if "://" not in image and key_of(file) and file.is_file() else None
 
     def keep_only(self, keys: Collection[bytes], *, seconds: float = 0.0) -> int:
         """Remove the pictures with other keys, and files that were not written whole; return how many.

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from processing_moon import ProductError
 from processing_moon.images_moon import ImageLimits, open_image
+from retrieval.picture_folder import PictureFolder
 from retrieval.product_facts import is_url
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError
@@ -39,6 +40,10 @@ class ProductPictures:
 
     def __init__(self, store: Store, settings: ServiceSettings) -> None:
         self.store, self.settings = store, settings
+        path = getattr(
+            store, "path", None
+        )  # of a store that is a folder: its own pictures, and those of the job beside it
+        self._folders = [] if path is None else [PictureFolder(one / "pictures") for one in (path, path.parent)]
         self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -75,11 +80,12 @@ class ProductPictures:
         is_url = "://" in source
         if is_url and urlsplit(source).hostname not in self.settings.picture_hosts:
             raise UploadError(f"product {product_id!r}: its picture is on a host that the service does not read", 404)
+        own = next((file for folder in self._folders if (file := folder.find(source))), None)
         limits = ImageLimits(
             max_pixels=self.settings.max_pixels, allow_urls=is_url, timeout_seconds=min(self.settings.seconds, 10)
         )
         try:
-            picture = open_image(source, item=product_id, limits=limits)
+            picture = open_image(own or source, item=product_id, limits=limits)
         except ProductError as error:
             raise UploadError(f"product {product_id!r}: its picture cannot be read", 404) from error
         picture.thumbnail((SIDE, SIDE))

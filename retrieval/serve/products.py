@@ -165,7 +165,8 @@ class ProductWriter:
     def _files_of(self, products: Sequence[StoredProduct]) -> set[str]:
         """Return the files in the folder of pictures that products name."""
         folder = self.pictures
-        return set() if folder is None else {one for found in products for one in found.images if folder.holds(one)}
+        named = [image for product in products for image in product.images] if folder is not None else []
+        return {str(file) for image in named if folder is not None and (file := folder.find(image))}
 
     def _remove(self, files: set[str], kept: set[str]) -> None:
         for file in files - kept:

@@ -28,8 +28,9 @@ def test_a_small_file_is_kept_as_it_is_and_written_once(tmp_path):
     os.utime(file, (1, 1))
     assert folder.add(PHOTO) == file
     assert file.stat().st_mtime == 1
-    assert folder.holds(str(file))
-    assert not folder.holds(str(tmp_path / "other.png"))
+    assert folder.find(str(file)) == folder.find(f"/moved/{file.name}") == file
+    for other in (f"https://example.org/{file.name}", "/moved/other.png", f"/moved/{'0' * 32}.png", ""):
+        assert folder.find(other) is None
 
 
 def test_owners_have_files_of_their_own(tmp_path):

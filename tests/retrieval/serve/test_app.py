@@ -352,6 +352,10 @@ def test_pictures_of_a_client_are_shown_and_go_with_their_product(client, search
     assert len(pictures_of(searcher)) == 2
     assert put("a", b"nonsense") == 400
     assert len(pictures_of(searcher)) == 2
+    (product,) = searcher.store.get(["a"])
+    moved = replace(product, images=tuple(image.replace("/store/", "/elsewhere/") for image in product.images))
+    searcher.store.upsert([moved], {"mm": searcher.store.vectors(["a"], "mm")})
+    assert client.get("/pictures/0/a").status_code == 200
     client.request("DELETE", "/products", json={"product_ids": ["a"]}, headers=AUTHORISED)
     assert pictures_of(searcher) == list(searcher.store.get(["b/../c"])[0].images)
 
