@@ -1,4 +1,4 @@
-"""Time Moon against alternatives with the same result: encode (vectors, reasoning), embed (large pictures), train or search."""
+"""Measure speed: kind encode (layers, encoding, reasoning), embed (large pictures), train, search or serve (under load)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ SIZES = ("batch_size", "chunk_size", "hidden_size", "num_layers", "image_tokens"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|embed|train|search")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="encode|embed|train|search|serve")
     add_encode_arguments(kinds.add_parser("encode", help="layers, encoding, reasoning", allow_abbrev=False))
     add_embed_arguments(kinds.add_parser("embed", help="products with large pictures", allow_abbrev=False))
     add_train_arguments(kinds.add_parser("train", help="time and peak memory of a training step", allow_abbrev=False))
     add_search_arguments(kinds.add_parser("search", help="exact search, first passes, the store", allow_abbrev=False))
+
+    add_serve_arguments(kinds.add_parser("serve", help="the service under load, and killed", allow_abbrev=False))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, comparisons: list[str]) -> None:
@@ -80,8 +82,22 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, default=size)
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Measure, write the results file, and print it."""
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench serve`."""
+    from evaluation.service_load import ServiceLoad
+
+    parser.add_argument("store", metavar="VECTORS", type=Path, help="folder of moon3 embed; it is copied, not changed")
+    parser.add_argument("--model", help="folder or hub id (default: the model that made the vectors)")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    for name, size in vars(ServiceLoad()).items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            option, type=type(size), default=size, help=f"see evaluation/service_load.py (default: {size:g})"
+        )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Measure, write the results file, and print it. Return 1 if the service was found wrong."""
     from product_data.outputs import require_writable_file
 
     require_writable_file("--output", chosen.output)
@@ -102,6 +118,13 @@ def run(chosen: argparse.Namespace) -> None:
         wanted = SearchSizes(**{name: getattr(chosen, name) for name in vars(SearchSizes())})
         results = measure_search(chosen.output, wanted, only=tuple(chosen.only), repeats=chosen.repeats)
         print("\n".join(search_lines(results)))
+    elif chosen.kind == "serve":
+        from evaluation.service_load import ServiceLoad, is_right, measure_service, service_lines
+
+        load = ServiceLoad(**{name: getattr(chosen, name) for name in vars(ServiceLoad())})
+        results = measure_service(chosen.output, chosen.store, load, chosen.model)
+        print("\n".join(service_lines(results)))
+        return 0 if is_right(results) else 1
     else:
         from training.studies.speed import Sizes, measure_training_speed, verdicts
 
@@ -109,3 +132,4 @@ def run(chosen: argparse.Namespace) -> None:
         found = Sizes(**sizes, candidates=tuple(sorted(chosen.candidates)))
         results = measure_training_speed(chosen.output, found, only=chosen.only, repeats=chosen.repeats)
         print("\n".join(verdicts(results)))
+    return 0

@@ -62,6 +62,7 @@ def finish(folder: VectorFolder, survey: Survey, embedding: Embedding, fingerpri
     state = State(embedding, sizes, next_shard, products, size, counts, len(failed))
     folder.write_state(state)
     folder.remove_leftovers()
+    folder.pictures.keep_only(survey.shown)
     return state
 
 

@@ -28,6 +28,7 @@ from retrieval.embedding_options import EXECUTORS, EmbeddingOptions
 from retrieval.executors.shard_encoder import EncodedShard
 from retrieval.fingerprint import model_fingerprint, vector_fingerprint
 from retrieval.finishing import finish
+from retrieval.model_kinds import named_kind
 from retrieval.shard_files import write_shard
 from retrieval.stores.interface import StoreError
 from retrieval.survey import Survey, Surveyor
@@ -108,7 +109,11 @@ def embed_feed(
     for module in options.imports:
         import_module(module)
     embedding = Embedding(
-        options.model, model_fingerprint(options.model), options.vector_settings(), options.forms, options.dtype
+        model_place(options.model),
+        model_fingerprint(options.model),
+        options.vector_settings(),
+        options.forms,
+        options.dtype,
     )
     with full_disk_reported(output), locked(output, LOCK):
         folder = open_or_create(output, embedding)
@@ -128,6 +133,15 @@ def embed_feed(
         synced = sync_store(folder)
     embedded, seconds = survey.embedded - state.errors, time.monotonic() - begin
     return JobReport(embedded, survey.kept, survey.removed, survey.updated, state.errors, seconds, state, synced)
+
+
+def model_place(model: str) -> str:
+    """Return a model's name as a folder of vectors keeps it: that of a folder as an absolute path, for any working folder."""
+    kind, place = named_kind(model) or ("", model)
+    if not place or not Path(place).is_dir():
+        return model
+    absolute = str(Path(place).resolve())
+    return f"{kind}={absolute}" if kind else absolute
 
 
 def report_changes(folder: VectorFolder, embedding: Embedding, report: Callable[[str], Any]) -> None:

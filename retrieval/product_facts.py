@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
@@ -26,12 +27,19 @@ _ROWS_PER_GROUP = 4096
 _ROWS_IN_MEMORY = 32768
 
 
-def stored_product(product: FeedProduct, digest: str = "") -> StoredProduct:
+def stored_product(product: FeedProduct, digest: str = "", shown: Path | None = None) -> StoredProduct:
     """Return what a store keeps of a product of a feed.
 
-    Pictures that a feed holds as bytes have neither path nor URL, so `images` does not name them.
+    `images` has URLs and absolute paths, so that they hold in every working folder. Pictures that a feed holds as bytes have
+    neither.
+
+    Args:
+        product: the product.
+        digest (`str`): see `StoredProduct`. Default "".
+        shown: file with a copy of the first picture, if the feed holds it as bytes. Default `None`.
     """
     row = product.row
+    images = [image if is_url(image) else os.path.abspath(image) for image in row.images if isinstance(image, str)]
     return StoredProduct(
         row.product_id,
         row.title,
@@ -43,9 +51,14 @@ def stored_product(product: FeedProduct, digest: str = "") -> StoredProduct:
         product.currency,
         product.availability,
         product.url,
-        tuple(image for image in row.images if isinstance(image, str)),
+        (*((str(shown),) if shown else ()), *images),
         digest,
     )
+
+
+def is_url(image: str) -> bool:
+    """Return whether an entry of `StoredProduct.images` is a URL, not a path."""
+    return image.startswith(("http://", "https://", "data:"))
 
 
 def write_products(path: Path, products: Iterable[StoredProduct]) -> int:

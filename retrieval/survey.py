@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from processing_moon import ProductError
 from product_data.feeds.feed_product import FeedProduct
 from product_data.rows import ProductRow
 from product_data.table_files import TableError
 from retrieval.content_hash import content_hash, has_content
 from retrieval.executors.shard_encoder import ShardTask
+from retrieval.picture_folder import key_of
 from retrieval.product_facts import SortedProducts, read_digests, stored_product
 from retrieval.shard_files import read_shard
+from retrieval.stores.interface import StoredProduct
 from retrieval.vector_files import VectorFolder, shard_number
 
 KEY_COLUMNS = ("product_id", "form", "content_hash", "fingerprint", "error")
@@ -41,6 +44,7 @@ class Survey:
         kept (`int`): products of which every vector is kept.
         removed (`int`): products of the last complete state that are not in the feed.
         updated (`int`): kept products whose facts, such as the price, have changed.
+        shown: keys of the pictures that the facts name in the folder's own pictures, see `retrieval.picture_folder`.
     """
 
     wanted: Hashes
@@ -53,6 +57,7 @@ class Survey:
     kept: int = 0
     removed: int = 0
     updated: int = 0
+    shown: set[bytes] = field(default_factory=set)
 
 
 class Surveyor:
@@ -108,9 +113,10 @@ class Surveyor:
         if any(row.product_id in ids for ids in survey.wanted.values()):
             raise TableError(f"the feed: found product_id {row.product_id!r} twice; expected each id once")
         hashes = wanted_hashes(row, self.forms)
-        facts = facts_digest(product)
+        kept = stored_product(product, shown=self._shown(row, survey))
+        facts = facts_digest(kept)
         of_vectors = hashlib.sha256(f"{self.fingerprint} {sorted(hashes.items())}".encode()).hexdigest()[:16]
-        survey.facts.add(stored_product(product, f"{facts}-{of_vectors}"))
+        survey.facts.add(replace(kept, digest=f"{facts}-{of_vectors}"))
         for form, hash_ in hashes.items():
             survey.wanted[form][row.product_id] = bytes.fromhex(hash_)
         missing = {
@@ -123,6 +129,17 @@ class Surveyor:
         else:
             survey.kept += 1
             survey.updated += was is not None and was != facts
+
+    def _shown(self, row: ProductRow, survey: Survey) -> Path | None:
+        """Keep the first picture of a product, if it has no path or URL, and return its file; None if it cannot be read."""
+        if not row.images or isinstance(row.images[0], str):
+            return None
+        try:
+            file = self.folder.pictures.add(row.images[0])
+        except ProductError:  # the embedding names the picture and the reason
+            return None
+        survey.shown.add(key_of(file))
+        return file
 
     def _hold(self, row: ProductRow, missing: dict[str, str], survey: Survey) -> None:
         survey.embedded += 1
@@ -153,9 +170,9 @@ def wanted_hashes(row: ProductRow, forms: tuple[str, ...]) -> dict[str, str]:
     return {form: content_hash(row, form) for form in shown}
 
 
-def facts_digest(product: FeedProduct) -> str:
-    """Return 16 hex digits for the facts that a store keeps of a product."""
-    return hashlib.sha256(repr(stored_product(product)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def facts_digest(product: StoredProduct) -> str:
+    """Return 16 hex digits for the facts that a store keeps of a product, which has no digest yet."""
+    return hashlib.sha256(repr(product).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def made_hashes(folder: VectorFolder, fingerprint: str, forms: tuple[str, ...]) -> Hashes:

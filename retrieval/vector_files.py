@@ -4,6 +4,7 @@
     shards/           NNNNNN.parquet: vectors and errors, see `retrieval.shard_files`
     products.parquet  the facts of all products, sorted by id, see `retrieval.product_facts`
     complete.json     the last complete state: which shards belong to it; written last
+    pictures/         pictures that the feed holds as bytes, see `retrieval.picture_folder`
     store/            a store, if `moon3 index` made one
     work/, embed.lock what a job in work keeps; no part of a state
 
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow.compute
 
 from product_data.atomic_files import PARTIAL, write_atomically
+from retrieval.picture_folder import PictureFolder
 from retrieval.product_facts import read_products
 from retrieval.shard_files import VectorFileError, check_vectors, read_shard
 from retrieval.stores.interface import StoredProduct
@@ -127,6 +129,11 @@ class VectorFolder:
     def store_folder(self) -> Path:
         """Return the folder of the store, which need not exist."""
         return self.path / "store"
+
+    @property
+    def pictures(self) -> PictureFolder:
+        """Return the folder of pictures that a feed holds as bytes."""
+        return PictureFolder(self.path / "pictures")
 
     @property
     def work_folder(self) -> Path:

@@ -8,13 +8,15 @@ follows has a fixed number of steps, and its duration is printed before it start
 
 runs/quickstart then holds the complete shipped checkpoint (shipped), its searches (search.png), the products as parquet tables
 like those of a shop, the run with its metrics, the checkpoint that was trained further (run/final), its searches
-(search_after.png) and results.json. Run the same command again to resume after an interruption.
+(search_after.png), results.json, and the vectors of the unseen products (vectors), which `moon3 serve` searches on a page. Run
+the same command again to resume after an interruption.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -32,8 +34,11 @@ from evaluation.report import comparison_table
 from evaluation.run import EvaluationOptions, evaluate_model
 from product_data.atomic_files import PARTIAL
 from product_data.catalogue.making import write_catalogue
+from product_data.feeds.feed_product import FeedProduct
 from product_data.tables import ProductTables, QueryRow, load_tables
+from retrieval.embedding_options import EmbeddingOptions
 from retrieval.encode import load_for_evaluation
+from retrieval.job import embed_feed
 from training.assembly.stages import trainer_factory
 from training.assembly.starting_model import load_start, make_trainable, prepare_base
 from training.assembly.step_rate import seconds_per_step
@@ -162,6 +167,21 @@ def quickstart(folder: Path, overrides: Sequence[str]) -> None:
     print(
         f"wrote {folder / 'results.json'} and {folder / 'search_after.png'} after {provenance['seconds']:.0f} seconds"
     )
+    print(embed_unseen(folder / "vectors", run.folder.final, unseen))
+
+
+def embed_unseen(output: Path, checkpoint: Path, unseen: ProductTables) -> str:
+    """Embed the unseen products, unless an earlier call has done so, and return how to open the page that searches them.
+
+    Args:
+        output: folder of the vectors.
+        checkpoint: the model.
+        unseen: the products.
+    """
+    options = EmbeddingOptions(str(checkpoint), allow_removal=True)
+    report = embed_feed(map(FeedProduct, unseen.products), output, options, report=lambda _: None)
+    print(f"     vectors of the unseen products in {output}: {report}", flush=True)
+    return f"moon3 serve {shlex.quote(str(output))}    # then open http://127.0.0.1:8000/ and search them"
 
 
 def first_minute(folder: Path, unseen: ProductTables) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     POST   /embed                words, a picture, or both → their vector
     PUT    /products             add or replace products (needs the key)
     DELETE /products             remove products (needs the key)
-    GET    /products/{id}        one product
+    GET    /products/{id}        one product; its "images" are URLs, or paths of this service
     POST   /explain              a product and a search's query → which attribute values carry their similarity
     GET    /                     the page; GET /pictures/{number}/{id}: a product's picture
     GET    /facets               numbers of products by category, brand and availability
@@ -18,12 +18,13 @@ from __future__ import annotations
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -42,8 +43,9 @@ from retrieval.serve.logs import log_request, request_logger
 from retrieval.serve.metrics import CONTENT_TYPE, SECONDS, SIZES, Metrics
 from retrieval.serve.openapi import document
 from retrieval.serve.page import read_page
-from retrieval.serve.pictures import ProductPictures
+from retrieval.serve.pictures import ProductPictures, public_images
 from retrieval.serve.products import ProductWriter
+from retrieval.serve.recent import RecentQueries
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import (
     OPTION_FIELDS,
@@ -56,11 +58,13 @@ from retrieval.serve.uploads import (
     read_fields,
     read_json,
 )
-from retrieval.stores.interface import StoreError
+from retrieval.stores.interface import StoreBusyError, StoreError
 from retrieval.stores.where import Where
 
 EMBED_FIELDS = ("text", "image", "box", "weight")
 _REFUSALS = (SearchError, StoreError, ProductError, OptionError, ExplanationError)
+_READERS = 4
+"""Requests whose bodies may arrive at once, as a multiple of those that may be in work."""
 _Answer = TypeVar("_Answer")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -112,12 +116,13 @@ class Service:
             seconds=settings.seconds,
             observe=lambda size: self.metrics.observe("moon_batch_queries", size),
         )
-        self.searcher = Searcher(searcher.store, searcher.encoder, encode=self.batcher)
+        self.recent = RecentQueries(self.batcher, settings.recent_queries, self._note_recent)
+        self.searcher = Searcher(searcher.store, searcher.encoder, encode=self.recent)
         self.writer = ProductWriter(searcher.store, searcher.encoder, settings)
         self.pictures, self.answers = ProductPictures(searcher.store, settings), answers
         self.page_text, self.page_headers = read_page()
         self._threads = anyio.CapacityLimiter(settings.max_requests)
-        self._in_work = 0  # changed by the event loop only
+        self._in_work = self._in_reading = 0  # changed by the event loop only
 
     def close(self) -> None:
         """Answer the queries that wait, and end the thread that encodes."""
@@ -125,7 +130,7 @@ class Service:
 
     def routes(self) -> list[Route]:
         """Return the routes of the service."""
-        limited: list[tuple[str, str, Handler]] = [
+        working: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self.search),
             ("POST", "/embed", self.embed),
             ("POST", "/explain", self.explain),
@@ -141,26 +146,27 @@ class Service:
             ("/metrics", self.metrics_text),
             ("/openapi.json", self.openapi),
         ]
-        routes = [
-            Route(path, self._observed(path, self._limited(work)), methods=[kind]) for kind, path, work in limited
-        ]
+        routes = [Route(path, self._observed(path, work), methods=[kind]) for kind, path, work in working]
         return routes + [Route(path, self._observed(path, work), methods=["GET"]) for path, work in free]
 
     async def search(self, request: Request) -> Response:
         """Answer a search."""
-        fields = check_fields(await read_fields(request, self.settings), (*QUERY_FIELDS, *OPTION_FIELDS))
+        fields = check_fields(await self._fields(request), (*QUERY_FIELDS, *OPTION_FIELDS))
         if self.settings.log_queries:
             request.state.query = fields.get("text")
 
         def work() -> dict[str, Any]:
             options = options_of(fields, self.settings)
-            return self.searcher.search(query_of(fields, self.settings), options).as_dict()
+            answer = self.searcher.search(query_of(fields, self.settings), options).as_dict()
+            for hit in answer["hits"]:
+                hit["images"] = public_images(hit["product_id"], hit["images"])
+            return answer | {"store": type(self.searcher.store).__name__}
 
         return JSONResponse(await self._in_thread(work))
 
     async def embed(self, request: Request) -> Response:
         """Answer with the vector of a query."""
-        fields = check_fields(await read_fields(request, self.settings), EMBED_FIELDS)
+        fields = check_fields(await self._fields(request), EMBED_FIELDS)
 
         def work() -> dict[str, Any]:
             query = query_of(fields, self.settings)
@@ -176,7 +182,7 @@ class Service:
 
     async def explain(self, request: Request) -> Response:
         """Answer why a product matches a query."""
-        fields = check_fields(await read_fields(request, self.settings), ("product", *QUERY_FIELDS))
+        fields = check_fields(await self._fields(request), ("product", *QUERY_FIELDS))
         product_id = fields.pop("product", None)
         if product_id is None:
             raise UploadError("product: found none; expected the id of the product that was found")
@@ -198,12 +204,14 @@ class Service:
     async def upsert(self, request: Request) -> Response:
         """Add or replace products."""
         fields = await self._keyed_fields(request)
-        return JSONResponse({"written": await self._in_thread(lambda: self.writer.upsert(fields))})
+        written = await self._in_thread(lambda: self.writer.upsert(fields))
+        return JSONResponse({"written": written}, background=BackgroundTask(self.writer.tidy))
 
     async def delete(self, request: Request) -> Response:
         """Remove products."""
         fields = await self._keyed_fields(request)
-        return JSONResponse({"removed": await self._in_thread(lambda: self.writer.delete(fields))})
+        removed = await self._in_thread(lambda: self.writer.delete(fields))
+        return JSONResponse({"removed": removed}, background=BackgroundTask(self.writer.tidy))
 
     async def product(self, request: Request) -> Response:
         """Answer with a product."""
@@ -211,7 +219,7 @@ class Service:
         found = await self._in_thread(lambda: self.searcher.store.get([product_id])[0])
         if found is None:
             raise UploadError(f"product {product_id!r}: not in the store", 404)
-        return JSONResponse(product_as_dict(found))
+        return JSONResponse(product_as_dict(found) | {"images": public_images(product_id, found.images)})
 
     async def facets(self, request: Request) -> Response:
         """Answer with the numbers of products by category, brand and availability."""
@@ -241,26 +249,41 @@ class Service:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.settings.api_key.encode()):
             raise UploadError("authorization: expected Bearer and the service's key", 401)
-        return read_json(await read_body(request, self.settings.max_body_bytes))
+        with self._reading():
+            return read_json(await read_body(request, self.settings))
+
+    async def _fields(self, request: Request) -> dict[str, Any]:
+        """Return the fields of a JSON object or form."""
+        with self._reading():
+            return await read_fields(request, self.settings)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Refuse a request if the bodies of too many others arrive; one that arrives slowly takes no place of work."""
+        if self._in_reading >= _READERS * self.settings.max_requests:
+            raise BusyError(f"{self._in_reading} requests are arriving")
+        self._in_reading += 1
+        try:
+            yield
+        finally:
+            self._in_reading -= 1
 
     async def _in_thread(self, work: Callable[[], _Answer]) -> _Answer:
-        """Run blocking work in a thread; if the request is late, the thread goes on, and its answer is dropped."""
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        """Run blocking work in a thread, unless too many are in work.
 
-    def _limited(self, handler: Handler) -> Handler:
-        """Return a handler that refuses a request if too many are in work, and gives up after the time limit."""
+        If the request is late, the thread goes on, and its answer is dropped.
+        """
+        if self._in_work >= self.settings.max_requests:
+            raise BusyError(f"{self._in_work} requests are in work")
+        self._in_work += 1
+        try:
+            with anyio.fail_after(self.settings.seconds):
+                return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        finally:
+            self._in_work -= 1
 
-        async def limited(request: Request) -> Response:
-            if self._in_work >= self.settings.max_requests:
-                raise BusyError(f"{self._in_work} requests are in work")
-            self._in_work += 1
-            try:
-                with anyio.fail_after(self.settings.seconds):
-                    return await handler(request)
-            finally:
-                self._in_work -= 1
-
-        return limited
+    def _note_recent(self, kept: bool) -> None:
+        self.metrics.count("moon_word_queries_total", recent=str(kept).lower())
 
     def _observed(self, path: str, handler: Handler) -> Handler:
         """Return a handler that answers errors, measures, and logs."""
@@ -290,7 +313,10 @@ async def _answered(handler: Handler, request: Request) -> Response:
     try:
         return await handler(request)
     except UploadError as error:
-        return _error(error.status, str(error))
+        ends = error.status in (408, 413)  # the rest of the body is not read
+        return _error(error.status, str(error), {"Connection": "close"} if ends else None)
+    except StoreBusyError as error:
+        return _error(503, f"{error}; try again", {"Retry-After": "1"})
     except _REFUSALS as error:
         return _error(400, str(error))
     except BusyError as error:
@@ -309,6 +335,7 @@ def make_metrics() -> Metrics:
     """Return the metrics of the service, all at zero."""
     metrics = Metrics()
     metrics.counter("moon_requests_total", "Requests that were answered.")
+    metrics.counter("moon_word_queries_total", "Queries of words, by whether their vector was kept from a recent one.")
     metrics.gauge("moon_requests_in_work", "Requests in work.")
     metrics.histogram("moon_request_seconds", "Time from the request to its answer.", SECONDS)
     metrics.histogram("moon_batch_queries", "Queries in a batch of the model.", SIZES)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from urllib.parse import quote, urlsplit
 
 from processing_moon import ProductError
 from processing_moon.images_moon import ImageLimits, open_image
+from retrieval.picture_folder import PictureFolder
+from retrieval.product_facts import is_url
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError
 from retrieval.stores.interface import Store
@@ -16,6 +19,12 @@ from retrieval.stores.interface import Store
 SIDE = 480
 """Longest side of a served picture, in pixels."""
 _KEPT_BYTES = 64 * 2**20
+
+
+def public_images(product_id: str, images: Sequence[str]) -> list[str]:
+    """Return a product's pictures as clients may know them: a file by its path of the service, a URL as it is."""
+    own = [f"pictures/{number}/{quote(product_id, safe='')}" for number in range(len(images))]
+    return [image if is_url(image) else path for image, path in zip(images, own, strict=True)]
 
 
 class ProductPictures:
@@ -31,6 +40,10 @@ class ProductPictures:
 
     def __init__(self, store: Store, settings: ServiceSettings) -> None:
         self.store, self.settings = store, settings
+        path = getattr(
+            store, "path", None
+        )  # of a store that is a folder: its own pictures, and those of the job beside it
+        self._folders = [] if path is None else [PictureFolder(one / "pictures") for one in (path, path.parent)]
         self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -67,11 +80,12 @@ class ProductPictures:
         is_url = "://" in source
         if is_url and urlsplit(source).hostname not in self.settings.picture_hosts:
             raise UploadError(f"product {product_id!r}: its picture is on a host that the service does not read", 404)
+        own = next((file for folder in self._folders if (file := folder.find(source))), None)
         limits = ImageLimits(
             max_pixels=self.settings.max_pixels, allow_urls=is_url, timeout_seconds=min(self.settings.seconds, 10)
         )
         try:
-            picture = open_image(source, item=product_id, limits=limits)
+            picture = open_image(own or source, item=product_id, limits=limits)
         except ProductError as error:
             raise UploadError(f"product {product_id!r}: its picture cannot be read", 404) from error
         picture.thumbnail((SIDE, SIDE))

@@ -21,7 +21,9 @@ class ServiceSettings:
         max_text (`int`): length of the words, in characters. Default 2,000.
         max_k (`int`): largest offset + k of a search. Default 1,000.
         max_requests (`int`): requests in work at once; another one is answered with 429. Default 64.
-        seconds (`float`): time limit of a request. Default 30.
+        seconds (`float`): time limit of a request, once its body is here. Default 30.
+        body_seconds (`float`): time limit for the body of a request to arrive; a later one is answered with 408. Default 15.
+        recent_queries (`int`): vectors of words that are kept, see `retrieval.serve.recent`. Default 4,096.
         batch_size (`int`): queries that the model encodes together. Default 32.
         batch_milliseconds (`float`): time that a query waits for others to share its batch. Default 4.
         log_queries (`bool`): whether logs contain the words of queries. Default False.
@@ -39,6 +41,8 @@ class ServiceSettings:
     max_k: int = 1_000
     max_requests: int = 64
     seconds: float = 30.0
+    body_seconds: float = 15.0
+    recent_queries: int = 4_096
     batch_size: int = 32
     batch_milliseconds: float = 4.0
     log_queries: bool = False
@@ -47,8 +51,11 @@ class ServiceSettings:
         for name in ("max_body_bytes", "max_pixels", "max_text", "max_k", "max_requests", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)}; expected 1 or more")
-        if not self.seconds > 0:
-            raise OptionError(f"seconds={self.seconds}; expected a time above 0")
+        for name in ("seconds", "body_seconds"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name}={getattr(self, name)}; expected a time above 0")
+        if self.recent_queries < 0:
+            raise OptionError(f"recent_queries={self.recent_queries}; expected 0 or more")
         if not 0 <= self.batch_milliseconds < 1000 * self.seconds:
             raise OptionError(
                 f"batch_milliseconds={self.batch_milliseconds}; expected 0 or more, and less than seconds"

@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from PIL import Image
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from processing_moon.images_moon import ImageLimits, open_image
 from retrieval.queries import Query, SearchError, SearchOptions, read_box
@@ -34,6 +35,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "words": (bool,),
     "reasoning": (str,),
 }
+_READ_OF_TOO_LARGE = 4
+"""A body that is too large is read up to this multiple of the limit, so that its client can read the answer."""
 _NAMES = {str: "a string", list: "a list", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -45,17 +48,28 @@ class UploadError(ValueError):
         self.status = status
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, settings: ServiceSettings) -> bytes:
     """Return the body of a request.
 
     Raises:
-        UploadError: more than `limit` bytes (413); the rest is not read.
+        UploadError: more than `max_body_bytes` (413), or not complete after `body_seconds` (408).
     """
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise UploadError(f"body: found more than {limit} bytes; expected at most {limit}", 413)
+    limit, seconds = settings.max_body_bytes, settings.body_seconds
+    body, size = bytearray(), 0
+    try:
+        with anyio.fail_after(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size <= limit:
+                    body += part
+                if size > limit * _READ_OF_TOO_LARGE:
+                    break
+    except TimeoutError as error:
+        raise UploadError(f"body: found {size} bytes after {seconds:g} s; expected all of it by then", 408) from error
+    except ClientDisconnect as error:
+        raise UploadError(f"body: found {size} bytes, then the end of the connection", 400) from error
+    if size > limit:
+        raise UploadError(f"body: found more than {limit} bytes; expected at most {limit}", 413)
     return bytes(body)
 
 
@@ -68,7 +82,7 @@ async def read_fields(request: Request, settings: ServiceSettings) -> dict[str, 
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
         raise UploadError(f"content type: found {kind!r}; expected application/json or multipart/form-data", 415)
-    body = await read_body(request, settings.max_body_bytes)
+    body = await read_body(request, settings)
     return read_json(body) if kind == "application/json" else await _read_form(request, body)
 
 
@@ -76,10 +90,12 @@ def read_json(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body.
 
     Raises:
-        UploadError: it is not a JSON object, or has a number that is not finite.
+        UploadError: it is not a JSON object, has a number that is not finite, or a text that is not valid Unicode.
     """
     try:
         values = json.loads(body, parse_constant=_refuse_constant)
+        if b"\\u" in body:  # half of a surrogate pair is no text
+            json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UploadError(f"body: not JSON ({error}); expected a JSON object") from error
     if not isinstance(values, dict):

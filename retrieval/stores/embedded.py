@@ -37,7 +37,7 @@ from retrieval.stores.facts import (
     split_words,
     to_json,
 )
-from retrieval.stores.interface import StoredProduct, StoreError
+from retrieval.stores.interface import StoreBusyError, StoredProduct, StoreError
 from retrieval.stores.postings import FACETS
 from retrieval.stores.ranking import SAME_SCORE, TIE, Candidate, best, exact_cosines, pool_sizes, rounded
 from retrieval.stores.searching import RankingStore, checked_batch
@@ -337,7 +337,7 @@ class EmbeddedStore(RankingStore):
             with locked(self.path, LOCK_FILE):
                 yield
         except FolderInUseError as error:
-            raise StoreError(f"{error}. One process writes to a store at a time") from error
+            raise StoreBusyError(f"{error}. One process writes to a store at a time") from error
 
     def _table(self) -> Any:
         """Return the table at its newest version; None if nothing was written yet."""

@@ -21,6 +21,14 @@ class StoreError(ValueError):
     exit_status = 2
 
 
+class StoreBusyError(StoreError):
+    """Another process writes to the store; the same write can succeed later."""
+
+
+CLIENT_DIGEST = "api:"
+"""Start of the digest of a product that a client of the service wrote: it is not in the feed, and stays when that is indexed."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredProduct:
     """What a store keeps of a product besides its vectors: what a search filters by, ranks words by, and shows.
@@ -34,7 +42,7 @@ class StoredProduct:
             `product_data.feeds.feed_product.FeedProduct`.
         images: paths or URLs of its pictures; the first one is shown.
         digest (`str`): hash of these facts and of the contents that its vectors were made from; a store whose product has
-            the same digest is up to date.
+            the same digest is up to date. It starts with `CLIENT_DIGEST` if a client wrote the product, not a feed.
     """
 
     product_id: str

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.exact_search import FirstPass
-from retrieval.stores.interface import Store, StoredProduct, StoreError
+from retrieval.stores.interface import CLIENT_DIGEST, Store, StoredProduct, StoreError
 from retrieval.vector_files import VectorFolder, is_vector_folder
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class SyncCounts:
     Args:
         added, replaced, removed, unchanged (`int`): numbers of products.
         without_vector (`int`): products of the folder that are not in the store, because all their vectors have an error.
+        of_clients (`int`): products that clients of the service wrote, and that are kept although they are not in the folder.
         compacted (`str`): what the store says about its compaction.
     """
 
@@ -122,10 +123,12 @@ class SyncCounts:
     removed: int
     unchanged: int
     without_vector: int
+    of_clients: int
     compacted: str
 
     def __str__(self) -> str:
         left_out = f", {self.without_vector} without a vector left out" if self.without_vector else ""
+        left_out += f", {self.of_clients} of clients kept" if self.of_clients else ""
         return (
             f"{self.added} products added, {self.replaced} replaced, {self.removed} removed, {self.unchanged} unchanged"
             f"{left_out}; {self.compacted}"
@@ -135,7 +138,8 @@ class SyncCounts:
 def sync(store: Store, folder: VectorFolder) -> SyncCounts:
     """Bring a store up to date with a folder of vectors: write and remove only what differs, then compact.
 
-    A product differs if its digest does. Each batch is written whole, so the same call goes on after an interruption. The
+    A product differs if its digest does. A product that a client of the service wrote stays, unless the folder has a product
+    with its id, which then replaces it. Each batch is written whole, so the same call goes on after an interruption. The
     vectors of what differs pass through a temporary file, not through memory.
 
     Args:
@@ -156,10 +160,18 @@ def sync(store: Store, folder: VectorFolder) -> SyncCounts:
         vectors = _gathered(folder, changed, Path(scratch))
         written, without = _write_changed(store, folder, dict(zip(changed, range(len(changed)), strict=True)), vectors)
         del vectors
-    removed = store.delete([one for one in before if one not in after] + [one for one in without if one in before])
+    absent = [one for one in before if one not in after]
+    of_clients = {one for one in absent if before[one].startswith(CLIENT_DIGEST)}
+    removed = store.delete([one for one in absent if one not in of_clients] + [one for one in without if one in before])
     replaced = sum(one in before for one in written)
     return SyncCounts(
-        len(written) - replaced, replaced, removed, len(after) - len(changed), len(without), store.compact()
+        len(written) - replaced,
+        replaced,
+        removed,
+        len(after) - len(changed),
+        len(without),
+        len(of_clients),
+        store.compact(),
     )
 
 

@@ -16,6 +16,8 @@ from retrieval.stores.ranking import FUSION_DEPTH, Candidate, reciprocal_rank_fu
 from retrieval.stores.where import Where
 
 Batch = dict[str, np.ndarray]
+_ATTEMPTS = 5
+"""How often a search is repeated during which a writer removes products that it ranked, so that none is missing at the end."""
 
 
 class RankingStore(ABC):
@@ -64,6 +66,22 @@ class RankingStore(ABC):
         """
         query_QD, chosen = self._checked(query_QD, words, k, forms)
         leave = frozenset(exclude)
+        for _ in range(_ATTEMPTS):
+            answers, is_whole = self._answers(query_QD, words, k, where, chosen, leave)
+            if is_whole:
+                break
+        return answers
+
+    def _answers(
+        self,
+        query_QD: np.ndarray | None,
+        words: Sequence[str] | None,
+        k: int,
+        where: Any,
+        chosen: Sequence[str],
+        leave: frozenset[str],
+    ) -> tuple[list[list[Hit]], bool]:
+        """Return the answers, and whether each product that was ranked was still there when its facts were read."""
         depth = k if query_QD is None or words is None else max(k, FUSION_DEPTH)
         nearest = None if query_QD is None else self.nearest(query_QD, depth, where, chosen, leave)
         if words is None:
@@ -99,7 +117,7 @@ class RankingStore(ABC):
 
     def _hits(
         self, scores: Sequence[Mapping[str, float]], nearest: list[list[Candidate]] | None, k: int
-    ) -> list[list[Hit]]:
+    ) -> tuple[list[list[Hit]], bool]:
         ranked = [sorted(one.items(), key=lambda pair: (-pair[1], pair[0]))[:k] for one in scores]
         wanted = list(dict.fromkeys(product_id for one in ranked for product_id, _ in one))
         products = dict(zip(wanted, self.get(wanted), strict=True))
@@ -109,10 +127,10 @@ class RankingStore(ABC):
             hits = []
             for product_id, score in one:
                 product, found = products[product_id], by_id.get(product_id)
-                if product is not None:  # a concurrent writer may have removed it
+                if product is not None:  # a writer has removed it in the meantime
                     hits.append(Hit(product, score, found.score if found else None, found.form if found else ""))
             answers.append(hits)
-        return answers
+        return answers, None not in products.values()
 
 
 def _fused(*rankings: Sequence[Candidate]) -> dict[str, float]:

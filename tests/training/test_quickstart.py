@@ -1,10 +1,12 @@
 """What the quickstart shows first, what it keeps of an earlier call, and what it refuses, on a few drawn products."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from moon3.__main__ import main
+from retrieval.search import open_searcher
 from training import quickstart
 from training.shipped_checkpoint import SHIPPED
 
@@ -110,3 +112,27 @@ def test_other_values_are_refused_before_anything_is_drawn_and_overwrite_starts_
     assert main(["quickstart", *changed, "--overwrite"]) == 2
     assert "the training is reached" in capsys.readouterr().err
     assert products.stat().st_mtime_ns != drawn
+
+
+def test_the_unseen_products_are_embedded_once_and_the_last_line_opens_their_page(tmp_path, capsys):
+    unseen = quickstart.draw_catalogue(tmp_path / "unseen", {"products": 60, "image_size": 64, "only": "test"})
+    said = [quickstart.embed_unseen(tmp_path / "vectors", SHIPPED, unseen) for _ in range(2)]
+    assert said[0] == said[1]
+    command = said[0].partition("  #")[0].split()
+    assert command == ["moon3", "serve", str(tmp_path / "vectors")]
+    assert "http://127.0.0.1:8000/" in said[0]
+    count = len(unseen.products)
+    assert f"embedded 0, kept {count}, removed 0, failed 0" in capsys.readouterr().out
+    with open_searcher(command[2], device="cpu") as searcher:
+        hits = searcher.search(unseen.products[0].title).hits
+    assert len(hits) == min(10, count)
+    assert all(Path(hit.product.images[0]).is_file() for hit in hits)
+
+
+def test_the_page_comes_last(tmp_path, monkeypatch, capsys):
+    for name in ("first_minute", "print_duration", "train", "second_look"):
+        monkeypatch.setattr(quickstart, name, lambda *_: {"scores": {}, "provenance": {}})
+    monkeypatch.setattr(quickstart, "check_both_libraries", lambda *_: 0.0)
+    monkeypatch.setattr(quickstart, "embed_unseen", lambda output, *_: f"moon3 serve {output}")
+    assert main(["quickstart", "--folder", str(tmp_path), *SMALL]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"moon3 serve {tmp_path / 'vectors'}"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
+import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from folder_holder import holding
 from pictures import file_of, noise, plain
 from starlette.testclient import TestClient
 
@@ -30,7 +34,7 @@ from retrieval.serve.logs import request_logger
 from retrieval.serve.settings import ServiceSettings
 from retrieval.stores.embedded import EmbeddedStore
 from retrieval.stores.exact import ExactStore
-from retrieval.stores.interface import StoredProduct
+from retrieval.stores.interface import CLIENT_DIGEST, StoredProduct
 
 KEY = "a key of this test"
 AUTHORISED = {"Authorization": f"Bearer {KEY}"}
@@ -262,7 +266,7 @@ def test_products_are_added_replaced_and_removed_with_the_key(client, searcher, 
     own = encode(*moon, [row.record("mm")], progress=False).vectors
     np.testing.assert_allclose(searcher.store.vectors(["new"], "mm"), own, atol=1e-5)
     shown = client.get("/products/new").json()
-    assert (shown["price"], shown["images"]) == (25, ["https://example.org/shirt.jpg"])
+    assert (shown["price"], shown["images"]) == (25, ["pictures/0/new", "https://example.org/shirt.jpg"])
     assert "new" in ids(client.post("/search", json={"text": "navy shirt", "where": "category = Clothing"}))
     client.put("/products", json={"products": [product | {"price": 30}]}, headers=AUTHORISED)
     assert client.get("/products/new").json()["price"] == 30
@@ -319,6 +323,95 @@ def test_a_store_in_memory_is_not_changed_since_the_changes_would_be_lost(search
         removed = client.request("DELETE", "/products", json={"product_ids": ["a"]}, headers=AUTHORISED)
     assert [added.status_code, removed.status_code] == [409, 409]
     assert "expected a store that moon3 index made" in added.json()["error"]
+
+
+def pictures_of(searcher: Searcher) -> list[str]:
+    folder = searcher.store.path / "pictures"
+    return sorted(str(file) for file in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_pictures_of_a_client_are_shown_and_go_with_their_product(client, searcher):
+    def put(product_id: str, *pictures: bytes, **more: Any) -> int:
+        texts = [base64.b64encode(picture).decode() for picture in pictures]
+        product = {"product_id": product_id, "title": "lamp", "pictures": texts} | more
+        return client.put("/products", json={"products": [product]}, headers=AUTHORISED).status_code
+
+    red, blue = file_of(plain("red")), file_of(plain("blue"))
+    assert (put("a", red, blue, images=["https://example.org/1.jpg"]), put("b/../c", red)) == (200, 200)
+    shown = client.get("/products/a").json()["images"]
+    assert shown == ["pictures/0/a", "pictures/1/a", "https://example.org/1.jpg"]
+    (hit,) = [
+        hit for hit in client.post("/search", json={"text": "lamp"}).json()["hits"] if hit["product_id"] == "b/../c"
+    ]
+    assert hit["images"] == ["pictures/0/b%2F..%2Fc"]
+    served = client.get("/" + shown[1])
+    assert (served.status_code, served.headers["content-type"]) == (200, "image/jpeg")
+    assert len(pictures_of(searcher)) == 3
+
+    assert put("a", blue) == 200
+    assert len(pictures_of(searcher)) == 2
+    assert put("a", b"nonsense") == 400
+    assert len(pictures_of(searcher)) == 2
+    (product,) = searcher.store.get(["a"])
+    moved = replace(product, images=tuple(image.replace("/store/", "/elsewhere/") for image in product.images))
+    searcher.store.upsert([moved], {"mm": searcher.store.vectors(["a"], "mm")})
+    assert client.get("/pictures/0/a").status_code == 200
+    client.request("DELETE", "/products", json={"product_ids": ["a"]}, headers=AUTHORISED)
+    assert pictures_of(searcher) == list(searcher.store.get(["b/../c"])[0].images)
+
+
+def test_no_answer_names_a_path_of_the_machine(client, searcher, tmp_path):
+    (product,) = searcher.store.get(["p/1"])
+    named = replace(product, images=(str(tmp_path / "photo.png"),))
+    searcher.store.upsert([named], {"mm": searcher.store.vectors(["p/1"], "mm")})
+    (tmp_path / "photo.png").write_bytes(b"nonsense")
+    answers = [client.post("/search", json={"text": "bag"}), client.get("/products/p/1"), client.get("/pictures/0/p/1")]
+    answers += [
+        client.get("/health"),
+        client.get("/metrics"),
+        client.post("/explain", json={"text": "bag", "product": "p/1"}),
+    ]
+    assert not any(str(tmp_path) in answer.text for answer in answers)
+
+
+def test_a_client_s_product_has_a_digest_of_its_own(client, searcher):
+    for title in ("lamp", "lamp", "desk lamp"):
+        client.put("/products", json={"products": [{"product_id": "a", "title": title}]}, headers=AUTHORISED)
+        digest = searcher.store.digests()["a"]
+        assert digest.startswith(CLIENT_DIGEST)
+    first = client.put("/products", json={"products": [{"product_id": "b", "title": "desk lamp"}]}, headers=AUTHORISED)
+    assert first.status_code == 200
+    assert digest != searcher.store.digests()["b"]
+
+
+def test_a_write_waits_for_another_process_and_then_says_so(client, searcher, monkeypatch):
+    product = {"products": [{"product_id": "a", "title": "lamp"}]}
+    monkeypatch.setattr("retrieval.serve.products.WAIT_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        with holding(searcher.store.path, "store.lock"):
+            refused = client.put("/products", json=product, headers=AUTHORISED)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert "in use by process" in refused.json()["error"]
+            assert client.post("/search", json={"text": "bag"}).status_code == 200
+            monkeypatch.setattr("retrieval.serve.products.WAIT_SECONDS", 20)
+            waiting = pool.submit(client.put, "/products", json=product, headers=AUTHORISED)
+        assert waiting.result().json() == {"written": 1}
+
+
+def test_the_store_is_compacted_after_many_writes_and_left_pictures_are_removed(searcher, monkeypatch):
+    monkeypatch.setattr("retrieval.serve.products.COMPACT_AFTER", 3)
+    left = searcher.store.path / "pictures" / f"{'0' * 32}.jpg"
+    left.parent.mkdir()
+    left.write_bytes(PHOTO)
+    os.utime(left, (1, 1))
+    with TestClient(create_app(searcher, ServiceSettings(api_key=KEY))) as client:
+        for number in range(3):
+            assert left.exists()
+            product = {"product_id": "a", "title": f"lamp {number}", "pictures": [PHOTO_TEXT]}
+            assert client.put("/products", json={"products": [product]}, headers=AUTHORISED).status_code == 200
+    assert pictures_of(searcher) == list(searcher.store.get(["a"])[0].images)
+    assert len(searcher.store._table().list_versions()) == 1
+    assert searcher.store.get(["a"])[0].title == "lamp 2"
 
 
 def test_searches_go_on_while_products_are_written(client, searcher):
@@ -387,6 +480,41 @@ def test_a_full_service_answers_429_and_works_again(searcher):
         held.go.set()
         assert [answer.result().status_code for answer in waiting] == [200, 200]
         assert client.post("/search", json={"text": "bag"}).status_code == 200
+
+
+def test_words_that_were_searched_lately_are_not_encoded_again(searcher):
+    held = Held(searcher.encoder)
+    held.go.set()
+    with TestClient(create_app(searcher, ServiceSettings(recent_queries=2))) as client:
+        first = [client.post("/search", json={"text": title}).json()["hits"] for title in ("red", "blue", "red")]
+        assert first[0] == first[2]
+        assert len(held.sizes) == 2
+        client.post("/search", json={"text": "green"})
+        client.post("/search", json={"text": "red"})
+        assert len(held.sizes) == 3
+        client.post("/search", json={"text": "blue"})  # the oldest of three went
+        client.post("/search", json={"text": "blue", "image": PHOTO_TEXT})
+        client.post("/search", json={"text": "blue", "image": PHOTO_TEXT})
+        assert len(held.sizes) == 6
+        assert 'moon_word_queries_total{recent="true"} 2' in client.get("/metrics").text
+
+
+def test_a_body_that_arrives_slowly_takes_no_place_of_work(searcher):
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"text": '
+        await asyncio.sleep(30)
+
+    async def asked() -> tuple[Any, Any]:
+        app = create_app(searcher, ServiceSettings(max_requests=1, body_seconds=1))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            headers = {"Content-Type": "application/json"}
+            late = asyncio.create_task(client.post("/search", content=slow(), headers=headers))
+            await asyncio.sleep(0.1)
+            return await client.post("/search", json={"text": "bag"}), await late
+
+    other, late = asyncio.run(asked())
+    assert (other.status_code, late.status_code) == (200, 408)
+    assert "found 9 bytes after 1 s" in late.json()["error"]
 
 
 def test_a_late_answer_is_504(searcher):
@@ -472,6 +600,8 @@ def test_the_description_names_every_path_and_field_that_the_service_accepts(cli
     [
         ({"max_requests": 0}, "max_requests=0"),
         ({"seconds": 0}, "seconds=0"),
+        ({"body_seconds": 0}, "body_seconds=0"),
+        ({"recent_queries": -1}, "recent_queries=-1"),
         ({"batch_milliseconds": -1}, "batch_milliseconds=-1"),
         ({"api_key": "short"}, "expected a secret of 16 or more"),
     ],

@@ -233,3 +233,21 @@ def test_the_first_candidate_with_both_recalls_is_taken_and_each_kind_is_built_o
     worst = decide(Measured(), "t", 10**9, built.append, candidates[:2])
     assert worst.index is None
     assert (worst.recall, worst.filtered_recall) == (1.0, 0.5)
+
+
+def test_a_product_that_a_writer_removes_during_a_search_leaves_no_gap(tmp_path, monkeypatch):
+    store = opened("embedded", tmp_path)
+    store.upsert(shop(20), {"t": units(20, 1)})
+    (first,) = store.search(units(1, 5), k=5)
+    get, gone = store.get, first[2].product.product_id
+
+    def remove_and_get(product_ids):
+        store.delete([gone])
+        return get(product_ids)
+
+    monkeypatch.setattr(store, "get", remove_and_get)
+    (found,) = store.search(units(1, 5), k=5)
+    assert len(found) == 5
+    assert [hit.product.product_id for hit in found][:2] == [hit.product.product_id for hit in first][:2]
+    assert gone not in [hit.product.product_id for hit in found]
+    store.close()

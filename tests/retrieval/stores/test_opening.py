@@ -7,7 +7,7 @@ import pytest
 from stored_products import FINGERPRINT, opened, shop, units, vector_folder
 
 from moon3.__main__ import main
-from retrieval.stores.interface import StoreError
+from retrieval.stores.interface import CLIENT_DIGEST, StoredProduct, StoreError
 from retrieval.stores.opening import create_store, exact_store, open_store, sync
 
 VECTORS = {"t": units(40, 1), "i": units(40, 2)}
@@ -63,6 +63,21 @@ def test_only_what_differs_is_written(kind, folder, tmp_path, monkeypatch):
     assert sorted(one.product_id for one in written) == ["new", "p000", "p001", "p002"]
     assert list(store.products()) == sorted(products, key=lambda one: one.product_id)
     assert answers(store) == answers(exact_store(folder))
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["embedded", "served"])
+def test_products_of_clients_stay_unless_the_folder_has_their_id(folder, tmp_path, kind):
+    store = opened(kind, tmp_path)
+    sync(store, folder)
+    written = [StoredProduct("of-client", "lamp", digest=f"{CLIENT_DIGEST}1"), shop()[3]]
+    written[1] = replace(written[1], title="changed by a client", digest=f"{CLIENT_DIGEST}2")
+    store.upsert(written, {"t": units(2, 9)})
+    assert "of clients" not in str(sync(exact_store(folder), folder))
+    counts = sync(store, folder)
+    assert (counts.added, counts.replaced, counts.removed, counts.of_clients) == (0, 1, 0, 1)
+    assert "1 of clients kept" in str(counts)
+    assert [one.title for one in store.get(["of-client", "p003"]) if one] == ["lamp", shop()[3].title]
     store.close()
 
 
