@@ -143,8 +143,8 @@ def _sample(old: Searched, new: Searched, drawn: Sequence[int], tables: ProductT
         place = {product: number for number, product in enumerate(drawn)}
         product_T = np.array([place.get(product, -1) for _, product in texts_of(tables)])
         texts = Texts(new.text_TD[product_T >= 0], product_T[product_T >= 0], old.text_TD[product_T >= 0])
-    galleries = (Gallery(side.product_PD[drawn], every) for side in (old, new))
-    return Sample(*galleries, new.title_PD[drawn], every, old.title_PD[drawn], texts)
+    before, after = Gallery(old.product_PD[drawn], every), Gallery(new.product_PD[drawn], every)
+    return Sample(before, after, new.title_PD[drawn], every, old.title_PD[drawn], texts)
 
 
 def agreement(old: Searched, new: Searched, right: Sequence[Sequence[int]]) -> dict[str, float]:
