@@ -20,7 +20,7 @@ from evaluation.provenance import provenance
 from product_data.atomic_files import write_atomically
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_file
-from product_data.rows import ProductRow, QueryRow
+from product_data.rows import ProductRow
 from product_data.tables import ProductTables
 from retrieval.centring import Centring, content_form
 from retrieval.encode import encode, load_for_evaluation
@@ -85,7 +85,7 @@ def measure_mixed_gallery(
         "products": dict(Counter(forms)),
         "gap": {pair: round(value, 4) for pair, value in centring.gap.items()},
         "skipped": len(encoded.skipped) + len(asked.skipped),
-        "queries": _by_type(plain_QP, centred_QP, right, forms, types, seed),
+        "queries": compare_by_type(plain_QP, centred_QP, right, forms, types, seed),
     }
 
 
@@ -98,14 +98,23 @@ def _gallery(rows: Sequence[ProductRow], draw: bool, seed: int) -> tuple[list[Pr
     return products, [str(one) if draw and form == "mm" else form for form, one in zip(forms, drawn, strict=True)]
 
 
-def _by_type(
+def compare_by_type(
     plain_QP: np.ndarray,
     centred_QP: np.ndarray,
     right: Sequence[Sequence[int]],
     forms: Sequence[str],
-    types: Sequence[QueryRow | str],
-    seed: int,
+    types: Sequence[str],
+    seed: int = 0,
 ) -> dict[str, Any]:
+    """Return for each type of query, and for all, R@10 and the shares of each form without and with centring.
+
+    Args:
+        plain_QP, centred_QP: cosines; -inf for a product that is left out of a ranking.
+        right: the right products of each query.
+        forms: what each product contains.
+        types: the type of each query.
+        seed (`int`): of the interval of the difference. Default 0.
+    """
     found = {}
     for kind in [*dict.fromkeys(types), "all"]:
         rows = [row for row, one in enumerate(types) if kind in (one, "all")]

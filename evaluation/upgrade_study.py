@@ -6,6 +6,7 @@ Shape suffixes: P products, Q queries, D width of the new model, E width of the 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from product_data.errors import OptionError
 from product_data.outputs import require_writable_file
 from product_data.tables import ProductTables
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.upgrade.adapters import Adapter, fit_network
+from retrieval.upgrade.adapters import Adapter, fit_affine
 from retrieval.upgrade.calibration import Calibration
-from retrieval.upgrade.fitting import K, Sample, fit_upgrade, linear_adapters
+from retrieval.upgrade.fitting import K, Sample, fit_upgrade
 from retrieval.upgrade.gallery import Gallery, ranks
+from retrieval.upgrade.recipes import Texts, linear_recipes, network_recipes, short_texts
 from retrieval.upgrade.sampling import stratified_sample
 from retrieval.upgrade.upgrading import query_of
 
@@ -42,11 +44,13 @@ class Searched:
         product_PD: vectors of the products.
         title_PD: vectors of the products' titles as queries, by which an upgrade chooses.
         query_QD: vectors of the data set's queries.
+        text_TD: vectors of short texts of products as queries, on which an upgrade fits; `None`: it fits on products alone.
     """
 
     product_PD: np.ndarray
     title_PD: np.ndarray
     query_QD: np.ndarray
+    text_TD: np.ndarray | None = None
 
 
 def search_of(model: str, tables: ProductTables, form: str, batch_size: int = 32) -> Searched:
@@ -71,6 +75,7 @@ def search_of(model: str, tables: ProductTables, form: str, batch_size: int = 32
         ([row.record(form) for row in tables.products], {"kind": "product", "form": form}),
         (titles, {"kind": "query"}),
         ([query.record() for query in tables.queries], {"kind": "query"}),
+        ([{"text": text} for text, _ in texts_of(tables)], {"kind": "query"}),
     )
     vectors = []
     for records, options in sides:
@@ -81,12 +86,19 @@ def search_of(model: str, tables: ProductTables, form: str, batch_size: int = 32
     return Searched(*vectors)
 
 
+def texts_of(tables: ProductTables, seed: int = 0) -> list[tuple[str, int]]:
+    """Return short texts of the products, each with the index of its product: see `retrieval.upgrade.recipes.short_texts`."""
+    rng = random.Random(seed)
+    return [(text, number) for number, row in enumerate(tables.products) for text in short_texts(row, rng)]
+
+
 def study_upgrade(
     old: Searched, new: Searched, tables: ProductTables, samples: Sequence[int] = SAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """Return R@10 of the data set's queries: both models alone, unadapted, by adapter and sample, and by backfill.
 
-    Adapters are fitted on the vectors of sampled products, as `moon3 upgrade` does; the queries take no part in it.
+    Adapters are fitted on the vectors of sampled products and of their texts, as `moon3 upgrade` does; the queries take no
+    part in it. Each adapter but "chosen" is that of all products of the sample.
 
     Args:
         old, new: what both models make of `tables`.
@@ -107,31 +119,60 @@ def study_upgrade(
     strata = [" > ".join(row.category) for row in tables.products]
     chosen: tuple[Adapter, Calibration] | None = None
     for size in samples:
-        drawn = stratified_sample(strata, size, seed=seed)
-        adapters = dict(linear_adapters(new.product_PD[drawn], old.product_PD[drawn]))
-        adapters["network"] = fit_network(
-            new.product_PD[drawn], old.product_PD[drawn], adapters["procrustes"], seed=seed
-        )
-        every = np.arange(size)
-        sample = Sample(
-            Gallery(old.product_PD[drawn], every),
-            Gallery(new.product_PD[drawn], every),
-            new.title_PD[drawn],
-            every,
-            old.title_PD[drawn],
-        )
+        sample = _sample(old, new, stratified_sample(strata, size, seed=seed), tables)
         fitted = fit_upgrade(sample, seed=seed)
         chosen = fitted.adapter, fitted.calibration
-        own = {name: searched(adapter(new.query_QD), old.product_PD) for name, adapter in adapters.items()}
-        own["chosen"] = searched(fitted.adapter(new.query_QD), old.product_PD)
+        own = {"chosen": searched(fitted.adapter(new.query_QD), old.product_PD)}
+        for recipe in [*linear_recipes(sample.material), *network_recipes(sample.material, fitted.text_weight, seed)]:
+            own[recipe.name] = searched(recipe.fit(np.arange(size))(new.query_QD), old.product_PD)
         results["samples"][str(size)] = {
             "chosen": fitted.name,
             "searches": {name: _against(rank_Q, rank_by, seed) for name, rank_Q in own.items()},
         }
     assert chosen is not None
     results["searches"] = {name: recall_of(rank_Q, seed=seed) for name, rank_Q in rank_by.items()}
+    results["agreement"] = agreement(old, new, right)
     results["backfill"] = _backfill(old, new, *chosen, right, seed)
     return results
+
+
+def _sample(old: Searched, new: Searched, drawn: Sequence[int], tables: ProductTables) -> Sample:
+    """Return the sample of some products, as `moon3 upgrade` makes it."""
+    texts, every = None, np.arange(len(drawn))
+    if old.text_TD is not None and new.text_TD is not None:
+        place = {product: number for number, product in enumerate(drawn)}
+        product_T = np.array([place.get(product, -1) for _, product in texts_of(tables)])
+        texts = Texts(new.text_TD[product_T >= 0], product_T[product_T >= 0], old.text_TD[product_T >= 0])
+    before, after = Gallery(old.product_PD[drawn], every), Gallery(new.product_PD[drawn], every)
+    return Sample(before, after, new.title_PD[drawn], every, old.title_PD[drawn], texts)
+
+
+def agreement(old: Searched, new: Searched, right: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Return how far two models find the same, which bounds what a map of the new one's queries can recover.
+
+    Returns:
+        right_by_old, right_by_new, right_by_both: shares of the queries whose answer is among the first ten.
+        right_if_independent: the share for both if their errors were independent.
+        neighbours_shared: mean share of the ten nearest products of a query that both have.
+        share_of_old_by_an_affine_map_of_the_queries: R@10 of the affine map that is fitted on the measured queries themselves
+            by both models, as a share of the old model's: an upper bound for the linear maps from query to query, not an adapter.
+    """
+    score_QP = {name: side.query_QD @ side.product_PD.T for name, side in (("old", old), ("new", new))}
+    hit_Q = {name: ranks(score, right) <= K for name, score in score_QP.items()}
+    first_QK = {name: np.argsort(-score, axis=1)[:, :K] for name, score in score_QP.items()}
+    shared = [len(set(one) & set(two)) / K for one, two in zip(first_QK["old"], first_QK["new"], strict=True)]
+    width = min(old.query_QD.shape[1], new.query_QD.shape[1])
+    fitted = fit_affine(new.query_QD, old.query_QD, width)(new.query_QD)
+    by_fitted = float((ranks(fitted @ old.product_PD.T, right) <= K).mean())
+    found = {
+        "right_by_old": float(hit_Q["old"].mean()),
+        "right_by_new": float(hit_Q["new"].mean()),
+        "right_by_both": float((hit_Q["old"] & hit_Q["new"]).mean()),
+        "right_if_independent": float(hit_Q["old"].mean() * hit_Q["new"].mean()),
+        "neighbours_shared": float(np.mean(shared)),
+        "share_of_old_by_an_affine_map_of_the_queries": by_fitted / max(float(hit_Q["old"].mean()), 1e-9),
+    }
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _against(rank_Q: np.ndarray, rank_by: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -219,7 +260,8 @@ def write_upgrade_study(
 def upgrade_study_table(results: Mapping[str, Any]) -> str:
     """Return the tables of a study: searches by adapter and sample, and the backfill."""
     rows, backfills = [], []
-    for name, one in results["upgrades"].items():
+    found_by = results["upgrades"]
+    for name, one in found_by.items():
         rows += [[name, search, "", percent(found), ""] for search, found in one["searches"].items()]
         for size, sample in one["samples"].items():
             for adapter, found in sample["searches"].items():
@@ -230,6 +272,13 @@ def upgrade_study_table(results: Mapping[str, Any]) -> str:
             backfills.append(
                 [name, share, *map(percent, sides), *(f"{100 * side['results_by_new']:.0f}" for side in sides)]
             )
+    agreements = [[name, *(f"{value:.3f}" for value in one["agreement"].values())] for name, one in found_by.items()]
     first = tabulate(rows, headers=["new model", "search", "sample", f"R@{K}, %", "% of old"], disable_numparse=True)
     headers = ["new model", "backfill", "calibrated", "raw cosine", "new in results, %", "raw, %"]
-    return f"{first}\n\n{tabulate(backfills, headers=headers, disable_numparse=True)}"
+    names = [name.replace("_", " ") for name in next(iter(found_by.values()))["agreement"]]
+    tables = [
+        first,
+        tabulate(agreements, headers=["new model", *names], disable_numparse=True),
+        tabulate(backfills, headers=headers, disable_numparse=True),
+    ]
+    return "\n\n".join(tables)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from moon3._arguments import add_device
+
 ORDER = 64
 
 
@@ -14,16 +16,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", help="folder of the store, or qdrant=URL/COLLECTION (default: the folder store in VECTORS)"
     )
+    parser.add_argument(
+        "--centre",
+        action="store_true",
+        help="print what centring by form changes, and make a new store that subtracts the mean of texts, pictures and both",
+    )
+    parser.add_argument("--model", help="with --centre, the place of the model (default: the one that VECTORS names)")
+    add_device(parser)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Write what differs, compact, and print what was decided."""
-    from retrieval.stores.opening import create_store, sync
+    from product_data.errors import OptionError
+    from retrieval.stores.opening import create_store, folder_centring, sync
     from retrieval.vector_files import VectorFolder
 
+    if chosen.model is not None and not chosen.centre:
+        raise OptionError("--model: found no --centre; expected both: only the effect of centring needs the model")
     folder = VectorFolder(chosen.vectors)
     folder.require_state()
-    store = create_store(chosen.store or folder.store_folder, folder.dimension, folder.fingerprint)
+    centring = None
+    if chosen.centre:
+        import evaluation.baselines  # noqa: F401 - registers the kinds of models
+        from evaluation.centring_effect import centring_effect
+        from evaluation.mixed_galleries import mixed_gallery_table
+
+        centring = folder_centring(folder)
+        print(mixed_gallery_table(centring_effect(folder, centring, model=chosen.model, device=chosen.device)))
+    store = create_store(chosen.store or folder.store_folder, folder.dimension, folder.fingerprint, centring)
     try:
         print(f"{store.about}: {sync(store, folder)}")
     finally:

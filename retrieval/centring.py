@@ -8,21 +8,45 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from product_data.rows import PRODUCT_FORMS, ProductRow
-from retrieval.stores.interface import StoredProduct
+from product_data.rows import PRODUCT_FORMS
 
 LEAST_PRODUCTS = 20
 """Number of products of a form below which its mean is not used."""
 
 
-def content_form(product: ProductRow | StoredProduct) -> str:
+class HasContents(Protocol):
+    """What `content_form` reads; a `ProductRow` and a `StoredProduct` have it."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def category(self) -> Sequence[str]: ...
+    @property
+    def attributes(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def images(self) -> Sequence[Any]: ...
+
+
+def content_form(product: HasContents) -> str:
     """Return what a product contains: "t" text, "i" pictures, "mm" both; "" for neither."""
     has_text = bool(product.title or product.description or product.category or product.attributes)
     return ("mm" if product.images else "t") if has_text else ("i" if product.images else "")
+
+
+def read_form(contents: str, form: str) -> str:
+    """Return what a model read for a vector of a form: for "mm" what the product contains, otherwise the form.
+
+    Args:
+        contents (`str`): see `content_form`.
+        form (`str`): of the vector.
+    """
+    return contents or form if form == "mm" else form
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,8 @@ class Centring:
         means: form → its mean, (D,) float32. Vectors of a form without a mean do not change.
         counts: form → number of products of that mean.
 
-    Relations: `retrieval.form_balance.form_balance` shows its effect, `moon3 form-balance` prints it.
+    Relations: a store that is made with it applies it to its products, and `retrieval.search.Searcher` to the queries of such
+    a store. `retrieval.form_balance.form_balance` shows its effect; `moon3 form-balance` and `moon3 index --centre` print it.
     """
 
     means: Mapping[str, np.ndarray]
@@ -57,10 +82,9 @@ class Centring:
             ValueError: numbers of vectors and forms that differ, or an unknown form.
         """
         _check(vector_ND, forms)
-        counts = {form: count for form, count in Counter(forms).items() if count >= LEAST_PRODUCTS}
-        form_N = np.array(forms)
-        means = {form: vector_ND[form_N == form].mean(axis=0, dtype=np.float64) for form in counts}
-        return cls({form: mean.astype(np.float32) for form, mean in means.items()}, counts)
+        sums = FormSums()
+        sums.add(vector_ND, forms)
+        return sums.centring()
 
     def __call__(self, vector_ND: np.ndarray, forms: Sequence[str]) -> np.ndarray:
         """Return the centred unit vectors of products or queries.
@@ -102,6 +126,26 @@ class Centring:
         """Return the centring that `as_dict` describes."""
         means = {form: np.array(mean, dtype=np.float32) for form, mean in values["means"].items()}
         return cls(means, dict(values["counts"]))
+
+
+class FormSums:
+    """Sums of a catalogue's vectors by form, from which its means follow; the vectors come in batches."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, np.ndarray] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, vector_ND: np.ndarray, forms: Sequence[str]) -> None:
+        """Add vectors with what each was made from."""
+        form_N = np.array(forms)
+        for form, count in Counter(forms).items():
+            self.sums[form] = self.sums.get(form, 0) + vector_ND[form_N == form].sum(axis=0, dtype=np.float64)
+            self.counts[form] += count
+
+    def centring(self) -> Centring:
+        """Return the means of the forms with at least `LEAST_PRODUCTS` vectors."""
+        counts = {form: count for form, count in self.counts.items() if count >= LEAST_PRODUCTS}
+        return Centring({form: (self.sums[form] / count).astype(np.float32) for form, count in counts.items()}, counts)
 
 
 def _check(vector_ND: np.ndarray, forms: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from sklearn.linear_model import Lasso
 from retrieval.phrases import ExplanationError, Phrase, PhraseDictionary, build_dictionary, phrases_of, shortened
 from retrieval.queries import Query, SearchError
 from retrieval.search import Searcher
+from retrieval.stores.searching import require_uncentred
 
 DEFAULT_LAMBDA = 0.1
 _DIFFERENT_PAIRS = 5
@@ -235,9 +236,11 @@ class MatchExplainer:
 
     Raises:
         ExplanationError: a catalogue without attributes, brands and categories.
+        StoreError: a store that is centred by form.
     """
 
     def __init__(self, searcher: Searcher, *, folder: Path | None = None) -> None:
+        require_uncentred(searcher.store.centring, "explanations")
         self.searcher, self.store = searcher, searcher.store
         encoder = searcher.encoder
         self.dictionary = build_dictionary(encoder.model, encoder.processor, self.store, folder=folder)

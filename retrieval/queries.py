@@ -102,6 +102,11 @@ class Query:
         parts = [words | picture] if self.weight is None else [words, picture]
         return [part for part in parts if part]
 
+    @property
+    def record_forms(self) -> list[str]:
+        """Return the form of each of `records`: "t", "i" or "mm"."""
+        return ["mm" if "text" in one and "image" in one else "t" if "text" in one else "i" for one in self.records()]
+
 
 def read_box(text: str) -> tuple[float, float, float, float]:
     """Return the box that "x0,y0,x1,y1" describes.

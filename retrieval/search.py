@@ -25,6 +25,7 @@ from retrieval.query_encoder import EncodedQuery, QueryEncoder, weighted
 from retrieval.reasoning_options import check_threshold
 from retrieval.stores.interface import Hit, Store, StoredProduct
 from retrieval.stores.opening import open_store
+from retrieval.upgrade.opening import with_adapter
 from retrieval.vector_files import VectorFolder, is_vector_folder
 
 Encode = Callable[[Query, str], EncodedQuery]
@@ -203,6 +204,8 @@ class Searcher:
     def _vectors(self, query: Query, encoded: EncodedQuery, chosen: SearchOptions) -> np.ndarray:
         """Return the (V, D) vectors to search: one, or with a product one for each of its forms."""
         own_RD = _shortened_to(encoded.vectors_RD, self.store.dimension)
+        if self.store.centring is not None:
+            own_RD = self.store.centring(own_RD, query.record_forms)
         if query.like is not None:
             other_VD = self._liked(query.like, chosen.forms)
             return other_VD if query.weight is None else weighted(own_RD[0], other_VD, query.weight)
@@ -258,22 +261,25 @@ def _shortened_to(vector_RD: np.ndarray, dimension: int) -> np.ndarray:
 def open_searcher(place: str | Path, *, model: str | None = None, device: str | None = None) -> Iterator[Searcher]:
     """Open a store and the model that made its vectors; the store is closed at the end of the `with` block.
 
-    The fingerprints are compared before the model is loaded.
+    The fingerprints are compared before the model is loaded. A new model searches an old one's vectors through the adapter
+    that `moon3 upgrade` wrote beside them.
 
     Args:
         place: a folder of `moon3 embed`, or "qdrant=URL/COLLECTION", see `retrieval.stores.opening.open_store`.
-        model: folder or hub id of the model. Default: the one that made the vectors of the folder.
+        model: folder or hub id of the model: that of the vectors, or one with an adapter. Default: the one that made the
+            vectors of the folder.
         device: device of the model. Default: the first GPU, or else the CPU.
 
     Raises:
-        SearchError: a place that names no model, or a model that did not make the vectors.
-        StoreError, VectorFileError: a store that cannot be opened.
+        SearchError: a place that names no model, or a model that neither made the vectors nor has an adapter.
+        StoreError, VectorFileError, UpgradeError: a store or an adapter that cannot be opened.
         CheckpointError: a model that cannot be loaded.
     """
     store = open_store(place)
     try:
         name, fingerprint = _named_model(place) if model is None else (model, model_fingerprint(model))
-        require_fingerprint(fingerprint, store, name)
+        store = with_adapter(store, place, fingerprint)
+        require_fingerprint(fingerprint, store, name, place)
         yield Searcher(store, QueryEncoder(*load_for_evaluation(name, device=device), fingerprint))
     finally:
         store.close()
@@ -292,19 +298,26 @@ def _named_model(place: str | Path) -> tuple[str, str]:
         ) from error
 
 
-def require_fingerprint(fingerprint: str, store: Store, model: str = "") -> None:
+def require_fingerprint(fingerprint: str, store: Store, model: str = "", place: str | Path | None = None) -> None:
     """Check that a model made the vectors of a store.
 
     Args:
         fingerprint (`str`): the model's.
         store: the store.
         model (`str`): the model's name, for the message. Default "".
+        place: the store's place; for a folder of vectors the message names the command that fits an adapter. Default: none.
 
     Raises:
         SearchError: another model made them.
     """
     if fingerprint != store.fingerprint:
+        adapted = place is not None and is_vector_folder(place)
         raise SearchError(
             f"model{f' {model}' if model else ''}: found fingerprint {fingerprint or 'none'!r}; "
             f"expected {store.fingerprint!r}, that of the model which made the store's vectors"
+            + (
+                f", or a model with an adapter for them: run moon3 upgrade {place} {model or 'MODEL'}"
+                if adapted
+                else ""
+            )
         )

@@ -25,6 +25,7 @@ from retrieval.decisions.labelled_pairs import LabelledPair, divide
 from retrieval.decisions.pair_scores import FEATURES, PairScorer
 from retrieval.decisions.promises import Promise, promise_precision
 from retrieval.stores.interface import Store, StoredProduct
+from retrieval.stores.searching import require_uncentred
 
 SAME, DIFFERENT, DOUBTFUL = "same", "different", "doubtful"
 _UNLIKE_SAMPLE = 0.001
@@ -107,7 +108,9 @@ def read_catalogue(store: Store, form: str) -> Catalogue:
 
     Raises:
         DecisionError: fewer than two products have a vector of this form.
+        StoreError: a store that is centred by form.
     """
+    require_uncentred(store.centring, "decisions")
     products = list(store.products())
     vector_ND = store.vectors([product.product_id for product in products], form)
     has_vector_N = np.isfinite(vector_ND).all(axis=1) if len(products) else np.zeros(0, dtype=bool)

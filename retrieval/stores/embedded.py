@@ -1,6 +1,7 @@
 """Keep a catalogue in a LanceDB table: on disk, with filters, words, several vectors for each product, and indices if measured.
 
-    moon_store.json   dimension, fingerprint, and what was decided on indices, see `retrieval.stores.tuning`
+    moon_store.json   dimension, fingerprint, means by form of a centred store, and what was decided on indices, see
+                      `retrieval.stores.tuning`
     products.lance/   the table; a column of vectors for each form
     store.lock        exists while a process writes
 
@@ -28,6 +29,7 @@ from lancedb.query import MatchQuery
 
 from product_data.atomic_files import write_atomically
 from product_data.folder_lock import FolderInUseError, locked
+from retrieval.centring import Centring
 from retrieval.stores.facts import (
     attribute_pairs,
     category_paths,
@@ -40,7 +42,7 @@ from retrieval.stores.facts import (
 from retrieval.stores.interface import StoreBusyError, StoredProduct, StoreError
 from retrieval.stores.postings import FACETS
 from retrieval.stores.ranking import SAME_SCORE, TIE, Candidate, best, exact_cosines, pool_sizes, rounded
-from retrieval.stores.searching import RankingStore, checked_batch
+from retrieval.stores.searching import RankingStore, checked_batch, kept_centring
 from retrieval.stores.tuning import BUCKET, BUCKETS, Index, decide, describe, is_current
 from retrieval.stores.where import Where, sql_text
 
@@ -83,12 +85,20 @@ class EmbeddedStore(RankingStore):
     Args:
         path: the folder.
         dimension (`int`), fingerprint (`str`): of a store to create; an existing one must agree. Default: an existing store.
+        centring: means by form of a store to create; an existing centred store keeps its own. Default: none.
 
     Raises:
-        StoreError: no store there, another dimension or fingerprint, or settings that cannot be read.
+        StoreError: no store there, another dimension or fingerprint, one that is not centred if `centring` is given, or
+            settings that cannot be read.
     """
 
-    def __init__(self, path: str | Path, dimension: int | None = None, fingerprint: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        dimension: int | None = None,
+        fingerprint: str | None = None,
+        centring: Centring | None = None,
+    ) -> None:
         self.path = Path(path)
         self.about = f"LanceDB store in {self.path}"
         if not self._settings_file.is_file():
@@ -99,7 +109,7 @@ class EmbeddedStore(RankingStore):
                 "dimension": dimension,
                 "fingerprint": fingerprint,
                 "indices": {},
-            }
+            } | ({} if centring is None else {"centring": centring.as_dict()})
             with self._writing():
                 self._write_settings()
         self._settings = self._read_settings()
@@ -109,6 +119,9 @@ class EmbeddedStore(RankingStore):
                 f"{self.path}: found a store of the model {self.fingerprint!r} with {self.dimension} dimensions; expected "
                 f"{fingerprint!r} with {dimension}. Remove the store to make one for another model"
             )
+        self.centring = kept_centring(self._settings.get("centring"), centring, str(self.path))
+        if self.centring is not None:
+            self.about += ", centred by form"
         self._connection = lancedb.connect(self.path, read_consistency_interval=timedelta(0))
         self._opened: Any = None
 
@@ -126,7 +139,7 @@ class EmbeddedStore(RankingStore):
 
     def upsert(self, products: Sequence[StoredProduct], vectors: Mapping[str, np.ndarray]) -> None:
         """Add or replace products: see `retrieval.stores.interface.Store.upsert`. The write is one new version."""
-        batch = checked_batch(products, vectors, self.dimension)
+        batch = checked_batch(products, vectors, self.dimension, self.centring)
         if not products:
             return
         with self._writing():
@@ -322,6 +335,7 @@ class EmbeddedStore(RankingStore):
         try:
             settings = json.loads(self._settings_file.read_text(encoding="utf-8"))
             known = {name: settings[name] for name in ("format", "dimension", "fingerprint", "indices")}
+            known |= {"centring": settings["centring"]} if "centring" in settings else {}
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self._settings_file}: found {error!r}; expected the file of a store") from error
         if known["format"] != FORMAT:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from retrieval.bm25 import WordIndex
+from retrieval.centring import Centring
 from retrieval.stores.exact_search import FirstPass, FlatVectors
 from retrieval.stores.facts import from_json, most_frequent, searched_words, split_words, to_json
 from retrieval.stores.interface import StoredProduct
@@ -28,12 +29,21 @@ class ExactStore(RankingStore):
         dimension (`int`): D.
         fingerprint (`str`): of the model whose vectors it holds.
         first_pass: "none" (default), a number of dimensions or "int8"; see `FlatVectors`.
+        centring: means by form, which `upsert` subtracts; `add_vectors` writes vectors as they are. Default: none.
 
     Memory: `memory_bytes`. The vectors take 4·D bytes for each product and form; the facts, about their length as JSON and 100
     bytes for each product. The first filter and the first words build their index: see `FactColumns` and `WordIndex`.
     """
 
-    def __init__(self, dimension: int, fingerprint: str = "", *, first_pass: FirstPass = "none") -> None:
+    def __init__(
+        self,
+        dimension: int,
+        fingerprint: str = "",
+        *,
+        first_pass: FirstPass = "none",
+        centring: Centring | None = None,
+    ) -> None:
+        self.centring = centring
         self.dimension, self.fingerprint, self.first_pass = dimension, fingerprint, first_pass
         self.about = "exact search in memory"
         self._row: dict[str, int] = {}
@@ -45,6 +55,7 @@ class ExactStore(RankingStore):
         self._present: dict[str, np.ndarray] = {}
         self._columns: FactColumns | None = None
         self._words: tuple[np.ndarray, WordIndex] | None = None
+        self._kept: tuple[frozenset[str], np.ndarray] | None = None
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -64,7 +75,7 @@ class ExactStore(RankingStore):
 
     def upsert(self, products: Sequence[StoredProduct], vectors: Mapping[str, np.ndarray]) -> None:
         """Add or replace products: see `retrieval.stores.interface.Store.upsert`."""
-        batch = checked_batch(products, vectors, self.dimension)
+        batch = checked_batch(products, vectors, self.dimension, self.centring)
         rows = self.add_products(products)
         for present in self._present.values():
             present[rows] = False
@@ -87,7 +98,7 @@ class ExactStore(RankingStore):
         for form, flat in self._flat.items():
             flat.resize(len(self._ids))
             self._present[form] = np.append(self._present[form], np.zeros(added, dtype=bool))
-        self._columns = self._words = None
+        self._columns = self._words = self._kept = None
         return np.array(rows, dtype=np.int64)
 
     def add_vectors(self, form: str, rows: np.ndarray, vector_ND: np.ndarray) -> None:
@@ -118,7 +129,7 @@ class ExactStore(RankingStore):
         """Remove products; return how many of the ids were in the store. `compact` frees their memory."""
         rows = [self._row.pop(product_id) for product_id in set(product_ids) if product_id in self._row]
         self._alive[rows] = False
-        self._words = None
+        self._words = self._kept = None
         return len(rows)
 
     def get(self, product_ids: Sequence[str]) -> list[StoredProduct | None]:
@@ -205,18 +216,26 @@ class ExactStore(RankingStore):
             self._digests = [self._digests[row] for row in kept]
             self._row = {product_id: row for row, product_id in enumerate(self._ids)}
             self._alive = np.ones(len(kept), dtype=bool)
-            self._columns = self._words = None
+            self._columns = self._words = self._kept = None
         return f"freed the memory of {removed} deleted products; {len(self._row)} are kept"
 
     def close(self) -> None:
         """Do nothing: the store has no files."""
 
-    def _mask(self, where: Where | None, exclude: Iterable[str] = ()) -> np.ndarray:
-        mask_N = self._alive.copy()
-        if where is not None:
-            mask_N &= self._fact_columns().mask(where)
-        mask_N[[self._row[product_id] for product_id in exclude if product_id in self._row]] = False
-        return mask_N
+    def _mask(self, where: Where | None, exclude: frozenset[str] = frozenset()) -> np.ndarray:
+        mask_N = self._without(exclude)
+        return mask_N if where is None else mask_N & self._fact_columns().mask(where)
+
+    def _without(self, exclude: frozenset[str]) -> np.ndarray:
+        """Return the mask of the products besides `exclude`; the last one is kept, since a `MixedStore` repeats its set."""
+        if not exclude:
+            return self._alive
+        kept = self._kept
+        if kept is None or (kept[0] is not exclude and kept[0] != exclude):
+            mask_N = self._alive.copy()
+            mask_N[[self._row[product_id] for product_id in exclude if product_id in self._row]] = False
+            self._kept = kept = (exclude, mask_N)
+        return kept[1]
 
     def _fact_columns(self) -> FactColumns:
         if self._columns is None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from product_data.feeds.feed_product import UNKNOWN
+from retrieval.centring import Centring
 
 
 class StoreError(ValueError):
@@ -88,6 +89,11 @@ class Store(Protocol):
     """Fingerprint of the model whose vectors the store holds: see `retrieval.fingerprint`."""
     about: str
     """What the store is and where, for messages: "exact search in memory over …"."""
+
+    @property
+    def centring(self) -> Centring | None:
+        """The means by form that the store subtracts from the vectors of `upsert`, and that queries need too; or None."""
+        ...
 
     @property
     def forms(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from retrieval.centring import LEAST_PRODUCTS, Centring, FormSums, content_form, read_form
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.exact_search import FirstPass
 from retrieval.stores.interface import CLIENT_DIGEST, Store, StoredProduct, StoreError
@@ -50,35 +51,40 @@ def open_store(place: str | Path, *, first_pass: FirstPass = "none") -> Store:
     return _embedded(path)
 
 
-def create_store(place: str | Path, dimension: int, fingerprint: str) -> Store:
+def create_store(place: str | Path, dimension: int, fingerprint: str, centring: Centring | None = None) -> Store:
     """Open a store for writing, and make it if it does not exist.
 
     Args:
         place: the folder of a store, or "qdrant=URL/COLLECTION".
         dimension (`int`): of the vectors.
         fingerprint (`str`): of the model that makes them.
+        centring: means by form of a new store; an existing centred store keeps its own. Default: none for a new store.
 
     Raises:
-        StoreError: a store of another dimension or model.
+        StoreError: a store of another dimension or model, or one that is not centred if `centring` is given.
     """
     if str(place).startswith(QDRANT):
-        return _served(str(place), dimension, fingerprint)
-    return _embedded(Path(place), dimension, fingerprint)
+        return _served(str(place), dimension, fingerprint, centring)
+    return _embedded(Path(place), dimension, fingerprint, centring)
 
 
-def _embedded(path: Path, dimension: int | None = None, fingerprint: str | None = None) -> EmbeddedStore:
+def _embedded(
+    path: Path, dimension: int | None = None, fingerprint: str | None = None, centring: Centring | None = None
+) -> EmbeddedStore:
     from retrieval.stores.embedded import EmbeddedStore
 
-    return EmbeddedStore(path, dimension, fingerprint)
+    return EmbeddedStore(path, dimension, fingerprint, centring)
 
 
-def _served(place: str, dimension: int | None = None, fingerprint: str | None = None) -> ServedStore:
+def _served(
+    place: str, dimension: int | None = None, fingerprint: str | None = None, centring: Centring | None = None
+) -> ServedStore:
     from retrieval.stores.served import ServedStore
 
     address, slash, collection = place.removeprefix(QDRANT).rpartition("/")
     if not (slash and address and collection):
         raise StoreError(f"store {place!r}: expected qdrant=URL/COLLECTION, such as qdrant=http://localhost:6333/shop")
-    return ServedStore(address, collection, dimension, fingerprint)
+    return ServedStore(address, collection, dimension, fingerprint, centring)
 
 
 def exact_store(folder: VectorFolder, *, first_pass: FirstPass = "none") -> ExactStore:
@@ -105,6 +111,27 @@ def exact_store(folder: VectorFolder, *, first_pass: FirstPass = "none") -> Exac
     store.about = f"exact search in memory over the {store.count()} products of {folder.path}"
     store.about += f"; {left_out} products without a vector are left out" if left_out else ""
     return store
+
+
+def folder_centring(folder: VectorFolder) -> Centring:
+    """Return the means of a folder's vectors by what the model read.
+
+    Raises:
+        StoreError: fewer than two forms with enough products, so that no form can be preferred.
+    """
+    contents = {product.product_id: content_form(product) for product in folder.products()}
+    sums = FormSums()
+    for form in folder.forms:
+        for ids, vector_ND in folder.vectors(form):
+            sums.add(vector_ND, [read_form(contents.get(product_id, form), form) for product_id in ids])
+    centring = sums.centring()
+    if len(centring.means) < 2:
+        counts = ", ".join(f"{count} of {form}" for form, count in sums.counts.items())
+        raise StoreError(
+            f"{folder.path}: found vectors of these forms: {counts}; expected at least {LEAST_PRODUCTS} of two forms to centre "
+            "them"
+        )
+    return centring
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.centring import Centring, content_form, read_form
 from retrieval.stores.interface import Hit, StoredProduct, StoreError
 from retrieval.stores.ranking import FUSION_DEPTH, Candidate, reciprocal_rank_fusion
 from retrieval.stores.where import Where
@@ -26,6 +27,7 @@ class RankingStore(ABC):
     dimension: int
     fingerprint: str
     about: str
+    centring: Centring | None = None
 
     @abstractmethod
     def nearest(
@@ -148,13 +150,19 @@ def require_forms(forms: Iterable[str], known: Sequence[str]) -> None:
         raise StoreError(f"forms: found {unknown[0]!r}; expected some of {', '.join(known)}, which the store has")
 
 
-def checked_batch(products: Sequence[StoredProduct], vectors: Mapping[str, np.ndarray], dimension: int) -> Batch:
+def checked_batch(
+    products: Sequence[StoredProduct],
+    vectors: Mapping[str, np.ndarray],
+    dimension: int,
+    centring: Centring | None = None,
+) -> Batch:
     """Return the vectors of an upsert as float32, after checking them and the products.
 
     Args:
         products: the products to write.
         vectors: form → (N, D) unit vectors; a row of NaN is a missing vector.
         dimension (`int`): D of the store.
+        centring: the store's means by form; a vector is centred by what the model read for it. Default: none.
 
     Raises:
         StoreError: an id that is empty or occurs twice, a text that is not valid Unicode, a price that is not finite, a wrong
@@ -185,7 +193,48 @@ def checked_batch(products: Sequence[StoredProduct], vectors: Mapping[str, np.nd
     if not present_N.all():
         product_id = products[int(np.flatnonzero(~present_N)[0])].product_id
         raise StoreError(f"upsert: product {product_id!r} has no vector; expected a vector of at least one form")
+    if centring is not None:
+        for form, vector_ND in batch.items():
+            batch[form] = centring(vector_ND, [read_form(content_form(product), form) for product in products])
     return batch
+
+
+def kept_centring(known: Any, wanted: Centring | None, place: str) -> Centring | None:
+    """Return the centring of a store from its settings.
+
+    Args:
+        known: what `Centring.as_dict` made; None for a store that is not centred.
+        wanted: the centring that its opener wants; None for whatever the store has.
+        place (`str`): the store's, for the message.
+
+    Raises:
+        StoreError: a store that is not centred although its opener wants it, or settings that cannot be read.
+    """
+    if known is None and wanted is not None:
+        raise StoreError(
+            f"{place}: found a store whose vectors are not centred by form; expected a new one: remove it, and index again"
+        )
+    try:
+        return None if known is None else Centring.of_dict(known)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{place}: found {error!r} in the means by form; expected those of moon3 index") from error
+
+
+def require_uncentred(centring: Centring | None, purpose: str) -> None:
+    """Check that a store's vectors are those that the model made.
+
+    Args:
+        centring: the store's.
+        purpose (`str`): what reads the vectors, for the message.
+
+    Raises:
+        StoreError: the store is centred.
+    """
+    if centring is not None:
+        raise StoreError(
+            f"{purpose}: found a store that is centred by form; expected the vectors as the model made them: remove the store "
+            "and run moon3 index without --centre"
+        )
 
 
 def _check_product(product: StoredProduct, seen: set[str]) -> None:

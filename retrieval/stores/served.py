@@ -19,6 +19,7 @@ from qdrant_client import QdrantClient, models
 
 from product_data.rows import PRODUCT_FORMS
 from retrieval.bm25 import saturation
+from retrieval.centring import Centring
 from retrieval.stores.facts import (
     attribute_pairs,
     category_paths,
@@ -31,7 +32,7 @@ from retrieval.stores.facts import (
 from retrieval.stores.interface import StoredProduct, StoreError
 from retrieval.stores.postings import FACETS
 from retrieval.stores.ranking import SAME_SCORE, TIE, Candidate, best, exact_cosines, pool_sizes, rounded
-from retrieval.stores.searching import RankingStore, checked_batch
+from retrieval.stores.searching import RankingStore, checked_batch, kept_centring
 from retrieval.stores.where import Condition, Where
 
 WORDS = "words"
@@ -53,11 +54,12 @@ class ServedStore(RankingStore):
         collection (`str`): its name.
         dimension (`int`), fingerprint (`str`): of a collection to create; an existing one must agree. Default: an existing
             collection.
+        centring: means by form of a collection to create; an existing centred one keeps its own. Default: none.
         exact (`bool`): search vectors exactly on the server. Default `True`. Local mode is always exact.
 
     Raises:
-        StoreError: a server or folder that cannot be opened, no such collection, one that is not ours, or another dimension
-            or fingerprint.
+        StoreError: a server or folder that cannot be opened, no such collection, one that is not ours or not centred if
+            `centring` is given, or another dimension or fingerprint.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ServedStore(RankingStore):
         collection: str,
         dimension: int | None = None,
         fingerprint: str | None = None,
+        centring: Centring | None = None,
         *,
         exact: bool = True,
     ) -> None:
@@ -76,7 +79,7 @@ class ServedStore(RankingStore):
         if not self._client.collection_exists(collection):
             if dimension is None or fingerprint is None:
                 raise StoreError(f"{self.about}: found no such collection; expected one that moon3 index made")
-            self._create(dimension, fingerprint)
+            self._create(dimension, fingerprint, centring)
         metadata = self._client.get_collection(collection).config.metadata or {}
         try:
             self.dimension, self.fingerprint = int(metadata["dimension"]), str(metadata["fingerprint"])
@@ -87,6 +90,10 @@ class ServedStore(RankingStore):
                 f"{self.about}: found vectors of the model {self.fingerprint!r} with {self.dimension} dimensions; expected "
                 f"{fingerprint!r} with {dimension}. Use another collection for another model"
             )
+
+        self.centring = kept_centring(metadata.get("centring"), centring, self.about)
+        if self.centring is not None:
+            self.about += ", centred by form"
 
     def _connected(self, address: str) -> QdrantClient:
         try:
@@ -101,14 +108,15 @@ class ServedStore(RankingStore):
             ) from error
         return client
 
-    def _create(self, dimension: int, fingerprint: str) -> None:
+    def _create(self, dimension: int, fingerprint: str, centring: Centring | None) -> None:
         self._client.create_collection(
             self.collection,
             vectors_config={
                 form: models.VectorParams(size=dimension, distance=models.Distance.DOT) for form in PRODUCT_FORMS
             },
             sparse_vectors_config={WORDS: models.SparseVectorParams(modifier=models.Modifier.IDF)},
-            metadata={"dimension": dimension, "fingerprint": fingerprint},
+            metadata={"dimension": dimension, "fingerprint": fingerprint}
+            | ({} if centring is None else {"centring": centring.as_dict()}),
         )
         if self.is_server:  # local mode has no indices of payloads
             types = dict.fromkeys(("brand", "availability", "category_paths", "attribute_pairs"), "keyword")
@@ -129,7 +137,7 @@ class ServedStore(RankingStore):
         unknown = [form for form in vectors if form not in PRODUCT_FORMS]
         if unknown:
             raise StoreError(f"upsert: found the form {unknown[0]!r}; expected one of {', '.join(PRODUCT_FORMS)}")
-        batch = checked_batch(products, vectors, self.dimension)
+        batch = checked_batch(products, vectors, self.dimension, self.centring)
         words = [searched_words(product) for product in products]
         mean = self._mean_length(words)
         for start in range(0, len(products), _CHUNK):

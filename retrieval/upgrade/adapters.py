@@ -1,22 +1,28 @@
 """Map vectors of a new model into the space of an old one: an orthogonal map, a map of low rank, or a small network.
 
-Shape suffixes: N pairs of vectors, D width of the new model, E width of the old model, R rank, H hidden units.
+Shape suffixes: N pairs of vectors, D width of the new model, E width of the old model, R rank, H hidden units, V vectors of a
+gallery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
+from retrieval.upgrade.gallery import Gallery
+
 PROCRUSTES, AFFINE, NETWORK = "procrustes", "affine", "network"
 KINDS = (PROCRUSTES, AFFINE, NETWORK)
-HIDDEN, EPOCHS, PATIENCE = 256, 200, 15
-_RIDGE = 0.01  # of the mean variance of a component
+HIDDEN, EPOCHS, STEPS, PATIENCE = 256, 200, 1000, 15
+RIDGE = 0.01
+"""Ridge of an affine map, as a share of the mean variance of a component."""
 _BATCH_PAIRS, _LEARNING_RATE, _WATCHED_SHARE = 256, 1e-3, 0.15
+TEMPERATURE = 0.05
+"""Of the softmax over old vectors in the search objective of a network."""
 _HIDDEN_NAMES = ("inner_DH", "inner_H", "outer_HE", "outer_E")
 
 
@@ -88,70 +94,123 @@ def fit_procrustes(new_ND: np.ndarray, old_NE: np.ndarray) -> Adapter:
     return _linear(PROCRUSTES, left_DR @ right_RE, np.zeros(old_NE.shape[1]))
 
 
-def fit_affine(new_ND: np.ndarray, old_NE: np.ndarray, rank: int) -> Adapter:
+@dataclass(frozen=True)
+class Pairs:
+    """Vectors of a new model with the old vectors that an adapter should map them to.
+
+    Args:
+        new_ND, old_NE: unit vectors.
+        weight_N: weight of each pair.
+        product_N: index of the product of each pair.
+
+    Raises:
+        ValueError: different numbers of vectors, weights and products, or none.
+    """
+
+    new_ND: np.ndarray
+    old_NE: np.ndarray
+    weight_N: np.ndarray
+    product_N: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check(self.new_ND, self.old_NE)
+        if not len(self.weight_N) == len(self.product_N) == len(self.new_ND):
+            raise ValueError(
+                f"pairs: found {len(self.weight_N)} weights and {len(self.product_N)} products for {len(self.new_ND)} pairs; "
+                "expected one of each for a pair"
+            )
+
+    @classmethod
+    def of_products(cls, new_ND: np.ndarray, old_NE: np.ndarray) -> Pairs:
+        """Return pairs of equal weight, each of its own product."""
+        return cls(new_ND, old_NE, np.ones(len(new_ND)), np.arange(len(new_ND)))
+
+    def __len__(self) -> int:
+        return len(self.new_ND)
+
+    def __getitem__(self, kept_N: np.ndarray) -> Pairs:
+        """Return the pairs of a mask or of indices."""
+        return Pairs(*(part[kept_N] for part in (self.new_ND, self.old_NE, self.weight_N, self.product_N)))
+
+
+def fit_affine(
+    new_ND: np.ndarray, old_NE: np.ndarray, rank: int, weight_N: np.ndarray | None = None, ridge: float = RIDGE
+) -> Adapter:
     """Return an orthogonal map plus an offset and a correction of low rank.
 
     `A = P + B V Vᵀ` and `b = ȳ - x̄ A`: P is `fit_procrustes`, B the ridge regression of what P leaves, and V its first R
-    principal directions among the predictions (reduced-rank regression, Izenman 1975). The ridge is 1 % of the mean variance
-    of a component, so that few pairs change P little. Source: the low-rank affine map of Drift-Adapter, arXiv 2509.23471; the
-    regression around P is our design.
+    principal directions among the predictions (reduced-rank regression, Izenman 1975). The ridge is a share of the mean
+    variance of a component, so that few pairs change P little. Source: the low-rank affine map of Drift-Adapter, arXiv
+    2509.23471; the regression around P is our design.
 
     Args:
         new_ND, old_NE: unit vectors of the same products by both models.
         rank (`int`): R, at most the smaller width.
+        weight_N: weight of each pair in the means, the rotation and the squares. Default: equal weights.
+        ridge (`float`): share of the mean variance of a component. Default 0.01.
 
     Raises:
         ValueError: different numbers of vectors, or none, or a rank below 1.
     """
     if rank < 1:
         raise ValueError(f"rank: found {rank}; expected 1 or more")
-    orthogonal_DE = fit_procrustes(new_ND, old_NE).matrix_DE.astype(np.float64)
-    new_mean_D, old_mean_E = new_ND.mean(axis=0, dtype=np.float64), old_NE.mean(axis=0, dtype=np.float64)
+    _check(new_ND, old_NE)
+    weight_N1 = np.ones((len(new_ND), 1)) if weight_N is None else weight_N[:, None] / weight_N.mean()
+    orthogonal_DE = fit_procrustes(weight_N1 * new_ND, old_NE).matrix_DE.astype(np.float64)
+    new_mean_D, old_mean_E = ((weight_N1 * some).mean(axis=0, dtype=np.float64) for some in (new_ND, old_NE))
     centred_ND = new_ND - new_mean_D
+    weighted_DN = (weight_N1 * centred_ND).T
     rest_NE = (old_NE - old_mean_E) - centred_ND @ orthogonal_DE
-    square_DD = centred_ND.T @ centred_ND
-    ridge = _RIDGE * np.trace(square_DD) / len(square_DD) + 1e-12
-    slope_DE = np.linalg.solve(square_DD + ridge * np.eye(len(square_DD)), centred_ND.T @ rest_NE)
-    _, _, direction_RE = np.linalg.svd(centred_ND @ slope_DE, full_matrices=False)
+    square_DD = weighted_DN @ centred_ND
+    ridge_of_all = ridge * np.trace(square_DD) / len(square_DD) + 1e-12
+    slope_DE = np.linalg.solve(square_DD + ridge_of_all * np.eye(len(square_DD)), weighted_DN @ rest_NE)
+    _, _, direction_RE = np.linalg.svd(np.sqrt(weight_N1) * centred_ND @ slope_DE, full_matrices=False)
     kept_RE = direction_RE[:rank]
     matrix_DE = orthogonal_DE + slope_DE @ kept_RE.T @ kept_RE
     return _linear(AFFINE, matrix_DE, old_mean_E - new_mean_D @ matrix_DE)
 
 
-def fit_network(new_ND: np.ndarray, old_NE: np.ndarray, base: Adapter, *, seed: int = 0) -> Adapter:
+def fit_network(
+    pairs: Pairs, fit_base: Callable[[Pairs], Adapter], gallery: Gallery | None = None, *, seed: int = 0
+) -> Adapter:
     """Return a linear adapter plus a hidden layer that learns what it leaves.
 
-    `L = mean ‖y - f(x) / ‖f(x)‖‖²`, by AdamW in batches of 256 pairs. The output of the layer starts at zero, and training
-    stops if 15 % of the pairs, which it does not train on, have not improved for 15 epochs; their best state is kept. So it is
-    never worse than `base` on them. Source: the residual MLP of Drift-Adapter, arXiv 2509.23471; stopping is our design.
+    `L = Σ w ‖y - f(x) / ‖f(x)‖‖² / Σ w`, and with a gallery `+ mean -log Σ_p exp(f(x)·y_p / τ) / Σ_v exp(f(x)·y_v / τ)`, where
+    p are the old vectors of the pair's product and v all of the gallery, τ = 0.05. AdamW takes at most 200 epochs and about
+    1,000 steps of 256 pairs. The output of the layer starts at zero, and training stops if the pairs of 15 % of the products,
+    which neither the linear adapter nor the layer is fitted on, have not improved for 15 epochs; their best state is kept. So
+    it is never worse than its base on them.
+    Source: the residual MLP of Drift-Adapter, arXiv 2509.23471; the second term is InfoNCE (arXiv 1807.03748) against frozen
+    candidates, as in backward-compatible training, arXiv 2003.11942; stopping is our design.
 
     Args:
-        new_ND, old_NE: unit vectors of the same products by both models.
-        base: the linear adapter, which is not trained.
-        seed (`int`): of the initial weights, the batches and the watched pairs. Default 0.
+        pairs: what the adapter should map.
+        fit_base: fits the linear adapter, which is not trained further, on the pairs of the other 85 % of the products.
+        gallery: old vectors that new ones search in; their products are those of the pairs. Default: the first term alone.
+        seed (`int`): of the initial weights, the batches and the watched products. Default 0.
 
     Raises:
-        ValueError: fewer than 8 pairs, or different numbers of vectors.
+        ValueError: fewer than 8 pairs.
     """
-    _check(new_ND, old_NE)
-    if len(new_ND) < 8:
-        raise ValueError(f"network: found {len(new_ND)} pairs; expected at least 8")
+    if len(pairs) < 8:
+        raise ValueError(f"network: found {len(pairs)} pairs; expected at least 8")
     generator = torch.Generator().manual_seed(seed)
-    order_N = torch.randperm(len(new_ND), generator=generator)
-    watched_N, learned_N = order_N.split(
-        [(count := max(1, round(_WATCHED_SHARE * len(order_N)))), len(order_N) - count]
-    )
-    new, old = torch.from_numpy(new_ND.astype(np.float32)), torch.from_numpy(old_NE.astype(np.float32))
-    linear_NE = torch.from_numpy(new_ND.astype(np.float32) @ base.matrix_DE + base.offset_E)
-    layer = _HiddenLayer(new.shape[1], old.shape[1], generator)
+    products = np.unique(pairs.product_N)
+    order = torch.randperm(len(products), generator=generator).numpy()
+    is_watched_N = np.isin(pairs.product_N, products[order[: max(1, round(_WATCHED_SHARE * len(products)))]])
+    base = fit_base(pairs[~is_watched_N])
+    new_ND = torch.from_numpy(pairs.new_ND.astype(np.float32))
+    linear_NE = torch.from_numpy(pairs.new_ND.astype(np.float32) @ base.matrix_DE + base.offset_E)
+    layer = _HiddenLayer(new_ND.shape[1], linear_NE.shape[1], generator)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
+    objective = _Objective(pairs, gallery)
 
     def loss(rows_N: torch.Tensor) -> torch.Tensor:
-        mapped_NE = nn.functional.normalize(linear_NE[rows_N] + layer(new[rows_N]), dim=1)
-        return (old[rows_N] - mapped_NE).square().sum(dim=1).mean()
+        return objective(nn.functional.normalize(linear_NE[rows_N] + layer(new_ND[rows_N]), dim=1), rows_N)
 
+    watched_N, learned_N = (torch.from_numpy(np.flatnonzero(mask_N)) for mask_N in (is_watched_N, ~is_watched_N))
     best, kept, since = float("inf"), layer.arrays(), 0
-    for _ in range(EPOCHS):
+    for _ in range(min(EPOCHS, STEPS * _BATCH_PAIRS // len(learned_N) + 1)):
         with torch.no_grad():
             watched = float(loss(watched_N))
         since += 1
@@ -164,6 +223,28 @@ def fit_network(new_ND: np.ndarray, old_NE: np.ndarray, base: Adapter, *, seed: 
             loss(rows_N).backward()
             optimizer.step()
     return Adapter(NETWORK, base.matrix_DE, base.offset_E, kept)
+
+
+class _Objective:
+    """The loss of a network: the distance of pairs, and with a gallery the search for a pair's product in it."""
+
+    def __init__(self, pairs: Pairs, gallery: Gallery | None) -> None:
+        self.old_NE = torch.from_numpy(pairs.old_NE.astype(np.float32))
+        self.weight_N = torch.from_numpy(pairs.weight_N.astype(np.float32))
+        self.product_N = torch.from_numpy(pairs.product_N)
+        self.vector_VE = None if gallery is None else torch.from_numpy(gallery.vector_VD.astype(np.float32))
+        self.product_V = None if gallery is None else torch.from_numpy(gallery.product_V)
+
+    def __call__(self, mapped_NE: torch.Tensor, rows_N: torch.Tensor) -> torch.Tensor:
+        weight_N = self.weight_N[rows_N]
+        distance_N = (self.old_NE[rows_N] - mapped_NE).square().sum(dim=1)
+        loss = (weight_N * distance_N).sum() / weight_N.sum()
+        if self.vector_VE is None or self.product_V is None:
+            return loss
+        logit_NV = mapped_NE @ self.vector_VE.T / TEMPERATURE
+        is_right_NV = self.product_N[rows_N][:, None] == self.product_V
+        right_N = logit_NV.masked_fill(~is_right_NV, float("-inf")).logsumexp(dim=1)
+        return loss + (logit_NV.logsumexp(dim=1) - right_N).mean()
 
 
 class _HiddenLayer(nn.Module):

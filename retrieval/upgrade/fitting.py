@@ -5,19 +5,17 @@ Shape suffixes: V vectors, Q queries, D width of the new model, E width of the o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from retrieval.upgrade.adapters import Adapter, fit_affine, fit_network, fit_procrustes
+from retrieval.upgrade.adapters import Adapter, fit_affine
 from retrieval.upgrade.calibration import Calibration, fit_calibration
 from retrieval.upgrade.gallery import Gallery, ranks
+from retrieval.upgrade.recipes import TEXT_WEIGHTS, Material, Recipe, Texts, linear_recipes, network_recipes
 from retrieval.upgrade.sampling import UpgradeError, split
 
 K = 10
-RANKS = (16, 64)
-"""Ranks of the affine correction that are tried, besides the full one."""
 OLD_TO_OLD, NEW_TO_NEW = "old query, old vectors", "new query, new vectors"
 UNADAPTED, ADAPTED = "new query, old vectors, not adapted", "new query, old vectors, adapted"
 
@@ -31,6 +29,7 @@ class Sample:
         new_query_QD: the new model's vectors of the queries.
         right_Q: the product that each query looks for; at most one query for a product.
         old_query_QE: the old model's vectors of the queries; `None` if the old model is not available.
+        texts: short texts of products, on which adapters are fitted too; `None` without any.
 
     Raises:
         UpgradeError: rows of old and new that are not the same products.
@@ -41,6 +40,7 @@ class Sample:
     new_query_QD: np.ndarray
     right_Q: np.ndarray
     old_query_QE: np.ndarray | None = None
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
         if not np.array_equal(self.old.product_V, self.new.product_V):
@@ -48,6 +48,11 @@ class Sample:
                 f"sample: found {len(self.old.product_V)} old and {len(self.new.product_V)} new vectors of different "
                 "products; expected a pair of vectors for each product and form"
             )
+
+    @property
+    def material(self) -> Material:
+        """What adapters are fitted on: everything but the queries."""
+        return Material(self.old, self.new, self.texts)
 
     def ranks(self, query_QD: np.ndarray, gallery: Gallery, chosen_Q: np.ndarray) -> np.ndarray:
         """Return the rank of the answer of each chosen query in a gallery."""
@@ -60,13 +65,14 @@ class Fitted:
 
     Args:
         name (`str`): the adapter that was chosen, such as "affine, rank 64".
-        adapter: new → old, for queries.
-        back: old → new, for the vectors of products as queries ("like this product").
+        adapter: new → old, for queries; fitted on all products.
+        back: old → new, for the vectors of products as queries ("like this product"); fitted on all products.
         calibration: cosines with old vectors → cosines with new ones.
         chosen_by: adapter → its R@10 on the products that choose.
         rank_by: search → rank of the answer of each query on the products that measure; the four searches above, and each
             adapter by its name.
         calibrated_on (`int`): number of queries that the calibration was fitted on.
+        text_weight (`float`): the best weight of a text's pair on the products that choose; 0 without texts.
     """
 
     name: str
@@ -76,17 +82,19 @@ class Fitted:
     chosen_by: dict[str, float]
     rank_by: dict[str, np.ndarray] = field(default_factory=dict)
     calibrated_on: int = 0
+    text_weight: float = 0.0
 
 
 def fit_upgrade(sample: Sample, *, seed: int = 0) -> Fitted:
-    """Fit every adapter on 60 % of the products, choose by R@10 on 20 %, and measure on the other 20 %.
+    """Fit every adapter on 60 % of the products, choose by R@10 on 20 %, measure on the other 20 %, and fit the chosen on all.
 
     Of adapters with the same R@10 the one with the higher mean reciprocal rank is chosen, then the simpler one. Every search
-    is among all products of the sample.
+    is among all products of the sample. What is measured, and the calibration, are of adapters that were not fitted on the
+    products of their queries.
 
     Args:
         sample: the vectors of both models.
-        seed (`int`): of the parts and of the network. Default 0.
+        seed (`int`): of the parts and of the networks. Default 0.
 
     Raises:
         UpgradeError: no product that chooses, or none that measures, has a query.
@@ -98,41 +106,51 @@ def fit_upgrade(sample: Sample, *, seed: int = 0) -> Fitted:
             f"sample: found {len(choosing)} and {len(measuring)} products with a title or picture to search by, among those "
             "that choose and that measure an adapter; expected at least one of each: enlarge --sample"
         )
-    fitted_V = np.isin(sample.new.product_V, parts.fit)
-    new_ND, old_NE = sample.new.vector_VD[fitted_V], sample.old.vector_VD[fitted_V]
-    scores: dict[str, tuple[float, float]] = {}
-    adapters: dict[str, Adapter] = {}
-
-    def best() -> str:
-        return max(scores, key=lambda name: scores[name])  # the first of equals, which is the simplest
-
-    def consider(name: str, adapter: Adapter) -> None:
-        rank_Q = sample.ranks(adapter(sample.new_query_QD), sample.old, choosing)
-        scores[name] = (float((rank_Q <= K).mean()), float((1 / rank_Q).mean()))
-        adapters[name] = adapter
-
-    for name, linear in linear_adapters(new_ND, old_NE):
-        consider(name, linear)
-    consider(f"network on {best()}", fit_network(new_ND, old_NE, adapters[best()], seed=seed))
-    name = best()
-    adapter = adapters[name]
+    tried = _Tried(sample, choosing)
+    for linear in linear_recipes(sample.material):
+        tried.add(linear, linear.fit(parts.fit))
+    weight = tried.best_weight()
+    for network in network_recipes(sample.material, weight, seed):
+        tried.add(network, network.fit(parts.fit))
+    name = tried.best()
+    adapter = tried.adapters[name]
     calibration = fit_calibration(
         sample.old.scores(adapter(sample.new_query_QD[choosing])), sample.new.scores(sample.new_query_QD[choosing])
     )
     rank_by = {ADAPTED: sample.ranks(adapter(sample.new_query_QD), sample.old, measuring)}
     rank_by |= _reference_ranks(sample, measuring)
-    rank_by |= {other: sample.ranks(one(sample.new_query_QD), sample.old, measuring) for other, one in adapters.items()}
-    back = fit_affine(old_NE, new_ND, min(old_NE.shape[1], new_ND.shape[1]))
-    chosen_by = {other: recall for other, (recall, _) in scores.items()}
-    return Fitted(name, adapter, back, calibration, chosen_by, rank_by, len(choosing))
+    rank_by |= {
+        other: sample.ranks(one(sample.new_query_QD), sample.old, measuring) for other, one in tried.adapters.items()
+    }
+    new_VD, old_VE = sample.new.vector_VD, sample.old.vector_VD
+    back = fit_affine(old_VE, new_VD, min(old_VE.shape[1], new_VD.shape[1]))
+    final = tried.recipes[name].fit(np.arange(len(sample.old)))
+    chosen_by = {other: recall for other, (recall, _) in tried.scores.items()}
+    return Fitted(name, final, back, calibration, chosen_by, rank_by, len(choosing), weight)
 
 
-def linear_adapters(new_ND: np.ndarray, old_NE: np.ndarray) -> Iterator[tuple[str, Adapter]]:
-    """Yield name and linear adapter, the simplest first."""
-    yield "procrustes", fit_procrustes(new_ND, old_NE)
-    full = min(new_ND.shape[1], old_NE.shape[1])
-    for rank in (*(rank for rank in RANKS if rank < full), full):
-        yield f"affine, rank {rank}", fit_affine(new_ND, old_NE, rank)
+class _Tried:
+    """Adapters and their scores on the queries that choose one."""
+
+    def __init__(self, sample: Sample, choosing_Q: np.ndarray) -> None:
+        self.sample, self.choosing_Q = sample, choosing_Q
+        self.scores: dict[str, tuple[float, float]] = {}
+        self.adapters: dict[str, Adapter] = {}
+        self.recipes: dict[str, Recipe] = {}
+
+    def add(self, recipe: Recipe, adapter: Adapter) -> None:
+        rank_Q = self.sample.ranks(adapter(self.sample.new_query_QD), self.sample.old, self.choosing_Q)
+        self.scores[recipe.name] = (float((rank_Q <= K).mean()), float((1 / rank_Q).mean()))
+        self.adapters[recipe.name], self.recipes[recipe.name] = adapter, recipe
+
+    def best(self) -> str:
+        """Return the best adapter, of equals the first one, which is the simplest."""
+        return max(self.scores, key=lambda name: self.scores[name])
+
+    def best_weight(self) -> float:
+        """Return the weight of texts of the best adapter that uses them; 0 without texts."""
+        names = [name for name, recipe in self.recipes.items() if recipe.weight in TEXT_WEIGHTS]
+        return self.recipes[max(names, key=lambda name: self.scores[name])].weight if names else 0.0
 
 
 def _reference_ranks(sample: Sample, chosen_Q: np.ndarray) -> dict[str, np.ndarray]:

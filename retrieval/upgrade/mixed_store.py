@@ -11,7 +11,7 @@ import numpy as np
 
 from retrieval.stores.interface import Store, StoredProduct, StoreError
 from retrieval.stores.ranking import Candidate, best
-from retrieval.stores.searching import RankingStore
+from retrieval.stores.searching import RankingStore, require_uncentred
 from retrieval.stores.where import Where
 from retrieval.upgrade.sampling import UpgradeError
 from retrieval.upgrade.upgrade_folder import Upgrade
@@ -35,6 +35,7 @@ class MixedStore(RankingStore):
 
     Raises:
         UpgradeError: a store whose vectors come from another model than the upgrade's.
+        StoreError: a store that is centred by form, since the adapter was fitted on the vectors as the models made them.
 
     Relations: `retrieval.upgrade.opening.open_upgraded` makes it from a folder of vectors.
     """
@@ -46,6 +47,7 @@ class MixedStore(RankingStore):
                     f"{side} vectors: found fingerprint {store.fingerprint!r} and width {store.dimension}; expected "
                     f"{model.fingerprint!r} and {model.dimension}, those of {model.model}, for which the adapter was fitted"
                 )
+            require_uncentred(store.centring, f"{side} vectors")
         self.old, self.new, self.upgrade, self.moved = old, new, upgrade, frozenset(new.digests())
         self.dimension, self.fingerprint = upgrade.new.dimension, upgrade.new.fingerprint
         self._all_moved = self.moved >= old.digests().keys()
@@ -69,7 +71,8 @@ class MixedStore(RankingStore):
             found = [[Candidate(hit.product.product_id, hit.score, hit.form) for hit in one] for one in hits]
         if not self._all_moved:
             adapted_QE = self.upgrade.adapter(query_QD)
-            hits = self.old.search(adapted_QE, k=k, where=where, forms=forms, exclude=exclude | self.moved)
+            left_out = exclude | self.moved if exclude else self.moved  # the same set lets the store keep its mask
+            hits = self.old.search(adapted_QE, k=k, where=where, forms=forms, exclude=left_out)
             for candidates, one in zip(found, hits, strict=True):
                 scores = [float(self.upgrade.calibration(hit.score)) for hit in one]
                 candidates += [

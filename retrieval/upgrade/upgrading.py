@@ -5,6 +5,7 @@ moon3 upgrade OLD NEW [--sample 1000] [--backfill 50000 --traffic log.csv]
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from retrieval.model_kinds import CheckpointError
 from retrieval.upgrade.fitting import Sample, fit_upgrade
 from retrieval.upgrade.gallery import Gallery
 from retrieval.upgrade.opening import content_hashes
+from retrieval.upgrade.recipes import Texts, short_texts
 from retrieval.upgrade.sampling import LEAST_SAMPLE, UpgradeError, stratified_sample
 from retrieval.upgrade.upgrade_folder import ModelOf, Upgrade, UpgradeFolder
 from retrieval.vector_files import VectorFolder
@@ -265,18 +267,28 @@ def _fit(
         Gallery(np.stack([some[key] for key in keys]), product_V) for some in (old_vectors, new_vectors)
     )
     facts = {one.product_id: one for one in new.products()}
-    records = [record for record in (query_of(facts[product_id]) for product_id in ids) if record]
-    new_queries = _encoded(options.model, records, options)
-    old_queries, notes = _old_queries(old, records, options)
-    asked = [record["id"] for record in records if record["id"] in new_queries]
-    if old_queries:
-        asked = [product_id for product_id in asked if product_id in old_queries]
+    queries = [record for record in (query_of(facts[product_id]) for product_id in ids) if record]
+    rng = random.Random(options.seed)
+    texts = [{"id": product_id, "text": text} for product_id in ids for text in short_texts(facts[product_id], rng)]
+    product_R = np.array([place[record["id"]] for record in [*queries, *texts]], dtype=np.int64)
+    records = [record | {"id": number} for number, record in enumerate([*queries, *texts])]
+    by_new = _encoded(options.model, records, options)
+    by_old, notes = _old_queries(old, records, options)
+    both = [number for number in range(len(records)) if number in by_new and (number in by_old or not by_old)]
+    asked, read = ([number for number in both if (number < len(queries)) is side] for side in (True, False))
     sample = Sample(
         old_gallery,
         new_gallery,
-        _stacked(new_queries, asked, new.dimension),
-        np.array([place[product_id] for product_id in asked], dtype=np.int64),
-        _stacked(old_queries, asked, old.dimension) if old_queries else None,
+        _stacked(by_new, asked, new.dimension),
+        product_R[asked],
+        _stacked(by_old, asked, old.dimension) if by_old else None,
+        Texts(
+            _stacked(by_new, read, new.dimension),
+            product_R[read],
+            _stacked(by_old, read, old.dimension) if by_old else None,
+        )
+        if read
+        else None,
     )
     for note in notes:
         report(note)
@@ -307,7 +319,7 @@ def _vectors_of(folder: VectorFolder, wanted: Collection[str]) -> dict[tuple[str
     return found
 
 
-def _encoded(model: str, records: Sequence[dict[str, Any]], options: UpgradeOptions) -> dict[str, np.ndarray]:
+def _encoded(model: str, records: Sequence[dict[str, Any]], options: UpgradeOptions) -> dict[int, np.ndarray]:
     """Return id → vector of queries; those that the model cannot read are missing."""
     loaded, processor = load_for_evaluation(model, device=options.device)
     if not getattr(processor, "reads_pictures", True):
@@ -318,7 +330,7 @@ def _encoded(model: str, records: Sequence[dict[str, Any]], options: UpgradeOpti
 
 def _old_queries(
     old: VectorFolder, records: Sequence[dict[str, Any]], options: UpgradeOptions
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> tuple[dict[int, np.ndarray], list[str]]:
     """Return the old model's vectors of queries, or none and the reason: only the search old → old needs it."""
     place = old.embedding.model
     try:
@@ -330,5 +342,5 @@ def _old_queries(
     return {}, [f"the old model {place} cannot be searched with ({why}); old query, old vectors: not measured"]
 
 
-def _stacked(vectors: Mapping[str, np.ndarray], ids: Sequence[str], dimension: int) -> np.ndarray:
+def _stacked(vectors: Mapping[int, np.ndarray], ids: Sequence[int], dimension: int) -> np.ndarray:
     return np.stack([vectors[one] for one in ids]) if ids else np.zeros((0, dimension), dtype=np.float32)

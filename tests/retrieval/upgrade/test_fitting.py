@@ -1,14 +1,18 @@
 """The sample, its parts, the choice of an adapter, and calibrated scores."""
 
+import dataclasses
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from retrieval.stores.interface import StoredProduct
 from retrieval.upgrade.adapters import unit
 from retrieval.upgrade.calibration import Calibration, fit_calibration
 from retrieval.upgrade.fitting import ADAPTED, NEW_TO_NEW, OLD_TO_OLD, UNADAPTED, Sample, fit_upgrade
 from retrieval.upgrade.gallery import Gallery, ranks
+from retrieval.upgrade.recipes import Texts, linear_recipes, short_texts
 from retrieval.upgrade.sampling import UpgradeError, split, stratified_sample
 
 PRODUCTS, WIDTH = 200, 24
@@ -54,7 +58,7 @@ def test_between_widths_nothing_is_compared_without_an_adapter():
     assert fitted.back(np.ones((1, 16))).shape == (1, WIDTH)
 
 
-def test_no_measured_product_takes_part_in_the_fit_or_the_choice():
+def test_no_measured_product_takes_part_in_the_choice_and_all_take_part_in_the_final_fit():
     sample = sample_of(noise=0.3)
     measured = split(PRODUCTS, seed=0).measure
     rows = np.isin(sample.old.product_V, measured)
@@ -62,8 +66,78 @@ def test_no_measured_product_takes_part_in_the_fit_or_the_choice():
     other[rows] = unit(normal(rows.sum(), WIDTH, seed=11))
     changed = Sample(Gallery(other, sample.old.product_V), sample.new, sample.new_query_QD, sample.right_Q)
     one, two = fit_upgrade(sample), fit_upgrade(changed)
-    assert np.allclose(one.adapter.matrix_DE, two.adapter.matrix_DE)
-    assert not np.array_equal(one.rank_by[ADAPTED], two.rank_by[ADAPTED])
+    material = sample.material
+    recipe = {recipe.name: recipe for recipe in linear_recipes(material)}[one.name]
+    again, wanted = recipe.fit(split(PRODUCTS, seed=0).fit), recipe.fit(np.arange(PRODUCTS))
+    assert np.array_equal(one.adapter.matrix_DE, wanted.matrix_DE)
+    assert not np.array_equal(one.adapter.matrix_DE, two.adapter.matrix_DE)
+    queries = np.flatnonzero(np.isin(sample.right_Q, measured))
+    assert np.array_equal(one.rank_by[ADAPTED], sample.ranks(again(sample.new_query_QD), sample.old, queries))
+
+
+def with_texts(sample, old_texts=True):
+    """The sample with three noisy texts for each product, whose vectors by the new model have an offset."""
+    product = np.repeat(np.arange(PRODUCTS), 3)
+    centre = sample.new_query_QD[product]
+    new = unit(centre + 0.3 * normal(len(product), WIDTH, seed=21) + 0.2)
+    old = unit(sample.old_query_QE[product] + 0.3 * normal(len(product), sample.old_query_QE.shape[1], seed=22))
+    return dataclasses.replace(sample, texts=Texts(new, product, old if old_texts else None))
+
+
+def test_pairs_of_texts_are_those_of_their_product():
+    sample = with_texts(sample_of(noise=0.1))
+    chosen = np.array([3, 7, 50])
+    pairs = sample.material.pairs(chosen, 0.5)
+    assert len(pairs) == 3 * 2 + 3 * 3 * 2
+    assert pairs.weight_N.tolist() == [1] * 6 + [0.25] * 18
+    for new, old, product in zip(pairs.new_ND[6:], pairs.old_NE[6:], pairs.product_N[6:], strict=True):
+        own_T = sample.texts.product_T == chosen[product]
+        own_V = sample.old.product_V == chosen[product]
+        assert (sample.texts.new_TD[own_T] == new).all(axis=1).sum() == 1
+        assert (sample.old.vector_VD[own_V] == old).all(axis=1).sum() == 1
+    queries = sample.material.pairs(chosen, 0.5, to_queries=True)
+    assert np.array_equal(queries.old_NE[6:], sample.texts.old_TE[np.isin(sample.texts.product_T, chosen)])
+    assert np.array_equal(sample.material.searched(chosen).product_V, [0, 0, 1, 1, 2, 2])
+
+
+def test_every_adapter_is_tried_and_texts_recover_the_offset_of_queries():
+    plain = sample_of(noise=0.3)
+    offset = dataclasses.replace(plain, new_query_QD=unit(plain.new_query_QD + 0.2))
+    sample = dataclasses.replace(offset, texts=with_texts(plain).texts)
+    fitted, without = fit_upgrade(sample), fit_upgrade(offset)
+    names = {name.split(", weight")[0] for name in fitted.chosen_by}
+    assert names == {
+        "procrustes",
+        "affine, rank 16",
+        "affine, rank 24",
+        "affine, texts to products",
+        "affine, texts to queries",
+        "network",
+        "network, search, texts to products",
+    }
+    assert {name for name in without.chosen_by if "texts" in name} == set()
+    assert recall(fitted, ADAPTED) >= recall(without, ADAPTED)
+    alone = fit_upgrade(dataclasses.replace(sample, texts=with_texts(plain, old_texts=False).texts))
+    assert not any("texts to queries" in name for name in alone.chosen_by)
+    assert any("texts to products" in name for name in alone.chosen_by)
+
+
+def test_short_texts_are_parts_of_a_product():
+    product = StoredProduct(
+        "a",
+        title="Acme blue tote bag, large",
+        description="A bag. It holds a lot!",
+        category=("Bags", "Totes"),
+        attributes={"colour": ("blue",), "size": ("L",)},
+    )
+    title, half, values, sentence = short_texts(product, random.Random(0))
+    assert title == product.title
+    words = product.title.replace(",", "").split()
+    assert len(half.split()) == 3
+    assert [word for word in words if word in half.split()] == half.split()
+    assert set(values.split()) == {"blue", "L", "Totes"}
+    assert sentence in ("A bag", "It holds a lot")
+    assert short_texts(StoredProduct("b", images=("x.jpg",)), random.Random(0)) == []
 
 
 def test_pairs_of_different_products_are_refused():
