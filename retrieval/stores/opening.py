@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from retrieval.stores.served import ServedStore
 
 QDRANT = "qdrant="
+_WITHOUT_SCHEME = re.compile(r"[\w.-]+:\d+")
 BATCH_BYTES = 64 * 1024**2
 """Bytes of the vectors of one upsert."""
 
@@ -59,7 +61,7 @@ def create_store(place: str | Path, dimension: int, fingerprint: str) -> Store:
         fingerprint (`str`): of the model that makes them.
 
     Raises:
-        StoreError: a store of another dimension or model.
+        StoreError: a store of another dimension or model, or a folder with other contents.
     """
     if str(place).startswith(QDRANT):
         return _served(str(place), dimension, fingerprint)
@@ -76,8 +78,10 @@ def _served(place: str, dimension: int | None = None, fingerprint: str | None = 
     from retrieval.stores.served import ServedStore
 
     address, slash, collection = place.removeprefix(QDRANT).rpartition("/")
-    if not (slash and address and collection):
+    if not (slash and address and collection) or address.rstrip("/") in ("http:", "https:"):
         raise StoreError(f"store {place!r}: expected qdrant=URL/COLLECTION, such as qdrant=http://localhost:6333/shop")
+    if _WITHOUT_SCHEME.fullmatch(address) and not Path(address).exists():
+        raise StoreError(f"store {place!r}: found no http://; expected qdrant=http://{address}/{collection}")
     return ServedStore(address, collection, dimension, fingerprint)
 
 
