@@ -16,7 +16,6 @@ from retrieval.reasoning_options import QUERY_REASONING, check_threshold
 from retrieval.stores.ranking import FUSION_DEPTH
 from retrieval.stores.where import Where
 
-
 MOST_PRODUCTS = 10**9
 """The largest `k` and `offset`; a store's library takes no larger ones."""
 

@@ -101,14 +101,15 @@ def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
 
 
 def test_an_output_that_nobody_reads_ends_without_a_traceback(tmp_path):
-    rows = "".join(json.dumps({"product_id": str(n), "title": "x", f"c{n}": n}) + "\n" for n in range(3000))
+    rows = "".join(json.dumps({"product_id": str(n), "title": "x", f"c{n}": n}) + "\n" for n in range(500))
     (tmp_path / "p.jsonl").write_text(rows)
     words = [sys.executable, "-m", "moon3", "tables", str(tmp_path / "p.jsonl"), "--format", "tables"]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         said = process.stderr.read().decode()
     assert process.returncode == 141
-    assert said == ""
+    assert "Traceback" not in said
+    assert "Broken pipe" not in said
 
 
 def test_letters_that_the_terminal_does_not_have_are_escaped(tmp_path):
