@@ -1,28 +1,43 @@
 """Run `moon3 <command>`, or list the commands in the order of use.
 
 Each file of this folder is one command. The first line of its docstring is its help text, and `ORDER` sets its place in the
-list. `add_arguments(parser)` adds its options, and `run(chosen)` calls the library and prints. Three parts are optional:
-`NAME`, if the file cannot have the name of the command; `TAKES_RECIPE_KEYS = True`, if unknown options are `--key value` of a
-recipe (`chosen.keys` holds them); and a file without `add_arguments` receives its unparsed words in `run(words)`. Torch,
-transformers and our own packages are only imported inside these functions: `moon3 --help` therefore answers at once.
+list and its heading, see `HEADINGS`. `add_arguments(parser)` adds its options, and `run(chosen)` calls the library and prints.
+Three parts are optional: `NAME`, if the file cannot have the name of the command; `TAKES_RECIPE_KEYS = True`, if unknown
+options are `--key value` of a recipe (`chosen.keys` holds them); and a file without `add_arguments` receives its unparsed words
+in `run(words)`. Torch, transformers and our own packages are only imported inside these functions: `moon3 --help` therefore
+answers at once.
 
 An error that a user can correct has the class attribute `exit_status`. It is printed as one line, and only here. Every other
 error is a defect and keeps its traceback.
 
 Exit status of every command: 0 done; 1 done, but a check failed; 2 refused before the work began; 3 interrupted by bad data or
-a full disk, and the same command resumes.
+a full disk, and the same command resumes; 130 interrupted with Ctrl-C; 141 the output's reader ended first, as `head` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pkgutil
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
 import moon3
+
+HEADINGS = {
+    0: "Start",
+    20: "Prepare data",
+    40: "Train",
+    60: "Search a catalogue",
+    90: "Evaluate and publish",
+    130: "Studies, and checks of Moon itself",
+}
+"""`ORDER` → heading of the commands from this number on."""
+INTERRUPTED, UNREAD = 130, 141
+"""Exit statuses of a shell after SIGINT and SIGPIPE."""
 
 
 def commands() -> dict[str, ModuleType]:
@@ -42,14 +57,23 @@ def help_of(command: ModuleType) -> str:
     return (command.__doc__ or "").splitlines()[0]
 
 
+def heading_of(command: ModuleType) -> str:
+    """Return the heading of a command in the list."""
+    return HEADINGS[max(start for start in HEADINGS if start <= command.ORDER)]
+
+
 def usage() -> str:
     """Return the text of `moon3 --help`."""
     known = commands()
     width = max(map(len, known))
-    lines = [f"  {name:{width}}  {help_of(command)}" for name, command in known.items()]
-    return "\n".join(
-        ["usage: moon3 <command> [options]", "", *lines, "", "moon3 <command> --help lists the options of a command."]
-    )
+    lines = ["usage: moon3 <command> [options]"]
+    above = ""
+    for name, command in known.items():
+        if (heading := heading_of(command)) != above:
+            lines += ["", heading]
+            above = heading
+        lines.append(f"  {name:{width}}  {help_of(command)}")
+    return "\n".join([*lines, "", "moon3 <command> --help lists the options of a command."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and its options. Default: `sys.argv[1:]`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a letter that the terminal does not have must not end a command
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -82,15 +109,32 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
         words: the words after its name on the command line.
     """
     try:
-        return command.run(parse_words(command, words)) or 0
+        status = command.run(parse_words(command, words)) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print(f"moon3 {name_of(command)}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except SystemExit as stop:  # argparse exits after its help and after an error
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            return UNREAD
         status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)
         if status is None:
             raise
         print(f"moon3 {name_of(command)}: {error}", file=sys.stderr)
         return status
+
+
+def output_is_closed() -> bool:
+    """Return whether the reader of the standard output has ended; what is still to be written is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def parse_words(command: ModuleType, words: Sequence[str]) -> argparse.Namespace | list[str]:

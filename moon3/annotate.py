@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moon3._arguments import TABLES, add_images_root, add_reading, reading_of
 
-ORDER = 80
+ORDER = 38
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

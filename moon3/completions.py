@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-ORDER = 130
+ORDER = 57
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -69,7 +69,7 @@ def run(chosen: argparse.Namespace) -> int:
     from product_data.outputs import require_writable_folder
     from product_data.picture_files import PictureFetching
     from retrieval.embedding_options import EmbeddingOptions
-    from retrieval.job import embed_feed
+    from retrieval.job import EmbeddingJobError, embed_feed
     from retrieval.vector_files import VectorFolder
 
     require_writable_folder("--output", chosen.output)
@@ -95,7 +95,11 @@ def run(chosen: argparse.Namespace) -> int:
         fetching = PictureFetching(folder=chosen.fetch_pictures, allow_private=chosen.allow_private_addresses)
     of_feed = {name: getattr(chosen, name) for name in ("format", "language", "losses", "images_root")}
     feed = read_feed(chosen.feed, pictures=fetching, **of_feed)
-    done = embed_feed(feed, chosen.output, options, report=partial(print, flush=True))
+    try:
+        done = embed_feed(feed, chosen.output, options, report=partial(print, flush=True))
+    except EmbeddingJobError:
+        print(feed.report)  # it says which rows were left out
+        raise
     print(feed.report)
     print(done)
     for number, (product_id, form, reason) in enumerate(VectorFolder(chosen.output).errors()):

@@ -35,13 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Explain, print the parts of the cosine, and write the page or picture."""
+    import evaluation.baselines  # noqa: F401 - registers the kinds of models
     from evaluation.match_page import explanation_table, require_match_file, write_match
     from retrieval.explain import MatchExplainer
-    from retrieval.queries import Query
+    from retrieval.queries import Query, read_picture
     from retrieval.search import open_searcher
 
     require_match_file("--output", chosen.output)
-    query = Query(chosen.query, chosen.image, like=chosen.other)
+    image = None if chosen.image is None else read_picture(chosen.image)
+    query = Query(chosen.query, image, like=chosen.other)
     with open_searcher(chosen.store, model=chosen.model, device=chosen.device) as searcher:
         explainer = MatchExplainer(searcher, folder=phrases_folder(chosen.store))
         found = explainer.explain(chosen.product, query, form=chosen.form, every_phrase=chosen.every_phrase)

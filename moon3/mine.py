@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moon3._arguments import TABLES, add_images_root, add_reading, reading_of
 
-ORDER = 70
+ORDER = 36
 NUMBERS = {"per_query": int, "first_rank": int, "last_rank": int, "margin": float, "ratio": float}
 
 

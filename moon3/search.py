@@ -54,11 +54,12 @@ def run(chosen: argparse.Namespace) -> None:
     """Search, print the products, and write them."""
     import evaluation.baselines  # noqa: F401 - registers the kinds of models
     from evaluation.hits_sheet import describe_answer, describe_query, hits_table, require_sheet, write_hits
-    from retrieval.queries import Query, SearchOptions, read_box
+    from retrieval.queries import Query, SearchOptions, read_box, read_picture
     from retrieval.search import open_searcher
 
     box = None if chosen.box is None else read_box(chosen.box)
-    query = Query(chosen.text, chosen.image, box, chosen.like, chosen.weight)
+    image = None if chosen.image is None else read_picture(chosen.image)
+    query = Query(chosen.text, image, box, chosen.like, chosen.weight)
     names = ("k", "offset", "where", "forms", "words", "reasoning")
     options = SearchOptions(**{name: getattr(chosen, name) for name in names})
     require_sheet("--output", chosen.output)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moon3._arguments import add_reading, reading_of
 
-ORDER = 60
+ORDER = 55
 TAKES_RECIPE_KEYS = True
 
 

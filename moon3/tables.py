@@ -44,7 +44,8 @@ def run(chosen: argparse.Namespace) -> int:
     try:
         tables = load_tables(chosen.source, images_root=chosen.images_root, check_images=True, reading=reading)
     except TableError as error:
-        raise TableError(f"{error}; as the export of a shop system: {unknown}" if unknown else str(error)) from error
+        known = not unknown or unknown == str(error)
+        raise TableError(str(error) if known else f"{error}; as the export of a shop system: {unknown}") from error
     print(tables.report)
     return 0 if tables.report.ok else 1
 

@@ -53,11 +53,13 @@ def require_writable_folder(option: str, path: str | Path | None) -> None:
         path: the folder; `None` is not checked.
 
     Raises:
-        OutputError: the path is a file, or nothing can be written there.
+        OutputError: the path is a file or a link to nothing, or nothing can be written there.
     """
     if path is None:
         return
     path = Path(path)
+    if os.path.islink(path) and not os.path.exists(path):  # neither raises an error for a name that is too long
+        raise OutputError(f"{option} {path}: found a link to nothing; expected a folder")
     try:
         _try_folder(_nearest_folder(path), path)
     except OSError as error:

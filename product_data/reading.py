@@ -32,6 +32,7 @@ from product_data.table_files import (
     columns_of,
     is_absent,
     is_word_for_nothing,
+    listed,
     parse_attributes,
     parse_box,
     parse_flag,
@@ -57,6 +58,8 @@ _PRODUCT_COLUMNS = (
     "attributes_image",
     "attributes_text",
 )
+FEED_COLUMNS = ("price", "sale_price", "currency", "availability", "brand", "url")
+"""Columns of a products table that only `product_data.feeds` reads."""
 _QUERY_COLUMNS = (
     "query_id",
     "type",
@@ -195,7 +198,10 @@ class Table:
                 self.names[aliases[column]] = column
             else:
                 near = difflib.get_close_matches(column, [*columns, *aliases], n=1)
-                log.add("unknown_columns", f"{part}: {column!r}" + (f" (nearest known: {near[0]!r})" if near else ""))
+                about = f" (nearest known: {near[0]!r})" if near else ""
+                if part == "products" and column in FEED_COLUMNS:
+                    about = " (moon3 embed reads it)"
+                log.add("unknown_columns", f"{part}: {column!r}{about}")
 
     def _mend_unicode(self) -> None:
         """Note and replace lone surrogates in cells and column names, which tokenizers and files refuse."""
@@ -218,7 +224,7 @@ class Table:
             likely = likely_columns(columns, unread, self.rows)
             hint = f"; {' or '.join(likely)} could be it: rename it" if likely else ""
             wanted = " or ".join(map(repr, columns))
-            raise TableError(f"{self.label}: found no column {wanted}{hint}; the columns are: {', '.join(present)}")
+            raise TableError(f"{self.label}: found no column {wanted}{hint}; the columns are: {listed(present)}")
 
     def ids(self, column: str) -> list[str]:
         """Return the ids in a column.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from product_data.text_cells import has_visible_text, html_spans, lone_surrogate
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 _ABSENT_WORDS = frozenset(("", "nan", "NaN", "None", "null", "NULL"))
 _ROWS_PER_READ = 1024
+_LISTED, _LONGEST_NAME = 20, 60  # columns, and characters of a name, in a message
 
 ImageSource = bytes | str | Image.Image
 """A picture that MoonProcessor can open: its encoded bytes, its path or URL, or a PIL image."""
@@ -53,10 +54,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise TableError(_why_not_utf8(path, error)) from error
+        raise TableError(why_not_utf8(path, error)) from error
 
 
-def _why_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+def why_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
     """Return an error message with the first cell that is not UTF-8, if the rest of the file can be read."""
     with path.open("rb") as file:
         start = file.read(2)
@@ -138,7 +139,20 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_jsonl(path: Path, *, errors: str = "strict") -> list[dict[str, Any]]:
-    rows = []
+    return [row for _, row in json_lines(path, errors=errors)]
+
+
+def json_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file of JSON lines with the numbers of their lines, from 1; empty lines are skipped.
+
+    Args:
+        path: the file.
+        errors (`str`): what Python's `open` does with bytes that are not UTF-8. Default "strict".
+
+    Raises:
+        TableError: a line that is not a JSON object; the message has its number.
+        UnicodeDecodeError: bytes that are not UTF-8; see `why_not_utf8`.
+    """
     with path.open(encoding="utf-8-sig", errors=errors) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -147,12 +161,17 @@ def _read_jsonl(path: Path, *, errors: str = "strict") -> list[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise TableError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            except RecursionError as error:
+                raise TableError(
+                    f"{path}, line {number}: the JSON is nested too deeply; expected a flat row"
+                ) from error
+            except ValueError as error:  # a whole number of thousands of digits
+                raise TableError(f"{path}, line {number}: not readable JSON ({error})") from error
             if not isinstance(row, dict):
                 raise TableError(
                     f"{path}, line {number}: found {type(row).__name__}; expected one JSON object per line"
                 )
-            rows.append(row)
-    return rows
+            yield number, row
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
@@ -215,6 +234,8 @@ def _parse_json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{text[:40]!r} is not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{text[:40]!r} is JSON that is nested too deeply") from error
 
 
 def parse_texts(value: Any, separators: tuple[str, ...] = ("|",)) -> tuple[str, ...]:
@@ -336,6 +357,12 @@ def _parse_image(image: Any, folder: Path) -> ImageSource:
 def is_address(source: object) -> bool:
     """Return whether a picture is an http(s) URL."""
     return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the names of columns for a message: the first ones if there are many, each shortened if it is long."""
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names[:_LISTED]]
+    return ", ".join([*shown, f"… ({len(names)} columns)"] if len(names) > _LISTED else shown)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

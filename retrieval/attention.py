@@ -30,7 +30,7 @@ def attention_of(name: str, on_gpu: bool, dtype: torch.dtype) -> str:
 
     Args:
         name: "auto", or a name of transformers. "auto" is "flash_attention_2" where the package flash-attn can compute, otherwise
-            "sdpa": no kernel is downloaded that nobody asked for.
+            "sdpa": kernels are downloaded only on request.
         on_gpu: whether the model will be on a GPU.
         dtype: the type that the attention computes in: that of the weights, or of autocast.
 

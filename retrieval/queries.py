@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from product_data.errors import OptionError
 from product_data.rows import PRODUCT_FORMS
-from product_data.table_files import ImageSource
+from product_data.table_files import ImageSource, is_address
 from product_data.text_cells import has_visible_text
 from retrieval.reasoning_options import QUERY_REASONING, check_threshold
 from retrieval.stores.ranking import FUSION_DEPTH
 from retrieval.stores.where import Where
+
+MOST_PRODUCTS = 10**9
+"""The largest `k` and `offset`; a store's library takes no larger ones."""
 
 
 class SearchError(ValueError):
@@ -123,6 +127,18 @@ def read_box(text: str) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
+def read_picture(path: str) -> str:
+    """Return the path of a picture that a command line names.
+
+    Raises:
+        SearchError: not a file.
+    """
+    if not os.path.isfile(path):
+        found = "a URL" if is_address(path) else "a folder" if os.path.isdir(path) else "no such file"
+        raise SearchError(f"image {path!r}: found {found}; expected the file of a picture")
+    return path
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -159,8 +175,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("offset", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SearchError(f"{name}: found {value!r}; expected a whole number of {least} or more")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST_PRODUCTS:
+                raise SearchError(f"{name}: found {value!r}; expected a whole number from {least} to {MOST_PRODUCTS}")
         if self.forms is not None:
             unknown = [form for form in self.forms if form not in PRODUCT_FORMS]
             if unknown or not self.forms or isinstance(self.forms, str):

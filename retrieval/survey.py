@@ -91,7 +91,7 @@ class Surveyor:
         self.folder.work_folder.mkdir()
         survey = Survey({form: {} for form in self.forms}, SortedProducts(self.folder.work_folder / "facts"))
         made, before = made_hashes(self.folder, self.fingerprint, self.forms), self._facts_before()
-        for product in tqdm(products, desc="read products", unit=" products", delay=3.0):
+        for product in products:  # a feed has a progress bar of its own
             self._take(product, survey, made, before)
         self._write_task(survey)
         survey.removed = len(before)

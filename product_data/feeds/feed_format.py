@@ -16,9 +16,7 @@ import product_data.feeds
 from product_data.errors import OptionError
 from product_data.feeds.cells import Row
 from product_data.feeds.product_builder import ProductBuilder
-from product_data.table_files import TableError
-
-_LISTED = 12  # columns in a message
+from product_data.table_files import TableError, listed
 
 
 class FeedFormat:
@@ -153,7 +151,7 @@ def recognise(path: Path, header: Sequence[str]) -> tuple[FeedFormat, str]:
     chosen = [name for name in possible if len(shown[name]) == best]
     if len(chosen) == 1:
         return known[chosen[0]], ", ".join(shown[chosen[0]]) or "the columns that it needs"
-    columns = ", ".join(map(repr, header[:_LISTED])) + (", …" if len(header) > _LISTED else "")
+    columns = listed([*map(repr, header)])
     choose = f"choose a format with --format NAME: {', '.join(known)}"
     if chosen:
         raise TableError(f"{path}: the columns fit {' and '.join(chosen)} equally; found {columns}; {choose}")

@@ -18,6 +18,7 @@ import numpy as np
 
 from product_data.feeds.cells import Row
 from product_data.feeds.delimited import FeedRow
+from product_data.table_files import TableError
 
 _BATCH = 1000
 
@@ -130,7 +131,9 @@ class FeedIndex:
             yield key, run
             return
         stored = self._database.execute("SELECT row FROM rows WHERE key = ? ORDER BY place", (key,))
-        first = _restored(*pickle.loads(stored.fetchone()[0]))
+        if (known := stored.fetchone()) is None:
+            raise TableError(f"product {key!r}: found a row that was not there before; the feed has changed meanwhile")
+        first = _restored(*pickle.loads(known[0]))
         if first.source.number == run[0].source.number:
             yield key, [first, *(_restored(*pickle.loads(row)) for (row,) in stored.fetchall())]
 

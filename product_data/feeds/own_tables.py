@@ -5,78 +5,22 @@ Besides the columns of that format it reads what only a feed has: price, currenc
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow
-import pyarrow.parquet
 
 from product_data.categories import CategoryReader
 from product_data.checking import IssueLog
 from product_data.feeds.cells import CellReader, Row
-from product_data.feeds.delimited import FeedRow, Note
+from product_data.feeds.delimited import FeedRow
 from product_data.feeds.feed_format import FeedFormat
 from product_data.feeds.product_builder import ProductBuilder
-from product_data.reading import ReadingOptions, Table, read_products
-from product_data.table_files import TableError, parse_text
+from product_data.feeds.typed_files import price_text
+from product_data.reading import FEED_COLUMNS, ReadingOptions, Table, read_products
+from product_data.table_files import parse_text
 
 OWN = "tables"
-_ROWS_PER_READ = 256
-_FEED_COLUMNS = ("price", "sale_price", "currency", "availability", "brand", "url")
 _MORE = ("split", "group", "core_box", "attributes_image", "attributes_text")
-
-
-class TypedFile:
-    """A parquet or JSON lines file whose rows are streamed; its cells keep their types.
-
-    Args:
-        path: the file.
-
-    Raises:
-        TableError: a file that is not of its format.
-    """
-
-    encoding = None
-    separator_label = ""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.suffix.lower() == ".parquet":
-            try:
-                self.header: list[str] = pyarrow.parquet.read_schema(path).names
-            except (pyarrow.ArrowException, OSError) as error:
-                raise TableError(f"{path}: not a readable parquet file ({error})") from error
-        else:
-            self.header = list(dict.fromkeys(column for row in self.rows() for column in row.cells))
-
-    def rows(self, note: Note | None = None) -> Iterator[FeedRow]:
-        """Yield the rows with the cells that are not None; the first row has number 1, and in JSON lines its line."""
-        read = self._parquet if self.path.suffix.lower() == ".parquet" else self._lines
-        for number, (line, cells) in enumerate(read(), start=1):
-            yield FeedRow(number, line, {name: cell for name, cell in cells.items() if cell is not None})
-
-    def _parquet(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        file = pyarrow.parquet.ParquetFile(self.path)
-        for batch in file.iter_batches(_ROWS_PER_READ):
-            for row in batch.to_pylist():
-                yield 0, row
-
-    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self.path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise TableError(f"{self.path}, line {number}: not JSON ({error.msg})") from error
-                if not isinstance(row, dict):
-                    raise TableError(f"{self.path}, line {number}: found {type(row).__name__}; expected a JSON object")
-                yield number, row
 
 
 class OwnTables(FeedFormat):
@@ -101,7 +45,7 @@ class OwnTables(FeedFormat):
         "bbox": "core_box",
         "attributes_image": "attributes_image",
         "attributes_text": "attributes_text",
-        **{column: column for column in _FEED_COLUMNS},
+        **{column: column for column in FEED_COLUMNS},
     }
     needed = (("key",), ("title", "description", "images"))
     least = 0
@@ -118,7 +62,10 @@ class OwnTables(FeedFormat):
     )
 
     def key(self, row: Row) -> str:
-        return parse_text(row.source.cells.get(row.columns["key"]))
+        try:
+            return parse_text(row.source.cells.get(row.columns["key"]))
+        except ValueError:  # a list or an object: the row is noted as one without an id
+            return ""
 
     def fill(self, product: ProductBuilder, rows: Sequence[Row]) -> None:
         first, *others = rows
@@ -129,7 +76,7 @@ class OwnTables(FeedFormat):
             role: first.source.cells[column] for role, column in first.columns.items() if column in first.source.cells
         }
         own = {
-            ("product_id" if role == "key" else role): cell for role, cell in cells.items() if role not in _FEED_COLUMNS
+            ("product_id" if role == "key" else role): cell for role, cell in cells.items() if role not in FEED_COLUMNS
         }
         if "category" in own:
             own["category_path"] = own.pop("category")
@@ -150,14 +97,13 @@ class OwnTables(FeedFormat):
 
 
 def _as_texts(product: ProductBuilder, row: Row) -> Row:
-    """Return a row whose cells of a feed's columns are texts; a number has four decimals or more, so it is not ambiguous."""
+    """Return a row whose cells of a feed's columns are texts."""
     cells = {}
-    for role in (role for role in _FEED_COLUMNS if role in row.columns):
+    for role in (role for role in FEED_COLUMNS if role in row.columns):
         column = row.columns[role]
         cell = row.source.cells.get(column)
         try:
-            is_number = isinstance(cell, float) and math.isfinite(cell) and not cell.is_integer()
-            cells[column] = f"{Decimal(repr(cell)):.4f}" if is_number else parse_text(cell)
+            cells[column] = price_text(cell) if role in ("price", "sale_price") else parse_text(cell)
         except ValueError as error:
             product.cells.note("unreadable_cell", row, role, product.product_id, str(cell), str(error))
     return Row(FeedRow(row.source.number, row.source.line, cells), row.columns)

@@ -85,7 +85,7 @@ class PictureFinder:
         if is_address(source):
             return self._named(urlsplit(source).path) or source, ""
         path = self._root / source.lstrip("/") if not os.path.isfile(source) else Path(source)
-        if path.is_file():
+        if os.path.isfile(path):  # False for a name that is too long, where Path.is_file raises an error
             return str(path), ""
         if beside := self._named(source) or self._nested(source):
             return beside, ""
@@ -97,13 +97,13 @@ class PictureFinder:
         name = PurePosixPath(path.replace("\\", "/")).name
         for folder in self._beside:
             for form in dict.fromkeys((name, unquote(name))):
-                if form not in ("", ".", "..") and len(os.fsencode(form)) < 256 and (folder / form).is_file():
+                if form not in ("", ".", "..") and len(os.fsencode(form)) < 256 and os.path.isfile(folder / form):
                     return str(folder / form)
         return ""
 
     def _nested(self, path: str) -> str:
         candidates = (folder / path.lstrip("/") for folder in self._beside)
-        return next((str(file) for file in candidates if file.is_file()), "")
+        return next((str(file) for file in candidates if os.path.isfile(file)), "")
 
 
 def _with_images(product: FeedProduct, images: Sequence[ImageSource]) -> FeedProduct:

@@ -12,6 +12,7 @@ the products. Memory does not grow with the number of rows, except for 8 bytes f
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -28,16 +29,17 @@ from product_data.feeds.delimited import DelimitedFile, FeedRow, Note
 from product_data.feeds.feed_format import FeedFormat, format_named, lacking, recognise
 from product_data.feeds.feed_product import FeedProduct
 from product_data.feeds.grouping import FeedIndex
-from product_data.feeds.own_tables import OWN, TypedFile
+from product_data.feeds.own_tables import OWN
 from product_data.feeds.pictures import PictureFinder, PictureNote
 from product_data.feeds.prices import decimal_sign, decimal_sign_of
 from product_data.feeds.product_builder import ProductBuilder
 from product_data.feeds.report import FeedReport, Loss, LossLog
 from product_data.feeds.text_encoding import Encoding
+from product_data.feeds.typed_files import TypedFile, TypedTexts
 from product_data.feeds.xml_items import XmlItems
-from product_data.outputs import require_writable_file
+from product_data.outputs import OutputError, require_writable_file
 from product_data.picture_files import PictureFetcher, PictureFetching
-from product_data.table_files import TableError
+from product_data.table_files import TableError, listed
 from product_data.text_cells import strip_html
 
 _BATCH = 256  # products whose pictures are fetched together
@@ -82,6 +84,7 @@ class Feed:
     def __init__(self, file: FeedFile, format: FeedFormat, chosen_by: str, options: FeedOptions) -> None:
         self.path, self.format, self.options = file.path, format, options
         self._file, self._chosen_by = file, chosen_by
+        self._opened = self._file_state()
         self._roles = format.roles_of(file.header)
         self._languages: dict[str, None] = dict.fromkeys(filter(None, [format.default_language]))
         self._index = FeedIndex()
@@ -96,6 +99,12 @@ class Feed:
         self.report = self._new_report(LossLog())
 
     def __iter__(self) -> Iterator[FeedProduct]:
+        """Yield the products.
+
+        Raises:
+            TableError: the file has changed since the feed was opened.
+        """
+        self._require_unchanged()
         self.report = self._new_report(LossLog(self.options.losses))
         with contextlib.ExitStack() as stack:
             stack.callback(self.report.losses.close)
@@ -104,15 +113,25 @@ class Feed:
                 fetcher = stack.enter_context(PictureFetcher(self.options.pictures))
             finder = self._finder(fetcher)
             built = self._built(self.report)
-            bar = stack.enter_context(tqdm(desc=f"{self.path.name} read", unit="product", delay=3.0))
+            bar = stack.enter_context(tqdm(desc=f"{self.path.name} read", unit=" products", delay=3.0))
             while batch := list(islice(built, _BATCH)):
                 for product in self._with_pictures(finder, batch):
                     bar.update()
                     yield product
+            self._require_unchanged()
             if not self.report.products:
                 self.report.losses.add(Loss("no_products", why=f"{self.report.rows} rows were read"))
             if fetcher is not None:
                 self.report.notes.append(str(fetcher))
+
+    def _file_state(self) -> tuple[int, int, int]:
+        """Return what changes when a file is written or replaced: its number, size and time."""
+        state = self.path.stat()
+        return state.st_ino, state.st_size, state.st_mtime_ns
+
+    def _require_unchanged(self) -> None:
+        if self._file_state() != self._opened:
+            raise TableError(f"{self.path}: the file has changed since it was opened; run the command again")
 
     def _built(self, report: FeedReport) -> Iterator[tuple[FeedProduct, ProductBuilder]]:
         """Yield the products with the pictures as the feed names them."""
@@ -174,7 +193,7 @@ class Feed:
         prices = {self._roles[role]: Counter[str]() for role in self.format.prices if role in self._roles}
         paths: dict[str, None] = {}
         above = ""
-        for source in tqdm(self._file.rows(), desc=f"{self.path.name} surveyed", unit="row", delay=3.0):
+        for source in tqdm(self._file.rows(), desc=f"{self.path.name} surveyed", unit=" rows", delay=3.0):
             row = Row(source, self._roles)
             above = self.format.key(row) or above
             self._index.see(above)
@@ -256,10 +275,12 @@ def read_feed(
         TableError: a missing or empty file, a format that is not recognised, columns that the format needs, a language that
             the feed does not have, or a folder of pictures that does not exist.
         OptionError: an unknown format.
-        OutputError: a file for losses that cannot be written.
+        OutputError: a file for losses that cannot be written, or is the feed.
     """
     path = find_feed(path)
     require_writable_file("--losses", losses)
+    if losses is not None and Path(losses).exists() and os.path.samefile(losses, path):
+        raise OutputError(f"--losses {losses}: found the feed itself; expected another file")
     file = open_feed(path)
     if format is None:
         chosen, by = recognise(path, file.header)
@@ -267,10 +288,13 @@ def read_feed(
     else:
         chosen, chosen_by = format_named(format), "chosen with --format"
         if missing := lacking(chosen, file.header):
-            columns = ", ".join(map(repr, file.header))
             raise TableError(
-                f"{path}: found no column {', '.join(missing)}, which {chosen.title} needs; found {columns}"
+                f"{path}: found no column {', '.join(missing)}, which {chosen.title} needs; "
+                f"found {listed([*map(repr, file.header)])}"
             )
+    if isinstance(file, TypedFile) and chosen.name != OWN:
+        roles = chosen.roles_of(file.header)
+        file = TypedTexts(file, {roles[role] for role in chosen.prices if role in roles})
     options = FeedOptions(language, pictures, images_root, Path(losses) if losses is not None else None, check_images)
     return Feed(file, chosen, chosen_by, options)
 
@@ -295,6 +319,8 @@ def find_feed(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
+    if path.exists() and not path.is_dir():
+        raise TableError(f"{path}: found a pipe or a device; expected a file, because a feed is read twice")
     if not path.is_dir():
         raise TableError(f"{path}: no such file or folder; expected a product feed")
     files = [path / f"products{suffix}" for suffix in (*_TYPED, *_DELIMITED, ".xml")]

@@ -16,7 +16,7 @@ from product_data.atomic_files import PARTIAL
 
 FATAL, LEFT_OUT, REPAIRED, NOTE = "ERROR", "left out", "repaired", "note"
 _FIRST = 5
-_SHOWN = 80  # characters of a cell in the report
+_SHOWN, _SHOWN_WHY = 80, 400  # characters of a cell, and of a reason, in the report
 # kind → (severity, explanation)
 KINDS = {
     "no_products": (FATAL, "the feed has no products"),
@@ -94,12 +94,14 @@ class Loss:
 
     def __str__(self) -> str:
         row = f"row {self.row}" + (f" (line {self.line})" if self.line not in (0, self.row) else "") if self.row else ""
-        product = f"product {self.product_id!r}" if self.product_id else ""
-        found = self.found if len(self.found) <= _SHOWN else f"{self.found[:_SHOWN]}…"
-        place = ", ".join(filter(None, (row, product, f"column {self.column!r}" if self.column else "")))
-        return ": ".join(
-            filter(None, (place, "; ".join(filter(None, (f"found {found!r}" if found else "", self.why)))))
-        )
+        product = f"product {_short(self.product_id)!r}" if self.product_id else ""
+        place = ", ".join(filter(None, (row, product, f"column {_short(self.column)!r}" if self.column else "")))
+        found = f"found {_short(self.found)!r}" if self.found else ""
+        return ": ".join(filter(None, (place, "; ".join(filter(None, (found, _short(self.why, _SHOWN_WHY)))))))
+
+
+def _short(text: str, length: int = _SHOWN) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 class LossLog:
@@ -133,6 +135,7 @@ class LossLog:
 
     def _open(self) -> None:
         assert self.path is not None
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._partial.open("w", encoding="utf-8", newline="")
         self._writer = csv.writer(self._stream)
         self._writer.writerow(("row", "line", "product_id", "column", "severity", "kind", "found", "why"))

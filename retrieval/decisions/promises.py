@@ -133,7 +133,7 @@ def _sequence(fit_P: np.ndarray, pairs: int, precision: float, confidence: float
     above_T = np.array([(descending >= threshold).sum() for threshold in threshold_T])
     expected_T = np.array([descending[:above].mean() for above in above_T])
     decided_T = np.maximum(1, np.round(above_T * pairs / len(descending))).astype(int)
-    # The bound is at least the precision if and only if so many right ones are improbable at that precision.
+    # The bound is at least the precision if and only if that many right ones are improbable at that precision.
     wanted_T = binom.isf(1 - confidence, decided_T, precision) + 1
     chance_T = np.where(wanted_T <= decided_T, binom.sf(wanted_T - 1, decided_T, expected_T), 0.0)
     return list(threshold_T[int(np.argmax(chance_T)) :])

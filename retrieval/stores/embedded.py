@@ -27,7 +27,7 @@ import pyarrow
 from lancedb.index import FTS, BTree
 from lancedb.query import MatchQuery
 
-from product_data.atomic_files import write_atomically
+from product_data.atomic_files import PARTIAL, write_atomically
 from product_data.folder_lock import FolderInUseError, locked
 from retrieval.centring import Centring
 from retrieval.stores.facts import (
@@ -104,6 +104,7 @@ class EmbeddedStore(RankingStore):
         if not self._settings_file.is_file():
             if dimension is None or fingerprint is None:
                 raise StoreError(f"{self.path}: found no {SETTINGS_FILE}; expected a store that moon3 index made")
+            self._require_new_folder()
             self._settings: dict[str, Any] = {
                 "format": FORMAT,
                 "dimension": dimension,
@@ -330,6 +331,24 @@ class EmbeddedStore(RankingStore):
     @property
     def _settings_file(self) -> Path:
         return self.path / SETTINGS_FILE
+
+    def _require_new_folder(self) -> None:
+        """Check that a store can be made here.
+
+        Raises:
+            StoreError: a file, or a folder with other contents.
+        """
+        if self.path.is_symlink() and not self.path.exists():
+            raise StoreError(f"{self.path}: found a link to nothing; expected a folder")
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path}: found a file; expected the folder of a store, or a new one")
+        ours = (LOCK_FILE, SETTINGS_FILE + PARTIAL)
+        names = sorted(file.name for file in self.path.iterdir()) if self.path.is_dir() else []
+        if foreign := [name for name in names if name not in ours]:
+            raise StoreError(
+                f"{self.path}: found {foreign[0]} and no {SETTINGS_FILE}; expected a store, or a new or empty folder. If this "
+                "was a store, remove it and run moon3 index again"
+            )
 
     def _read_settings(self) -> dict[str, Any]:
         try:

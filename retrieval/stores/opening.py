@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from retrieval.stores.served import ServedStore
 
 QDRANT = "qdrant="
+_WITHOUT_SCHEME = re.compile(r"[\w.-]+:\d+")
 BATCH_BYTES = 64 * 1024**2
 """Bytes of the vectors of one upsert."""
 
@@ -61,7 +63,8 @@ def create_store(place: str | Path, dimension: int, fingerprint: str, centring: 
         centring: means by form of a new store; an existing centred store keeps its own. Default: none for a new store.
 
     Raises:
-        StoreError: a store of another dimension or model, or one that is not centred if `centring` is given.
+        StoreError: a store of another dimension or model, one that is not centred if `centring` is given, or a folder with
+            other contents.
     """
     if str(place).startswith(QDRANT):
         return _served(str(place), dimension, fingerprint, centring)
@@ -82,8 +85,10 @@ def _served(
     from retrieval.stores.served import ServedStore
 
     address, slash, collection = place.removeprefix(QDRANT).rpartition("/")
-    if not (slash and address and collection):
+    if not (slash and address and collection) or address.rstrip("/") in ("http:", "https:"):
         raise StoreError(f"store {place!r}: expected qdrant=URL/COLLECTION, such as qdrant=http://localhost:6333/shop")
+    if _WITHOUT_SCHEME.fullmatch(address) and not Path(address).exists():
+        raise StoreError(f"store {place!r}: found no http://; expected qdrant=http://{address}/{collection}")
     return ServedStore(address, collection, dimension, fingerprint, centring)
 
 

@@ -76,10 +76,13 @@ class ServedStore(RankingStore):
         self.collection, self.exact = collection, exact
         self.is_server = address.startswith(("http://", "https://"))
         self._client = self._connected(address)
-        if not self._client.collection_exists(collection):
+        if not self._exists():
             if dimension is None or fingerprint is None:
                 raise StoreError(f"{self.about}: found no such collection; expected one that moon3 index made")
-            self._create(dimension, fingerprint, centring)
+            try:
+                self._create(dimension, fingerprint, centring)
+            except Exception as error:  # see `_connected`
+                raise StoreError(f"{self.about}: cannot be made ({error}); expected another name") from error
         metadata = self._client.get_collection(collection).config.metadata or {}
         try:
             self.dimension, self.fingerprint = int(metadata["dimension"]), str(metadata["fingerprint"])
@@ -107,6 +110,12 @@ class ServedStore(RankingStore):
                 f"{self.about}: cannot be opened ({error}); expected a running server or a folder"
             ) from error
         return client
+
+    def _exists(self) -> bool:
+        try:
+            return bool(self._client.collection_exists(self.collection))
+        except Exception as error:  # see `_connected`
+            raise StoreError(f"{self.about}: cannot be opened ({error}); expected another name") from error
 
     def _create(self, dimension: int, fingerprint: str, centring: Centring | None) -> None:
         self._client.create_collection(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from product_data.feeds.feed_product import AVAILABILITY
 from retrieval.stores.facts import attribute_pair, attribute_pairs, category_paths, path_of
 from retrieval.stores.interface import StoredProduct, StoreError
 
@@ -178,8 +179,11 @@ class _Reader:
         place, kind, text = self.token("a value")
         if kind not in ("word", "quoted"):
             self.refuse(place, "a value")
+        text = _unquoted(text) if kind == "quoted" else text
+        if key == "availability" and text not in AVAILABILITY:
+            self.refuse(place, f"one of {', '.join(AVAILABILITY)}")
         if key != "price":
-            return _unquoted(text) if kind == "quoted" else text
+            return text
         try:
             number = float(text)
         except ValueError:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from moon3.__main__ import commands, help_of, main
+from moon3.__main__ import HEADINGS, commands, heading_of, help_of, main
 
 ROOT = Path(__file__).resolve().parents[2]
 EARLY = [
     "quickstart",
     "tables",
     "catalogue",
+    "mine",
+    "annotate",
     "upcycle",
     "train",
     "shop",
+    "completions",
     "embed",
     "index",
     "search",
     "serve",
     "explain",
     "decide",
-    "mine",
     "upgrade",
-    "annotate",
 ]
 LATE = [
     "evaluate",
@@ -38,7 +40,6 @@ LATE = [
     "compare",
     "heatmap",
     "gate",
-    "completions",
     "ablate",
     "reasoning-study",
     "shops-study",
@@ -72,6 +73,52 @@ def test_the_list_shows_every_command_once_in_the_order_in_which_a_person_needs_
     assert list(commands()) == IN_ORDER
     assert len({command.ORDER for command in commands().values()}) == len(IN_ORDER)
     assert all(help_of(command).endswith(".") for command in commands().values())
+
+
+def test_the_list_has_headings_and_studies_stand_apart(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    places = [lines.index(heading) for heading in HEADINGS.values()]
+    assert places == sorted(places)
+    assert all(lines[place - 1] == "" and lines[place + 1].startswith("  ") for place in places)
+    names = list(commands())
+    apart = [name for name in names if heading_of(commands()[name]) == [*HEADINGS.values()][-1]]
+    of_studies = [name for name in names if name.endswith("-study") or name.startswith(("soak", "shipped", "form-"))]
+    assert set(of_studies) < set(apart)
+    assert not {"train", "embed", "search", "evaluate", "push", "mine"} & set(apart)
+    assert {name for name in names if heading_of(commands()[name]) == "Search a catalogue"} >= {
+        *("embed", "index", "search", "serve", "explain", "decide", "upgrade")
+    }
+
+
+def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.report.report", interrupted)
+    assert main(["report", "x.json"]) == 130
+    assert capsys.readouterr().err == "moon3 report: interrupted\n"
+
+
+def test_an_output_that_nobody_reads_ends_without_a_traceback(tmp_path):
+    rows = "".join(json.dumps({"product_id": str(n), "title": "x", f"c{n}": n}) + "\n" for n in range(500))
+    (tmp_path / "p.jsonl").write_text(rows)
+    words = [sys.executable, "-m", "moon3", "tables", str(tmp_path / "p.jsonl"), "--format", "tables"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert "Traceback" not in said
+    assert "Broken pipe" not in said
+
+
+def test_letters_that_the_terminal_does_not_have_are_escaped(tmp_path):
+    (tmp_path / "p.csv").write_text("product_id,title\nGrün,hat\nGrün,hat\n", encoding="utf-8")
+    words = [sys.executable, "-m", "moon3", "tables", str(tmp_path / "p.csv")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Gr\\xfcn" in done.stdout
 
 
 def test_the_list_needs_no_library():

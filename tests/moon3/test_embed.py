@@ -70,3 +70,30 @@ def test_options_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, capsys,
     assert main(["embed", *given, *words]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "v").exists()
+
+
+def test_a_feed_of_which_every_row_is_left_out_says_why(tmp_path, tiny_moon, capsys):
+    (tmp_path / "products.csv").write_text("product_id,title\n,hat\n,shoe\n")
+    words = ["embed", str(tmp_path), "--model", str(tiny_moon("qwen3_vl")), "--output", str(tmp_path / "v")]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "left out: 2 × rows without the id of a product (missing_id)" in said.out
+    assert "found no products; expected at least one" in said.err
+
+
+def test_an_output_that_is_a_link_to_nothing_is_refused(tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert main(["embed", "feed.csv", "--model", "m", "--output", str(tmp_path / "link")]) == 2
+    assert "link: found a link to nothing; expected a folder" in capsys.readouterr().err
+
+
+def test_the_own_table_says_which_of_its_columns_only_embed_reads(tmp_path, capsys):
+    (tmp_path / "products.csv").write_text("product_id,title,price\n1,hat,3\n")
+    assert main(["tables", str(tmp_path)]) == 0
+    assert "products: 'price' (moon3 embed reads it)" in capsys.readouterr().out
+
+
+def test_a_file_that_neither_reader_can_read_is_explained_once(tmp_path, capsys):
+    (tmp_path / "products.parquet").write_bytes(b"x")
+    assert main(["tables", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("not a readable parquet file") == 1

@@ -253,7 +253,7 @@ def test_own_tables_as_text_give_the_rows_of_load_tables(tmp_path, suffix):
 def test_broken_json_and_parquet_are_refused(tmp_path):
     with pytest.raises(TableError, match=r"products.jsonl, line 2: not JSON"):
         read_feed(write(tmp_path / "products.jsonl", '{"product_id": "1"}\nx\n'))
-    with pytest.raises(TableError, match=r"products.jsonl, line 1: found int; expected a JSON object"):
+    with pytest.raises(TableError, match=r"products.jsonl, line 1: found int; expected one JSON object per line"):
         read_feed(write(tmp_path / "products.jsonl", "1\n"))
     with pytest.raises(TableError, match=r"products.parquet: not a readable parquet file"):
         read_feed(write(tmp_path / "products.parquet", "x"))

@@ -167,3 +167,43 @@ def test_an_interrupted_sync_goes_on(folder, tmp_path, monkeypatch):
     counts = sync(store, folder)
     assert (counts.added, counts.unchanged) == (20, 20)
     assert answers(store) == answers(exact_store(folder))
+
+
+def test_a_store_is_never_made_over_something_else(folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "plan.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    places = {
+        tmp_path / "notes": "found plan.txt and no moon_store.json; expected a store, or a new or empty folder",
+        folder.path: "found complete.json and no moon_store.json",
+        folder.path / "shards": "found .*parquet and no moon_store.json",
+        folder.products_file: "found a file; expected the folder of a store",
+        tmp_path / "link": "found a link to nothing; expected a folder",
+    }
+    for place, message in places.items():
+        with pytest.raises(StoreError, match=message):
+            create_store(place, folder.dimension, folder.fingerprint)
+    assert [file.name for file in (tmp_path / "notes").iterdir()] == ["plan.txt"]
+
+
+def test_a_store_that_lost_its_settings_is_not_written_over(folder, tmp_path):
+    with_settings = create_store(tmp_path / "s", folder.dimension, folder.fingerprint)
+    sync(with_settings, folder)
+    with_settings.close()
+    (tmp_path / "s" / "moon_store.json").unlink()
+    with pytest.raises(StoreError, match="If this was a store, remove it and run moon3 index again"):
+        create_store(tmp_path / "s", folder.dimension, folder.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("qdrant=http://localhost:6333", "expected qdrant=URL/COLLECTION"),
+        ("qdrant=localhost:6333/shop", "found no http://; expected qdrant=http://localhost:6333/shop"),
+        ("qdrant=q/a:b", "cannot be (made|opened) .*; expected another name"),
+    ],
+)
+def test_a_place_of_qdrant_that_cannot_be_used_is_refused(place, message, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=message):
+        create_store(place, folder.dimension, folder.fingerprint)
