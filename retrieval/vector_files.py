@@ -5,6 +5,7 @@
     products.parquet  the facts of all products, sorted by id, see `retrieval.product_facts`
     complete.json     the last complete state: which shards belong to it; written last
     store/            a store, if `moon3 index` made one
+    phrases/          what explanations of matches keep, see `retrieval.phrase_dictionary`
     work/, embed.lock what a job in work keeps; no part of a state
 
 A job adds shards under new names and replaces complete.json at its end. Until then readers see the state before it, also
@@ -127,6 +128,11 @@ class VectorFolder:
     def store_folder(self) -> Path:
         """Return the folder of the store, which need not exist."""
         return self.path / "store"
+
+    @property
+    def phrases_folder(self) -> Path:
+        """Return the folder of what explanations of matches keep, which need not exist."""
+        return self.path / "phrases"
 
     @property
     def work_folder(self) -> Path:
