@@ -28,6 +28,7 @@ from evaluation.provenance import provenance
 from product_data.catalogue.twins import draw_twins
 from product_data.table_files import read_rows
 from retrieval.decisions.calibration import fit_calibrator
+from retrieval.decisions.deciding import shifts
 from retrieval.decisions.errors import DecisionError
 from retrieval.decisions.labelled_pairs import divide
 from retrieval.decisions.pair_scores import FEATURES, PairScorer
@@ -258,6 +259,10 @@ def titles_results(
             population = Population(feature_PF, data.same_P)
             found[name]["models"][model_name] = {
                 "average_precision": float(average_precision_score(data.same_P[is_test], feature_PF[is_test, 0])),
+                "shift": [
+                    {"feature": shift.feature, "distance": shift.distance, "p_value": shift.p_value}
+                    for shift in shifts(feature_PF[~is_test], feature_PF[is_test])
+                ],
                 "test": on_test_part(data, feature_PF),
                 "samples": [
                     promises_held(population, labelled=1500, precision=precision, repeats=repeats)
@@ -294,6 +299,7 @@ def measure_decisions(
         for labelled in (300, 1000)
         for precision in (0.9, 0.95)
     ]
+    results["simulated"].append(promises_held(population, labelled=3000, precision=0.95, repeats=repeats))
     results["twins"] = []
     for scene, near_twins in (("studio", False), ("studio", True), ("street", False)):
         population, facts = twins_population(*models["Moon"], scene=scene, near_twins=near_twins, products=products)
@@ -323,7 +329,9 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
                 for row in kept
             )
             found.append(
-                f"Titles of {name}, {model}, test part: {tests or 'no threshold promises any of the precisions'}."
+                f"Titles of {name}, {model}, test part: {tests or 'no threshold promises any of the precisions'}; "
+                + ", ".join(f"{one['feature']} {one['distance']:.2f}" for one in entry["shift"])
+                + " from the other parts (Kolmogorov–Smirnov distance)."
             )
     return found
 

@@ -2,18 +2,21 @@
 
 moon3 matching-study explanations --model training/checkpoints/moon1-catalogue --output results/explanations.json
 
-Two products that share exactly one attribute value: does that value contribute most? On constructed vectors with known
-sparse codes; and on the drawn catalogue, where settings are chosen on one catalogue and measured on another. A value that the
-model's vectors do not contain cannot be named by them: keys whose sharing raises the cosine are reported apart.
+Two products that share exactly one value: does that value contribute most among all values that the shop states about either?
+On a constructed catalogue whose vectors contain every value; and on drawn catalogues, where ways to read vectors are compared on
+one catalogue and the shipped one is measured on another. Variants of a product share most values, so readers could know a value
+by its variants: beside the readers that explanations use (of the whole catalogue, without both products) those of other
+families alone are measured. A value that the vectors do not contain cannot be named: each key is also read alone.
 
-Shape suffixes: N products, D embedding, P phrases.
+Shape suffixes: N products, D embedding, P phrases, C candidates.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,16 +27,25 @@ from evaluation.provenance import provenance
 from product_data.catalogue.making import make_catalogue
 from product_data.tables import load_tables
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.explain import DEFAULT_LAMBDA, MatchExplanation, Side, explain_match
-from retrieval.phrases import EMBEDDED_AS, Phrase, PhraseDictionary, embed_phrases, phrases_of
+from retrieval.explain import DEFAULT_LAMBDA, MatchExplainer, MatchExplanation, Side, decompose, explain_match
+from retrieval.phrase_dictionary import unit_or_zero
+from retrieval.phrases import Phrase, embed_phrases, phrases_of
+from retrieval.queries import Query
+from retrieval.query_encoder import QueryEncoder
+from retrieval.search import Searcher
+from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import StoredProduct
+from retrieval.value_readers import NOISES, SHRINKAGE, ValueReaders, stated_values
 
 SEEDS = {"validation": 2, "unseen": 0}
 """Seeds of both catalogues; the shipped checkpoint was trained on seed 1."""
-PENALTIES = (0.02, 0.05, 0.1, 0.2)
-CARRIED = 0.75
-"""A key counts as carried by the vectors if this share of pairs that share it alone is nearer than a pair that shares nothing."""
+CARRIED = 0.9
+"""A key counts as carried by the vectors if this share of products of other families is read right, on the validation seed."""
+WORDS = (("colour",), ("category",), ("brand",), ("material",), ("pattern",), ("colour", "category"))
+"""Keys whose values are the words of queries."""
 _FORM = "mm"
+_Parts = Callable[[int, np.ndarray], np.ndarray]
+"""(product, columns of the candidates) → (C, D) parts of its vector."""
 
 
 @dataclass(frozen=True)
@@ -47,86 +59,121 @@ class Case:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn catalogue as a study needs it: facts, phrases of each product, vectors and their mean."""
+    """A catalogue as a study needs it.
+
+    Args:
+        products: N products.
+        vector_ND: (N, D) vectors.
+        test_N: (N,) bool: whether pairs are made from a product; no variant of such a product is among the others.
+    """
 
     products: list[StoredProduct]
-    stated: list[tuple[Phrase, ...]]
     vector_ND: np.ndarray
-    mean_D: np.ndarray
+    test_N: np.ndarray
 
-    @property
+    @cached_property
+    def stated(self) -> list[tuple[Phrase, ...]]:
+        """What the shop states about each product."""
+        return [phrases_of(product) for product in self.products]
+
+    @cached_property
     def phrases(self) -> list[Phrase]:
         """All phrases, in alphabetical order."""
         return sorted({phrase for stated in self.stated for phrase in stated})
 
+    @cached_property
+    def row(self) -> dict[Phrase, int]:
+        """The row of each phrase."""
+        return {phrase: row for row, phrase in enumerate(self.phrases)}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All keys, in alphabetical order."""
+        return sorted({phrase.key for phrase in self.phrases})
+
+    @cached_property
+    def values(self) -> Any:
+        """The (N, P) stated values."""
+        return stated_values(self.stated, self.row)
+
+    def readers(self) -> ValueReaders:
+        """Return readers of the products that no pair is made from, nor a variant of these."""
+        number = {key: place for place, key in enumerate(self.keys)}
+        keys = np.array([number[phrase.key] for phrase in self.phrases])
+        rest = np.flatnonzero(~self.test_N)
+        return ValueReaders.fit(self.vector_ND[rest], self.values[rest], keys, progress=False)
+
 
 def constructed(
-    *, seed: int, pairs: int = 300, phrases: int = 300, dimension: int = 128, noise: float = 0.3
+    *, seed: int, pairs: int = 300, products: int = 1500, dimension: int = 64, noise: float = 0.3
 ) -> dict[str, float]:
-    """Return how often the shared phrase is first for vectors that are sums of known phrases and noise.
+    """Return how often the shared value is first for a catalogue whose vectors are sums of values and noise.
 
-    Each vector is the mean plus eight random unit vectors with weights of .5 to 1.5, plus Gaussian noise of `noise` times the
-    length of that sum; both vectors of a pair share exactly one phrase.
+    Eight keys have six values each. A vector is a mean, plus a random direction of length .5 to 1.5 for each value of the
+    product, plus Gaussian noise of `noise` times the length of that sum. Pairs are made from a fifth of the products, which
+    the readers do not know.
 
     Args:
         seed (`int`): seed.
-        pairs, phrases, dimension (`int`): sizes. Defaults 300, 300, 128.
+        pairs, products, dimension (`int`): sizes. Defaults 300, 1,500, 64.
         noise (`float`): relative length of the noise. Default 0.3.
 
-    Returns: share of pairs whose first phrase is right, among the 15 phrases of both products ("stated") and among all.
+    Returns: share of pairs whose first value is right, among the values of both products ("stated") and among all ("every").
     """
     rng = np.random.default_rng(seed)
-    atom_PD = rng.normal(size=(phrases, dimension))
-    atom_PD /= np.linalg.norm(atom_PD, axis=1, keepdims=True)
-    mean_D = rng.normal(size=dimension) / dimension**0.5
-    names = tuple(Phrase("code", f"{number:04}") for number in range(phrases))
-    dictionary = PhraseDictionary(names, atom_PD, {}, mean_D)
-    right = {"stated": 0, "every": 0}
-    for _ in range(pairs):
-        rows = rng.choice(phrases, 15, replace=False)
-        sides = []
-        for own in (rows[:8], np.r_[rows[:1], rows[8:]]):
-            sum_D = rng.uniform(0.5, 1.5, 8) @ atom_PD[own]
-            error_D = rng.normal(size=dimension)
-            error_D *= noise * np.linalg.norm(sum_D) / np.linalg.norm(error_D)
-            sides.append(Side(mean_D + sum_D + error_D, mean_D, tuple(names[row] for row in own)))
-        for name in right:
-            found = explain_match(sides[0], sides[1], dictionary, every_phrase=name == "every")
-            right[name] += _is_right(found, names[rows[0]])
-    return {name: count / pairs for name, count in right.items()}
+    direction_PD = rng.normal(size=(48, dimension))
+    direction_PD *= (rng.uniform(0.5, 1.5, 48) / np.linalg.norm(direction_PD, axis=1))[:, None]
+    choice_N8 = rng.integers(0, 6, (products, 8))
+    sum_ND = direction_PD[choice_N8 + 6 * np.arange(8)].sum(axis=1)
+    error_ND = rng.normal(size=sum_ND.shape)
+    error_ND *= noise * np.linalg.norm(sum_ND, axis=1, keepdims=True) / np.linalg.norm(error_ND, axis=1, keepdims=True)
+    vector_ND = unit_or_zero(rng.normal(size=dimension) / dimension**0.5 + sum_ND + error_ND).astype(np.float32)
+    facts = [
+        StoredProduct(f"p{n}", attributes={f"k{key}": (f"v{value}",) for key, value in enumerate(choice)})
+        for n, choice in enumerate(choice_N8)
+    ]
+    catalogue = Drawn(facts, vector_ND, np.arange(products) >= 0.8 * products)
+    cases = cases_of(catalogue, shared_counts(catalogue), most=-(-pairs // 8), seed=seed)[0]
+    readers = catalogue.readers()
+    parts = reader_parts(catalogue, readers)
+    stated, every = (
+        np.mean([_is_right(one, case.truth) for case, one in zip(cases, found, strict=True)])
+        for found in (
+            explained(catalogue, cases, readers.mean_D, parts),
+            explained(catalogue, cases, readers.mean_D, parts, every_phrase=True),
+        )
+    )
+    return {"stated": float(stated), "every": float(every)}
 
 
 def _is_right(found: MatchExplanation, truth: Phrase) -> bool:
-    return bool(found.shared) and found.shared[0].phrase == truth
+    return bool(found.shared) and found.shared[0].contribution > 0 and found.shared[0].phrase == truth
 
 
 def draw(model: Any, processor: Any, seed: int, *, products: int = 3400, image_size: int = 96) -> Drawn:
-    """Draw and embed the test split of a catalogue.
+    """Draw and embed a catalogue.
 
     Args:
         model, processor: as for `retrieval.encode.encode`.
         seed (`int`): seed of the catalogue.
         products, image_size (`int`): as for `make_catalogue`. Defaults 3,400 (510 in the test split) and 96.
     """
-    rows, _ = make_catalogue(
-        products=products, seed=seed, image_size=image_size, only="test", queries_per_product=0, progress=False
-    )
+    rows, _ = make_catalogue(products=products, seed=seed, image_size=image_size, queries_per_product=0, progress=False)
+    split = {row["product_id"]: row["split"] for row in rows}
     found = load_tables({"products": rows}).products
     facts = [
         StoredProduct(row.product_id, row.title, category=row.category, attributes=row.attributes) for row in found
     ]
     encoded = encode(model, processor, [row.record(_FORM) for row in found], form=_FORM)
     kept = [facts[index] for index in encoded.kept]
-    return Drawn(kept, [phrases_of(product) for product in kept], encoded.vectors, encoded.vectors.mean(axis=0))
+    return Drawn(kept, encoded.vectors, np.array([split[product.product_id] == "test" for product in kept]))
 
 
 def shared_counts(catalogue: Drawn) -> np.ndarray:
-    """Return (N, N) the number of phrases that each two products share; -1 on and below the diagonal."""
-    row = {phrase: place for place, phrase in enumerate(catalogue.phrases)}
-    has_NP = np.zeros((len(catalogue.products), len(row)))
-    for place, stated in enumerate(catalogue.stated):
-        has_NP[place, [row[phrase] for phrase in stated]] = 1
-    return np.where(np.triu(np.ones((len(has_NP),) * 2), 1) > 0, has_NP @ has_NP.T, -1)
+    """Return (N, N) the number of phrases that each two test products share; -1 on and below the diagonal and for others."""
+    has_NP = catalogue.values.toarray()
+    is_pair_NN = np.triu(np.outer(catalogue.test_N, catalogue.test_N), 1)
+    return np.where(is_pair_NN, has_NP @ has_NP.T, -1)
 
 
 def cases_of(catalogue: Drawn, counts_NN: np.ndarray, *, most: int, seed: int) -> tuple[list[Case], dict[str, int]]:
@@ -148,8 +195,7 @@ def nearness(catalogue: Drawn, cases: Sequence[Case], counts_NN: np.ndarray) -> 
 
     The area under the ROC curve of the cosine; .5 if sharing the value does not change it.
     """
-    centred_ND = catalogue.vector_ND - catalogue.mean_D
-    centred_ND /= np.linalg.norm(centred_ND, axis=1, keepdims=True)
+    centred_ND = unit_or_zero(catalogue.vector_ND - catalogue.vector_ND.mean(axis=0))
     nothing = (centred_ND @ centred_ND.T)[counts_NN == 0]
     found = {}
     for key in sorted({case.truth.key for case in cases}):
@@ -159,13 +205,81 @@ def nearness(catalogue: Drawn, cases: Sequence[Case], counts_NN: np.ndarray) -> 
     return found
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Ways to read a vector
+
+
+def reader_parts(
+    catalogue: Drawn, readers: ValueReaders, *, noise: float = 0.0, atom_PD: np.ndarray | None = None
+) -> _Parts:
+    """Return the parts as explanations make them: the probability of a value times its effect.
+
+    Args:
+        catalogue, readers: from `Drawn.readers`.
+        noise (`float`): least ν. Default 0: the fit's.
+        atom_PD: replaces the effects. Default `None`.
+    """
+    read_NP = readers.read(catalogue.vector_ND - readers.mean_D, least_noise=noise)
+    effect_PD = readers.effect_PD if atom_PD is None else atom_PD
+    return lambda product, columns: read_NP[product, columns, None] * effect_PD[columns]
+
+
+def value_means(readers: ValueReaders) -> np.ndarray:
+    """Return (P, D) the mean of the products that state a value minus that of those with another value of its key."""
+    sums, key_P = readers.sums, readers.key_P
+    others_P1 = np.maximum(sums.key_K[key_P] - sums.value_P, 1)[:, None]
+    return sums.value_PD / (sums.value_P[:, None] + SHRINKAGE) - (sums.key_KD[key_P] - sums.value_PD) / others_P1
+
+
+def lasso_parts(catalogue: Drawn, mean_D: np.ndarray, atom_PD: np.ndarray, penalty: float) -> _Parts:
+    """Return parts with the non-negative sparse weights of the candidates' atoms, see `retrieval.explain.decompose`."""
+    unit_PD = unit_or_zero(atom_PD)
+
+    def parts(product: int, columns: np.ndarray) -> np.ndarray:
+        weights = decompose((catalogue.vector_ND[product] - mean_D)[None], unit_PD[columns], penalty=penalty)[0]
+        return weights[:, None] * unit_PD[columns]
+
+    return parts
+
+
+def ridge_parts(catalogue: Drawn, readers: ValueReaders, ridge: float) -> _Parts:
+    """Return parts with readings by ridge regression of stated values on vectors, at least 0, times effects.
+
+    Args:
+        catalogue, readers: from `Drawn.readers`.
+        ridge (`float`): the penalty, in units of Σ x̃ x̃ᵀ.
+    """
+    square_DD = readers.sums.square_DD + ridge * np.eye(len(readers.mean_D))
+    read_NP = np.maximum(
+        (catalogue.vector_ND - readers.mean_D) @ np.linalg.solve(square_DD, readers.sums.value_PD.T), 0
+    )
+    return lambda product, columns: read_NP[product, columns, None] * readers.effect_PD[columns]
+
+
 def explained(
-    catalogue: Drawn, cases: Sequence[Case], dictionary: PhraseDictionary, **settings: Any
+    catalogue: Drawn, cases: Sequence[Case], mean_D: np.ndarray, parts: _Parts, *, every_phrase: bool = False
 ) -> list[MatchExplanation]:
-    """Explain all cases; `settings` are those of `explain_match`."""
-    sides = [Side(v, catalogue.mean_D, stated) for v, stated in zip(catalogue.vector_ND, catalogue.stated, strict=True)]
-    bar = tqdm(cases, desc="explain", delay=3.0, leave=False)
-    return [explain_match(sides[case.left], sides[case.right], dictionary, **settings) for case in bar]
+    """Explain all cases.
+
+    Args:
+        catalogue, cases: the pairs.
+        mean_D: (D,) mean of the products.
+        parts: how a vector is read.
+        every_phrase (`bool`): whether all phrases are candidates. Default False: those stated about either product.
+    """
+    found = []
+    for case in tqdm(cases, desc="explain", delay=3.0, leave=False):
+        rows = (case.left, case.right)
+        stated = set(catalogue.phrases) if every_phrase else {p for row in rows for p in catalogue.stated[row]}
+        candidates = sorted(stated)
+        columns = np.array([catalogue.row[phrase] for phrase in candidates])
+        sides = [Side(catalogue.vector_ND[r], mean_D, parts(r, columns), catalogue.stated[r], _FORM) for r in rows]
+        found.append(explain_match(sides[0], sides[1], candidates))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
 
 
 def scores(
@@ -230,13 +344,80 @@ def trusted_scores(cases: Sequence[Case], found: Sequence[MatchExplanation], lea
     }
 
 
-def measure_explanations(model_place: str, *, most: int = 150, products: int = 3400) -> dict[str, Any]:
+def read_alone(catalogue: Drawn, readers: ValueReaders, keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return key → share of test products whose value is read right, and that of the most frequent value.
+
+    Args:
+        catalogue, readers: from `Drawn.readers`.
+        keys: the keys to report.
+    """
+    rows = np.flatnonzero(catalogue.test_N)
+    centred_MD = catalogue.vector_ND[rows] - readers.mean_D
+    right_K, frequent_K = readers.accuracy(centred_MD, catalogue.values[rows], readers.noise)
+    number = {key: place for place, key in enumerate(catalogue.keys)}
+    return {
+        key: {"right": float(right_K[number[key]]), "most_frequent": float(frequent_K[number[key]])} for key in keys
+    }
+
+
+def word_scores(explainer: MatchExplainer, catalogue: Drawn, *, most: int) -> dict[str, dict[str, float]]:
+    """Return for queries of a product's own values: how often the first value is one of them, and the second for two.
+
+    Args:
+        explainer: of a store with the catalogue.
+        catalogue: its products.
+        most (`int`): test products of each kind of query.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for keys in WORDS:
+        right: list[bool] = []
+        for row in np.flatnonzero(catalogue.test_N)[::3]:
+            values = {phrase.key: phrase for phrase in catalogue.stated[row] if phrase.key in keys}
+            if len(values) == len(keys) and len(right) < most:
+                query = " ".join(values[key].value for key in keys)
+                one = explainer.explain(catalogue.products[row].product_id, query)
+                right.append(any(_is_right(one, phrase) for phrase in values.values()))
+        found[" and ".join(keys)] = {"queries": len(right), "right": float(np.mean(right)) if right else 0.0}
+    return found
+
+
+def in_catalogue(explainer: MatchExplainer, catalogue: Drawn, cases: Sequence[Case]) -> list[MatchExplanation]:
+    """Explain all cases as a shop does: by readers of the whole catalogue without the two products."""
+    ids = [product.product_id for product in catalogue.products]
+    bar = tqdm(cases, desc="explain", delay=3.0, leave=False)
+    return [explainer.explain(ids[case.right], Query(like=ids[case.left])) for case in bar]
+
+
+def compared_ways(catalogue: Drawn, readers: ValueReaders, text_PD: np.ndarray) -> dict[str, _Parts]:
+    """Return the ways to read vectors that are compared on the validation catalogue.
+
+    Args:
+        catalogue, readers: from `Drawn.readers`.
+        text_PD: (P, D) phrases embedded as products.
+    """
+    mean_D, mean_PD = readers.mean_D, value_means(readers)
+    ways = {}
+    for penalty in (0.02, DEFAULT_LAMBDA):
+        ways[f"phrases as texts, lasso {penalty}"] = lasso_parts(
+            catalogue, mean_D, text_PD - text_PD.mean(axis=0), penalty
+        )
+        ways[f"means of products, lasso {penalty}"] = lasso_parts(catalogue, mean_D, mean_PD, penalty)
+        ways[f"effects, lasso {penalty}"] = lasso_parts(catalogue, mean_D, readers.effect_PD, penalty)
+    for ridge in (1e-4, 1e-2, 1.0):
+        ways[f"ridge regression {ridge}, effects"] = ridge_parts(catalogue, readers, ridge)
+    ways["discriminants, means"] = reader_parts(catalogue, readers, atom_PD=mean_PD)
+    for noise in NOISES:
+        ways[f"discriminants with noise {noise}, effects"] = reader_parts(catalogue, readers, noise=noise)
+    return ways
+
+
+def measure_explanations(model_place: str, *, most: int = 60, products: int = 2400) -> dict[str, Any]:
     """Run the study; see the head of this file.
 
     Args:
         model_place: folder or hub id of the model.
-        most (`int`): pairs of each key. Default 150.
-        products (`int`): size of the drawn catalogues, of which the test splits are used. Default 3,400.
+        most (`int`): pairs of each key. Default 60.
+        products (`int`): size of the drawn catalogues. Default 2,400.
 
     Returns: the content of the results file.
     """
@@ -244,38 +425,36 @@ def measure_explanations(model_place: str, *, most: int = 150, products: int = 3
     results: dict[str, Any] = {"model": model_place, "form": _FORM}
     runs = [constructed(seed=seed) for seed in range(5)]
     results["constructed"] = {name: [run[name] for run in runs] for name in ("stated", "every")}
-    catalogues = {name: draw(model, processor, seed, products=products) for name, seed in SEEDS.items()}
-    parts: dict[str, Any] = {}
-    for name, catalogue in catalogues.items():
+    carried: list[str] = []
+    least = None
+    for name, seed in SEEDS.items():
+        catalogue = draw(model, processor, seed, products=products)
         counts_NN = shared_counts(catalogue)
         cases, counts = cases_of(catalogue, counts_NN, most=most, seed=0)
-        dictionaries = {
-            way: PhraseDictionary(
-                tuple(catalogue.phrases),
-                embed_phrases(model, processor, catalogue.phrases, embedded_as=way),
-                {},
-                catalogue.mean_D,
-            )
-            for way in EMBEDDED_AS
-        }
-        parts[name] = (catalogue, cases, counts, dictionaries, nearness(catalogue, cases, counts_NN))
-    catalogue, cases, counts, dictionaries, near = parts["validation"]
-    carried = [key for key, area in near.items() if area >= CARRIED]
-    results["carried"] = {"keys": carried, "least_area": CARRIED}
-    results["validation"] = {"area": near, "settings": []}
-    for way in EMBEDDED_AS:
-        for every in (False, True):
-            for penalty in PENALTIES if not every else (DEFAULT_LAMBDA,):
-                found = explained(catalogue, cases, dictionaries[way], penalty=penalty, every_phrase=every)
-                entry = {"embedded_as": way, "every_phrase": every, "penalty": penalty}
-                results["validation"]["settings"].append(entry | scores(cases, found, counts, carried))
-    own = explained(catalogue, cases, dictionaries["product"])
-    least = trusted_contribution(cases, own)
-    results["validation"]["trusted"] = trusted_scores(cases, own, least)
-    catalogue, cases, counts, dictionaries, near = parts["unseen"]
-    found = explained(catalogue, cases, dictionaries["product"])
-    unseen = scores(cases, found, counts, carried) | {"area": near, "trusted": trusted_scores(cases, found, least)}
-    results["unseen"] = unseen | {"embedded_as": "product", "every_phrase": False, "penalty": DEFAULT_LAMBDA}
+        readers = catalogue.readers()
+        alone = read_alone(catalogue, readers, list(counts))
+        if name == "validation":
+            carried = [key for key, entry in alone.items() if entry["right"] >= CARRIED]
+            results["carried"] = {"keys": carried, "least_read_right": CARRIED}
+        part: dict[str, Any] = {"area": nearness(catalogue, cases, counts_NN), "read_alone": alone}
+        part["noise"] = readers.noise
+        if name == "validation":
+            text_PD = embed_phrases(model, processor, catalogue.phrases, embedded_as="product", progress=False)
+            part["ways"] = {
+                way: scores(cases, explained(catalogue, cases, readers.mean_D, parts), counts, carried)
+                for way, parts in compared_ways(catalogue, readers, text_PD).items()
+            }
+        found = explained(catalogue, cases, readers.mean_D, reader_parts(catalogue, readers))
+        part["other_families"] = scores(cases, found, counts, carried)
+        store = ExactStore(catalogue.vector_ND.shape[1], "drawn")
+        store.upsert(catalogue.products, {_FORM: catalogue.vector_ND})
+        explainer = MatchExplainer(Searcher(store, QueryEncoder(model, processor, "drawn")))
+        found = in_catalogue(explainer, catalogue, cases)
+        least = trusted_contribution(cases, found) if name == "validation" else least
+        part["catalogue"] = scores(cases, found, counts, carried) | {"trusted": trusted_scores(cases, found, least)}
+        part["unexplained"] = float(np.mean([one.unexplained for one in found]))
+        part["words"] = word_scores(explainer, catalogue, most=most)
+        results[name] = part
     results["provenance"] = provenance(0, seeds=SEEDS, products=products, most=most)
     return results
 
@@ -283,19 +462,26 @@ def measure_explanations(model_place: str, *, most: int = 150, products: int = 3
 def sentences(results: dict[str, Any]) -> list[str]:
     """Summarise the study."""
     unseen = results["unseen"]
-    by_key = {key: unseen["by_key"][key]["right"] for key in results["carried"]["keys"] if key in unseen["by_key"]}
-    keys = ", ".join(f"{key} {right:.1%}" for key, right in by_key.items())
-    trusted = unseen["trusted"]
     means = {name: np.mean(values) for name, values in results["constructed"].items()}
     found = [
-        f"Constructed vectors: the shared value is first in {means['stated']:.1%} of pairs among the values of both, in "
+        f"Constructed catalogue: the shared value is first in {means['stated']:.1%} of pairs among the values of both, in "
         f"{means['every']:.1%} among all values.",
-        f"Drawn catalogue, unseen: the shared value is first in {unseen['right']:.1%} of the pairs that share exactly one.",
+        f"Drawn catalogue, unseen: the shared value is first in {unseen['catalogue']['right']:.1%} of the pairs that share "
+        f"exactly one; with readers of other families alone in {unseen['other_families']['right']:.1%}.",
     ]
-    if unseen["right_of_carried"] is not None:
+    if unseen["catalogue"]["right_of_carried"] is not None:
         found.append(
-            f"Where sharing the value raises the cosine, it is first in {unseen['right_of_carried']:.1%} of the pairs ({keys})."
+            f"Of the keys that are read right for at least {CARRIED:.0%} of products of other families "
+            f"({', '.join(results['carried']['keys'])}): {unseen['catalogue']['right_of_carried']:.1%}."
         )
+    by_key = unseen["catalogue"]["by_key"]
+    keys = ", ".join(
+        f"{key} {by_key[key]['right']:.1%} (read alone {unseen['read_alone'][key]['right']:.0%})" for key in by_key
+    )
+    found.append(f"By key: {keys}.")
+    words = ", ".join(f"{name} {entry['right']:.1%}" for name, entry in unseen["words"].items())
+    found.append(f"Queries of a product's own values, whose value is first: {words}.")
+    trusted = unseen["catalogue"]["trusted"]
     if trusted["right"] is not None:
         found.append(
             f"Where the first value contributes {trusted['least_contribution']:.3f} or more to the cosine ({trusted['cases']} of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ _SIDE = 1120
 _NO_PHRASE = "no shared value carries this similarity"
 
 
-def explanation_rows(found: MatchExplanation) -> list[tuple[str, str, str, str, str]]:
-    """Return the parts of a cosine as rows: part, contribution, share of the cosine, weights of both sides, who states it.
+def explanation_rows(found: MatchExplanation) -> Sequence[tuple[str, ...]]:
+    """Return the parts of a cosine as rows: part, contribution, share of the cosine, lengths on both sides, who states it.
+
+    The last cell is the share of held-out products whose value of this key is read right from their vector.
 
     Args:
         found: from `retrieval.explain`.
@@ -37,21 +40,29 @@ def explanation_rows(found: MatchExplanation) -> list[tuple[str, str, str, str, 
             _share(entry.contribution, found),
             f"{entry.query_weight:.2f} × {entry.product_weight:.2f}",
             entry.stated,
+            "" if entry.read_right is None else f"{entry.read_right:.0%}",
         )
         for entry in found.shared
     ]
     if not rows:
-        rows.append((_NO_PHRASE, "", "", "", ""))
+        rows.append((_NO_PHRASE, "", "", "", "", ""))
     parts = {
         "pairs of different values": found.different,
         "not described by these values (residual)": found.residual,
         "what all have in common (means)": found.common,
         "cosine": found.cosine,
     }
-    return rows + [(name, f"{value:+.3f}", _share(value, found), "", "") for name, value in parts.items()]
+    return rows + [(name, f"{value:+.3f}", _share(value, found), "", "", "") for name, value in parts.items()]
 
 
-HEADINGS = ("part", "contribution", "share of the cosine", "weights", "stated by the shop about")
+HEADINGS = (
+    "part",
+    "contribution",
+    "share of the cosine",
+    "lengths of the parts",
+    "stated by the shop about",
+    "key read right",
+)
 
 
 def explanation_table(found: MatchExplanation, *, style: str = "simple") -> str:

@@ -108,7 +108,7 @@ def data_set_of(chosen: argparse.Namespace) -> TripletOptions:
 
 
 def phrases_folder(store: str) -> Path | None:
-    """Return the folder beside a catalogue's vectors that keeps the vectors of its phrases; None for other stores."""
-    from retrieval.vector_files import is_vector_folder
+    """Return the folder of a catalogue's vectors that keeps what explanations need; None for other stores."""
+    from retrieval.vector_files import VectorFolder, is_vector_folder
 
-    return Path(store) / "phrases" if is_vector_folder(store) else None
+    return VectorFolder(store).phrases_folder if is_vector_folder(store) else None

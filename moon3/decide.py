@@ -68,6 +68,8 @@ def run(chosen: argparse.Namespace) -> int:
         if unanswered:
             print(f"{chosen.labels}: {unanswered} rows without an answer are left out", file=sys.stderr)
         calibration = deciding.calibrate(catalogue, labels, options)
+    else:
+        deciding.require_no_shift(catalogue, calibration)
     decisions = deciding.decide(catalogue, calibration)
     files.write_decisions(chosen.output, catalogue, decisions)
     files.write_calibration(chosen.output / files.CALIBRATION, calibration)
@@ -75,6 +77,9 @@ def run(chosen: argparse.Namespace) -> int:
     for sentence in (calibration.same.sentence, calibration.different.sentence, *calibration.warnings):
         print(f"{sentence}.")
     counts = {name: int((decisions.decision_P == name).sum()) for name in ("same", "doubtful", "different")}
-    print(f"{chosen.output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), end="; ")
-    print(f"{len(decisions.groups)} groups, {sum(group.is_chain for group in decisions.groups)} of them chains")
+    print(
+        f"{chosen.output}: "
+        + ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        + f"; {len(decisions.groups)} groups, {sum(group.is_chain for group in decisions.groups)} of them chains"
+    )
     return 0 if counts["same"] or counts["different"] else 1

@@ -1,25 +1,31 @@
 r"""Explain which of the shop's attribute values carry the similarity of two vectors.
 
-Both vectors are centred and decomposed into few phrases with non-negative weights, as SpLiCE does for CLIP (Bhalla et al.,
-"Interpreting CLIP with Sparse Linear Concept Embeddings", arXiv 2402.10376):
+Each of both vectors is centred, and divided into parts of single values and a residual:
 
-    w = argmin_{w ≥ 0} ½‖x̃/‖x̃‖ - Dᵀw‖² + λ‖w‖₁,   x = m + x̃,   x̃ = ‖x̃‖ Dᵀw + r
+    q = m_q + Σ_p e_p + r_q,    x = m_x + Σ_p f_p + r_x
 
-D holds the centred unit vectors of the candidate phrases, m is the mean vector of what x is one of (products of a form, or
-queries), r the residual. With a = ‖x̃‖ w, the cosine of a query q and a product x is exactly
+m is the mean vector of what a vector is one of (products of a form, or queries). The cosine is then exactly
 
-    q·x = Σ_p a_{q,p} a_{x,p} ‖d_p‖²  +  Σ_{p≠p'} a_{q,p} a_{x,p'} d_p·d_{p'}  +  ρ  +  (q·x - q̃·x̃)
-          shared phrases              different phrases                   residual   what all share
+    q·x = Σ_p e_p·f_p  +  Σ_{p≠p'} e_p·f_p'  +  ρ  +  (q·x - q̃·x̃),    q̃ = q - m_q,  x̃ = x - m_x
+          shared phrases  different phrases  residual  what all share
 
-with ρ = x̂_q·r_x + r_q·x̂_x + r_q·r_x. The first sum is what the explanation lists: a phrase contributes as far as both vectors
-contain it. The expansion into these four parts is our design.
+with ρ = q̃·x̃ - Σ_p Σ_p' e_p·f_p'. The first sum is what the explanation lists: a phrase contributes as far as both vectors
+contain it. The parts come from the kind of a vector:
 
-Shape suffixes: P phrases, C candidate phrases, D embedding.
+- a product, or a photo: `f_p = P(p | x) E_p`, the probability that the vector contains the value, times what the value adds to
+  a vector (`retrieval.value_readers`). Products of the explanation are left out of both, so that they do not explain themselves;
+- words: `e_p = a_p d_p` with the values as queries d_p and `a = ‖q̃‖ · argmin_{w ≥ 0} ½‖q̃/‖q̃‖ - Dᵀw‖² + λ‖w‖₁`, as
+  SpLiCE does for CLIP (Bhalla et al., "Interpreting CLIP with Sparse Linear Concept Embeddings", arXiv 2402.10376);
+- a weighted sum of words and a picture or product, `q = α t + β p`: α and β times the parts of t and p.
+
+The division into these four parts, and different parts for queries and products, are our design.
+
+Shape suffixes: C candidate phrases, N vectors, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +33,18 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import Lasso
 
-from retrieval.phrases import ExplanationError, Phrase, PhraseDictionary, build_dictionary, phrases_of, shortened
-from retrieval.queries import Query, SearchError
+from retrieval.phrase_dictionary import build_dictionary
+from retrieval.phrases import ExplanationError, Phrase, phrases_of, shortened
+from retrieval.queries import Query
+from retrieval.query_encoder import weighted
 from retrieval.search import Searcher
 from retrieval.stores.searching import require_uncentred
+from retrieval.value_readers import QUERY_NOISE, SHRINKAGE
 
 DEFAULT_LAMBDA = 0.1
 _DIFFERENT_PAIRS = 5
+_LEAST_CONTRIBUTION = 1e-5
+"""Smaller contributions, of values that are hardly in a vector, are not listed and count as residual."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,11 @@ class SharedPhrase:
 
     Args:
         phrase: the phrase.
-        contribution (`float`): a_q·a_x‖d‖², in units of the cosine; 0 or more.
-        query_weight, product_weight (`float`): weights a of both vectors.
+        contribution (`float`): e_p·f_p, in units of the cosine.
+        query_weight, product_weight (`float`): lengths ‖e_p‖ and ‖f_p‖ of the value's parts of both vectors.
         stated (`str`): whom the shop states it about: "both", "query", "product" or "neither".
+        read_right (`float` or `None`): share of products held out from the readers whose value of this key is read right;
+            `None` where it is not known. A key that is rarely read right is hardly in the vectors.
     """
 
     phrase: Phrase
@@ -52,6 +65,7 @@ class SharedPhrase:
     query_weight: float
     product_weight: float
     stated: str
+    read_right: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ class MatchExplanation:
                     "query_weight": round(entry.query_weight, 6),
                     "product_weight": round(entry.product_weight, 6),
                     "stated": entry.stated,
+                    "read_right": None if entry.read_right is None else round(entry.read_right, 4),
                 }
                 for entry in self.shared
             ],
@@ -144,73 +159,70 @@ def decompose(centred_ND: np.ndarray, atom_CD: np.ndarray, *, penalty: float = D
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two vectors.
+    """One of the two vectors, and its parts.
 
     Args:
         vector_D: (D,) unit vector.
         mean_D: (D,) mean of what it is one of.
-        stated: the phrases that the shop states about it; empty for a query.
+        part_CD: (C, D) parts of the candidate phrases.
+        stated: the phrases that the shop states about it; empty for words and photos.
         form (`str`): form of the vector; "" for a query.
     """
 
     vector_D: np.ndarray
     mean_D: np.ndarray
+    part_CD: np.ndarray
     stated: Sequence[Phrase] = ()
     form: str = ""
 
+    @property
+    def centred(self) -> np.ndarray:
+        """The vector minus its mean, as (D,) float64."""
+        return self.vector_D.astype(np.float64) - self.mean_D
+
 
 def explain_match(
-    query: Side,
-    product: Side,
-    dictionary: PhraseDictionary,
-    *,
-    penalty: float = DEFAULT_LAMBDA,
-    every_phrase: bool = False,
+    query: Side, product: Side, candidates: Sequence[Phrase], *, read_right: Mapping[str, float] | None = None
 ) -> MatchExplanation:
     """Explain the cosine of two vectors by the phrases that both contain; see the head of this file.
 
     Args:
         query, product: both sides; the query can be a product too.
-        dictionary: the catalogue's phrases.
-        penalty (`float`): λ. Default 0.1.
-        every_phrase (`bool`): whether all phrases are candidates, or only those that the shop states about either side.
-            Default False; without a stated phrase, all are.
-
-    Raises:
-        ExplanationError: as `decompose`.
+        candidates: C phrases.
+        read_right: key → share of held-out products whose value is read right. Default `None`: not known.
     """
-    stated = {phrase for side in (query, product) for phrase in side.stated if phrase in dictionary.row}
-    candidates = list(dictionary.phrases) if every_phrase or not stated else sorted(stated)
-    atom_CD = dictionary.atoms[[dictionary.row[phrase] for phrase in candidates]]
-    centred_2D = np.stack([side.vector_D.astype(np.float64) - side.mean_D for side in (query, product)])
-    query_C, product_C = decompose(centred_2D, atom_CD, penalty=penalty)
-    part_CC = np.outer(query_C, product_C) * (atom_CD @ atom_CD.T)
+    part_CC = query.part_CD @ product.part_CD.T
     cosine = float(query.vector_D.astype(np.float64) @ product.vector_D.astype(np.float64))
-    centred = float(centred_2D[0] @ centred_2D[1])
+    centred = float(query.centred @ product.centred)
     own_C = np.diag(part_CC)
-    order = [int(row) for row in np.argsort(-own_C, kind="stable") if own_C[row] > 0]
+    lengths = [np.linalg.norm(side.part_CD, axis=1) for side in (query, product)]
     known = [set(side.stated) for side in (query, product)]
     shared = tuple(
         SharedPhrase(
             candidates[row],
             float(own_C[row]),
-            float(query_C[row]),
-            float(product_C[row]),
+            float(lengths[0][row]),
+            float(lengths[1][row]),
             _stated(*(candidates[row] in phrases for phrases in known)),
+            (read_right or {}).get(candidates[row].key),
         )
-        for row in order
+        for row in map(int, np.argsort(-own_C, kind="stable"))
+        if abs(own_C[row]) > _LEAST_CONTRIBUTION
     )
-    residual_2D = centred_2D - np.stack([query_C, product_C]) @ atom_CD
-    squared_2 = np.maximum((centred_2D**2).sum(axis=1), 1e-12)
-    unexplained = (residual_2D**2).sum(axis=1) / squared_2
+    listed = sum(entry.contribution for entry in shared)
+    sides = (query, product)
+    unexplained = [
+        float(((side.centred - side.part_CD.sum(axis=0)) ** 2).sum() / max((side.centred**2).sum(), 1e-12))
+        for side in sides
+    ]
     return MatchExplanation(
         cosine,
         shared,
         float(part_CC.sum() - own_C.sum()),
         _largest(part_CC, candidates),
-        centred - float(part_CC.sum()),
+        centred - float(part_CC.sum()) + float(own_C.sum()) - listed,
         cosine - centred,
-        (float(unexplained[0]), float(unexplained[1])),
+        (unexplained[0], unexplained[1]),
         product.form,
     )
 
@@ -232,7 +244,7 @@ class MatchExplainer:
 
     Args:
         searcher: a store and the model of its vectors.
-        folder: folder that keeps the phrases' vectors. Default `None`: they are made once for each explainer.
+        folder: folder that keeps the dictionary. Default `None`: it is made once for each explainer.
 
     Raises:
         ExplanationError: a catalogue without attributes, brands and categories.
@@ -258,54 +270,121 @@ class MatchExplainer:
 
         Args:
             product_id: id of the product.
-            query: words, a `Query`, or `Query(like=ID)` for another product of the store.
-            form (`str` or `None`): form of the products' vectors. Default `None`: the first of "mm", "t", "i" that exists.
-            penalty, every_phrase: see `explain_match`.
+            query: words, or any other `Query`: the vector that is searched for it is explained.
+            form (`str` or `None`): form of the products' vectors. Default `None`: the first of "mm", "t", "i" that the
+                product has.
+            penalty (`float`): λ of words. Default 0.1.
+            every_phrase (`bool`): whether all phrases are candidates, or only those that the shop states about the product or
+                products. Default False; without a stated phrase, all are.
 
         Raises:
             ExplanationError: an unknown product, one without a vector of the form, or a form that no product has.
             SearchError: a query that cannot be encoded.
         """
         query = Query(text=query) if isinstance(query, str) else query
-        product = self._product(product_id, form)
-        if query.like is not None and query.weight is None:
-            other = self._product(query.like, form)
-        else:
-            other = Side(self._query_vector(query), self._query_mean(query, form))
-        return explain_match(other, product, self.dictionary, penalty=penalty, every_phrase=every_phrase)
+        names = [product_id] if query.like is None else [product_id, query.like]
+        found = [self._product(name, form) for name in names]
+        row = self.dictionary.row
+        stated = {phrase for entry in found for phrase in entry.stated if phrase in row}
+        candidates = list(self.dictionary.phrases) if every_phrase or not stated else sorted(stated)
+        columns = np.array([row[phrase] for phrase in candidates])
+        product, *rest = self._read(found, columns)
+        other = rest[0] if rest else None
+        if other is None or query.weight is not None:
+            other = self._query(query, other, columns, found[0], penalty)
+        return explain_match(other, product, candidates, read_right=self._read_right(found[0].form))
 
-    def _product(self, product_id: str, form: str | None) -> Side:
+    def _product(self, product_id: str, form: str | None) -> _Known:
         product = self.store.get([product_id])[0]
         if product is None:
             raise ExplanationError(
                 f"product: found id {product_id!r}; expected the id of one of the {self.store.count():,} products of the store"
             )
-        for name in self._forms(form):
+        forms = self.dictionary.forms
+        if form is not None and form not in forms:
+            raise ExplanationError(f"form: found {form!r}; expected one of the store's forms: {', '.join(forms)}")
+        for name in forms if form is None else [form]:
             vector_D = self.store.vectors([product_id], name)[0]
             if np.isfinite(vector_D).all():
-                return Side(vector_D, self.dictionary.product_mean[name], phrases_of(product), name)
+                return _Known(product_id, vector_D, phrases_of(product), name)
         raise ExplanationError(
             f"product {product_id!r}: found no vector of the form {form or 'mm, t or i'}; expected one"
         )
 
-    def _forms(self, form: str | None) -> list[str]:
-        known = list(self.dictionary.product_mean)
-        if form is not None and form not in known:
-            raise ExplanationError(f"form: found {form!r}; expected one of the store's forms: {', '.join(known)}")
-        return known if form is None else [form]
+    def _read(self, products: Sequence[_Known], columns: np.ndarray) -> list[Side]:
+        """Return the sides of the products of an explanation."""
+        sides = {}
+        for form in {product.form for product in products}:
+            readers, own = self.dictionary.readers(form), [product for product in products if product.form == form]
+            rows, known_SD = self._known(products, form)
+            centred_MD = np.stack([product.vector_D for product in own]).astype(np.float64) - readers.mean_D
+            for product, part_CD in zip(
+                own, readers.parts(centred_MD, columns, without=rows, known_SD=known_SD), strict=True
+            ):
+                sides[product.product_id] = Side(product.vector_D, readers.mean_D, part_CD, product.stated, form)
+        return [sides[product.product_id] for product in products]
 
-    def _query_vector(self, query: Query) -> np.ndarray:
-        if query.weight is not None:
-            raise ExplanationError("query: found a weight; expected words, a picture, both, or a product")
-        encoded = self.searcher.encoder.encode_queries([query])[0]
-        if isinstance(encoded, SearchError):
-            raise encoded
-        return shortened(encoded.vectors_RD, self.store.dimension)[0]
+    def _known(self, left_out: Sequence[_Known], form: str) -> tuple[list[int], np.ndarray]:
+        """Return the rows and centred vectors of the products among those that the readers of a form are fitted to."""
+        place = self.dictionary.places(form)
+        rows = {place[product.product_id]: product.product_id for product in left_out if product.product_id in place}
+        vector_SD = self.store.vectors(list(rows.values()), form)
+        kept_S = np.isfinite(vector_SD).all(axis=1)
+        centred_SD = vector_SD[kept_S].astype(np.float64) - self.dictionary.readers(form).mean_D
+        return [row for row, is_kept in zip(rows, kept_S, strict=True) if is_kept], centred_SD
 
-    def _query_mean(self, query: Query, form: str | None) -> np.ndarray:
-        """Return the mean of what a query is one of: words of queries; for a picture, of the products' pictures."""
-        if query.image is None:
-            return self.dictionary.query_mean_D
-        means = self.dictionary.product_mean
-        wanted = "mm" if query.has_text else "i"
-        return means[wanted] if wanted in means else means[self._forms(form)[0]]
+    def _query(self, query: Query, other: Side | None, columns: np.ndarray, product: _Known, penalty: float) -> Side:
+        """Return the side of words, a photo, both, or a weighted sum of words and a photo or product."""
+        encoded = self.searcher.encode(query, "none")
+        vectors = shortened(encoded.vectors_RD, self.store.dimension)
+        words = self._words(vectors[0], columns, penalty) if query.has_text else None
+        if query.weight is None and query.image is None and words is not None:
+            return words
+        if other is None:
+            other = self._photo(vectors[-1], columns, product, with_words=query.has_text and query.weight is None)
+        if query.weight is None or words is None:
+            return other
+        sum_D = weighted(words.vector_D, other.vector_D[None], query.weight)[0]
+        length = float(np.linalg.norm(query.weight * words.vector_D + (1 - query.weight) * other.vector_D))
+        alpha, beta = query.weight / length, (1 - query.weight) / length
+        return Side(
+            sum_D,
+            alpha * words.mean_D + beta * other.mean_D,
+            alpha * words.part_CD + beta * other.part_CD,
+            other.stated,
+        )
+
+    def _words(self, vector_D: np.ndarray, columns: np.ndarray, penalty: float) -> Side:
+        atom_CD, mean_D = self.dictionary.word_atoms[columns], self.dictionary.word_mean
+        weight_C = decompose((vector_D.astype(np.float64) - mean_D)[None], atom_CD, penalty=penalty)[0]
+        return Side(vector_D, mean_D, weight_C[:, None] * atom_CD)
+
+    def _photo(self, vector_D: np.ndarray, columns: np.ndarray, product: _Known, *, with_words: bool) -> Side:
+        """Return the side of a photo, read as products' pictures are; as products of the match's form if there are few."""
+        wanted = "mm" if with_words else "i"
+        has_enough = wanted in self.dictionary.forms and len(self.dictionary.places(wanted)) >= SHRINKAGE
+        form = wanted if has_enough else product.form
+        readers = self.dictionary.readers(form)
+        rows, known_SD = self._known([product], form)
+        parts_CD = readers.parts(
+            vector_D[None].astype(np.float64) - readers.mean_D,
+            columns,
+            without=rows,
+            known_SD=known_SD,
+            least_noise=QUERY_NOISE,
+        )
+        return Side(vector_D, readers.mean_D, parts_CD[0])
+
+    def _read_right(self, form: str) -> dict[str, float]:
+        right_K = self.dictionary.readers(form).right_K
+        return {key: float(right) for key, right in zip(self.dictionary.keys, right_K, strict=True) if right == right}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A product of the store: its id, vector, stated phrases and the vector's form."""
+
+    product_id: str
+    vector_D: np.ndarray
+    stated: tuple[Phrase, ...]
+    form: str

@@ -6,6 +6,7 @@
     complete.json     the last complete state: which shards belong to it; written last
     pictures/         pictures that the feed holds as bytes, see `retrieval.picture_folder`
     store/            a store, if `moon3 index` made one
+    phrases/          what explanations of matches keep, see `retrieval.phrase_dictionary`
     work/, embed.lock what a job in work keeps; no part of a state
 
 A job adds shards under new names and replaces complete.json at its end. Until then readers see the state before it, also
@@ -134,6 +135,11 @@ class VectorFolder:
     def pictures(self) -> PictureFolder:
         """Return the folder of pictures that a feed holds as bytes."""
         return PictureFolder(self.path / "pictures")
+
+    @property
+    def phrases_folder(self) -> Path:
+        """Return the folder of what explanations of matches keep, which need not exist."""
+        return self.path / "phrases"
 
     @property
     def work_folder(self) -> Path:

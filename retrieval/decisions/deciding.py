@@ -136,6 +136,8 @@ class Calibration:
         labelled (`int`), labelled_same (`int`): labelled candidates, and those that are the same product.
         outside (`int`): labelled pairs that are no candidates; they are not used.
         warnings: sentences on what weakens the promises.
+        labelled_scores: features of the labelled candidates, a tuple for each of `FEATURES`; `decide` compares them with the
+            candidates of another catalogue.
     """
 
     fingerprint: str
@@ -147,6 +149,7 @@ class Calibration:
     labelled_same: int
     outside: int = 0
     warnings: tuple[str, ...] = ()
+    labelled_scores: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,8 @@ def calibrate(catalogue: Catalogue, labels: Sequence[LabelledPair], options: Dec
         len(same_P),
         int(same_P.sum()),
         len(labels) - len(inside),
-        tuple(_warnings(feature_PF[:, 0], scorer.features(candidate_P2)[:, 0], len(labels) - len(inside))),
+        tuple(_warnings(feature_PF, scorer.features(candidate_P2), len(labels) - len(inside))),
+        tuple(tuple(float(round(value, 6)) for value in column) for column in feature_PF.T),
     )
 
 
@@ -265,12 +269,80 @@ def promise_both(
     return same, replace(different, threshold=apart[-1].threshold if apart else None, sentence=sentence)
 
 
+@dataclass(frozen=True)
+class Shift:
+    """How much the scores of two sets of pairs differ in one feature, by the two-sample Kolmogorov–Smirnov test.
+
+    Args:
+        feature (`str`): one of `FEATURES`.
+        distance (`float`): the largest difference of both distribution functions, in [0, 1].
+        p_value (`float`): two-sided.
+        medians: of the labelled pairs and of the others.
+    """
+
+    feature: str
+    distance: float
+    p_value: float
+    medians: tuple[float, float]
+
+    @property
+    def is_shift(self) -> bool:
+        """Whether the difference is more than chance: p < .001."""
+        return self.p_value < _UNLIKE_SAMPLE
+
+    def __str__(self) -> str:
+        return (
+            f"{self.feature}: median {self.medians[0]:.3f} of the labelled pairs, {self.medians[1]:.3f} of the candidates "
+            f"(Kolmogorov–Smirnov distance {self.distance:.3f}, p = {self.p_value:.1e})"
+        )
+
+
+def shifts(labelled_PF: np.ndarray, candidate_PF: np.ndarray) -> list[Shift]:
+    """Compare the scores of labelled pairs with those of candidates, feature by feature.
+
+    A promise holds for pairs whose scores are distributed like the labelled ones'. Equal distributions of scores are necessary
+    for that, not sufficient: which pairs are the same product can change at equal scores.
+
+    Args:
+        labelled_PF, candidate_PF: features of both sets.
+    """
+    found = []
+    for name, labelled_P, candidate_P in zip(FEATURES, labelled_PF.T, candidate_PF.T, strict=True):
+        test = ks_2samp(labelled_P, candidate_P)
+        medians = (float(np.median(labelled_P)), float(np.median(candidate_P)))
+        found.append(Shift(name, float(test.statistic), float(test.pvalue), medians))
+    return found
+
+
+def require_no_shift(catalogue: Catalogue, calibration: Calibration) -> None:
+    """Check that the candidates of another catalogue have scores like the labelled pairs of a calibration.
+
+    Args:
+        catalogue: products and vectors.
+        calibration: of another state of the catalogue, or of another catalogue.
+
+    Raises:
+        DecisionError: scores that differ by more than chance, or no candidates.
+    """
+    scorer, pair_P2 = _candidates(catalogue, calibration.options)
+    differing = [
+        shift for shift in shifts(np.array(calibration.labelled_scores).T, scorer.features(pair_P2)) if shift.is_shift
+    ]
+    if differing:
+        raise DecisionError(
+            f"calibration: the candidates of this catalogue differ from its labelled pairs in {differing[0]}; expected scores "
+            "of one distribution: the promised precision would not hold. Label a sample of this catalogue: moon3 decide "
+            "without --calibration draws it"
+        )
+
+
 def decide(catalogue: Catalogue, calibration: Calibration) -> Decisions:
     """Decide all candidates of a catalogue.
 
     Args:
         catalogue: products and vectors.
-        calibration: from `calibrate`, for vectors of the same model.
+        calibration: from `calibrate`, for vectors of the same model. For another catalogue than that of the labels, call
+            `require_no_shift` first.
 
     Raises:
         DecisionError: vectors of another model than the calibration's.
@@ -313,15 +385,14 @@ def _present(catalogue: Catalogue, labels: Sequence[LabelledPair]) -> list[Label
     return [pair for pair in labels if pair.left in catalogue.row and pair.right in catalogue.row]
 
 
-def _warnings(labelled_P: np.ndarray, candidate_P: np.ndarray, outside: int) -> list[str]:
+def _warnings(labelled_PF: np.ndarray, candidate_PF: np.ndarray, outside: int) -> list[str]:
     found = []
     if outside:
         found.append(f"{outside} labelled pairs are not among the candidates and are left out")
-    p_value = float(ks_2samp(labelled_P, candidate_P).pvalue)
-    if p_value < _UNLIKE_SAMPLE:
+    differing = [shift for shift in shifts(labelled_PF, candidate_PF) if shift.is_shift]
+    if differing:
         found.append(
-            "the labelled pairs are not a random sample of the candidates: their median cosine is "
-            f"{np.median(labelled_P):.3f}, that of the candidates {np.median(candidate_P):.3f} (Kolmogorov–Smirnov test, "
-            f"p = {p_value:.1e}). The promises hold for pairs like the labelled ones"
+            f"the labelled pairs are not a random sample of the candidates: {'; '.join(map(str, differing))}. The promises hold "
+            "for pairs like the labelled ones"
         )
     return found

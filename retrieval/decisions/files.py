@@ -21,7 +21,7 @@ from retrieval.decisions.labelled_pairs import COLUMNS
 from retrieval.decisions.pair_scores import FEATURES
 from retrieval.decisions.promises import Promise, Step
 
-FORMAT = 1
+FORMAT = 2
 CALIBRATION, PAIRS, GROUPS, TO_LABEL = "calibration.json", "pairs.parquet", "groups.csv", "to_label.csv"
 
 
@@ -48,6 +48,11 @@ def read_calibration(path: Path) -> Calibration:
             steps = tuple(Step(**step) for step in values[name].pop("steps"))
             values[name] = Promise(**values[name], steps=steps)
         values["warnings"] = tuple(values["warnings"])
+        values["labelled_scores"] = tuple(tuple(column) for column in values["labelled_scores"])
+        if [len(column) for column in values["labelled_scores"]] != [values["labelled"]] * len(FEATURES):
+            raise ValueError(
+                "labelled_scores: expected a list for each feature, with one number for each labelled pair"
+            )
         return Calibration(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DecisionError(

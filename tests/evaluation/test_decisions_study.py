@@ -94,5 +94,5 @@ def test_the_whole_study_gives_json_and_sentences(titles, tiny_moon):
         ("street", False),
     ]
     words = sentences(results)
-    assert len(words) == 4 + 3 + 2 * 2 * 3
+    assert len(words) == 5 + 3 + 2 * 2 * 3
     assert all(word.endswith(".") for word in words)

@@ -1,4 +1,4 @@
-"""Explanations of matches: the parts sum to the cosine, weights solve the lasso, the right value is first, refusals."""
+"""Explanations of matches: the parts sum to the cosine, weights solve the lasso, every kind of query, refusals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.optimize import minimize
 
 from modeling_moon import MoonConfig  # noqa: F401 - registers the model
@@ -13,16 +14,7 @@ from product_data.catalogue.making import make_catalogue
 from product_data.rows import ProductRow
 from retrieval.encode import encode, load_for_evaluation
 from retrieval.explain import MatchExplainer, Side, decompose, explain_match
-from retrieval.phrases import (
-    ExplanationError,
-    Phrase,
-    PhraseDictionary,
-    build_dictionary,
-    collect_phrases,
-    embed_phrases,
-    phrases_of,
-    product_means,
-)
+from retrieval.phrases import ExplanationError, Phrase, collect_phrases, embed_phrases, phrases_of
 from retrieval.queries import Query, SearchError
 from retrieval.query_encoder import QueryEncoder
 from retrieval.search import Searcher
@@ -36,22 +28,23 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
+NAMES = [Phrase("color", f"c{number:02}") for number in range(12)]
+
+
 @pytest.fixture
-def dictionary():
-    rng = np.random.default_rng(0)
-    names = tuple(Phrase("color", f"c{number:02}") for number in range(12))
-    return PhraseDictionary(names, unit(rng.normal(size=(12, WIDTH))).astype(np.float32), {}, np.zeros(WIDTH))
+def atoms():
+    return unit(np.random.default_rng(0).normal(size=(12, WIDTH)))
 
 
-def test_weights_minimise_the_equation_of_the_module(dictionary):
+def test_weights_minimise_the_equation_of_the_module(atoms):
     rng = np.random.default_rng(1)
     centred = rng.normal(size=(3, WIDTH))
-    weights = decompose(centred, dictionary.atoms, penalty=0.1)
+    weights = decompose(centred, atoms, penalty=0.1)
     for vector, found in zip(centred, weights, strict=True):
         length = np.linalg.norm(vector)
 
         def loss(w, target=vector / length):
-            return 0.5 * ((target - w @ dictionary.atoms) ** 2).sum() + 0.1 * w.sum()
+            return 0.5 * ((target - w @ atoms) ** 2).sum() + 0.1 * w.sum()
 
         slow = minimize(loss, np.full(12, 0.1), bounds=[(0, None)] * 12, options={"maxiter": 2000, "ftol": 1e-15})
         np.testing.assert_allclose(found / length, slow.x, atol=2e-3)
@@ -60,62 +53,52 @@ def test_weights_minimise_the_equation_of_the_module(dictionary):
     assert 0 < (weights > 0).sum() < weights.size  # sparse
 
 
-def test_a_larger_penalty_names_fewer_phrases_and_a_vector_of_zeros_none(dictionary):
+def test_a_larger_penalty_names_fewer_phrases_and_a_vector_of_zeros_none(atoms):
     centred = np.random.default_rng(1).normal(size=(20, WIDTH))
-    counts = [(decompose(centred, dictionary.atoms, penalty=penalty) > 0).sum() for penalty in (0.01, 0.1, 0.3, 1.0)]
+    counts = [(decompose(centred, atoms, penalty=penalty) > 0).sum() for penalty in (0.01, 0.1, 0.3, 1.0)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] == 0
-    assert not decompose(np.zeros((1, WIDTH)), dictionary.atoms).any()
+    assert not decompose(np.zeros((1, WIDTH)), atoms).any()
 
 
-def test_the_parts_sum_to_the_cosine_and_are_those_of_a_slow_sum(dictionary):
-    rng = np.random.default_rng(2)
-    sides = [
-        Side(vector, mean)
-        for vector, mean in zip(unit(rng.normal(size=(2, WIDTH))), rng.normal(size=(2, WIDTH)) / 9, strict=True)
+def sides_of(atoms, rng):
+    vectors, means = unit(rng.normal(size=(2, WIDTH))), rng.normal(size=(2, WIDTH)) / 9
+    weights = rng.uniform(0, 0.3, size=(2, 12)) * (rng.uniform(size=(2, 12)) > 0.4)
+    others = [atoms, unit(atoms + 0.3 * rng.normal(size=atoms.shape))]  # both sides may have directions of their own
+    return [
+        Side(vector, mean, weight[:, None] * other)
+        for vector, mean, weight, other in zip(vectors, means, weights, others, strict=True)
     ]
-    found = explain_match(sides[0], sides[1], dictionary, penalty=0.05)
+
+
+def test_the_parts_sum_to_the_cosine_and_are_those_of_a_slow_sum(atoms):
+    query, product = sides_of(atoms, np.random.default_rng(2))
+    found = explain_match(query, product, NAMES, read_right={"color": 0.75})
     shared = sum(entry.contribution for entry in found.shared)
-    cosine = float(sides[0].vector_D @ sides[1].vector_D)
+    cosine = float(query.vector_D @ product.vector_D)
     assert found.cosine == pytest.approx(cosine)
     assert shared + found.different + found.residual + found.common == pytest.approx(cosine, abs=1e-12)
-    centred = [side.vector_D - side.mean_D for side in sides]
-    weights = [decompose(vector[None], dictionary.atoms, penalty=0.05)[0] for vector in centred]
     own = different = 0.0
     for p in range(12):
         for other in range(12):
-            part = weights[0][p] * weights[1][other] * float(dictionary.atoms[p] @ dictionary.atoms[other])
+            part = float(query.part_CD[p] @ product.part_CD[other])
             own, different = (own + part, different) if p == other else (own, different + part)
     assert (shared, found.different) == (pytest.approx(own), pytest.approx(different))
-    residual = [vector - weight @ dictionary.atoms for vector, weight in zip(centred, weights, strict=True)]
-    described = [weight @ dictionary.atoms for weight in weights]
+    residuals = [side.vector_D - side.mean_D - side.part_CD.sum(axis=0) for side in (query, product)]
+    described = [side.part_CD.sum(axis=0) for side in (query, product)]
     assert found.residual == pytest.approx(
-        described[0] @ residual[1] + residual[0] @ described[1] + residual[0] @ residual[1]
+        described[0] @ residuals[1] + residuals[0] @ described[1] + residuals[0] @ residuals[1]
     )
-    assert found.unexplained[0] == pytest.approx((residual[0] ** 2).sum() / (centred[0] ** 2).sum())
+    assert found.unexplained[0] == pytest.approx((residuals[0] ** 2).sum() / (query.centred**2).sum())
     assert found.share_explained == (pytest.approx(shared / (cosine - found.common)) if cosine > found.common else None)
+    assert [entry.contribution for entry in found.shared] == sorted(
+        (entry.contribution for entry in found.shared), reverse=True
+    )
+    assert {entry.read_right for entry in found.shared} == {0.75}
 
 
-def test_only_stated_phrases_are_candidates_unless_every_phrase_is_wanted(dictionary):
-    names, atoms = dictionary.phrases, dictionary.atoms
-    zero = np.zeros(WIDTH)
-    query = Side(unit(atoms[0] + atoms[1] + atoms[2]), zero, (names[0], names[1]))
-    product = Side(unit(atoms[0] + atoms[2] + atoms[3]), zero, (names[0], names[3]))
-    few = explain_match(query, product, dictionary)
-    assert {entry.phrase for entry in few.shared} <= {names[0], names[1], names[3]}
-    assert few.shared[0].phrase == names[0]
-    assert few.shared[0].stated == "both"
-    every = explain_match(query, product, dictionary, every_phrase=True)
-    assert {names[0], names[2]} <= {entry.phrase for entry in every.shared}
-    assert {entry.phrase: entry.stated for entry in every.shared}[names[2]] == "neither"
-    without = explain_match(Side(query.vector_D, zero), Side(product.vector_D, zero), dictionary)
-    assert [entry.phrase for entry in without.shared] == [entry.phrase for entry in every.shared]
-
-
-def test_an_explanation_is_json(dictionary):
-    rng = np.random.default_rng(3)
-    sides = [Side(vector, np.zeros(WIDTH)) for vector in unit(rng.normal(size=(2, WIDTH)))]
-    found = explain_match(*sides, dictionary, penalty=0.01).as_dict()
+def test_an_explanation_is_json(atoms):
+    found = explain_match(*sides_of(atoms, np.random.default_rng(3)), NAMES).as_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     parts = (
         sum(entry["contribution"] for entry in found["shared"])
@@ -125,6 +108,7 @@ def test_an_explanation_is_json(dictionary):
     )
     assert parts == pytest.approx(found["cosine"], abs=1e-4)
     assert found["different_pairs"]
+    assert found["shared"][0]["read_right"] is None
 
 
 @pytest.mark.parametrize(
@@ -135,9 +119,9 @@ def test_an_explanation_is_json(dictionary):
         (np.ones((1, WIDTH)), 0, "penalty: found 0"),
     ],
 )
-def test_vectors_that_cannot_be_decomposed_are_refused(centred, penalty, words, dictionary):
+def test_vectors_that_cannot_be_decomposed_are_refused(centred, penalty, words, atoms):
     with pytest.raises(ExplanationError, match=words):
-        decompose(centred, dictionary.atoms, penalty=penalty)
+        decompose(centred, atoms, penalty=penalty)
 
 
 def test_phrases_are_what_the_shop_states_each_once():
@@ -181,12 +165,17 @@ def searcher(tiny_moon):
     return Searcher(store, QueryEncoder(model, processor, "tiny"))
 
 
+def total(found):
+    return sum(entry.contribution for entry in found.shared) + found.different + found.residual + found.common
+
+
 def test_matches_of_a_store_are_explained_by_words_and_by_another_product(searcher):
     explainer = MatchExplainer(searcher)
     ids = [product.product_id for product in searcher.store.products()][:2]
-    found = explainer.explain(ids[0], Query(like=ids[1]), penalty=0.01)
+    found = explainer.explain(ids[0], Query(like=ids[1]))
     vectors = searcher.store.vectors(ids, "t")
     assert found.cosine == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-6)
+    assert total(found) == pytest.approx(found.cosine, abs=1e-9)
     assert found.form == "t"
     stated = [set(phrases_of(product)) for product in searcher.store.get(ids)]
     assert found.shared
@@ -194,14 +183,55 @@ def test_matches_of_a_store_are_explained_by_words_and_by_another_product(search
         names = {(True, True): "both", (False, True): "product", (True, False): "query"}
         assert entry.stated == names[entry.phrase in stated[1], entry.phrase in stated[0]]
     by_words = explainer.explain(ids[0], "red shoes", penalty=0.001)
-    assert by_words.cosine == pytest.approx(
-        float(vectors[0] @ searcher.encoder.encode_queries([Query("red shoes")])[0].vectors_RD[0]), abs=1e-6
-    )
-    assert {entry.stated for entry in by_words.shared} <= {"product"}
+    words = searcher.encoder.encode_queries([Query("red shoes")])[0].vectors_RD[0]
+    assert by_words.cosine == pytest.approx(float(vectors[0] @ words), abs=1e-6)
+    assert total(by_words) == pytest.approx(by_words.cosine, abs=1e-9)
+    assert by_words.shared
+    assert {entry.stated for entry in by_words.shared} == {"product"}
     assert {entry.phrase for entry in by_words.shared} <= stated[0]
+    every = explainer.explain(ids[0], Query(like=ids[1]), every_phrase=True)
+    assert {entry.phrase for entry in every.shared} > {entry.phrase for entry in found.shared}
 
 
-def test_unknown_products_forms_and_weights_are_refused(searcher):
+def test_a_product_without_stated_values_is_explained_by_all_phrases(searcher):
+    found = MatchExplainer(searcher).explain("plain", "red shoes", penalty=0.001)
+    assert found.form == "mm"
+    assert {entry.stated for entry in found.shared} <= {"neither"}
+
+
+def photo(color):
+    return Image.new("RGB", (64, 64), color)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("other", ["photo", "product"])
+def test_a_weighted_query_is_explained_as_the_vector_that_is_searched(searcher, weight, other):
+    ids = [product.product_id for product in searcher.store.products()][:2]
+    rest = {"image": photo("red")} if other == "photo" else {"like": ids[1]}
+    query = Query("red shoes", weight=weight, **rest)
+    explainer = MatchExplainer(searcher)
+    found = explainer.explain(ids[0], query, form="t", penalty=0.001)
+    searched = searcher.vectors(query, ["t"])[0]
+    assert found.cosine == pytest.approx(float(searched @ searcher.store.vectors(ids[:1], "t")[0]), abs=1e-6)
+    assert total(found) == pytest.approx(found.cosine, abs=1e-9)
+    if weight == 0 or (weight == 1 and other == "photo"):  # one part alone has the whole weight, among the same values
+        alone = explainer.explain(ids[0], Query(**rest) if weight == 0 else "red shoes", form="t", penalty=0.001)
+        expected = {entry.phrase: entry.contribution for entry in alone.shared}
+        own = {entry.phrase: entry.contribution for entry in found.shared}
+        assert own == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_photo_is_explained_alone_and_read_together_with_words(searcher):
+    first = next(iter(searcher.store.products())).product_id
+    for query in (Query(image=photo("blue")), Query("boots", image=photo("blue"))):
+        found = MatchExplainer(searcher).explain(first, query, form="t", every_phrase=True)
+        searched = searcher.vectors(query)[0]
+        assert found.cosine == pytest.approx(float(searched @ searcher.store.vectors([first], "t")[0]), abs=1e-6)
+        assert total(found) == pytest.approx(found.cosine, abs=1e-9)
+        assert found.shared
+
+
+def test_unknown_products_and_forms_are_refused(searcher):
     explainer = MatchExplainer(searcher)
     known = next(iter(searcher.store.products())).product_id
     with pytest.raises(ExplanationError, match="found id 'nobody'; expected the id of one of the 19 products"):
@@ -210,60 +240,43 @@ def test_unknown_products_forms_and_weights_are_refused(searcher):
         explainer.explain(known, "red", form="i")
     with pytest.raises(ExplanationError, match="product 'plain': found no vector of the form t"):
         explainer.explain("plain", "red", form="t")
-    with pytest.raises(ExplanationError, match="found a weight"):
-        explainer.explain(known, Query("red", like=known, weight=0.5))
     with pytest.raises(SearchError, match="nothing to search for"):
         explainer.explain(known, "")
 
 
-def test_the_dictionary_is_built_once_for_a_state_of_the_catalogue(searcher, tmp_path, monkeypatch):
-    encoder, store = searcher.encoder, searcher.store
-    first = build_dictionary(encoder.model, encoder.processor, store, folder=tmp_path)
-    [file] = tmp_path.iterdir()
-    monkeypatch.setattr("retrieval.phrases.encode", None)  # nothing is encoded again
-    again = build_dictionary(encoder.model, encoder.processor, store, folder=tmp_path)
-    assert again.phrases == first.phrases
-    np.testing.assert_array_equal(again.vector_PD, first.vector_PD)
-    np.testing.assert_array_equal(again.query_mean_D, first.query_mean_D)
-    assert again.product_mean.keys() == {"mm", "t"}
-    ids = [product.product_id for product in store.products()]
-    vectors = store.vectors(ids, "t")
-    np.testing.assert_allclose(
-        again.product_mean["t"], vectors[np.isfinite(vectors).all(axis=1)].mean(axis=0), atol=1e-6
-    )
-    monkeypatch.setattr(store, "fingerprint", "another")
-    with pytest.raises(TypeError):  # another model: encoded again
-        build_dictionary(encoder.model, encoder.processor, store, folder=tmp_path)
-    monkeypatch.undo()
-    file.write_bytes(b"torn")
-    with pytest.raises(ExplanationError, match="remove it, and it is built again"):
-        build_dictionary(encoder.model, encoder.processor, store, folder=tmp_path)
+def test_the_products_of_a_match_do_not_explain_themselves(searcher):
+    """Readers and effects are those of a store without both products."""
+    explainer = MatchExplainer(searcher)
+    ids = [product.product_id for product in searcher.store.products()][:2]
+    readers, places = explainer.dictionary.readers("t"), explainer.dictionary.places("t")
+    assert "plain" not in places  # it has no vector of this form
+    vectors, rows = searcher.store.vectors(list(places), "t"), [places[one] for one in ids]
+    rest = [row for row in range(len(vectors)) if row not in rows]
+    centred = vectors[rest].astype(np.float64) - readers.mean_D
+    values = readers.value_NP[rest].toarray()
+    slow = np.linalg.solve(values.T @ values + 20 * np.eye(values.shape[1]), values.T @ centred)
+    found = explainer.explain(ids[0], Query(like=ids[1]))
+    known = vectors[rows].astype(np.float64) - readers.mean_D
+    read = readers.read(known, without=rows, known_SD=known)
+    for entry in found.shared:
+        place = explainer.dictionary.row[entry.phrase]
+        assert entry.product_weight == pytest.approx(read[0, place] * np.linalg.norm(slow[place]), abs=1e-7)
+        assert entry.query_weight == pytest.approx(read[1, place] * np.linalg.norm(slow[place]), abs=1e-7)
 
 
-def test_means_are_of_every_nth_product_of_a_large_catalogue(monkeypatch):
-    monkeypatch.setattr("retrieval.phrases._MEAN_OF_PRODUCTS", 4)
-    store = ExactStore(3, "x")
-    vectors = unit(np.random.default_rng(0).normal(size=(10, 3))).astype(np.float32)
-    store.upsert([StoredProduct(f"p{n}") for n in range(10)], {"t": vectors})
-    means = product_means(store, [f"p{n}" for n in range(10)])
-    np.testing.assert_allclose(means["t"], vectors[::3].mean(axis=0), atol=1e-6)
-
-
-def test_phrases_are_embedded_as_products_or_as_labels(searcher):
+def test_phrases_are_embedded_as_words_or_as_products(searcher):
     encoder = searcher.encoder
     phrases = [Phrase("colour", "red"), Phrase("category", "Boots"), Phrase("sole", "red")]
-    as_products, as_labels = (
+    words, products = (
         embed_phrases(encoder.model, encoder.processor, phrases, embedded_as=way, progress=False)
-        for way in ("product", "label")
+        for way in ("query", "product")
     )
     record = {"id": "x", "attributes": {"colour": ["red"]}}
     expected = encode(encoder.model, encoder.processor, [record], form="t", progress=False).vectors[0]
-    np.testing.assert_allclose(as_products[0], expected, atol=1e-4)
-    label = encode(
-        encoder.model, encoder.processor, [{"id": "x", "text": "Boots"}], kind="query", task="category", progress=False
-    )
-    np.testing.assert_allclose(as_labels[1], label.vectors[0], atol=1e-4)
-    np.testing.assert_allclose(as_labels[0], as_labels[2], atol=1e-5)  # a label is a value without its key
-    assert np.abs(as_products[0] - as_products[2]).max() > 1e-4
+    np.testing.assert_allclose(products[0], expected, atol=1e-4)
+    text = encode(encoder.model, encoder.processor, [{"id": "x", "text": "Boots"}], kind="query", progress=False)
+    np.testing.assert_allclose(words[1], text.vectors[0], atol=1e-4)
+    np.testing.assert_allclose(words[0], words[2], atol=1e-5)  # words are a value without its key
+    assert np.abs(products[0] - products[2]).max() > 1e-4
     with pytest.raises(ExplanationError, match="embedded_as"):
         embed_phrases(encoder.model, encoder.processor, phrases, embedded_as="x")

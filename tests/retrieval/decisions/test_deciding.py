@@ -19,7 +19,9 @@ from retrieval.decisions.deciding import (
     decide,
     decided,
     read_catalogue,
+    require_no_shift,
     sample_to_label,
+    shifts,
 )
 from retrieval.decisions.errors import DecisionError
 from retrieval.decisions.groups import join_pairs
@@ -141,6 +143,32 @@ def test_labels_outside_the_candidates_and_unlike_them_are_reported(twins):
     assert "not a random sample" in calibration.warnings[1]
     with pytest.raises(DecisionError, match="none of them among"):
         calibrate(twins, [far], options)
+
+
+def test_a_catalogue_like_the_labelled_one_is_decided_and_another_one_refused(twins, tmp_path):
+    options = DecisionOptions()
+    calibration = calibrate(twins, labels_of(twins, options, 400), options)
+    files.write_calibration(tmp_path / "calibration.json", calibration)
+    kept = files.read_calibration(tmp_path / "calibration.json")
+    assert np.array(kept.labelled_scores).shape == (2, 400)
+    require_no_shift(catalogue_of_twins(seed=5), kept)
+    with pytest.raises(
+        DecisionError, match="differ from its labelled pairs in cosine: median .*Label a sample of this"
+    ):
+        require_no_shift(catalogue_of_twins(seed=5, noise=1.0), kept)
+
+
+def test_a_shift_is_the_distance_of_two_distribution_functions():
+    rng = np.random.default_rng(0)
+    labelled, others = rng.normal(size=(300, 2)), rng.normal(size=(500, 2)) + [0.0, 0.6]
+    same, moved = shifts(labelled, others)
+    places = np.sort(np.r_[labelled[:, 1], others[:, 1]])
+    slow = max(abs((labelled[:, 1] <= place).mean() - (others[:, 1] <= place).mean()) for place in places)
+    assert moved.distance == pytest.approx(slow)
+    assert (same.feature, moved.feature) == ("cosine", "margin")
+    assert moved.is_shift
+    assert not same.is_shift
+    assert "margin: median" in str(moved)
 
 
 def test_few_labels_decide_nothing_and_say_what_is_missing(twins):
