@@ -54,6 +54,7 @@ _PRODUCT_COLUMNS = (
     "split",
     "group",
     "core_box",
+    "box_by",
     "attributes_image",
     "attributes_text",
 )
@@ -64,6 +65,7 @@ _QUERY_COLUMNS = (
     "image_id",
     "image",
     "bbox",
+    "box_by",
     "positives",
     "positive_weights",
     "negatives",

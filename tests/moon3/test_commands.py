@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = [
     "quickstart",
     "tables",
+    "detect-core",
     "catalogue",
     "upcycle",
     "train",
