@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="grounding: cpu, cuda, … (default: the CPU)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures that are detected together (default: 8)")
     parser.add_argument("--replace", action="store_true", help="detect also where the tables have a box")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FILE",
+        help="keep detected boxes here, for several data sets (default: in --output)",
+    )
     add_images_root(parser)
     parser.add_argument(
         "--fetch-pictures", type=Path, metavar="FOLDER", help="fetch pictures from URLs into this folder"
@@ -57,7 +63,9 @@ def run(chosen: argparse.Namespace) -> int:
         device=chosen.device,
     )
     fetching = None if chosen.fetch_pictures is None else PictureFetching(folder=chosen.fetch_pictures)
-    options = BoxOptions(chosen.replace, chosen.images_root, fetching, chosen.batch_size, progress=not chosen.quiet)
+    options = BoxOptions(
+        chosen.replace, chosen.images_root, fetching, chosen.batch_size, not chosen.quiet, chosen.cache
+    )
     report = write_core_boxes(chosen.tables, chosen.output, detector, options)
     print(report)
     print(f"{chosen.output}: {report.detected} pictures were looked at, the others were known")

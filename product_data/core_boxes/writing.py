@@ -8,7 +8,7 @@ detector and its settings, and is empty for a box that the table had. The tables
 training, evaluation and the embedding job read them, and no model needs the detector.
 
 Each detected box is appended to `core_boxes.jsonl` in the output folder at once. The tables are written when their boxes are
-complete, and `core_boxes.json` at the end. A run that was stopped at any moment goes on with the same command.
+complete, and `core_boxes.json` says "complete" at the end. A run that was stopped at any moment goes on with the same command.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class BoxOptions:
         fetching: fetches pictures that are URLs. Default `None`: they get no box, which is reported.
         batch_size (`int`): pictures that are opened and detected together. Default 8.
         progress (`bool`): show a progress bar for what takes over three seconds. Default True.
+        cache: file that keeps the detected boxes, which several data sets can share. Default: `core_boxes.jsonl` in the output.
     """
 
     replace: bool = False
@@ -111,6 +112,7 @@ class BoxOptions:
     fetching: PictureFetching | None = None
     batch_size: int = 8
     progress: bool = True
+    cache: Path | None = None
 
 
 def write_core_boxes(
@@ -138,17 +140,21 @@ def write_core_boxes(
     files = {part: Path(file) for part, file in parts.items()}
     _check_output(output, files)
     report = BoxReport()
+    record = {"detector": {"name": detector.name, **detector.settings}, "replace": options.replace}
     with locked(output, LOCK), PictureFetcher(options.fetching) as fetcher:
+        _write_record(output, {"complete": False} | record)
         if feed := _feed_of(files.get("products")):
             files["products"] = write_feed_as_table(feed, output / FEED, options.images_root, report.notes)
-        cache = BoxCache(output / CACHE, detector, options.batch_size)
+        cache = BoxCache(options.cache or output / CACHE, detector, options.batch_size)
         _Writer(files, output, cache, options, fetcher, report).write()
         shutil.rmtree(output / FEED, ignore_errors=True)
         report.detected = cache.detected
-        record = {"detector": {"name": detector.name, **detector.settings}, "replace": options.replace}
-        record |= {"tables": report.counts, "notes": report.notes}
-        write_atomically(output / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        _write_record(output, {"complete": True} | record | {"tables": report.counts, "notes": report.notes})
     return report
+
+
+def _write_record(output: Path, record: dict[str, Any]) -> None:
+    write_atomically(output / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _feed_of(products: Path | None) -> Path | None:
@@ -169,7 +175,7 @@ def _check_output(output: Path, files: dict[str, Path]) -> None:
         return
     tables = [path for path in output.iterdir() if path.stem in (*_PICTURES, "written_attributes")]
     tables = [path for path in tables if path.suffix in SUFFIXES]
-    if tables and not (output / CACHE).is_file():
+    if tables and not (output / RECORD).is_file():
         raise OptionError(
             f"--output {output}: found {tables[0].name}; expected a new folder, or that of an earlier run"
         )

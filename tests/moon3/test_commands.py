@@ -46,6 +46,7 @@ LATE = [
     "matching-study",
     "upgrade-study",
     "form-balance",
+    "core-crop-study",
     "bench",
     "soak",
     "soak-embed",
