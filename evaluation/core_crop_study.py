@@ -33,7 +33,7 @@ from product_data.catalogue.making import make_catalogue
 from product_data.core_boxes.box_cache import BoxCache, Pictured
 from product_data.core_boxes.detectors import NamedDetector, open_detector
 from product_data.core_boxes.saliency import SaliencyOptions
-from product_data.table_files import ImageSource, TableError, read_rows
+from product_data.table_files import ImageSource, read_rows
 from product_data.tables import ProductTables, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
 
@@ -76,26 +76,22 @@ def detectors_of(weights: Path) -> dict[str, NamedDetector]:
 # Fit
 
 
-def street_pictures(folder: Path) -> list[BoxedPicture]:
+def street_pictures(folder: Path) -> tuple[list[BoxedPicture], list[str]]:
     """Return the street photos that show a garment, with the box around all garments of `scenes.jsonl`.
 
-    Raises:
-        TableError: a scene whose photo is missing.
+    Returns: the photos, and the names of the scenes whose photo the folder lacks.
     """
     pictures = {str(row["image_id"]): row["image"] for row in read_rows(folder / "query_images.parquet")}
-    found = []
+    found, missing = [], []
     for scene in read_rows(folder / "scenes.jsonl"):
-        boxes = np.array([entry["bbox"] for entry in scene["objects"]], dtype=np.float64).reshape(-1, 4)
-        if not len(boxes):
-            continue
         name = scene["image"]
+        boxes = np.array([entry["bbox"] for entry in scene["objects"]], dtype=np.float64).reshape(-1, 4)
         if name not in pictures:
-            raise TableError(
-                f"{folder / 'scenes.jsonl'}: found the photo {name!r}; expected it in query_images.parquet"
-            )
-        box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
-        found.append(BoxedPicture(name, pictures[name]["bytes"], (scene["width"], scene["height"]), box))
-    return found
+            missing.append(name)
+        elif len(boxes):
+            box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+            found.append(BoxedPicture(name, pictures[name]["bytes"], (scene["width"], scene["height"]), box))
+    return found, missing
 
 
 def catalogue_pictures(products: int = 60, seed: int = 3) -> list[BoxedPicture]:
@@ -214,7 +210,7 @@ def search_rows(place: str, tables: ProductTables) -> list[Row]:
     """Return the rows of photos → products, and photos → pictures of products, of one model."""
     model, processor = load_for_evaluation(place)
     rows = retrieval_rows(VectorCache(model, processor, tables.products, tables.queries, batch_size=32))
-    return [row for row in rows if row.what.startswith("i2") and len(row.names) >= len(tables.queries) // 2]
+    return [row for row in rows if row.what in ("i2mm", "i2i")]
 
 
 def compare_sources(rows_of: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -244,7 +240,14 @@ def compare_sources(rows_of: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]
 
 
 def measure_core_crop(
-    data: Path, weights: Path, models: Mapping[str, str], work: Path, *, every: int = 1, drawn_products: int = 60
+    data: Path,
+    weights: Path,
+    models: Mapping[str, str],
+    work: Path,
+    *,
+    every: int = 1,
+    drawn_products: int = 60,
+    keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Measure the fit of boxes and the search with frozen weights; see the head of this file.
 
@@ -255,25 +258,29 @@ def measure_core_crop(
         work: folder that keeps the boxes.
         every (`int`): search with every `every`-th photo of grocery. Default 1: all.
         drawn_products (`int`): size of the drawn catalogue. Default 60.
+        keep: receives the results after each part. Default: nothing.
     """
+    keep = keep or (lambda _: None)
     detectors = detectors_of(weights)
-    street = street_pictures(data / "street")
+    street, missing = street_pictures(data / "street")
     results: dict[str, Any] = {
         "detectors": {name: {"name": detector.name, **detector.settings} for name, detector in detectors.items()},
-        "fit": {
-            "street": fit_results(street, detectors, work),
-            "catalogue": fit_results(catalogue_pictures(drawn_products), detectors, work),
-        },
+        "street_scenes_without_photo": missing,
+        "fit": {"street": fit_results(street, detectors, work)},
         "speed": speed_results(street, detectors),
         "search": {},
     }
+    keep(results)
     if models:
         tables = load_tables(data / "grocery").select(SEARCH_SPLIT)
         tables = replace(tables, queries=tables.queries[::every])
         of_source = {source: with_boxes(tables, detectors.get(source), work) for source in SOURCES}
         for name, place in models.items():
             rows_of = {source: search_rows(place, boxed) for source, boxed in of_source.items()}
-            results["search"][name] = {"model": place, "rows": compare_sources(rows_of)}
+            results["search"][name] = {"model": place, "every": every, "rows": compare_sources(rows_of)}
+            keep(results)
+    results["fit"]["catalogue"] = fit_results(catalogue_pictures(drawn_products), detectors, work)
+    keep(results)
     return results
 
 

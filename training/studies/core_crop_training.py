@@ -113,11 +113,13 @@ def write_core_crop_study(
 
     Returns: sentences that summarise the study.
     """
-    results = measure_core_crop(data, weights, models, work, every=every)
-    results["provenance"] = provenance(0)
-    write_atomically(output, results_text(results))
+
+    def keep(results: dict[str, Any]) -> None:
+        write_atomically(output, results_text({**results, "complete": False, "provenance": provenance(0)}))
+
+    results = measure_core_crop(data, weights, models, work, every=every, keep=keep)
     if seeds:
         results["training"] = train_by_source(data, weights, work, seeds)
-        results["provenance"] = provenance(seeds[0])
-        write_atomically(output, results_text(results))
+    results |= {"complete": True, "provenance": provenance(seeds[0] if seeds else 0)}
+    write_atomically(output, results_text(results))
     return sentences(results)
