@@ -55,6 +55,7 @@ _PRODUCT_COLUMNS = (
     "split",
     "group",
     "core_box",
+    "box_by",
     "attributes_image",
     "attributes_text",
 )
@@ -67,6 +68,7 @@ _QUERY_COLUMNS = (
     "image_id",
     "image",
     "bbox",
+    "box_by",
     "positives",
     "positive_weights",
     "negatives",

@@ -176,7 +176,7 @@ def load_tables(
             f"options {', '.join(sorted(catalogue_options))} are for source 'catalogue', not for {source!r}"
         )
     else:
-        name, parts = _find_parts(source)
+        name, parts = find_parts(source)
     options = reading or ReadingOptions()
     parts, notes = _with_feed(parts, images_root or parts.get("images"))
     tables = _build(name, parts, images_root, replace(options, interactions=interactions) if interactions else options)
@@ -222,7 +222,15 @@ def _with_pictures_beside(tables: ProductTables, folders: Sequence[Path]) -> Pro
     return replace(tables, products=products, queries=queries, notes=(*tables.notes, *notes))
 
 
-def _find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def find_parts(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a data set and its tables: part → file or rows.
+
+    Args:
+        source: as for `load_tables`, but not "catalogue".
+
+    Raises:
+        TableError: a missing file or folder, or an unknown part.
+    """
     if isinstance(source, Mapping):
         accepted = (*_PARTS, "images")
         unknown = set(source) - set(accepted)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = [
     "quickstart",
     "tables",
+    "detect-core",
     "catalogue",
     "mine",
     "annotate",
@@ -46,6 +47,7 @@ LATE = [
     "matching-study",
     "upgrade-study",
     "form-balance",
+    "core-crop-study",
     "bench",
     "soak",
     "soak-embed",
