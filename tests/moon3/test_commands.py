@@ -42,6 +42,7 @@ LATE = [
     "ablate",
     "reasoning-study",
     "shops-study",
+    "frozen-study",
     "matching-study",
     "upgrade-study",
     "form-balance",
