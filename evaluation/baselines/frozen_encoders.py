@@ -110,7 +110,7 @@ class FrozenEncoders(Peer):
         if self.image is not None:
             picture_BD = torch.zeros(len(rows), self.image.size, device=rows.device)
             if pixel_values is not None:
-                unit_ND = functional.normalize(self.image(pixel_values), dim=-1)
+                unit_ND = functional.normalize(self.image.features(pixel_values), dim=-1)
                 picture_BD = functional.normalize(picture_BD.index_add(0, picture_row, unit_ND), dim=-1)
             parts.append(self.image_weight.sqrt() * picture_BD)
         if self.text is not None:

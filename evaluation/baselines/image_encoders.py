@@ -21,12 +21,15 @@ from retrieval.model_kinds import CheckpointError
 _ONNX = ".onnx"
 _SIDE = 224
 """Pixels of a side, where the graph leaves height and width open and no preprocessor_config.json names them."""
+_KEPT = 20_000
+"""Pictures whose features are kept: 100 MB of 1,280 features."""
 _SETTINGS = "preprocessor_config.json"
 _PACKAGE = "pip install onnxruntime"
 
 
 class ImageEncoder(nn.Module):
-    """Pictures to features, without training.
+    """Pictures to features, without training. The features of the last pictures are kept, because an evaluation embeds each in
+    several forms.
 
     Args:
         size: D, the number of features.
@@ -37,10 +40,23 @@ class ImageEncoder(nn.Module):
     def __init__(self, size: int, pictures: Any, facts: dict[str, Any]) -> None:
         super().__init__()
         self.size, self.pictures, self.facts = size, pictures, facts
+        self._known: dict[bytes, torch.Tensor] = {}
 
     def prepared(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return the pixels of pictures, (N, 3, height, width) float32."""
         return self.pictures(images=list(pictures), return_tensors="pt")["pixel_values"]
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the features of pixels (N, D) float32, those of pixels that were seen before from memory."""
+        keys = [hashlib.sha256(one.float().cpu().numpy().tobytes()).digest() for one in pixels]
+        new = [row for row, key in enumerate(keys) if key not in self._known]
+        known = [self._known.get(key) for key in keys]
+        if new:
+            for row, vector_D in zip(new, self(pixels[new]), strict=True):
+                known[row] = self._known[keys[row]] = vector_D
+            for key in list(self._known)[: max(len(self._known) - _KEPT, 0)]:
+                del self._known[key]
+        return torch.stack([vector_D for vector_D in known if vector_D is not None])
 
 
 class OnnxImageEncoder(ImageEncoder):

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, ViTImageProcessorPil
 
 import evaluation.baselines  # noqa: F401 - makes the kinds known
+from evaluation.baselines import image_encoders
 from evaluation.baselines.frozen_encoders import fused_places
 from evaluation.baselines.image_encoders import load_image_encoder
 from evaluation.run import EvaluationOptions, evaluate_model
@@ -167,6 +168,21 @@ def test_an_onnx_graph_is_averaged_over_its_places_and_pictures_become_its_size(
     np.testing.assert_allclose(
         vectors(f"frozen_image={tmp_path}", [{"images": images[0]}])[0], found[0] / np.linalg.norm(found[0]), atol=1e-5
     )
+
+
+def test_the_features_of_a_picture_are_computed_once(places, monkeypatch):
+    encoder = load_image_encoder(str(places.image))
+    pixels = encoder.prepared([noise(40, 40, seed) for seed in range(3)])
+    monkeypatch.setattr(image_encoders, "_KEPT", 2)
+    seen = []
+    encoder.model.register_forward_hook(lambda module, inputs, output: seen.append(len(output.pooler_output)))
+    expected = encoder(pixels)
+    del seen[:]
+    torch.testing.assert_close(encoder.features(pixels[:2]), expected[:2])
+    torch.testing.assert_close(encoder.features(pixels[[1, 0]]), expected[[1, 0]])
+    torch.testing.assert_close(encoder.features(pixels), expected)
+    torch.testing.assert_close(encoder.features(pixels[:1]), expected[:1])  # the oldest was forgotten
+    assert seen == [2, 1, 1]
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def recipe(**changes):
     model = {"architecture": "moon", "quantization": "none"}
     pairs = {"query_mix": {"i": 1, "t": 1}, "product_mix": {"mm": 1}}
     loss = {"queue_momentum": None, "encode_chunk_size": None, "dual_alignment": False, "sparsity_weight": 0.0}
-    loss |= {"compatible_with": None}
+    loss |= {"compatible_with": None, "teachers": []}
     training = {"train_minutes": None, "world_size": 2}
     groups = {"model": model, "pairs": pairs, "loss": loss, "reasoning": {"stage": "contrastive"}, "training": training}
     for key, value in changes.items():
