@@ -136,7 +136,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.add_callback(_UpdateMomentum(self))
         if self.distiller is not None:
             self.distiller.to(self.args.device)
-            self.add_callback(_AverageMaps(self.distiller))
+            self.add_callback(_LearnMaps(self.distiller))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create Trainer's optimizer, with the learning rates by parameter name."""
@@ -403,14 +403,17 @@ class _UpdateMomentum(TrainerCallback):
             self.trainer.momentum.update()
 
 
-class _AverageMaps(TrainerCallback):
-    """Average the gradients of the teachers' maps over all processes before each step."""
+class _LearnMaps(TrainerCallback):
+    """Average the gradients of the teachers' maps before each step and clear them after it, as Trainer does for the model's."""
 
     def __init__(self, distiller: Distiller) -> None:
         self.distiller = distiller
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.distiller.average_gradients()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.distiller.zero_grad()
 
 
 class _Meters:

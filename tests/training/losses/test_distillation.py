@@ -56,7 +56,7 @@ def test_too_few_rows_have_a_zero_with_a_gradient_for_every_state(rows, candidat
     own = torch.arange(rows)
     loss = relation_loss(state_RS, state_CS, torch.randn(rows, 3), torch.randn(candidates, 3), own, 0.1)
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert state_RS.grad is not None
     assert state_CS.grad is not None
     assert float(direct_loss(torch.zeros(0, 3), torch.zeros(0, 3))) == 0
