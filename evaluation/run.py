@@ -298,7 +298,11 @@ def _absent_labels(results: dict[str, Any], cache: VectorCache) -> dict[str, str
         ("attributes", [row for row in cache.products if row.attributes]),
     ):
         if name in results and not results[name] and labelled:
-            why = cache.empty_gallery_reason() or "found a single label, which would always be right"
+            why = (
+                cache.unrelated("t", "mm")
+                or cache.empty_gallery_reason()
+                or "found a single label, which would always be right"
+            )
             absent[name] = why
     return absent
 

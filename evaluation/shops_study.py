@@ -93,8 +93,7 @@ def run_study(
     started = time.monotonic()
     loaded = {name: load_for_evaluation(path) for name, path in models.items()}
     names = (list(models)[0], list(models)[1])
-    files = (path for folder in _CODE for path in sorted((PROJECT_ROOT / folder).rglob("*.py")))
-    code = _digest(*(path.read_bytes() for path in files if path.name != Path(__file__).name))
+    code = code_digest(Path(__file__))
     results: dict[str, Any] = {"models": dict(models), "shops": {}}
     for shop in shops:
         tables = shop.read(data / shop.folder).select(shop.split)
@@ -102,9 +101,9 @@ def run_study(
         rows = {}
         for name, (model, processor) in loaded.items():
             weights = (path.read_bytes() for path in sorted(Path(models[name]).glob("*.safetensors")))
-            digest = _digest(code.encode(), config_digest(model).encode(), content, *weights)
+            digest = digest_of(code.encode(), config_digest(model).encode(), content, *weights)
             make = functools.partial(measure, model, processor, tables, batch_size=batch_size)
-            rows[name] = _cached(work / f"{shop.name.replace(' ', '_')}-{digest}.pkl", make)
+            rows[name] = cached_rows(work / f"{shop.name.replace(' ', '_')}-{digest}.pkl", make)
             print(f"{shop.name}: {name} measured, {time.monotonic() - started:.0f} s", flush=True)
         results["shops"][shop.name] = {
             "seen": shop.seen,
@@ -119,14 +118,21 @@ def run_study(
     return results
 
 
-def _digest(*parts: bytes) -> str:
+def code_digest(study: Path) -> str:
+    """Return the digest of the code that measured rows depend on: everything up to evaluation, without the study's own file."""
+    files = (path for folder in _CODE for path in sorted((PROJECT_ROOT / folder).rglob("*.py")))
+    return digest_of(*(path.read_bytes() for path in files if path.name != study.name))
+
+
+def digest_of(*parts: bytes) -> str:
+    """Return 16 hex digits that identify bytes in this order."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()[:16]
 
 
-def _cached(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
+def cached_rows(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
     """Return the rows of a file, or make them and write the file."""
     if path.is_file():
         return pickle.loads(path.read_bytes())  # written by this function

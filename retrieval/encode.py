@@ -28,7 +28,14 @@ from product_data.tables import ProductRow, QueryRow, TableError
 from retrieval.encoded import Encoded, SkippedRecord, describe_skipped
 from retrieval.encoded import vectors_of as vectors_of
 from retrieval.model_kinds import KINDS as MODEL_KINDS
-from retrieval.model_kinds import CheckpointError, named_kind, require_checkpoint, require_loadable, unread_pictures
+from retrieval.model_kinds import (
+    CheckpointError,
+    named_kind,
+    require_checkpoint,
+    require_loadable,
+    unread_records,
+    unrelated_forms,
+)
 from retrieval.product_encoder import EncodingSettings, ProductEncoder
 from retrieval.reasoning_options import (
     QUERY_REASONING,
@@ -225,7 +232,7 @@ class VectorCache:
             made = [record(row) for row in self.products]
             rows = [index for index, fields in enumerate(made) if fields.keys() - {"id", "core_box"}]
             chosen = [made[index] for index in rows]
-            if why := unread_pictures(self.processor, chosen, f"products of the form {form!r}"):
+            if why := unread_records(self.processor, chosen, f"products of the form {form!r}"):
                 return self.refuse_gallery(name, why)
             encoded = self._encode(chosen, self.product_reasoning, form=form)
             self._note_shortened("product", encoded, [str(fields["id"]) for fields in chosen])
@@ -245,7 +252,16 @@ class VectorCache:
     def unread_queries(self, kind: str) -> str:
         """Return why the model cannot embed queries of a type ("text", "image", "both"), or "" if it can."""
         records = [row.record() for row in self.queries if row.type == kind]
-        return unread_pictures(self.processor, records, f"queries of type {kind!r}")
+        return unread_records(self.processor, records, f"queries of type {kind!r}")
+
+    def unrelated(self, asked: str, form: str) -> str:
+        """Return why the model cannot compare queries or labels with products of a form, or "" if it can.
+
+        Args:
+            asked: type of the queries ("text", "image", "both") or form of what replaces them; "t" for labels.
+            form: form of the products.
+        """
+        return unrelated_forms(self.processor, {"text": "t", "image": "i", "both": "mm"}.get(asked, asked), form)
 
     def all_queries(self) -> Encoded:
         """Return the encoded queries, by index in `queries`; with "auto" without reasoning, as the gate needs them.

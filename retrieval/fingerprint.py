@@ -18,12 +18,15 @@ import huggingface_hub
 from tqdm import tqdm
 
 from product_data.atomic_files import write_atomically
-from retrieval.model_kinds import CheckpointError, named_kind, require_loadable
+from retrieval.model_kinds import KINDS, CheckpointError, named_kind, require_loadable
 
 CODE_VERSION = 1
 """Part of every fingerprint. Raise it with a change of this project that changes the vectors of an unchanged checkpoint."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _SETTINGS = (".json", ".jinja", ".txt", ".model", ".spm")
+_GRAPH = ".onnx"
+"""Weights of a folder that has no others; beside others it is a copy in another format."""
+_PICTURE_SETTINGS = "preprocessor_config.json"
 _UNREAD = ("model_card.json", "generation_config.json", "trainer_state.json", "training_args.bin", "optimizer.pt")
 _UNREAD_STARTS = ("rng_state", "scheduler", "contrastive_state")
 _OF_SAVING = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -36,7 +39,8 @@ def model_fingerprint(model: str | Path) -> str:
     """Return 32 hex digits that identify a model and its processor.
 
     A folder: SHA-256 of its weight files, its configuration without the keys of saving, and its processor's files; its name
-    is no part. A hub id: the name and the commit, which name all files. "clip=PLACE": the kind, and its place's fingerprint.
+    is no part. A file: its SHA-256. A hub id: the name and the commit, which name all files. "clip=PLACE": the kind, and the
+    fingerprints of its places.
     The hash of a large weight file is kept in the user's cache, by the file's path, size and time.
 
     Args:
@@ -46,14 +50,25 @@ def model_fingerprint(model: str | Path) -> str:
         CheckpointError: no such folder or hub id, or a folder without weights.
     """
     require_loadable(model)
-    kind, place = named_kind(model) or ("", str(model))
+    kind, whole = named_kind(model) or ("", str(model))
     digest = hashlib.sha256(f"{CODE_VERSION}\0{kind}\0".encode())
-    if Path(place).is_dir():
-        for name, contents in _digests(Path(place)):
+    more, places = KINDS[kind].places(whole) if kind else ("", [whole])
+    digest.update(more.encode())
+    for place in places:
+        _add_place(digest, place)
+    return digest.hexdigest()[:32]
+
+
+def _add_place(digest: Any, place: str) -> None:
+    path = Path(place)
+    if path.is_dir():
+        for name, contents in _digests(path):
             digest.update(f"{name}\0{contents}\0".encode())
+    elif path.is_file():
+        for file in (path, path.with_name(_PICTURE_SETTINGS)):
+            digest.update(f"{file_digest(file) if file.is_file() else None}\0".encode())
     elif place:
         digest.update(f"{place}@{_commit(place)}".encode())
-    return digest.hexdigest()[:32]
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -70,7 +85,10 @@ def _digests(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield name and digest of each file that a vector depends on, in the order of names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _matters(path))
     if not any(path.suffix in _WEIGHTS for path in files):
-        raise CheckpointError(f"{folder}: found no weights ({', '.join(_WEIGHTS)}); expected a saved checkpoint")
+        graphs = [path for path in folder.rglob(f"*{_GRAPH}") if path.is_file()]
+        if not graphs:
+            raise CheckpointError(f"{folder}: found no weights ({', '.join(_WEIGHTS)}); expected a saved checkpoint")
+        files = sorted([*files, *graphs])
     for path in files:
         name = path.relative_to(folder).as_posix()
         if path.name == "config.json":

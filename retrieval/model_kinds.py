@@ -27,12 +27,15 @@ class ModelKind:
         package (`str` or `None`): a package that the kind needs and the project does not install, as it is imported.
         install (`str`): how that package is installed.
         has_place (`bool`): whether there is a folder or hub id to load from. Default True.
+        places: for a place that names several folders, files or hub ids: place → (what else vectors depend on, these).
+            Default: the place itself.
     """
 
     load: Callable[..., tuple[Any, Any]]
     package: str | None = None
     install: str = ""
     has_place: bool = True
+    places: Callable[[str], tuple[str, list[str]]] = lambda place: ("", [place])
 
 
 KINDS: dict[str, ModelKind] = {}
@@ -84,18 +87,50 @@ def require_checkpoint(path: str | Path) -> None:
         raise CheckpointError(f"{path}: found no config.json; expected the folder of a saved checkpoint")
 
 
-def unread_pictures(processor: Any, records: Sequence[dict[str, Any]], what: str) -> str:
-    """Return why a model cannot embed records that have pictures; "" where it reads pictures, or where there are none.
+def unread_records(processor: Any, records: Sequence[dict[str, Any]], what: str) -> str:
+    """Return why a model cannot embed records of one form; "" where it reads them.
 
     A text model could embed the words of such records, but its vectors would stand for less than what is searched: the form
     has no score.
 
     Args:
-        processor: has `reads_pictures` False where its model reads text alone, and a `kind` to name it by.
+        processor: has `reads_pictures` False where its model reads text alone, `needs` "picture" or "text" where it reads only
+            that of any record, and a `kind` to name it by.
         records: product or query records of one form.
         what: what the records are, such as "products of the form 'mm'".
     """
-    if getattr(processor, "reads_pictures", True):
+    count = sum(_has_picture(record) for record in records)
+    if count and not getattr(processor, "reads_pictures", True):
+        return f"{processor.kind} reads no pictures, and {count} of {len(records)} {what} have one"
+    if not records or not (needs := getattr(processor, "needs", "")):
         return ""
-    count = sum("image" in record or "images" in record for record in records)
-    return f"{processor.kind} reads no pictures, and {count} of {len(records)} {what} have one" if count else ""
+    having = count if needs == "picture" else sum(_has_text(record) for record in records)
+    return (
+        "" if having else f"{processor.kind} reads a record's {needs} alone, and none of {len(records)} {what} has one"
+    )
+
+
+def unrelated_forms(processor: Any, asked: str, searched: str) -> str:
+    """Return why a model cannot compare records of two forms; "" if it can.
+
+    Args:
+        processor: has `separate_spaces` True where pictures and texts have separate vectors, and `needs` as in
+            `unread_records`.
+        asked: form of the queries, "t" for the texts of labels.
+        searched: form of the products.
+    """
+    if not getattr(processor, "separate_spaces", False):
+        return ""
+    needs = getattr(processor, "needs", "")
+    if {asked, searched} == {"t", "i"}:
+        return f"{processor.kind} has separate vectors for pictures and texts, which cannot be compared"
+    missing = {"picture": "t", "text": "i"}.get(needs)
+    return f"{processor.kind} reads a record's {needs} alone" if missing in (asked, searched) else ""
+
+
+def _has_picture(record: dict[str, Any]) -> bool:
+    return "image" in record or "images" in record
+
+
+def _has_text(record: dict[str, Any]) -> bool:
+    return bool(record.keys() - {"id", "image", "images", "core_box", "reasoning"})

@@ -14,7 +14,7 @@ import numpy as np
 
 from product_data.errors import OptionError
 from retrieval.encode import encode
-from retrieval.model_kinds import unread_pictures
+from retrieval.model_kinds import unread_records
 from retrieval.queries import Query, SearchError
 from retrieval.reasoning_options import ROW_REASONING, check_reasoning
 
@@ -76,7 +76,7 @@ class QueryEncoder:
             parts = query.records()
             rows.append(range(len(records), len(records) + len(parts)))
             records += parts
-        unread = [unread_pictures(self.processor, [record], "queries") for record in records]
+        unread = [unread_records(self.processor, [record], "queries") for record in records]
         read = [row for row, why in enumerate(unread) if not why]
         with self.lock:
             encoded = encode(

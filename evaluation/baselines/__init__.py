@@ -3,6 +3,7 @@
 from evaluation.baselines import bm25 as bm25
 from evaluation.baselines import clip_towers as clip_towers
 from evaluation.baselines import dual_tower as dual_tower
+from evaluation.baselines import frozen_encoders as frozen_encoders
 from evaluation.baselines import gme as gme
 from evaluation.baselines import open_clip_towers as open_clip_towers
 from evaluation.baselines import qwen3_vl_embedding as qwen3_vl_embedding

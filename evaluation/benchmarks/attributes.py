@@ -71,6 +71,8 @@ def evaluate_attributes(
     scored = functools.partial(scorer, resamples=resamples, seed=seed)
     results: dict[str, Any] = {}
     for form in FORMS:
+        if cache.unrelated("t", form):
+            continue
         gallery = (
             cache.varied_gallery("mm, no attributes", "mm", without_attributes) if form == "mm" else cache.gallery(form)
         )
@@ -93,6 +95,8 @@ def evaluate_shown_attributes(
     results: dict[str, Any] = {}
     scored = functools.partial(classification_scores, resamples=resamples, seed=seed)
     for form, field in (("i", "attributes_image"), ("t", "attributes_text")):
+        if cache.unrelated("t", form):
+            continue
         truth = [grouped(getattr(product, field) or {}, keys) for product in cache.products]
         labels = _values_by_key(grouped(getattr(product, field) or {}, keys) for product in cache.label_products)
         if not any(truth):

@@ -60,6 +60,8 @@ def evaluate_classification(
     ]
     results: dict[str, Any] = {}
     for form in FORMS:
+        if cache.unrelated("t", form):
+            continue
         gallery = (
             cache.varied_gallery("mm, no category", "mm", without_category) if form == "mm" else cache.gallery(form)
         )

@@ -47,6 +47,9 @@ def evaluate_query_categories(
     label_LD = cache.labels(labels, "category")
     results: dict[str, Any] = {}
     for kind in TYPES:
+        if why := cache.unrelated(kind, "t"):
+            absent[f"query_categories, {kind}"] = why
+            continue
         rows = [row for row, index in enumerate(encoded.kept) if _has_category(cache.queries[index], kind)]
         total = sum(_has_category(query, kind) for query in cache.queries)
         if not rows:

@@ -279,10 +279,12 @@ def make_search(
 
 
 def _refusal(cache: VectorCache, asked: str, searched: VectorCache, form: str) -> str:
-    """Return why the model cannot embed the queries (of a type, or products of a form) or the gallery; "" if it can."""
+    """Return why the model cannot embed the queries (of a type, or products of a form) or the gallery, or compare both; "" if it
+    can."""
     if asked in _FORM_NAMES:
         cache.gallery(asked)
-    return searched.refusal(form) or (cache.refusal(asked) if asked in _FORM_NAMES else cache.unread_queries(asked))
+    unread = searched.refusal(form) or (cache.refusal(asked) if asked in _FORM_NAMES else cache.unread_queries(asked))
+    return unread or cache.unrelated(asked, form)
 
 
 def asks_for_category(query: QueryRow) -> bool:

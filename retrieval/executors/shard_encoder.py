@@ -17,7 +17,7 @@ from product_data.rows import ProductRow
 from retrieval.content_hash import has_content
 from retrieval.embedding_options import EmbeddingOptions
 from retrieval.encode import load_for_evaluation
-from retrieval.model_kinds import CheckpointError, unread_pictures
+from retrieval.model_kinds import CheckpointError, unread_records
 from retrieval.product_encoder import ProductEncoder
 from retrieval.reasoning_options import check_reasoning
 from retrieval.shard_files import ShardRows
@@ -116,7 +116,7 @@ class ShardEncoder:
         errors: list[str | None] = [None if has_content(record) else _nothing(form) for record in records]
         rows = [row for row, error in enumerate(errors) if error is None]
         wanted = [records[row] for row in rows]
-        if why := unread_pictures(self.processor, wanted, f"products of the form {form!r}"):
+        if why := unread_records(self.processor, wanted, f"products of the form {form!r}"):
             raise CheckpointError(f"{self.options.model}: {why}; expected --forms t, or a model that reads pictures")
         vectors_ND = np.zeros((len(records), self.model.config.vector_size), np.float32)
         if wanted:

@@ -43,6 +43,7 @@ LATE = [
     "gate",
     "ablate",
     "reasoning-study",
+    "frozen-study",
     "shops-study",
     "matching-study",
     "upgrade-study",

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from retrieval.encode import load_for_evaluation
+from training.batches.teacher_vectors import TeacherVectors
+from training.contrastive.distiller import Teacher
 from training.encoding.earlier_model import EarlierModel
 from training.errors import RecipeError
 from training.losses.dual_alignment import FORMS, DualAlignmentLoss
@@ -64,6 +66,26 @@ def earlier_of(arguments: LossArguments, learner: nn.Module, device: torch.devic
     return EarlierModel(model, processor)
 
 
+def teachers_of(arguments: LossArguments) -> list[Teacher]:
+    """Return the teachers of a recipe, with their vectors in memory.
+
+    Args:
+        arguments: the recipe's keys of the loss.
+
+    Raises:
+        RecipeError: a folder that `moon3 embed` did not write or finish, or that lacks the form; see `TeacherVectors`.
+    """
+    teachers = []
+    for number, entry in enumerate(arguments.teachers):
+        folders = entry["vectors"] if isinstance(entry["vectors"], list) else [entry["vectors"]]
+        try:
+            vectors = TeacherVectors(folders, entry["form"])
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"teachers[{number}]: {error}") from error
+        teachers.append(Teacher(vectors, entry.get("kind", "direct"), entry.get("weight", 1.0)))
+    return teachers
+
+
 def check_objective(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:
     """Raise RecipeError for a loss or learning rates that do not match the model.
 
@@ -89,6 +111,8 @@ def check_objective(arguments: LossArguments, model: ModelArguments, learner: nn
         raise RecipeError(
             f"matryoshka_dims: found {widest}; expected at most {config.vector_size}, the width of the vectors"
         )
+    if arguments.teachers and not hasattr(config, "expert_routing"):
+        raise RecipeError(f"teachers: found model type {config.model_type!r}; expected architecture: moon")
     if arguments.router_loss_weight and not getattr(config, "mixture_layers", ()):
         raise RecipeError(
             "router_loss_weight: found a model without experts; expected expert_routing guided or modality, or 0"

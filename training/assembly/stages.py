@@ -8,16 +8,16 @@ from torch import nn
 
 from processing_moon import MoonProcessor
 from product_data.tables import ProductTables
-from training.assembly.objective import earlier_of, filter_of, loss_of
+from training.assembly.objective import earlier_of, filter_of, loss_of, teachers_of
 from training.assembly.stream_sources import stream_batches
 from training.batches.buckets import BucketedPairs
 from training.batches.collate import PairCollator
 from training.batches.negatives import NegativeQueue
 from training.batches.pairs import PairDataset, PairSource
 from training.batches.streams import StreamCollator, StreamSource, sample_of
+from training.contrastive.distiller import FrozenModels, Teacher
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.trainer import ContrastiveTrainer
-from training.encoding.earlier_model import EarlierModel
 from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
 from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.recipe.arguments import Recipe, RecipeError
@@ -56,7 +56,23 @@ def trainer_factory(
         return functools.partial(stage, run, model, processor, data)
     make = _streamed if recipe.data.streaming else _contrastive
     earlier = earlier_of(recipe.loss, model, recipe.training.device)
-    return functools.partial(make, run, model, processor, data, earlier)
+    teachers = teachers_of(recipe.loss)
+    _note_teachers(run, teachers, data)
+    return functools.partial(make, run, model, processor, data, FrozenModels(earlier, teachers))
+
+
+def _note_teachers(run: Run, teachers: list[Teacher], data: Sequence[Any]) -> None:
+    """Print how many products each teacher knows; refuse a teacher that knows none. Rows of a stream are not counted."""
+    if run.recipe.data.streaming:
+        return
+    ids = [row.product_id for tables in data for row in tables.products]
+    for number, teacher in enumerate(teachers):
+        known = teacher.vectors.known(ids)
+        if not known:
+            raise RecipeError(
+                f"teachers[{number}]: found vectors of none of {len(ids)} products; expected the ids of the training's tables"
+            )
+        run.say(f"teachers[{number}]: {teacher.kind}, knows {known} of {len(ids)} products")
 
 
 def _note_queue(run: Run) -> None:
@@ -99,15 +115,15 @@ def _streamed(
     model: nn.Module,
     processor: MoonProcessor,
     data: Any,
-    earlier: EarlierModel | None,
+    frozen: FrozenModels,
     args: Any,
     steps: int,
 ) -> StreamedTrainer:
     recipe = run.recipe
     batches = stream_batches(recipe, args, data, recipe.pairs, steps)
-    collator = StreamCollator(processor, batches.pairs, **_reading(run, earlier))
+    collator = StreamCollator(processor, batches.pairs, **_reading(run, frozen))
     shared = _shared(run, model, processor, args)
-    return StreamedTrainer(batches=batches, data_collator=collator, earlier=earlier, **shared)
+    return StreamedTrainer(batches=batches, data_collator=collator, frozen=frozen, **shared)
 
 
 def _contrastive(
@@ -115,20 +131,19 @@ def _contrastive(
     model: nn.Module,
     processor: MoonProcessor,
     data: Any,
-    earlier: EarlierModel | None,
+    frozen: FrozenModels,
     args: Any,
     steps: int,
 ) -> ContrastiveTrainer:
     dataset = pair_dataset(run, args, data, steps)
-    collator = PairCollator(processor, dataset.draw, **_reading(run, earlier))
+    collator = PairCollator(processor, dataset.draw, **_reading(run, frozen))
     shared = _shared(run, model, processor, args)
-    return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, earlier=earlier, **shared)
+    return ContrastiveTrainer(train_dataset=dataset, data_collator=collator, frozen=frozen, **shared)
 
 
-def _reading(run: Run, earlier: EarlierModel | None) -> dict[str, Any]:
+def _reading(run: Run, frozen: FrozenModels) -> dict[str, Any]:
     recipe = run.recipe
-    processor = None if earlier is None else earlier.processor
-    return {"allow_urls": recipe.data.allow_urls, "forms": recipe.loss.dual_alignment, "earlier": processor}
+    return {"allow_urls": recipe.data.allow_urls, "forms": recipe.loss.dual_alignment, **frozen.reading()}
 
 
 def _cold_start(

@@ -18,6 +18,7 @@ from retrieval.shortened import shortened_items
 from training.batches.negatives import NO_ID
 from training.batches.pairs import Pair
 from training.batches.reasoning_labels import reasoning_labels
+from training.batches.teacher_vectors import TeacherVectors
 
 SUBSTITUTES = 8  # pairs that are tried instead of an unreadable one
 
@@ -43,6 +44,7 @@ class PairCollator:
             downloaded and decoded once, whatever the number of forms.
         reasoning: how queries and products are written; see the processor's option. Default: "none".
         earlier: the processor of an earlier model, which also prepares the products. None: no earlier model.
+        teachers: the vectors of teachers.
 
     Raises:
         ValueError: `reasoning` is unknown, or used together with `forms`.
@@ -64,7 +66,8 @@ class PairCollator:
         "products" contain the form "mm" of these rows, and the only form of the others.
         With reasoning "given" or "mixed", "queries" and "products" also contain "labels" (B, T) and (C, T) int64: the
         tokens that the model learns to write, see `training.batches.reasoning_labels.reasoning_labels`.
-        With an earlier model: "earlier_products", the tensors of its processor of the same products.
+        With an earlier model: "earlier_products", the tensors of its processor of the same products. With teachers:
+        "teachers", a list of {"rows" (R,) int64, the products that the teacher knows, and "vectors" (R, E)}, one for each.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class PairCollator:
         forms: bool = False,
         reasoning: str = "none",
         earlier: Any = None,
+        teachers: Sequence[TeacherVectors] = (),
     ) -> None:
         if reasoning not in REASONINGS:
             raise ValueError(f"reasoning: found {reasoning!r}; expected one of {', '.join(REASONINGS)}")
@@ -83,6 +87,7 @@ class PairCollator:
         self.processor = processor
         self.substitute = substitute
         self.forms, self.reasoning, self.earlier = forms, reasoning, earlier
+        self.teachers = list(teachers)
         self.options: dict[str, Any] = {"on_error": "skip", "allow_urls": allow_urls}
         if reasoning != "none":
             self.options["reasoning"] = reasoning
@@ -102,6 +107,8 @@ class PairCollator:
             if not bad:
                 batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
                 batch |= {} if earlier is None else {"earlier_products": dict(earlier)}
+                if self.teachers:
+                    batch |= {"teachers": [teacher.of(records) for teacher in self.teachers]}
                 query_records = [pair.query for pair in left]
                 shortened = [*_shortened("query", queries, query_records), *_shortened("product", products, records)]
                 return batch | {"shortened": shortened}

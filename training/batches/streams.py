@@ -29,6 +29,7 @@ from product_data.text_cells import mended
 from training.batches.buckets import Outline, bucket_order
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.pairs import FORM_OF_TYPE, Pair, PairDataset, PairSource
+from training.batches.teacher_vectors import TeacherVectors
 from training.recipe.pairs import PairArguments
 
 SPARES = 4  # additional rows that are sent with a batch, which replace unreadable rows
@@ -440,7 +441,7 @@ class StreamCollator:
     Args:
         processor: the processor.
         pairs: makes the pairs of spare rows; `training.labels.reasoning.ReasonedRows` if reasoning is given.
-        allow_urls, forms, reasoning, earlier: see `PairCollator`.
+        allow_urls, forms, reasoning, earlier, teachers: see `PairCollator`.
 
     Raises:
         UnreadableBatchError: no row of the batch and no spare can be read.
@@ -457,10 +458,11 @@ class StreamCollator:
         forms: bool = False,
         reasoning: str = "none",
         earlier: Any = None,
+        teachers: Sequence[TeacherVectors] = (),
     ) -> None:
         self.processor, self.pairs = processor, pairs
         self.settings: dict[str, Any] = {"allow_urls": allow_urls, "forms": forms, "reasoning": reasoning}
-        self.settings["earlier"] = earlier
+        self.settings |= {"earlier": earlier, "teachers": teachers}
 
     def __call__(self, items: Sequence[Pair | BadRow | StreamRow]) -> dict[str, Any]:
         spares = [item for item in items if isinstance(item, StreamRow)]

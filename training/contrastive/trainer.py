@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from training.batches.negatives import Candidates, DriftProbe, NegativeQueue, QueryFacts
+from training.contrastive.distiller import Distiller, FrozenModels
 from training.contrastive.terms import Terms, hits, make_terms
 from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_rows, parts_of
 from training.encoding.chunked_encoding import ChunkedEncoding, Vectors, number_of_rows, select_rows
-from training.encoding.earlier_model import EarlierModel
 from training.encoding.momentum_encoder import MomentumEncoder
 from training.encoding.shared_pictures import vision_tower
 from training.libraries.accelerate_library import sharding_backend, zero_stage
@@ -44,12 +44,14 @@ _COLD_START_METERS = ("loss_contrastive", "loss_ce", "ce_accuracy", "reasoned_sh
 _TERM_METERS = ("filtered_share", "queue_drift", *_FORM_METERS, "loss_intra", "loss_aux", "loss_sparsity")
 _SHORTENED = "shortened_share"
 _COMPATIBLE = "loss_compatible"
+_TEACHERS = "loss_teachers"
 _METERS = (
     *_ALWAYS,
     *_TERM_METERS,
     *_COLD_START_METERS,
     _SHORTENED,
     _COMPATIBLE,
+    _TEACHERS,
 )  # the order in checkpoints; append new ones
 
 
@@ -66,8 +68,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         queue: the candidates of past steps.
         options: the recipe's keys of the loss.
         sample_filter: the filter that weighs triplets. None: all have the same weight.
-        earlier: the model whose product vectors the queries must be able to search, too; the collator then has its
-            processor. None: no such model.
+        frozen: an earlier model whose product vectors the queries must be able to search, too, and teachers whose vectors
+            pull the model's states; the collator then prepares the products for them. Default: neither.
         learning_rates: pattern of parameter names → learning rate; see `training.model.parameter_groups.group_by_rate`.
         save_records: called with each checkpoint folder, to write the recipe and the provenance.
         save_processor: called with each checkpoint folder, to save the processor.
@@ -95,7 +97,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         queue: NegativeQueue,
         options: LossArguments | None = None,
         sample_filter: SampleFilter | None = None,
-        earlier: EarlierModel | None = None,
+        frozen: FrozenModels | None = None,
         learning_rates: Mapping[str, float] | None = None,
         save_records: Callable[[Path], None] | None = None,
         save_processor: Callable[[Path], Any] | None = None,
@@ -109,7 +111,9 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             if use_cache is None:
                 del config.use_cache
         self.options = options or LossArguments()
-        self.sample_filter, self.learning_rates, self.earlier = sample_filter, learning_rates, earlier
+        self.sample_filter, self.learning_rates = sample_filter, learning_rates
+        frozen = frozen or FrozenModels()
+        self.earlier, self.distiller = frozen.earlier, frozen.distiller(self.model)
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self.sharded = sharding_backend() == "fsdp"
         if self.sharded and self.options.queue_momentum is not None:
@@ -130,6 +134,9 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self._timed_since = time.perf_counter()
         self.start_resumption()
         self.add_callback(_UpdateMomentum(self))
+        if self.distiller is not None:
+            self.distiller.to(self.args.device)
+            self.add_callback(_LearnMaps(self.distiller))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create Trainer's optimizer, with the learning rates by parameter name."""
@@ -137,6 +144,9 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         optimizer = super().create_optimizer(model)
         if is_new and self.learning_rates:
             group_by_rate(optimizer, model or self.model, self.learning_rates)
+        maps = [] if self.distiller is None else list(self.distiller.parameters())
+        if is_new and maps:
+            optimizer.add_param_group({"params": maps})
         return optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -212,7 +222,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         gates = self.options.dual_alignment and self.objective.weights is None and routing == "modality"
         tower = vision_tower(bare) if self.options.dual_alignment else None
         kind = EvenEncoder if self.sharded else BatchEncoder
-        return kind(model, tower, self.objective.router_weight > 0, gates)
+        states = () if self.distiller is None else self.distiller.states
+        return kind(model, tower, self.objective.router_weight > 0, gates, states)
 
     def _loss(self, vectors: Vectors, inputs: Mapping[str, Any]) -> Tensor:
         """Return the objective of a batch, and update the queue and the meters."""
@@ -231,7 +242,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         with whole_parameters(self._bare_model(), "preference"):
             sparsity = self._bare_model().preference_entropy() if self.objective.sparsity_weight else None
         parts = self.objective(terms.inter, terms.intra, omega, router_loss, sparsity, terms.compatible)
-        parts = self._whole_objective(parts, vectors)
+        parts = self._whole_objective(self._taught(parts, vectors, inputs), vectors)
         if self._bare_model().training:
             self.items_of_step += inputs["items"]
         if not torch.isfinite(parts["loss"]):
@@ -242,6 +253,16 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             if self._bare_model().training:
                 self._fill_queue(vectors, inputs, terms.batch)
         return parts["loss"]
+
+    def _taught(self, parts: dict[str, Tensor], vectors: Vectors, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the parts with the term of the teachers, which is alone in the first `teachers_alone_steps`."""
+        if self.distiller is None:
+            return parts
+        term = self.distiller(vectors, inputs["teachers"])
+        alone = self.options.teachers_alone_steps
+        alone = alone * self.state.max_steps if alone < 1 else alone
+        share = 0.0 if self.state.global_step < alone else 1.0
+        return parts | {"loss": share * parts["loss"] + term, _TEACHERS: term}
 
     def _whole_objective(self, parts: dict[str, Tensor], vectors: Vectors) -> dict[str, Tensor]:
         """Return the parts of the objective with the total "loss". Stages with further terms add them here."""
@@ -341,6 +362,7 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
             "queue": self.queue.state_dict(),
             "drift": self.drift.state_dict(),
             "meters": self._meters.values.tolist(),
+            "teachers": None if self.distiller is None else self.distiller.state_dict(),
         }
 
     def load_own_state(self, state: Mapping[str, Any], checkpoint: Path) -> None:
@@ -348,6 +370,8 @@ class ContrastiveTrainer(ExactResumption, FiniteSteps, Trainer):
         self.queue.load_state_dict(state["queue"], self.args.device)
         self.drift.load_state_dict(state["drift"], self.args.device)
         self._meters = _Meters(state["meters"])
+        if self.distiller is not None:
+            self.distiller.load_state_dict(state["teachers"])
         if self.momentum is not None:
             averages = torch.load(checkpoint / MOMENTUM_FILE, map_location="cpu", weights_only=True)
             self.momentum.load_state_dict(averages)
@@ -377,6 +401,19 @@ class _UpdateMomentum(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if self.trainer.momentum is not None:
             self.trainer.momentum.update()
+
+
+class _LearnMaps(TrainerCallback):
+    """Average the gradients of the teachers' maps before each step and clear them after it, as Trainer does for the model's."""
+
+    def __init__(self, distiller: Distiller) -> None:
+        self.distiller = distiller
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.distiller.average_gradients()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.distiller.zero_grad()
 
 
 class _Meters:

@@ -5,7 +5,7 @@ Shape suffixes: B queries, N products, R rows of one form, D embedding width, L 
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from retrieval.encode import vectors_of
 from training.encoding.chunked_encoding import Vectors, images_per_row, number_of_rows, slice_rows
-from training.encoding.shared_pictures import SharedPictures
+from training.encoding.shared_pictures import SharedPictures, vision_tower
+from training.encoding.student_states import PICTURES, WORDS, TowerOutput, picture_states, word_states
 
 SIDES = ("queries", "products")
 SINGLE_FORMS = ("t", "i")
@@ -90,24 +91,35 @@ class BatchEncoder:
             its pictures through the tower.
         router_loss: whether to return the model's `.router_loss`.
         expert_gates: whether to return the model's `.expert_gates` of queries.
+        states: names of further states of products to return, of `training.encoding.student_states.STATES`.
 
     Shapes:
         Called with a `BatchPart`, it returns by name: "queries" or "products" (rows, D); "queries/t", "queries/i", …
-        (R, D); with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with router_loss "router"
+        (R, D); with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with states
+        "products/pictures", "products/words" (rows, H); with router_loss "router"
         (forward passes,), L_aux of each pass times its rows; the model's sums (forward passes,) by their names.
     """
 
     def __init__(
-        self, model: nn.Module, tower: nn.Module | None, router_loss: bool = False, expert_gates: bool = False
+        self,
+        model: nn.Module,
+        tower: nn.Module | None,
+        router_loss: bool = False,
+        expert_gates: bool = False,
+        states: Collection[str] = (),
     ) -> None:
         self.model, self.tower = model, tower
         self.router_loss, self.expert_gates = router_loss, expert_gates
+        self.states = frozenset(states) & {PICTURES, WORDS}
 
     def __call__(self, part: BatchPart) -> Vectors:
         vectors: Vectors = {}
         share = "i" in part.forms and self.tower is not None
         with SharedPictures(self.tower) if share else contextlib.nullcontext() as pictures:  # type: ignore[arg-type]
-            self._encode(part.side, part.inputs, vectors)
+            if part.side == "products" and self.states:
+                self._encode_with_states(part.inputs, vectors)
+            else:
+                self._encode(part.side, part.inputs, vectors)
             for name, (rows, inputs) in part.forms.items():
                 if name == "i" and pictures is not None:
                     places = _places(part.inputs, rows)
@@ -117,7 +129,16 @@ class BatchEncoder:
                 self._encode(f"{part.side}/{name}", inputs, vectors)
         return vectors
 
-    def _encode(self, name: str, inputs: dict[str, Tensor], vectors: Vectors) -> None:
+    def _encode_with_states(self, inputs: dict[str, Tensor], vectors: Vectors) -> None:
+        tower = vision_tower(self.model) if PICTURES in self.states else None
+        with contextlib.nullcontext() if tower is None else TowerOutput(tower) as seen:
+            last_BTH = self._encode("products", inputs, vectors).last_hidden_state
+        if seen is not None:
+            vectors[PICTURES] = picture_states(seen.merged, inputs, last_BTH.shape[-1])
+        if WORDS in self.states:
+            vectors[WORDS] = word_states(last_BTH, inputs)
+
+    def _encode(self, name: str, inputs: dict[str, Tensor], vectors: Vectors) -> Any:
         stats = {"output_router_stats": True} if self.router_loss or self.expert_gates else {}
         output = self.model(**inputs, **stats)
         vectors[name] = vectors_of(output)
@@ -128,11 +149,13 @@ class BatchEncoder:
             sums[ROUTER] = (output.router_loss * len(output.embeddings)).reshape(1)
         for kind, value in sums.items():
             vectors[kind] = torch.cat([vectors[kind], value]) if kind in vectors else value
+        return output
 
 
 def encoded_rows(vectors: Vectors) -> int:
     """Return the number of encoded rows; each form of a query or product counts as a row."""
-    return sum(len(tensor) for name, tensor in vectors.items() if name not in SUMS and not name.endswith("/gates"))
+    not_rows = (*SUMS, PICTURES, WORDS)
+    return sum(len(tensor) for name, tensor in vectors.items() if name not in not_rows and not name.endswith("/gates"))
 
 
 def _places(inputs: dict[str, Tensor], rows: Tensor) -> list[int]:

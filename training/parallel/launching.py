@@ -44,6 +44,7 @@ def check_launch(recipe: Any) -> None:
         (_stage(recipe) != "contrastive", "stage", _stage(recipe), "contrastive"),
         (training.train_minutes is not None, "train_minutes", training.train_minutes, "max_steps"),
         (recipe.loss.queue_momentum is not None, "queue_momentum", recipe.loss.queue_momentum, "null"),
+        (bool(recipe.loss.teachers), "teachers", len(recipe.loss.teachers), "none"),
         (training.world_size < 2, "processes", training.world_size, "2 or more"),
     )
     for is_set, key, found, supported in unsupported:

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
+from retrieval.vector_files import is_vector_folder
 from training.errors import RecipeError
 from training.model.quantization import check_quantization
 from training.parallel.launching import check_launch
@@ -158,6 +159,7 @@ def _check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for combinations of keys that do not work, before data or a model is loaded."""
     _check_start(recipe.model)
     _check_place("compatible_with", recipe.loss.compatible_with)
+    _check_teachers(recipe.loss)
     _check_start_reasons(recipe)
     _check_streaming(recipe)
     if recipe.loss.encode_chunk_size is not None:
@@ -186,6 +188,18 @@ def _check_place(key: str, name: str | None) -> None:
         return
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:  # not a hub id
         raise RecipeError(f"{key}: found no folder {Path(name).resolve()}; expected a checkpoint or a hub id")
+
+
+def _check_teachers(loss: LossArguments) -> None:
+    """Raise RecipeError for a teacher's folder that `moon3 embed` did not write."""
+    for number, teacher in enumerate(loss.teachers):
+        folders = teacher["vectors"] if isinstance(teacher["vectors"], list) else [teacher["vectors"]]
+        for folder in folders:
+            if not is_vector_folder(folder):
+                raise RecipeError(
+                    f"teachers[{number}]: vectors: found no vectors in {Path(folder).resolve()}; expected a folder that "
+                    "moon3 embed wrote"
+                )
 
 
 def _check_start_reasons(recipe: Recipe) -> None:

@@ -5,10 +5,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from training.recipe.checking import CONFIG, Count, NotNegative, Positive, Weights
+from training.recipe.checking import CONFIG, Count, NotNegative, Positive, Weights, mapping_of
 
 AUTO = "auto"
 """Value of `queue_steps` (computed from the number of processes) and of `max_tokens` (measured on the data)."""
+TEACHER = {
+    "vectors": str | list[str],
+    "form": Literal["t", "i", "mm"],
+    "weight": Positive,
+    "kind": Literal["direct", "relations"],
+}
+"""Keys of a teacher; `weight` is 1 and `kind` "direct" by default."""
 PUBLISHED_MULTIPLE = 200
 """Candidates of a query, as a multiple of those of one process and step (arXiv 2508.11999 §3.2, "nearly 200")."""
 
@@ -51,6 +58,13 @@ class LossArguments:
             can still search (backward-compatible training). It is not trained; its vectors have the same width. null:
             train without an earlier model. See docs/upgrade.md.
         compatible_weight: the weight of that term, above 0. Only with `compatible_with`.
+        teachers: frozen encoders whose vectors pull the model's states of products, each {vectors: FOLDER or a list of
+            them, form: i, weight: 1.0, kind: direct}. `moon3 embed` writes a folder. The form is what the teacher read:
+            "i" pulls the vision tower's output, "t" the states of the words, "mm" the vector. kind "direct": cosine
+            through a learned linear map; "relations": the similarities within the batch. Products without a vector are
+            not pulled. [] : no teachers.
+        teachers_alone_steps: the number of first steps in which the teachers' term is the whole loss; the queue is
+            filled meanwhile. A value below 1 is a share of all steps. Only with `teachers`.
         encode_chunk_size: the largest number of queries, or of products, that are encoded at once (GradCache), for
             large batches in little memory. It costs a second forward pass. null: all at once.
     """
@@ -74,6 +88,8 @@ class LossArguments:
     sparsity_weight: NotNegative = 0.0
     compatible_with: str | None = None
     compatible_weight: Positive = 1.0
+    teachers: list[mapping_of(TEACHER)] = Field(default_factory=list)  # type: ignore[valid-type]
+    teachers_alone_steps: NotNegative = 0.0
     encode_chunk_size: Count | None = None
 
     @property
@@ -100,6 +116,18 @@ class LossArguments:
     def _check_compatible(self) -> Self:
         if self.compatible_with is None and self.compatible_weight != 1.0:
             raise ValueError(f"compatible_weight: found {self.compatible_weight}; expected only with compatible_with")
+        return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        for number, teacher in enumerate(self.teachers):
+            missing = [part for part in ("vectors", "form") if not teacher.get(part)]
+            if missing:
+                raise ValueError(
+                    f"teachers[{number}]: found no {missing[0]}; expected vectors: FOLDER and form: t, i or mm"
+                )
+        if self.teachers_alone_steps and not self.teachers:
+            raise ValueError(f"teachers_alone_steps: found {self.teachers_alone_steps}; expected only with teachers")
         return self
 
     @model_validator(mode="after")

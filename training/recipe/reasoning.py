@@ -27,7 +27,7 @@ _READ_BY_COLD_START = ("stage", "contrastive_weight", "unreasoned_share", "evalu
 # Keys that `cold_start` cannot contain, because they follow from the recipe.
 _NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
 # Keys of other groups that a stage does not read.
-_UNREAD_LOSS = ("dual_alignment", "sample_filter", "compatible_with")
+_UNREAD_LOSS = ("dual_alignment", "sample_filter", "compatible_with", "teachers")
 _UNREAD_BY_ROLLOUTS: tuple[str, ...] = ("queue_momentum", "several_positives", "spatial_negatives", "encode_chunk_size")
 _UNREAD_BY_ROLLOUTS += ("router_loss_weight", "sparsity_weight")
 

@@ -76,9 +76,19 @@ def _comparable(key: str, recipe: Mapping[str, Any]) -> Any:
         return [_entry(entry) for entry in value]
     if key in ("base", "compatible_with"):
         return _path(value)
+    if key == "teachers" and isinstance(value, list):
+        return [_teacher(entry) for entry in value]
     if key == "cold_start" and isinstance(value, dict):
         return {name: _number(_comparable(name, value)) for name in value}
     return value
+
+
+def _teacher(entry: Any) -> Any:
+    """Return an entry of `teachers` with its defaults, and its folders as a list of absolute paths."""
+    if not isinstance(entry, dict) or "vectors" not in entry:
+        return entry
+    folders = entry["vectors"] if isinstance(entry["vectors"], list) else [entry["vectors"]]
+    return {"weight": 1.0, "kind": "direct"} | entry | {"vectors": [_path(folder) for folder in folders]}
 
 
 def _number(value: Any) -> Any:

@@ -4,10 +4,11 @@ import global_batch
 import pytest
 import torch
 from closeness import VALUE, assert_same_trainings
-from global_batch import GLOBAL_BATCH, alignment, make_trainer, train_all, variants
+from global_batch import GLOBAL_BATCH, TEACHERS, alignment, make_trainer, train_all, variants
 from launched import run
 
 from product_data.atomic_files import read_lines
+from training.contrastive.distiller import FrozenModels
 from training.losses.info_nce import InfoNCELoss
 from training.recipe.loss import LossArguments
 
@@ -31,7 +32,9 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(moon2, by_on
 
 def test_chunks_train_as_whole_batches_do(moon2, by_one_process, tmp_path):
     whole = train_all(moon2, tmp_path, GLOBAL_BATCH, chunk=None)
-    assert_same_trainings(whole, by_one_process, ("adapters", "dual_in_chunks", "dual_adapters", "compatible"))
+    assert_same_trainings(
+        whole, by_one_process, ("adapters", "dual_in_chunks", "dual_adapters", "compatible", "teachers")
+    )
 
 
 def test_the_queue_is_filled_before_it_is_compared_with(by_one_process):
@@ -58,6 +61,13 @@ def test_the_term_of_an_earlier_model_is_logged(by_one_process):
     assert not any("loss_compatible" in line for line in plain)
 
 
+def test_the_teachers_are_alone_in_the_first_steps_and_beside_the_loss_afterwards(by_one_process):
+    first, *later = by_one_process["teachers"][0]
+    assert first["loss"] == pytest.approx(first["loss_teachers"], rel=VALUE)
+    for line in later:
+        assert line["loss"] > line["loss_teachers"] > 0
+
+
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_each_picture_goes_through_the_tower_once_a_forward_pass(moon2, tmp_path, chunk):
     dual = LossArguments(dual_alignment=True, encode_chunk_size=chunk)
@@ -77,7 +87,7 @@ def test_each_picture_goes_through_the_tower_once_a_forward_pass(moon2, tmp_path
     assert sum(seen) == (patches if chunk is None else 2 * patches - last)
 
 
-@pytest.mark.parametrize("name", ["adapters", "dual_in_chunks", "compatible"])
+@pytest.mark.parametrize("name", ["adapters", "dual_in_chunks", "compatible", "teachers"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(moon2, tmp_path, name):
     saving = {"save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "max_grad_norm": 1.0}
     whole = make_trainer(moon2, tmp_path / "whole", variants(3)[name], GLOBAL_BATCH, **saving)
@@ -89,6 +99,13 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(moon2, tmp_path, name
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
     states = [trainer.own_state() for trainer in (whole, resumed)]
+    if whole.distiller is not None:
+        maps, start = (
+            whole.distiller.state_dict(),
+            FrozenModels(teachers=TEACHERS).distiller(whole.model).state_dict(),
+        )
+        assert all(torch.equal(value, states[1]["teachers"][name]) for name, value in maps.items())
+        assert not any(torch.equal(value, start[name]) for name, value in maps.items())  # the maps have learned
     for one, two in zip(*(state["queue"]["steps"] for state in states), strict=True):
         assert torch.equal(one["vector_CD"], two["vector_CD"])
     if whole.momentum is not None:

@@ -62,7 +62,7 @@ def recipe(**changes):
     model = {"architecture": "moon", "quantization": "none"}
     pairs = {"query_mix": {"i": 1, "t": 1}, "product_mix": {"mm": 1}}
     loss = {"queue_momentum": None, "encode_chunk_size": None, "dual_alignment": False, "sparsity_weight": 0.0}
-    loss |= {"compatible_with": None}
+    loss |= {"compatible_with": None, "teachers": []}
     training = {"train_minutes": None, "world_size": 2}
     groups = {"model": model, "pairs": pairs, "loss": loss, "reasoning": {"stage": "contrastive"}, "training": training}
     for key, value in changes.items():
@@ -138,6 +138,7 @@ def test_without_a_launch_file_nothing_is_refused():
         ({"train_minutes": 3.0}, "train_minutes: fsdp does not support 3.0; expected max_steps, or .*ddp.yaml"),
         ({"queue_momentum": 0.99}, "queue_momentum: fsdp does not support 0.99; expected null"),
         ({"world_size": 1}, "processes: fsdp does not support 1; expected 2 or more"),
+        ({"teachers": [{}]}, "teachers: fsdp does not support 1; expected none, or .*ddp.yaml"),
     ],
 )
 def test_what_a_model_in_parts_does_not_do_is_refused_by_its_key(monkeypatch, change, message):
