@@ -12,7 +12,7 @@ import pytest
 from moon3.__main__ import commands, help_of, main
 
 ROOT = Path(__file__).resolve().parents[2]
-EARLY = ["quickstart", "tables", "catalogue", "upcycle", "train", "shop", "mine", "annotate"]
+EARLY = ["quickstart", "tables", "catalogue", "make-base", "upcycle", "train", "shop", "mine", "annotate"]
 LATE = [
     "evaluate",
     "mteb",
