@@ -71,7 +71,7 @@ def compare(
     expected_ids = [_ids(donor.tokenizer, prompt, chat) for prompt in prompts]
     ids = [_ids(tokenizer, prompt, chat) for prompt in prompts]
     expected = [_states(model, row) for row in expected_ids]
-    written = [_written(model, donor.tokenizer, row) for row in expected_ids] if corpus is None else None
+    written = _written(model, donor.tokenizer, expected_ids) if corpus is None else None
     del model
     names = {"base": str(base), **dict.fromkeys(presets)}
     results: dict[str, dict[str, Any]] = {}
@@ -82,7 +82,7 @@ def compare(
             model = kind.from_pretrained(folder, dtype=torch.float32).eval()
             results[name] = _differences(expected, [_states(model, row) for row in ids])
             if written is not None:
-                texts = [_written(model, tokenizer, row) for row in ids]
+                texts = _written(model, tokenizer, ids)
                 results[name]["same_texts"] = sum(map(str.__eq__, texts, written))
             del model
     same_tokens = [
@@ -109,12 +109,13 @@ def _states(model: Any, ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def _written(model: Any, tokenizer: Any, ids: list[int]) -> str:
-    prompt = torch.tensor([ids])
-    written = model.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, do_sample=False
-    )
-    return tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
+def _written(model: Any, tokenizer: Any, rows: list[list[int]]) -> list[str]:
+    """Return the greedy text after each prompt; all prompts are one batch, padded on the left."""
+    longest = max(map(len, rows))
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
+    prompts = torch.tensor([[0] * (longest - len(ids)) + ids for ids in rows])
+    written = model.generate(input_ids=prompts, attention_mask=mask, max_new_tokens=_NEW_TOKENS, do_sample=False)
+    return tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
 
 
 def _differences(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, Any]:
