@@ -61,6 +61,12 @@ def test_a_result_is_added_to_the_file_and_replaces_its_older_one(tmp_path):
     assert [(result["text"], result["equal"]) for result in found] == [("b", True), ("a", False)]
 
 
+def test_the_table_in_the_docs_is_rendered_from_the_file(project_root):
+    results = json.loads((project_root / "results" / "real_base.json").read_text())
+    assert all(result["equal"] for result in results["bases"])
+    assert "<!-- real-base-table -->\n" + table(results) in (project_root / "docs" / "training.md").read_text()
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_the_command_writes_the_figures_and_fails_if_they_differ(tmp_path, capsys, monkeypatch, equal):
     from training.studies import real_base
