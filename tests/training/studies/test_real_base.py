@@ -9,7 +9,7 @@ from tiny_donors import donor_tokenizer, tiny_donor
 
 from moon3.__main__ import main
 from training.model.text_base import make_text_base
-from training.studies.real_base import PROMPTS, compare, record, summary
+from training.studies.real_base import PROMPTS, compare, record, summary, table
 
 VISION = {"hidden_size": 32, "depth": 2, "max_image_tokens": 4, "min_image_tokens": 1}
 
