@@ -52,7 +52,7 @@ def compare(
         text: the language model, see `training.model.donor.open_donor`.
         base: the folder that `training.model.text_base.make_text_base` wrote.
         layers: the number of layers that the base kept; the language model is cut in the same way. None: all.
-        corpus: the corpus of a pruned vocabulary, whose first ten texts are then the prompts. The written texts are not
+        corpus: the corpus of a pruned vocabulary, of which ten texts are then the prompts. The written texts are not
             compared in this case, because the language model also writes tokens that are not kept.
         presets: the Moon checkpoints that are upcycled from the base and compared as well.
 
@@ -66,7 +66,7 @@ def compare(
         model.model.layers = model.model.layers[:layers]
         model.config.num_hidden_layers = layers
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts = list(PROMPTS) if corpus is None else list(texts_of(*read_corpus(corpus)))[: len(PROMPTS)]
+    prompts = list(PROMPTS) if corpus is None else _texts_throughout(corpus)
     chat = corpus is None and donor.tokenizer.chat_template is not None
     expected_ids = [_ids(donor.tokenizer, prompt, chat) for prompt in prompts]
     ids = [_ids(tokenizer, prompt, chat) for prompt in prompts]
@@ -93,6 +93,12 @@ def compare(
     equal = all(same_tokens) and all(_is_equal(result, len(prompts)) for result in results.values())
     about = {"text": donor.name, "layers": layers, "pruned": corpus is not None, "tokens": len(tokenizer)}
     return {**about, **compared, "written": written, "equal": equal, "provenance": provenance(0)}
+
+
+def _texts_throughout(corpus: str | Path) -> list[str]:
+    """Return up to ten texts at equal distances in a corpus."""
+    texts = [text for text in texts_of(*read_corpus(corpus)) if text]
+    return texts[:: max(1, len(texts) // len(PROMPTS))][: len(PROMPTS)]
 
 
 def _ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
