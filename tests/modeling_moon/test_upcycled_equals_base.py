@@ -367,7 +367,7 @@ def test_every_tensor_of_a_full_size_base_has_its_place_and_none_is_left(monkeyp
             name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
             for name, tensor in state.items()
         }
-    monkeypatch.setattr(module, "_base_tensors", lambda folder: ((moon_name(n), t) for n, t in state.items()))
+    monkeypatch.setattr(module, "base_tensors", lambda folder: ((moon_name(n), t) for n, t in state.items()))
     if (backbone, names) == ("qwen3_vl", "new"):
         assert {name: list(tensor.shape) for name, tensor in state.items()} == QWEN3_VL_2B
     made = module._moon_tensors(Path("base"), config, config.vocab_size, list(range(151669, 151678)), seed=0)

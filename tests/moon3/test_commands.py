@@ -20,6 +20,7 @@ EARLY = [
     "catalogue",
     "mine",
     "annotate",
+    "make-base",
     "upcycle",
     "train",
     "shop",

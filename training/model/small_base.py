@@ -31,11 +31,18 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
+# Vision tokens, by the field of the configuration that holds their id.
+TOKEN_IDS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
 # Qwen2's split rule: contractions, words, single digits, punctuation, line ends, spaces.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- if message['content'] is string -%}
@@ -133,7 +140,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
         model_max_length=4096,
         padding_side="left",
     )
@@ -167,7 +174,8 @@ def _text_config(sizes: SmallBaseConfig, vocab_size: int) -> dict[str, Any]:
     return config
 
 
-def _vision_config(sizes: SmallBaseConfig) -> dict[str, Any]:
+def vision_config(sizes: SmallBaseConfig) -> dict[str, Any]:
+    """Return the configuration of the vision tower."""
     config: dict[str, Any] = {
         "depth": sizes.vision_depth,
         "hidden_size": sizes.vision_hidden_size,
@@ -191,7 +199,8 @@ def _vision_config(sizes: SmallBaseConfig) -> dict[str, Any]:
     return config
 
 
-def _preprocessor_config(sizes: SmallBaseConfig, patch_size: int) -> dict[str, Any]:
+def preprocessor_config(sizes: SmallBaseConfig, patch_size: int) -> dict[str, Any]:
+    """Return the settings of the image processor, as preprocessor_config.json contains them."""
     pixels_per_token = (2 * patch_size) ** 2
     qwen3 = sizes.backbone == "qwen3_vl"
     return {
@@ -246,11 +255,11 @@ def make_base(folder: str | Path, *, texts: Iterable[str], **sizes: Any) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(texts, small.vocab_size)
     tokenizer.save_pretrained(folder)
-    vision = _vision_config(small)
+    vision = vision_config(small)
     (folder / "preprocessor_config.json").write_text(
-        json.dumps(_preprocessor_config(small, vision["patch_size"]), indent=2) + "\n"
+        json.dumps(preprocessor_config(small, vision["patch_size"]), indent=2) + "\n"
     )
-    special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _TOKEN_IDS.items()}
+    special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in TOKEN_IDS.items()}
     config = AutoConfig.for_model(
         small.backbone,
         text_config=_text_config(small, len(tokenizer) + small.spare_embeddings),
@@ -267,11 +276,3 @@ def make_base(folder: str | Path, *, texts: Iterable[str], **sizes: Any) -> Path
     model.save_pretrained(folder)
     (folder / README_FILE).write_text(_CARD, encoding="utf-8")
     return folder
-
-
-_TOKEN_IDS = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}

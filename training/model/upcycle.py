@@ -112,7 +112,7 @@ def upcycle(
         raise OutputError(f"out: found the file {out}; expected a folder to write")
     if out.exists() and not overwrite and any(out.iterdir()):
         raise OutputError(f"out: found {out}, which is not empty; expected another folder, or --overwrite")
-    folder = _local_folder(base)
+    folder = local_folder(base)
     vlm_config = _read_base_config(folder)
     own = {name: moon.pop(name) for name in ("markers", "title_markers") if name in moon} | (limits or {})
     moon.setdefault("embedding_dim", min(256, vlm_config.text_config.hidden_size))
@@ -181,7 +181,12 @@ def _user_turn(processor: MoonProcessor) -> dict[str, Any]:
     return {"user_prefix_ids": prefix, "turn_end_id": end}
 
 
-def _local_folder(base: str | Path) -> Path:
+def local_folder(base: str | Path) -> Path:
+    """Return the folder of a base, which is downloaded if it is a hub id.
+
+    Raises:
+        UpcycleError: there is no folder, and nothing can be downloaded.
+    """
     if Path(base).is_dir():
         return Path(base)
     if Path(base).exists():
@@ -264,7 +269,8 @@ def moon_name(name: str) -> str:
     return name
 
 
-def _base_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def base_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a base with their names in Moon."""
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no dict
@@ -277,7 +283,7 @@ def _moon_tensors(
     """Yield every tensor of the Moon checkpoint, in the order of the base's tensors."""
     generator = torch.Generator().manual_seed(seed)
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in _base_tensors(folder):
+    for name, tensor in base_tensors(folder):
         feed_forward = _FEED_FORWARD.match(name)
         if feed_forward and int(feed_forward[2]) in config.mixture_layers:
             parts = waiting.setdefault(feed_forward[1], {})
