@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-ORDER = 38
+ORDER = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
