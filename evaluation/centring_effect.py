@@ -13,7 +13,7 @@ from evaluation.mixed_galleries import compare_by_type
 from product_data.errors import OptionError
 from retrieval.centring import Centring, content_form, read_form
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.model_kinds import unread_pictures
+from retrieval.model_kinds import unread_records
 from retrieval.phrases import shortened
 from retrieval.stores.interface import StoredProduct
 from retrieval.vector_files import VectorFolder
@@ -54,7 +54,7 @@ def centring_effect(
     pictured = [one for one in products if one.images]
     queries += [({"image": one.images[0]}, one.product_id) for one in _drawn(rng, pictured)]
     loaded, processor = load_for_evaluation(model or folder.embedding.model, device=device)
-    queries = [query for query in queries if not unread_pictures(processor, [query[0]], "queries")]
+    queries = [query for query in queries if not unread_records(processor, [query[0]], "queries")]
     encoded = encode(loaded, processor, [record for record, _ in queries], kind="query")
     queries = [queries[kept] for kept in encoded.kept]
     own = {one: [row for row, owner in enumerate(owners) if owner == one] for one in {owner for _, owner in queries}}
