@@ -7,10 +7,12 @@ Qwen2.5-Coder-0.5B-Instruct*.gguf (on the Hub: bartowski/SmolLM2-135M-Instruct-G
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
 from table_files import write_table
+from tiny_donors import tiny_donor
 from tiny_runs import write_recipe
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
@@ -19,7 +21,6 @@ from product_data.atomic_files import read_lines
 from training.model.text_base import make_text_base
 from training.studies.real_base import PROMPTS
 
-pytestmark = pytest.mark.slow
 VISION = {"hidden_size": 64, "depth": 2, "max_image_tokens": 16, "min_image_tokens": 1}
 RECIPE = {
     "catalogue": {"products": 40, "image_size": 64, "progress": False},
@@ -62,28 +63,43 @@ def assert_hidden_states_of_donor(file, base):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_smollm2_is_exact_and_becomes_a_moon_that_trains_reasons_searches_and_explains(tmp_path):
+def train_and_use(base, folder):
+    """Train a moon3 from a base for a step of each stage, load it into sentence-transformers, and draw a heat map."""
     from sentence_transformers import SentenceTransformer
 
+    recipe = write_recipe(folder / "recipe.yaml", base=str(base), **RECIPE)
+    assert main(["train", str(recipe), "--output_dir", str(folder / "run")]) == 0
+    final = folder / "run" / "final"
+    assert [line["step"] for line in read_lines(folder / "run" / "metrics.jsonl")] == [1]
+    encoder = SentenceTransformer(str(final), trust_remote_code=True)
+    vectors = encoder.encode([{"title": "red leather ankle boots"}, "a navy mug"])
+    assert vectors.shape == (2, 64)
+    assert abs(float(vectors[0] @ vectors[1])) < 0.9999
+    encoder.save_pretrained(str(folder / "saved"))
+    again = SentenceTransformer(str(folder / "saved"), trust_remote_code=True).encode(["a navy mug"])
+    np.testing.assert_allclose(again[0], vectors[1], atol=1e-5)
+    drawn = ["heatmap", "--model", final, "--data", "catalogue", "--catalogue-products", 20, "--first", 1]
+    assert main([*map(str, drawn), "--reasoning", "generate", "--output", str(folder / "maps")]) == 0
+    assert list((folder / "maps").glob("*.png"))
+
+
+def test_a_tiny_language_model_becomes_a_moon_that_trains_reasons_searches_and_explains(tmp_path):
+    donor = tiny_donor(tmp_path / "donor")
+    train_and_use(make_text_base(donor, tmp_path / "base", corpus="catalogue", vision=VISION), tmp_path)
+
+
+@pytest.mark.slow
+def test_smollm2_is_exact_and_becomes_a_moon_that_trains_reasons_searches_and_explains(tmp_path):
     file = donor_file("SmolLM2-135M-Instruct*.gguf")
     base = make_text_base(file, tmp_path / "whole", vision=VISION)
     assert_hidden_states_of_donor(file, base)
     corpus = write_table(tmp_path / "products.csv", [{"product_id": "1", "title": "red leather ankle boots, navy mug"}])
     small = make_text_base(file, tmp_path / "small", layers=2, corpus=corpus, vision=VISION)
     assert len(AutoTokenizer.from_pretrained(small)) < 1500
-    recipe = write_recipe(tmp_path / "recipe.yaml", base=str(small), **RECIPE)
-    assert main(["train", str(recipe), "--output_dir", str(tmp_path / "run")]) == 0
-    final = tmp_path / "run" / "final"
-    assert read_lines(tmp_path / "run" / "metrics.jsonl")
-    encoder = SentenceTransformer(str(final), trust_remote_code=True)
-    vectors = encoder.encode([{"title": "red leather ankle boots"}, "a navy mug"])
-    assert vectors.shape == (2, 64)
-    assert abs(float(vectors[0] @ vectors[1])) < 0.9999
-    drawn = ["heatmap", "--model", final, "--data", "catalogue", "--catalogue-products", 20, "--first", 1]
-    assert main([*map(str, drawn), "--reasoning", "generate", "--output", str(tmp_path / "maps")]) == 0
-    assert list((tmp_path / "maps").glob("*.png"))
+    train_and_use(small, tmp_path)
 
 
+@pytest.mark.slow
 def test_qwen_is_exact_and_writes_the_attributes_of_a_product(tmp_path):
     file = donor_file("*[Qq]wen2.5*0.5[Bb]*.gguf")
     base = make_text_base(file, tmp_path / "base", vision=VISION)
