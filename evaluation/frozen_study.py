@@ -122,7 +122,7 @@ def joined_rows(cells: Mapping[str, Sequence[Row]], beside: Sequence[Mapping[str
         models = {name: _measured(row, of_models.get(reference)) for name, row in of_models.items()}
         if first.word_N is not None:
             models["BM25"] = _value(first.word_N)
-        entry = dict(zip(("task", "what", "form", "metric"), key, strict=True))
+        entry: dict[str, Any] = dict(zip(("task", "what", "form", "metric"), key, strict=True))
         entry |= {"queries": len(first.names), "choices": first.choices, "chance": first.chance}
         for other in beside:
             if all(other[name] == entry[name] for name in ("task", "what", "form", "metric", *BESIDE)):

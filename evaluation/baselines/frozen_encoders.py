@@ -63,7 +63,7 @@ class FrozenProcessor(PeerProcessor):
     def tensors(self, rows: Sequence[PeerRow], shortened: list[Shortened]) -> Mapping[str, Any]:
         """Return the pixels, the text encoder's tensors under "text/…", and the rows that both belong to."""
         texts, pictures, tensors = flat_parts(rows)
-        if pictures:
+        if pictures and self.pictures is not None:
             tensors["pixel_values"] = self.pictures(images=pictures, return_tensors="pt")["pixel_values"]
         if texts and self.text is not None:
             written = [replace(row, pictures=[]) for row in rows if row.text]

@@ -71,7 +71,10 @@ def open_detector(
     """
     if name not in DETECTORS:
         raise OptionError(f"detector: found {name!r}; expected one of {', '.join(DETECTORS)}")
-    given = {"saliency": {"weights": weights, "saliency": saliency}, "grounding": {"model": model, "device": device}}
+    given: dict[str, dict[str, Any]] = {
+        "saliency": {"weights": weights, "saliency": saliency},
+        "grounding": {"model": model, "device": device},
+    }
     for owner, options in given.items():
         unused = [option for option, value in options.items() if value is not None and owner != name]
         if unused:
