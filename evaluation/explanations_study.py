@@ -27,15 +27,22 @@ from evaluation.provenance import provenance
 from product_data.catalogue.making import make_catalogue
 from product_data.tables import load_tables
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.explain import DEFAULT_LAMBDA, MatchExplainer, MatchExplanation, Side, decompose, explain_match
-from retrieval.phrase_dictionary import unit_or_zero
-from retrieval.phrases import Phrase, embed_phrases, phrases_of
+from retrieval.explanation.explain import (
+    DEFAULT_LAMBDA,
+    MatchExplainer,
+    MatchExplanation,
+    Side,
+    decompose,
+    explain_match,
+)
+from retrieval.explanation.phrase_dictionary import unit_or_zero
+from retrieval.explanation.phrases import Phrase, embed_phrases, phrases_of
+from retrieval.explanation.value_readers import NOISES, SHRINKAGE, ValueReaders, stated_values
 from retrieval.queries import Query
 from retrieval.query_encoder import QueryEncoder
 from retrieval.search import Searcher
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import StoredProduct
-from retrieval.value_readers import NOISES, SHRINKAGE, ValueReaders, stated_values
 
 SEEDS = {"validation": 2, "unseen": 0}
 """Seeds of both catalogues; the shipped checkpoint was trained on seed 1."""
@@ -232,7 +239,7 @@ def value_means(readers: ValueReaders) -> np.ndarray:
 
 
 def lasso_parts(catalogue: Drawn, mean_D: np.ndarray, atom_PD: np.ndarray, penalty: float) -> _Parts:
-    """Return parts with the non-negative sparse weights of the candidates' atoms, see `retrieval.explain.decompose`."""
+    """Return parts with the non-negative sparse weights of the candidates' atoms: `retrieval.explanation.explain.decompose`."""
     unit_PD = unit_or_zero(atom_PD)
 
     def parts(product: int, columns: np.ndarray) -> np.ndarray:

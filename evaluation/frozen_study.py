@@ -31,7 +31,7 @@ from product_data.atomic_files import write_atomically
 from product_data.errors import OptionError
 from product_data.tables import ProductTables
 from retrieval.encode import config_digest, load_for_evaluation
-from retrieval.fingerprint import model_fingerprint
+from retrieval.vectors.fingerprint import model_fingerprint
 
 CROP = " + crop"
 """What follows a model's name where it also reads the core crop."""

@@ -15,7 +15,7 @@ from processing_moon import ProductError
 from product_data.atomic_files import write_atomically
 from product_data.errors import OptionError
 from product_data.outputs import OutputError, require_writable_file
-from retrieval.explain import MatchExplanation
+from retrieval.explanation.explain import MatchExplanation
 from retrieval.queries import Query
 from retrieval.search import Searcher
 from retrieval.stores.interface import StoredProduct
@@ -31,7 +31,7 @@ def explanation_rows(found: MatchExplanation) -> Sequence[tuple[str, ...]]:
     The last cell is the share of held-out products whose value of this key is read right from their vector.
 
     Args:
-        found: from `retrieval.explain`.
+        found: from `retrieval.explanation.explain`.
     """
     rows = [
         (
@@ -69,7 +69,7 @@ def explanation_table(found: MatchExplanation, *, style: str = "simple") -> str:
     """Return the rows of `explanation_rows` as a table, and the largest pairs of different values under it.
 
     Args:
-        found: from `retrieval.explain`.
+        found: from `retrieval.explanation.explain`.
         style (`str`): a tabulate format. Default "simple".
     """
     table = tabulate(explanation_rows(found), HEADINGS, tablefmt=style, disable_numparse=True)

@@ -34,7 +34,7 @@ from retrieval.queries import Query
 from retrieval.search import Searcher, open_searcher
 from retrieval.stores.interface import StoredProduct
 from retrieval.stores.opening import create_store, sync
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 KINDS = ("words", "words again", "picture", "both")
 K = 10

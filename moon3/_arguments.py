@@ -109,6 +109,6 @@ def data_set_of(chosen: argparse.Namespace) -> TripletOptions:
 
 def phrases_folder(store: str) -> Path | None:
     """Return the folder of a catalogue's vectors that keeps what explanations need; None for other stores."""
-    from retrieval.vector_files import VectorFolder, is_vector_folder
+    from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
 
     return VectorFolder(store).phrases_folder if is_vector_folder(store) else None

@@ -68,9 +68,9 @@ def run(chosen: argparse.Namespace) -> int:
     from product_data.feeds.reading import read_feed
     from product_data.outputs import require_writable_folder
     from product_data.picture_files import PictureFetching
-    from retrieval.embedding_options import EmbeddingOptions
-    from retrieval.job import EmbeddingJobError, embed_feed
-    from retrieval.vector_files import VectorFolder
+    from retrieval.embedding.embedding_options import EmbeddingOptions
+    from retrieval.embedding.job import EmbeddingJobError, embed_feed
+    from retrieval.vectors.vector_files import VectorFolder
 
     require_writable_folder("--output", chosen.output)
     names = (
@@ -112,7 +112,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 def list_errors(output: Path) -> int:
     """Print the products without a vector, one a line, and return 1 if there are any."""
-    from retrieval.vector_files import VectorFolder
+    from retrieval.vectors.vector_files import VectorFolder
 
     count = 0
     for product_id, form, reason in VectorFolder(output).errors():

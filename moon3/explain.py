@@ -37,7 +37,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Explain, print the parts of the cosine, and write the page or picture."""
     import evaluation.baselines  # noqa: F401 - registers the kinds of models
     from evaluation.match_page import explanation_table, require_match_file, write_match
-    from retrieval.explain import MatchExplainer
+    from retrieval.explanation.explain import MatchExplainer
     from retrieval.queries import Query, read_picture
     from retrieval.search import open_searcher
 

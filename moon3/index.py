@@ -29,7 +29,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Write what differs, compact, and print what was decided."""
     from product_data.errors import OptionError
     from retrieval.stores.opening import create_store, folder_centring, sync
-    from retrieval.vector_files import VectorFolder
+    from retrieval.vectors.vector_files import VectorFolder
 
     if chosen.model is not None and not chosen.centre:
         raise OptionError("--model: found no --centre; expected both: only the effect of centring needs the model")

@@ -39,7 +39,7 @@ class QueryEncoder:
 
     Args:
         model, processor: from `retrieval.encode.load_for_evaluation`.
-        fingerprint (`str`): the model's fingerprint, see `retrieval.fingerprint`; "" if it is not known.
+        fingerprint (`str`): the model's fingerprint, see `retrieval.vectors.fingerprint`; "" if it is not known.
 
     Relations: `Searcher` calls it for one query at a time; a service collects queries and calls `encode_queries`.
     """

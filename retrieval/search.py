@@ -18,7 +18,6 @@ import numpy as np
 
 from product_data.rows import PRODUCT_FORMS
 from retrieval.encode import load_for_evaluation
-from retrieval.fingerprint import model_fingerprint
 from retrieval.model_kinds import CheckpointError
 from retrieval.queries import Query, SearchError, SearchOptions
 from retrieval.query_encoder import EncodedQuery, QueryEncoder, weighted
@@ -26,7 +25,8 @@ from retrieval.reasoning_options import check_threshold
 from retrieval.stores.interface import Hit, Store, StoredProduct
 from retrieval.stores.opening import open_store
 from retrieval.upgrade.opening import with_adapter
-from retrieval.vector_files import VectorFolder, is_vector_folder
+from retrieval.vectors.fingerprint import model_fingerprint
+from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
 
 Encode = Callable[[Query, str], EncodedQuery]
 """(query, mode of reasoning) → its vectors; raises `SearchError`."""

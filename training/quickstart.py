@@ -36,9 +36,9 @@ from product_data.atomic_files import PARTIAL
 from product_data.catalogue.making import write_catalogue
 from product_data.feeds.feed_product import FeedProduct
 from product_data.tables import ProductTables, QueryRow, load_tables
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.encode import load_for_evaluation
-from retrieval.job import embed_feed
 from training.assembly.stages import trainer_factory
 from training.assembly.starting_model import load_start, make_trainable, prepare_base
 from training.assembly.step_rate import seconds_per_step

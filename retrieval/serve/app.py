@@ -34,7 +34,7 @@ from starlette.routing import Route
 
 from processing_moon import ProductError
 from product_data.errors import OptionError
-from retrieval.phrases import ExplanationError
+from retrieval.explanation.phrases import ExplanationError
 from retrieval.queries import SearchError
 from retrieval.search import Searcher, product_as_dict
 from retrieval.serve.batching import BusyError, MicroBatcher

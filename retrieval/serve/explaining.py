@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from retrieval.explain import MatchExplainer, MatchExplanation
+from retrieval.explanation.explain import MatchExplainer, MatchExplanation
 from retrieval.queries import Query
 from retrieval.search import Searcher
 

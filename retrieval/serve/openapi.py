@@ -56,7 +56,7 @@ def product_schema() -> dict[str, Any]:
 
 
 def explanation_fields() -> dict[str, Any]:
-    """Return the JSON schema of each field of an explanation, see `retrieval.explain.MatchExplanation`."""
+    """Return the JSON schema of each field of an explanation, see `retrieval.explanation.explain.MatchExplanation`."""
     number, objects = {"type": "number"}, {"type": "array", "items": {"type": "object"}}
     return {
         "form": _STRING,

@@ -10,11 +10,11 @@ from urllib.parse import quote, urlsplit
 
 from processing_moon import ProductError
 from processing_moon.images_moon import ImageLimits, open_image
-from retrieval.picture_folder import PictureFolder
-from retrieval.product_facts import is_url
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError
 from retrieval.stores.interface import Store
+from retrieval.vectors.picture_folder import PictureFolder
+from retrieval.vectors.product_facts import is_url
 
 SIDE = 480
 """Longest side of a served picture, in pixels."""

@@ -23,12 +23,12 @@ from processing_moon import ProductError
 from product_data.feeds.feed_product import AVAILABILITY
 from product_data.rows import ProductRow
 from retrieval.encode import encode
-from retrieval.picture_folder import PictureFolder, key_of
 from retrieval.query_encoder import QueryEncoder
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError, decoded_picture
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import CLIENT_DIGEST, Store, StoreBusyError, StoredProduct
+from retrieval.vectors.picture_folder import PictureFolder, key_of
 
 WAIT_SECONDS = 5.0
 """How long a write waits for another process that writes."""

@@ -86,7 +86,7 @@ class Store(Protocol):
 
     dimension: int
     fingerprint: str
-    """Fingerprint of the model whose vectors the store holds: see `retrieval.fingerprint`."""
+    """Fingerprint of the model whose vectors the store holds: see `retrieval.vectors.fingerprint`."""
     about: str
     """What the store is and where, for messages: "exact search in memory over …"."""
 

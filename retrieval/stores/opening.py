@@ -17,7 +17,7 @@ from retrieval.centring import LEAST_PRODUCTS, Centring, FormSums, content_form,
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.exact_search import FirstPass
 from retrieval.stores.interface import CLIENT_DIGEST, Store, StoredProduct, StoreError
-from retrieval.vector_files import VectorFolder, is_vector_folder
+from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
 
 if TYPE_CHECKING:
     from retrieval.stores.embedded import EmbeddedStore

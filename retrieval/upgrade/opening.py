@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from retrieval.shard_files import read_shard
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import Store
 from retrieval.stores.opening import open_store
 from retrieval.upgrade.mixed_store import MixedStore
 from retrieval.upgrade.sampling import UpgradeError
 from retrieval.upgrade.upgrade_folder import Upgrade, UpgradeFolder
-from retrieval.vector_files import VectorFolder, is_vector_folder
+from retrieval.vectors.shard_files import read_shard
+from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
 
 Hashes = dict[tuple[str, str], str]
-"""(product id, form) → hash of what the model read, see `retrieval.content_hash`."""
+"""(product id, form) → hash of what the model read, see `retrieval.vectors.content_hash`."""
 _BATCH = 4096
 
 

@@ -20,7 +20,7 @@ from product_data.atomic_files import file_written_whole, write_atomically
 from retrieval.upgrade.adapters import Adapter
 from retrieval.upgrade.calibration import Calibration
 from retrieval.upgrade.sampling import UpgradeError
-from retrieval.vector_files import VectorFolder, is_vector_folder
+from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
 
 FORMAT = 1
 ADAPTER, BACK = "adapter.", "back."

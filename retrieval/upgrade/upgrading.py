@@ -19,11 +19,9 @@ from product_data.feeds.feed_product import FeedProduct
 from product_data.interactions import parse_count
 from product_data.rows import ProductRow
 from product_data.table_files import TableError, is_absent, read_rows
-from retrieval.content_hash import content_hash
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import JobReport, embed_feed
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.fingerprint import model_fingerprint
-from retrieval.job import JobReport, embed_feed
 from retrieval.model_kinds import CheckpointError
 from retrieval.upgrade.fitting import Sample, fit_upgrade
 from retrieval.upgrade.gallery import Gallery
@@ -31,7 +29,9 @@ from retrieval.upgrade.opening import content_hashes
 from retrieval.upgrade.recipes import Texts, short_texts
 from retrieval.upgrade.sampling import LEAST_SAMPLE, UpgradeError, stratified_sample
 from retrieval.upgrade.upgrade_folder import ModelOf, Upgrade, UpgradeFolder
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.content_hash import content_hash
+from retrieval.vectors.fingerprint import model_fingerprint
+from retrieval.vectors.vector_files import VectorFolder
 
 Report = Callable[[str], Any]
 Products = Callable[[], Iterable[FeedProduct]]

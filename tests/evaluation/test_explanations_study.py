@@ -23,7 +23,7 @@ from evaluation.explanations_study import (
     trusted_contribution,
     trusted_scores,
 )
-from retrieval.phrases import Phrase
+from retrieval.explanation.phrases import Phrase
 from retrieval.stores.interface import StoredProduct
 
 

@@ -16,8 +16,8 @@ from evaluation.service_load import is_right, service_lines, service_table
 from evaluation.service_process import Client, ServiceError, ServiceProcess
 from evaluation.service_truth import ServiceTruth
 from moon3.__main__ import main
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.job import embed_feed
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 
 
 @pytest.fixture(scope="module")

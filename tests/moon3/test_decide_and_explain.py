@@ -14,8 +14,8 @@ from small_feeds import feed
 from stored_products import units
 
 from moon3.__main__ import main
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.job import embed_feed
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.stores.embedded import EmbeddedStore
 from retrieval.stores.interface import StoredProduct
 

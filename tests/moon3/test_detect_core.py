@@ -12,10 +12,10 @@ from table_files import write_table
 from moon3.__main__ import main
 from product_data.feeds.reading import read_feed
 from product_data.tables import load_tables
-from retrieval.content_hash import content_hash
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.encode import VectorCache, load_for_evaluation
-from retrieval.job import embed_feed
+from retrieval.vectors.content_hash import content_hash
 from training.batches.pairs import PairDataset, PairSource
 from training.recipe.pairs import PairArguments
 

@@ -8,7 +8,7 @@ import pytest
 from pictures import noise
 
 from moon3.__main__ import main
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

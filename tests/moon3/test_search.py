@@ -12,10 +12,10 @@ from PIL import Image
 from small_feeds import feed
 
 from moon3.__main__ import main
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.job import embed_feed
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 COLOURS = ("red", "blue", "green")
 

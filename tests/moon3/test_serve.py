@@ -10,10 +10,10 @@ from small_feeds import feed
 from starlette.testclient import TestClient
 
 from moon3.__main__ import main
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.job import embed_feed
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.stores.opening import create_store, sync
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 KEY = "a key of this test"
 

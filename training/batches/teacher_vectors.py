@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 _NOT_TEXT = {"id", "images", "core_box", "reasoning"}
 

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from modeling_moon.configuration_moon import PRESETS, MoonConfig
-from retrieval.vector_files import is_vector_folder
+from retrieval.vectors.vector_files import is_vector_folder
 from training.errors import RecipeError
 from training.model.quantization import check_quantization
 from training.parallel.launching import check_launch

@@ -32,7 +32,7 @@ from product_data.catalogue.making import make_catalogue
 from product_data.errors import OptionError
 from product_data.outputs import require_writable_folder
 from retrieval.stores.interface import StoredProduct
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 from training.model.small_base import make_base
 from training.model.upcycle import upcycle
 from training.places import PROJECT

@@ -26,7 +26,7 @@ from evaluation.run import EvaluationOptions, evaluate_model
 from processing_moon import crop_core
 from product_data.tables import load_tables
 from retrieval.encode import CheckpointError, VectorCache, encode, load_for_evaluation
-from retrieval.fingerprint import model_fingerprint
+from retrieval.vectors.fingerprint import model_fingerprint
 
 NORMAL = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
 

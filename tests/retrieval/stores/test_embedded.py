@@ -95,7 +95,7 @@ def test_a_reader_uses_what_a_later_compaction_decided(clustered, tmp_path):
 
 def _sync(place, folder):
     from retrieval.stores import opening
-    from retrieval.vector_files import VectorFolder
+    from retrieval.vectors.vector_files import VectorFolder
 
     opening.BATCH_BYTES = 4 * 8 * 2 * 20
     opening.sync(opening.create_store(place, 8, FINGERPRINT), VectorFolder(folder))

@@ -15,16 +15,15 @@ import torch
 from small_feeds import feed
 from words import words
 
-import retrieval.job
+import retrieval.embedding.job
 from modeling_moon import MoonForConditionalGeneration
 from moon3.__main__ import main
 from processing_moon import MoonProcessor
 from product_data.table_files import TableError
 from retrieval.centring import Centring
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.fingerprint import model_fingerprint
-from retrieval.job import embed_feed
 from retrieval.queries import Query, SearchError
 from retrieval.query_encoder import QueryEncoder
 from retrieval.search import Searcher, open_searcher
@@ -39,7 +38,8 @@ from retrieval.upgrade.recipes import linear_recipes
 from retrieval.upgrade.sampling import UpgradeError
 from retrieval.upgrade.upgrade_folder import UpgradeFolder
 from retrieval.upgrade.upgrading import UpgradeOptions, backfill, facts_as_products, read_traffic, upgrade_folder
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.fingerprint import model_fingerprint
+from retrieval.vectors.vector_files import VectorFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PRODUCTS, SAMPLE = 90, 60
@@ -286,7 +286,7 @@ def test_the_most_viewed_products_are_embedded_first(upgraded, models, tmp_path,
 
 def test_an_interrupted_backfill_goes_on(upgraded, models, monkeypatch, catalogue):
     options = UpgradeOptions(models[1], SAMPLE)
-    write, written = retrieval.job.write_shard, []
+    write, written = retrieval.embedding.job.write_shard, []
 
     def stop_at_second(path, rows):
         if written:
@@ -294,7 +294,7 @@ def test_an_interrupted_backfill_goes_on(upgraded, models, monkeypatch, catalogu
         written.append(path)
         write(path, rows)
 
-    monkeypatch.setattr(retrieval.job, "write_shard", stop_at_second)
+    monkeypatch.setattr(retrieval.embedding.job, "write_shard", stop_at_second)
     with monkeypatch.context() as small:
         small.setattr(
             "retrieval.upgrade.upgrading.EmbeddingOptions", lambda *a, **k: EmbeddingOptions(*a, **k, rows_per_shard=8)
@@ -303,7 +303,7 @@ def test_an_interrupted_backfill_goes_on(upgraded, models, monkeypatch, catalogu
             backfill(upgraded, options, PRODUCTS, report=quiet)
         assert UpgradeFolder(upgraded).vectors().state.products == SAMPLE  # the state before it is still searched
         assert len(open_upgraded(upgraded, model_fingerprint(models[1])).moved) == SAMPLE
-        monkeypatch.setattr(retrieval.job, "write_shard", write)
+        monkeypatch.setattr(retrieval.embedding.job, "write_shard", write)
         said = []
         done = backfill(upgraded, options, PRODUCTS, report=said.append)
     assert 0 < done.embedded < PRODUCTS - SAMPLE

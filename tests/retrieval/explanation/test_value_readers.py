@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from retrieval.value_readers import NOISES, SHRINKAGE, ValueReaders, stated_values
+from retrieval.explanation.value_readers import NOISES, SHRINKAGE, ValueReaders, stated_values
 
 KEYS = np.array([0, 0, 0, 1, 1])
 WIDTH = 6

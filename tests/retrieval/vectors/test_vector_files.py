@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrieval.product_facts import SortedProducts, read_products, write_products
-from retrieval.shard_files import ShardRows, VectorFileError, write_shard
 from retrieval.stores.interface import StoredProduct
-from retrieval.vector_files import Embedding, State, VectorFolder, is_vector_folder, open_or_create
+from retrieval.vectors.product_facts import SortedProducts, read_products, write_products
+from retrieval.vectors.shard_files import ShardRows, VectorFileError, write_shard
+from retrieval.vectors.vector_files import Embedding, State, VectorFolder, is_vector_folder, open_or_create
 
 EMBEDDING = Embedding("model", "f" * 32, {"reasoning": "none"}, ("mm", "t"), "float32", 8)
 
@@ -83,7 +83,7 @@ def test_every_field_of_a_product_comes_back(tmp_path):
 
 
 def test_products_are_sorted_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.product_facts._ROWS_IN_MEMORY", 7)
+    monkeypatch.setattr("retrieval.vectors.product_facts._ROWS_IN_MEMORY", 7)
     ids = [f"p{number}" for number in np.random.default_rng(0).permutation(50)]
     products = SortedProducts(tmp_path / "facts")
     for product_id in ids:

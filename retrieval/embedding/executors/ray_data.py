@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from product_data.errors import OptionError
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.executors.shard_encoder import EncodedShard, ShardEncoder, ShardTask
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.executors.shard_encoder import EncodedShard, ShardEncoder, ShardTask
 
 
 class ShardActor:

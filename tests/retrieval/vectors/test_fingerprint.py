@@ -10,9 +10,9 @@ import pytest
 from tiny_peers import make_clip
 
 import evaluation.baselines  # noqa: F401 - the peers' kinds
-from retrieval import fingerprint
-from retrieval.fingerprint import file_digest, model_fingerprint, settings_digest, vector_fingerprint
 from retrieval.model_kinds import CheckpointError
+from retrieval.vectors import fingerprint
+from retrieval.vectors.fingerprint import file_digest, model_fingerprint, settings_digest, vector_fingerprint
 
 
 @pytest.fixture

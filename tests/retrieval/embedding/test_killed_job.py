@@ -17,11 +17,11 @@ from small_feeds import feed, feed_product
 
 from product_data.atomic_files import PARTIAL
 from product_data.folder_lock import FolderInUseError, locked
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.executors.shard_encoder import ShardTask
-from retrieval.job import JobInterruptedError, embed_feed
-from retrieval.shard_files import VectorFileError
-from retrieval.vector_files import LOCK, VectorFolder
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.executors.shard_encoder import ShardTask
+from retrieval.embedding.job import JobInterruptedError, embed_feed
+from retrieval.vectors.shard_files import VectorFileError
+from retrieval.vectors.vector_files import LOCK, VectorFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")
@@ -109,7 +109,7 @@ def test_only_one_job_uses_a_folder(tmp_path, options):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize(
-    "writer", ["retrieval.shard_files.pyarrow.parquet.write_table", "retrieval.product_facts._table"]
+    "writer", ["retrieval.vectors.shard_files.pyarrow.parquet.write_table", "retrieval.vectors.product_facts._table"]
 )
 def test_a_full_disk_stops_the_job_in_a_sentence_and_the_same_command_goes_on(
     tmp_path, options, monkeypatch, number, writer
@@ -163,7 +163,7 @@ def test_too_little_room_for_the_vectors_stops_the_job_after_the_sample(tmp_path
     products = feed(tmp_path, range(60))
     usage = type("Usage", (), {"total": 10**9, "free": 100})
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.job.shutil.disk_usage", lambda path: usage)
+        patch.setattr("retrieval.embedding.job.shutil.disk_usage", lambda path: usage)
         with pytest.raises(
             JobInterruptedError, match=r"found 1e-07 GB free; expected .* The 16 products that are done are kept"
         ):

@@ -12,11 +12,11 @@ from PIL import Image
 from processing_moon import ProductError
 from product_data.feeds.feed_product import FeedProduct
 from product_data.rows import ProductRow
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.job import embed_feed
-from retrieval.picture_folder import LARGEST_BYTES, SIDE, PictureFolder, key_of
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.search import SearchError, open_searcher
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.picture_folder import LARGEST_BYTES, SIDE, PictureFolder, key_of
+from retrieval.vectors.vector_files import VectorFolder
 
 PHOTO = file_of(noise(40, 40, 1))
 
@@ -95,7 +95,7 @@ def test_the_job_shows_the_first_picture_of_a_feed_of_bytes_and_removes_what_lef
 def test_a_job_that_stops_keeps_the_pictures_of_the_state_before_it(tmp_path, tiny_moon, monkeypatch):
     output, options = tmp_path / "vectors", EmbeddingOptions(str(tiny_moon()))
     embed_feed([product(0, PHOTO)], output, options, report=lambda _: None)
-    monkeypatch.setattr("retrieval.job.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("retrieval.embedding.job.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         embed_feed([product(0, file_of(plain("blue")))], output, options, report=lambda _: None)
     (before,) = VectorFolder(output).products()

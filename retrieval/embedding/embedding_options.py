@@ -11,10 +11,10 @@ from product_data.errors import OptionError
 from product_data.rows import PRODUCT_FORMS
 from retrieval.product_encoder import default_workers
 from retrieval.reasoning_options import ROW_REASONING
-from retrieval.vector_types import DTYPES
+from retrieval.vectors.vector_types import DTYPES
 
 EXECUTORS = {"local": "local", "ray": "ray_data"}
-"""Name → file of `retrieval/executors/`; no file bears the name of a library."""
+"""Name → file of `retrieval/embedding/executors/`; no file bears the name of a library."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow
 from tqdm import tqdm
 
-from retrieval.shard_files import read_shard, shard_dimension, write_shard
+from retrieval.embedding.survey import Hashes, Survey, key_rows
 from retrieval.stores.interface import StoredProduct
-from retrieval.survey import Hashes, Survey, key_rows
-from retrieval.vector_files import Embedding, State, VectorFolder, shard_number
+from retrieval.vectors.shard_files import read_shard, shard_dimension, write_shard
+from retrieval.vectors.vector_files import Embedding, State, VectorFolder, shard_number
 
 Key = tuple[str, str]
 """(form, product id)"""

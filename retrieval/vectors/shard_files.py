@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from product_data.atomic_files import file_written_whole
-from retrieval.vector_types import vector_columns, vector_type
+from retrieval.vectors.vector_types import vector_columns, vector_type
 
 
 class VectorFileError(ValueError):
@@ -29,8 +29,8 @@ class ShardRows:
 
     Args:
         product_ids, forms: of each row.
-        content_hashes: hash of what the model read for each row, see `retrieval.content_hash`.
-        fingerprint (`str`): of the model and the settings that made the vectors, see `retrieval.fingerprint`.
+        content_hashes: hash of what the model read for each row, see `retrieval.vectors.content_hash`.
+        fingerprint (`str`): of the model and the settings that made the vectors, see `retrieval.vectors.fingerprint`.
         vectors_ND: (N, D) float32 unit vectors; rows with an error may hold anything.
         errors: why a row has no vector; `None` for a row that has one.
     """
@@ -43,7 +43,7 @@ class ShardRows:
     errors: Sequence[str | None]
 
     def table(self, dtype: str) -> pyarrow.Table:
-        """Return the rows as an Arrow table with vectors of one of `retrieval.vector_types.DTYPES`."""
+        """Return the rows as an Arrow table with vectors of one of `retrieval.vectors.vector_types.DTYPES`."""
         columns = {
             "product_id": pyarrow.array(self.product_ids, pyarrow.string()),
             "form": pyarrow.array(self.forms, pyarrow.string()),

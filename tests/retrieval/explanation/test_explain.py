@@ -13,8 +13,8 @@ from modeling_moon import MoonConfig  # noqa: F401 - registers the model
 from product_data.catalogue.making import make_catalogue
 from product_data.rows import ProductRow
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.explain import MatchExplainer, Side, decompose, explain_match
-from retrieval.phrases import ExplanationError, Phrase, collect_phrases, embed_phrases, phrases_of
+from retrieval.explanation.explain import MatchExplainer, Side, decompose, explain_match
+from retrieval.explanation.phrases import ExplanationError, Phrase, collect_phrases, embed_phrases, phrases_of
 from retrieval.queries import Query, SearchError
 from retrieval.query_encoder import QueryEncoder
 from retrieval.search import Searcher

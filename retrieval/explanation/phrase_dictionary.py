@@ -18,9 +18,16 @@ from typing import Any
 import numpy as np
 
 from product_data.atomic_files import file_written_whole
-from retrieval.phrases import ExplanationError, Phrase, collect_phrases, embed_phrases, phrases_of, shortened
+from retrieval.explanation.phrases import (
+    ExplanationError,
+    Phrase,
+    collect_phrases,
+    embed_phrases,
+    phrases_of,
+    shortened,
+)
+from retrieval.explanation.value_readers import Sums, ValueReaders, stated_values
 from retrieval.stores.interface import Store
-from retrieval.value_readers import Sums, ValueReaders, stated_values
 
 MOST_PRODUCTS = 20_000
 """Number of products that readers are fitted to; of a larger catalogue products at equal distances in the order of ids."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from product_data.feeds.feed_product import FeedProduct
 from product_data.rows import ProductRow
-from retrieval.executors.shard_encoder import ShardTask
-from retrieval.finishing import finish
-from retrieval.shard_files import ShardRows, write_shard
-from retrieval.survey import Surveyor
-from retrieval.vector_files import Embedding, open_or_create
+from retrieval.embedding.executors.shard_encoder import ShardTask
+from retrieval.embedding.finishing import finish
+from retrieval.embedding.survey import Surveyor
+from retrieval.vectors.shard_files import ShardRows, write_shard
+from retrieval.vectors.vector_files import Embedding, open_or_create
 
 COUNT, SHARD, WORDS = 3_000, 100, "a description of many words " * 200
 HELD_BYTES = 400
@@ -37,7 +37,7 @@ def traced_walk(folder):
 
 
 def test_memory_holds_ids_and_hashes_and_not_the_records(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.product_facts._ROWS_IN_MEMORY", 10)
+    monkeypatch.setattr("retrieval.vectors.product_facts._ROWS_IN_MEMORY", 10)
     folder = open_or_create(tmp_path / "v", Embedding("m", "f", {}, ("mm",), "float32"))
     folder.write_job(folder.embedding)
     survey, held, _ = traced_walk(folder)

@@ -9,7 +9,7 @@ import pytest
 from pictures import file_of, noise
 
 from product_data.rows import ProductRow
-from retrieval.content_hash import content_hash, has_content, picture_digest
+from retrieval.vectors.content_hash import content_hash, has_content, picture_digest
 
 ROW = ProductRow("p", "title", "text", ("a", "b"), {"colour": ("red",)}, (file_of(noise()),), core_box=(0, 0, 4, 4))
 

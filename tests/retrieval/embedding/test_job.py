@@ -10,11 +10,11 @@ from pictures import noise
 from small_feeds import feed, feed_product
 
 from product_data.table_files import TableError
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import EmbeddingJobError, embed_feed
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.job import EmbeddingJobError, embed_feed
-from retrieval.shard_files import VectorFileError
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.shard_files import VectorFileError
+from retrieval.vectors.vector_files import VectorFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +191,7 @@ def test_a_job_that_stops_at_its_end_is_finished_by_the_same_command_without_emb
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"retrieval.finishing.{step}", stop)
+        patch.setattr(f"retrieval.embedding.finishing.{step}", stop)
         with pytest.raises(KeyboardInterrupt):
             embed_feed(products, tmp_path / "v", options, report=str)
     with pytest.raises(VectorFileError, match="the embedding job has not finished"):

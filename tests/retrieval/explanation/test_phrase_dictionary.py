@@ -9,11 +9,11 @@ import pytest
 
 from modeling_moon import MoonConfig  # noqa: F401 - registers the model
 from retrieval.encode import load_for_evaluation
-from retrieval.phrase_dictionary import build_dictionary, unit_or_zero
-from retrieval.phrases import ExplanationError
+from retrieval.explanation.phrase_dictionary import build_dictionary, unit_or_zero
+from retrieval.explanation.phrases import ExplanationError
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import StoredProduct
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 COLORS = ("red", "blue", "green")
 
@@ -36,7 +36,7 @@ def store(model):
 @pytest.fixture
 def fits(monkeypatch):
     """Count how often readers are fitted and phrases embedded."""
-    from retrieval import phrase_dictionary
+    from retrieval.explanation import phrase_dictionary
 
     counts = {"readers": 0, "words": 0}
     fit, embed = phrase_dictionary.ValueReaders.fit, phrase_dictionary.embed_phrases
@@ -102,7 +102,7 @@ def test_torn_files_and_unknown_forms_are_refused(model, store, tmp_path):
 
 
 def test_readers_of_a_large_catalogue_are_fitted_to_every_nth_product(model, store, monkeypatch):
-    monkeypatch.setattr("retrieval.phrase_dictionary.MOST_PRODUCTS", 9)
+    monkeypatch.setattr("retrieval.explanation.phrase_dictionary.MOST_PRODUCTS", 9)
     made = build_dictionary(*model, store)
     assert made.product_ids == [f"p{n:02}" for n in range(0, 24, 3)]
     assert made.readers("t").sums.count == 8

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from retrieval.vector_types import DTYPES, unit_vectors, vector_columns, vector_type
+from retrieval.vectors.vector_types import DTYPES, unit_vectors, vector_columns, vector_type
 
 
 def unit(count, dimension, seed=0):

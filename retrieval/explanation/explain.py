@@ -13,7 +13,8 @@ with ρ = q̃·x̃ - Σ_p Σ_p' e_p·f_p'. The first sum is what the explanation
 contain it. The parts come from the kind of a vector:
 
 - a product, or a photo: `f_p = P(p | x) E_p`, the probability that the vector contains the value, times what the value adds to
-  a vector (`retrieval.value_readers`). Products of the explanation are left out of both, so that they do not explain themselves;
+  a vector (`retrieval.explanation.value_readers`). Products of the explanation are left out of both, so that they do not
+  explain themselves;
 - words: `e_p = a_p d_p` with the values as queries d_p and `a = ‖q̃‖ · argmin_{w ≥ 0} ½‖q̃/‖q̃‖ - Dᵀw‖² + λ‖w‖₁`, as
   SpLiCE does for CLIP (Bhalla et al., "Interpreting CLIP with Sparse Linear Concept Embeddings", arXiv 2402.10376);
 - a weighted sum of words and a picture or product, `q = α t + β p`: α and β times the parts of t and p.
@@ -33,13 +34,13 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import Lasso
 
-from retrieval.phrase_dictionary import build_dictionary
-from retrieval.phrases import ExplanationError, Phrase, phrases_of, shortened
+from retrieval.explanation.phrase_dictionary import build_dictionary
+from retrieval.explanation.phrases import ExplanationError, Phrase, phrases_of, shortened
+from retrieval.explanation.value_readers import QUERY_NOISE, SHRINKAGE
 from retrieval.queries import Query
 from retrieval.query_encoder import weighted
 from retrieval.search import Searcher
 from retrieval.stores.searching import require_uncentred
-from retrieval.value_readers import QUERY_NOISE, SHRINKAGE
 
 DEFAULT_LAMBDA = 0.1
 _DIFFERENT_PAIRS = 5

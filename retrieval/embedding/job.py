@@ -24,15 +24,15 @@ from tqdm import tqdm
 
 from product_data.feeds.feed_product import FeedProduct
 from product_data.folder_lock import locked
-from retrieval.embedding_options import EXECUTORS, EmbeddingOptions
-from retrieval.executors.shard_encoder import EncodedShard
-from retrieval.fingerprint import model_fingerprint, vector_fingerprint
-from retrieval.finishing import finish
+from retrieval.embedding.embedding_options import EXECUTORS, EmbeddingOptions
+from retrieval.embedding.executors.shard_encoder import EncodedShard
+from retrieval.embedding.finishing import finish
+from retrieval.embedding.survey import Survey, Surveyor
 from retrieval.model_kinds import named_kind
-from retrieval.shard_files import write_shard
 from retrieval.stores.interface import StoreError
-from retrieval.survey import Survey, Surveyor
-from retrieval.vector_files import LOCK, Embedding, State, VectorFolder, open_or_create
+from retrieval.vectors.fingerprint import model_fingerprint, vector_fingerprint
+from retrieval.vectors.shard_files import write_shard
+from retrieval.vectors.vector_files import LOCK, Embedding, State, VectorFolder, open_or_create
 
 SAMPLE_BATCHES = 2
 """Batches of the model in the first shard, from which the time is estimated."""
@@ -193,7 +193,7 @@ def make_vectors(
     folder.write_job(embedding)
     if not survey.tasks:
         return
-    executor = import_module(f"retrieval.executors.{EXECUTORS[options.executor]}")
+    executor = import_module(f"retrieval.embedding.executors.{EXECUTORS[options.executor]}")
     fingerprint = vector_fingerprint(embedding.fingerprint, embedding.settings)
     is_first = True
     with tqdm(total=survey.embedded, desc="embed products", unit=" products", delay=3.0) as bar:

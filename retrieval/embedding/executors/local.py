@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.executors.shard_encoder import EncodedShard, ShardEncoder, ShardTask
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.executors.shard_encoder import EncodedShard, ShardEncoder, ShardTask
 
 
 def run(tasks: Sequence[Path], options: EmbeddingOptions, fingerprint: str) -> Iterator[EncodedShard]:

@@ -16,8 +16,8 @@ import pyarrow.parquet
 
 from product_data.atomic_files import file_written_whole
 from product_data.feeds.feed_product import FeedProduct
-from retrieval.shard_files import VectorFileError
 from retrieval.stores.interface import StoredProduct
+from retrieval.vectors.shard_files import VectorFileError
 
 _TEXT, _TEXTS = pyarrow.string(), pyarrow.list_(pyarrow.string())
 _TYPES = {"category": _TEXTS, "attributes": pyarrow.map_(_TEXT, _TEXTS), "price": pyarrow.float64(), "images": _TEXTS}

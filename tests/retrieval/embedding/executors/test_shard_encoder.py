@@ -9,11 +9,11 @@ from small_feeds import feed
 from tiny_peers import make_text_encoder
 
 from product_data.errors import OptionError
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.executors import ray_data
-from retrieval.job import embed_feed
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.executors import ray_data
+from retrieval.embedding.job import embed_feed
 from retrieval.model_kinds import CheckpointError
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 
 def test_a_text_model_is_refused_for_pictures_and_embeds_texts(tmp_path):

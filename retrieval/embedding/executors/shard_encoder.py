@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from product_data.rows import ProductRow
-from retrieval.content_hash import has_content
-from retrieval.embedding_options import EmbeddingOptions
+from retrieval.embedding.embedding_options import EmbeddingOptions
 from retrieval.encode import load_for_evaluation
 from retrieval.model_kinds import CheckpointError, unread_records
 from retrieval.product_encoder import ProductEncoder
 from retrieval.reasoning_options import check_reasoning
-from retrieval.shard_files import ShardRows
+from retrieval.vectors.content_hash import has_content
+from retrieval.vectors.shard_files import ShardRows
 
 _PICTURE = re.compile(r"images\[(\d+)\]")
 

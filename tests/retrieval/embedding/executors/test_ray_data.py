@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from small_feeds import feed
 
-from retrieval.embedding_options import EmbeddingOptions
-from retrieval.job import embed_feed
+from retrieval.embedding.embedding_options import EmbeddingOptions
+from retrieval.embedding.job import embed_feed
 from retrieval.model_kinds import CheckpointError
-from retrieval.vector_files import VectorFolder
+from retrieval.vectors.vector_files import VectorFolder
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,12 +1,12 @@
 """Own the folder of a catalogue's vectors: its file names, the last complete state, and the reading of it.
 
     job.json          what the embedding job in work, or the last one, is asked for
-    shards/           NNNNNN.parquet: vectors and errors, see `retrieval.shard_files`
-    products.parquet  the facts of all products, sorted by id, see `retrieval.product_facts`
+    shards/           NNNNNN.parquet: vectors and errors, see `retrieval.vectors.shard_files`
+    products.parquet  the facts of all products, sorted by id, see `retrieval.vectors.product_facts`
     complete.json     the last complete state: which shards belong to it; written last
-    pictures/         pictures that the feed holds as bytes, see `retrieval.picture_folder`
+    pictures/         pictures that the feed holds as bytes, see `retrieval.vectors.picture_folder`
     store/            a store, if `moon3 index` made one
-    phrases/          what explanations of matches keep, see `retrieval.phrase_dictionary`
+    phrases/          what explanations of matches keep, see `retrieval.explanation.phrase_dictionary`
     work/, embed.lock what a job in work keeps; no part of a state
 
 A job adds shards under new names and replaces complete.json at its end. Until then readers see the state before it, also
@@ -27,11 +27,11 @@ import numpy as np
 import pyarrow.compute
 
 from product_data.atomic_files import PARTIAL, write_atomically
-from retrieval.picture_folder import PictureFolder
-from retrieval.product_facts import read_products
-from retrieval.shard_files import VectorFileError, check_vectors, read_shard
 from retrieval.stores.interface import StoredProduct
-from retrieval.vector_types import unit_vectors
+from retrieval.vectors.picture_folder import PictureFolder
+from retrieval.vectors.product_facts import read_products
+from retrieval.vectors.shard_files import VectorFileError, check_vectors, read_shard
+from retrieval.vectors.vector_types import unit_vectors
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -45,10 +45,10 @@ class Embedding:
 
     Args:
         model (`str`): place of the model, as it was given.
-        fingerprint (`str`): of the model, see `retrieval.fingerprint`.
+        fingerprint (`str`): of the model, see `retrieval.vectors.fingerprint`.
         settings: what else a vector depends on: reasoning, vector_dtype, ….
         forms: forms that products are embedded in.
-        dtype (`str`): type of the stored vectors, one of `retrieval.vector_types.DTYPES`.
+        dtype (`str`): type of the stored vectors, one of `retrieval.vectors.vector_types.DTYPES`.
         dimension (`int`): of the vectors; 0 until the first vector is made.
     """
 

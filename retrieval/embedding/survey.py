@@ -19,13 +19,13 @@ from processing_moon import ProductError
 from product_data.feeds.feed_product import FeedProduct
 from product_data.rows import ProductRow
 from product_data.table_files import TableError
-from retrieval.content_hash import content_hash, has_content
-from retrieval.executors.shard_encoder import ShardTask
-from retrieval.picture_folder import key_of
-from retrieval.product_facts import SortedProducts, read_digests, stored_product
-from retrieval.shard_files import read_shard
+from retrieval.embedding.executors.shard_encoder import ShardTask
 from retrieval.stores.interface import StoredProduct
-from retrieval.vector_files import VectorFolder, shard_number
+from retrieval.vectors.content_hash import content_hash, has_content
+from retrieval.vectors.picture_folder import key_of
+from retrieval.vectors.product_facts import SortedProducts, read_digests, stored_product
+from retrieval.vectors.shard_files import read_shard
+from retrieval.vectors.vector_files import VectorFolder, shard_number
 
 KEY_COLUMNS = ("product_id", "form", "content_hash", "fingerprint", "error")
 Hashes = dict[str, dict[str, bytes]]
@@ -44,7 +44,7 @@ class Survey:
         kept (`int`): products of which every vector is kept.
         removed (`int`): products of the last complete state that are not in the feed.
         updated (`int`): kept products whose facts, such as the price, have changed.
-        shown: keys of the pictures that the facts name in the folder's own pictures, see `retrieval.picture_folder`.
+        shown: keys of the pictures that the facts name in the folder's own pictures, see `retrieval.vectors.picture_folder`.
     """
 
     wanted: Hashes

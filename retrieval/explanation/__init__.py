@@ -1,0 +1,1 @@
+"""Why a product matches: the values that both vectors contain."""

@@ -1,0 +1,1 @@
+"""Files of a catalogue's vectors: shards, facts, and the fingerprints that say what made them."""
