@@ -149,6 +149,23 @@ def record(result: dict[str, Any], path: str | Path) -> None:
     write_atomically(path, json.dumps({"bases": [*others, result]}, indent=2, ensure_ascii=False) + "\n")
 
 
+def table(results: dict[str, Any]) -> str:
+    """Return the figures of a results file as a Markdown table, a row for each base.
+
+    Args:
+        results: the contents of the file that `record` wrote.
+    """
+    names = ["base", *PRESETS]
+    lines = [f"| language model | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for result in results["bases"]:
+        cells = [
+            f"{found['relative_difference']:.1e}, {found.get('same_texts', '–')}/{result['prompts']}"
+            for found in (result["models"][name] for name in names)
+        ]
+        lines.append(f"| {result['text']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def summary(result: dict[str, Any]) -> str:
     """Return a few lines about a comparison.
 

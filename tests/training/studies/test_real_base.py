@@ -9,7 +9,7 @@ from tiny_donors import donor_tokenizer, tiny_donor
 
 from moon3.__main__ import main
 from training.model.text_base import make_text_base
-from training.studies.real_base import PROMPTS, compare, record, summary
+from training.studies.real_base import PROMPTS, compare, record, summary, table
 
 VISION = {"hidden_size": 32, "depth": 2, "max_image_tokens": 4, "min_image_tokens": 1}
 
@@ -59,6 +59,12 @@ def test_a_result_is_added_to_the_file_and_replaces_its_older_one(tmp_path):
         record(result, path)
     found = json.loads(path.read_text())["bases"]
     assert [(result["text"], result["equal"]) for result in found] == [("b", True), ("a", False)]
+
+
+def test_the_table_in_the_docs_is_rendered_from_the_file(project_root):
+    results = json.loads((project_root / "results" / "real_base.json").read_text())
+    assert all(result["equal"] for result in results["bases"])
+    assert "<!-- real-base-table -->\n" + table(results) in (project_root / "docs" / "training.md").read_text()
 
 
 @pytest.mark.parametrize("equal", [True, False])
