@@ -58,7 +58,7 @@ def test_the_models_of_the_table_of_peers_say_their_weights_and_those_trained_to
     assert len(results) == 2 * len(weights) == 20
     trained = {model for model, words in weights.items() if words.startswith("trained")}
     assert trained == {"moon1", "moon2", "moon3", "dual_tower", "plain_qwen3_vl"}
-    assert {weights[model] for model in trained} == {"trained from random, 60 steps on grocery, fashion"}
+    assert {weights[model] for model in trained} == {"trained from random, 300 steps on grocery, fashion"}
     assert {weights[model] for model in ("qwen3_vl (vlm_mean)", "random (clip)", "random (siglip)")} == {"random"}
 
 
