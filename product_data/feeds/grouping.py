@@ -5,12 +5,13 @@ Our design; precedent: the external merge of SQLite, which holds the rows that a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import pickle
 import sqlite3
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,34 @@ KeyedRows = Callable[[], Iterator[tuple[str, Row]]]
 """Reads the feed from its beginning, and yields product id and row."""
 
 
+class _ScratchDatabase:
+    """A temporary SQLite file; a full disk is the error that it is for any other file.
+
+    Raises:
+        OSError: from each call, with ENOSPC: the disk of temporary files is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._connection = path, sqlite3.connect(path, check_same_thread=False)
+        self.close = self._connection.close
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run one statement."""
+        return self._checked(self._connection.execute, statement, values)
+
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        """Run one statement for each row."""
+        return self._checked(self._connection.executemany, statement, rows)
+
+    def _checked(self, run: Callable[..., sqlite3.Cursor], *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return run(*arguments)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, f"the disk of temporary files is full ({error})", str(self._path)) from error
+
+
 class FeedIndex:
     """What a first reading of a feed leaves on disk: ids that mean another id, texts of a language, rows out of place.
 
@@ -34,7 +63,7 @@ class FeedIndex:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="moon-feed-")
-        self._database = sqlite3.connect(Path(self._folder.name) / "index.sqlite", check_same_thread=False)
+        self._database = _ScratchDatabase(Path(self._folder.name) / "index.sqlite")
         for line in (
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
