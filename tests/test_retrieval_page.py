@@ -130,7 +130,7 @@ def test_the_limits_that_the_page_names_are_those_of_the_code():
     service = ServiceSettings()
     text = " ".join(PAGE.split())
     for limit in (
-        f"the first {FUSION_DEPTH} products of each ranking",
+        f"the first {FUSION_DEPTH} products of both rankings",
         f"exactly up to {EXACT_VALUES // 10**6} million numbers for each form ({EXACT_VALUES // 256:,} vectors of 256)",
         f"at least {LEAST_RECALL:.0%} ({LEAST_FILTERED_RECALL:.0%} with the filter)".replace("%", " %"),
         f"Queries that arrive within {service.batch_milliseconds:g} ms",

@@ -181,7 +181,7 @@ class _Reader:
             self.refuse(place, "a value")
         text = _unquoted(text) if kind == "quoted" else text
         if key == "availability" and text not in AVAILABILITY:
-            self.refuse(place, f"one of {', '.join(AVAILABILITY)}")
+            self.refuse(place, f"one of {', '.join(filter(None, AVAILABILITY))}, or '' for unknown")
         if key != "price":
             return text
         try:

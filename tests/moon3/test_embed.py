@@ -34,7 +34,9 @@ def test_a_feed_is_embedded_and_errors_are_listed(tmp_path, tiny_moon, capsys):
     said = capsys.readouterr().out
     assert "9 products: 9 to embed (9 vectors, 9 pictures), 0 to keep, 0 to remove" in said
     assert "embedded 7, kept 0, removed 0, failed 2 in " in said
-    assert f"failed: product 'p5', form mm: images[0]: no such file: '{tmp_path}/images/5.png'" in said
+    (missing,) = [line for line in said.splitlines() if line.startswith("failed: product 'p5', form mm: images[0]")]
+    assert "no such file" in missing
+    assert f"{tmp_path}/images/5.png" in missing
     assert main(["embed", "--errors", str(output)]) == 1
     assert {line.split("\t")[0] for line in capsys.readouterr().out.splitlines()} == {"p3", "p5"}
     assert [product.price for product in VectorFolder(output).products()] == [9.5] * 9

@@ -61,7 +61,7 @@ def test_a_server_is_asked_for_exact_search_and_indices_of_payloads(monkeypatch)
     assert calls == [models.SearchParams(exact=True), None, models.SearchParams(exact=False)]
     calls.clear()
     store.collection = "other"
-    store._create(8, FINGERPRINT)
+    store._create(8, FINGERPRINT, None)
     assert [call[1] for call in calls] == ["brand", "availability", "category_paths", "attribute_pairs", "price"]
 
 
