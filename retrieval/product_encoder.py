@@ -6,7 +6,7 @@ This is the one place where vectors are made: `retrieval.encode.encode` is one c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -170,13 +170,8 @@ class ProductEncoder:
                 found.add(group, batch, _rows(self.model, self.processor, batch, reasoning, settings))
         return found.encoded(self.model, reasoning)
 
-    @contextmanager
-    def _fast(self) -> Iterator[None]:
-        if not self.reduced_decoding:
-            yield
-            return
-        with linear_patch_embedding(self.model), _cpus_for_preparation(self.model, self._preparation.workers):
-            yield
+    def _fast(self) -> AbstractContextManager[None]:
+        return linear_patch_embedding(self.model) if self.reduced_decoding else nullcontext()
 
     def _decoding(self) -> dict[str, bool]:
         able = self.reduced_decoding is not None and hasattr(self.processor, "reduced_decoding")
@@ -259,21 +254,6 @@ def _evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _cpus_for_preparation(model: Any, workers: int) -> Iterator[None]:
-    """Leave a CPU for each process that prepares batches, or for the thread that does: a model on the CPU takes all others.
-
-    If both take all CPUs, torch's threads wait for each other: two CPUs then embed a third fewer products.
-    """
-    before = torch.get_num_threads()
-    if next(model.parameters()).device.type == "cpu":
-        torch.set_num_threads(max(1, before - max(1, workers)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(
