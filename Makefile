@@ -44,7 +44,7 @@ $(LOWEST_INSTALLED): pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt $(TORCH_FLAGS) "$$(grep '^torch==' constraints-lowest.txt)"
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[train,eval,dev]"
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[train,eval,dev,ray,serve]"
 	touch $(LOWEST_INSTALLED)
 
 test-lowest: $(LOWEST_INSTALLED)
