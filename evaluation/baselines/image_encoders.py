@@ -24,7 +24,7 @@ _SIDE = 224
 _KEPT = 20_000
 """Pictures whose features are kept: 100 MB of 1,280 features."""
 _SETTINGS = "preprocessor_config.json"
-_PACKAGE = "pip install onnxruntime"
+_PACKAGE = "pip install 'moon3[onnx]'"
 
 
 class ImageEncoder(nn.Module):
