@@ -418,13 +418,13 @@ def compared_ways(catalogue: Drawn, readers: ValueReaders, text_PD: np.ndarray) 
     return ways
 
 
-def measure_explanations(model_place: str, *, most: int = 60, products: int = 2400) -> dict[str, Any]:
+def measure_explanations(model_place: str, *, most: int = 150, products: int = 3400) -> dict[str, Any]:
     """Run the study; see the head of this file.
 
     Args:
         model_place: folder or hub id of the model.
-        most (`int`): pairs of each key. Default 60.
-        products (`int`): size of the drawn catalogues. Default 2,400.
+        most (`int`): pairs of each key. Default 150.
+        products (`int`): size of the drawn catalogues. Default 3,400.
 
     Returns: the content of the results file.
     """
