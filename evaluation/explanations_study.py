@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from tabulate import tabulate
 from tqdm import tqdm
 
 from evaluation.provenance import provenance
@@ -464,6 +465,18 @@ def measure_explanations(model_place: str, *, most: int = 150, products: int = 3
         results[name] = part
     results["provenance"] = provenance(0, seeds=SEEDS, products=products, most=most)
     return results
+
+
+def explanations_table(results: dict[str, Any]) -> str:
+    """Return how often the shared value is first, as a table in Markdown for docs/matching.md: a row for each key."""
+    unseen, alone = results["unseen"]["catalogue"], results["unseen"]["read_alone"]
+    constructed_pairs = float(np.mean(results["constructed"]["stated"]))
+    rows = [["constructed vectors", f"{constructed_pairs:.1%}", ""], ["drawn, all keys", f"{unseen['right']:.1%}", ""]]
+    keys = sorted(unseen["by_key"], key=lambda key: -unseen["by_key"][key]["right"])
+    rows += [[f"drawn, {key}", f"{unseen['by_key'][key]['right']:.1%}", f"{alone[key]['right']:.0%}"] for key in keys]
+    return str(
+        tabulate(rows, ["pairs, shared key", "right", "key read alone"], tablefmt="github", disable_numparse=True)
+    )
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
