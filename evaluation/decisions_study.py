@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
+from tabulate import tabulate
 from tqdm import tqdm
 
 import evaluation.baselines  # noqa: F401 - registers their models
@@ -312,6 +313,39 @@ def measure_decisions(
         results["titles"] = titles_results(titles, models, repeats=repeats)
     results["provenance"] = provenance(0, repeats=repeats, products=products)
     return results
+
+
+def promises_table(results: Mapping[str, Any]) -> str:
+    """Return what each population promises, as a table in Markdown for docs/matching.md."""
+    runs = [("simulated scores", run) for run in results["simulated"]]
+    for entry in results["twins"]:
+        kind = "drawn listings, " + entry["scene"] + (", near-twins" if entry["near_twins"] else "")
+        runs += [(kind, run) for run in entry["samples"]]
+    for name, data in results.get("titles", {}).items():
+        runs += [(f"{name}, {model}", run) for model, entry in data["models"].items() for run in entry["samples"]]
+    rows = [
+        [
+            population,
+            f"{run['labelled']:,}",
+            f"{run['precision']:.0%}",
+            *(f"{part:.1%}" for part in (run["fixed_sequence"]["promised"], run["fixed_sequence"]["held"])),
+            f"{run['naive']['held']:.1%}",
+        ]
+        for population, run in runs
+    ]
+    headings = ["pairs", "labels", "wanted", "samples that promise it", "no false promise", "naive threshold keeps it"]
+    return str(tabulate(rows, headings, tablefmt="github", disable_numparse=True))
+
+
+def titles_table(results: Mapping[str, Any]) -> str:
+    """Return the average precision of each model on the test parts of the titles, as a table in Markdown."""
+    titles = results["titles"]
+    models = list(next(iter(titles.values()))["models"])
+    rows = [
+        [name, *(f"{data['models'][model]['average_precision']:.3f}" for model in models)]
+        for name, data in titles.items()
+    ]
+    return str(tabulate(rows, ["test part", *models], tablefmt="github", disable_numparse=True))
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:

@@ -3,11 +3,19 @@
 import json
 from pathlib import Path
 
+from evaluation.decisions_study import promises_table, titles_table
 from evaluation.explanations_study import explanations_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "matching.md").read_text(encoding="utf-8")
 EXPLANATIONS = json.loads((ROOT / "results" / "explanations.json").read_text(encoding="utf-8"))
+
+DECISIONS = json.loads((ROOT / "results" / "decisions.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_shows_which_promises_are_made_and_kept():
+    assert promises_table(DECISIONS) in PAGE
+    assert titles_table(DECISIONS) in PAGE
 
 
 def test_the_page_shows_how_often_each_key_is_explained_right():
