@@ -19,6 +19,9 @@ _OFTEN_CALLED = {
     "text": "text query searchterm keywords searchquery term",
     "query": "query searchterm searchquery keywords term text search",
     "query_image": "queryimage image imageurl photo",
+    "user_id": "userid user uid visitorid visitor customerid customer sessionid",
+    "time": "time timestamp datetime date eventtime createdat ts",
+    "clicked": "clicked click isclick clicks label target response",
     "action": "action event eventtype eventname type",
 }
 _LISTED = 3
