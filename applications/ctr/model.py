@@ -65,8 +65,8 @@ class CtrSettings:
                 raise OptionError(f"{name}: found {getattr(self, name)!r}; expected a whole number of at least 1")
         if not 0 <= self.unknown_share < 1 or not self.learning_rate > 0:
             raise OptionError(
-                f"found unknown_share={self.unknown_share!r}, learning_rate={self.learning_rate!r}; expected a share of at least 0 "
-                "and below 1, and a rate above 0"
+                f"found unknown_share={self.unknown_share!r}, learning_rate={self.learning_rate!r}; expected a share of at "
+                "least 0 and below 1, and a rate above 0"
             )
 
 

@@ -74,15 +74,13 @@ def read_vectors(folder: str | Path, log: ImpressionLog, form: str = "mm") -> Pr
     if 2 * missing > len(shown_P):
         first = log.products[shown_P[~found[shown_P]][0]]
         raise OptionError(
-            f"{folder}: found vectors of {len(shown_P) - missing} of the {len(shown_P)} products of {log.name} (the first without "
-            f"one: {first!r}); expected at least half: embed the feed that the log is about"
+            f"{folder}: found vectors of {len(shown_P) - missing} of the {len(shown_P)} products of {log.name} (the first "
+            f"without one: {first!r}); expected at least half: embed the feed that the log is about"
         )
     return ProductVectors(vectors.embedding.model, vectors.fingerprint, vector_PD, missing)
 
 
-def similarity_histogram(
-    vector_PD: np.ndarray, product_N: np.ndarray, histories: Histories, tiers: int
-) -> np.ndarray:
+def similarity_histogram(vector_PD: np.ndarray, product_N: np.ndarray, histories: Histories, tiers: int) -> np.ndarray:
     """Count the products of each row's history by their cosine with the row's product.
 
     `h_t = #{j : ⌊(cos(v_target, v_j) + 1) / 2 · T⌋ = t}`, the last tier including 1 (SimTier, arXiv 2407.19467 §4.2); the count

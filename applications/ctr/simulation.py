@@ -3,9 +3,9 @@
 Our design; the precedents are simulators of recommendation such as RecSim (arXiv 1909.04847). Everything that this file makes is
 simulated behaviour, and results that use it must say so.
 
-Each product p has a quality b_p ~ N(0, 1), a price z_p ~ N(0, 1) relative to its category, and a day of arrival. Each user u
-belongs to one segment s, has interests π_u in categories, weights ω_uk of attribute keys, a price sensitivity q_u ~ |N(0, 1)|, and
-a taste for each attribute value v, such as "red" or "leather", that drifts from day to day:
+Each product p has a quality b_p ~ N(0, 1), a price z_p ~ N(0, 1) relative to its category, and a day of arrival. Each user
+u belongs to one segment s, has interests π_u in categories, weights ω_uk of attribute keys, a price sensitivity
+q_u ~ |N(0, 1)|, and a taste for each attribute value v, such as "red" or "leather", that drifts from day to day:
 
     θ_uv(d) = (m_sv + δ_uv(d)) / √2,    δ(d + 1) = (1 − drift) · δ(d) + √(1 − (1 − drift)²) · ε,    m, δ(0), ε ~ N(0, 1)
     π_u ∝ Gamma(interest),    ω_uk ∝ a_k · exp(N(0, 1) / 2) with Σ_k ω_uk² = 1 over the keys of a product
@@ -13,12 +13,13 @@ a taste for each attribute value v, such as "red" or "leather", that drifts from
 a_k is how much shoppers care about a key: the share of the shop's text queries that name the value of their answer. People like
 what they ask for; a key that no query names, such as a size, does not matter. Without queries, a_k = 1 for all keys.
 
-A session is about one category c ~ π_u. The products that are shown are drawn without replacement from those that have arrived, with
-weights exp(exposure · x_p + focus · [category of p is c] + novelty · [p arrived within the last week]), where
-x_p = (b_p + N(0, 1)) / √2: the shop's exposure follows quality only in part. There are no positions on a page. A product is clicked
-with probability
+A session is about one category c ~ π_u. The products that are shown are drawn without replacement from those that have
+arrived, with weights exp(exposure · x_p + focus · [category of p is c] + novelty · [p arrived within the last week]), where
+x_p = (b_p + N(0, 1)) / √2: the shop's exposure follows quality only in part. There are no positions on a page. A product is
+clicked with probability
 
-    σ(intercept + taste · Σ_k ω_uk θ_uv(p,k)(d) + relevance · [category of p is c] + popularity · b_p − price · q_u z_p + noise · ε)
+    σ(intercept + taste · Σ_k ω_uk θ_uv(p,k)(d) + relevance · [category of p is c] + popularity · b_p
+      − price · q_u z_p + noise · ε)
 
 where ε ~ N(0, 1) is drawn for each showing.
 """
