@@ -45,15 +45,23 @@ def grouped_auc(clicked_N: np.ndarray, probability_N: np.ndarray, user_N: np.nda
 
     `GAUC = Σ_u n_u · AUC_u / Σ_u n_u` over the users with rows with and without a click; `None` without such a user.
     """
-    order = np.argsort(user_N, kind="stable")
-    starts = np.flatnonzero(np.diff(user_N[order], prepend=-1))
-    total = weight = 0.0
-    for rows in np.split(order, starts[1:]):
-        clicked = clicked_N[rows]
-        if clicked.any() and not clicked.all():
-            total += len(rows) * float(roc_auc_score(clicked, probability_N[rows]))
-            weight += len(rows)
-    return total / weight if weight else None
+    _, user_N = np.unique(user_N, return_inverse=True)
+    order = np.lexsort((probability_N, user_N))
+    clicked_N, probability_N, user_N = clicked_N[order], probability_N[order], user_N[order]
+    count_U, clicks_U = np.bincount(user_N), np.bincount(user_N, weights=clicked_N)
+    is_start_N = (np.diff(user_N, prepend=-1) != 0) | (np.diff(probability_N, prepend=-1.0) != 0)
+    starts = np.flatnonzero(is_start_N)
+    ends = np.append(starts[1:], len(order))
+    rank_N = ((starts + ends + 1) / 2)[np.cumsum(is_start_N) - 1] - (np.cumsum(count_U) - count_U)[
+        user_N
+    ]  # mean of ties
+    ranks_U = np.bincount(user_N, weights=rank_N * clicked_N)
+    pairs_U = clicks_U * (count_U - clicks_U)
+    counts = pairs_U > 0
+    if not counts.any():
+        return None
+    auc_U = (ranks_U - clicks_U * (clicks_U + 1) / 2)[counts] / pairs_U[counts]
+    return float((count_U[counts] * auc_U).sum() / count_U[counts].sum())
 
 
 def expected_calibration_error(clicked_N: np.ndarray, probability_N: np.ndarray, bins: int = _BINS) -> float:

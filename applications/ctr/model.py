@@ -85,6 +85,8 @@ class CtrModel(nn.Module):
         settings: sizes.
     """
 
+    vectors: Tensor
+
     def __init__(self, variant: str, products: int, vector_PD: Tensor | None, settings: CtrSettings) -> None:
         super().__init__()
         self.parts, self.settings = VARIANTS[variant], settings

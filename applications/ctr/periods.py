@@ -59,8 +59,8 @@ def divide(log: ImpressionLog, valid_share: float = 0.1, test_share: float = 0.2
     test_from = float(log.time_N[int(count * (1 - test_share))])
     valid_from = float(log.time_N[int(count * (1 - test_share - valid_share))])
     bounds = np.searchsorted(log.time_N, [valid_from, test_from])
-    parts = np.split(np.arange(count), bounds)
-    for name, rows in zip(("training", "validation", "test"), parts, strict=True):
+    train, valid, test = np.split(np.arange(count), bounds)
+    for name, rows in (("training", train), ("validation", valid), ("test", test)):
         clicks = int(log.clicked_N[rows].sum())
         if min(clicks, len(rows) - clicks) < _LEAST_CLICKS:
             raise OptionError(
@@ -68,8 +68,8 @@ def divide(log: ImpressionLog, valid_share: float = 0.1, test_share: float = 0.2
                 f"{_LEAST_CLICKS} rows with and {_LEAST_CLICKS} without a click"
             )
     is_known_P = np.zeros(len(log.products), dtype=bool)
-    is_known_P[log.product_N[parts[0]]] = True
-    return Periods(*parts, ~is_known_P[log.product_N], valid_from, test_from)
+    is_known_P[log.product_N[train]] = True
+    return Periods(train, valid, test, ~is_known_P[log.product_N], valid_from, test_from)
 
 
 class Histories:

@@ -163,24 +163,24 @@ def measured(
         if len(rows)
         for name in [model_name(*model) for model in study.models()]
     }
+    scored = {
+        name: {str(seed): _cell(data[seed], cells[name, seed]) for seed in study.seeds}
+        for name in [model_name(*model) for model in study.models()]
+    }
     models: dict[str, Any] = {}
+    order = list(study.vectors)
     for variant, own in study.models():
         name = model_name(variant, own)
-        seeds = {str(seed): _cell(data[seed], cells[name, seed]) for seed in study.seeds}
         others = [IDS] if own and IDS in study.variants else []
-        order = list(study.vectors)
         others += [model_name(variant, other) for other in order[order.index(own) + 1 :]] if own else []
         models[name] = {
             "variant": variant,
             "vectors": own,
-            "mean": {subset: _means([seed["scores"][subset] for seed in seeds.values()]) for subset in SUBSETS},
-            "seeds": seeds,
+            "mean": {subset: _means([seed["scores"][subset] for seed in scored[name].values()]) for subset in SUBSETS},
+            "seeds": scored[name],
             "against": {
-                other: {
-                    subset: _difference(study, drawn, seeds, models_seeds, name, other, subset) for subset in SUBSETS
-                }
+                other: {subset: _difference(study, drawn, scored, (name, other), subset) for subset in SUBSETS}
                 for other in others
-                for models_seeds in [{str(s): _cell(data[s], cells[other, s]) for s in study.seeds}]
             },
         }
     return models
@@ -220,15 +220,17 @@ def _means(scores: Sequence[Mapping[str, Any] | None]) -> dict[str, float] | Non
 def _difference(
     study: CtrStudy,
     drawn: Mapping[tuple[str, int, str], np.ndarray],
-    own: Mapping[str, Any],
-    others: Mapping[str, Any],
-    name: str,
-    other: str,
+    scored: Mapping[str, Mapping[str, Any]],
+    names: tuple[str, str],
     subset: str,
 ) -> dict[str, Any] | None:
-    if any(cell["scores"][subset] is None for cell in own.values()):
+    name, other = names
+    own = [cell["scores"][subset] for cell in scored[name].values()]
+    if None in own:
         return None
-    by_seed = [own[seed]["scores"][subset]["AUC"] - others[seed]["scores"][subset]["AUC"] for seed in own]
+    by_seed = [
+        score["AUC"] - cell["scores"][subset]["AUC"] for score, cell in zip(own, scored[other].values(), strict=True)
+    ]
     draws_R = np.mean([drawn[name, seed, subset] - drawn[other, seed, subset] for seed in study.seeds], axis=0)
     return {"mean": float(np.mean(by_seed)), "seeds": by_seed, "interval": percentile_interval(draws_R)}
 

@@ -45,7 +45,7 @@ class PowerLaw:
         return self.a * np.asarray(x, dtype=np.float64) ** -self.b + self.c
 
 
-def fit(x_N: Sequence[float], loss_N: Sequence[float]) -> PowerLaw:
+def fit(x_N: Sequence[float] | np.ndarray, loss_N: Sequence[float] | np.ndarray) -> PowerLaw:
     """Fit both laws by least squares of the logarithm of the loss, and return the one with the lower AICc.
 
     `AICc = N ln(RSS / N) + 2k + 2k(k + 1) / (N − k − 1)` with k = 3 parameters (a, b, the variance) without and 4 with a floor
@@ -89,20 +89,15 @@ def _floored(x_N: np.ndarray, loss_N: np.ndarray, plain: PowerLaw) -> PowerLaw:
         return np.log(loss_N) - np.log(np.exp(level - tilt * np.log(x_N / scale_x)) + floor)
 
     lowest = float(loss_N.min())
-    best = None
+    found = []
     for share in (0.0, 0.3, 0.6, 0.9):
-        start = [
-            math.log(max(plain.a * scale_x**-plain.b - share * lowest, 1e-6 * lowest)),
-            max(plain.b, 0.1),
-            share * lowest,
-        ]
-        found = optimize.least_squares(left_over, start, bounds=([-50, -10, 0], [50, 10, lowest]))
-        if best is None or found.cost < best.cost:
-            best = found
-    level, tilt, floor = best.x  # type: ignore[union-attr]
-    return PowerLaw(
-        math.exp(level) * scale_x**tilt, float(tilt), float(floor), _aicc(left_over(best.x), 4), has_floor=True
-    )  # type: ignore[union-attr]
+        start_level = math.log(max(plain.a * scale_x**-plain.b - share * lowest, 1e-6 * lowest))
+        start = [start_level, max(plain.b, 0.1), share * lowest]
+        found.append(optimize.least_squares(left_over, start, bounds=([-50, -10, 0], [50, 10, lowest])))
+    best = min(found, key=lambda one: one.cost)
+    level, tilt, floor = best.x
+    a = math.exp(level) * scale_x**tilt
+    return PowerLaw(a, float(tilt), float(floor), _aicc(left_over(best.x), 4), has_floor=True)
 
 
 def _aicc(left_N: np.ndarray, parameters: int) -> float:
