@@ -113,8 +113,10 @@ def fit_with_intervals(
 ) -> dict[str, Any]:
     """Fit a law and return its parameters with intervals from a bootstrap over seeds.
 
-    In each resample, the seeds of every x are drawn with replacement, and the form of the law that the whole data chose is
-    fitted again. The intervals cover the variation between seeds, not the choice of the law or of the values of x.
+    In each resample, the n seeds of every x are drawn with replacement, and the form of the law that the whole data chose is
+    fitted again. Deviations of log losses from their mean are widened by √(n / (n − 1)), since drawn seeds vary less than new
+    ones (Davison and Hinkley, Bootstrap Methods and their Application, 1997, §2.6). The intervals
+    cover the variation between seeds, not the choice of the law or of the values of x.
 
     Args:
         x_X: distinct values of x.
@@ -153,8 +155,14 @@ def _resampled(
     rng = np.random.default_rng(seed)
     x_N = np.repeat(np.asarray(x_X, dtype=np.float64), [len(own) for own in loss_XS])
     found = []
+    middle_X = [float(np.log(own).mean()) for own in loss_XS]
+    spread_X = [
+        (np.log(own) - middle) * math.sqrt(len(own) / (len(own) - 1))
+        for own, middle in zip(loss_XS, middle_X, strict=True)
+    ]
     for _ in range(resamples):
-        loss_N = np.concatenate([np.asarray(own)[rng.integers(len(own), size=len(own))] for own in loss_XS])
+        drawn = [spread[rng.integers(len(spread), size=len(spread))] for spread in spread_X]
+        loss_N = np.exp(np.concatenate([middle + own for middle, own in zip(middle_X, drawn, strict=True)]))
         plain = _plain(x_N, loss_N)
         again = _floored(x_N, loss_N, plain) if law.has_floor else plain
         found.append((again.a, again.b, again.c))
