@@ -42,7 +42,7 @@ def write_suite(tmp_path):
         (tmp_path / "base.yaml").write_text(
             yaml.safe_dump({key: value for key, value in TINY.items() if key not in ("catalogue", "max_steps")})
         )
-        suite = {"base": "base.yaml", "seeds": [0, 1], "keys": KEYS, "steps": [1, 2, 3, 4], "negatives": [1, 2, 3, 5]}
+        suite = {"base": "base.yaml", "seeds": [0, 1], "keys": KEYS, "steps": [1, 2, 3, 4], "negatives": [1, 3, 7, 15]}
         suite = {key: value for key, value in (suite | changes).items() if value is not None}
         path = tmp_path / "suite.yaml"
         path.write_text(yaml.safe_dump(suite, sort_keys=False))
@@ -52,10 +52,9 @@ def write_suite(tmp_path):
 
 
 def test_a_star_measures_each_axis_at_the_largest_value_of_the_other(write_suite):
-    negatives = [1, 3, 7, 15]
-    suite = read_scale_suite(write_suite(negatives=negatives))
+    suite, negatives = read_scale_suite(write_suite()), [1, 3, 7, 15]
     assert set(suite.cells.values()) == {(n, 15) for n in (1, 2, 3, 4)} | {(4, n) for n in negatives}
-    assert len(read_scale_suite(write_suite(negatives=negatives, design="grid")).cells) == 16
+    assert len(read_scale_suite(write_suite(design="grid")).cells) == 16
     for cell, (steps, number) in suite.cells.items():
         keys = suite.trainings.keys_of(cell)
         assert keys["max_steps"] == steps
@@ -104,7 +103,7 @@ def finished(monkeypatch):
                 continue
             trained.append(run.name)
             run.folder.mkdir(parents=True)
-            pairs = run.wanted["max_steps"] * 6
+            pairs = run.wanted["max_steps"] * 16
             recall = 1 - pairs**-0.3 * (1 + 0.01 * run.seed)
             row = {"R@10": recall}
             result = {
@@ -129,7 +128,7 @@ def test_losses_of_finished_trainings_are_fitted_and_drawn(write_suite, tmp_path
     assert main(words) == 0
     results = json.loads(output.read_text())
     tokens, negatives = (next(line for line in results["fits"] if line["axis"] == axis) for axis in (TOKENS, NEGATIVES))
-    assert tokens["x"] == [300.0, 600.0, 900.0, 1200.0]
+    assert tokens["x"] == [800.0, 1600.0, 2400.0, 3200.0]
     assert tokens["fit"]["b"]["value"] == pytest.approx(0.3, abs=0.02)
     assert tokens["fit"]["falls"]
     assert negatives["fit"]["b"]["value"] == pytest.approx(0, abs=1e-6)
