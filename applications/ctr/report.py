@@ -10,10 +10,10 @@ from typing import Any
 from tabulate import tabulate
 
 from applications.ctr.study import IDS, SUBSETS
-from evaluation.charts import BLUE, FAINT, INK, panels
+from evaluation.charts import BLUE, FAINT, GREEN, INK, panels
 from product_data.atomic_files import write_atomically
 
-_ABSENT, _OF_VECTORS = "–", "#96b2d6"
+_ABSENT = "–"
 
 
 def words(results: Mapping[str, Any]) -> list[str]:
@@ -86,7 +86,7 @@ def what_log(results: Mapping[str, Any]) -> str:
 
 
 def draw_chart(results: Mapping[str, Any], path: Path) -> None:
-    """Draw AUC for all, known and new products: a bar for each model, a dot for each seed.
+    """Draw AUC for all, known and new products: a line for the mean of each model, a dot for each seed.
 
     Args:
         results: from `applications.ctr.study.run_study`.
@@ -97,7 +97,7 @@ def draw_chart(results: Mapping[str, Any], path: Path) -> None:
     lines = [name.replace(": ", "\n").replace(" + ", "\n+ ") for name in models]
     heading = "Click prediction: AUC, %, mean over seeds"
     with panels(
-        path, heading, f"{what_log(results)} · dots: seeds", titles, labels="".join(models), foot=0.95
+        path, heading, f"{what_log(results)} · line: mean · dots: seeds", titles, labels="".join(models), foot=0.8
     ) as chart:
         values = [
             100 * score["AUC"]
@@ -114,14 +114,8 @@ def draw_chart(results: Mapping[str, Any], path: Path) -> None:
                 if any(score is None for score in own):
                     axes.text(place, low, "none", fontsize=7, color=FAINT, ha="center")
                     continue
-                mean, colour = 100 * model["mean"][subset]["AUC"], _OF_VECTORS if model["vectors"] else BLUE
-                axes.bar(
-                    place,
-                    mean - low + margin,
-                    bottom=low - margin,
-                    width=0.66,
-                    color=colour,
-                )
+                mean, colour = 100 * model["mean"][subset]["AUC"], BLUE if model["vectors"] else GREEN
+                axes.plot([place - 0.33, place + 0.33], [mean, mean], color=colour, linewidth=4, solid_capstyle="butt")
                 beside = [place + 0.12 * (number - (len(own) - 1) / 2) for number in range(len(own))]
                 axes.plot(beside, [100 * score["AUC"] for score in own], ".", color=INK, markersize=5)
             axes.set_xticks(range(len(models)), [chart.readable(line) for line in lines], fontsize=6)
