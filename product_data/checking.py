@@ -88,6 +88,7 @@ _KINDS = {
     ),
     "no_times": (True, "half_life_days is set, and none of the interactions has a time"),
     "duplicate_interactions": (False, "interactions left out: they repeat an earlier row with the same time"),
+    "broken_impressions": (False, "rows of a log of showings left out: a cell is empty or cannot be read"),
     "duplicate_written_attributes": (False, "rows of written_attributes left out: an earlier row has their product_id"),
     "dangling_written_attributes": (
         False,

@@ -19,9 +19,13 @@ _OFTEN_CALLED = {
     "text": "text query searchterm keywords searchquery term",
     "query": "query searchterm searchquery keywords term text search",
     "query_image": "queryimage image imageurl photo",
+    "user_id": "userid user uid visitorid visitor customerid customer sessionid",
+    "time": "time timestamp datetime date eventtime createdat ts",
+    "clicked": "clicked click isclick clicks label target response",
     "action": "action event eventtype eventname type",
 }
 _LISTED = 3
+_REPEATING = ("user_id",)  # ids whose cells repeat in the table that needs them
 
 
 def likely_columns(wanted: Sequence[str], unused: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -40,11 +44,11 @@ def likely_columns(wanted: Sequence[str], unused: Sequence[str], rows: Sequence[
         candidates = [column for _, column in ranked]
         near = difflib.get_close_matches(name.replace("_", ""), list(plain.values()), n=1, cutoff=0.8)
         candidates += [column for column, form in plain.items() if form in near]
-        if name.endswith("_id"):
+        if name.endswith("_id") and name not in _REPEATING:
             candidates.sort(key=lambda column: _repeats(column, rows))
         likely += candidates
     distinct = list(dict.fromkeys(likely))[:_LISTED]
-    wants_id = any(name.endswith("_id") for name in wanted)
+    wants_id = any(name.endswith("_id") and name not in _REPEATING for name in wanted)
     return [f"{column!r}{' (its cells repeat)' if wants_id and _repeats(column, rows) else ''}" for column in distinct]
 
 

@@ -80,6 +80,7 @@ _QUERY_COLUMNS = (
 )
 _IMAGE_COLUMNS = ("image_id", "image")
 _INTERACTION_COLUMNS = ("query", "query_image", "product_id", "action", "count", "time", "split")
+_IMPRESSION_COLUMNS = ("user_id", "product_id", "time", "clicked", "probability")
 _WRITTEN_COLUMNS = (
     "product_id",
     "attributes_image",
@@ -102,6 +103,12 @@ _PRODUCT_ALIASES = {
 }
 _QUERY_ALIASES = {"id": "query_id", "core_box": "bbox", "positive": "positives"}
 _INTERACTION_ALIASES = {"text": "query", "image": "query_image", "event": "action", "timestamp": "time"}
+_IMPRESSION_ALIASES = {
+    **dict.fromkeys(("user", "visitor_id", "customer_id"), "user_id"),
+    **dict.fromkeys(("product", "item_id", "item"), "product_id"),
+    **dict.fromkeys(("timestamp", "datetime", "date"), "time"),
+    **dict.fromkeys(("click", "is_click", "label"), "clicked"),
+}
 
 
 READING_KEYS = ("strip_html", "category_separator", "simplify_chinese")
@@ -182,6 +189,7 @@ class Table:
             "query_images": (_IMAGE_COLUMNS, {"id": "image_id"}),
             "interactions": (_INTERACTION_COLUMNS, _INTERACTION_ALIASES),
             "written_attributes": (_WRITTEN_COLUMNS, {}),
+            "impressions": (_IMPRESSION_COLUMNS, _IMPRESSION_ALIASES),
         }[part]
         self.part, self.log, self.options = part, log, options
         self.label = str(source) if isinstance(source, str | Path) else part

@@ -42,7 +42,10 @@ LATE = [
     "compare",
     "heatmap",
     "gate",
+    "ctr",
+    "exchange-rate",
     "ablate",
+    "scale",
     "reasoning-study",
     "frozen-study",
     "shops-study",
@@ -221,7 +224,7 @@ def test_the_command_stands_in_the_provenance_of_a_result(monkeypatch):
 
 
 def test_no_other_module_parses_a_command_line():
-    packages = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation", "training")
+    packages = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation", "training", "applications")
     found = {
         str(path.relative_to(ROOT))
         for package in packages

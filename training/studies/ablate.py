@@ -7,7 +7,9 @@ checkpoint. After every cell, the table of the finished cells is written to abla
 """
 
 import fcntl
+import functools
 import json
+import operator
 import os
 import shutil
 import signal
@@ -58,9 +60,10 @@ class Suite:
     Args:
         path (`Path`): the suite's file.
         recipe (`dict`): the keys of every cell: those of the base recipe, overridden by the keys of the suite.
-        cells (`dict`): name → changed keys, in order; a cell keeps the changes of the cells before it.
+        cells (`dict`): name → changed keys, in order.
         seeds (`list[int]`): seeds of the runs of each cell.
         boxes (`str` or `None`): detector of core boxes for data without boxes, a name of `DETECTORS`.
+        cumulative (`bool`): whether a cell keeps the changes of the cells before it. Default True.
     """
 
     path: Path
@@ -68,15 +71,13 @@ class Suite:
     cells: dict[str, dict[str, Any]]
     seeds: list[int]
     boxes: str | None = None
+    cumulative: bool = True
 
     def keys_of(self, cell: str) -> dict[str, Any]:
         """Return the whole recipe of a cell, without its seed."""
-        keys = dict(self.recipe)
-        for name, changed in self.cells.items():
-            keys |= changed
-            if name == cell:
-                break
-        return keys
+        names = list(self.cells)
+        changed = names[: names.index(cell) + 1] if self.cumulative else [cell]
+        return functools.reduce(operator.or_, (self.cells[name] for name in changed), dict(self.recipe))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +173,13 @@ def _check_cells(suite: Suite) -> None:
                 f"{suite.path}: cells: {cell}: {key} cannot be set here; list the seeds under 'seeds', choose the folder "
                 "with --output, and use the same data and max_steps in all cells"
             )
-    resolved = [_resolved(suite, cell) for cell in suite.cells]
+    resolved = [resolved_cell(suite, cell) for cell in suite.cells]
     for cell, before, after in zip(list(suite.cells)[1:], resolved, resolved[1:], strict=False):
         if before == after:
             raise RecipeError(f"{suite.path}: cells: {cell}: {suite.cells[cell]} changes nothing; expected a new value")
 
 
-def _resolved(suite: Suite, cell: str) -> dict[str, Any]:
+def resolved_cell(suite: Suite, cell: str) -> dict[str, Any]:
     """Return the recipe of a cell as `train.py` resolves and checks it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RECIPE_FILE

@@ -1,0 +1,1 @@
+"""Predict clicks from product ids, product vectors and the user's earlier clicks."""

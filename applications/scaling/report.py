@@ -1,0 +1,87 @@
+"""Print and draw power laws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from applications.scaling.power_law import PowerLaw
+from applications.scaling.study import to_json
+from evaluation.charts import BLUE, FAINT, INK, panels
+from product_data.atomic_files import write_atomically
+
+
+def table(results: Mapping[str, Any], *, style: str = "github") -> str:
+    """Return a table of the fits: axis, loss, law, exponent and floor with intervals.
+
+    Args:
+        results: from `applications.scaling.study.run_scale`.
+        style (`str`): a tabulate format. Default "github".
+    """
+    rows = []
+    for line in results["fits"]:
+        fit = line["fit"]
+        at = ", ".join(f"{value} {name}" for name, value in line["at"].items())
+        ends = f"{line['x'][0]:,.0f} – {line['x'][-1]:,.0f}" if line["x"] else "–"
+        losses = [float(np.mean(own)) for own in line["losses"]]
+        change = f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "–"
+        if fit is None:
+            rows.append([line["axis"], line["loss"], at, ends, change, line["not_fitted"], "–", "–"])
+        else:
+            rows.append(
+                [line["axis"], line["loss"], at, ends, change, fit["law"], _number(fit["b"]), _number(fit.get("c"))]
+            )
+    heads = ["axis", "loss", "at", "from – to", "loss, first → last", "law", "exponent b", "floor c"]
+    return tabulate(rows, headers=heads, tablefmt=style, disable_numparse=True)
+
+
+def _number(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    bounds = "" if found["interval"] is None else " ({:.3f} to {:.3f})".format(*found["interval"])
+    return f"{found['value']:.3f}{bounds}".replace("-", "−")
+
+
+def draw_chart(results: Mapping[str, Any], path: Path) -> None:
+    """Draw a panel for each fit with logarithmic axes: a dot for each seed, and the law.
+
+    Args:
+        results: from `applications.scaling.study.run_scale`.
+        path: PNG file to write.
+    """
+    lines = results["fits"]
+    titles = [f"{line['axis']}: {line['loss']}" for line in lines]
+    simulated = any(log["simulated"] for log in results["history"].get("log", {}).values())
+    note = f"dots: seeds · line: least squares of the logarithm{' · clicks are SIMULATED' if simulated else ''}"
+    with panels(path, f"Scaling study {results['suite']}", note, titles) as chart:
+        for axes, line in zip(chart.axes, lines, strict=True):
+            for x, own in zip(line["x"], line["losses"], strict=True):
+                axes.plot([x] * len(own), own, ".", color=BLUE, markersize=6)
+            axes.set(xscale="log", yscale="log")
+            if line["fit"] is None:
+                axes.text(0.5, 0.5, line["not_fitted"], transform=axes.transAxes, fontsize=8, color=FAINT, ha="center")
+                continue
+            values = {name: line["fit"][name]["value"] for name in ("a", "b", "c") if name in line["fit"]}
+            law = PowerLaw(values["a"], values["b"], values.get("c", 0.0), line["fit"]["aic"], "c" in values)
+            x_X = np.geomspace(min(line["x"]), max(line["x"]), 60)
+            axes.plot(x_X, law(x_X), color=INK, linewidth=1)
+            axes.tick_params(which="minor", labelsize=7, labelcolor=FAINT)
+
+
+def write(results: Mapping[str, Any], output: Path) -> None:
+    """Write the results file, the table as Markdown and the chart beside it.
+
+    Args:
+        results: from `applications.scaling.study.run_scale`.
+        output: the .json file; the others have its name.
+    """
+    text = to_json(results)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_chart(results, output.with_suffix(".png"))
+    lines = "\n".join(f"- {line}" for line in results["words"])
+    write_atomically(output.with_suffix(".md"), f"# Scaling study: {results['suite']}\n\n{table(results)}\n\n{lines}\n")
+    write_atomically(output, text)
