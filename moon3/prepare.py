@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest distance of duplicates' pictures, in levels of 0 to 255 (default: 18)",
     )
     parser.add_argument(
-        "--title-similarity", type=float, help="least share of common words of duplicates' titles (default: .2)"
+        "--structure", type=float, help="least correlation of the details of duplicates' pictures (default: .92)"
+    )
+    parser.add_argument(
+        "--title-similarity", type=float, help="least share of common words of duplicates' titles (default: .4)"
     )
     parser.add_argument(
         "--restore", type=Path, metavar="FILE", help="keep what this file lists: rows of an earlier changes.csv"
@@ -61,7 +64,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise OptionError("--cosine: found no --vectors; expected both")
     if chosen.pair_weight is not None and chosen.unrelated_pairs != "down_weight":
         raise OptionError(f"--pair-weight: found --unrelated-pairs {chosen.unrelated_pairs}; expected down_weight")
-    names = ("cosine", "picture_distance", "title_similarity")
+    names = ("cosine", "picture_distance", "structure", "title_similarity")
     duplicates = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     pairs = {} if chosen.pair_weight is None else {"weight": chosen.pair_weight}
     options = PreparationOptions(

@@ -28,7 +28,12 @@ from tqdm import tqdm
 from product_data.duplicates import EqualProducts, classes
 from product_data.errors import OptionError
 from product_data.preparation.entities import EntityDictionary, ProductFacts
-from product_data.preparation.picture_signatures import Signatures, picture_distances, similar_hashes
+from product_data.preparation.picture_signatures import (
+    PictureComparison,
+    Signatures,
+    compare_pictures,
+    similar_hashes,
+)
 from product_data.rows import ProductRow
 
 IDENTICAL, PICTURES, TEXTS, VECTORS = REASONS = ("identical", "pictures", "texts", "vectors")
@@ -54,9 +59,10 @@ class DuplicateOptions:
 
     Args:
         picture_distance (`float`): largest distance of the first pictures, in levels of 0 to 255; see
-            `picture_signatures.picture_distances`. Default 18.
+            `picture_signatures.compare_pictures`. Default 18.
+        structure (`float`): least correlation of their details, in [-1, 1]; see there. Default 0.92.
         title_similarity (`float`): least share of common words of the titles, in [0, 1], for candidates by pictures or
-            vectors. Default 0.2.
+            vectors. Default 0.4.
         cosine (`float`): least cosine of vectors, in [-1, 1]. Default 0.98. It depends on the model.
         hash_bits (`int`): bits in which the hashes of candidates may differ, 0 to 11. Default 10.
 
@@ -65,13 +71,15 @@ class DuplicateOptions:
     """
 
     picture_distance: float = 18.0
-    title_similarity: float = 0.2
+    structure: float = 0.92
+    title_similarity: float = 0.4
     cosine: float = 0.98
     hash_bits: int = 10
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("picture_distance", 0, 255),
+            ("structure", -1, 1),
             ("title_similarity", 0, 1),
             ("cosine", -1, 1),
             ("hash_bits", 0, 11),
@@ -135,6 +143,7 @@ class DuplicateFinder:
         dictionary = EntityDictionary(products)
         bar = tqdm(products, desc="facts of products", unit="product", delay=3.0, leave=False)
         self.facts = [ProductFacts.of(row, dictionary) for row in bar]
+        self._comparisons: dict[tuple[int, float], tuple[np.ndarray, list[float], PictureComparison]] = {}
         self.crowded = 0
         """Number of pictures that too many products share."""
 
@@ -196,15 +205,24 @@ class DuplicateFinder:
 
     def by_pictures(self, options: DuplicateOptions) -> Iterator[DuplicatePair]:
         """Yield products whose first pictures are the same, however they were compressed, scaled or lit."""
-        place_P2, crowded = similar_hashes(self.signatures.hash_NH, options.hash_bits)
-        self.crowded = int(crowded.sum())
-        row_P2, similarity = self._compatible(self.pictured[place_P2], options)
-        place = {int(row): number for number, row in enumerate(self.pictured)}
-        places = np.array([[place[a], place[b]] for a, b in row_P2.tolist()], dtype=np.int64).reshape(-1, 2)
-        distances = picture_distances(self.signatures.small_NSS3, places)
-        for (left, right), distance, titles in zip(row_P2.tolist(), distances.tolist(), similarity, strict=True):
-            if distance <= options.picture_distance:
-                yield DuplicatePair(left, right, PICTURES, 1 - distance / 255, titles)
+        row_P2, similarity, compared = self._compared(options)
+        same_P = (compared.distance_P <= options.picture_distance) & (compared.structure_P >= options.structure)
+        for place_of in np.flatnonzero(same_P).tolist():
+            left, right = row_P2[place_of].tolist()
+            closeness = 1 - float(compared.distance_P[place_of]) / 255
+            yield DuplicatePair(left, right, PICTURES, closeness, similarity[place_of])
+
+    def _compared(self, options: DuplicateOptions) -> tuple[np.ndarray, list[float], PictureComparison]:
+        """Return candidates by pictures, the similarities of their titles, and how their pictures compare; computed once."""
+        key = options.hash_bits, options.title_similarity
+        if key not in self._comparisons:
+            place_P2, crowded = similar_hashes(self.signatures.hash_NH, options.hash_bits)
+            self.crowded = int(crowded.sum())
+            row_P2, similarity = self._compatible(self.pictured[place_P2], options)
+            place = {int(row): number for number, row in enumerate(self.pictured)}
+            places = np.array([[place[a], place[b]] for a, b in row_P2.tolist()], dtype=np.int64).reshape(-1, 2)
+            self._comparisons[key] = row_P2, similarity, compare_pictures(self.signatures.small_NSS3, places)
+        return self._comparisons[key]
 
     def by_vectors(self, options: DuplicateOptions) -> Iterator[DuplicatePair]:
         """Yield products with near vectors."""

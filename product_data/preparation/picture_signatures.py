@@ -30,11 +30,15 @@ MOST_SAME = 200
 _LOW, _GRID = 8, 32
 _MIDDLES = (0.0, 0.02)
 """Margins of the hashed parts of a picture, as shares of its sides: two crops of one picture rarely agree whole to whole."""
-_WINDOW = tuple((zoom, place) for zoom in (1.0, 0.96, 0.92) for place in ((0.0, 0.5, 1.0) if zoom < 1 else (0.0,)))
-"""Windows along one side: its length as a share, and where the rest of the side is cut off."""
-_SHIFT, _BLOCK = 1, 8
+_CUT = (0.0, 0.01, 0.02, 0.03)
+"""Shares of a side that a crop may have cut off at each end."""
+_BLOCK, _MOST_GAIN = 8, 1.4
+_NEVER_SAME = 45.0
+"""Distance from which pictures are not aligned."""
+_NO_DETAILS = SIDE * SIDE * 3.0
+"""Sum of squared differences from the neighbourhood below which a picture has no details: one level for each pixel."""
 _LOOKUPS = 1 << 14
-_PAIRS = 1 << 12
+_PAIRS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -181,78 +185,126 @@ def _masks(width: int, bits: int) -> np.ndarray:
     return np.array([sum(1 << place for place in places) for places in chosen], dtype=np.uint64)
 
 
-def picture_distances(small_NSS3: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
-    """Return how different the pictures of pairs are: the largest mean difference of colours in a block of the picture.
+@dataclass(frozen=True)
+class PictureComparison:
+    """How P pairs of pictures compare.
 
+    Args:
+        distance_P: (P,) float32, how different the colours are, in levels of 0 to 255.
+        structure_P: (P,) float32, how similar the details are, from -1 to 1.
+    """
+
+    distance_P: np.ndarray
+    structure_P: np.ndarray
+
+
+def compare_pictures(small_NSS3: np.ndarray, pair_P2: np.ndarray) -> PictureComparison:
+    """Compare the pictures of pairs, regardless of their light and of a small crop.
+
+    The distance is that of the most different block of a picture, so that one detail of another colour counts, which an average
+    over the picture would hide:
     `d(a, b) = max over blocks of mean over pixels x of the block of max(e(x), e'(x))`, with
-    `e(x) = min over neighbours y of x of max over channels |g·a(x) - b(y)|`, and e' with a and b exchanged. g is the brightness
-    that fits best; a is read in the window of its sides that fits best, or b in one of its own, as a crop would show it. So
-    light and crop do not count, while one detail of another colour does: an average over the picture would hide it. Our
-    design.
+    `e(x) = min over neighbours y of x of max over channels |√g·a(x) - b(y)/√g|`, and e' with a and b exchanged.
+
+    The structure is the correlation of what is left after the mean over a neighbourhood is subtracted from each pixel,
+    `s(a, b) = corr(a - mean₅(a), b - mean₅(b))`: two black shoes of one outline differ in their details. For both, g is the
+    ratio of their brightness, and a is read in the window of its sides that fits best, or b in one of its own, as a crop would
+    show it. Our design.
 
     Args:
         small_NSS3: (N, S, S, 3) uint8 small copies.
         pair_P2: (P, 2) rows.
-
-    Shapes: returns (P,) float32, in levels of 0 to 255.
     """
     parts = [
-        _distances(small_NSS3[part[:, 0]].astype(np.float32), small_NSS3[part[:, 1]].astype(np.float32))
+        _compare(small_NSS3[part[:, 0]].astype(np.float32), small_NSS3[part[:, 1]].astype(np.float32))
         for part in np.split(pair_P2, range(_PAIRS, len(pair_P2), _PAIRS))
     ]
-    return np.concatenate(parts)
+    return PictureComparison(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _distances(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
+def _compare(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(a_PSS3):
-        return np.zeros(0, np.float32)
-    a_aligned, b_aligned = _aligned(a_PSS3, b_PSS3), _aligned(b_PSS3, a_PSS3)
-    return np.minimum.reduce(
-        [_block_distance(a_PSS3, b_PSS3), _block_distance(a_aligned, b_PSS3), _block_distance(a_PSS3, b_aligned)]
-    )
+        return np.zeros(0, np.float32), np.zeros(0, np.float32)
+    half_P111 = np.sqrt(_gain(a_PSS3, b_PSS3))
+    a_PSS3, b_PSS3 = np.minimum(a_PSS3 * half_P111, 255), np.minimum(b_PSS3 / half_P111, 255)
+    distance_P, structure_P = _block_distance(a_PSS3, b_PSS3), _structure(a_PSS3, b_PSS3)
+    cropped = np.flatnonzero(distance_P < _NEVER_SAME)  # a crop does not change more
+    a_PSS3, b_PSS3 = a_PSS3[cropped], b_PSS3[cropped]
+    for left, right in ((_aligned(a_PSS3, b_PSS3), b_PSS3), (a_PSS3, _aligned(b_PSS3, a_PSS3))) if len(cropped) else ():
+        distance_P[cropped] = np.minimum(distance_P[cropped], _block_distance(left, right))
+        structure_P[cropped] = np.maximum(structure_P[cropped], _structure(left, right))
+    return distance_P, structure_P
+
+
+def _gain(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
+    """Return how much brighter b is than a, (P, 1, 1, 1), within the range of ordinary corrections."""
+    square_P, other_P = ((side * side).sum(axis=(1, 2, 3)) for side in (a_PSS3, b_PSS3))
+    return np.clip(np.sqrt(other_P / np.maximum(square_P, 1.0)), 1 / _MOST_GAIN, _MOST_GAIN)[:, None, None, None]
 
 
 def _block_distance(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
-    a_PSS3 = np.minimum(a_PSS3 * _gain(a_PSS3, b_PSS3), 255)
     error_PSS = np.maximum(_least_error(a_PSS3, b_PSS3), _least_error(b_PSS3, a_PSS3))
     blocks = SIDE // _BLOCK
     mean_P = error_PSS.reshape(-1, blocks, _BLOCK, blocks, _BLOCK).mean(axis=(2, 4))
     return mean_P.max(axis=(1, 2))
 
 
-def _gain(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
-    """Return the brightness factors that fit a to b best, (P, 1, 1, 1), within the range of ordinary corrections."""
-    axes = (1, 2, 3)
-    gain_P = (a_PSS3 * b_PSS3).sum(axes) / np.maximum((a_PSS3 * a_PSS3).sum(axes), 1.0)
-    return np.clip(gain_P, 0.7, 1.4)[:, None, None, None]
-
-
 def _least_error(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
     """Return the difference of each pixel of a from the nearest colour in its neighbourhood in b, (P, S, S)."""
-    padded = np.pad(b_PSS3, ((0, 0), (_SHIFT, _SHIFT), (_SHIFT, _SHIFT), (0, 0)), mode="edge")
     least = np.full(a_PSS3.shape[:3], np.inf, np.float32)
-    for down in range(2 * _SHIFT + 1):
-        for right in range(2 * _SHIFT + 1):
-            shifted = padded[:, down : down + SIDE, right : right + SIDE]
-            np.minimum(least, np.abs(a_PSS3 - shifted).max(axis=-1), out=least)
+    for shifted in _shifts(b_PSS3, 1):
+        np.minimum(least, np.abs(a_PSS3 - shifted).max(axis=-1), out=least)
     return least
+
+
+def _structure(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
+    a_PX, b_PX = (_details(side) for side in (a_PSS3, b_PSS3))
+    norm_P = np.sqrt((a_PX * a_PX).sum(axis=1) * (b_PX * b_PX).sum(axis=1))
+    # Two pictures without details, such as plain ones, have the same details; one of them has not.
+    same_P = ((a_PX * a_PX).sum(axis=1) < _NO_DETAILS) & ((b_PX * b_PX).sum(axis=1) < _NO_DETAILS)
+    return np.where(same_P, 1.0, (a_PX * b_PX).sum(axis=1) / np.maximum(norm_P, 1e-6)).astype(np.float32)
+
+
+def _details(side_PSS3: np.ndarray) -> np.ndarray:
+    """Return each pixel minus the mean of its neighbourhood, (P, S·S·3), with a mean of 0."""
+    mean = sum(_shifts(side_PSS3, 2)) / 25
+    flat_PX = (side_PSS3 - mean).reshape(len(side_PSS3), -1)
+    return flat_PX - flat_PX.mean(axis=1, keepdims=True)
+
+
+def _shifts(side_PSS3: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Yield pictures shifted by up to `most` pixels in both directions; their edges are repeated."""
+    padded = np.pad(side_PSS3, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    for down in range(2 * most + 1):
+        for right in range(2 * most + 1):
+            yield padded[:, down : down + SIDE, right : right + SIDE]
 
 
 def _aligned(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
     """Return a in the window of its rows and columns that fits b best, (P, S, S, 3)."""
-    a_PSS3 = np.minimum(a_PSS3 * _gain(a_PSS3, b_PSS3), 255)
-    rows = _best_window(a_PSS3, b_PSS3, "wys,psxc->wpyxc")
-    a_PSS3 = np.einsum("pys,psxc->pyxc", _windows()[rows], a_PSS3, optimize=True)
-    columns = _best_window(a_PSS3, b_PSS3, "wxs,pysc->wpyxc")
-    return np.einsum("pxs,pysc->pyxc", _windows()[columns], a_PSS3, optimize=True)
+    columns = np.zeros(len(a_PSS3), dtype=np.int64)  # the first window is the whole side
+    for _ in range(2):
+        rows = _best_window(_in_columns(a_PSS3, columns), b_PSS3)
+        # The columns of a picture are the rows of the transposed one.
+        columns = _best_window(_in_rows(a_PSS3, rows).swapaxes(1, 2), b_PSS3.swapaxes(1, 2))
+    return _in_columns(_in_rows(a_PSS3, rows), columns)
 
 
-def _best_window(a_PSS3: np.ndarray, b_PSS3: np.ndarray, product: str) -> np.ndarray:
-    """Return for each pair the number of the window along one axis with the smallest mean difference."""
-    errors = [
-        np.abs(np.einsum(product.replace("w", ""), window_SS, a_PSS3, optimize=True) - b_PSS3).mean(axis=(1, 2, 3))
-        for window_SS in _windows()
-    ]
+def _in_rows(a_PSS3: np.ndarray, window_P: np.ndarray) -> np.ndarray:
+    """Return pictures in a window of their rows, each in its own."""
+    flat_PSX = a_PSS3.reshape(len(a_PSS3), SIDE, SIDE * 3)
+    return np.matmul(_windows()[window_P], flat_PSX).reshape(-1, SIDE, SIDE, 3)
+
+
+def _in_columns(a_PSS3: np.ndarray, window_P: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(_in_rows(np.ascontiguousarray(a_PSS3.swapaxes(1, 2)), window_P).swapaxes(1, 2))
+
+
+def _best_window(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
+    """Return for each pair the number of the window of a's rows with the smallest mean difference."""
+    flat_PSX = np.ascontiguousarray(a_PSS3).reshape(len(a_PSS3), SIDE, SIDE * 3)
+    wanted_PSX = np.ascontiguousarray(b_PSS3).reshape(len(b_PSS3), SIDE, SIDE * 3)
+    errors = [np.abs(np.matmul(window_SS, flat_PSX) - wanted_PSX).mean(axis=(1, 2)) for window_SS in _windows()]
     return np.argmin(errors, axis=0)
 
 
@@ -260,8 +312,8 @@ def _best_window(a_PSS3: np.ndarray, b_PSS3: np.ndarray, product: str) -> np.nda
 def _windows() -> np.ndarray:
     """Return the (W, S, S) linear interpolations of S pixels that read a window of S pixels along one side."""
     found = []
-    for zoom, place in _WINDOW:
-        centre_S = (np.arange(SIDE) + 0.5) * zoom + place * (1 - zoom) * SIDE - 0.5
-        weight_SS = np.maximum(0, 1 - np.abs(np.clip(centre_S, 0, SIDE - 1)[:, None] - np.arange(SIDE)))
-        found.append(weight_SS)
+    for start in _CUT:
+        for end in _CUT:
+            centre_S = (np.arange(SIDE) + 0.5) * (1 - start - end) + start * SIDE - 0.5
+            found.append(np.maximum(0, 1 - np.abs(np.clip(centre_S, 0, SIDE - 1)[:, None] - np.arange(SIDE))))
     return np.array(found, dtype=np.float32)

@@ -156,16 +156,21 @@ class Plan:
         findings: Findings,
         options: WritingOptions,
     ) -> None:
-        self.options = options
+        self.options, assignment = options, findings.assignment
         self.changes: list[Change] = []
         self.kept_for: dict[str, str] = {}
         """Removed product → the product that stays for it."""
-        self._moved = {products[row].product_id for row in findings.assignment.split}
+        self._moved = {products[row].product_id for row in assignment.split}
         self._affected: set[str] = set()  # products that moved, and those that stay for products of other splits
         self._verdict = {(pair.row, pair.product_id): pair for pair in findings.judged}
         self._notes: dict[int, list[str]] = defaultdict(list)
         self.removed_products = self._remove_duplicates(products, findings.groups)
-        self.products = [self._product(row, product, findings.assignment) for row, product in enumerate(products)]
+        self._members = Counter(
+            assignment.group.get(row, product.group)
+            for row, product in enumerate(products)
+            if row not in self.removed_products
+        )
+        self.products = [self._product(row, product, assignment) for row, product in enumerate(products)]
         self.product_notes = {row: "; ".join(notes) for row, notes in self._notes.items()}
         self._affected |= self._moved
         self._split_of = {row.product_id: row.split for row in self.products}
@@ -210,7 +215,7 @@ class Plan:
             self.changes.append(Change(MOVED, "products", row, name, "", "splits", reason))
             self._notes[row].append(f"split: {product.split} → {split}")
             product = replace(product, split=split)
-        if (group := assignment.group.get(row)) is not None:
+        if (group := assignment.group.get(row)) is not None and self._members[group] > 1:
             reason = f"{product.group or 'no group'} → {group}: they share a duplicate"
             self.changes.append(Change(GROUPED, "products", row, name, "", "splits", reason))
             self._notes[row].append(f"group: {product.group or 'none'} → {group}")
