@@ -87,7 +87,7 @@ def make_case(condition: str, *, seed: int, products: int, model: str | None = N
     for row, product in enumerate(found):
         same[planted.copies.get(product.product_id, product.product_id)].append(row)
     truth = {pair for members in same.values() for pair in combinations(members, 2)}
-    finder = DuplicateFinder(found, signatures.signatures, signatures.pictured, vectors)
+    finder = DuplicateFinder(found, signatures.signatures, signatures.pictured, vectors, progress=False)
     return Case(planted, found, tables.queries, finder, truth)
 
 

@@ -302,7 +302,7 @@ class _Job:
     def _duplicates(self) -> tuple[list[Path], dict[str, Any]]:
         found = self._signatures()
         products = self.tables.products
-        finder = DuplicateFinder(products, found.signatures, found.pictured, self.vectors)
+        finder = DuplicateFinder(products, found.signatures, found.pictured, self.vectors, self.options.progress)
         pairs = finder.pairs(self.options.duplicates)
         groups, refused = finder.groups(pairs)
         _write_duplicates(self.folder, [row.product_id for row in products], pairs, groups, refused)

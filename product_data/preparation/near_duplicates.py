@@ -130,6 +130,7 @@ class DuplicateFinder:
         signatures: signatures of M first pictures.
         pictured: the rows of the products that these belong to, ascending.
         vectors: finds near vectors. Default `None`: vectors are not compared.
+        progress (`bool`): whether to show progress bars. Default True.
     """
 
     def __init__(
@@ -138,10 +139,12 @@ class DuplicateFinder:
         signatures: Signatures,
         pictured: np.ndarray,
         vectors: NearVectors | None = None,
+        progress: bool = True,
     ) -> None:
+        self._hidden = not progress
         self.products, self.signatures, self.pictured, self.vectors = products, signatures, pictured, vectors
         dictionary = EntityDictionary(products)
-        bar = tqdm(products, desc="facts of products", unit="product", delay=3.0, leave=False)
+        bar = tqdm(products, desc="facts of products", unit="product", delay=3.0, leave=False, disable=not progress)
         self.facts = [ProductFacts.of(row, dictionary) for row in bar]
         self._comparisons: dict[tuple[int, float], tuple[np.ndarray, list[float], PictureComparison]] = {}
         self.crowded = 0
@@ -216,7 +219,7 @@ class DuplicateFinder:
         """Return candidates by pictures, the similarities of their titles, and how their pictures compare; computed once."""
         key = options.hash_bits, options.title_similarity
         if key not in self._comparisons:
-            place_P2, crowded = similar_hashes(self.signatures.hash_NH, options.hash_bits)
+            place_P2, crowded = similar_hashes(self.signatures.hash_NH, options.hash_bits, progress=not self._hidden)
             self.crowded = int(crowded.sum())
             row_P2, similarity = self._compatible(self.pictured[place_P2], options)
             place = {int(row): number for number, row in enumerate(self.pictured)}
@@ -237,7 +240,7 @@ class DuplicateFinder:
     def _compatible(self, row_P2: np.ndarray, options: DuplicateOptions) -> tuple[np.ndarray, list[float]]:
         """Return the pairs of rows that do not contradict each other and have similar titles, and these similarities."""
         kept, similarity = [], []
-        bar = tqdm(row_P2.tolist(), desc="similar pictures or vectors", unit="pair", delay=3.0, leave=False)
+        bar = tqdm(row_P2.tolist(), desc="candidates", unit="pair", delay=3.0, leave=False, disable=self._hidden)
         for left, right in bar:
             titles = self.facts[left].similarity(self.facts[right])
             if titles >= options.title_similarity and not self.facts[left].contradicts(self.facts[right]):

@@ -102,7 +102,9 @@ def _resized(picture: Image.Image, side: int, method: Image.Resampling) -> Image
     return picture.resize((side, side), method, reducing_gap=3.0)
 
 
-def similar_hashes(hash_NH: np.ndarray, most_bits: int, most_same: int = MOST_SAME) -> tuple[np.ndarray, np.ndarray]:
+def similar_hashes(
+    hash_NH: np.ndarray, most_bits: int, most_same: int = MOST_SAME, *, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs of pictures with a hash of one and a hash of the other that differ in few bits.
 
     A hash that many pictures share, such as that of a placeholder "no picture", is evidence of nothing and is not looked up.
@@ -111,6 +113,7 @@ def similar_hashes(hash_NH: np.ndarray, most_bits: int, most_same: int = MOST_SA
         hash_NH: (N, H) uint64.
         most_bits (`int`): bits that may differ, 0 to 11: each band is looked up with up to two changed bits.
         most_same (`int`): pictures that may share a hash. Default 200.
+        progress (`bool`): whether to show a progress bar. Default True.
 
     Shapes: returns (P, 2) int64 rows, the smaller first, in ascending order, each once; and (N,) bool, the pictures with a
     hash that too many share.
@@ -129,7 +132,7 @@ def similar_hashes(hash_NH: np.ndarray, most_bits: int, most_same: int = MOST_SA
     crowded_N[holders.pictures[is_common[holders.value_of]]] = True
     rare = np.flatnonzero(~is_common)
     pairs = [holders.pairs(rare, rare)]
-    for left, right in _similar_values(values[rare], most_bits):
+    for left, right in _similar_values(values[rare], most_bits, progress):
         pairs.append(holders.pairs(rare[left], rare[right]))
     pair_P2 = np.sort(np.concatenate(pairs), axis=1)
     key_P = np.unique(pair_P2[:, 0] * max(len(hash_NH), 1) + pair_P2[:, 1])
@@ -157,11 +160,12 @@ class _Holders:
         return np.stack([self.pictures[first], self.pictures[second]], axis=1)
 
 
-def _similar_values(values: np.ndarray, most_bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _similar_values(values: np.ndarray, most_bits: int, progress: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pairs of places of different hashes that differ in at most `most_bits` bits; some come several times."""
     width = BITS // BANDS
     masks = _masks(width, most_bits // BANDS)
-    for band in tqdm(range(BANDS), desc="similar pictures", unit="band", delay=3.0, leave=False):
+    bands = tqdm(range(BANDS), desc="similar pictures", unit="band", delay=3.0, leave=False, disable=not progress)
+    for band in bands:
         own = (values >> np.uint64(band * width)) & np.uint64((1 << width) - 1)
         order = np.argsort(own, kind="stable")
         in_order = own[order]
