@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest distance of duplicates' pictures, in levels of 0 to 255 (default: 18)",
     )
     parser.add_argument(
-        "--structure", type=float, help="least correlation of the details of duplicates' pictures (default: .92)"
+        "--structure", type=float, help="least correlation of the details of duplicates' pictures (default: .97)"
     )
     parser.add_argument(
-        "--title-similarity", type=float, help="least share of common words of duplicates' titles (default: .4)"
+        "--title-similarity", type=float, help="least share of common words of duplicates' titles (default: .3)"
     )
     parser.add_argument(
         "--restore", type=Path, metavar="FILE", help="keep what this file lists: rows of an earlier changes.csv"

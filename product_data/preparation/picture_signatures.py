@@ -210,10 +210,11 @@ def compare_pictures(small_NSS3: np.ndarray, pair_P2: np.ndarray) -> PictureComp
     `d(a, b) = max over blocks of mean over pixels x of the block of max(e(x), e'(x))`, with
     `e(x) = min over neighbours y of x of max over channels |√g·a(x) - b(y)/√g|`, and e' with a and b exchanged.
 
-    The structure is the correlation of what is left after the mean over a neighbourhood is subtracted from each pixel,
-    `s(a, b) = corr(a - mean₅(a), b - mean₅(b))`: two black shoes of one outline differ in their details. For both, g is the
-    ratio of their brightness, and a is read in the window of its sides that fits best, or b in one of its own, as a crop would
-    show it. Our design.
+    The structure is the correlation of details, the mean over a small neighbourhood minus that over a large one,
+    `s(a, b) = corr(mean₃(a) - mean₇(a), mean₃(b) - mean₇(b))`: two black shoes of one outline differ in their details.
+
+    For both, g is the ratio of their brightness, and a is read in the window of its sides that fits best, or b in one of its
+    own, as a crop would show it. Our design.
 
     Args:
         small_NSS3: (N, S, S, 3) uint8 small copies.
@@ -270,9 +271,9 @@ def _structure(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
 
 
 def _details(side_PSS3: np.ndarray) -> np.ndarray:
-    """Return each pixel minus the mean of its neighbourhood, (P, S·S·3), with a mean of 0."""
-    mean = sum(_shifts(side_PSS3, 2)) / 25
-    flat_PX = (side_PSS3 - mean).reshape(len(side_PSS3), -1)
+    """Return the mean around each pixel over 3 × 3 minus that over 7 × 7 pixels, (P, S·S·3), with a mean of 0."""
+    near, far = (sum(_shifts(side_PSS3, most)) / (2 * most + 1) ** 2 for most in (1, 3))
+    flat_PX = (near - far).reshape(len(side_PSS3), -1)
     return flat_PX - flat_PX.mean(axis=1, keepdims=True)
 
 
