@@ -13,10 +13,10 @@ from evaluation.mixed_galleries import compare_by_type
 from product_data.errors import OptionError
 from retrieval.centring import Centring, content_form, read_form
 from retrieval.encode import encode, load_for_evaluation
-from retrieval.explanation.phrases import shortened
 from retrieval.model_kinds import unread_records
 from retrieval.stores.interface import StoredProduct
 from retrieval.vectors.vector_files import VectorFolder
+from retrieval.vectors.vector_types import shortened
 
 PRODUCTS, QUERIES = 5000, 300
 """The most products that are searched in, and the most queries of each type."""

@@ -58,6 +58,8 @@ _PRODUCT_COLUMNS = (
     "box_by",
     "attributes_image",
     "attributes_text",
+    "source_row",
+    "prepared",
 )
 FEED_COLUMNS = ("price", "sale_price", "currency", "availability", "brand", "url")
 """Columns of a products table that only `product_data.feeds` reads."""
@@ -77,6 +79,8 @@ _QUERY_COLUMNS = (
     "derived",
     "reference_product_id",
     "positive_categories",
+    "source_row",
+    "prepared",
 )
 _IMAGE_COLUMNS = ("image_id", "image")
 _INTERACTION_COLUMNS = ("query", "query_image", "product_id", "action", "count", "time", "split")

@@ -27,6 +27,7 @@ from retrieval.stores.opening import open_store
 from retrieval.upgrade.opening import with_adapter
 from retrieval.vectors.fingerprint import model_fingerprint
 from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
+from retrieval.vectors.vector_types import shortened
 
 Encode = Callable[[Query, str], EncodedQuery]
 """(query, mode of reasoning) → its vectors; raises `SearchError`."""
@@ -203,7 +204,7 @@ class Searcher:
 
     def _vectors(self, query: Query, encoded: EncodedQuery, chosen: SearchOptions) -> np.ndarray:
         """Return the (V, D) vectors to search: one, or with a product one for each of its forms."""
-        own_RD = _shortened_to(encoded.vectors_RD, self.store.dimension)
+        own_RD = shortened(encoded.vectors_RD, self.store.dimension)
         if self.store.centring is not None:
             own_RD = self.store.centring(own_RD, query.record_forms)
         if query.like is not None:
@@ -247,14 +248,6 @@ def _timed(times: dict[str, float], part: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     times[part] = times.get(part, 0.0) + 1000 * (time.perf_counter() - start)
-
-
-def _shortened_to(vector_RD: np.ndarray, dimension: int) -> np.ndarray:
-    """Return the Matryoshka prefixes of unit vectors, scaled to unit length."""
-    if vector_RD.shape[1] == dimension:
-        return vector_RD
-    prefix_RD = vector_RD[:, :dimension]
-    return prefix_RD / np.maximum(np.linalg.norm(prefix_RD, axis=1, keepdims=True), 1e-12)
 
 
 @contextmanager

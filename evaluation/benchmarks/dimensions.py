@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from evaluation.benchmarks.retrieval import DIRECTIONS, Measures, make_search, scores_of
 from evaluation.metrics import CUTOFFS
 from product_data.errors import OptionError
 from retrieval.encode import VectorCache
+from retrieval.vectors.vector_types import shortened
 
 
 def evaluate_dimensions(
@@ -48,12 +47,6 @@ def evaluate_dimensions(
                 raise OptionError(
                     f"dimensions={width}; expected 1 to {search.gallery.shape[1]}, the width of the vectors"
                 )
-            narrow = replace(search, vectors=_first(search.vectors, width), gallery=_first(search.gallery, width))
+            narrow = replace(search, vectors=shortened(search.vectors, width), gallery=shortened(search.gallery, width))
             results[str(width)]["scores"][name] = scores_of(narrow, Measures(tuple(cutoffs), resamples, seed))
     return results
-
-
-def _first(vector_ND: np.ndarray, width: int) -> np.ndarray:
-    """Return the first `width` numbers of each row, normalised to length 1."""
-    narrow_NW = vector_ND[:, :width]
-    return narrow_NW / np.linalg.norm(narrow_NW, axis=1, keepdims=True).clip(1e-12)

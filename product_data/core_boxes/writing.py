@@ -26,7 +26,6 @@ from tqdm import tqdm
 from product_data.atomic_files import write_atomically
 from product_data.checking import Issue, IssueLog
 from product_data.core_boxes.box_cache import UNREADABLE, BoxCache, Pictured
-from product_data.core_boxes.copying import columns_in, copy_table, rebased, rows_in_parts, rows_of, same_folder
 from product_data.core_boxes.detectors import NamedDetector
 from product_data.core_boxes.feed_tables import write_feed_as_table
 from product_data.core_boxes.saliency import Detection
@@ -36,6 +35,15 @@ from product_data.folder_lock import locked
 from product_data.missing_images import SIBLING
 from product_data.picture_files import PictureFetcher, PictureFetching
 from product_data.reading import ReadingOptions, Table
+from product_data.table_copies import (
+    box_columns,
+    columns_in,
+    copy_table,
+    rebased,
+    rows_in_parts,
+    rows_of,
+    same_folder,
+)
 from product_data.table_files import (
     SUFFIXES,
     ImageSource,
@@ -228,7 +236,9 @@ class _Writer:
                     cells[column], cells["box_by"] = self._boxes(part, rows, counts, bar)
                 return cells
 
-            copy_table(source, self.output / f"{part}{source.suffix.lower()}", column, edit)
+            copy_table(
+                source, self.output / f"{part}{source.suffix.lower()}", box_columns(column) if column else (), edit
+            )
         if column is not None:
             self.report.counts[part] = counts
 

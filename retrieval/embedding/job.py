@@ -242,10 +242,11 @@ def sync_store(folder: VectorFolder) -> str:
     """Bring the folder's store up to date, if it has one, and return a sentence on it; the vectors are complete in any case."""
     if not folder.store_folder.is_dir():
         return ""
-    from retrieval.stores.opening import create_store, sync  # needs moon3[retrieval]
+    from retrieval.stores.opening import create_store, sync, width_of_store  # needs moon3[retrieval]
 
     try:
-        store = create_store(folder.store_folder, folder.dimension, folder.fingerprint)
+        width = width_of_store(folder.store_folder, folder)
+        store = create_store(folder.store_folder, width, folder.fingerprint)
         try:
             return f"its store: {sync(store, folder)}"
         finally:

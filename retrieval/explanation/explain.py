@@ -35,12 +35,13 @@ import numpy as np
 from sklearn.linear_model import Lasso
 
 from retrieval.explanation.phrase_dictionary import build_dictionary
-from retrieval.explanation.phrases import ExplanationError, Phrase, phrases_of, shortened
+from retrieval.explanation.phrases import ExplanationError, Phrase, phrases_of
 from retrieval.explanation.value_readers import QUERY_NOISE, SHRINKAGE
 from retrieval.queries import Query
 from retrieval.query_encoder import weighted
 from retrieval.search import Searcher
 from retrieval.stores.searching import require_uncentred
+from retrieval.vectors.vector_types import shortened
 
 DEFAULT_LAMBDA = 0.1
 _DIFFERENT_PAIRS = 5

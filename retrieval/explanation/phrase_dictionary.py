@@ -24,10 +24,10 @@ from retrieval.explanation.phrases import (
     collect_phrases,
     embed_phrases,
     phrases_of,
-    shortened,
 )
 from retrieval.explanation.value_readers import Sums, ValueReaders, stated_values
 from retrieval.stores.interface import Store
+from retrieval.vectors.vector_types import shortened
 
 MOST_PRODUCTS = 20_000
 """Number of products that readers are fitted to; of a larger catalogue products at equal distances in the order of ids."""

@@ -104,11 +104,3 @@ def embed_phrases(
         first = found.skipped[0]
         raise ExplanationError(f"phrase {first.item!r}: cannot be encoded: {first.reason}")
     return found.vectors
-
-
-def shortened(vector_ND: np.ndarray, dimension: int) -> np.ndarray:
-    """Return the first `dimension` numbers of vectors, scaled to unit length, as a store of shorter vectors keeps them."""
-    if vector_ND.shape[1] == dimension:
-        return vector_ND
-    vector_ND = vector_ND[:, :dimension]
-    return vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-12)

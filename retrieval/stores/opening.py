@@ -18,6 +18,7 @@ from retrieval.stores.exact import ExactStore
 from retrieval.stores.exact_search import FirstPass
 from retrieval.stores.interface import CLIENT_DIGEST, Store, StoredProduct, StoreError
 from retrieval.vectors.vector_files import VectorFolder, is_vector_folder
+from retrieval.vectors.vector_types import shortened
 
 if TYPE_CHECKING:
     from retrieval.stores.embedded import EmbeddedStore
@@ -69,6 +70,24 @@ def create_store(place: str | Path, dimension: int, fingerprint: str, centring: 
     if str(place).startswith(QDRANT):
         return _served(str(place), dimension, fingerprint, centring)
     return _embedded(Path(place), dimension, fingerprint, centring)
+
+
+def width_of_store(place: str | Path, folder: VectorFolder) -> int:
+    """Return the dimension of the store in a folder, or that of a folder's vectors if there is no store.
+
+    Args:
+        place: as for `create_store`.
+        folder: the vectors.
+    """
+    from retrieval.stores.embedded import SETTINGS_FILE
+
+    if str(place).startswith(QDRANT) or not (Path(place) / SETTINGS_FILE).is_file():
+        return folder.dimension
+    store = _embedded(Path(place))
+    try:
+        return int(store.dimension)
+    finally:
+        store.close()
 
 
 def _embedded(
@@ -172,14 +191,16 @@ def sync(store: Store, folder: VectorFolder) -> SyncCounts:
 
     A product differs if its digest does. A product that a client of the service wrote stays, unless the folder has a product
     with its id, which then replaces it. Each batch is written whole, so the same call goes on after an interruption. The
-    vectors of what differs pass through a temporary file, not through memory.
+    vectors of what differs pass through a temporary file, not through memory. A store of fewer dimensions keeps the first
+    numbers of each vector, scaled to unit length: the prefix that a model with Matryoshka widths was trained for (arXiv
+    2205.13147).
 
     Args:
         store: the store to change.
         folder: with a complete state.
 
     Raises:
-        StoreError: the store's vectors come from another model or have another dimension.
+        StoreError: the store's vectors come from another model or have more dimensions.
     """
     require_fingerprint(store, folder)
     total = folder.require_state().products
@@ -189,7 +210,7 @@ def sync(store: Store, folder: VectorFolder) -> SyncCounts:
         after[product.product_id] = product.digest
     changed = [one for one, digest in after.items() if not digest or before.get(one) != digest]
     with tempfile.TemporaryDirectory(prefix="moon3-index-") as scratch:
-        vectors = _gathered(folder, changed, Path(scratch))
+        vectors = _gathered(folder, changed, Path(scratch), store.dimension)
         written, without = _write_changed(store, folder, dict(zip(changed, range(len(changed)), strict=True)), vectors)
         del vectors
     absent = [one for one in before if one not in after]
@@ -208,12 +229,12 @@ def sync(store: Store, folder: VectorFolder) -> SyncCounts:
 
 
 def require_fingerprint(store: Store, folder: VectorFolder) -> None:
-    """Check that a store and a folder hold vectors of the same model.
+    """Check that a store can hold vectors of a folder: those of the same model, whole or their first numbers.
 
     Raises:
-        StoreError: they do not, or their dimensions differ.
+        StoreError: another model's, or the store has more dimensions.
     """
-    if (store.fingerprint, store.dimension) != (folder.fingerprint, folder.dimension):
+    if store.fingerprint != folder.fingerprint or store.dimension > folder.dimension:
         raise StoreError(
             f"{store.about}: found vectors of the model {store.fingerprint!r} with {store.dimension} dimensions; expected "
             f"those of {folder.path}, {folder.fingerprint!r} with {folder.dimension}. Vectors of two models cannot be "
@@ -221,17 +242,18 @@ def require_fingerprint(store: Store, folder: VectorFolder) -> None:
         )
 
 
-def _gathered(folder: VectorFolder, ids: list[str], scratch: Path) -> dict[str, np.ndarray]:
-    """Return form → (N, D) vectors of the given products in files; a row of NaN where there is none."""
+def _gathered(folder: VectorFolder, ids: list[str], scratch: Path, dimension: int) -> dict[str, np.ndarray]:
+    """Return form → (N, D) vectors of the given products in files, of `dimension`; a row of NaN where there is none."""
     row = {product_id: number for number, product_id in enumerate(ids)}
     gathered: dict[str, np.ndarray] = {}
     for form in folder.forms if ids else ():
-        shape = (len(ids), folder.dimension)
+        shape = (len(ids), dimension)
         gathered[form] = room = np.memmap(scratch / form, dtype=np.float32, mode="w+", shape=shape)
         room[:] = np.nan
         for shard_ids, vector_ND in folder.vectors(form):
             wanted = np.array([product_id in row for product_id in shard_ids], dtype=bool)
-            room[[row[product_id] for product_id in shard_ids if product_id in row]] = vector_ND[wanted]
+            rows = [row[product_id] for product_id in shard_ids if product_id in row]
+            room[rows] = shortened(vector_ND[wanted], dimension)
     return gathered
 
 
@@ -239,7 +261,7 @@ def _write_changed(
     store: Store, folder: VectorFolder, row: dict[str, int], vectors: dict[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
     """Upsert the products of `row`; return the ids that were written, and those that have no vector."""
-    size = max(BATCH_BYTES // (4 * folder.dimension * max(len(vectors), 1)), 1)
+    size = max(BATCH_BYTES // (4 * store.dimension * max(len(vectors), 1)), 1)
     written: list[str] = []
     without: list[str] = []
     changed = (product for product in folder.products() if product.product_id in row)

@@ -35,6 +35,23 @@ def vector_columns(vectors_ND: np.ndarray, absent_N: np.ndarray, dtype: str) -> 
     return {"vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1], mask=mask), **columns}
 
 
+def shortened(vector_ND: np.ndarray, dimension: int) -> np.ndarray:
+    """Return the first numbers of vectors, scaled to unit length; at the full width the vectors unchanged.
+
+    `x_{1..d} / |x_{1..d}|`, the prefix that a model with Matryoshka widths is trained for (arXiv 2205.13147 §3).
+
+    Args:
+        vector_ND: (N, D) float32 or float64 unit vectors; rows of NaN stay.
+        dimension (`int`): d, from 1 to D.
+
+    Relations: `training.losses.matryoshka.prefix` is the same in the loss.
+    """
+    if vector_ND.shape[1] == dimension:
+        return vector_ND
+    prefix_Nd = vector_ND[:, :dimension]
+    return prefix_Nd / np.maximum(np.linalg.norm(prefix_Nd, axis=1, keepdims=True), 1e-12)
+
+
 def vector_type(dtype: str, dimension: int) -> pyarrow.DataType:
     """Return the Arrow type of the column "vector"."""
     return pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(dtype)), dimension)

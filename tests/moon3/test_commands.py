@@ -17,6 +17,7 @@ EARLY = [
     "quickstart",
     "tables",
     "detect-core",
+    "prepare",
     "catalogue",
     "mine",
     "annotate",

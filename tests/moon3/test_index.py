@@ -85,3 +85,48 @@ def test_a_centred_store_is_brought_up_to_date_and_is_not_explained_or_decided_o
 def test_the_model_is_for_the_effect_alone(shop, capsys):
     assert main(["index", str(shop[0].path), "--model", "somewhere"]) == 2
     assert "--model: found no --centre; expected both" in capsys.readouterr().err
+
+
+def test_a_store_of_a_matryoshka_width_ranks_as_truncated_vectors_and_stays_up_to_date(shop, capsys, tmp_path):
+    folder, photo = shop
+    store = tmp_path / "narrow"
+    assert main(["index", str(folder.path), "--dim", "8", "--store", str(store)]) == 0
+    assert "44 products added" in capsys.readouterr().out
+    ((ids, vector_ND),) = folder.vectors("mm")
+    narrow_ND = vector_ND[:, :8] / np.linalg.norm(vector_ND[:, :8], axis=1, keepdims=True)
+    encoder = load_for_evaluation(folder.embedding.model, device="cpu")
+    with open_searcher(store, model=folder.embedding.model) as searcher:
+        assert searcher.store.dimension == 8
+        for query, record in ((Query("red shoe"), {"text": "red shoe"}), (Query(image=photo), {"image": photo})):
+            query_D = encode(*encoder, [record], kind="query", progress=False).vectors[0, :8]
+            cosine_N = narrow_ND @ (query_D / np.linalg.norm(query_D))
+            hits = searcher.search(query, k=44).hits
+            assert [hit.score for hit in hits] == pytest.approx(sorted(cosine_N.tolist(), reverse=True), abs=1e-5)
+            found = {hit.product.product_id: hit.score for hit in hits}
+            assert found == pytest.approx(dict(zip(ids, cosine_N.tolist(), strict=True)), abs=1e-5)
+    assert main(["index", str(folder.path), "--store", str(store)]) == 0  # the width is the store's
+    assert "0 products added, 0 replaced, 0 removed, 44 unchanged" in capsys.readouterr().out
+
+
+def test_a_folder_whose_store_is_narrower_is_served_and_embedded_again(tmp_path, tiny_moon, capsys):
+    products, options = feed(tmp_path, range(6)), EmbeddingOptions(str(tiny_moon(trained=True)))
+    embed_feed(products, tmp_path / "vectors", options, report=lambda _: None)
+    assert main(["index", str(tmp_path / "vectors"), "--dim", "8"]) == 0
+    assert main(["search", str(tmp_path / "vectors"), "red shoe", "--json"]) == 0
+    done = embed_feed(feed(tmp_path, range(7)), tmp_path / "vectors", options, report=lambda _: None)
+    assert "1 products added" in done.synced
+    with open_searcher(tmp_path / "vectors") as searcher:
+        assert (searcher.store.dimension, searcher.store.count()) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--dim", "0"], "--dim: found 0; expected 1 to 32, the width of the vectors"),
+        (["--dim", "33"], "--dim: found 33; expected 1 to 32"),
+        (["--dim", "8", "--centre"], "--dim: found --centre; expected one of them"),
+    ],
+)
+def test_a_width_that_cannot_be_served_is_refused(shop, capsys, words, why, tmp_path):
+    assert main(["index", str(shop[0].path), "--store", str(tmp_path / "s"), *words]) == 2
+    assert why in capsys.readouterr().err

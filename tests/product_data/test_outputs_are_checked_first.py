@@ -23,6 +23,7 @@ COMMANDS = {
     "completions --output": ["RUN"],
     "reasoning-study --output": [],
     "ablate --output": ["training/recipes/ablations/suites/shared_small.yaml"],
+    "prepare --output": ["nowhere"],
     "mine --output": ["--model", "nowhere", "--data", "catalogue"],
     "annotate --output": ["catalogue", "--model", "nowhere"],
     "upcycle --out": ["--base", "nowhere"],

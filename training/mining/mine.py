@@ -10,7 +10,6 @@ the reasons why some queries have fewer. OUTPUT/vectors and OUTPUT/mined are kep
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import shutil
 from collections import Counter
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 import evaluation.baselines  # noqa: F401 - registers its models
 from product_data.atomic_files import write_atomically
-from product_data.table_files import ImageSource
+from product_data.query_files import write_query_rows
 from product_data.tables import EVERY_SPLIT, ProductTables, QueryRow
 from retrieval.encode import Encoded, config_digest, encode
 from retrieval.shortened import shortened_items, shortened_sentence, shortened_summary
@@ -300,54 +299,17 @@ def write_queries(queries: Sequence[QueryRow], mined: dict[str, Mined], folder: 
         The path of queries.parquet.
     """
     nothing = Mined()
-    rows = []
+    with_negatives = []
     for query in queries:
         found = mined.get(query.query_id, nothing).negatives
-        rows.append(
-            {
-                "query_id": query.query_id,
-                "type": query.type,
-                "text": query.text,
-                "image": _image_cell(query.image),
-                "bbox": list(query.box) if query.box else None,
-                "positives": list(query.positives),
-                "positive_weights": list(query.answers.values()),
-                "negatives": list(dict.fromkeys([*query.negatives, *found])),
-                "split": query.split,
-                "kind": query.kind,
-                "derived": query.derived,
-                "reference_product_id": query.reference_product_id,
-                "positive_categories": list(query.positive_categories),
-            }
-        )
+        with_negatives.append(dataclasses.replace(query, negatives=tuple(dict.fromkeys([*query.negatives, *found]))))
     path = folder / QUERIES_FILE
-    table = pyarrow.Table.from_pylist(rows, schema=_SCHEMA)
-    _write_whole(path, lambda stream: pyarrow.parquet.write_table(table, stream))
+    write_query_rows(path, with_negatives)
     return path
 
 
 _TEXTS = pyarrow.list_(pyarrow.string())
 _NUMBERS = pyarrow.list_(pyarrow.float64())
-_SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in ("query_id", "type", "text")]
-    + [("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])), ("bbox", _NUMBERS)]
-    + [("positives", _TEXTS), ("positive_weights", _NUMBERS), ("negatives", _TEXTS)]
-    + [(name, pyarrow.string()) for name in ("split", "kind", "reference_product_id")]
-    + [("derived", pyarrow.bool_()), ("positive_categories", _TEXTS)]
-)
-
-
-def _image_cell(image: ImageSource | None) -> dict[str, Any] | None:
-    if image is None:
-        return None
-    if isinstance(image, Image.Image):
-        stream = io.BytesIO()
-        image.save(stream, "PNG")
-        image = stream.getvalue()
-    if isinstance(image, bytes):
-        return {"bytes": image, "path": None}
-    address = image.startswith(("http://", "https://"))
-    return {"bytes": None, "path": image if address else str(Path(image).resolve())}
 
 
 def _report(
