@@ -21,6 +21,7 @@ from evaluation.service_process import KEY, ServiceProcess
 from evaluation.service_report import KEPT_UNDER_OVERLOAD, MEMORY_GROWTH, service_table
 from moon3.__main__ import main
 from retrieval.serve.connections import HEAD_SECONDS
+from retrieval.serve.pixel_budget import WAIT_SECONDS as PIXEL_SECONDS
 from retrieval.serve.products import COMPACT_AFTER, WAIT_SECONDS
 from retrieval.serve.settings import ServiceSettings
 from training.shipped_checkpoint import SHIPPED
@@ -104,6 +105,8 @@ def test_the_limits_of_the_page_are_those_of_the_code():
         f"{limits.max_body_bytes // 2**20} MiB a request, {limits.max_pixels // 10**6} million pixels a picture",
         f"{limits.max_text:,} characters, offset + k of {limits.max_k:,}",
         f"{limits.max_requests} requests in work",
+        f"{limits.pixels_in_work // 10**6} million pixels of decoded pictures of all requests, for over "
+        f"{PIXEL_SECONDS:g} s",
         f"{HEAD_SECONDS:g} s for the head of a request, {limits.body_seconds:g} s for its body",
         f"{limits.seconds:g} s of work",
         f"writes for over {WAIT_SECONDS:g} s",
