@@ -2,6 +2,7 @@
 
     POST   /search               words, a picture (base64, or a file of a form), both, or a product → products
     POST   /embed                words, a picture, or both → their vector
+    POST   /region               a picture → the box of the product in it, for /search and /embed
     PUT    /products             add or replace products (needs the key)
     DELETE /products             remove products (needs the key)
     GET    /products/{id}        one product; its "images" are URLs, or paths of this service
@@ -34,6 +35,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from processing_moon import ProductError
+from processing_moon.cropping_moon import LargestRegionDetector
 from product_data.errors import OptionError
 from retrieval.explanation.phrases import ExplanationError
 from retrieval.queries import Query, SearchError
@@ -124,6 +126,7 @@ class Service:
         self.writer = ProductWriter(searcher.store, searcher.encoder, settings, self.pixels)
         self.pictures, self.answers = ProductPictures(searcher.store, settings, self.pixels), answers
         self.page_text, self.page_headers = read_page()
+        self.regions = LargestRegionDetector()
         self._threads = anyio.CapacityLimiter(settings.max_requests)
         self._in_work = self._in_reading = 0  # changed by the event loop only
 
@@ -136,6 +139,7 @@ class Service:
         working: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self.search),
             ("POST", "/embed", self.embed),
+            ("POST", "/region", self.region),
             ("POST", "/explain", self.explain),
             ("PUT", "/products", self.upsert),
             ("DELETE", "/products", self.delete),
@@ -183,6 +187,19 @@ class Service:
             }
 
         return JSONResponse(await self._in_thread(work))
+
+    async def region(self, request: Request) -> Response:
+        """Answer with the box of the largest region of a picture that differs from its background; null if there is none."""
+        fields = check_fields(await self._fields(request), ("image",))
+        if "image" not in fields:
+            raise UploadError("image: found none; expected a picture")
+
+        def work() -> list[float] | None:
+            with self._query(fields) as query:
+                (box,) = self.regions.detect([query.image], [None])
+                return None if box is None else list(box)
+
+        return JSONResponse({"box": await self._in_thread(work)})
 
     async def explain(self, request: Request) -> Response:
         """Answer why a product matches a query."""

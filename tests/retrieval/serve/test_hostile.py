@@ -176,7 +176,7 @@ PICTURES = {
 def test_a_hostile_picture_is_refused_and_nothing_is_opened(client, name, monkeypatch):
     monkeypatch.setattr("processing_moon.images_moon.fetch", lambda *_, **__: pytest.fail("a URL was fetched"))
     began = time.monotonic()
-    for path in ("/search", "/embed"):
+    for path in ("/search", "/embed", "/region"):
         answer = client.post(path, json={"image": PICTURES[name]})
         assert answer.status_code == 400, answer.text
         assert "root:" not in answer.text
