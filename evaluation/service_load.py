@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from evaluation.provenance import provenance
@@ -51,16 +50,19 @@ class ServiceLoad:
         level_seconds (`float`): time of each number of clients and kind of query. Default 10.
         clients (`int`): clients of the check, and of the largest level; the others have 1 and 8. Default 32.
         overload_clients (`int`): clients of a level beyond the requests that may be in work at once. Default 96.
+        max_requests (`int`): requests that may be in work at once, see `moon3 serve`. Default 64.
         repeats (`int`): queries of each kind whose time is split into parts. Default 60.
 
     Raises:
-        OptionError: a time that is not above 0, or a number below 1.
+        OptionError: a time that is not above 0, a number below 1, as many clients as requests may be in work, or an overload
+            level that does not have more.
     """
 
     seconds: float = 120.0
     level_seconds: float = 10.0
     clients: int = 32
     overload_clients: int = 96
+    max_requests: int = 64
     repeats: int = 60
 
     def __post_init__(self) -> None:
@@ -68,6 +70,11 @@ class ServiceLoad:
             least = 1 if one.type == "int" else 0.1
             if getattr(self, one.name) < least:
                 raise OptionError(f"--{one.name}: found {getattr(self, one.name)}; expected at least {least}")
+        if not self.clients < self.max_requests < self.overload_clients:
+            raise OptionError(
+                f"--max-requests: found {self.max_requests}; expected more than the {self.clients} of --clients, and fewer than "
+                f"the {self.overload_clients} of --overload-clients"
+            )
 
 
 @dataclass
@@ -77,12 +84,22 @@ class LevelCounts:
     milliseconds: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    without_retry_after: int = 0
 
-    def note(self, status: int, milliseconds: float) -> None:
-        """Add an answer; 0 is none."""
+    def note(self, status: int, milliseconds: float, retry_after: int | None = None) -> None:
+        """Add an answer; the status 0 is none."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.without_retry_after += status == 429 and retry_after is None
         if status == 200:
             self.milliseconds.append(milliseconds)
+
+    def add(self, other: LevelCounts) -> None:
+        """Add what another client saw."""
+        self.milliseconds += other.milliseconds
+        self.wrong += other.wrong
+        self.without_retry_after += other.without_retry_after
+        for status, number in other.statuses.items():
+            self.statuses[status] = self.statuses.get(status, 0) + number
 
 
 def measure_service(output: Path, vectors: Path, sizes: ServiceLoad, model: str | None = None) -> dict[str, Any]:
@@ -99,7 +116,8 @@ def measure_service(output: Path, vectors: Path, sizes: ServiceLoad, model: str 
         ServiceError: a service that does not start.
     """
     with tempfile.TemporaryDirectory(prefix="moon3-service-") as scratch, _copied(vectors, Path(scratch)) as place:
-        options = ["--device", "cpu", *(["--model", model] if model else [])]
+        options = ["--device", "cpu", "--max-requests", str(sizes.max_requests)]
+        options += ["--model", model] if model else []
         with open_searcher(place, model=model, device="cpu") as searcher:
             queries = _queries(list(searcher.store.products()))
             results: dict[str, Any] = {
@@ -110,7 +128,7 @@ def measure_service(output: Path, vectors: Path, sizes: ServiceLoad, model: str 
         service = ServiceProcess(place, Path(scratch) / "service.log", options)
         try:
             service.start()
-            results["levels"] = measure_levels(service.port, queries, sizes)
+            results["levels"] = measure_levels(service, queries, sizes)
             results["check"] = check_service(service, queries, truth, contents, sizes)
         finally:
             service.kill()
@@ -168,8 +186,14 @@ def _quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
     return {"p50": round(float(found[0]), 2), "p95": round(float(found[1]), 2)}
 
 
-def measure_levels(port: int, queries: dict[str, list[dict[str, Any]]], sizes: ServiceLoad) -> list[dict[str, Any]]:
-    """Return latency, requests a second and refusals for each number of clients and kind of query."""
+def measure_levels(
+    service: ServiceProcess, queries: dict[str, list[dict[str, Any]]], sizes: ServiceLoad
+) -> list[dict[str, Any]]:
+    """Return latency, requests a second, refusals and memory for each number of clients and kind of query.
+
+    The last level has more clients than requests may be in work. A client that is refused comes again after 50 ms, sooner than
+    `Retry-After` says.
+    """
     numbers = sorted({1, min(8, sizes.clients), sizes.clients})
     wanted = [(kind, clients) for kind in KINDS for clients in numbers] + [("words", sizes.overload_clients)]
     levels = []
@@ -184,9 +208,10 @@ def measure_levels(port: int, queries: dict[str, list[dict[str, Any]]], sizes: S
             _timed(client, chosen, counts)
 
         began = time.perf_counter()
-        counts = _together(port, clients, sizes.level_seconds, ask)
+        counts = _together(service.port, clients, sizes.level_seconds, ask)
         seconds = time.perf_counter() - began
-        levels.append({"kind": kind, "clients": clients} | _level(counts, seconds))
+        memory = {"megabytes": _megabytes(service.resident_bytes())}
+        levels.append({"kind": kind, "clients": clients} | _level(counts, seconds) | memory)
     return levels
 
 
@@ -195,6 +220,7 @@ def _level(counts: LevelCounts, seconds: float) -> dict[str, Any]:
     return _quantiles(counts.milliseconds) | {
         "answers_a_second": round(len(counts.milliseconds) / seconds, 1),
         "share_429": round(counts.statuses.get(429, 0) / max(total, 1), 4),
+        "refused_without_retry_after": counts.without_retry_after,
         "other_statuses": {str(one): number for one, number in counts.statuses.items() if one not in (200, 429)},
     }
 
@@ -203,7 +229,7 @@ def _timed(client: Client, chosen: dict[str, Any], counts: LevelCounts) -> Any:
     """Send a search, note its time, and return its answer; None if it was not answered with 200."""
     began = time.perf_counter()
     status, answer = client.call("POST", "/search", chosen)
-    counts.note(status, 1000 * (time.perf_counter() - began))
+    counts.note(status, 1000 * (time.perf_counter() - began), client.retry_after)
     if status != 200:
         time.sleep(_PAUSE)
         return None
@@ -254,10 +280,7 @@ def _together(
         raise failed[0]
     whole = LevelCounts()
     for counts in seen:
-        whole.milliseconds += counts.milliseconds
-        whole.wrong += counts.wrong
-        for status, number in counts.statuses.items():
-            whole.statuses[status] = whole.statuses.get(status, 0) + number
+        whole.add(counts)
     return whole
 
 
@@ -290,10 +313,12 @@ def check_service(
 ) -> dict[str, Any]:
     """Search and write for some time, kill the service right after an acknowledged write at half time, and start it again.
 
-    Returns: numbers of answers, of wrong ones, of writes, of those that were lost, and memory in megabytes.
+    Returns: numbers of answers, of wrong ones, of writes, of those that were lost, and memory in megabytes after the restart:
+    the most in the first quarter of the time, the most later, and at the end.
     """
     wanted = [one for kind in ("words", "picture", "both") for one in queries[kind]]
-    numbered, numbers, began, memory = count(), count(), time.monotonic(), list[int]()
+    numbered, numbers, began = count(), count(), time.monotonic()
+    memory: list[tuple[float, int]] = []
 
     def ask(client: Client, counts: LevelCounts) -> None:
         number = next(numbered) % len(wanted)
@@ -309,7 +334,7 @@ def check_service(
             _write(client, truth, f"written-{number}", number % len(contents), contents)
             if number % 5 == 4:
                 _write(client, truth, f"written-{number - 4}", None, contents)
-            memory.append(service.resident_bytes())
+            memory.append((time.monotonic(), service.resident_bytes()))
         client.close()
 
     def write_and_kill() -> None:
@@ -317,6 +342,7 @@ def check_service(
         service.kill()
         service.start()
         memory.clear()
+        memory.append((time.monotonic(), service.resident_bytes()))
         write_until(time.monotonic() + sizes.seconds / 2)
 
     counts = _together(service.port, sizes.clients, sizes.seconds, ask, write_and_kill)
@@ -326,10 +352,25 @@ def check_service(
         | {
             "wrong_answers": len(counts.wrong),
             "first_wrong": counts.wrong[:3],
-            "megabytes_after_restart": round(memory[min(len(memory) // 4, 20)] / 1e6) if memory else None,
-            "megabytes_at_end": round(service.resident_bytes() / 1e6),
         }
+        | _memory(memory, memory[0][0] + sizes.seconds / 8)
     )
+
+
+def _memory(samples: Sequence[tuple[float, int]], quarter: float) -> dict[str, int | None]:
+    """Return the megabytes of samples (time, bytes) up to a time, after it, and at the end."""
+    first = [held for moment, held in samples if moment <= quarter]
+    later = [held for moment, held in samples if moment > quarter]
+    return {
+        "megabytes_first_quarter": _megabytes(max(first)),
+        "megabytes_later": _megabytes(max(later, default=0)),
+        "megabytes_at_end": _megabytes(samples[-1][1]),
+    }
+
+
+def _megabytes(held: int) -> int | None:
+    """Return bytes in megabytes; `None` where the system does not say them."""
+    return round(held / 1e6) if held else None
 
 
 def _write(client: Client, truth: ServiceTruth, product_id: str, content: int | None, contents: Sequence[Any]) -> None:
@@ -356,42 +397,3 @@ def _kept(port: int, truth: ServiceTruth, contents: Sequence[Any]) -> dict[str, 
         lost += (answer.get("title") if status == 200 else None) != title
     client.close()
     return {"writes": sum(state.version for state in truth.written().values()), "lost_writes": lost}
-
-
-def is_right(results: dict[str, Any]) -> bool:
-    """Return whether no answer was wrong, no write was lost, and no level was answered with an error of the service."""
-    check = results["check"]
-    errors = {status for level in (*results["levels"], check) for status in level["other_statuses"]}
-    return not check["wrong_answers"] and not check["lost_writes"] and errors <= {"0"}
-
-
-def service_table(results: dict[str, Any]) -> str:
-    """Return the levels as a table in Markdown, for docs/service.md: a row for each kind, a column for each number of clients."""
-    levels = {(one["kind"], one["clients"]): one for one in results["levels"]}
-    numbers = sorted({one["clients"] for one in results["levels"] if one["kind"] == KINDS[-1]})
-    rows = [[kind, *(_shown(levels[kind, number]) for number in numbers)] for kind in KINDS]
-    headings = ["query", *(f"{number} client{'s' if number > 1 else ''}" for number in numbers)]
-    return str(tabulate(rows, headings, tablefmt="github", disable_numparse=True))
-
-
-def _shown(level: dict[str, Any]) -> str:
-    return f"{level['p50']:.0f} ms ({level['p95']:.0f}), {level['answers_a_second']:.0f}/s"
-
-
-def service_lines(results: dict[str, Any]) -> list[str]:
-    """Return the results as lines for a reader."""
-    lines = [f"{results['products']:,} products"]
-    for kind, parts in results["parts"].items():
-        shown = ", ".join(f"{name} {one['p50']:.1f} ms (95 %: {one['p95']:.1f})" for name, one in parts.items())
-        lines.append(f"one query at a time, {kind}: {shown}")
-    for level in results["levels"]:
-        lines.append(
-            f"{level['clients']} clients, {level['kind']}: {level['p50']:.0f} ms (95 %: {level['p95']:.0f}), "
-            f"{level['answers_a_second']:.1f} answers a second, {level['share_429']:.1%} refused"
-        )
-    check = results["check"]
-    lines.append(
-        f"with writes and a kill: {check['wrong_answers']} wrong answers, {check['lost_writes']} of {check['writes']} writes "
-        f"lost, {check['megabytes_after_restart']} MB after the restart, {check['megabytes_at_end']} MB at the end"
-    )
-    return lines + check["first_wrong"]

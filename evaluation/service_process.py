@@ -95,6 +95,8 @@ class Client:
 
     def __init__(self, port: int, seconds: float = 60.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+        self.retry_after: int | None = None
+        """Seconds after which the last answer asks the client to come again; `None` without it."""
 
     def call(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """Return the status and the JSON of an answer; 0 and the error if there was no answer.
@@ -105,9 +107,12 @@ class Client:
         """
         body = None if fields is None else json.dumps(fields)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        self.retry_after = None
         try:
             self._connection.request(method, path, body, headers)
             answer = self._connection.getresponse()
+            wait = answer.getheader("Retry-After", "")
+            self.retry_after = int(wait) if wait.isdecimal() and int(wait) > 0 else None
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()

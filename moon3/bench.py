@@ -119,12 +119,13 @@ def run(chosen: argparse.Namespace) -> int:
         results = measure_search(chosen.output, wanted, only=tuple(chosen.only), repeats=chosen.repeats)
         print("\n".join(search_lines(results)))
     elif chosen.kind == "serve":
-        from evaluation.service_load import ServiceLoad, is_right, measure_service, service_lines
+        from evaluation.service_load import ServiceLoad, measure_service
+        from evaluation.service_report import service_lines, service_problems
 
         load = ServiceLoad(**{name: getattr(chosen, name) for name in vars(ServiceLoad())})
         results = measure_service(chosen.output, chosen.store, load, chosen.model)
         print("\n".join(service_lines(results)))
-        return 0 if is_right(results) else 1
+        return 1 if service_problems(results) else 0
     else:
         from training.studies.speed import Sizes, measure_training_speed, verdicts
 

@@ -108,7 +108,9 @@ def app_of(chosen: argparse.Namespace, opened: contextlib.ExitStack) -> tuple[St
     from retrieval.search import open_searcher
     from retrieval.serve.app import create_app
     from retrieval.serve.explaining import MatchAnswers
+    from retrieval.serve.memory import return_large_blocks
 
+    return_large_blocks()
     searcher = opened.enter_context(open_searcher(chosen.store, model=chosen.model, device=chosen.device))
     answers = MatchAnswers(searcher, phrases_folder(chosen.store), heat_maps)
     return create_app(searcher, settings_of(chosen), answers), searcher.store.about

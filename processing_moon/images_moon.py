@@ -57,6 +57,7 @@ class ImageLimits:
         timeout_seconds (`float`): time for one URL, including redirects; resolving the host's name is not limited. Default 10.
         max_bytes (`int`): maximum size of a fetched file. Default 32 MiB.
         max_pixels (`int`): width × height of any image. Default: Pillow's hard limit.
+        admit: called with the width × height of a picture before it is decoded; what it raises is passed on. Default `None`.
 
     Raises:
         ValueError: a limit that is not positive; `allow_urls` that is not a bool.
@@ -66,6 +67,7 @@ class ImageLimits:
     timeout_seconds: float = 10.0
     max_bytes: int = 32 * 2**20
     max_pixels: int = 178_956_970
+    admit: Callable[[int], Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.allow_urls, bool):
@@ -265,8 +267,10 @@ def _decode_opened(
     image: Image.Image, limits: ImageLimits, least_size: Callable[..., tuple[int, int]] | None = None
 ) -> Picture:
     label = image.format or image.mode
+    _check_pixels(image, limits)
+    if limits.admit is not None:
+        limits.admit(image.width * image.height)
     try:
-        _check_pixels(image, limits)
         scale, stored = 1, image.size
         if least_size is not None:
             scale = _reduce(image, least_size)

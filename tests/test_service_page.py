@@ -16,10 +16,12 @@ import pytest
 from PIL import Image
 from shop_exports import write_export
 
-from evaluation.service_load import service_table
+from evaluation.service_load import ServiceLoad
 from evaluation.service_process import KEY, ServiceProcess
+from evaluation.service_report import KEPT_UNDER_OVERLOAD, MEMORY_GROWTH, service_table
 from moon3.__main__ import main
 from retrieval.serve.connections import HEAD_SECONDS
+from retrieval.serve.pixel_budget import WAIT_SECONDS as PIXEL_SECONDS
 from retrieval.serve.products import COMPACT_AFTER, WAIT_SECONDS
 from retrieval.serve.settings import ServiceSettings
 from training.shipped_checkpoint import SHIPPED
@@ -98,17 +100,22 @@ def test_the_commands_of_the_page_have_the_options_that_it_names():
 
 
 def test_the_limits_of_the_page_are_those_of_the_code():
-    limits, text = ServiceSettings(), " ".join(PAGE.split())
+    limits, load, text = ServiceSettings(), ServiceLoad(), " ".join(PAGE.split())
     for limit in (
         f"{limits.max_body_bytes // 2**20} MiB a request, {limits.max_pixels // 10**6} million pixels a picture",
         f"{limits.max_text:,} characters, offset + k of {limits.max_k:,}",
         f"{limits.max_requests} requests in work",
+        f"{limits.pixels_in_work // 10**6} million pixels of decoded pictures of all requests, for over "
+        f"{PIXEL_SECONDS:g} s",
         f"{HEAD_SECONDS:g} s for the head of a request, {limits.body_seconds:g} s for its body",
         f"{limits.seconds:g} s of work",
         f"writes for over {WAIT_SECONDS:g} s",
         f"within {limits.batch_milliseconds:g} ms",
         f"the {limits.recent_queries:,} most recent queries",
         f"After {COMPACT_AFTER} writes",
+        f"within {MEMORY_GROWTH:.0%} of".replace("%", " %"),
+        f"at {KEPT_UNDER_OVERLOAD:.0%} or more".replace("%", " %"),
+        f"measures 1, 8 and {load.clients} clients on your machine, then {load.overload_clients}",
     ):
         assert limit in text, limit
 

@@ -2,6 +2,7 @@
 
     POST   /search               words, a picture (base64, or a file of a form), both, or a product → products
     POST   /embed                words, a picture, or both → their vector
+    POST   /region               a picture → the box of the product in it, for /search and /embed
     PUT    /products             add or replace products (needs the key)
     DELETE /products             remove products (needs the key)
     GET    /products/{id}        one product; its "images" are URLs, or paths of this service
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -33,9 +35,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from processing_moon import ProductError
+from processing_moon.cropping_moon import LargestRegionDetector
 from product_data.errors import OptionError
 from retrieval.explanation.phrases import ExplanationError
-from retrieval.queries import SearchError
+from retrieval.queries import Query, SearchError
 from retrieval.search import Searcher, product_as_dict
 from retrieval.serve.batching import BusyError, MicroBatcher
 from retrieval.serve.explaining import MatchAnswers
@@ -44,6 +47,7 @@ from retrieval.serve.metrics import CONTENT_TYPE, SECONDS, SIZES, Metrics
 from retrieval.serve.openapi import document
 from retrieval.serve.page import read_page
 from retrieval.serve.pictures import ProductPictures, public_images
+from retrieval.serve.pixel_budget import PixelBudget
 from retrieval.serve.products import ProductWriter
 from retrieval.serve.recent import RecentQueries
 from retrieval.serve.settings import ServiceSettings
@@ -118,9 +122,11 @@ class Service:
         )
         self.recent = RecentQueries(self.batcher, settings.recent_queries, self._note_recent)
         self.searcher = Searcher(searcher.store, searcher.encoder, encode=self.recent)
-        self.writer = ProductWriter(searcher.store, searcher.encoder, settings)
-        self.pictures, self.answers = ProductPictures(searcher.store, settings), answers
+        self.pixels = PixelBudget(settings.pixels_in_work)
+        self.writer = ProductWriter(searcher.store, searcher.encoder, settings, self.pixels)
+        self.pictures, self.answers = ProductPictures(searcher.store, settings, self.pixels), answers
         self.page_text, self.page_headers = read_page()
+        self.regions = LargestRegionDetector()
         self._threads = anyio.CapacityLimiter(settings.max_requests)
         self._in_work = self._in_reading = 0  # changed by the event loop only
 
@@ -133,6 +139,7 @@ class Service:
         working: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self.search),
             ("POST", "/embed", self.embed),
+            ("POST", "/region", self.region),
             ("POST", "/explain", self.explain),
             ("PUT", "/products", self.upsert),
             ("DELETE", "/products", self.delete),
@@ -157,7 +164,8 @@ class Service:
 
         def work() -> dict[str, Any]:
             options = options_of(fields, self.settings)
-            answer = self.searcher.search(query_of(fields, self.settings), options).as_dict()
+            with self._query(fields) as query:
+                answer = self.searcher.search(query, options).as_dict()
             for hit in answer["hits"]:
                 hit["images"] = public_images(hit["product_id"], hit["images"])
             return answer | {"store": type(self.searcher.store).__name__}
@@ -169,8 +177,8 @@ class Service:
         fields = check_fields(await self._fields(request), EMBED_FIELDS)
 
         def work() -> dict[str, Any]:
-            query = query_of(fields, self.settings)
-            vectors_VD = self.searcher.vectors(query)
+            with self._query(fields) as query:
+                vectors_VD = self.searcher.vectors(query)
             return {
                 "query_form": query.form,
                 "fingerprint": self.searcher.store.fingerprint,
@@ -180,15 +188,31 @@ class Service:
 
         return JSONResponse(await self._in_thread(work))
 
+    async def region(self, request: Request) -> Response:
+        """Answer with the box of the largest region of a picture that differs from its background; null if there is none."""
+        fields = check_fields(await self._fields(request), ("image",))
+        if "image" not in fields:
+            raise UploadError("image: found none; expected a picture")
+
+        def work() -> list[float] | None:
+            with self._query(fields) as query:
+                (box,) = self.regions.detect([query.image], [None])
+                return None if box is None else list(box)
+
+        return JSONResponse({"box": await self._in_thread(work)})
+
     async def explain(self, request: Request) -> Response:
         """Answer why a product matches a query."""
         fields = check_fields(await self._fields(request), ("product", *QUERY_FIELDS))
         product_id = fields.pop("product", None)
         if product_id is None:
             raise UploadError("product: found none; expected the id of the product that was found")
-        return JSONResponse(
-            await self._in_thread(lambda: self.answers.answer(query_of(fields, self.settings), product_id))
-        )
+
+        def work() -> Mapping[str, Any]:
+            with self._query(fields) as query:
+                return self.answers.answer(query, product_id)
+
+        return JSONResponse(await self._in_thread(work))
 
     async def picture(self, request: Request) -> Response:
         """Answer with a product's picture, as a small JPEG."""
@@ -258,6 +282,12 @@ class Service:
             return await read_fields(request, self.settings)
 
     @contextlib.contextmanager
+    def _query(self, fields: Mapping[str, Any]) -> Iterator[Query]:
+        """Yield the query of a request, whose picture takes its share of the memory as long as it is searched."""
+        with self.pixels.share() as share:
+            yield query_of(fields, self.settings, share.take)
+
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         """Refuse a request if the bodies of too many others arrive; one that arrives slowly takes no place of work."""
         if self._in_reading >= _READERS * self.settings.max_requests:
@@ -271,14 +301,26 @@ class Service:
     async def _in_thread(self, work: Callable[[], _Answer]) -> _Answer:
         """Run blocking work in a thread, unless too many are in work.
 
-        If the request is late, the thread goes on, and its answer is dropped.
+        If the request is late, the thread goes on, and its answer is dropped. An error lets go of what its frames hold, such
+        as a picture: anyio and its traceback refer to each other, so it would stay in memory.
         """
+
+        def released() -> _Answer:
+            try:
+                return work()
+            except Exception as error:
+                reason: BaseException | None = error
+                while reason is not None:
+                    traceback.clear_frames(reason.__traceback__)
+                    reason = reason.__cause__ or reason.__context__
+                raise
+
         if self._in_work >= self.settings.max_requests:
             raise BusyError(f"{self._in_work} requests are in work")
         self._in_work += 1
         try:
             with anyio.fail_after(self.settings.seconds):
-                return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+                return await anyio.to_thread.run_sync(released, abandon_on_cancel=True, limiter=self._threads)
         finally:
             self._in_work -= 1
 

@@ -17,7 +17,7 @@ EncodeQueries = Callable[[Sequence[Query], str], Sequence[EncodedQuery | SearchE
 
 
 class BusyError(RuntimeError):
-    """Raised if the queue is full; the client should try again later."""
+    """Raised if the service has no room; the client should try again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,8 @@ class MicroBatcher:
                 group = [one for one in batch if one.reasoning == reasoning and not one.answer.cancelled()]
                 if group:
                     self._encode(group, reasoning)
+                del group
+            del batch  # its pictures, which would stay until the next query comes
             if not more:
                 return
 

@@ -107,6 +107,16 @@ def document(settings: ServiceSettings) -> dict[str, Any]:
     paths = {
         "/search": {"post": _operation("Search products", _object(answer_fields), search, form=True)},
         "/embed": {"post": _operation("Return the vector of a query", _object(vector_fields), embed, form=True)},
+        "/region": {
+            "post": _operation(
+                "Detect the product in a picture",
+                _object(
+                    {"box": {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 4, "maxItems": 4}}
+                ),
+                _object({"image": fields["image"]}),
+                form=True,
+            )
+        },
         "/explain": {
             "post": _operation("Say which values carry a match", _object(explanation_fields()), explain, form=True)
         },

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from processing_moon import ProductError
 from processing_moon.images_moon import ImageLimits, open_image
+from retrieval.serve.pixel_budget import PixelBudget
 from retrieval.serve.settings import ServiceSettings
 from retrieval.serve.uploads import UploadError
 from retrieval.stores.interface import Store
@@ -36,10 +37,11 @@ class ProductPictures:
     Args:
         store: its products name the pictures.
         settings: limits of pictures, and the allowed hosts.
+        pixels: bounds the pixels of all requests together.
     """
 
-    def __init__(self, store: Store, settings: ServiceSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, settings: ServiceSettings, pixels: PixelBudget) -> None:
+        self.store, self.settings, self.pixels = store, settings, pixels
         path = getattr(
             store, "path", None
         )  # of a store that is a folder: its own pictures, and those of the job beside it
@@ -57,6 +59,7 @@ class ProductPictures:
 
         Raises:
             UploadError: no such product or picture, a picture that cannot be read, or a host that is not allowed (404).
+            BusyError: the pictures of other requests leave no room.
         """
         product = self.store.get([product_id])[0]
         if product is None or number >= len(product.images):
@@ -81,14 +84,14 @@ class ProductPictures:
         if is_url and urlsplit(source).hostname not in self.settings.picture_hosts:
             raise UploadError(f"product {product_id!r}: its picture is on a host that the service does not read", 404)
         own = next((file for folder in self._folders if (file := folder.find(source))), None)
-        limits = ImageLimits(
-            max_pixels=self.settings.max_pixels, allow_urls=is_url, timeout_seconds=min(self.settings.seconds, 10)
-        )
-        try:
-            picture = open_image(own or source, item=product_id, limits=limits)
-        except ProductError as error:
-            raise UploadError(f"product {product_id!r}: its picture cannot be read", 404) from error
-        picture.thumbnail((SIDE, SIDE))
+        seconds = min(self.settings.seconds, 10)
+        with self.pixels.share() as share:
+            limits = ImageLimits(is_url, seconds, max_pixels=self.settings.max_pixels, admit=share.take)
+            try:
+                picture = open_image(own or source, item=product_id, limits=limits)
+            except ProductError as error:
+                raise UploadError(f"product {product_id!r}: its picture cannot be read", 404) from error
+            picture.thumbnail((SIDE, SIDE))
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85)
         return stream.getvalue()

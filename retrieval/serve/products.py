@@ -24,8 +24,9 @@ from product_data.feeds.feed_product import AVAILABILITY
 from product_data.rows import ProductRow
 from retrieval.encode import encode
 from retrieval.query_encoder import QueryEncoder
+from retrieval.serve.pixel_budget import PixelBudget
 from retrieval.serve.settings import ServiceSettings
-from retrieval.serve.uploads import UploadError, decoded_picture
+from retrieval.serve.uploads import TakePixels, UploadError, decoded_picture
 from retrieval.stores.exact import ExactStore
 from retrieval.stores.interface import CLIENT_DIGEST, Store, StoreBusyError, StoredProduct
 from retrieval.vectors.picture_folder import PictureFolder, key_of
@@ -35,8 +36,6 @@ WAIT_SECONDS = 5.0
 COMPACT_AFTER = 200
 LEFT_SECONDS = 3600.0
 """Age from which a picture that no product has is taken for left by a process that was killed."""
-_PICTURES = 4
-"""Pixels of all pictures of a request, as a multiple of the limit of one picture."""
 _Result = TypeVar("_Result")
 _TEXTS = ("product_id", "title", "description", "brand", "currency", "availability", "url")
 FIELDS = (*_TEXTS, "category", "attributes", "price", "images", "pictures")
@@ -54,10 +53,11 @@ class ProductWriter:
         store: the store.
         encoder: the model; its `lock` is shared with searches.
         settings: limits of pictures.
+        pixels: bounds the pixels of all requests together.
     """
 
-    def __init__(self, store: Store, encoder: QueryEncoder, settings: ServiceSettings) -> None:
-        self.store, self.encoder, self.settings = store, encoder, settings
+    def __init__(self, store: Store, encoder: QueryEncoder, settings: ServiceSettings, pixels: PixelBudget) -> None:
+        self.store, self.encoder, self.settings, self.pixels = store, encoder, settings, pixels
         path = getattr(store, "path", None)  # of a store that is a folder
         self.pictures = None if path is None else PictureFolder(path / "pictures")
         self._lock = threading.Lock()
@@ -76,18 +76,17 @@ class ProductWriter:
             ProductError: a picture or record that cannot be read.
             StoreBusyError: another process is writing to the store.
             StoreError: products that the store refuses.
+            BusyError: the pictures of other requests leave no room.
         """
         self._require_lasting_store()
         entries = fields.get("products")
         if set(fields) != {"products"} or not isinstance(entries, list) or not entries:
             raise UploadError('body: expected {"products": [one or more products]}')
-        read: list[tuple[ProductRow, StoredProduct]] = []
-        pixels = 0
-        for place, entry in enumerate(entries):
-            read.append(read_product(entry, place, self.settings))
-            pixels += sum(image.width * image.height for image in read[-1][0].images if isinstance(image, Image.Image))
-            if pixels > _PICTURES * self.settings.max_pixels:
-                raise UploadError(f"products[{place}].pictures: found too many pixels; expected fewer in one request")
+        with self.pixels.share() as share:
+            read = [read_product(entry, place, self.settings, share.take) for place, entry in enumerate(entries)]
+            return self._write(read)
+
+    def _write(self, read: Sequence[tuple[ProductRow, StoredProduct]]) -> int:
         forms = self.store.forms or ("mm",)
         vectors = {form: self._embed([row for row, _ in read], form) for form in forms}
         there_N = np.any([np.isfinite(rows).all(axis=1) for rows in vectors.values()], axis=0)
@@ -192,17 +191,21 @@ class ProductWriter:
         return vectors_ND
 
 
-def read_product(entry: Any, place: int, settings: ServiceSettings) -> tuple[ProductRow, StoredProduct]:
+def read_product(
+    entry: Any, place: int, settings: ServiceSettings, take: TakePixels
+) -> tuple[ProductRow, StoredProduct]:
     """Return what a model reads of a product, and what a store keeps of it.
 
     Args:
         entry: the product of a request.
         place (`int`): its place in the request, for messages.
         settings: limits of pictures.
+        take: takes the pixels of each picture before it is decoded.
 
     Raises:
-        UploadError: an invalid field.
+        UploadError: an invalid field, or too many pixels in one request.
         ProductError: a picture that cannot be read.
+        BusyError: the pictures of other requests leave no room.
     """
     where = f"products[{place}]"
     if not isinstance(entry, dict) or set(entry) - set(FIELDS):
@@ -222,7 +225,7 @@ def read_product(entry: Any, place: int, settings: ServiceSettings) -> tuple[Pro
     ):
         raise UploadError(f"{where}.price: found {price!r}; expected a number")
     pictures = tuple(
-        decoded_picture(text, f"{where}.pictures[{number}]", settings)
+        decoded_picture(text, f"{where}.pictures[{number}]", settings, take)
         for number, text in enumerate(_texts(entry.get("pictures", []), f"{where}.pictures"))
     )
     row = ProductRow(texts["product_id"], texts["title"], texts["description"], category, attributes, pictures)

@@ -47,6 +47,11 @@ class ServiceSettings:
     batch_milliseconds: float = 4.0
     log_queries: bool = False
 
+    @property
+    def pixels_in_work(self) -> int:
+        """Pixels of the decoded pictures of all requests together, and of one request: four pictures of the largest size."""
+        return 4 * self.max_pixels
+
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_pixels", "max_text", "max_k", "max_requests", "batch_size"):
             if getattr(self, name) < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -38,6 +38,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _READ_OF_TOO_LARGE = 4
 """A body that is too large is read up to this multiple of the limit, so that its client can read the answer."""
 _NAMES = {str: "a string", list: "a list", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+TakePixels = Callable[[int], None]
+"""Takes pixels of what all requests may hold, or raises an error for which the picture is not decoded."""
 
 
 class UploadError(ValueError):
@@ -165,11 +169,17 @@ def check_fields(fields: Mapping[str, Any], accepted: tuple[str, ...]) -> dict[s
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def query_of(fields: Mapping[str, Any], settings: ServiceSettings) -> Query:
+def query_of(fields: Mapping[str, Any], settings: ServiceSettings, take: TakePixels) -> Query:
     """Return the query of a request; its picture is decoded within the limits.
+
+    Args:
+        fields: of the request.
+        settings: limits.
+        take: takes the pixels of the picture before it is decoded, see `retrieval.serve.pixel_budget`.
 
     Raises:
         UploadError: an invalid field.
+        BusyError: the pictures of other requests leave no room.
         SearchError: a query that `Query` refuses.
         ProductError: a picture that cannot be read.
     """
@@ -177,7 +187,7 @@ def query_of(fields: Mapping[str, Any], settings: ServiceSettings) -> Query:
     if len(values.get("text", "")) > settings.max_text:
         raise UploadError(f"text: found {len(values['text'])} characters; expected at most {settings.max_text}")
     if "image" in values:
-        values["image"] = decoded_picture(values["image"], "image", settings)
+        values["image"] = decoded_picture(values["image"], "image", settings, take)
     if "box" in values:
         values["box"] = tuple(values["box"])
     return Query(**values)
@@ -195,11 +205,18 @@ def options_of(fields: Mapping[str, Any], settings: ServiceSettings) -> SearchOp
     return options
 
 
-def decoded_picture(value: bytes | str, field: str, settings: ServiceSettings) -> Image.Image:
+def decoded_picture(value: bytes | str, field: str, settings: ServiceSettings, take: TakePixels) -> Image.Image:
     """Return a picture from bytes or base64 text.
 
+    Args:
+        value: bytes of a file, or base64 text.
+        field (`str`): its name in messages.
+        settings: limits.
+        take: takes the pixels of the picture before it is decoded, see `retrieval.serve.pixel_budget`.
+
     Raises:
-        UploadError: text that is not base64.
+        UploadError: text that is not base64, or pictures of one request with too many pixels together.
+        BusyError: the pictures of other requests leave no room.
         ProductError: a picture that cannot be read, or with too many pixels.
     """
     if isinstance(value, str):
@@ -207,5 +224,5 @@ def decoded_picture(value: bytes | str, field: str, settings: ServiceSettings) -
             value = base64.b64decode(value.rpartition("base64,")[2], validate=True)
         except (binascii.Error, ValueError) as error:
             raise UploadError(f"{field}: not base64 ({error}); expected the bytes of a picture in base64") from error
-    limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
+    limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, admit=take)
     return open_image(value, item="request", field=field, limits=limits)

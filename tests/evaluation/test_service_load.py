@@ -12,10 +12,12 @@ import pytest
 from pictures import file_of, plain
 from small_feeds import feed
 
-from evaluation.service_load import is_right, service_lines, service_table
+from evaluation.service_load import ServiceLoad
 from evaluation.service_process import Client, ServiceError, ServiceProcess
+from evaluation.service_report import service_lines, service_problems, service_table
 from evaluation.service_truth import ServiceTruth
 from moon3.__main__ import main
+from product_data.errors import OptionError
 from retrieval.embedding.embedding_options import EmbeddingOptions
 from retrieval.embedding.job import embed_feed
 
@@ -33,28 +35,99 @@ def put(client, product_id, title="lamp"):
     return client.call("PUT", "/products", {"products": [product]})[0]
 
 
-def test_the_service_is_right_under_load_with_writes_and_a_kill(vectors, tmp_path):
-    output = tmp_path / "service.json"
-    short = ["--seconds", "4", "--level-seconds", "0.3", "--clients", "4", "--overload-clients", "6", "--repeats", "3"]
+@pytest.fixture(scope="module")
+def measured(vectors, tmp_path_factory):
+    """The short measurement: its exit status and its results."""
+    output = tmp_path_factory.mktemp("measured") / "service.json"
+    short = ["--seconds", "8", "--level-seconds", "0.5", "--clients", "4", "--repeats", "3"]
+    short += ["--overload-clients", "16", "--max-requests", "8"]
     before = {path.name for path in vectors.iterdir()}
-    assert main(["bench", "serve", str(vectors), "--output", str(output), *short]) == 0
-    results = json.loads(output.read_text(encoding="utf-8"))
+    status = main(["bench", "serve", str(vectors), "--output", str(output), *short])
+    assert {path.name for path in vectors.iterdir()} == before
+    return status, json.loads(output.read_text(encoding="utf-8"))
+
+
+def test_the_service_is_right_under_load_with_writes_and_a_kill(measured):
+    status, results = measured
     check = results["check"]
     print(service_lines(results))
+    assert (status, service_problems(results)) == (0, [])
     assert (check["wrong_answers"], check["lost_writes"]) == (0, 0)
     assert check["writes"] > 2
     assert check["answers_a_second"] > 0
-    assert check["megabytes_at_end"] > 10
+    assert check["megabytes_first_quarter"] > 10
+    assert check["megabytes_later"] > 10
     assert len(results["levels"]) == 9
     assert all(level["answers_a_second"] > 0 for level in results["levels"])
+    assert results["levels"][-1]["share_429"] > 0
     assert results["parts"]["both"]["encode"]["p50"] > 0
     assert results["provenance"]["sizes"]["clients"] == 4
-    assert {path.name for path in vectors.iterdir()} == before
     table = service_table(results).splitlines()
     assert [cell.strip() for cell in table[0].split("|")[1:-1]] == ["query", "1 client", "4 clients"]
     assert len(table) == 2 + 4
-    check["lost_writes"] = 1
-    assert not is_right(results)
+
+
+def changed(results, place, **values):
+    """The results with other values in the last level or the check."""
+    copied = json.loads(json.dumps(results))
+    (copied["levels"][-1] if place == "overload" else copied["check"]).update(values)
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "problem"),
+    [
+        ("check", {"lost_writes": 1}, "1 acknowledged writes were lost"),
+        ("check", {"wrong_answers": 2}, "2 answers were wrong"),
+        ("check", {"other_statuses": {"0": 3, "500": 1}}, "found the statuses ['500']"),
+        ("check", {"megabytes_first_quarter": 500, "megabytes_later": 551}, "found 551 MB; expected at most 10% more"),
+        ("check", {"refused_without_retry_after": 1}, "1 refusals without Retry-After"),
+        ("overload", {"share_429": 0.0}, "found no 429"),
+        ("overload", {"answers_a_second": 0.1}, "found 0.1 answers a second; expected at least"),
+        ("overload", {"other_statuses": {"0": 1}}, "found the statuses {'0': 1}"),
+        ("overload", {"megabytes": 9000}, "the overload level: found 9000 MB"),
+    ],
+)
+def test_each_thing_that_a_service_does_wrong_is_said(measured, place, values, problem):
+    (found,) = service_problems(changed(measured[1], place, **values))
+    assert problem in found
+
+
+def test_memory_that_the_system_does_not_say_is_not_judged(measured):
+    results = changed(measured[1], "check", megabytes_first_quarter=None, megabytes_later=None)
+    for level in results["levels"]:
+        level["megabytes"] = None
+    assert service_problems(results) == []
+    assert "memory not measured" in " ".join(service_lines(results))
+
+
+def test_a_level_that_is_not_refused_must_not_have_as_many_clients_as_may_be_in_work():
+    for sizes in ({"clients": 64}, {"overload_clients": 64}, {"max_requests": 100}):
+        with pytest.raises(OptionError, match="--max-requests: found"):
+            ServiceLoad(**sizes)
+
+
+def test_the_client_reads_when_it_may_come_again(place, tmp_path):
+    service = ServiceProcess(place, tmp_path / "log", ["--device", "cpu", "--max-requests", "1"])
+    waits: list[tuple[int, int | None]] = []
+
+    def search(number: int) -> None:
+        client = Client(service.port)
+        for again in range(20):
+            status, _ = client.call("POST", "/search", {"text": f"lamp {number} {again}"})
+            waits.append((status, client.retry_after))
+        client.close()
+
+    try:
+        service.start()
+        threads = [threading.Thread(target=search, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(waits) == {(200, None), (429, 1)}
+    finally:
+        service.kill()
 
 
 @pytest.fixture

@@ -274,3 +274,17 @@ def test_an_error_names_item_field_and_survives_pickling():
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.item, error.field) == ("product 3 (id 'x')", "images[0]")
     assert str(error) == "product 3 (id 'x'), field 'images[0]': the bytes: empty (zero bytes); expected an image file"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_is_admitted_by_its_pixels_before_it_is_decoded(kind, monkeypatch):
+    admitted, data = [], file_of(noise(40, 30), kind)
+    assert open_image(data, limits=ImageLimits(admit=admitted.append)).size == (40, 30)
+    assert admitted == [1200]
+
+    def refuse(pixels):
+        raise RuntimeError(f"{pixels} are too many now")
+
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(RuntimeError, match="1200 are too many now"):
+        open_image(data, limits=ImageLimits(admit=refuse))

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from folder_holder import holding
 from pictures import file_of, noise, plain
+from PIL import Image
 from starlette.testclient import TestClient
 
 from product_data.errors import OptionError
@@ -114,6 +115,23 @@ def test_the_vector_of_a_query_is_the_one_that_is_searched(client, searcher):
     answer = client.post("/embed", json={"text": "red shoes", "image": PHOTO_TEXT, "weight": 0.3}).json()
     np.testing.assert_allclose(answer["vectors"], searcher.vectors(Query("red shoes", PHOTO, weight=0.3)), atol=1e-5)
     assert (answer["dimension"], answer["fingerprint"], answer["query_form"]) == (32, "print", "mm")
+
+
+def test_the_product_in_a_picture_is_detected_for_a_search(client):
+    picture = Image.new("RGB", (100, 80), "white")
+    picture.paste("navy", (20, 10, 60, 50))
+    for answer in (
+        client.post("/region", json={"image": base64.b64encode(file_of(picture)).decode()}),
+        client.post("/region", files={"image": ("photo.png", file_of(picture), "image/png")}),
+    ):
+        assert answer.json()["box"] == pytest.approx([20, 10, 60, 50], abs=3)
+    fields = {"image": base64.b64encode(file_of(picture)).decode(), "box": answer.json()["box"]}
+    assert client.post("/search", json=fields).status_code == 200
+    assert client.post("/region", json={"image": base64.b64encode(file_of(plain("red"))).decode()}).json() == {
+        "box": None
+    }
+    for fields in ({}, {"text": "bag"}):
+        assert client.post("/region", json=fields).status_code == 400
 
 
 def test_products_facets_and_health(client):

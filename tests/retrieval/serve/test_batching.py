@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from retrieval.queries import Query, SearchError
 from retrieval.query_encoder import EncodedQuery
@@ -124,3 +126,16 @@ def test_closing_answers_the_queries_that_wait():
         assert first.result(10).vectors_RD.tolist() == [[1.0]]
         assert second.result(10).vectors_RD.tolist() == [[2.0]]
         closing.result(10)
+
+
+def test_a_batcher_that_waits_for_queries_keeps_none_of_those_that_it_answered():
+    batcher = MicroBatcher(lambda queries, _: [encoded(query) for query in queries], milliseconds=1)
+    picture = Image.new("RGB", (2, 2))
+    seen = weakref.ref(picture)
+    batcher(Query("3", picture))
+    del picture
+    end = time.monotonic() + 10
+    while seen() is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert seen() is None
+    batcher.close()

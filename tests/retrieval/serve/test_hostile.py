@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import json
 import socket
 import struct
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +19,16 @@ from typing import Any
 import pytest
 import uvicorn
 from pictures import file_of, noise, plain
+from PIL import Image
 from starlette.testclient import TestClient
 
 from retrieval.encode import encode, load_for_evaluation
+from retrieval.queries import Query, SearchError
 from retrieval.query_encoder import QueryEncoder
 from retrieval.search import Searcher
 from retrieval.serve.app import create_app
 from retrieval.serve.connections import LARGEST_HEAD, TimedProtocol, server_options
+from retrieval.serve.memory import return_large_blocks
 from retrieval.serve.settings import ServiceSettings
 from retrieval.stores.embedded import EmbeddedStore
 from retrieval.stores.interface import StoredProduct
@@ -171,7 +176,7 @@ PICTURES = {
 def test_a_hostile_picture_is_refused_and_nothing_is_opened(client, name, monkeypatch):
     monkeypatch.setattr("processing_moon.images_moon.fetch", lambda *_, **__: pytest.fail("a URL was fetched"))
     began = time.monotonic()
-    for path in ("/search", "/embed"):
+    for path in ("/search", "/embed", "/region"):
         answer = client.post(path, json={"image": PICTURES[name]})
         assert answer.status_code == 400, answer.text
         assert "root:" not in answer.text
@@ -187,6 +192,58 @@ def test_many_pictures_that_are_small_alone_are_too_large_together(client):
     pictures = [encoded(file_of(plain("red", 990)))] * 5
     answer = client.put("/products", json={"products": [{"product_id": "x", "pictures": pictures}]}, headers=AUTHORISED)
     assert (answer.status_code, "too many pixels" in answer.json()["error"]) == (400, True)
+
+
+def megabytes(name: str) -> float:
+    """Return a size of this process: VmRSS, or VmHWM, the most since the peak was reset."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not say the peak of memory")
+def test_many_bombs_at_once_share_a_bounded_memory_and_return_it(searcher):
+    """64 pictures of 9 million pixels would take 64 × 36 MB, and more while they are decoded."""
+    settings = ServiceSettings(max_pixels=9_000_000)
+    picture = bomb(3_000)
+    assert len(picture) < 10_000
+    assert return_large_blocks()
+    statuses: list[int] = []
+    with TestClient(create_app(searcher, settings)) as client:
+        assert client.post("/search", json={"image": encoded(picture)}).status_code == 200
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = megabytes("VmRSS")
+
+        def search() -> None:
+            statuses.append(client.post("/search", json={"image": encoded(picture)}).status_code)
+
+        threads = [threading.Thread(target=search) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(statuses) <= {200, 429}
+        assert statuses.count(200) >= 4
+        assert megabytes("VmHWM") - before < 3 * 4 * settings.pixels_in_work / 1e6
+        assert megabytes("VmRSS") - before < 100
+        assert goes_on(client)
+
+
+def test_an_error_does_not_keep_the_picture_of_its_request(searcher, monkeypatch):
+    """The collector of cycles would find it, but a service that only encodes makes few new objects, so it runs seldom."""
+    opened: list[weakref.ref[Image.Image]] = []
+
+    def fail(query: Query, *_: Any) -> None:
+        opened.append(weakref.ref(query.image))
+        raise SearchError("query: not now")
+
+    with TestClient(create_app(searcher)) as client:
+        monkeypatch.setattr(Searcher, "search", lambda _, query, *more: fail(query, *more))
+        gc.disable()
+        try:
+            assert client.post("/search", json={"image": encoded(PHOTO)}).status_code == 400
+            assert [one() for one in opened] == [None]
+        finally:
+            gc.enable()
 
 
 def part(name: str, value: bytes, filename: str = "") -> bytes:

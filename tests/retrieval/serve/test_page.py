@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import threading
 import time
@@ -126,6 +127,22 @@ def titles(page):
     return page.locator(".hit h3").all_inner_texts()
 
 
+def ids(page):
+    """The ids of the products that are shown, by the addresses of their pictures."""
+    return [
+        source.rpartition("/")[2]
+        for source in page.locator(".frame img").evaluate_all("all => all.map(one => one.src)")
+    ]
+
+
+def facts_of(folder):
+    """Product id → its colour and type in the export."""
+    with (folder / "products_export.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    colour = next(name for name in rows[0] if name.startswith("Color"))
+    return {row["Handle"]: (row[colour], row["Product Category"].split(" > ")[-1]) for row in rows}
+
+
 def settled(page):
     """Wait for the answer to the last change."""
     page.wait_for_selector("#results:not([aria-busy])")
@@ -146,6 +163,40 @@ def test_a_customer_types_and_pages(page):
     page.click("#more")
     shows(page, 48)
     assert len(set(page.locator(".frame img").evaluate_all("all => all.map(one => one.src)"))) == 48
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        ("red mug", ("red", "Mugs")),
+        ("teal shirt", ("teal", "Shirts")),
+        ("green chair", ("green", "Chairs")),
+        ("orange dress", ("orange", "Dresses")),
+        ("white headphones", ("white", "Headphones")),
+        ("purple tote bag", ("purple", "Tote bags")),
+    ],
+)
+def test_words_find_the_products_of_their_colour_and_type_first(page, shop, words, right):
+    facts = facts_of(shop[1])
+    search(page, words)
+    wanted = [product_id for product_id, found in facts.items() if found == right]
+    assert len(wanted) == 2
+    assert set(ids(page)[:2]) == set(wanted), [facts[one] for one in ids(page)[:4]]
+
+
+@pytest.mark.parametrize("product_id", ["chairs-44", "shirts-20", "mugs-24", "lamps-40", "dresses-34", "watches-57"])
+def test_a_dropped_picture_of_a_product_finds_it_or_its_variants_first(page, shop, product_id):
+    """The page marks the product in the picture: the shipped model learned from pictures whose product is marked."""
+    facts = facts_of(shop[1])
+    data = list((shop[1] / "images" / f"{product_id}.jpg").read_bytes())
+    page.evaluate(HAND_OVER, [data, "drop"])
+    page.wait_for_selector(".hit")
+    settled(page)
+    assert page.locator("#unmark").is_visible()
+    assert "marked region is searched" in page.locator("#canvas-help").inner_text()
+    first = ids(page)
+    assert facts[first[0]][1] == facts[product_id][1], [facts[one] for one in first[:4]]
+    assert product_id in first[:3]
 
 
 @pytest.mark.parametrize("page", SCREENS, indirect=True)
@@ -222,6 +273,10 @@ def test_the_keyboard_alone_reaches_everything_in_reading_order_and_marks_a_regi
     assert order == ["skip", "theme", "text", "main", "file", "words"]
     page.set_input_files("#file", str(shop[1] / "photo.jpg"))
     page.wait_for_selector("#canvas:visible")
+    settled(page)
+    page.locator("#canvas").focus()
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(700)
     settled(page)
     whole = titles(page)
     page.locator("#canvas").focus()
