@@ -54,6 +54,7 @@ LATE = [
     "soak",
     "soak-embed",
     "shipped-checkpoint",
+    "reference-checkpoint",
 ]
 IN_ORDER = EARLY + LATE
 HELP = """

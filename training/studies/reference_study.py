@@ -207,13 +207,11 @@ def write_reference_study(
         The content of the results file.
 
     Raises:
-        OptionError: `output` is not a .json file, or no seeds.
+        OptionError: `output` is not a .json file.
         UnfinishedError: a training that did not finish; the same call continues it.
     """
     if output.suffix != ".json":
         raise OptionError(f"--output {output}; expected a .json file")
-    if not seeds:
-        raise OptionError("--seeds: found none; expected one or more")
     tables = work / "tables"
     write_reference_tables(data, tables)
     finals = train_seeds(tables, encoders, work / "runs", seeds, keys)
