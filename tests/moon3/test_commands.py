@@ -49,6 +49,7 @@ LATE = [
     "matching-study",
     "upgrade-study",
     "form-balance",
+    "label-collapse",
     "core-crop-study",
     "bench",
     "soak",

@@ -29,7 +29,7 @@ class CalledTeacher:
 
     Args:
         embed: records → their unit vectors, and which of them could be read, such as `Encoder`.
-        form: "t", "i" or "mm": what the teacher reads; a record that lacks it is not taught.
+        form: what the teacher reads: "t", "i", or "mm", all that a record has; a record without it is not taught.
         sample: records for the mean. A record that lacks the form is left out.
 
     Raises:
@@ -85,12 +85,11 @@ class CalledTeacher:
         }
         if _TEXT_OF_QUERY in record:
             kept["title"] = record[_TEXT_OF_QUERY]
-        has_text = bool(kept.keys() - {"id"})
-        if (self.form != "i" and not has_text) or (self.form != "t" and not images):
-            return None
         if self.form == "i":
-            return {"id": kept.get("id", ""), "images": images}
-        return kept if self.form == "t" else kept | {"images": images}
+            kept = {"id": kept.get("id", "")}
+        if self.form != "t" and images:
+            kept["images"] = images
+        return kept if kept.keys() - {"id"} else None
 
 
 class Encoder:

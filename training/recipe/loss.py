@@ -61,8 +61,8 @@ class LossArguments:
         compatible_weight: the weight of that term, above 0. Only with `compatible_with`.
         teachers: frozen encoders whose vectors pull the model's states of products, each {vectors: FOLDER or a list of
             them, form: i, weight: 1.0, kind: direct}. `moon3 embed` writes a folder. {encoder: KIND=PLACE, …} in place of
-            `vectors` embeds the products and queries of each batch, with their altered pictures. The form is what the
-            teacher reads:
+            `vectors` embeds the products and queries of each batch, with their altered pictures; with form "mm" all that
+            each of them has. The form is what the teacher reads:
             "i" pulls the vision tower's output, "t" the states of the words, "mm" the vector. kind "direct": cosine
             through a learned linear map; "relations": the similarities within the batch. Products without a vector are
             not pulled. [] : no teachers.

@@ -56,9 +56,22 @@ def test_a_text_teacher_reads_the_words_of_queries_as_a_title_and_leaves_out_wha
         {"id": "q", "title": "same in blue"},
         {"id": "s/p", "title": "red", "attributes": {"colour": ["red"]}},
     ]
-    both = CalledTeacher(called, "mm", SAMPLE)
-    assert both.of(records)["rows"].tolist() == [0, 2]
-    assert called.records[-1][0] == {"id": "q", "title": "same in blue", "images": [ALTERED]}
+
+
+def test_a_teacher_of_both_forms_reads_all_that_a_record_has():
+    called = Called()
+    teacher = CalledTeacher(called, "mm", SAMPLE)
+    records = [
+        {"id": "q", "image": ALTERED, "text": "same"},
+        {"id": "s/t", "title": "red"},
+        {"id": "s/i", "images": [PICTURE]},
+    ]
+    assert teacher.of([*records, {"id": "empty"}])["rows"].tolist() == [0, 1, 2]
+    assert called.records[-1] == [
+        {"id": "q", "title": "same", "images": [ALTERED]},
+        {"id": "s/t", "title": "red"},
+        {"id": "s/i", "images": [PICTURE]},
+    ]
 
 
 def test_vectors_are_centred_by_the_mean_of_the_sample_and_of_unit_length():
