@@ -80,7 +80,7 @@ def train(run: Run) -> None:
         set_seed(args.seed)
         model, processor = load_start(run, start, on_gpu=args.device.type == "cuda", tables=data.sample)
         if args.evaluate_before:
-            evaluate(run, model, processor, data.tables, "before", steps=0)
+            evaluate(run, model, processor, data.evaluated, "before", steps=0)
         learner = make_trainable(model, run.recipe.model)
         check_objective(run.recipe.loss, run.recipe.model, learner)
         make_trainer = trainer_factory(run, learner, processor, data.training)
@@ -88,7 +88,7 @@ def train(run: Run) -> None:
         trainer = make_trainer(run.arguments(), run.max_steps)
         checkpoint = run.checkpoint_to_resume()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finish(run, trainer, processor, data.tables, start)
+        finish(run, trainer, processor, data.evaluated, start)
 
 
 if __name__ == "__main__":

@@ -53,11 +53,13 @@ LATE = [
     "matching-study",
     "upgrade-study",
     "form-balance",
+    "label-collapse",
     "core-crop-study",
     "bench",
     "soak",
     "soak-embed",
     "shipped-checkpoint",
+    "reference-checkpoint",
 ]
 IN_ORDER = EARLY + LATE
 HELP = """

@@ -15,7 +15,7 @@ from processing_moon import MoonProcessor
 from product_data.atomic_files import write_atomically
 from product_data.tables import ProductTables
 from retrieval.encode import load_for_evaluation
-from training.assembly.sources import read_data
+from training.assembly.sources import read_data, read_evaluated
 from training.assembly.trained_model import encoder_of
 from training.parallel.distributed import first_process_alone
 from training.runs.cards import update_results
@@ -84,7 +84,8 @@ def evaluation_files(run: Run, when: str, tables: list[ProductTables]) -> Iterat
 def finish_evaluation(run: Run) -> None:
     """Evaluate the model of a finished run if the recipe requires results that do not exist."""
     args = run.recipe.training
-    tables = read_data(run) if args.evaluate_after else []
+    read = read_data if run.recipe.data.evaluate_data is None else read_evaluated
+    tables = read(run) if args.evaluate_after else []
     if not all(_is_current(path, args) for _, _, path in evaluation_files(run, "after", tables)):
         model, processor = load_for_evaluation(run.folder.final, device=str(args.device))
         evaluate(run, model, processor, tables, "after", steps=run.folder.steps())

@@ -20,7 +20,7 @@ def finish(run: Run, trainer: Any, processor: MoonProcessor, tables: list[Produc
         run: the run.
         trainer: the trainer, after training.
         processor: the processor of the model.
-        tables: the data sets, with all their splits.
+        tables: the data sets to evaluate, with all their splits.
         start: the checkpoint from which training started.
 
     Raises:

@@ -1,11 +1,15 @@
 """Create the objective of a recipe, and check that it matches the model."""
 
 import fnmatch
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from product_data.tables import ProductTables
 from retrieval.encode import load_for_evaluation
+from training.batches.called_teacher import CalledTeacher, Encoder, sample_of
 from training.batches.teacher_vectors import TeacherVectors
 from training.contrastive.distiller import Teacher
 from training.encoding.earlier_model import EarlierModel
@@ -66,24 +70,33 @@ def earlier_of(arguments: LossArguments, learner: nn.Module, device: torch.devic
     return EarlierModel(model, processor)
 
 
-def teachers_of(arguments: LossArguments) -> list[Teacher]:
-    """Return the teachers of a recipe, with their vectors in memory.
+def teachers_of(arguments: LossArguments, tables: Sequence[ProductTables] = ()) -> list[Teacher]:
+    """Return the teachers of a recipe, with their vectors in memory, or with their encoders.
 
     Args:
         arguments: the recipe's keys of the loss.
+        tables: the training split of each data set, from which an encoder's mean vector is computed.
 
     Raises:
-        RecipeError: a folder that `moon3 embed` did not write or finish, or that lacks the form; see `TeacherVectors`.
+        RecipeError: a folder that `moon3 embed` did not write or finish, or that lacks the form, see `TeacherVectors`; an
+            encoder that cannot be loaded, or data without its form, see `CalledTeacher`.
     """
     teachers = []
     for number, entry in enumerate(arguments.teachers):
-        folders = entry["vectors"] if isinstance(entry["vectors"], list) else [entry["vectors"]]
+        folders, form = entry.get("vectors", []), entry["form"]
         try:
-            vectors = TeacherVectors(folders, entry["form"])
+            if "encoder" in entry:
+                vectors: Any = CalledTeacher(Encoder(entry["encoder"], form), form, _sample(tables))
+            else:
+                vectors = TeacherVectors(folders if isinstance(folders, list) else [folders], form)
         except (ValueError, OSError) as error:
             raise RecipeError(f"teachers[{number}]: {error}") from error
         teachers.append(Teacher(vectors, entry.get("kind", "direct"), entry.get("weight", 1.0)))
     return teachers
+
+
+def _sample(tables: Sequence[ProductTables]) -> list[Any]:
+    return sample_of([row.record() for table in tables for row in (*table.products, *table.queries)])
 
 
 def check_objective(arguments: LossArguments, model: ModelArguments, learner: nn.Module) -> None:

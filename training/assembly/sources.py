@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from product_data.duplicates import EqualProducts, classes
@@ -35,12 +36,7 @@ def read_data(run: Run) -> list[ProductTables]:
     recipe = run.recipe
     tables: list[ProductTables] = []
     for entry in recipe.data.data:
-        source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}
-        table = _load(recipe, source)
-        table.report.raise_if_fatal()
-        table = dataclasses.replace(table, name=source.get("name", table.name))
-        if table.name in [other.name for other in tables]:
-            raise RecipeError(f"data: found two data sets named {table.name!r}; expected a name: for each of them")
+        table = _named(recipe, entry, tables, "data")
         messages = [str(table.report)]
         if recipe.data.split != EVERY_SPLIT and set(table.splits) == {EVERY_SPLIT}:
             table = with_splits(table)
@@ -51,6 +47,36 @@ def read_data(run: Run) -> list[ProductTables]:
             print("\n".join(messages), flush=True)
         tables.append(table)
     return tables
+
+
+def read_evaluated(run: Run) -> list[ProductTables]:
+    """Load the data sets of `evaluate_data`, and print their validation reports.
+
+    Args:
+        run: the run. The `evaluate_split` of its recipe must have products.
+
+    Raises:
+        RecipeError: a data set does not have what the recipe requires.
+        TableError: a data set cannot be used.
+    """
+    tables: list[ProductTables] = []
+    for entry in run.recipe.data.evaluate_data or ():
+        table = _named(run.recipe, entry, tables, "evaluate_data")
+        _require_products(table, "evaluate_split", run.recipe.training.evaluate_split)
+        run.say(str(table.report))
+        tables.append(table)
+    return tables
+
+
+def _named(recipe: Recipe, entry: Any, others: Sequence[ProductTables], key: str) -> ProductTables:
+    """Load a data set with its name, which no other may have."""
+    source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}
+    table = _load(recipe, source)
+    table.report.raise_if_fatal()
+    table = dataclasses.replace(table, name=source.get("name", table.name))
+    if table.name in [other.name for other in others]:
+        raise RecipeError(f"{key}: found two data sets named {table.name!r}; expected a name: for each of them")
+    return table
 
 
 def _load(recipe: Recipe, source: dict[str, Any]) -> ProductTables:
@@ -77,7 +103,8 @@ def _check_splits(run: Run, table: ProductTables) -> list[str]:
     """Raise TableError for a split without products; return a warning if training and evaluation overlap."""
     recipe = run.recipe
     _require_products(table, "split", recipe.data.split)
-    if not (recipe.training.evaluate_before or recipe.training.evaluate_after):
+    evaluates = recipe.training.evaluate_before or recipe.training.evaluate_after
+    if not evaluates or recipe.data.evaluate_data is not None:
         return []
     _require_products(table, "evaluate_split", recipe.training.evaluate_split)
     warning = shared_with_evaluation(table, recipe.data.split, recipe.training.evaluate_split)

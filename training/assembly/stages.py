@@ -11,6 +11,7 @@ from product_data.tables import ProductTables
 from training.assembly.objective import earlier_of, filter_of, loss_of, teachers_of
 from training.assembly.stream_sources import stream_batches
 from training.batches.buckets import BucketedPairs
+from training.batches.called_teacher import CalledTeacher
 from training.batches.collate import PairCollator
 from training.batches.negatives import NegativeQueue
 from training.batches.pairs import PairDataset, PairSource
@@ -56,7 +57,8 @@ def trainer_factory(
         return functools.partial(stage, run, model, processor, data)
     make = _streamed if recipe.data.streaming else _contrastive
     earlier = earlier_of(recipe.loss, model, recipe.training.device)
-    teachers = teachers_of(recipe.loss)
+    tables: Any = () if recipe.data.streaming else data
+    teachers = teachers_of(recipe.loss, tables)
     _note_teachers(run, teachers, data)
     return functools.partial(make, run, model, processor, data, FrozenModels(earlier, teachers))
 
@@ -67,6 +69,9 @@ def _note_teachers(run: Run, teachers: list[Teacher], data: Sequence[Any]) -> No
         return
     ids = [row.product_id for tables in data for row in tables.products]
     for number, teacher in enumerate(teachers):
+        if isinstance(teacher.vectors, CalledTeacher):
+            run.say(f"teachers[{number}]: {teacher.kind}, embeds the queries and products of each batch")
+            continue
         known = teacher.vectors.known(ids)
         if not known:
             raise RecipeError(

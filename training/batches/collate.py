@@ -15,6 +15,7 @@ from processing_moon import ImageLimits, MoonProcessor, ProductError, open_image
 from processing_moon.reasoning_moon import EMB_TOKEN, THINK_END, THINK_START
 from processing_moon.rows_moon import REASONINGS
 from retrieval.shortened import shortened_items
+from training.batches.called_teacher import CalledTeacher
 from training.batches.negatives import NO_ID
 from training.batches.pairs import Pair
 from training.batches.reasoning_labels import reasoning_labels
@@ -44,7 +45,7 @@ class PairCollator:
             downloaded and decoded once, whatever the number of forms.
         reasoning: how queries and products are written; see the processor's option. Default: "none".
         earlier: the processor of an earlier model, which also prepares the products. None: no earlier model.
-        teachers: the vectors of teachers.
+        teachers: the vectors of teachers, or what embeds each batch.
 
     Raises:
         ValueError: `reasoning` is unknown, or used together with `forms`.
@@ -67,7 +68,8 @@ class PairCollator:
         With reasoning "given" or "mixed", "queries" and "products" also contain "labels" (B, T) and (C, T) int64: the
         tokens that the model learns to write, see `training.batches.reasoning_labels.reasoning_labels`.
         With an earlier model: "earlier_products", the tensors of its processor of the same products. With teachers:
-        "teachers", a list of {"rows" (R,) int64, the products that the teacher knows, and "vectors" (R, E)}, one for each.
+        "teachers", a list of {"rows" (R,) int64, the products that the teacher knows, and "vectors" (R, E)}, one for each,
+        and for a `CalledTeacher` also "query_rows" and "query_vectors".
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class PairCollator:
         forms: bool = False,
         reasoning: str = "none",
         earlier: Any = None,
-        teachers: Sequence[TeacherVectors] = (),
+        teachers: Sequence[TeacherVectors | CalledTeacher] = (),
     ) -> None:
         if reasoning not in REASONINGS:
             raise ValueError(f"reasoning: found {reasoning!r}; expected one of {', '.join(REASONINGS)}")
@@ -107,9 +109,9 @@ class PairCollator:
             if not bad:
                 batch = self._batch(left, self._side(queries), self._side(products), skipped) | self._forms(left)
                 batch |= {} if earlier is None else {"earlier_products": dict(earlier)}
-                if self.teachers:
-                    batch |= {"teachers": [teacher.of(records) for teacher in self.teachers]}
                 query_records = [pair.query for pair in left]
+                if self.teachers:
+                    batch |= {"teachers": [_taught(teacher, records, query_records) for teacher in self.teachers]}
                 shortened = [*_shortened("query", queries, query_records), *_shortened("product", products, records)]
                 return batch | {"shortened": shortened}
             skipped += [_named(skip, left[skip.index].query) for skip in queries.skipped]
@@ -142,7 +144,8 @@ class PairCollator:
 
     def _opened(self, pair: Pair) -> Pair:
         """Return the pair, with decoded pictures if several inputs show them. The processor reports unreadable ones."""
-        if not self.forms and self.earlier is None:
+        read_twice = any(isinstance(teacher, CalledTeacher) and teacher.form != "t" for teacher in self.teachers)
+        if not self.forms and self.earlier is None and not read_twice:
             return pair
         urls = self.options["allow_urls"]
         query = pair.query
@@ -226,6 +229,16 @@ def _sharing_answers(pairs: list[Pair]) -> list[Pair]:
             pair = dataclasses.replace(pair, answers=pair.answers | more, other_ids=[*pair.other_ids, *more])
         shared.append(pair)
     return shared
+
+
+def _taught(
+    teacher: TeacherVectors | CalledTeacher, products: list[dict[str, Any]], queries: list[dict[str, Any]]
+) -> dict[str, Tensor]:
+    """Return a teacher's vectors of the products, and of the queries if it reads them."""
+    taught = teacher.of(products)
+    if isinstance(teacher, CalledTeacher):
+        taught |= {f"query_{name}": value for name, value in teacher.of(queries).items()}
+    return taught
 
 
 def _decoded(image: Any, allow_urls: bool) -> Any:

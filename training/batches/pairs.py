@@ -340,6 +340,7 @@ class PairDataset(Dataset):
         forms = [form for form, share in self.options.product_mix.items() if share > 0]
         form = _choose(rng, forms, [self.options.product_mix[form] for form in forms])
         names = [source.name_of(row.product_id) for row in rows]
+        records = [self._target(rng, row, form) | {"id": name} for row, name in zip(rows, names, strict=True)]
         # A query that names its variant ("same in blue") must be able to tell variants apart.
         mask_group = drawn.reference is None
         others = {name: True for name in [*drawn.answers, *([drawn.reference] if drawn.reference else [])]}
@@ -358,7 +359,7 @@ class PairDataset(Dataset):
         negative_ids = dict.fromkeys(source.id_of(name) for name in drawn.negatives)
         return Pair(
             query=drawn.record,
-            products=[_target(row, form) | {"id": name} for row, name in zip(rows, names, strict=True)],
+            products=records,
             names=names,
             product_ids=[source.id_of(row.product_id) for row in rows],
             group_ids=[source.group_id(row) for row in rows],
@@ -369,18 +370,25 @@ class PairDataset(Dataset):
             answers=weights,
         )
 
+    def _target(self, rng: np.random.Generator, row: ProductRow, form: str) -> dict[str, Any]:
+        """Return the record of a product in a form. A product without that form is encoded with all that it has."""
+        options = self.options
+        if form == "i" and row.images:
+            record = row.record("i")
+        else:
+            record = row.record("t") if form == "t" and row.has_text else row.record("mm")
+        if options.drop_titles and record.keys() - {"id", "title"} and rng.random() < options.drop_titles:
+            record.pop("title", None)
+        if options.augment_products and "images" in record and rng.random() < options.augment_products:
+            geometry = "core_box" not in record
+            record["images"] = [self._view(image, rng, geometry) for image in record["images"]]
+        return record
+
 
 def _choose(rng: np.random.Generator, options: list[Any], weights: list[float]) -> Any:
     """Draw an option by weight."""
     bounds = np.cumsum(np.asarray(weights, dtype=np.float64))
     return options[min(int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right")), len(options) - 1)]
-
-
-def _target(row: ProductRow, form: str) -> dict[str, Any]:
-    """Return the record of a product in a form. A product without that form is encoded with all that it has."""
-    if form == "i" and row.images:
-        return row.record("i")
-    return row.record("t") if form == "t" and row.has_text else row.record("mm")
 
 
 def _text_length(row: ProductRow) -> int:

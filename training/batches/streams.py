@@ -27,6 +27,7 @@ from product_data.table_files import is_absent, is_address, parse_images, undeco
 from product_data.tables import EVERY_SPLIT, ProductRow, ProductTables, QueryRow, ValidationReport
 from product_data.text_cells import mended
 from training.batches.buckets import Outline, bucket_order
+from training.batches.called_teacher import CalledTeacher
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.pairs import FORM_OF_TYPE, Pair, PairDataset, PairSource
 from training.batches.teacher_vectors import TeacherVectors
@@ -458,7 +459,7 @@ class StreamCollator:
         forms: bool = False,
         reasoning: str = "none",
         earlier: Any = None,
-        teachers: Sequence[TeacherVectors] = (),
+        teachers: Sequence[TeacherVectors | CalledTeacher] = (),
     ) -> None:
         self.processor, self.pairs = processor, pairs
         self.settings: dict[str, Any] = {"allow_urls": allow_urls, "forms": forms, "reasoning": reasoning}

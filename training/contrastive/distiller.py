@@ -11,15 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.batches.called_teacher import CalledTeacher
 from training.batches.teacher_vectors import TeacherVectors
 from training.encoding.chunked_encoding import Vectors
 from training.encoding.earlier_model import EarlierModel
-from training.encoding.student_states import STATES
+from training.encoding.student_states import state_name
 from training.losses.distillation import RELATION_TEMPERATURE, direct_loss, relation_loss
 from training.parallel.distributed import first_row, gather_all_with_gradient, mean_rows, world_size
 
 DIRECT, RELATIONS = "direct", "relations"
 _SEED = 0
+_PRODUCTS = {"products": ""}
+_BOTH = _PRODUCTS | {"queries": "query_"}
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class Teacher:
     """A teacher of a training.
 
     Args:
-        vectors: its vectors of the products.
+        vectors: its vectors of the products, or what embeds the queries and products of each batch.
         kind: "direct" or "relations".
         weight: the weight of its term, above 0.
     """
 
-    vectors: TeacherVectors
+    vectors: TeacherVectors | CalledTeacher
     kind: str
     weight: float
 
@@ -40,7 +43,8 @@ class Teacher:
 class Distiller(nn.Module):
     """The terms of all teachers, and the learned maps of those that pull directly: `L_teachers = Σ_k w_k L_k / R_k`.
 
-    A term is a mean over the R_k products of all processes that teacher k knows. The maps are trained with the model and saved in
+    A term is a mean over the R_k products of all processes that teacher k knows; for a `CalledTeacher`, over the queries and
+    products that have its form. The maps are trained with the model and saved in
     its checkpoints' state, but are no part of the model. They start from a generator of their own, alike in all processes.
 
     Args:
@@ -48,7 +52,7 @@ class Distiller(nn.Module):
         widths: S, the width of the student's states, for each teacher.
 
     Relations:
-        `training.losses.distillation` has the kernels; the batch's "teachers" come from `TeacherVectors.of`.
+        `training.losses.distillation` has the kernels; the batch's "teachers" are from `TeacherVectors.of` or `CalledTeacher.of`.
     """
 
     def __init__(self, teachers: Sequence[Teacher], widths: Sequence[int]) -> None:
@@ -65,7 +69,7 @@ class Distiller(nn.Module):
     @property
     def states(self) -> set[str]:
         """Return the names of the student's states that the teachers pull."""
-        return {STATES[teacher.vectors.form] for teacher in self.teachers}
+        return {state_name(side, teacher.vectors.form) for teacher in self.teachers for side in _sides(teacher)}
 
     def forward(self, vectors: Vectors, taught: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Return the weighted sum of the terms, of which the mean over all processes is the term of the global batch.
@@ -74,11 +78,12 @@ class Distiller(nn.Module):
             vectors: of the batch encoder, with the student's states.
             taught: the batch's "teachers", one for each.
         """
-        terms = [
-            teacher.weight
-            * self._term(number, vectors[STATES[teacher.vectors.form]][one["rows"]].float(), one["vectors"])
-            for number, (teacher, one) in enumerate(zip(self.teachers, taught, strict=True))
-        ]
+        terms = []
+        for number, (teacher, one) in enumerate(zip(self.teachers, taught, strict=True)):
+            names = [(state_name(side, teacher.vectors.form), prefix) for side, prefix in _sides(teacher).items()]
+            state_RS = torch.cat([vectors[name][one[f"{prefix}rows"]].float() for name, prefix in names])
+            teacher_RE = torch.cat([one[f"{prefix}vectors"] for _, prefix in names])
+            terms.append(teacher.weight * self._term(number, state_RS, teacher_RE))
         return torch.stack(terms).sum()
 
     def _term(self, number: int, state_RS: Tensor, teacher_RE: Tensor) -> Tensor:
@@ -99,6 +104,11 @@ class Distiller(nn.Module):
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(parameter.grad)
             parameter.grad /= world_size()
+
+
+def _sides(teacher: Teacher) -> dict[str, str]:
+    """Return the sides that a teacher reads, and what the names of their tensors begin with in the batch."""
+    return _BOTH if isinstance(teacher.vectors, CalledTeacher) else _PRODUCTS
 
 
 @dataclass(frozen=True)

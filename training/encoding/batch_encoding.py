@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retrieval.encode import vectors_of
 from training.encoding.chunked_encoding import Vectors, images_per_row, number_of_rows, slice_rows
 from training.encoding.shared_pictures import SharedPictures, vision_tower
-from training.encoding.student_states import PICTURES, WORDS, TowerOutput, picture_states, word_states
+from training.encoding.student_states import TowerOutput, is_state, picture_states, state_name, word_states
 
 SIDES = ("queries", "products")
 SINGLE_FORMS = ("t", "i")
@@ -91,12 +91,12 @@ class BatchEncoder:
             its pictures through the tower.
         router_loss: whether to return the model's `.router_loss`.
         expert_gates: whether to return the model's `.expert_gates` of queries.
-        states: names of further states of products to return, of `training.encoding.student_states.STATES`.
+        states: names of further states to return, see `training.encoding.student_states.state_name`.
 
     Shapes:
         Called with a `BatchPart`, it returns by name: "queries" or "products" (rows, D); "queries/t", "queries/i", …
         (R, D); with expert_gates "queries/gates", "queries/t/gates", … (rows, L, E); with states
-        "products/pictures", "products/words" (rows, H); with router_loss "router"
+        "products/pictures", "queries/words", … (rows, H); with router_loss "router"
         (forward passes,), L_aux of each pass times its rows; the model's sums (forward passes,) by their names.
     """
 
@@ -110,14 +110,14 @@ class BatchEncoder:
     ) -> None:
         self.model, self.tower = model, tower
         self.router_loss, self.expert_gates = router_loss, expert_gates
-        self.states = frozenset(states) & {PICTURES, WORDS}
+        self.states = frozenset(name for name in states if is_state(name))
 
     def __call__(self, part: BatchPart) -> Vectors:
         vectors: Vectors = {}
         share = "i" in part.forms and self.tower is not None
         with SharedPictures(self.tower) if share else contextlib.nullcontext() as pictures:  # type: ignore[arg-type]
-            if part.side == "products" and self.states:
-                self._encode_with_states(part.inputs, vectors)
+            if any(name.startswith(part.side) for name in self.states):
+                self._encode_with_states(part.side, part.inputs, vectors)
             else:
                 self._encode(part.side, part.inputs, vectors)
             for name, (rows, inputs) in part.forms.items():
@@ -129,14 +129,15 @@ class BatchEncoder:
                 self._encode(f"{part.side}/{name}", inputs, vectors)
         return vectors
 
-    def _encode_with_states(self, inputs: dict[str, Tensor], vectors: Vectors) -> None:
-        tower = vision_tower(self.model) if PICTURES in self.states else None
+    def _encode_with_states(self, side: str, inputs: dict[str, Tensor], vectors: Vectors) -> None:
+        pictures, words = state_name(side, "i"), state_name(side, "t")
+        tower = vision_tower(self.model) if pictures in self.states else None
         with contextlib.nullcontext() if tower is None else TowerOutput(tower) as seen:
-            last_BTH = self._encode("products", inputs, vectors).last_hidden_state
+            last_BTH = self._encode(side, inputs, vectors).last_hidden_state
         if seen is not None:
-            vectors[PICTURES] = picture_states(seen.merged, inputs, last_BTH.shape[-1])
-        if WORDS in self.states:
-            vectors[WORDS] = word_states(last_BTH, inputs)
+            vectors[pictures] = picture_states(seen.merged, inputs, last_BTH.shape[-1])
+        if words in self.states:
+            vectors[words] = word_states(last_BTH, inputs)
 
     def _encode(self, name: str, inputs: dict[str, Tensor], vectors: Vectors) -> Any:
         stats = {"output_router_stats": True} if self.router_loss or self.expert_gates else {}
@@ -154,8 +155,11 @@ class BatchEncoder:
 
 def encoded_rows(vectors: Vectors) -> int:
     """Return the number of encoded rows; each form of a query or product counts as a row."""
-    not_rows = (*SUMS, PICTURES, WORDS)
-    return sum(len(tensor) for name, tensor in vectors.items() if name not in not_rows and not name.endswith("/gates"))
+    return sum(
+        len(tensor)
+        for name, tensor in vectors.items()
+        if name not in SUMS and not name.endswith("/gates") and not is_state(name)
+    )
 
 
 def _places(inputs: dict[str, Tensor], rows: Tensor) -> list[int]:

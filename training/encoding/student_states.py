@@ -1,6 +1,6 @@
-"""Read the states of a model that a teacher pulls: of products' pictures from the vision tower, and of their words.
+"""Read the states of a model that a teacher pulls: of pictures from the vision tower, and of words.
 
-Shape suffixes: N products, T tokens, M merged patches of all pictures, G pictures, H hidden.
+Shape suffixes: N queries or products, T tokens, M merged patches of all pictures, G pictures, H hidden.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,23 @@ from torch import Tensor, nn
 
 from training.encoding.chunked_encoding import images_per_row
 
-PICTURES, WORDS = "products/pictures", "products/words"
-STATES = {"i": PICTURES, "t": WORDS, "mm": "products"}
-"""Form that a teacher reads → name of the student's states among the vectors of a batch."""
+PICTURES, WORDS = "pictures", "words"
+_STATES = {"i": f"/{PICTURES}", "t": f"/{WORDS}", "mm": ""}
+
+
+def state_name(side: str, form: str) -> str:
+    """Return the name of the student's states among the vectors of a batch.
+
+    Args:
+        side: "queries" or "products".
+        form: the form that a teacher reads.
+    """
+    return side + _STATES[form]
+
+
+def is_state(name: str) -> bool:
+    """Return whether a name among the vectors of a batch is that of states, which are no vectors of rows of their own."""
+    return name.endswith((_STATES["i"], _STATES["t"]))
 
 
 class TowerOutput:
@@ -44,11 +58,11 @@ class TowerOutput:
 
 
 def picture_states(merged_MH: Tensor | None, inputs: Mapping[str, Tensor], width: int) -> Tensor:
-    """Return the mean state of each product's pictures; 0 for a product without a picture.
+    """Return the mean state of the pictures of each query or product; 0 for one without a picture.
 
     Args:
-        merged_MH: the vision tower's output; None if no product has a picture.
-        inputs: the processor's tensors of the products.
+        merged_MH: the vision tower's output; None if none of them has a picture.
+        inputs: the processor's tensors of the queries or products.
         width: H.
 
     Shapes: (N, H), with gradient.
@@ -64,7 +78,7 @@ def picture_states(merged_MH: Tensor | None, inputs: Mapping[str, Tensor], width
 
 
 def word_states(last_BTH: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean of each product's last hidden states over the tokens that are not of pictures, (N, H) with gradient."""
+    """Return the mean last hidden state of each query or product over the tokens that are not of pictures, (N, H)."""
     is_word_BT = inputs["attention_mask"].bool() & (inputs["mm_token_type_ids"] == 0)
     weight_BT = is_word_BT / is_word_BT.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.einsum("bt,bth->bh", weight_BT.to(last_BTH.dtype), last_BTH)

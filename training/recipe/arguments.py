@@ -193,8 +193,8 @@ def _check_place(key: str, name: str | None) -> None:
 def _check_teachers(loss: LossArguments) -> None:
     """Raise RecipeError for a teacher's folder that `moon3 embed` did not write."""
     for number, teacher in enumerate(loss.teachers):
-        folders = teacher["vectors"] if isinstance(teacher["vectors"], list) else [teacher["vectors"]]
-        for folder in folders:
+        folders = teacher.get("vectors", [])
+        for folder in folders if isinstance(folders, list) else [folders]:
             if not is_vector_folder(folder):
                 raise RecipeError(
                     f"teachers[{number}]: vectors: found no vectors in {Path(folder).resolve()}; expected a folder that "
@@ -244,6 +244,8 @@ def check_model_reasons(recipe: Recipe, config: dict[str, Any] | None) -> None:
 def _check_streaming(recipe: Recipe) -> None:
     """Raise RecipeError for keys that need whole tables: evaluations, several products of a query, and interactions."""
     data, pairs, training = recipe.data, recipe.pairs, recipe.training
+    if data.streaming and any("encoder" in teacher for teacher in recipe.loss.teachers):
+        raise RecipeError("teachers: an encoder does not work with streaming; expected vectors")
     if data.streaming and (training.evaluate_before or training.evaluate_after):
         raise RecipeError(
             "evaluate_before, evaluate_after: do not work with streaming, whose tables do not have a gallery; "

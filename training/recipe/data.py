@@ -56,6 +56,8 @@ class DataArguments:
             with either `path` or `products`, `queries`, `query_images`, `interactions` and `images`, and with `name`,
             `weight`, `mask_groups` and `licence`. `weight` is the frequency of draws relative to the other data sets;
             `licence` goes to the card of the trained model (docs/model_cards.md).
+        evaluate_data: the data sets of `evaluate_before` and `evaluate_after`, if they are not those of `data`, with the same
+            entries. They are not trained on, and a data set without splits is evaluated whole. null: those of `data`.
         catalogue: options of the drawn catalogue, such as {products: 600}.
         split: the split to train on. In a data set without splits, one fifth of the products, variants together, is
             split off as "test" and the rest is "train". "all" trains on all products.
@@ -82,6 +84,7 @@ class DataArguments:
     """
 
     data: list[str | dict[str, Any]] = Field(default_factory=lambda: ["catalogue"])  # type: ignore[arg-type]
+    evaluate_data: list[str | dict[str, Any]] | None = None
     catalogue: mapping_of(_CATALOGUE) | None = None  # type: ignore[valid-type]
     split: str = "train"
     action_weights: dict[str, Any] = Field(default_factory=lambda: dict(ACTION_WEIGHTS))
@@ -108,6 +111,8 @@ class DataArguments:
         interaction_options(self)
         for entry in self.data:
             _check_stream(entry) if self.streaming else _check_source(entry)
+        for entry in self.evaluate_data or ():
+            _check_source(entry, "evaluate_data")
         return self
 
 
@@ -135,13 +140,13 @@ def reading_of(entry: Mapping[str, Any], interactions: InteractionOptions | None
         raise RecipeError(f"data: {error}") from error
 
 
-def _check_source(entry: Any) -> None:
-    """Raise RecipeError for an invalid entry of `data`."""
+def _check_source(entry: Any, key: str = "data") -> None:
+    """Raise RecipeError for an invalid entry of `data`, or of another key."""
     entry = {"path": entry} if isinstance(entry, str) else entry
     if ("path" in entry) == ("products" in entry):
-        raise RecipeError(f"data: found {entry}; expected either a path or products (with queries and images)")
+        raise RecipeError(f"{key}: found {entry}; expected either a path or products (with queries and images)")
     reading_of(entry)
-    check_value(SOURCE, entry, "data")
+    check_value(SOURCE, entry, key)
 
 
 def _check_stream(entry: Any) -> None:

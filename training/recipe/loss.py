@@ -11,6 +11,7 @@ AUTO = "auto"
 """Value of `queue_steps` (computed from the number of processes) and of `max_tokens` (measured on the data)."""
 TEACHER = {
     "vectors": str | list[str],
+    "encoder": str,
     "form": Literal["t", "i", "mm"],
     "weight": Positive,
     "kind": Literal["direct", "relations"],
@@ -59,7 +60,9 @@ class LossArguments:
             train without an earlier model. See docs/upgrade.md.
         compatible_weight: the weight of that term, above 0. Only with `compatible_with`.
         teachers: frozen encoders whose vectors pull the model's states of products, each {vectors: FOLDER or a list of
-            them, form: i, weight: 1.0, kind: direct}. `moon3 embed` writes a folder. The form is what the teacher read:
+            them, form: i, weight: 1.0, kind: direct}. `moon3 embed` writes a folder. {encoder: KIND=PLACE, …} in place of
+            `vectors` embeds the products and queries of each batch, with their altered pictures; with form "mm" all that
+            each of them has. The form is what the teacher reads:
             "i" pulls the vision tower's output, "t" the states of the words, "mm" the vector. kind "direct": cosine
             through a learned linear map; "relations": the similarities within the batch. Products without a vector are
             not pulled. [] : no teachers.
@@ -122,10 +125,14 @@ class LossArguments:
     def _check_teachers(self) -> Self:
         for number, teacher in enumerate(self.teachers):
             missing = [part for part in ("vectors", "form") if not teacher.get(part)]
+            missing = [part for part in missing if part != "vectors" or not teacher.get("encoder")]
             if missing:
                 raise ValueError(
-                    f"teachers[{number}]: found no {missing[0]}; expected vectors: FOLDER and form: t, i or mm"
+                    f"teachers[{number}]: found no {missing[0]}; expected vectors: FOLDER and form: t, i or mm, or an "
+                    "encoder in place of vectors"
                 )
+            if "vectors" in teacher and "encoder" in teacher:
+                raise ValueError(f"teachers[{number}]: found vectors and encoder; expected one of them")
         if self.teachers_alone_steps and not self.teachers:
             raise ValueError(f"teachers_alone_steps: found {self.teachers_alone_steps}; expected only with teachers")
         return self

@@ -24,6 +24,10 @@ class PairArguments:
             from
             products: an altered view of a picture, the title, or a phrase of attributes.
         augment_queries: the probability that the picture of a query is altered, against overfitting to a few photos.
+        augment_products: the probability that the pictures of a positive or hard negative are altered. Products are never
+            altered outside training.
+        drop_titles: the probability that a positive or hard negative is encoded without its title, against a model that reads
+            titles and ignores pictures. A product that has no more than its title keeps it.
     """
 
     query_mix: Mix = Field(default_factory=lambda: {"i": 12.0, "t": 3.0, "mm": 2.0})
@@ -32,3 +36,5 @@ class PairArguments:
     positives_per_query: Count = 1
     derived_queries: bool = True
     augment_queries: Share = 0.0
+    augment_products: Share = 0.0
+    drop_titles: Share = 0.0

@@ -15,7 +15,14 @@ from training.recipe.training import training_defaults
 MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "overwrite", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "log_level", "run_name")
     + ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor")
-    + ("evaluate_before", "evaluate_after", "evaluate_split", "evaluate_products", "evaluate_reasoning")
+    + (
+        "evaluate_before",
+        "evaluate_after",
+        "evaluate_split",
+        "evaluate_products",
+        "evaluate_reasoning",
+        "evaluate_data",
+    )
     + ("completions_steps",)
 )
 """Keys that may change when a run is resumed, because they do not change what is computed."""
@@ -85,8 +92,10 @@ def _comparable(key: str, recipe: Mapping[str, Any]) -> Any:
 
 def _teacher(entry: Any) -> Any:
     """Return an entry of `teachers` with its defaults, and its folders as a list of absolute paths."""
-    if not isinstance(entry, dict) or "vectors" not in entry:
+    if not isinstance(entry, dict):
         return entry
+    if "vectors" not in entry:
+        return {"weight": 1.0, "kind": "direct"} | entry
     folders = entry["vectors"] if isinstance(entry["vectors"], list) else [entry["vectors"]]
     return {"weight": 1.0, "kind": "direct"} | entry | {"vectors": [_path(folder) for folder in folders]}
 

@@ -44,7 +44,7 @@ from training.recipe.old_names import with_new_names
 from training.runs.folder import RunFolder
 from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
 
-SUITE_KEYS = ("base", "seeds", "boxes", "keys", "cells")
+SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "keys", "cells")
 DETECTORS: dict[str, type[CoreDetector]] = {"largest_region": LargestRegionDetector}
 CELL_FILE, LOG_FILE, RECIPE_FILE, LOCK_FILE = "cell.json", "log", "recipe.yaml", "lock"
 _BOXES_FILE = "boxes.json"
@@ -63,7 +63,8 @@ class Suite:
         cells (`dict`): name → changed keys, in order.
         seeds (`list[int]`): seeds of the runs of each cell.
         boxes (`str` or `None`): detector of core boxes for data without boxes, a name of `DETECTORS`.
-        cumulative (`bool`): whether a cell keeps the changes of the cells before it. Default True.
+        cumulative (`bool`): whether a cell keeps the changes of the cells before it. If not, each cell changes the first one.
+            Default True.
     """
 
     path: Path
@@ -126,7 +127,7 @@ def read_suite(path: Path) -> Suite:
 
     Args:
         path: flat YAML: base (path of a recipe, relative to the suite's folder), seeds, cells (name → changed keys), and
-            optionally boxes and keys (of every cell; mappings are merged with those of the base key by key).
+            optionally boxes, cumulative and keys (of every cell; mappings are merged with those of the base key by key).
 
     Raises:
         RecipeError: a key is missing, unknown, of the wrong type or changes nothing, or a cell changes several parts.
@@ -145,13 +146,15 @@ def read_suite(path: Path) -> Suite:
         raise RecipeError(f"{path}: seeds: found {seeds}; expected different whole numbers of at least 0")
     if values.get("boxes") not in (None, *DETECTORS):
         raise RecipeError(f"{path}: boxes: found {values['boxes']!r}; expected one of {', '.join(DETECTORS)}, or none")
+    if not isinstance(values.get("cumulative", True), bool):
+        raise RecipeError(f"{path}: cumulative: found {values['cumulative']!r}; expected true or false")
     recipe = read_recipe_file(path.parent / values["base"])
     recipe = merged(recipe, with_new_names(values.get("keys") or {}, f"{path}: keys"))
     cells = {
         name: with_new_names(changed, f"{path}: cells: {name}") if isinstance(changed, dict) else changed
         for name, changed in values["cells"].items()
     }
-    suite = Suite(path, recipe, cells, seeds, values.get("boxes"))
+    suite = Suite(path, recipe, cells, seeds, values.get("boxes"), values.get("cumulative", True))
     _check_cells(suite)
     return suite
 
@@ -168,13 +171,15 @@ def _check_cells(suite: Suite) -> None:
             raise RecipeError(f"{suite.path}: cells: {cell}: found {changed!r}; expected {accepted}")
         check_keys(changed, known_keys(), where=f"{suite.path}: cells: {cell}")
         recipe = suite.keys_of(cell)
-        for key in ({"seed", "output_dir"} & recipe.keys()) | ({"data", "max_steps"} & changed.keys()):
+        fixed = {"data", "evaluate_data", "evaluate_split", "max_steps"}
+        for key in ({"seed", "output_dir"} & recipe.keys()) | (fixed & changed.keys()):
             raise RecipeError(
                 f"{suite.path}: cells: {cell}: {key} cannot be set here; list the seeds under 'seeds', choose the folder "
-                "with --output, and use the same data and max_steps in all cells"
+                "with --output, and use the same data, evaluation and max_steps in all cells"
             )
     resolved = [resolved_cell(suite, cell) for cell in suite.cells]
-    for cell, before, after in zip(list(suite.cells)[1:], resolved, resolved[1:], strict=False):
+    references = resolved if suite.cumulative else [resolved[0]] * len(resolved)
+    for cell, before, after in zip(list(suite.cells)[1:], references, resolved[1:], strict=False):
         if before == after:
             raise RecipeError(f"{suite.path}: cells: {cell}: {suite.cells[cell]} changes nothing; expected a new value")
 
@@ -500,7 +505,8 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
     by_cell: dict[str, dict[str, Any]] = {}
     for cell in suite.cells:
         by_cell[cell] = {str(run.seed): found for run, found in finished.items() if run.cell == cell}
-    rows = ablation_rows({cell: {seed: run["scores"] for seed, run in own.items()} for cell, own in by_cell.items()})
+    scores_of = {cell: {seed: run["scores"] for seed, run in own.items()} for cell, own in by_cell.items()}
+    rows = ablation_rows(scores_of, cumulative=suite.cumulative)
     scores = [run["scores"] for own in by_cell.values() for run in own.values()]
     chance = {
         name: {metric: row[f"{metric}_chance"] for metric in METRICS}
@@ -517,11 +523,12 @@ def write_results(suite: Suite, runs: Sequence[Run], output: Path, boxes: Mappin
         "steps": suite.recipe["max_steps"],
         "interval": INTERVAL,
         "comparisons": sum(change is not None and change["interval"] is not None for change in compared),
+        "cumulative": suite.cumulative,
         "boxes_by": suite.boxes,
         "boxes": dict(boxes),
         "cells": suite.cells,
         "base": suite.recipe,
-        "words": in_words(rows, chance),
+        "words": in_words(rows, chance, cumulative=suite.cumulative),
         "table": rows,
         "chance": chance,
         "runs": {

@@ -20,6 +20,7 @@ INTERVAL = (
     "the same starting weights and queries, averaged over seeds. The test queries are the same in all cells, so the intervals "
     "express the variation of the training, not of the queries"
 )
+_RULE = {True: "keeps the changes of the cells before it", False: "changes one part of the first one"}
 _ABSENT = "–"
 _WORSE, _UNCLEAR, _BETTER = "worse", "unclear", "better"
 
@@ -48,16 +49,17 @@ def verdict(interval: Interval | None) -> str:
     return _BETTER if interval[0] > 0 else _WORSE
 
 
-def ablation_rows(cells: Mapping[str, SeedScores]) -> list[dict[str, Any]]:
+def ablation_rows(cells: Mapping[str, SeedScores], *, cumulative: bool = True) -> list[dict[str, Any]]:
     """Return a row for each metric, data set and direction, and for each metric the mean of all its rows.
 
     Args:
         cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a cell without seeds has
             not been run yet.
+        cumulative: whether a cell is compared with the cell before it. If not, all are compared with the first one.
 
     Returns:
-        Rows with metric, row and, for each cell, mean, interval, seeds, and `difference` to the cell before (mean,
-        interval, seeds, verdict), which is None for the first cell, and if the two cells have no seed in common.
+        Rows with metric, row and, for each cell, mean, interval, seeds, and `difference` to the cell before, or to the first
+        one (mean, interval, seeds, verdict), which is None for the first cell, and if the two cells have no seed in common.
     """
     names = list(dict.fromkeys(name for seeds in cells.values() for scores in seeds.values() for name in scores))
     found = []
@@ -68,7 +70,7 @@ def ablation_rows(cells: Mapping[str, SeedScores]) -> list[dict[str, Any]]:
             for cell, seeds in cells.items():
                 values = _values(seeds, name, metric, names)
                 by_cell[cell] = _cell(values, before)
-                before = values
+                before = values if cumulative or before is None else before
             found.append({"metric": metric, "row": name, "cells": by_cell})
     return found
 
@@ -96,7 +98,11 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def in_words(
-    rows: Sequence[Mapping[str, Any]], chance: Mapping[str, Mapping[str, float]] | None = None, metric: str = "R@10"
+    rows: Sequence[Mapping[str, Any]],
+    chance: Mapping[str, Mapping[str, float]] | None = None,
+    metric: str = "R@10",
+    *,
+    cumulative: bool = True,
 ) -> list[str]:
     """Return for each cell a sentence on whether its change helps, based on the intervals only.
 
@@ -107,6 +113,7 @@ def in_words(
         rows: from `ablation_rows`.
         chance: row → metric → score of a random order; None: no comparison with chance.
         metric: the metric to describe, one of `METRICS`.
+        cumulative: as in `ablation_rows`.
     """
     chosen = [row for row in rows if row["metric"] == metric]
     if not chosen:
@@ -115,16 +122,17 @@ def in_words(
     names = [row["row"] for row in chosen if row["row"] != ALL_ROWS]
     by_chance = float(np.mean([chance[name][metric] for name in names])) if chance and names else None
     cells = list(whole)
+    references = cells if cumulative else cells[:1] * len(cells)
     return [
         f"{label(cell)}: {_sentence(chosen, cell, metric)}{_at_chance(whole[before], whole[cell], by_chance)}."
-        for before, cell in zip(cells, cells[1:], strict=False)
+        for before, cell in zip(references, cells[1:], strict=False)
     ]
 
 
 def _sentence(chosen: Sequence[Mapping[str, Any]], cell: str, metric: str) -> str:
     change = next(row for row in chosen if row["row"] == ALL_ROWS)["cells"][cell]["difference"]
     if change is None:
-        return "no verdict yet, because this cell and the cell before have no finished seed in common"
+        return "no verdict yet, because this cell and the one that it is compared with have no finished seed in common"
     if change["interval"] is None:
         return f"{_points(change['mean'])} points with one seed, which has no interval: no verdict yet"
     low, high = change["interval"]
@@ -143,8 +151,8 @@ def _at_chance(before: Mapping[str, Any], after: Mapping[str, Any], by_chance: f
         return ""
     if before["interval"][0] <= by_chance:
         return (
-            f"; but the cell before is not above chance ({100 * by_chance:.1f} %), so this does not show the effect on a "
-            "trained model"
+            f"; but the cell that it is compared with is not above chance ({100 * by_chance:.1f} %), so this does not show the "
+            "effect on a trained model"
         )
     if after["interval"][0] <= by_chance:
         return f"; this cell falls to chance ({100 * by_chance:.1f} %): its training learns nothing"
@@ -195,7 +203,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     Args:
         results: as `moon3 ablate` writes them.
     """
-    rows = results["table"]
+    rows, cumulative = results["table"], results.get("cumulative", True)
     parts = [
         f"# Ablation: {results['suite']}",
         _head(results),
@@ -214,7 +222,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         changes = [[row["row"], *(_difference(cell["difference"]) for cell in row["cells"].values())] for row in chosen]
         parts.append(f"## {metric}, %\n\n{_table(values, [*heads, 'chance'])}")
         without_first = [[line[0], *line[2:]] for line in changes]
-        title = f"### {metric}: paired difference to the cell before, points; bold if the interval excludes 0"
+        reference = "the cell before" if cumulative else heads[1]
+        title = f"### {metric}: paired difference to {reference}, points; bold if the interval excludes 0"
         parts.append(f"{title}\n\n{_table(without_first, [heads[0], *('+ ' + head for head in heads[2:])])}")
     return "\n\n".join(parts) + "\n"
 
@@ -228,7 +237,7 @@ def _head(results: Mapping[str, Any]) -> str:
     lines = [
         f"{results['finished']} of {results['planned']} cells × seeds are finished"
         + (f"; missing: {', '.join(results['missing'])}." if results["missing"] else "."),
-        f"Every cell keeps the changes of the cells before it and takes {results['steps']} steps.",
+        f"Every cell {_RULE[results.get('cumulative', True)]} and takes {results['steps']} steps.",
         f"{results['interval']}.",
         f"With {results['comparisons']} differences at {LEVEL:.0%} each, about {results['comparisons'] * (1 - LEVEL):.0f} would "
         "leave out 0 by chance alone; the intervals are not corrected for it.",
@@ -269,8 +278,9 @@ def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10
     """
     rows = [row for row in results["table"] if row["metric"] == metric]
     heading = f"Ablation {results['suite']}: {metric}, %, mean over seeds"
+    bar = "bar before" if results.get("cumulative", True) else "first bar"
     note = (
-        "whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the bar before excludes 0 · "
+        f"whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the {bar} excludes 0 · "
         f"grey line: chance · {results['finished']} of {results['planned']} runs"
     )
     labels = "".join(label(cell) for row in rows for cell in row["cells"])

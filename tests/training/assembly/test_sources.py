@@ -8,7 +8,14 @@ import yaml
 from table_files import write_table
 
 from product_data.tables import ProductRow, ProductTables, QueryRow, TableError, ValidationReport
-from training.assembly.sources import read_data, shared_with_evaluation, unanswered_queries, with_splits
+from training.assembly.data import open_data
+from training.assembly.sources import (
+    read_data,
+    read_evaluated,
+    shared_with_evaluation,
+    unanswered_queries,
+    with_splits,
+)
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.runs.run import Run
 
@@ -128,6 +135,34 @@ def test_an_empty_gallery_is_refused_before_training(shop, tmp_path):
     queries.write_text(json.dumps({"query_id": "q", "text": "x", "positives": ["p0"], "split": "test"}) + "\n")
     with pytest.raises(TableError, match="evaluate_split: found no products in split 'test'"):
         read_data(Run(recipe))
+
+
+@pytest.fixture
+def left_out(tmp_path):
+    """A shop that is evaluated and not trained on, with products of the split "valid"."""
+    folder = tmp_path / "left_out"
+    folder.mkdir()
+    write_table(folder / "products.jsonl", [{"product_id": "x", "title": "hat", "split": "valid"}])
+    return str(folder)
+
+
+def test_data_sets_that_are_left_out_of_the_training_are_evaluated_in_place_of_its_own(shop, left_out, capsys):
+    run = Run(shop(evaluate_data=[left_out], evaluate_split="valid", evaluate_after=True))
+    data = open_data(run)
+    assert [table.name for table in data.evaluated] == ["left_out"]
+    assert [table.name for table in data.tables] == ["shop"]
+    assert "left_out: 1 products" in capsys.readouterr().out
+    assert [table.name for table in open_data(Run(shop(evaluate_after=True))).evaluated] == ["shop"]
+    assert open_data(Run(shop())).evaluated == []
+
+
+def test_left_out_data_sets_that_cannot_be_evaluated_are_refused(shop, left_out):
+    with pytest.raises(TableError, match="no split 'test'; expected one of valid"):
+        read_evaluated(Run(shop(evaluate_data=[left_out], evaluate_after=True)))
+    with pytest.raises(RecipeError, match="evaluate_data: found two data sets named 'left_out'"):
+        read_evaluated(Run(shop(evaluate_data=[left_out, left_out], evaluate_split="valid", evaluate_after=True)))
+    with pytest.raises(RecipeError, match="evaluate_data: found {}; expected either a path or products"):
+        shop(evaluate_data=[{}])
 
 
 def test_options_that_the_catalogue_refuses_are_named(shop):

@@ -58,6 +58,42 @@ def test_a_training_with_teachers_runs_and_resumes_exactly(tiny_moon, shop, caps
     assert not any("maps" in name for name, _ in MoonModel.from_pretrained(whole / "final").named_parameters())
 
 
+def test_an_encoder_teaches_queries_and_altered_pictures_and_the_training_resumes_exactly(
+    tiny_moon, shop, capsys, one_thread
+):
+    teacher = {"encoder": str(tiny_moon("qwen3_vl")), "form": "i", "weight": 0.5}
+    recipe = write_recipe(
+        shop / "recipe.yaml",
+        base=str(tiny_moon("qwen3_vl")),
+        data=[str(shop / "shop")],
+        catalogue=None,
+        teachers=[teacher, {**teacher, "form": "t", "kind": "relations"}],
+        augment_products=1.0,
+        encode_chunk_size=2,
+    )
+    whole, resumed = shop / "whole", shop / "resumed"
+    assert main([str(recipe), "--output_dir", str(whole)]) == 0
+    assert "teachers[0]: direct, embeds the queries and products of each batch" in capsys.readouterr().out
+    assert all(line["loss"] > line["loss_teachers"] > 0 for line in losses(whole))
+    shutil.copytree(whole, resumed)
+    forget_after(resumed, 2)
+    assert main([str(recipe), "--output_dir", str(resumed)]) == 0
+    assert_same_run(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "frozen_image=nowhere.onnx", "form": "i"}, r"teachers\[0\]: nowhere.onnx: found no file"),
+        ({"encoder": "nowhere/at/all", "form": "t"}, r"teachers\[0\]: "),
+    ],
+)
+def test_an_encoder_that_cannot_be_loaded_names_its_place_in_the_recipe(shop, changes, message):
+    tables = [load_tables(shop / "shop")]
+    with pytest.raises(RecipeError, match=message):
+        teachers_of(LossArguments(teachers=[changes]), tables)
+
+
 def test_a_teacher_that_knows_no_product_of_the_training_is_refused(tiny_moon, shop, capsys):
     vector_folder(shop / "strange", [StoredProduct("x"), StoredProduct("y")], {"t": units(2)})
     recipe = write_recipe(
@@ -82,6 +118,19 @@ def test_a_teacher_that_knows_no_product_of_the_training_is_refused(tiny_moon, s
         ({"teachers": [{"vectors": "TEACHER", "form": "i", "kind": "soft"}]}, r"teachers\[0\].kind: found 'soft'"),
         ({"teachers": [{"vectors": "TEACHER", "form": "i", "wieght": 1}]}, r"unknown key 'wieght'.*'weight'"),
         ({"teachers_alone_steps": 2}, "teachers_alone_steps: found 2.*; expected only with teachers"),
+        (
+            {"teachers": [{"vectors": "TEACHER", "encoder": "frozen_image=x.onnx", "form": "i"}]},
+            r"teachers\[0\]: found vectors and encoder; expected one of them",
+        ),
+        ({"teachers": [{"encoder": "frozen_image=x.onnx"}]}, r"teachers\[0\]: found no form"),
+        (
+            {
+                "teachers": [{"encoder": "frozen_image=x.onnx", "form": "i"}],
+                "data": ["rows.parquet"],
+                "streaming": True,
+            },
+            "teachers: an encoder does not work with streaming",
+        ),
         (
             {"teachers": [{"vectors": "TEACHER", "form": "i"}], "stage": "cold_start", "preset": "moon3"},
             "teachers: found",

@@ -243,6 +243,43 @@ def test_photos_of_real_queries_are_altered_in_a_share_of_the_pairs(share):
     assert all(query["core_box"] == [2.0, 2.0, 9.0, 9.0] for query in shown)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_pictures_of_products_are_altered_in_a_share_of_the_products_of_training(share):
+    pairs = dataset(PairSource(tables([product(number) for number in range(6)])), augment_products=share, length=200)
+    shown = [record["images"][0] for position in range(200) for record in pairs[position].products]
+    altered = [image for image in shown if isinstance(image, Image.Image)]
+    assert len(altered) == pytest.approx(share * len(shown), abs=60 if share == 0.5 else 0)
+    again = pairs[3].products[0]["images"][0]
+    assert share < 1 or again.tobytes() == pairs[3].products[0]["images"][0].tobytes()
+
+
+def test_an_altered_product_keeps_its_box_and_its_size():
+    row = ProductRow("p0", title="Thing", images=(file_of(noise(20, 24, 7)),), core_box=(2.0, 2.0, 9.0, 9.0))
+    pairs = dataset(PairSource(tables([row])), augment_products=1.0)
+    record = pairs[0].products[0]
+    assert (record["images"][0].size, record["core_box"]) == ((20, 24), [2.0, 2.0, 9.0, 9.0])
+
+
+def test_titles_are_dropped_in_a_share_of_the_products_that_have_more_than_a_title():
+    rows = [product(number) for number in range(6)] + [ProductRow("bare", title="Nothing else")]
+    pairs = dataset(PairSource(tables(rows)), query_mix={"t": 1}, hard_negatives=0, drop_titles=0.5, length=400)
+    records = [record for position in range(400) for record in pairs[position].products]
+    bare = [record for record in records if record["id"] == "shop/bare"]
+    others = [record for record in records if record["id"] != "shop/bare"]
+    assert bare
+    assert all("title" in record for record in bare)
+    assert sum("title" in record for record in others) == pytest.approx(len(others) / 2, abs=60)
+    assert all({"images", "category", "attributes"} <= record.keys() for record in others)
+
+
+def test_other_draws_do_not_change_without_altered_products_and_dropped_titles():
+    source = PairSource(tables([product(number) for number in range(12)]))
+    plain, dropped = dataset(source), dataset(source, drop_titles=1.0)
+    assert [fingerprint(plain[position]) for position in range(20)] == [
+        fingerprint(dropped[position]) for position in range(20)
+    ]
+
+
 def test_a_picture_that_cannot_be_opened_is_left_for_the_processor_to_name():
     broken = ProductRow("p0", title="Thing", images=(b"no picture",))
     pairs = dataset(PairSource(tables([broken])), query_mix={"i": 1})

@@ -1,4 +1,4 @@
-"""The states that teachers pull are means over a product's pictures and words, whatever else is in the batch."""
+"""The states that teachers pull are means over pictures and words, whatever else is in the batch."""
 
 import pytest
 import torch
@@ -7,7 +7,9 @@ from pictures import noise
 from modeling_moon import MoonModel
 from processing_moon import MoonProcessor
 from training.encoding.batch_encoding import BatchEncoder, BatchPart, encoded_rows
-from training.encoding.student_states import PICTURES, STATES, WORDS
+from training.encoding.student_states import state_name
+
+PICTURES, WORDS = state_name("products", "i"), state_name("products", "t")
 
 RECORDS = [
     {"title": "red shoes", "images": [noise(seed=1), noise(64, 32, 2)]},
@@ -25,7 +27,7 @@ def parts(tiny_moon, request):
 def test_the_states_of_a_batch_are_slow_means_of_the_tower_and_of_the_last_layer(parts):
     model, processor = parts
     inputs = dict(processor(products=RECORDS, form="mm", max_image_tokens=4))
-    vectors = BatchEncoder(model, None, states=set(STATES.values()))(BatchPart("products", inputs))
+    vectors = BatchEncoder(model, None, states={PICTURES, WORDS})(BatchPart("products", inputs))
     assert vectors[PICTURES].requires_grad
     last = model(**inputs).last_hidden_state
     for row in range(3):
@@ -55,8 +57,17 @@ def test_products_without_any_picture_have_states_of_zero(parts):
     assert WORDS not in vectors
 
 
-def test_queries_have_no_states_of_their_own(parts):
+def test_queries_have_states_if_they_are_asked_for(parts):
     model, processor = parts
-    inputs = dict(processor(queries=[{"text": "red shoes"}], task="query"))
-    vectors = BatchEncoder(model, None, states=set(STATES.values()))(BatchPart("queries", inputs))
-    assert set(vectors) == {"queries"}
+    inputs = dict(
+        processor(queries=[{"text": "red shoes"}, {"image": noise(seed=5)}], task="query", max_image_tokens=4)
+    )
+    part = BatchPart("queries", inputs)
+    assert set(BatchEncoder(model, None, states={PICTURES, WORDS, "products"})(part)) == {"queries"}
+    pictures, words = state_name("queries", "i"), state_name("queries", "t")
+    vectors = BatchEncoder(model, None, states={pictures, words})(part)
+    assert set(vectors) == {"queries", pictures, words}
+    tower = model.vlm.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+    torch.testing.assert_close(vectors[pictures][1], tower.mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert not vectors[pictures][0].any()
+    assert encoded_rows(vectors) == 2

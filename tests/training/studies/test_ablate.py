@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,8 +80,13 @@ def write_suite(tmp_path):
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_data, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    if "[runs/catalogue]" in path.read_text():  # other commands draw the tables and embed them
-        (tmp_path / "runs" / "catalogue").mkdir(parents=True)
+    text = path.read_text()
+    text += (path.parent / yaml.safe_load(text)["base"]).read_text()
+    if written := re.findall(
+        r"(runs/(?:catalogue|reference/tables/[\w/]+))[,\]}]", text
+    ):  # other commands write the tables
+        for folder in written:
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(arguments, "is_vector_folder", lambda folder: True)
     suite = read_suite(path)
@@ -98,10 +104,37 @@ def test_cells_keep_what_those_before_them_changed(write_suite):
     assert found[1:] == [(0, 0), (1, 0), (1, 2)]
 
 
+def test_cells_that_are_not_cumulative_change_the_first_one(write_suite):
+    cells = {"plain": {}, "hard": {"hard_negatives": 1}, "queue": {"queue_steps": 2}}
+    suite = read_suite(write_suite(cells=cells, cumulative=False))
+    found = [(suite.keys_of(cell)["hard_negatives"], suite.keys_of(cell)["queue_steps"]) for cell in cells]
+    assert found == [(0, 0), (1, 0), (0, 2)]
+    with pytest.raises(RecipeError, match="same: .* changes nothing"):
+        read_suite(write_suite(cells=cells | {"same": {"queue_steps": 0}}, cumulative=False))
+
+
+def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one():
+    cells = {
+        cell: {seed: {"shop t→mm": {"R@10": value + int(seed) / 100, "R@1": 0.0}} for seed in "012"}
+        for cell, value in (("plain", 0.2), ("up", 0.5), ("down", 0.1))
+    }
+    rows = [row for row in ablation_rows(cells, cumulative=False) if row["metric"] == "R@10"]
+    for row in rows:
+        assert row["cells"]["up"]["difference"]["mean"] == pytest.approx(0.3)
+        assert row["cells"]["down"]["difference"]["mean"] == pytest.approx(-0.1)
+    assert ablation_rows(cells)[0]["cells"]["down"]["difference"]["mean"] == pytest.approx(-0.4)
+    chance = {"shop t→mm": {"R@10": 0.9, "R@1": 0.1}}
+    up, down = in_words(rows, chance, cumulative=False)
+    assert up.startswith("up: R@10 +30.0 points")
+    assert down.startswith("down: R@10 −10.0 points")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"cels": {}}, "unknown key 'cels'"),
+        ({"cumulative": "no"}, "cumulative: found 'no'; expected true or false"),
+        ({"cells": {"plain": {}, "other": {"evaluate_split": "valid"}}}, "evaluate_split cannot be set here"),
         ({"seeds": [0, 0]}, "seeds: found"),
         ({"seeds": []}, "seeds: found"),
         ({"boxes": "guess"}, "boxes: found 'guess'; expected one of largest_region"),
@@ -378,8 +411,8 @@ def test_differences_between_models_that_learned_nothing_are_called_so():
     learned, from_nothing, again = in_words(rows, {"shop t→mm": {"R@10": 0.1, "R@1": 0.01}})
     assert "hurts" in learned
     assert "falls to chance (10.0 %)" in learned
-    assert "the cell before is not above chance (10.0 %)" in from_nothing
-    assert "the cell before is not above chance" in again
+    assert "the cell that it is compared with is not above chance (10.0 %)" in from_nothing
+    assert "the cell that it is compared with is not above chance" in again
     assert not any("chance" in sentence for sentence in in_words(rows))
 
 

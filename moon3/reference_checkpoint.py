@@ -1,0 +1,47 @@
+"""Train a small Moon that frozen encoders teach, and compare it with them on shops that it never saw."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+ORDER = 181
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with grocery, spree, street, fashion and ikea")
+    parser.add_argument("--image-encoder", metavar="PLACE", help="frozen image encoder: an .onnx file or a checkpoint")
+    parser.add_argument(
+        "--image-teacher", metavar="PLACE", help="image encoder that teaches (default: --image-encoder)"
+    )
+    parser.add_argument("--text-encoder", metavar="PLACE", help="frozen text encoder: a model of sentence-transformers")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="one training for each (default: 0 1 2)"
+    )
+    parser.add_argument("--steps", type=int, help="steps of each training (default: those of the recipe)")
+    parser.add_argument("--tables-only", action="store_true", help="write the tables and train nothing")
+    parser.add_argument("--work", type=Path, default=Path("runs/reference"), help="folder for tables and trainings")
+    parser.add_argument("--output", type=Path, default=Path("results/reference_checkpoint.json"), help="results file")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Write the tables, train, compare, and print the table."""
+    from product_data.errors import OptionError
+    from product_data.outputs import require_writable_file, require_writable_folder
+    from training.studies.reference_study import Encoders, table, write_reference_study
+    from training.studies.reference_tables import write_reference_tables
+
+    require_writable_folder("--work", chosen.work)
+    if chosen.tables_only:
+        print("wrote", ", ".join(write_reference_tables(chosen.data, chosen.work / "tables")))
+        return
+    for option in ("image_encoder", "text_encoder"):
+        if not getattr(chosen, option):
+            raise OptionError(f"--{option.replace('_', '-')}: found none; expected a place, or --tables-only")
+    require_writable_file("--output", chosen.output)
+    encoders = Encoders(chosen.image_encoder, chosen.text_encoder, chosen.image_teacher or "")
+    keys = {} if chosen.steps is None else {"max_steps": chosen.steps}
+    results = write_reference_study(chosen.data, encoders, chosen.output, chosen.work, chosen.seeds, keys)
+    print(table(results))
+    print(f"wrote {chosen.output}")
