@@ -37,6 +37,7 @@ from training.libraries.trl_library import (
     training_metrics,
 )
 from training.parallel.distributed import touch_every_parameter, world_size
+from training.reasoning.reward_correlation import reward_correlations
 from training.reasoning.rollout_terms import RolloutVectors, queue_of, rollout_loss, rollout_similarities
 from training.reasoning.rollouts import (
     SIDES,
@@ -51,6 +52,7 @@ from training.reasoning.rollouts import (
 from training.recipe.loss import LossArguments
 from training.recipe.reasoning import ReasoningArguments
 from training.rewards import reward_function
+from training.rewards.length import default_target
 from training.rewards.retrieval import ranks
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
@@ -99,7 +101,10 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         ResumeError: a checkpoint was written by a different number of processes, or lacks weights of this model.
         UnreadableBatchError: a pair cannot be read and does not have a readable substitute.
         ValueError: the weights are sharded (FSDP, DeepSpeed), so the encoder cannot be called by itself; or vLLM, to
-            which TRL passes only ids, is used with pictures.
+            which TRL passes only ids, is used with pictures; or target_tokens exceed max_reasoning_tokens.
+
+    Relations:
+        Beside TRL's values it logs `reward_correlation/<name>`, see `training.reasoning.reward_correlation`.
     """
 
     state_name = "reasoning_state"
@@ -125,6 +130,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         reference = self._reference(model)
         policy = _writer(model)
         self._settings = (policy.config, copy.deepcopy(policy.config), copy.deepcopy(policy.generation_config))
+        self.target_tokens = target_of(self.reasoning, policy.config.max_reasoning_tokens)
         args = copy.copy(args)
         ahead = _take_workers(args)
         args.reward_weights = list(rewards.values())
@@ -196,7 +202,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         if self._gradient is not None:
             output["vector_gradient"] = _in_order(self._gradient, self._prompts.rollouts)
         self._measure_groups()
-        self._log_completions()
+        facts = gather_object(self._facts)
+        self._log_correlations(facts)
+        self._log_completions(facts)
         self._prompts = self._gradient = None
         return output
 
@@ -229,7 +237,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         sides = [(pair, side) for pair in step.pairs for side in SIDES for _ in range(step.rollouts)]
         columns: dict[str, Sequence[Any]] = {
             "reasonings": readings,
-            "max_reasoning_tokens": [self.max_completion_length] * len(sides),
+            "target_tokens": [self.target_tokens] * len(sides),
             "positive_similarities": similarities.positive,
             "negative_similarities": similarities.negative,
             "labels": [getattr(pair, f"{side}_labels", None) for pair, side in sides],
@@ -402,12 +410,17 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         metrics = training_metrics(self)
         metrics["degenerate_groups"].append(metrics["frac_reward_zero_std"][-1] * groups)
 
-    def _log_completions(self) -> None:
+    def _log_correlations(self, facts: list[dict[str, Any]]) -> None:
+        """Log how each reward agrees with recall, from the facts of all processes."""
+        rewards = {name: list(values) for name, values in rollout_logs(self)["rewards"].items()}
+        for name, value in reward_correlations(rewards, facts).items():
+            training_metrics(self)[f"reward_correlation/{name}"].append(value)
+
+    def _log_completions(self, facts: list[dict[str, Any]]) -> None:
         """Write the rollouts of a step, with their rewards and ranks, to a parquet table."""
         step = self.state.global_step + 1
         if not self.reasoning.completions_steps or step % self.reasoning.completions_steps:
             return
-        facts = gather_object(self._facts)
         if not self.accelerator.is_main_process:
             return
         logs = rollout_logs(self)
@@ -442,6 +455,26 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         """Restore the state from `own_state`."""
         self.queue.load_state_dict(state["queue"], self.args.device)
         training_metrics(self).update({name: list(values) for name, values in state["metrics"].items()})
+
+
+def target_of(reasoning: ReasoningArguments, max_reasoning_tokens: int) -> tuple[int, int]:
+    """Return the lengths that the length reward prefers.
+
+    Args:
+        reasoning: the recipe's keys of the stage.
+        max_reasoning_tokens: the limit of the model.
+
+    Raises:
+        ValueError: the target exceeds the limit.
+    """
+    if reasoning.target_tokens is None:
+        return default_target(max_reasoning_tokens)
+    low, high = reasoning.target_tokens
+    if high > max_reasoning_tokens:
+        raise ValueError(
+            f"target_tokens: found {[low, high]}; expected at most {max_reasoning_tokens}, the model's max_reasoning_tokens"
+        )
+    return low, high
 
 
 def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -> GRPOConfig:

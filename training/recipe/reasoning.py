@@ -42,8 +42,7 @@ class ReasoningArguments:
             InfoNCE).
         cold_start: the keys in which a cold start before GRPO differs from this recipe, such as {max_steps: 1000,
             learning_rate: 1e-5}. It is trained in output_dir/cold_start, and GRPO starts from its model. null: GRPO
-                starts
-            from `base`. Only with stage "grpo".
+            starts from `base`. Only with stage "grpo".
         ce_weight: α, the weight of the cross-entropy in the stage "cold_start". LREM's is 0.1.
         contrastive_weight: the weight of the InfoNCE: β in the stage "cold_start", λ in the stage "grpo". null: 1.0 and
             0.1, as in LREM.
@@ -54,6 +53,8 @@ class ReasoningArguments:
         rollout_chunk_size: the number of rollouts in a forward pass. null: all rollouts of a process.
         rollout_temperature: the sampling temperature of rollouts, at which the loss is computed, too.
         rewards: the weight of each reward, such as {format: 0.5}; see training/rewards. Other rewards are not computed.
+        target_tokens: the lengths that the length reward prefers, such as [16, 24] tokens, at most max_reasoning_tokens.
+            null: from a half to three quarters of max_reasoning_tokens, so that the target ends before generation stops.
         kl_weight: β, the weight of the divergence from the initial policy. The papers do not publish it; the default is
             that of the GRPO paper (arXiv 2402.03300).
         vllm: generate with vLLM in the training processes. Requires a CUDA GPU. We have not tested it with Moon yet.
@@ -73,6 +74,7 @@ class ReasoningArguments:
     rollout_chunk_size: Count | None = None
     rollout_temperature: Positive = 1.0
     rewards: dict[str, Any] = Field(default_factory=lambda: dict(DEFAULT_REWARDS))
+    target_tokens: list[Count] | None = None
     kl_weight: NotNegative = 0.04
     vllm: bool = False
     completions_steps: Annotated[int, Field(ge=0)] = 10
@@ -88,6 +90,13 @@ class ReasoningArguments:
     @classmethod
     def _check_rewards(cls, rewards: dict[str, Any]) -> dict[str, float]:
         return reward_weights(rewards)
+
+    @field_validator("target_tokens")
+    @classmethod
+    def _check_target(cls, target: list[int] | None) -> list[int] | None:
+        if target is not None and (len(target) != 2 or target[0] > target[1]):
+            raise ValueError(f"found {target}; expected null, or two numbers in order, such as [16, 24]")
+        return target
 
     @field_validator("evaluate_reasoning")
     @classmethod
