@@ -777,7 +777,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             labels: (B, T) int64, -100 at tokens without a loss: `loss` is the mean next-token cross-entropy.
             logits_to_keep: the number of last positions to compute (0: all), or the positions: (positions,), the same for
                 every row, or (B, T) bool, which returns logits (tokens, vocabulary) in the order of rows. None: no logits.
-            output_embeddings: whether to return `embeddings` and `matryoshka_embeddings` of the same pass.
+            output_embeddings: whether to return `last_hidden_state`, `embeddings` and `matryoshka_embeddings` of the pass.
 
         Raises:
             ValueError: `labels` with `logits_to_keep=None` or a bool mask; see `MoonModel.forward`.
@@ -814,6 +814,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             router_loss=outputs.router_loss,
             embeddings=outputs.embeddings,
             matryoshka_embeddings=outputs.matryoshka_embeddings,
+            last_hidden_state=outputs.last_hidden_state if output_embeddings else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -85,13 +85,15 @@ class MoonEmbedding:
 @dataclass
 class MoonCausalLMOutput(CausalLMOutputWithPast):
     """Output of `MoonForConditionalGeneration`: as in transformers, with `expert_load`, `expert_gates` and `router_loss` if
-    `output_router_stats=True`, and `embeddings` and `matryoshka_embeddings` if `output_embeddings=True`; see `MoonOutput`."""
+    `output_router_stats=True`, and `last_hidden_state`, `embeddings` and `matryoshka_embeddings` if `output_embeddings=True`;
+    see `MoonOutput`."""
 
     expert_load: torch.FloatTensor | None = None
     expert_gates: torch.FloatTensor | None = None
     router_loss: torch.FloatTensor | None = None
     embeddings: torch.FloatTensor | None = None
     matryoshka_embeddings: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.FloatTensor | None = None
 
 
 # Outputs of single layers.

@@ -80,9 +80,9 @@ def test_marked_text_still_equals_the_base(tiny_base, tiny_moon, backbone, prese
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_fresh_fusion_of_either_source_leaves_the_vector_as_it_is_without(tiny_moon, backbone):
-    folders = {
-        source: tiny_moon(backbone, preset="moon3", fusion_source=source) for source in ("states", "raw")
-    } | {"none": tiny_moon(backbone, preset="moon3", fusion=False)}
+    folders = {source: tiny_moon(backbone, preset="moon3", fusion_source=source) for source in ("states", "raw")} | {
+        "none": tiny_moon(backbone, preset="moon3", fusion=False)
+    }
     for name, batch in batches(MoonProcessor.from_pretrained(folders["raw"])):
         batch["input_ids"][:, -1] = MoonModel.config_class.from_pretrained(folders["raw"]).emb_token_id
         batch["attention_mask"][:, -1] = 1

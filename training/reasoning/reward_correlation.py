@@ -32,7 +32,10 @@ def reward_correlations(
     rank_L = np.array([fact["rank"] for fact in facts], dtype=np.float64)
     count_L = np.array([fact["candidates"] for fact in facts], dtype=np.float64)
     score_L = np.array(
-        [1 - math.log(rank) / math.log(count) if count > 1 else math.nan for rank, count in zip(rank_L, count_L, strict=True)]
+        [
+            1 - math.log(rank) / math.log(count) if count > 1 else math.nan
+            for rank, count in zip(rank_L, count_L, strict=True)
+        ]
     )
     first_L = np.where(count_L > 1, (rank_L <= 1).astype(np.float64), math.nan)
     found = {}

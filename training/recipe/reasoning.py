@@ -26,10 +26,17 @@ _CONTRASTIVE_WEIGHT = {COLD_START: 1.0, GRPO: 0.1}
 _READ_BY_COLD_START = ("stage", "contrastive_weight", "unreasoned_share", "evaluate_reasoning", "ce_weight")
 # Keys that `cold_start` cannot contain, because they follow from the recipe.
 _NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
-# Keys of other groups that a stage does not read.
-_UNREAD_LOSS = ("dual_alignment", "sample_filter", "compatible_with", "teachers")
-_UNREAD_BY_ROLLOUTS: tuple[str, ...] = ("queue_momentum", "several_positives", "spatial_negatives", "encode_chunk_size")
-_UNREAD_BY_ROLLOUTS += ("router_loss_weight", "sparsity_weight")
+# Keys of other groups that GRPO does not read, and why.
+_UNREAD_BY_ROLLOUTS = {
+    "queue_momentum": "ranks compare a rollout with vectors of the model that wrote it",
+    "several_positives": "a rollout is ranked by a single positive",
+    "positives_per_query": "a rollout is ranked by a single positive",
+    "spatial_negatives": "a rollout is ranked among the products of all processes",
+    "encode_chunk_size": "rollout_chunk_size sets the size of a forward pass",
+    "router_loss_weight": "TRL's forward passes do not return router statistics",
+    "sparsity_weight": "the preferences of experts are for objectives, and TRL's loss has none",
+    "teachers": "the passes of rollouts return vectors, not the states that teachers pull",
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -138,12 +145,12 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         return
     where = f"without stage: {reasoning.stage}"
     _check_data(reasoning.stage, groups["data"])
-    _refuse_changed(groups["loss"], _UNREAD_LOSS, where, only=True)
     if groups["model"].architecture != "moon":
         raise ValueError(f"architecture: found {groups['model'].architecture!r}; expected moon {where}")
     if reasoning.stage == GRPO:
-        _refuse_changed(groups["loss"], _UNREAD_BY_ROLLOUTS, where, only=True)
-        _refuse_changed(groups["pairs"], ("positives_per_query",), where, only=True)
+        for name, reason in _UNREAD_BY_ROLLOUTS.items():
+            group = groups["pairs" if name == "positives_per_query" else "loss"]
+            _refuse_changed(group, (name,), f"{where}: {reason}", only=True)
         _check_model(groups["model"])
         _check_rollouts(reasoning, groups["training"])
         forbidden = [key for key in _NOT_OF_COLD_START if key in (reasoning.cold_start or {})]

@@ -21,13 +21,15 @@ def attributes_reward(
 
     T are the labelled pairs, W the written pairs whose key has a label, and those whose key is invented: neither one of
     `REASONING_KEYS` nor a key of the shop's data, under any name that shops use for it. An invented key is never right, so
-    writing one lowers the reward. A key with several values counts as several pairs. Case, spaces, plurals and synonyms do not matter; see `product_data.synonyms`. Every parsed attribute counts,
-    even in malformed reasoning: `format_reward` judges the format.
+    writing one lowers the reward. A key with several values counts as several pairs.
 
-    Source: MOON3.0, arXiv 2604.00513, skips attributes that an item does not have when it judges predictions. Here,
-    too, a known key without a label is neither right nor wrong (shops label little of what a picture shows), and
-    `length_reward` limits the number of keys. The cost of invented keys and F1 over pairs as a reward is our design (precedent: OpenTag,
-    arXiv 1806.01264, evaluates attribute extraction by it).
+    Case, spaces, plurals and synonyms do not matter; see `product_data.synonyms`. Every parsed attribute counts, even in
+    malformed reasoning: `format_reward` judges the format.
+
+    Source: MOON3.0, arXiv 2604.00513, skips attributes that an item does not have when it judges predictions. Here, too,
+    a known key without a label is neither right nor wrong (shops label little of what a picture shows), and
+    `length_reward` limits the number of keys. The cost of invented keys, and F1 over pairs as a reward is our design
+    (precedent: OpenTag, arXiv 1806.01264, evaluates attribute extraction by it).
 
     Args:
         prompts, completions, completion_ids: not read; TRL passes them to every reward.
@@ -43,9 +45,7 @@ def attributes_reward(
     return [_f1(reasoning, labelled, known) for reasoning, labelled, known in rows]
 
 
-def _f1(
-    reasoning: Reasoning, labels: Mapping[str, tuple[str, ...]] | None, known_keys: Iterable[str]
-) -> float | None:
+def _f1(reasoning: Reasoning, labels: Mapping[str, tuple[str, ...]] | None, known_keys: Iterable[str]) -> float | None:
     known = canonical_attributes(labels or {})
     if not known:
         return None

@@ -20,6 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.provenance import provenance
+from evaluation.reasoning_control import NONE, OWN, SWAPPED, WAYS
 from product_data.atomic_files import append_line, mend_lines, read_lines, write_atomically
 from product_data.outputs import require_writable_file
 from training.places import RECIPES
@@ -110,10 +111,23 @@ def _scores(file: Path) -> dict[str, Any]:
     scores: dict[str, Any] = {name: {key: row[key] for key in kept} for name, row in rows.items()}
     means = {key: statistics.fmean(row[key] for row in rows.values()) for key in ("R@1", "R@10", "rank_score")}
     written = (result["reasoning"].get("written") or {}).values()
+    control = result["reasoning"].get("control")
+    if control and control["recall"]:
+        means |= _control_means(control)
     total = sum(side["written"] for side in written)
     if total:
         means["well_formed_share"] = sum(side["well_formed"] for side in written) / total
     return {"mean of all rows": means, **scores}
+
+
+def _control_means(control: Mapping[str, Any]) -> dict[str, float]:
+    """Return the means over all directions of R@10 by the reasoning that was given, and of the cosines over both sides."""
+    rows = control["recall"].values()
+    means = {f"R@10_{way}": statistics.fmean(row[way]["R@10"] for row in rows) for way in WAYS}
+    for name in (SWAPPED, NONE, "other"):
+        sides = [side[name]["mean"] for side in control["cosine"].values()]
+        means |= {f"cosine_{name}": statistics.fmean(sides)} if sides else {}
+    return means
 
 
 def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,6 +161,7 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             f"R@10 of reasoned vectors against the same steps without rewards: {listed} points: "
             f"higher in {sum(value > 0 for value in gain)} of {len(gain)} seeds."
         )
+    sentences += _use_of_attributes(whole)
     trained = [seed["training"] for seed in whole if "training" in seed]
     if trained:
         rise = [facts["retrieval_reward_last_tenth"] - facts["retrieval_reward_first_tenth"] for facts in trained]
@@ -154,6 +169,23 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         sentences.append(
             f"Retrieval reward on the training's rollouts, last tenth of the steps against the first: {listed}."
         )
+    return sentences
+
+
+def _use_of_attributes(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on the control: how R@10 changes with the attributes of another record, or without."""
+    sentences = []
+    for name, words in (("cold_start", "the cold start"), (JOINT, "GRPO")):
+        means = [seed[name]["generate"]["mean of all rows"] for seed in seeds]
+        means = [one for one in means if f"R@10_{OWN}" in one]
+        for way, with_what in ((SWAPPED, "with the attributes of another record"), (NONE, "without attributes")):
+            change = [100 * (one[f"R@10_{way}"] - one[f"R@10_{OWN}"]) for one in means]
+            if change:
+                cosine = statistics.fmean(one.get(f"cosine_{way}", float("nan")) for one in means)
+                sentences.append(
+                    f"R@10 of {words} {with_what} in place of its own: {', '.join(f'{value:+.1f}' for value in change)} points; "
+                    f"cosine of the two vectors {cosine:.3f}."
+                )
     return sentences
 
 
@@ -186,13 +218,15 @@ def markdown(study: Mapping[str, Any]) -> str:
             for mode in MODES if name in seed else ():
                 found = seed[name].get(mode, {}).get("mean of all rows")
                 if found:
-                    share = found.get("well_formed_share")
+                    share, swapped = found.get("well_formed_share"), found.get(f"R@10_{SWAPPED}")
                     rows.append(
                         [seed["seed"], name.replace("_", " "), "reasoned" if mode == "generate" else "un-reasoned"]
                         + [f"{100 * found[key]:.1f}" for key in ("R@1", "R@10")]
                         + [f"{found['rank_score']:.3f}", "" if share is None else f"{100 * share:.0f}"]
+                        + ["" if swapped is None else f"{100 * swapped:.1f}"]
                     )
     head = ["seed", "model", "vectors", "R@1, %", "R@10, %", "retrieval reward", "well formed, %"]
+    head.append("R@10 with another's attributes, %")
     return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
 
 

@@ -83,8 +83,8 @@ def test_a_teacher_that_knows_no_product_of_the_training_is_refused(tiny_moon, s
         ({"teachers": [{"vectors": "TEACHER", "form": "i", "wieght": 1}]}, r"unknown key 'wieght'.*'weight'"),
         ({"teachers_alone_steps": 2}, "teachers_alone_steps: found 2.*; expected only with teachers"),
         (
-            {"teachers": [{"vectors": "TEACHER", "form": "i"}], "stage": "cold_start", "preset": "moon3"},
-            "teachers: found",
+            {"teachers": [{"vectors": "TEACHER", "form": "i"}], "stage": "grpo", "preset": "moon3"},
+            "teachers: found .* expected only without stage: grpo: the passes of rollouts return vectors",
         ),
     ],
 )

@@ -222,7 +222,8 @@ def test_a_writer_says_all_that_changes_its_answers(chat, tiny_base, tmp_path):
 
 def test_what_is_no_chat_model_is_refused(tmp_path, tiny_base):
     with pytest.raises(
-        ValueError, match="model: .*cannot be loaded .*expected the folder or hub id of a vision-language chat"
+        ValueError,
+        match="model: .*cannot be loaded .*expected the folder or hub id of a chat model that .* or a GGUF file",
     ):
         load_writer(str(tmp_path), "cpu")
 
