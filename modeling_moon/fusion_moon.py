@@ -6,16 +6,37 @@ Shape suffixes: B batch rows, T tokens of a row, H hidden width, A fusion heads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen3_vl.modeling_qwen3_vl import eager_attention_forward
 
 from .configuration_moon import MoonConfig
 from .tokens_moon import RawTokens, input_dtype, mean_of
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **unread: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention that the kernels of transformers compute, and its weights, as two matrix products.
+
+    Shapes: query (B, A, 1, width of a head), key and value (B, A, T, width), mask (B, 1, 1, T), added to the scores ->
+    (B, 1, A, width), (B, A, 1, T).
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class MoonZeroLinear(nn.Linear):
@@ -80,9 +101,7 @@ class MoonFusion(nn.Module):
             attention_mask=set_BT,
             encoder_hidden_states=raw.states_BTH,
         )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         return attention(self, query_BA1, key_BAT, value_BAT, mask, dropout=0.0, scaling=self.scaling)[0][:, 0]
 
     def forward(self, state_BH: torch.Tensor, raw: RawTokens) -> tuple[torch.Tensor, torch.Tensor]:

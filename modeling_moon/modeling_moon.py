@@ -747,6 +747,14 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         """
         return self.model.preference_entropy()
 
+    def objective_weights(self, expert_gates_BLE: torch.Tensor, objective_B: torch.Tensor) -> torch.Tensor:
+        """Return ω; see `MoonModel.objective_weights`.
+
+        Raises:
+            ValueError: a model without modality-driven experts.
+        """
+        return self.model.objective_weights(expert_gates_BLE, objective_B)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

@@ -44,6 +44,7 @@ LATE = [
     "gate",
     "ablate",
     "reasoning-study",
+    "annotation-study",
     "frozen-study",
     "shops-study",
     "matching-study",

@@ -183,9 +183,17 @@ def _grpo(
     args: Any,
     steps: int,
 ) -> Any:
-    from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments  # TRL takes seconds to import
+    from training.reasoning.grpo_trainer import (  # TRL takes seconds to import
+        MoonGRPOTrainer,
+        grpo_arguments,
+        target_of,
+    )
 
     recipe, reasoning = run.recipe, run.recipe.reasoning
+    try:
+        target_of(reasoning, model.config.max_reasoning_tokens)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     pairs = _reasoned(run, pair_dataset(run, args, data, steps), processor, data, args)
     return MoonGRPOTrainer(
         model=model,
