@@ -32,7 +32,7 @@ from evaluation.data_sets import cutoffs_of, load_data_set, named_source, read_l
 from evaluation.metrics import CUTOFFS
 from evaluation.provenance import provenance
 from evaluation.reasoning_control import reasoning_control
-from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
+from evaluation.reasonings import count_reasonings, label_agreement, reasoning_note, write_reasonings
 from evaluation.report import short_name
 from evaluation.weights import weights_of
 from product_data.errors import OptionError
@@ -199,8 +199,8 @@ def evaluate_model(
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an
     answer count), label_set (the labels of classification and attributes), peer (how a peer embeds, see
     `evaluation.baselines.peers.PeerConfig`; None for a Moon), reasoning (query and product: their modes;
-    gate_threshold with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`; control: see
-    `evaluation.reasoning_control.reasoning_control`), scores,
+    gate_threshold with "auto"; max_reasoning_tokens; written, agreement: see `count_reasonings` and `label_agreement` of
+    `evaluation.reasonings`; control: see `evaluation.reasoning_control.reasoning_control`), scores,
     image_only, absent (direction → why it has no score), per_query (the rank of each query, see `evaluation.per_query`),
     dimensions (for models with narrower vectors, see `evaluate_dimensions`), classification, query_categories,
     attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
@@ -240,6 +240,8 @@ def evaluate_model(
             results["reasoning"]["control"] = reasoning_control(cache, **bootstrap)
     if options.generates:
         results["reasoning"]["written"] = count_reasonings(cache.reasonings())
+        agreed = label_agreement(cache.reasonings(), chosen.products, resamples=options.resamples, seed=options.seed)
+        results["reasoning"]["agreement"] = agreed
     if options.reasonings is not None:
         write_reasonings(options.reasonings, cache.reasonings())
     results["skipped"] = cache.skipped()

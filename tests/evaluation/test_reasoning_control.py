@@ -9,6 +9,7 @@ from pictures import file_of, noise
 
 import evaluation.reasoning_control as module
 from evaluation.reasoning_control import GivenReasonings, exchanged, reasoning_control
+from evaluation.reasonings import label_agreement
 from evaluation.run import EvaluationOptions, evaluate_model
 from moon3.__main__ import main
 from processing_moon import read_reasoning
@@ -131,7 +132,9 @@ def test_an_evaluation_has_the_control_beside_the_counts_of_what_was_written(moo
         reasoning_control=True,
         progress=False,
     )
-    found = evaluate_model(model, processor, shop(), options=options)["reasoning"]["control"]
+    reasoning = evaluate_model(model, processor, shop(), options=options)["reasoning"]
+    assert reasoning["agreement"] == {}  # these products have no labels
+    found = reasoning["control"]
     assert found["exchanged"] > 0
     assert set(found["recall"]) == {"t2mm", "t2i", "i2t"}
     assert found["cosine"].keys() == {"query", "product"}
@@ -150,6 +153,27 @@ def test_the_command_writes_the_control_and_refuses_it_without_reasoning(moon3, 
     assert main([*arguments, "--product-reasoning", "generate", "--limit", "8"]) == 0
     control = json.loads((tmp_path / "out.json").read_text())["reasoning"]["control"]
     assert set(control["cosine"]) <= {"product"}
+
+
+def test_what_was_written_is_compared_with_the_labels_that_each_form_shows():
+    shown = file_of(noise(8, 8))
+    attributes = {"color": ["red", "white"], "brand": ["Fjell"]}
+    table = load_tables(
+        {
+            "products": [
+                {"product_id": "a", "images": [shown], "attributes": attributes},
+                {"product_id": "b", "title": "x"},
+            ]
+        }
+    )
+    written = [
+        WrittenReasoning("product", form, name, read_reasoning("<think>colour: Red; brand: Noru; price: 3</think>"))
+        for form, name in (("i", "a"), ("mm", "a"), ("t", "b"), ("mm, no category", "a"))
+    ]
+    found = label_agreement([*written, WrittenReasoning("query", "query", "q", read_reasoning(""))], table.products)
+    assert found.keys() == {"i", "mm"}
+    assert found["i"] == {"f1": pytest.approx(2 * 1 / (1 + 2)), "interval": [found["i"]["f1"]] * 2, "products": 1}
+    assert found["mm"]["f1"] == pytest.approx(2 * 1 / (2 + 3))
 
 
 def test_a_control_that_cannot_be_made_is_refused(moon3):
