@@ -536,11 +536,13 @@ class MoonModel(MoonPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        if self.fusion is not None and input_ids is not None and not past:
+        read_now = readable_BT is not None or (input_ids is not None and input_ids.shape[1] > 1)  # not a decoding step
+        if self.fusion is not None and raw_tokens is None and input_ids is not None and read_now and not past:
             states_BTH = raw_BTH if self.config.fusion_source == "raw" else hidden_BTH
-            result.raw_tokens = find_raw_tokens(self.config, input_ids, mask_BT, states_BTH)
+            raw_tokens = find_raw_tokens(self.config, input_ids, mask_BT, states_BTH)
+            result.raw_tokens = None if outputs.past_key_values is None else raw_tokens
         if readable_BT is not None:
-            self._read_vectors(result, readable_BT, raw_tokens or result.raw_tokens)
+            self._read_vectors(result, readable_BT, raw_tokens)
         if routing_trace is not None:
             result.expert_load, result.expert_gates, result.router_loss = routing_statistics(
                 routing_trace, mask_BT.bool(), packed, self.config.num_free_experts

@@ -32,8 +32,8 @@ class MoonOutput(ModelOutput):
         expert_gates: (B, L, E) float32 with gradient, the mean of G̃ over the attended tokens of a row; sums to 1.
         router_loss: scalar float32 with gradient, L_aux, see `load_balancing_loss`.
         past_key_values, hidden_states, attentions: as in the base.
-        raw_tokens: the inputs of the fusion, for a later decoding step (`RawTokens`); None without fusion, and in a decoding
-            step.
+        raw_tokens: the inputs of the fusion, for a later decoding step (`RawTokens`); None without fusion or a cache, and in a
+            decoding step.
     """
 
     last_hidden_state: torch.FloatTensor | None = None

@@ -157,7 +157,7 @@ def test_raw_tokens_are_the_features_of_the_picture_and_the_embeddings_of_the_ti
     products = [{"title": "red shoes", "images": noise(96, 64)}, {"title": "a mug"}]
     batch = processor(products=products, return_tensors="pt")
     with torch.no_grad():
-        raw = model(**batch).raw_tokens
+        raw = model(**batch, use_cache=True).raw_tokens
         features = model.vlm.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
     torch.testing.assert_close(raw.states_BTH[raw.is_image_BT], torch.cat(tuple(features.pooler_output)))
     words = model.get_input_embeddings()(batch["input_ids"])
@@ -172,7 +172,7 @@ def test_a_raw_title_does_not_depend_on_the_picture_before_it_and_its_state_does
         model, processor = MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
         products = [{"title": "red shoes", "images": noise(96, 64, seed)} for seed in (0, 1)]
         with torch.no_grad():
-            raw = model(**processor(products=products, return_tensors="pt")).raw_tokens
+            raw = model(**processor(products=products, return_tensors="pt"), use_cache=True).raw_tokens
         seen[source] = [raw.states_BTH[row][raw.is_title_BT[row]] for row in range(2)]
     assert torch.equal(*seen["raw"])
     assert (seen["states"][0] - seen["states"][1]).abs().max() > 1e-4
