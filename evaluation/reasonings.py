@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from evaluation.metrics import bootstrap_interval
 from processing_moon import Reasoning
+from product_data.attribute_keys import VISUAL_KEYS, as_attributes, facts_of
+from product_data.synonyms import canonical_attributes
+from product_data.tables import PRODUCT_FORMS, ProductRow
 from retrieval.encode import WrittenReasoning
 
 # A reasoning is well formed or has one or more of the other marks.
@@ -55,6 +60,53 @@ def count_reasonings(written: Iterable[WrittenReasoning]) -> dict[str, dict[str,
 
 def _counts(reasonings: Sequence[Reasoning]) -> dict[str, Any]:
     return {"written": len(reasonings)} | {name: sum(map(has_mark, reasonings)) for name, has_mark in MARKS.items()}
+
+
+def label_agreement(
+    written: Iterable[WrittenReasoning], products: Sequence[ProductRow], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Compare what a model wrote about products with their labels: the mean F1 of (key, value) pairs.
+
+    `F1 = 2 |W ∩ T| / (|W| + |T|)`, T the labels and W the written pairs whose key has a label, as in the attribute reward. The
+    labels of a picture are attributes_image, or the attributes of keys that a picture shows (`VISUAL_KEYS`); those of a text
+    attributes_text, or all attributes and the category. Our design, see `training.labels.reasoning`.
+
+    Args:
+        written: from `retrieval.encode.VectorCache.reasonings`.
+        products: the products, with labels.
+        resamples, seed: of the bootstrap over products.
+
+    Returns: input ("mm", "t", "i") → "f1", "interval" (95 %) and "products" (those with labels), for inputs that
+    have labels.
+    """
+    rows = {row.product_id: row for row in products}
+    values: dict[str, list[float]] = {}
+    for entry in written:
+        if entry.side == "product" and entry.input in PRODUCT_FORMS:
+            labels = canonical_attributes(_labels(rows[entry.record_id], entry.input))
+            if labels:
+                f1 = _pair_f1(canonical_attributes(entry.reasoning.attributes), labels)
+                values.setdefault(entry.input, []).append(f1)
+    found = {}
+    for name, f1s in values.items():
+        interval = bootstrap_interval(np.array(f1s), resamples=resamples, seed=seed)
+        found[name] = {"f1": float(np.mean(f1s)), "interval": list(interval), "products": len(f1s)}
+    return found
+
+
+def _labels(row: ProductRow, form: str) -> dict[str, tuple[str, ...]]:
+    stated = facts_of(row.attributes, row.category)[0]
+    facts = {"i": [fact for fact in stated if fact.key in VISUAL_KEYS], "t": stated}
+    for name, known in (("i", row.attributes_image), ("t", row.attributes_text)):
+        facts[name] = facts[name] if known is None else facts_of(known)[0]
+    shown = facts["t"] + facts["i"] if form == "mm" and row.images else facts["t" if form == "mm" else form]
+    return as_attributes(shown)
+
+
+def _pair_f1(written: Mapping[str, frozenset[str]], labels: Mapping[str, frozenset[str]]) -> float:
+    right = sum(len(values & written.get(key, frozenset())) for key, values in labels.items())
+    total = sum(map(len, labels.values())) + sum(len(written.get(key, ())) for key in labels)
+    return 2 * right / total
 
 
 def write_reasonings(path: str | Path, written: Iterable[WrittenReasoning]) -> Path:

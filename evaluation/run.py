@@ -1,7 +1,8 @@
 """Evaluate a checkpoint: retrieval, classification and attribute prediction on one or several data sets.
 
 moon3 evaluate --model DIR --benchmark catalogue|PATH [PATH …] [--output results.json] [--sheet sheet.png]
-    [--reasoning none|generate [--query-reasoning auto --gate-threshold 0.05] [--reasonings reasonings.parquet]]
+    [--reasoning none|generate [--query-reasoning auto --gate-threshold 0.05] [--reasonings reasonings.parquet]
+    [--reasoning-control]]
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from evaluation.contact_sheets import contact_sheet
 from evaluation.data_sets import cutoffs_of, load_data_set, named_source, read_labels
 from evaluation.metrics import CUTOFFS
 from evaluation.provenance import provenance
-from evaluation.reasonings import count_reasonings, reasoning_note, write_reasonings
+from evaluation.reasoning_control import reasoning_control
+from evaluation.reasonings import count_reasonings, label_agreement, reasoning_note, write_reasonings
 from evaluation.report import short_name
 from evaluation.weights import weights_of
 from product_data.errors import OptionError
@@ -87,6 +89,8 @@ class EvaluationOptions:
         0.05.
         max_reasoning_tokens (`int` or `None`): maximum number of reasoning tokens. Default: the model's number.
         reasonings (`str`, `Path` or `None`): .parquet file for the written reasoning texts. Default: none.
+        reasoning_control (`bool`): whether to search again with each record's attributes exchanged for those of another,
+            see `evaluation.reasoning_control`. Not with "auto". Default False.
         dtype (`str`): type of the weights: "float32", "bfloat16", "float16", or "auto", the checkpoint's. Default "auto".
         attn_implementation (`str` or `None`): attention by its name in transformers, such as "flash_attention_2", see
             `retrieval.attention`. Default: the model's.
@@ -115,6 +119,7 @@ class EvaluationOptions:
     gate_threshold: float | None = None
     max_reasoning_tokens: int | None = None
     reasonings: str | Path | None = None
+    reasoning_control: bool = False
     dimensions: tuple[int, ...] | None = None
     cutoffs: tuple[int, ...] | None = None
     attribute_keys: str = OWN_KEYS
@@ -152,13 +157,25 @@ class EvaluationOptions:
                     f"{name}={getattr(self, name)}, but neither queries nor products reason; expected "
                     "query_reasoning or product_reasoning 'generate', or query_reasoning 'auto'"
                 )
+        if self.reasoning_control and ("auto" in self.reasonings_of_sides or not self.generates):
+            raise OptionError(
+                f"reasoning_control with query_reasoning={self.query_reasoning!r} and product_reasoning="
+                f"{self.product_reasoning!r}; expected 'generate' for one or both, and not 'auto'"
+            )
+        if self.reasoning_control and "retrieval" not in self.only:
+            raise OptionError(f"reasoning_control with only={', '.join(self.only)!r}; expected retrieval among them")
         if self.reasonings is not None and Path(self.reasonings).suffix != ".parquet":
             raise OptionError(f"reasonings={self.reasonings}; expected a .parquet file")
 
     @property
     def generates(self) -> bool:
         """Whether queries or products, or some of them, reason."""
-        return {self.query_reasoning, self.product_reasoning} != {"none"}
+        return self.reasonings_of_sides != {"none"}
+
+    @property
+    def reasonings_of_sides(self) -> set[str]:
+        """The modes of reasoning of queries and products."""
+        return {self.query_reasoning, self.product_reasoning}
 
 
 def evaluate_model(
@@ -182,7 +199,8 @@ def evaluate_model(
     Returns: the content of a results file: model, benchmark, equal_products (how identical products and variants of an
     answer count), label_set (the labels of classification and attributes), peer (how a peer embeds, see
     `evaluation.baselines.peers.PeerConfig`; None for a Moon), reasoning (query and product: their modes;
-    gate_threshold with "auto"; max_reasoning_tokens; written: see `evaluation.reasonings.count_reasonings`), scores,
+    gate_threshold with "auto"; max_reasoning_tokens; written, agreement: see `count_reasonings` and `label_agreement` of
+    `evaluation.reasonings`; control: see `evaluation.reasoning_control.reasoning_control`), scores,
     image_only, absent (direction → why it has no score), per_query (the rank of each query, see `evaluation.per_query`),
     dimensions (for models with narrower vectors, see `evaluate_dimensions`), classification, query_categories,
     attributes, skipped, shortened (see `retrieval.shortened.shortened_summary`), warnings, provenance; cutoffs,
@@ -217,8 +235,13 @@ def evaluate_model(
             name = short_name(model_name) + reasoning_note(results["reasoning"])
             _draw_sheet(cache, options, f"{name} on {tables.name}")
         core_crop = getattr(processor, "core_crop", None)
+        if options.reasoning_control and cache.reasonings():
+            bootstrap = {"resamples": options.resamples, "seed": options.seed}
+            results["reasoning"]["control"] = reasoning_control(cache, **bootstrap)
     if options.generates:
         results["reasoning"]["written"] = count_reasonings(cache.reasonings())
+        agreed = label_agreement(cache.reasonings(), chosen.products, resamples=options.resamples, seed=options.seed)
+        results["reasoning"]["agreement"] = agreed
     if options.reasonings is not None:
         write_reasonings(options.reasonings, cache.reasonings())
     results["skipped"] = cache.skipped()

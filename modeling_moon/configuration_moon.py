@@ -15,6 +15,7 @@ logger = logging.get_logger(__name__)
 BACKBONES = ("qwen3_vl", "qwen2_5_vl")
 EXPERT_ROUTINGS = ("none", "guided", "modality")
 READOUTS = ("mean", "emb", "last")
+FUSION_SOURCES = ("states", "raw")
 # The two aspects that have an expert of their own under guided routing (MOON §3.1), in the order of those experts.
 ASPECTS = ("category", "attribute")
 # The file and class that each Auto class loads from a checkpoint.
@@ -70,8 +71,10 @@ class MoonConfig(PreTrainedConfig):
             query (MOON §3.1), the state of the "emb" token (MOON3.0), or of the "last" attended token (for bases that are
             embedders already).
             Default "mean".
-        fusion (`bool`): whether gated attention fuses the state that is read with the raw image and title tokens
+        fusion (`bool`): whether gated attention fuses the state that is read with the image and title tokens of the input
             (MOON3.0, arXiv 2604.00513). Default False.
+        fusion_source (`str`): what the fusion reads of these tokens: "states" for their last hidden states, "raw" for the
+            vision tower's features and the token embeddings, before the text model mixes them. Default "states".
         fusion_heads (`int` or `None`): heads of that attention, a divisor of the base's width. Default None: heads of 128
             dimensions, which every attention kernel supports, but at least 8 heads.
         fire_layers (`list[int]` or `None`): decoder layers with fine-grained residual enhancement (MOON3.0). Default None.
@@ -119,6 +122,7 @@ class MoonConfig(PreTrainedConfig):
     objectives: list[str] | tuple[str, ...] = ("t", "i", "mm")
     readout: str = "mean"
     fusion: bool = False
+    fusion_source: str = "states"
     fusion_heads: int | None = None
     fire_layers: list[int] | None = None
     fire_rank: int = 64
@@ -246,6 +250,7 @@ class MoonConfig(PreTrainedConfig):
     def _validate(self) -> None:
         _one_of("expert_routing", self.expert_routing, EXPERT_ROUTINGS)
         _one_of("readout", self.readout, READOUTS)
+        _one_of("fusion_source", self.fusion_source, FUSION_SOURCES)
         if self.readout == "emb" and self.emb_token_id is None:
             raise ValueError("MoonConfig: readout='emb' needs emb_token_id, the id of the <emb> token")
         for name in (field.name for field in fields(self) if field.name.endswith(("_token_id", "turn_end_id"))):
@@ -264,6 +269,8 @@ class MoonConfig(PreTrainedConfig):
             raise ValueError(f"MoonConfig: fusion={self.fusion!r}; expected True or False")
         if self.fusion:
             self._validate_fusion()
+        elif self.fusion_source != FUSION_SOURCES[0]:
+            raise ValueError(f"MoonConfig: fusion_source={self.fusion_source!r} without fusion; expected fusion=True")
         if self.max_reasoning_tokens is not None:
             self._validate_reasoning()
 

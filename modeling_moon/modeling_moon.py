@@ -10,7 +10,6 @@ P image tokens of the whole batch, V levels of visual detail, R width of a low-r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLDecoderLayer,
     Qwen2_5_VLTextModel,
@@ -32,7 +29,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextDecoderLayer,
     Qwen3VLTextModel,
     Qwen3VLVisionBlock,
-    eager_attention_forward,
 )
 from transformers.utils import can_return_tuple
 
@@ -40,6 +36,7 @@ from .configuration_moon import MoonConfig
 from .copying_moon import MoonCopyingMixin
 from .embedding_moon import embed_records
 from .fire_moon import Details, KeptBlock, MoonDetailMerger, MoonFire, block_levels
+from .fusion_moon import MoonFusion, MoonZeroLinear
 from .generation_moon import MoonGenerationMixin
 from .origin_moon import load_output_layer
 from .outputs_moon import BY_LAYER, MoonCausalLMOutput, MoonEmbedding, MoonOutput, ask_for_layers
@@ -361,88 +358,9 @@ VISION_BLOCKS = {"qwen3_vl": MoonQwen3VLVisionBlock, "qwen2_5_vl": MoonQwen2_5_V
 # ---------------------------------------------------------------------------------------------------------------------
 # From hidden states to a vector: read-out, fusion (MOON3.0), projection
 # ---------------------------------------------------------------------------------------------------------------------
-class MoonZeroLinear(nn.Linear):
-    """A linear map that starts at zero and therefore adds nothing at first."""
-
-
 class MoonProjection(nn.Linear):
     """A linear map to the vector's size that starts as the identity on the first dimensions; a base with Matryoshka
     vectors (arXiv 2205.13147) keeps its prefixes."""
-
-
-class MoonFusion(nn.Module):
-    r"""Multi-head modality fusion of the state that is read with the raw image and title tokens.
-
-    `c_{h,m} = Attn(q_h, K_m, V_m)` for the sets m of image and of title tokens; `c_{h,self}` is the value projection of the
-    state; `g_{h,·} = softmax_m(MLP([state; mean image; mean title]))` with a missing modality masked out;
-    `z = state + W_o · concat_h Σ_m g_{h,m} c_{h,m}`. W_o starts at zero, so z equals the state at first. MOON3.0
-    (arXiv 2604.00513) gives the part; the form is our design (precedents: the gates of TGQ-Former, arXiv 2605.17366, and
-    Q-Former). Keys and values are shared by the two sets.
-
-    Args:
-        config: MoonConfig.
-
-    Shapes: state (B, H), raw tokens -> z (B, H), gates (B, A, 3) float32 for (self, image, title), which sum to 1.
-    """
-
-    def __init__(self, config: MoonConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.config = config.text_config
-        self.num_heads, self.head_dim = config.fusion_heads, width // config.fusion_heads
-        self.scaling = self.head_dim**-0.5
-        # The attention kernels of transformers read these from a module.
-        self.num_key_value_groups, self.is_causal = 1, False
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.o_proj = MoonZeroLinear(width, width, bias=False)
-        self.gate_in = nn.Linear(3 * width, width // 2, bias=False)
-        self.gate_out = nn.Linear(width // 2, 3 * self.num_heads, bias=False)
-
-    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
-        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-    def _attend(
-        self,
-        query_BA1: torch.Tensor,
-        key_BAT: torch.Tensor,
-        value_BAT: torch.Tensor,
-        raw: RawTokens,
-        set_BT: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return c (B, A, width of a head) over one set. A row without tokens of the set attends to its first token, to which
-        the gate gives no weight."""
-        empty_B1 = ~set_BT.any(dim=1, keepdim=True)
-        first_T = torch.arange(set_BT.shape[1], device=set_BT.device) == 0
-        set_BT = set_BT | (empty_B1 & first_T)
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=raw.states_BTH[:, :1],
-            attention_mask=set_BT,
-            encoder_hidden_states=raw.states_BTH,
-        )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        return attention(self, query_BA1, key_BAT, value_BAT, mask, dropout=0.0, scaling=self.scaling)[0][:, 0]
-
-    def forward(self, state_BH: torch.Tensor, raw: RawTokens) -> tuple[torch.Tensor, torch.Tensor]:
-        state_B1H = state_BH[:, None].to(input_dtype(self.q_proj, raw.states_BTH))
-        tokens_BTH = raw.states_BTH.to(state_B1H.dtype)
-        query_BA1, own_BA = self._heads(self.q_proj(state_B1H)), self._heads(self.v_proj(state_B1H))[:, :, 0]
-        key_BAT, value_BAT = self._heads(self.k_proj(tokens_BTH)), self._heads(self.v_proj(tokens_BTH))
-        contexts, means, present = [own_BA], [state_B1H[:, 0]], [torch.ones_like(raw.is_image_BT[:, 0])]
-        for set_BT in (raw.is_image_BT, raw.is_title_BT):
-            contexts.append(self._attend(query_BA1, key_BAT, value_BAT, raw, set_BT))
-            means.append(mean_of(raw.states_BTH, set_BT).to(state_B1H.dtype))
-            present.append(set_BT.any(dim=1))
-        scores = self.gate_out(functional.gelu(self.gate_in(torch.cat(means, dim=-1))))
-        scores_BA3 = scores.unflatten(-1, (self.num_heads, 3)).float()
-        absent_B13 = ~torch.stack(present, dim=-1)[:, None]
-        gates_BA3 = scores_BA3.masked_fill(absent_B13, -torch.inf).softmax(dim=-1)
-        mixed_BH = torch.einsum("bam,mbad->bad", gates_BA3.to(state_B1H.dtype), torch.stack(contexts)).flatten(1)
-        return state_BH + self.o_proj(mixed_BH).to(state_BH.dtype), gates_BA3
 
 
 class MoonPreTrainedModel(MoonCopyingMixin, MoonSaving, PreTrainedModel):
@@ -585,6 +503,7 @@ class MoonModel(MoonPreTrainedModel):
         by_row = [position_ids, past_key_values, use_cache, *(kwargs.get(name) for name in BY_LAYER)]
         packed = self._use_packing(packed, mask_BK, by_row)
         inputs = self._embed_inputs(input_ids, inputs_embeds, pixel_values, image_grid_thw, mm_token_type_ids)
+        raw_BTH = inputs.embeds_BTH
         routing_trace: list[Routing] | None = [] if output_router_stats and self.config.mixture_layers else None
         if self.config.mixture_layers:
             aspect_ids = self.find_aspect_ids(input_ids, past) if aspect_ids is None else aspect_ids
@@ -617,9 +536,12 @@ class MoonModel(MoonPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        read_now = readable_BT is not None or (input_ids is not None and input_ids.shape[1] > 1)  # not a decoding step
+        if self.fusion is not None and raw_tokens is None and input_ids is not None and read_now and not past:
+            states_BTH = raw_BTH if self.config.fusion_source == "raw" else hidden_BTH
+            raw_tokens = find_raw_tokens(self.config, input_ids, mask_BT, states_BTH)
+            result.raw_tokens = None if outputs.past_key_values is None else raw_tokens
         if readable_BT is not None:
-            if self.fusion is not None:
-                raw_tokens = raw_tokens or find_raw_tokens(self.config, input_ids, mask_BT, hidden_BTH, past)
             self._read_vectors(result, readable_BT, raw_tokens)
         if routing_trace is not None:
             result.expert_load, result.expert_gates, result.router_loss = routing_statistics(
@@ -827,6 +749,14 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
         """
         return self.model.preference_entropy()
 
+    def objective_weights(self, expert_gates_BLE: torch.Tensor, objective_B: torch.Tensor) -> torch.Tensor:
+        """Return ω; see `MoonModel.objective_weights`.
+
+        Raises:
+            ValueError: a model without modality-driven experts.
+        """
+        return self.model.objective_weights(expert_gates_BLE, objective_B)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
@@ -857,7 +787,7 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             labels: (B, T) int64, -100 at tokens without a loss: `loss` is the mean next-token cross-entropy.
             logits_to_keep: the number of last positions to compute (0: all), or the positions: (positions,), the same for
                 every row, or (B, T) bool, which returns logits (tokens, vocabulary) in the order of rows. None: no logits.
-            output_embeddings: whether to return `embeddings` and `matryoshka_embeddings` of the same pass.
+            output_embeddings: whether to return `last_hidden_state`, `embeddings` and `matryoshka_embeddings` of the pass.
 
         Raises:
             ValueError: `labels` with `logits_to_keep=None` or a bool mask; see `MoonModel.forward`.
@@ -890,9 +820,11 @@ class MoonForConditionalGeneration(MoonPreTrainedModel, MoonGenerationMixin):
             loss=loss,
             logits=logits,
             expert_load=outputs.expert_load,
+            expert_gates=outputs.expert_gates,
             router_loss=outputs.router_loss,
             embeddings=outputs.embeddings,
             matryoshka_embeddings=outputs.matryoshka_embeddings,
+            last_hidden_state=outputs.last_hidden_state if output_embeddings else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -14,6 +14,8 @@ from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from .tokens_moon import RawTokens
+
 
 @dataclass
 class MoonOutput(ModelOutput):
@@ -30,6 +32,8 @@ class MoonOutput(ModelOutput):
         expert_gates: (B, L, E) float32 with gradient, the mean of G̃ over the attended tokens of a row; sums to 1.
         router_loss: scalar float32 with gradient, L_aux, see `load_balancing_loss`.
         past_key_values, hidden_states, attentions: as in the base.
+        raw_tokens: the inputs of the fusion, for a later decoding step (`RawTokens`); None without fusion or a cache, and in a
+            decoding step.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -42,6 +46,7 @@ class MoonOutput(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    raw_tokens: RawTokens | None = None
 
 
 @dataclass
@@ -79,13 +84,16 @@ class MoonEmbedding:
 
 @dataclass
 class MoonCausalLMOutput(CausalLMOutputWithPast):
-    """Output of `MoonForConditionalGeneration`: as in transformers, with `expert_load` and `router_loss` if
-    `output_router_stats=True`, and `embeddings` and `matryoshka_embeddings` if `output_embeddings=True`; see `MoonOutput`."""
+    """Output of `MoonForConditionalGeneration`: as in transformers, with `expert_load`, `expert_gates` and `router_loss` if
+    `output_router_stats=True`, and `last_hidden_state`, `embeddings` and `matryoshka_embeddings` if `output_embeddings=True`;
+    see `MoonOutput`."""
 
     expert_load: torch.FloatTensor | None = None
+    expert_gates: torch.FloatTensor | None = None
     router_loss: torch.FloatTensor | None = None
     embeddings: torch.FloatTensor | None = None
     matryoshka_embeddings: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.FloatTensor | None = None
 
 
 # Outputs of single layers.

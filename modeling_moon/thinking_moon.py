@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationConfig
 from .gate_moon import MarginGate
 from .outputs_moon import MoonEmbedding
 from .positions_moon import Positions, find_positions
-from .tokens_moon import RawTokens, find_raw_tokens
+from .tokens_moon import RawTokens
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def think_then_embed(
 
     The prompt is encoded once, and its keys and values are kept. Generation continues from them; a row is finished at
     `</think>`. One step of three tokens then closes the open rows and reads `<emb>`, with the padding of the finished rows
-    masked. The fusion reads the prompt's states. The result equals that of encoding the whole text again, at a fraction of
+    masked. The fusion reads the prompt's tokens. The result equals that of encoding the whole text again, at a fraction of
     the cost. With a gate, the pass over the prompts ends in `<emb>` and returns the vectors without reasoning; that token
     is dropped from the cache, and generation continues with the unsure rows only. Our design.
 
@@ -174,9 +174,6 @@ def _encode_prompts(
         output_embeddings=embed,
         return_dict=True,
     )
-    raw = None
-    if model.fusion is not None:
-        raw = find_raw_tokens(config, prompt["input_ids"], prompt["attention_mask"], output.last_hidden_state)
     plain = MoonEmbedding(
         output.embeddings,
         output.matryoshka_embeddings,
@@ -188,7 +185,7 @@ def _encode_prompts(
     )
     if embed:
         cache.crop(-1)
-    return _Prompts(ids_BT, mask_BT, cache, raw, positions), plain
+    return _Prompts(ids_BT, mask_BT, cache, output.raw_tokens, positions), plain
 
 
 def _think(model: Any, writer: Any, prompts: _Prompts, thinking: Thinking, tokenizer: Any) -> MoonEmbedding:

@@ -139,8 +139,9 @@ def mean_of(states_BTH: torch.Tensor, set_BT: torch.Tensor) -> torch.Tensor:
 
 
 class RawTokens(NamedTuple):
-    """Inputs of the fusion: last hidden states (B, T, H) of the input, and masks (B, T) bool of its image and title tokens.
-    They precede the reasoning, and attention is causal: reasoning cannot change them."""
+    """Inputs of the fusion: states (B, T, H) of the input by `config.fusion_source`, its last hidden states or the inputs of
+    the text model, and masks (B, T) bool of its image and title tokens. They precede the reasoning, and attention is causal:
+    reasoning cannot change them."""
 
     states_BTH: torch.Tensor
     is_image_BT: torch.Tensor
@@ -149,10 +150,9 @@ class RawTokens(NamedTuple):
 
 def find_raw_tokens(
     config: MoonConfig,
-    input_ids: torch.Tensor | None,
+    input_ids: torch.Tensor,
     mask_BT: torch.Tensor,
-    hidden_BTH: torch.Tensor,
-    past_tokens: int = 0,
+    states_BTH: torch.Tensor,
 ) -> RawTokens:
     """Return the inputs of the fusion, from a pass over the input.
 
@@ -160,19 +160,15 @@ def find_raw_tokens(
         config: MoonConfig, for the ids of image tokens and title markers.
         input_ids: (B, T), with image tokens and title markers.
         mask_BT: 1 for attended tokens.
-        hidden_BTH: last hidden states.
-        past_tokens: number of tokens in the cache before this pass; in a decoding step, which lacks the input, above 0.
+        states_BTH: of the tokens, by `config.fusion_source`.
 
-    Raises:
-        ValueError: missing `input_ids`, or a decoding step.
+    Relations: `require_raw_tokens` refuses a pass that lacks them.
     """
-    require_raw_tokens(input_ids, past_tokens)
-    assert input_ids is not None
     title = [(config.title_start_token_id, config.title_end_token_id)]
     attended_BT = mask_BT.bool()
     is_image_BT = attended_BT & (input_ids == config.image_token_id)
     is_title_BT = attended_BT & (span_ids_from_markers(input_ids, title) == 1) & ~is_image_BT
-    return RawTokens(hidden_BTH, is_image_BT, is_title_BT)
+    return RawTokens(states_BTH, is_image_BT, is_title_BT)
 
 
 def input_dtype(layer: torch.nn.Linear, states: torch.Tensor) -> torch.dtype:

@@ -117,6 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="attention of transformers: sdpa, eager, flash_attention_2 … (default: the model's)",
     )
     parser.add_argument("--reasonings", type=Path, help="parquet file for the generated reasoning texts")
+    parser.add_argument(
+        "--reasoning-control",
+        action="store_true",
+        help="search again with the attributes of another query or product, and without, to see whether vectors use them",
+    )
     add_device(parser)
     add_images_root(parser)
     add_reading(parser)
@@ -150,6 +155,7 @@ def run(chosen: argparse.Namespace) -> None:
         gate_threshold=chosen.gate_threshold,
         max_reasoning_tokens=chosen.max_reasoning_tokens,
         reasonings=chosen.reasonings,
+        reasoning_control=chosen.reasoning_control,
         variants=chosen.variants,
         dimensions=None if chosen.dimensions is None else tuple(chosen.dimensions),
         cutoffs=_numbers(chosen.cutoffs),

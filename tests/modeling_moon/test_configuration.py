@@ -49,6 +49,8 @@ def vlm_config(tiny_base):
         ({"fire_layers": [0], "fire_vision_blocks": [2]}, "fire_vision_blocks.*from 0 to 1"),
         ({"fusion": True}, "needs title_start_token_id"),
         ({"fusion": "maybe"}, "fusion='maybe'; expected True or False"),
+        ({"fusion_source": "vision"}, "fusion_source='vision' is not known; expected one of states, raw"),
+        ({"fusion_source": "raw"}, "fusion_source='raw' without fusion; expected fusion=True"),
         ({"fusion": True, "fusion_heads": 7}, "a divisor of the base's width 64"),
         ({"title_start_token_id": 3}, "title_start_token_id and title_end_token_id go together"),
         ({"max_reasoning_tokens": 0}, "max_reasoning_tokens=0; expected 1 or more, or None"),

@@ -21,6 +21,7 @@ SETTINGS = [
     {"preset": "moon3", "matryoshka_dims": [8, 32]},
     {"preset": "moon3", "fusion": False, "fire_layers": [0], "num_experts_per_token": 1},
     {"preset": "moon3", "expert_routing": "none", "fire_layers": None},
+    {"preset": "moon3", "fusion_source": "raw"},
     {"preset": "moon3", "three_levels": True},
     {"preset": "moon3", "three_levels": True, "fire_vision_blocks": [0, 1, 3]},
 ]

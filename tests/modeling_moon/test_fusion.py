@@ -17,12 +17,13 @@ HEADS, WIDTH = 4, 64
 IDS = {"emb_token_id": 9, "title_start_token_id": 5, "title_end_token_id": 6}
 
 
-def make_fusion(tiny_base, implementation):
+def make_fusion(tiny_base, implementation, source="states"):
     config = MoonConfig(
         vlm_config=AutoConfig.from_pretrained(tiny_base("qwen3_vl")),
         readout="emb",
         fusion=True,
         fusion_heads=HEADS,
+        fusion_source=source,
         embedding_dim=32,
         **IDS,
     )
@@ -37,6 +38,10 @@ def make_fusion(tiny_base, implementation):
 def slow_fusion(fusion, state_H, states_TH, is_image_T, is_title_T):
     """z and gates of one sample."""
     size = WIDTH // HEADS
+    if fusion.raw_norm is not None:
+        gap = states_TH - states_TH.mean(dim=1, keepdim=True)
+        scale = (gap.square().mean(dim=1, keepdim=True) + fusion.raw_norm.eps).sqrt()
+        states_TH = gap / scale * fusion.raw_norm.weight + fusion.raw_norm.bias
 
     def head(matrix, x, h):
         return matrix.weight[h * size : (h + 1) * size] @ x
@@ -63,9 +68,9 @@ def slow_fusion(fusion, state_H, states_TH, is_image_T, is_title_T):
     return state_H + fusion.o_proj.weight @ torch.cat(mixed), torch.stack(gates)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_output_gates_and_gradients_equal_the_formula(tiny_base, implementation):
-    fusion = make_fusion(tiny_base, implementation)
+@pytest.mark.parametrize(("implementation", "source"), [("sdpa", "states"), ("eager", "states"), ("sdpa", "raw")])
+def test_output_gates_and_gradients_equal_the_formula(tiny_base, implementation, source):
+    fusion = make_fusion(tiny_base, implementation, source)
     state = torch.randn(5, WIDTH, requires_grad=True)
     tokens = torch.randn(5, 7, WIDTH, requires_grad=True)
     kinds = torch.tensor(  # 1 image, 2 title, 0 neither: both, title only, image only, none, both in other places
@@ -143,6 +148,34 @@ def test_the_text_of_a_query_is_its_title(moon3):
         gates = model(**batch).modality_gates
     assert (gates[0, :, 2] > 0).all()
     assert not gates[1, :, 2].any()
+
+
+@pytest.mark.parametrize("backbone", ["qwen3_vl", "qwen2_5_vl"])
+def test_raw_tokens_are_the_features_of_the_picture_and_the_embeddings_of_the_title(tiny_moon, backbone):
+    folder = tiny_moon(backbone, preset="moon3", trained=True, fusion_source="raw")
+    model, processor = MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
+    products = [{"title": "red shoes", "images": noise(96, 64)}, {"title": "a mug"}]
+    batch = processor(products=products, return_tensors="pt")
+    with torch.no_grad():
+        raw = model(**batch, use_cache=True).raw_tokens
+        features = model.vlm.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
+    torch.testing.assert_close(raw.states_BTH[raw.is_image_BT], torch.cat(tuple(features.pooler_output)))
+    words = model.get_input_embeddings()(batch["input_ids"])
+    assert torch.equal(raw.states_BTH[raw.is_title_BT], words[raw.is_title_BT])
+    assert raw.is_title_BT.any(dim=1).all()
+
+
+def test_a_raw_title_does_not_depend_on_the_picture_before_it_and_its_state_does(tiny_moon):
+    seen = {}
+    for source in ("raw", "states"):
+        folder = tiny_moon("qwen3_vl", preset="moon3", trained=True, fusion_source=source)
+        model, processor = MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
+        products = [{"title": "red shoes", "images": noise(96, 64, seed)} for seed in (0, 1)]
+        with torch.no_grad():
+            raw = model(**processor(products=products, return_tensors="pt"), use_cache=True).raw_tokens
+        seen[source] = [raw.states_BTH[row][raw.is_title_BT[row]] for row in range(2)]
+    assert torch.equal(*seen["raw"])
+    assert (seen["states"][0] - seen["states"][1]).abs().max() > 1e-4
 
 
 def test_fusion_changes_the_vector_and_no_hidden_state(tiny_moon):

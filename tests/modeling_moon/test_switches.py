@@ -74,6 +74,15 @@ def test_fusion_changes_the_vector_and_the_gates_only(trained):
     assert (parts(run.left), run.fresh) == ({"fusion"}, set())
 
 
+def test_fusion_source_changes_the_vector_and_the_gates_only(trained):
+    folder, plain = trained
+    run = Run(folder, fusion_source="raw")
+    assert all(same(run.states(layer), plain.states(layer)) for layer in (-1, 0, 1))
+    assert not same(run.out.modality_gates, plain.out.modality_gates)
+    assert not same(run.out.embeddings, plain.out.embeddings)
+    assert run.fresh == {"fusion.raw_norm.weight", "fusion.raw_norm.bias"}
+
+
 def test_fusion_heads_change_the_gates(trained):
     folder, plain = trained
     run = Run(folder, fusion_heads=4)

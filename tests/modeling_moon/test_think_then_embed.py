@@ -11,9 +11,11 @@ from modeling_moon.thinking_moon import Thinking, _Ending, generation_config, ne
 from processing_moon import MoonProcessor
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl", "qwen3_vl raw"])
 def moon3(request, tiny_moon):
-    folder = tiny_moon(request.param, preset="moon3", trained=True, matryoshka_dims=[8])
+    backbone, *source = request.param.split()
+    fusion = {"fusion_source": source[0]} if source else {}
+    folder = tiny_moon(backbone, preset="moon3", trained=True, matryoshka_dims=[8], **fusion)
     return folder, MoonModel.from_pretrained(folder).eval(), MoonProcessor.from_pretrained(folder)
 
 

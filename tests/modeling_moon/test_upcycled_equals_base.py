@@ -79,6 +79,22 @@ def test_marked_text_still_equals_the_base(tiny_base, tiny_moon, backbone, prese
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_fresh_fusion_of_either_source_leaves_the_vector_as_it_is_without(tiny_moon, backbone):
+    folders = {source: tiny_moon(backbone, preset="moon3", fusion_source=source) for source in ("states", "raw")} | {
+        "none": tiny_moon(backbone, preset="moon3", fusion=False)
+    }
+    for name, batch in batches(MoonProcessor.from_pretrained(folders["raw"])):
+        batch["input_ids"][:, -1] = MoonModel.config_class.from_pretrained(folders["raw"]).emb_token_id
+        batch["attention_mask"][:, -1] = 1
+        found = {}
+        for source, folder in folders.items():
+            with torch.no_grad():
+                found[source] = MoonModel.from_pretrained(folder).eval()(**batch).embeddings
+        torch.testing.assert_close(found["raw"], found["none"], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(found["states"], found["none"], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_fresh_vector_is_the_mean_of_the_base_states_of_the_item_cut_to_size(tiny_base, tiny_moon, backbone):
     base = AutoModelForImageTextToText.from_pretrained(tiny_base(backbone)).eval()
     moon = MoonModel.from_pretrained(tiny_moon(backbone)).eval()

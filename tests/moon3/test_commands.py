@@ -48,6 +48,7 @@ LATE = [
     "ablate",
     "scale",
     "reasoning-study",
+    "annotation-study",
     "frozen-study",
     "shops-study",
     "matching-study",

@@ -28,7 +28,8 @@ def evaluate(
     """Evaluate a model on the evaluation split of every data set, in the main process; existing results are kept.
 
     The file is results_before.json or results_after.json, for several data sets results_before-NAME.json, and with
-    reasoning results_before_generate…. Both evaluations have the precision of the training.
+    reasoning results_before_generate…, which also has the control with exchanged attributes. Both evaluations have the
+    precision of the training.
 
     Args:
         run: the run, whose recipe sets the split and the number of products.
@@ -53,7 +54,8 @@ def evaluate(
             if _is_current(path, args):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            own = dataclasses.replace(options, query_reasoning=mode, product_reasoning=mode)
+            modes = {"query_reasoning": mode, "product_reasoning": mode, "reasoning_control": mode == "generate"}
+            own = dataclasses.replace(options, **modes)
             with _precision_of(args):
                 result = evaluate_model(
                     encoder, processor, table, model_name=f"{args.output_dir} {when} training", options=own

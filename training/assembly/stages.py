@@ -52,10 +52,8 @@ def trainer_factory(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     _note_queue(run)
-    stage = {COLD_START: _cold_start, GRPO: _grpo}.get(recipe.reasoning.stage)
-    if stage is not None:
-        return functools.partial(stage, run, model, processor, data)
-    make = _streamed if recipe.data.streaming else _contrastive
+    streamed = _streamed if recipe.data.streaming else _contrastive
+    make: Any = {COLD_START: _cold_start, GRPO: _grpo}.get(recipe.reasoning.stage, streamed)
     earlier = earlier_of(recipe.loss, model, recipe.training.device)
     tables: Any = () if recipe.data.streaming else data
     teachers = teachers_of(recipe.loss, tables)
@@ -152,20 +150,26 @@ def _reading(run: Run, frozen: FrozenModels) -> dict[str, Any]:
 
 
 def _cold_start(
-    run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int
+    run: Run,
+    model: nn.Module,
+    processor: MoonProcessor,
+    data: Any,
+    frozen: FrozenModels,
+    args: Any,
+    steps: int,
 ) -> ColdStartTrainer:
     recipe = run.recipe
     settings = _shared(run, model, processor, args) | {
         "ce_weight": recipe.reasoning.ce_weight,
         "contrastive_weight": recipe.reasoning.infonce_weight,
+        "frozen": frozen,
     }
-    reading: dict[str, Any] = {"allow_urls": recipe.data.allow_urls, "reasoning": "mixed"}
+    reading = _reading(run, frozen) | {"reasoning": "mixed"}
     if recipe.data.streaming:
         targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
         run.say(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
-        make_pairs = functools.partial(
-            ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
-        )
+        share, forms = recipe.reasoning.unreasoned_share, recipe.loss.dual_alignment
+        make_pairs = functools.partial(ReasonedRows, targets=targets, unreasoned_share=share, forms=forms)
         batches = stream_batches(recipe, args, data, recipe.pairs, steps, make_pairs)
         collator = StreamCollator(processor, batches.pairs, **reading)
         return StreamedColdStartTrainer(batches=batches, data_collator=collator, **settings)
@@ -175,20 +179,38 @@ def _cold_start(
     )
 
 
-def _grpo(run: Run, model: nn.Module, processor: MoonProcessor, data: Any, args: Any, steps: int) -> Any:
-    from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments  # TRL takes seconds to import
+def _grpo(
+    run: Run,
+    model: nn.Module,
+    processor: MoonProcessor,
+    data: Any,
+    frozen: FrozenModels,
+    args: Any,
+    steps: int,
+) -> Any:
+    from training.reasoning.grpo_trainer import (  # TRL takes seconds to import
+        MoonGRPOTrainer,
+        grpo_arguments,
+        target_of,
+    )
 
     recipe, reasoning = run.recipe, run.recipe.reasoning
+    try:
+        target_of(reasoning, model.config.max_reasoning_tokens)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     pairs = _reasoned(run, pair_dataset(run, args, data, steps), processor, data, args)
     return MoonGRPOTrainer(
         model=model,
         args=grpo_arguments(args, reasoning, model.config, processor.tokenizer),
         pairs=pairs,
         processor=processor,
-        loss=loss_of(recipe.loss).contrastive,
+        loss=loss_of(recipe.loss),
         queue=NegativeQueue(queue_length(recipe.loss.queue_steps, args.world_size)),
         rewards=reasoning.rewards,
         known_values=known_values(data),
+        earlier=frozen.earlier,
+        sample_filter=filter_of(recipe.loss),
         reasoning=reasoning,
         options=recipe.loss,
         allow_urls=recipe.data.allow_urls,
@@ -201,7 +223,8 @@ def _reasoned(run: Run, pairs: Any, processor: MoonProcessor, data: Any, args: A
     targets = ReasoningTargets(data, processor)
     if targets.report:
         run.say(targets.report)
-    return ReasonedPairs(pairs, targets, run.recipe.reasoning.unreasoned_share, args.seed)
+    recipe = run.recipe
+    return ReasonedPairs(pairs, targets, recipe.reasoning.unreasoned_share, args.seed, recipe.loss.dual_alignment)
 
 
 def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: int) -> PairDataset | BucketedPairs:

@@ -17,7 +17,7 @@ from processing_moon.rows_moon import REASONINGS
 from retrieval.shortened import shortened_items
 from training.batches.called_teacher import CalledTeacher
 from training.batches.negatives import NO_ID
-from training.batches.pairs import Pair
+from training.batches.pairs import Pair, has_form, in_form
 from training.batches.reasoning_labels import reasoning_labels
 from training.batches.teacher_vectors import TeacherVectors
 
@@ -42,13 +42,14 @@ class PairCollator:
             `PairDataset.draw`. If it returns None, the pair is left out. None: leave out unreadable pairs.
         allow_urls: whether to download pictures from public URLs.
         forms: whether to return the modality forms of queries and products, too, for dual alignment. Each picture is
-            downloaded and decoded once, whatever the number of forms.
+            downloaded and decoded once, whatever the number of forms. With reasoning, a form has the reasoning that the
+            pair has for it (`Pair.form_reasonings`).
         reasoning: how queries and products are written; see the processor's option. Default: "none".
         earlier: the processor of an earlier model, which also prepares the products. None: no earlier model.
         teachers: the vectors of teachers, or what embeds each batch.
 
     Raises:
-        ValueError: `reasoning` is unknown, or used together with `forms`.
+        ValueError: `reasoning` is unknown.
         UnreadableBatchError: no pair of the batch can be read; the message names the records and the reasons.
 
     Shapes:
@@ -65,8 +66,8 @@ class PairCollator:
         and "i", each {"rows" (R,) int64, the queries or products with text and picture, ascending, and "inputs", the
         processor's tensors of these rows with only their text, or only their pictures; None if R is 0}. "queries" and
         "products" contain the form "mm" of these rows, and the only form of the others.
-        With reasoning "given" or "mixed", "queries" and "products" also contain "labels" (B, T) and (C, T) int64: the
-        tokens that the model learns to write, see `training.batches.reasoning_labels.reasoning_labels`.
+        With reasoning "given" or "mixed", "queries", "products" and the inputs of forms also contain "labels" (B, T) and
+        (C, T) int64: the tokens that the model learns to write, see `training.batches.reasoning_labels.reasoning_labels`.
         With an earlier model: "earlier_products", the tensors of its processor of the same products. With teachers:
         "teachers", a list of {"rows" (R,) int64, the products that the teacher knows, and "vectors" (R, E)}, one for each,
         and for a `CalledTeacher` also "query_rows" and "query_vectors".
@@ -84,8 +85,6 @@ class PairCollator:
     ) -> None:
         if reasoning not in REASONINGS:
             raise ValueError(f"reasoning: found {reasoning!r}; expected one of {', '.join(REASONINGS)}")
-        if forms and reasoning != "none":
-            raise ValueError(f"reasoning: {reasoning!r} does not work with forms=True; expected 'none', or forms=False")
         self.processor = processor
         self.substitute = substitute
         self.forms, self.reasoning, self.earlier = forms, reasoning, earlier
@@ -127,7 +126,8 @@ class PairCollator:
 
     def _by_earlier(self, records: list[dict[str, Any]]) -> Any:
         """Return the earlier model's tensors of products; None without one."""
-        return None if self.earlier is None else self.earlier(products=records, form="mm", **self.options)
+        options = {name: value for name, value in self.options.items() if name != "reasoning"}
+        return None if self.earlier is None else self.earlier(products=records, form="mm", **options)
 
     def _side(self, tensors: Any) -> dict[str, Any]:
         """Return the processor's tensors, with labels if reasoning is given."""
@@ -160,31 +160,29 @@ class PairCollator:
     def _forms(self, pairs: list[Pair]) -> dict[str, Any]:
         if not self.forms:
             return {}
-        queries = [pair.query for pair in pairs]
-        products = [product for pair in pairs for product in pair.products]
+        reasonings = [pair.form_reasonings or [{}] * (1 + len(pair.products)) for pair in pairs]
+        queries = [(pair.query, own[0]) for pair, own in zip(pairs, reasonings, strict=True)]
+        products = [
+            one for pair, own in zip(pairs, reasonings, strict=True) for one in zip(pair.products, own[1:], strict=True)
+        ]
         return {
-            "query_forms": self._side_forms(queries, "image"),
-            "product_forms": self._side_forms(products, "images"),
+            "query_forms": self._side_forms(queries, "query"),
+            "product_forms": self._side_forms(products, "product"),
         }
 
-    def _side_forms(self, records: list[dict[str, Any]], picture: str) -> dict[str, Any]:
-        """Return the forms of queries (`picture` "image") or of products ("images")."""
-        of_picture = (picture, "core_box")
-        has_image = [bool(record.get(picture)) for record in records]
-        has_text = [bool(record.keys() - {"id", "reasoning", *of_picture}) for record in records]
+    def _side_forms(self, side: Sequence[tuple[dict[str, Any], Any]], kind: str) -> dict[str, Any]:
+        """Return the forms of records, given with their reasoning in each form; `kind` is "query" or "product"."""
+        records = [record for record, _ in side]
+        has_text, has_image = (list(flags) for flags in zip(*map(has_form, records), strict=True))
         rows = [row for row in range(len(records)) if has_text[row] and has_image[row]]
         forms: dict[str, Any] = {"has_text": torch.tensor(has_text), "has_image": torch.tensor(has_image)}
         for form in ("t", "i"):
-            chosen = [
-                {
-                    name: value
-                    for name, value in records[row].items()
-                    if name == "id" or (name in of_picture) == (form == "i")
-                }
-                for row in rows
-            ]
-            side = {"products": chosen, "form": form} if picture == "images" else {"queries": chosen, "task": "query"}
-            inputs = dict(self.processor(**side, on_error="raise")) if rows else None
+            chosen = [in_form(records[row], form) for row in rows]
+            for record, row in zip(chosen, rows, strict=True):
+                record |= {"reasoning": side[row][1][form]} if form in side[row][1] else {}
+            of_kind = {"products": chosen, "form": form} if kind == "product" else {"queries": chosen, "task": "query"}
+            options = self.options | {"on_error": "raise"}
+            inputs = self._side(self.processor(**of_kind, **options)) if rows else None
             forms[form] = {"rows": torch.tensor(rows, dtype=torch.int64), "inputs": inputs}
         return forms
 

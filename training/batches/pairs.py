@@ -24,6 +24,8 @@ from training.recipe.pairs import PairArguments
 FORM_OF_TYPE = {"image": "i", "text": "t", "both": "mm"}
 """Type of a query in a table → form."""
 _TYPE_OF_FORM = {form: kind for kind, form in FORM_OF_TYPE.items()}
+_PICTURES = ("image", "images", "core_box")
+_NO_CONTENT = ("id", "reasoning")
 _TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried
 
 
@@ -47,7 +49,11 @@ class Pair:
         query_key: a key that pairs of the same query share if other pairs may know more of its answers, as in a stream;
             "" if all answers are known.
         query_labels, product_labels: key → values of the attributes that the query and the first product support in
-            their form; None if none are known or labels are not used (see `training.labels.reasoning.ReasonedPairs`).
+            the form of their rollouts; None if none are known or labels are not used (see
+            `training.labels.reasoning.ReasonedPairs`).
+        form_reasonings: for the query, then for each product: single form ("t", "i") → the reasoning of the record in that
+            form; a form without reasoning is missing. (): records are not reduced to single forms.
+        rollout_records: the query and the first product in the forms of their rollouts; None: as they were drawn.
     """
 
     query: dict[str, Any]
@@ -64,10 +70,35 @@ class Pair:
     query_key: str = ""
     query_labels: Mapping[str, tuple[str, ...]] | None = None
     product_labels: Mapping[str, tuple[str, ...]] | None = None
+    form_reasonings: Sequence[Mapping[str, Mapping[str, list[str]]]] = ()
+    rollout_records: tuple[dict[str, Any], dict[str, Any]] | None = None
+
+    @property
+    def rolled(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The query and the first product of the rollouts."""
+        return self.rollout_records or (self.query, self.products[0])
 
     def __post_init__(self) -> None:
         if not self.answers:
             object.__setattr__(self, "answers", dict.fromkeys(self.product_ids[: self.positive_count], 1.0))
+
+
+def has_form(record: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether the record of a query or product has text, and whether it has a picture."""
+    return bool(record.keys() - {*_NO_CONTENT, *_PICTURES}), bool(record.get("image") or record.get("images"))
+
+
+def in_form(record: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """Return a record with its text only ("t"), its pictures and core box only ("i"), or both ("mm"), without reasoning.
+
+    Args:
+        record: of a query or product.
+        form: "t", "i" or "mm".
+    """
+    kept = {name: value for name, value in record.items() if name != "reasoning"}
+    if form == "mm":
+        return kept
+    return {name: value for name, value in kept.items() if name == "id" or (name in _PICTURES) == (form == "i")}
 
 
 @dataclass(frozen=True)

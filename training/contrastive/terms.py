@@ -96,7 +96,7 @@ def make_terms(
     targets_BP, weight_BP = _positives(gathered, inputs, options.several_positives)
     measures: dict[str, Tensor] = {}
     if sample_filter is not None:
-        triplet_B, below_B, has_B = _filtered(vectors, inputs, facts, sample_filter, progress)
+        triplet_B, below_B, has_B = triplet_weights(vectors, inputs, facts, sample_filter, progress)
         weight_BP = weight_BP * triplet_B[:, None]
         measures["filtered_share"] = torch.stack([(below_B & has_B).sum(), has_B.sum()]).double()
     inter, exclusions = {}, {}
@@ -262,10 +262,20 @@ def _exclusion(
     return FalseNegatives(chosen, product_C, group_C, gathered.target_B[rows], margin)
 
 
-def _filtered(
+def triplet_weights(
     vectors: Vectors, inputs: Mapping[str, Any], facts: QueryFacts, sample_filter: SampleFilter, progress: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the weight of each query's triplet with its nearest hard negative, if lowered, and if there is one."""
+    """Return the weight of each query's triplet with its nearest hard negative, if it is lowered, and if there is one.
+
+    Args:
+        vectors: "queries" and "products", of which no gradient is taken.
+        inputs: the batch, see `make_terms`.
+        facts: the related products of its queries.
+        sample_filter: weighs triplets.
+        progress: the finished share of the training.
+
+    Shapes: (B,) float32, bool, bool.
+    """
     query_BD, product_ND = vectors["queries"].detach().float(), vectors["products"].detach().float()
     target_B = inputs["target"]
     every_N = torch.arange(len(product_ND), device=target_B.device)

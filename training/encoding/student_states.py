@@ -78,7 +78,11 @@ def picture_states(merged_MH: Tensor | None, inputs: Mapping[str, Tensor], width
 
 
 def word_states(last_BTH: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean last hidden state of each query or product over the tokens that are not of pictures, (N, H)."""
+    """Return the mean last hidden state of each query or product over the tokens that are not of pictures, (N, H) with gradient.
+
+    Written reasoning, which has labels, is left out: a teacher did not read it."""
     is_word_BT = inputs["attention_mask"].bool() & (inputs["mm_token_type_ids"] == 0)
+    if "labels" in inputs:
+        is_word_BT = is_word_BT & (inputs["labels"] < 0)  # ids are at least 0; other tokens have a negative label
     weight_BT = is_word_BT / is_word_BT.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.einsum("bt,bth->bh", weight_BT.to(last_BTH.dtype), last_BTH)

@@ -7,14 +7,16 @@ PRODUCTS is a data folder, a products file or "catalogue". If the file is in the
 other columns describe each set: written_… (the text of the model), problem_… (why the text cannot be parsed; the set is
 then missing), attempts_…, model.
 
-Every answer is written to OUTPUT.answers.jsonl at once. An interrupted run resumes from this file, a later run asks
-only about new or changed products, and the model is asked only once about products that look the same. The file begins
-with all settings that change an answer (model and weights, prompts, pictures, length, seed, precision); a run with
-other settings raises an error. The batch size does not change an answer, because each question has its own seed.
+Every answer is written to OUTPUT.answers.jsonl at once, with its tokens and its share of the batch's seconds. An
+interrupted run resumes from this file, a later run asks only about new or changed products, and the model is asked only
+once about products that look the same. The file begins with all settings that change an answer (model and weights,
+prompts, pictures, length, seed, precision); a run with other settings raises an error. The batch size does not change
+an answer, because each question has its own seed.
 """
 
 import hashlib
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,11 +147,13 @@ class _Journal:
             known = None if attributes is None else {key: tuple(values) for key, values in attributes.items()}
             self.answers[line["shown"]] = _Written(line["text"], known, line["problem"], line["attempt"])
 
-    def add(self, task: _Task, answer: Answer) -> None:
+    def add(self, task: _Task, answer: Answer, seconds: float) -> None:
+        """Write an answer, which took a number of seconds: its share of the batch."""
         attributes, problem = read_answer(answer)
         written = _Written(answer.text, attributes, problem, self.attempts(task) + 1)
         line = {"shown": task.digest, "product_id": task.row.product_id, "form": task.form, "attempt": written.attempts}
-        append_line(self.path, line | {"text": answer.text, "attributes": attributes, "problem": problem})
+        line |= {"text": answer.text, "attributes": attributes, "problem": problem, "seconds": round(seconds, 4)}
+        append_line(self.path, line | {"prompt_tokens": answer.prompt_tokens, "tokens": answer.tokens})
         self.answers[task.digest] = written
 
     def attempts(self, task: _Task) -> int:
@@ -266,9 +270,11 @@ def _ask_all(
                 batch = of_form[start : start + job.batch_size]
                 questions = [(task, asked) for task in batch if (asked := _question(task, job, journal)) is not None]
                 seeds = None if attempt == 1 else [_seed(job.seed, attempt, task.digest) for task, _ in questions]
+                began = time.monotonic()
                 answers = writer([question for _, question in questions], seeds=seeds) if questions else []
+                seconds = (time.monotonic() - began) / max(len(answers), 1)
                 for (task, _), answer in zip(questions, answers, strict=True):
-                    journal.add(task, answer)
+                    journal.add(task, answer, seconds)
                 bar.update(len(batch))
 
 

@@ -1,14 +1,15 @@
-"""Ask a vision-language chat model for the attributes of a product, and parse its answers.
+"""Ask a chat model for the attributes of a product, and parse its answers.
 
-The model can be any checkpoint with a chat template that `AutoModelForImageTextToText` and `AutoProcessor` of
-transformers load, such as Qwen3-VL. It sees either the picture or the text of a product, so its answer contains what
-that form shows.
+The model can be any checkpoint with a chat template that transformers loads: a vision-language model
+(`AutoModelForImageTextToText` and `AutoProcessor`), such as Qwen3-VL, or a language model (`AutoModelForCausalLM` and
+`AutoTokenizer`), such as Qwen2.5, also as a GGUF file. A language model is asked about texts only. A model sees either the
+picture or the text of a product, so its answer contains what that form shows.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
 )
@@ -32,8 +36,11 @@ from product_data.attribute_keys import as_attributes, facts_of
 from product_data.errors import OptionError
 from product_data.tables import ProductRow
 from training.labels.reasoning import control_tokens_of
+from training.model.donor import source_of
 
 FORMS = ("image", "text")
+TEXT_ONLY = ("text",)
+"""The forms that a language model reads."""
 _ASKED = f"""Answer with one line of the form
 key: value; key: value, value
 The keys are: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain. A value is a few words, without a comma,
@@ -61,10 +68,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The text that a model generated, and whether it is complete."""
+    """The text that a model generated, whether it is complete, and the numbers of tokens read and generated."""
 
     text: str
     finished: bool = True
+    prompt_tokens: int = field(default=0, compare=False)
+    tokens: int = field(default=0, compare=False)
 
 
 class _GumbelNoise(LogitsProcessor):
@@ -89,7 +98,8 @@ class ChatWriter:
 
     Args:
         model: the model, with `generate`.
-        processor: its processor, with `apply_chat_template` and a tokenizer; see `load_writer`.
+        processor: its processor, with `apply_chat_template` and a tokenizer, or the tokenizer of a language model; see
+            `load_writer`.
         max_new_tokens (`int`): the number of tokens after which an answer is cut off. Default: 128.
         revision (`str`): the revision of the weights, for `settings`. Default: "".
 
@@ -97,15 +107,19 @@ class ChatWriter:
         ValueError: `max_new_tokens` is below 1.
 
     Relations:
-        `read_answer` parses its answers.
+        `read_answer` parses its answers. `forms` has the forms that the model reads.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 128, revision: str = "") -> None:
         if max_new_tokens < 1:
             raise OptionError(f"max_new_tokens: found {max_new_tokens}; expected a number of at least 1")
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        self.processor.tokenizer.padding_side = "left"
-        self._controls = control_tokens_of(processor.tokenizer)
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.forms: tuple[str, ...] = TEXT_ONLY if self.tokenizer is processor else FORMS
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._controls = control_tokens_of(self.tokenizer)
         self.settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": _TEMPERATURE,
@@ -125,17 +139,24 @@ class ChatWriter:
             An answer for each question.
 
         Raises:
-            ValueError: the number of seeds differs from the number of questions.
+            ValueError: the number of seeds differs from the number of questions, or a question shows what the model does not
+            read.
         """
         if seeds is not None and len(seeds) != len(questions):
             raise ValueError(f"seeds: found {len(seeds)}; expected {len(questions)}, a seed for each question")
+        unread = [question.form for question in questions if question.form not in self.forms]
+        if unread:
+            raise OptionError(
+                f"model: found a question about {unread[0]} for a language model; expected questions about text"
+            )
+        padding: dict[str, Any] = {"padding": True}
         inputs = self.processor.apply_chat_template(
             [self._conversation(question) for question in questions],
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True},
+            **(padding if self.forms == TEXT_ONLY else {"processor_kwargs": padding}),
         ).to(self.model.device)
         # The checkpoint's settings of sampling and penalties must not change greedy decoding.
         settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -149,54 +170,73 @@ class ChatWriter:
                 repetition_penalty=1.0,
                 num_beams=1,
             )
-        return [self._answer(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        read = inputs["attention_mask"].sum(dim=1).tolist()
+        return [self._answer(row, tokens) for row, tokens in zip(written, read, strict=True)]
 
     def _conversation(self, question: Question) -> list[dict[str, Any]]:
         prompt = PROMPTS[question.form].format(text=plain_text(question.text, self._controls))
+        if self.forms == TEXT_ONLY:
+            return [{"role": "user", "content": prompt}]
         pictures: list[dict[str, Any]] = [{"type": "image", "image": image} for image in question.images]
         return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}]
 
-    def _answer(self, ids: list[int]) -> Answer:
+    def _answer(self, ids: list[int], prompt_tokens: int) -> Answer:
         ends = self.model.generation_config.eos_token_id
-        ends = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         stop = next((place for place, token in enumerate(ids) if token in ends), None)
-        text = self.processor.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        return Answer(text, finished=stop is not None)
+        text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        tokens = len(ids) if stop is None else stop + 1
+        return Answer(text, stop is not None, prompt_tokens, tokens)
 
 
 def load_writer(path: str, device: str | None = None, max_new_tokens: int = 128) -> ChatWriter:
     """Load a chat model: in bfloat16 on a GPU if available, otherwise in float32 on the CPU.
 
     Args:
-        path: a folder or a hub id.
+        path: a folder or a hub id of a vision-language model or of a language model, or a GGUF file of a language model.
         device: the device. Default: a GPU if available.
         max_new_tokens: see `ChatWriter`.
 
     Raises:
         ValueError: the model does not exist, does not have a chat template, or needs a package that is not installed.
+
+    Relations: the class of the model's configuration decides whether it reads pictures.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    source = source_of(path, "model")
     try:
-        processor = _load_processor(path)
-        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        if type(AutoConfig.from_pretrained(**source)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            processor = _load_processor(path)
+            model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        else:
+            processor = AutoTokenizer.from_pretrained(**source)
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype)
     except (OSError, ImportError, ValueError) as error:
         raise OptionError(
-            f"model: found {path!r}, which cannot be loaded ({error}); expected the folder or hub id of a vision-language "
-            "chat model that AutoModelForImageTextToText and AutoProcessor support"
+            f"model: found {path!r}, which cannot be loaded ({error}); expected the folder or hub id of a chat model that "
+            "AutoModelForImageTextToText or AutoModelForCausalLM supports, or a GGUF file"
         ) from error
-    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
         raise OptionError(f"model: found {path!r} without a chat template; expected a chat model")
     return ChatWriter(model.to(device).eval(), processor, max_new_tokens, _revision(path))
 
 
 def _revision(path: str) -> str:
-    """Return the cached commit of a model on the Hub, or for a folder a digest of its configuration and weight files."""
+    """Return the cached commit of a model on the Hub, or for a folder or file a digest of configuration and weights."""
+    if Path(path).is_file():
+        return _digest([Path(path)])
     if not Path(path).is_dir():
         cached = try_to_load_from_cache(path, "config.json")
         return Path(cached).parent.name if isinstance(cached, str) else ""
+    return _digest(sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]))
+
+
+def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted([*Path(path).glob("config.json"), *Path(path).glob("*.safetensors")]):
+    for file in files:
         with file.open("rb") as stream:
             digest.update(file.name.encode() + stream.read(_READ_BYTES) + str(file.stat().st_size).encode())
     return digest.hexdigest()[:16]

@@ -29,12 +29,14 @@ from product_data.attribute_keys import (
 from product_data.synonyms import states
 from product_data.tables import PRODUCT_FORMS, ProductRow, ProductTables
 from training.batches.negatives import stable_id
-from training.batches.pairs import Pair
+from training.batches.pairs import Pair, has_form, in_form
 from training.batches.streams import BadRow, RowPairs, StreamRow, StreamSource
 from training.recipe.pairs import PairArguments
 
 Attributes = Mapping[str, tuple[str, ...]]
 _SALT = 0x7468696E  # these draws differ from those of the pairs
+_DRAWS: dict[str, tuple[int, ...]] = {"mm": (), "t": (1,), "i": (2,)}
+"""Form → what distinguishes its draws of a record from those of the other forms."""
 _EXAMPLES = 8
 
 
@@ -173,19 +175,27 @@ class ReasonedPairs(Dataset):
     Every pair also gets `query_labels` and `product_labels`: all attributes that the query and the first product
     support in their form, even those that are not written or do not fit. Rewards compare with them.
 
+    With `forms`, for dual alignment, each record with text and picture also gets a reasoning for its text and one for its
+    picture, with the attributes of that form, drawn independently. Rollouts, whose number is fixed, are in one of the forms
+    of a record, which is drawn uniformly for the query and for the product; the labels are those of that form. Over a
+    training, rollouts thus have all forms of MOON3.0's triplets (arXiv 2604.00513).
+
     Args:
         pairs: `training.batches.pairs.PairDataset` of the tables of `targets`. For streams, use `ReasonedRows`.
         targets: the attributes to write.
         unreasoned_share: the share of records without reasoning, from 0 to 1.
         seed: the seed of the draws.
+        forms: whether records are also reduced to their single forms. Default: False.
 
     Raises:
         ValueError: the share is out of range, or a product of a pair is not in the tables.
         IndexError: a position is not below the length.
     """
 
-    def __init__(self, pairs: Any, targets: ReasoningTargets, unreasoned_share: float, seed: int) -> None:
-        self.pairs, self.targets = pairs, targets
+    def __init__(
+        self, pairs: Any, targets: ReasoningTargets, unreasoned_share: float, seed: int, forms: bool = False
+    ) -> None:
+        self.pairs, self.targets, self.forms = pairs, targets, forms
         self.unreasoned_share, self.seed = _share(unreasoned_share), seed
 
     def __len__(self) -> int:
@@ -199,7 +209,7 @@ class ReasonedPairs(Dataset):
         return self._reasoned(self.pairs.draw(position, attempt), position, attempt)
 
     def _reasoned(self, pair: Pair, position: int, attempt: int) -> Pair:
-        return _with_reasonings(pair, self.targets, self.unreasoned_share, (self.seed, position, attempt))
+        return _with_reasonings(pair, self.targets, self.unreasoned_share, (self.seed, position, attempt), self.forms)
 
 
 class ReasonedRows(RowPairs):
@@ -213,6 +223,7 @@ class ReasonedRows(RowPairs):
         sources, options, seed, length: see `RowPairs`.
         targets: the rule and the budget.
         unreasoned_share: the share of records without reasoning, from 0 to 1.
+        forms: see `ReasonedPairs`.
 
     Raises:
         ValueError: the share is out of range.
@@ -227,8 +238,10 @@ class ReasonedRows(RowPairs):
         *,
         targets: ReasoningTargets,
         unreasoned_share: float,
+        forms: bool = False,
     ) -> None:
         super().__init__(sources, options, seed, length)
+        self.forms = forms
         self.targets, self.unreasoned_share = targets.of_tables([]), _share(unreasoned_share)
 
     def pair(self, row: StreamRow) -> Pair | BadRow:
@@ -237,7 +250,8 @@ class ReasonedRows(RowPairs):
         if isinstance(pair, BadRow):
             return pair
         targets = self.targets.of_tables([self.tables(row)])
-        return _with_reasonings(pair, targets, self.unreasoned_share, (self.seed, row.source, *row.key))
+        place = (self.seed, row.source, *row.key)
+        return _with_reasonings(pair, targets, self.unreasoned_share, place, self.forms)
 
 
 def _share(unreasoned_share: float) -> float:
@@ -246,20 +260,47 @@ def _share(unreasoned_share: float) -> float:
     return unreasoned_share
 
 
-def _with_reasonings(pair: Pair, targets: ReasoningTargets, unreasoned_share: float, place: tuple[int, ...]) -> Pair:
+def _with_reasonings(
+    pair: Pair, targets: ReasoningTargets, unreasoned_share: float, place: tuple[int, ...], single_forms: bool
+) -> Pair:
     """Return a pair with its labels, and with "reasoning" in the records that are drawn by `place` to have it."""
     answers = list(dict.fromkeys([*pair.names[: pair.positive_count], *targets.names_of(pair.answers)]))
-    of_query = targets.labels_of_query(pair.query, answers)
-    forms = [form_of(record) for record in pair.products]
-    of_products = [targets.labels_of_product(name, form) for name, form in zip(pair.names, forms, strict=True)]
-    records = []
-    for slot, (record, labels) in enumerate(zip([pair.query, *pair.products], [of_query, *of_products], strict=True)):
-        rng = np.random.default_rng((_SALT, *place, slot))
-        target = None if rng.random() < unreasoned_share else targets.fitting(labels)
-        reasoning = {} if target is None else {"reasoning": {key: list(values) for key, values in target.items()}}
-        records.append(record | reasoning)
+    before = [pair.query, *pair.products]
+
+    def labels(slot: int, form: str) -> Attributes | None:
+        if slot == 0:
+            return targets.labels_of_query(in_form(pair.query, form), answers)
+        record = pair.products[slot - 1]
+        return targets.labels_of_product(pair.names[slot - 1], form_of(record) if form == "mm" else form)
+
+    def reasoning(slot: int, form: str) -> dict[str, list[str]] | None:
+        """Draw the reasoning of a record in a form; the draw of a form does not change that of another."""
+        rng = np.random.default_rng((_SALT, *place, slot, *_DRAWS[form]))
+        target = None if rng.random() < unreasoned_share else targets.fitting(labels(slot, form))
+        return None if target is None else {key: list(values) for key, values in target.items()}
+
+    written = [reasoning(slot, "mm") for slot in range(len(before))]
+    records = [
+        record if own is None else record | {"reasoning": own} for record, own in zip(before, written, strict=True)
+    ]
+    reasoned = dataclasses.replace(pair, query=records[0], products=records[1:])
+    if not single_forms:
+        return dataclasses.replace(reasoned, query_labels=labels(0, "mm"), product_labels=labels(1, "mm"))
+    both = [all(has_form(record)) for record in before]
+    in_forms = [
+        {form: own for form in _DRAWS if form != "mm" and (own := reasoning(slot, form)) is not None}
+        if both[slot]
+        else {}
+        for slot in range(len(before))
+    ]
+    rng = np.random.default_rng((_SALT, *place, len(before)))
+    rolled = [str(rng.choice(list(_DRAWS))) if both[slot] else "mm" for slot in (0, 1)]
     return dataclasses.replace(
-        pair, query=records[0], products=records[1:], query_labels=of_query, product_labels=of_products[0]
+        reasoned,
+        form_reasonings=in_forms,
+        rollout_records=(in_form(before[0], rolled[0]), in_form(before[1], rolled[1])),
+        query_labels=labels(0, rolled[0]),
+        product_labels=labels(1, rolled[1]),
     )
 
 

@@ -76,7 +76,7 @@ def open_donor(text: str | Path, *, layers: int | None = None) -> Donor:
         DonorError: nothing can be opened there, the packages of GGUF files are missing, or the model has a property that
             Qwen2.5-VL's text model does not have (`refused_properties`).
     """
-    source = _source_of(text)
+    source = source_of(text)
     try:
         config = AutoConfig.from_pretrained(**source)
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -147,23 +147,32 @@ def head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _source_of(text: str | Path) -> dict[str, Any]:
+def source_of(text: str | Path, option: str = "--text") -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for a folder, a hub id, or a GGUF file.
+
+    Args:
+        text: the folder, hub id or GGUF file, which may be on the Hub ("owner/name/file.gguf").
+        option: the name of the option in messages.
+
+    Raises:
+        DonorError: another file, a GGUF file that does not exist, or missing packages for GGUF files.
+    """
     path = Path(text)
     if path.suffix.lower() != _GGUF:
         if path.is_file():
-            raise DonorError(f"--text: found the file {path}; expected a folder, a hub id, or a file *{_GGUF}")
+            raise DonorError(f"{option}: found the file {path}; expected a folder, a hub id, or a file *{_GGUF}")
         return {"pretrained_model_name_or_path": str(text)}
     missing = [name for name in _GGUF_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise DonorError(
-            f"--text {text}: a GGUF file needs {' and '.join(_GGUF_PACKAGES)}; missing: {', '.join(missing)} "
+            f"{option} {text}: a GGUF file needs {' and '.join(_GGUF_PACKAGES)}; missing: {', '.join(missing)} "
             "(pip install moon3[gguf])"
         )
     if path.is_file():
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     owner_and_name, file = path.parts[:2], path.parts[2:]
     if path.is_absolute() or not file:
-        raise DonorError(f"--text: found no file {path}; expected a GGUF file, or owner/name/file{_GGUF} on the Hub")
+        raise DonorError(f"{option}: found no file {path}; expected a GGUF file, or owner/name/file{_GGUF} on the Hub")
     return {"pretrained_model_name_or_path": "/".join(owner_and_name), "gguf_file": "/".join(file)}
 
 

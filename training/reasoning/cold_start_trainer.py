@@ -4,7 +4,7 @@ Shape suffixes: B rows of one forward pass, T tokens of a row, N tokens to be wr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,14 @@ from training.batches.reasoning_labels import IGNORED
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.terms import Terms
 from training.contrastive.trainer import ContrastiveTrainer
-from training.encoding.batch_encoding import CROSS_ENTROPY, REASONED_ROWS, RIGHT_TOKENS, WRITTEN_TOKENS, BatchEncoder
+from training.encoding.batch_encoding import (
+    CROSS_ENTROPY,
+    REASONED_ROWS,
+    RIGHT_TOKENS,
+    WRITTEN_TOKENS,
+    BatchEncoder,
+    encoded_rows,
+)
 from training.encoding.chunked_encoding import Vectors
 from training.parallel.distributed import mean_rows
 
@@ -28,13 +35,16 @@ class Written:
 
     Args:
         embeddings: (B, D), from the model.
-        router_loss: the model's router loss, or None if it was not requested.
+        last_hidden_state: (B, T, hidden width), from the model, which teachers read.
+        router_loss, expert_gates: the model's router loss and expert gates, or None if they were not requested.
         sums: name → (1,) float32, sums over the rows: "written_tokens" and "reasoned_rows", and with the cross-entropy
             "cross_entropy" (with gradient) and "right_tokens".
     """
 
     embeddings: Tensor
+    last_hidden_state: Tensor
     router_loss: Tensor | None
+    expert_gates: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -55,6 +65,10 @@ class WritingEncoder:
     def __init__(self, model: nn.Module, cross_entropy: bool) -> None:
         self.model, self.cross_entropy = model, cross_entropy
 
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return the modules of the model, among which the batch encoder looks for the vision tower."""
+        return self.model.named_modules()
+
     def __call__(self, *, labels: Tensor, **inputs: Any) -> Written:
         is_label_BT = labels != IGNORED
         predicts_BT = is_label_BT.roll(-1, dims=1)
@@ -67,15 +81,16 @@ class WritingEncoder:
             sums[CROSS_ENTROPY] = functional.cross_entropy(output.logits.float(), target_N, reduction="sum")
             sums[RIGHT_TOKENS] = (output.logits.detach().argmax(dim=-1) == target_N).sum()
         sums = {name: value.float().reshape(1) for name, value in sums.items()}
-        return Written(output.embeddings, output.router_loss, sums)
+        states = (output.embeddings, output.last_hidden_state)
+        return Written(*states, output.router_loss, output.expert_gates, sums)
 
 
 class ColdStartTrainer(ContrastiveTrainer):
     """ContrastiveTrainer whose model also learns to write the reasoning texts in the batches.
 
     `L = α · L_CE + β · L_contrastive`, with `L_CE = −1/N · Σ_n log p(y_n | y_<n, x)` over the N tokens of all reasoning
-    texts, with their `</think>`, of queries and products of all processes. L_contrastive is the objective of
-    ContrastiveTrainer, with the vectors after the reasoning.
+    texts, with their `</think>`, of queries and products of all processes, in all forms with dual alignment. L_contrastive is
+    the objective of ContrastiveTrainer, with all its terms, and with the vectors after the reasoning.
 
     Source: LREM, arXiv 2510.14321, cold start (α = 0.1, β = 1); the cold start of MOON3.0, arXiv 2604.00513, is not
     published. Reasoning texts for both queries and products, and the mean over all tokens, are our design. With
@@ -88,12 +103,12 @@ class ColdStartTrainer(ContrastiveTrainer):
             model and a `training.batches.collate.PairCollator` with reasoning "given" or "mixed".
 
     Raises:
-        ValueError: a weight is out of range, the model does not generate or reason, the batches have forms, or they do
-            not have labels.
+        ValueError: a weight is out of range, the model does not generate or reason, or the batches do not have labels.
 
     Relations:
         Use `StreamedColdStartTrainer` for streams. It also logs loss_contrastive, loss_ce, ce_accuracy (the share of
-        correctly predicted tokens) and reasoned_share (of queries and products). GRPO starts from its checkpoints.
+        correctly predicted tokens) and reasoned_share (of queries and products; each form counts). GRPO starts from its
+        checkpoints.
     """
 
     def __init__(self, *, ce_weight: float = 0.1, contrastive_weight: float = 1.0, **kwargs: Any) -> None:
@@ -109,10 +124,6 @@ class ColdStartTrainer(ContrastiveTrainer):
             raise ValueError(
                 f"model: found {type(kwargs['model']).__name__} with max_reasoning_tokens={budget}; expected a "
                 "MoonForConditionalGeneration that reasons"
-            )
-        if self.options.dual_alignment:
-            raise ValueError(
-                "dual_alignment: found True in a cold start; expected False, because forms do not have reasoning"
             )
         self.ce_weight, self.contrastive_weight = float(ce_weight), float(contrastive_weight)
 
@@ -145,8 +156,7 @@ class ColdStartTrainer(ContrastiveTrainer):
         super()._measure(vectors, inputs, terms, parts)
         if RIGHT_TOKENS in vectors:
             self._meters.add("ce_accuracy", vectors[RIGHT_TOKENS].sum(), vectors[WRITTEN_TOKENS].sum())
-        rows = len(vectors["queries"]) + len(vectors["products"])
-        self._meters.add("reasoned_share", vectors[REASONED_ROWS].sum(), rows)
+        self._meters.add("reasoned_share", vectors[REASONED_ROWS].sum(), encoded_rows(vectors))
 
 
 class StreamedColdStartTrainer(StreamedTrainer, ColdStartTrainer):

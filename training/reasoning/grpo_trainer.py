@@ -24,8 +24,12 @@ from trl import GRPOConfig
 
 from modeling_moon.thinking_moon import Thinking, generation_config
 from processing_moon import MoonProcessor
-from training.batches.negatives import NegativeQueue
+from training.batches.negatives import NegativeQueue, QueryFacts
+from training.contrastive.terms import triplet_weights
+from training.encoding.batch_encoding import SIDES as SIDES_OF_BATCH
+from training.encoding.batch_encoding import SINGLE_FORMS
 from training.encoding.chunked_encoding import number_of_rows, slice_rows
+from training.encoding.earlier_model import EarlierModel
 from training.libraries.trl_library import (
     RolloutSteps,
     Rows,
@@ -36,8 +40,11 @@ from training.libraries.trl_library import (
     rollout_logs,
     training_metrics,
 )
+from training.losses.dual_alignment import DualAlignmentLoss
+from training.losses.sample_filter import SampleFilter
 from training.parallel.distributed import touch_every_parameter, world_size
-from training.reasoning.rollout_terms import RolloutVectors, queue_of, rollout_loss, rollout_similarities
+from training.reasoning.reward_correlation import reward_correlations
+from training.reasoning.rollout_terms import RolloutVectors, aligned_loss, queue_of, rollout_loss, rollout_similarities
 from training.reasoning.rollouts import (
     SIDES,
     PromptCollator,
@@ -51,6 +58,7 @@ from training.reasoning.rollouts import (
 from training.recipe.loss import LossArguments
 from training.recipe.reasoning import ReasoningArguments
 from training.rewards import reward_function
+from training.rewards.length import default_target
 from training.rewards.retrieval import ranks
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
@@ -69,7 +77,8 @@ class _VectorGradient:
 class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
     """Train Moon with TRL's GRPO: G reasoning texts for each query and product, rewarded by the vectors after them.
 
-    `L = w · L_GRPO + λ · L_InfoNCE`; see `training.reasoning.rollout_terms.rollout_loss` for the second term. Source:
+    `L = w · L_GRPO + λ · L_InfoNCE`; see `rollout_loss` and, for dual alignment and an earlier model, `aligned_loss` of
+    `training.reasoning.rollout_terms` for the second term. Source:
     MOON3.0, arXiv 2604.00513, joint contrastive and reinforcement learning; weights of LREM, arXiv 2510.14321; the rest
     is our design.
 
@@ -85,13 +94,15 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         pairs: `training.batches.pairs.PairDataset`, or a data set with the same methods. The rewards use `query_labels`
             and `product_labels` of its pairs.
         processor: the processor of the model, which supports reasoning.
-        loss: `InfoNCELoss` or `MatryoshkaLoss`.
+        loss: `DualAlignmentLoss`, or a contrastive loss (`InfoNCELoss`, `MatryoshkaLoss`).
         queue: the products of past steps.
         rewards: name of a reward → weight; see `training.rewards`.
-        reasoning, options: the recipe's keys of the stage, and its keys of the loss, of which negative_margin and
-            queue_warmup_steps are read.
+        reasoning, options: the recipe's keys of the stage, and its keys of the loss, of which negative_margin,
+            queue_warmup_steps, dual_alignment and intra_weight are read.
         allow_urls: download pictures from public URLs. Default: False.
         known_values: attribute key → values in the training data, for the rewards.
+        earlier: an earlier model whose product vectors the queries without reasoning must be able to search. Default: None.
+        sample_filter: the filter that weighs the pairs in the InfoNCE. Default: None, all have the same weight.
         save_records: called with each checkpoint folder, to write the recipe and the provenance.
 
     Raises:
@@ -99,7 +110,10 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         ResumeError: a checkpoint was written by a different number of processes, or lacks weights of this model.
         UnreadableBatchError: a pair cannot be read and does not have a readable substitute.
         ValueError: the weights are sharded (FSDP, DeepSpeed), so the encoder cannot be called by itself; or vLLM, to
-            which TRL passes only ids, is used with pictures.
+            which TRL passes only ids, is used with pictures; or target_tokens exceed max_reasoning_tokens.
+
+    Relations:
+        Beside TRL's values it logs `reward_correlation/<name>`, see `training.reasoning.reward_correlation`.
     """
 
     state_name = "reasoning_state"
@@ -120,11 +134,14 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         self.options: LossArguments = settings.pop("options", None) or LossArguments()
         allow_urls: bool = settings.pop("allow_urls", False)
         self.known_values: Mapping[str, frozenset[str]] = settings.pop("known_values", None) or {}
+        self.earlier: EarlierModel | None = settings.pop("earlier", None)
+        self.sample_filter: SampleFilter | None = settings.pop("sample_filter", None)
         self.save_records: Callable[[Path], None] | None = settings.pop("save_records", None)
         self.save_processor = processor.save_pretrained
         reference = self._reference(model)
         policy = _writer(model)
         self._settings = (policy.config, copy.deepcopy(policy.config), copy.deepcopy(policy.generation_config))
+        self.target_tokens = target_of(self.reasoning, policy.config.max_reasoning_tokens)
         args = copy.copy(args)
         ahead = _take_workers(args)
         args.reward_weights = list(rewards.values())
@@ -147,8 +164,11 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         if reference is not None:
             give_fused_output_layer(reference, self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        self.processor, self.contrastive, self.queue = processor, loss, queue
-        collator = PromptCollator(processor, pairs, args.num_generations, allow_urls)
+        self.processor, self.queue = processor, queue
+        self.objective = loss if isinstance(loss, DualAlignmentLoss) else DualAlignmentLoss(loss)
+        earlier = None if self.earlier is None else self.earlier.processor
+        forms = self.options.dual_alignment
+        collator = PromptCollator(processor, pairs, args.num_generations, allow_urls, forms, earlier)
         self.ahead = PromptsAhead(collator, args.generation_batch_size // (2 * args.num_generations), **ahead)
         self._prompts: Prompts | None = None
         self._gradient: RolloutVectors | None = None
@@ -196,7 +216,9 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         if self._gradient is not None:
             output["vector_gradient"] = _in_order(self._gradient, self._prompts.rollouts)
         self._measure_groups()
-        self._log_completions()
+        facts = gather_object(self._facts)
+        self._log_correlations(facts)
+        self._log_completions(facts)
         self._prompts = self._gradient = None
         return output
 
@@ -229,7 +251,7 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         sides = [(pair, side) for pair in step.pairs for side in SIDES for _ in range(step.rollouts)]
         columns: dict[str, Sequence[Any]] = {
             "reasonings": readings,
-            "max_reasoning_tokens": [self.max_completion_length] * len(sides),
+            "target_tokens": [self.target_tokens] * len(sides),
             "positive_similarities": similarities.positive,
             "negative_similarities": similarities.negative,
             "labels": [getattr(pair, f"{side}_labels", None) for pair, side in sides],
@@ -272,22 +294,26 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
                 pictures = step.pictures(start, start + chunk)
                 pictures.pop("num_images", None)
                 reasoned.append(encoder(input_ids=ids[part], attention_mask=mask[part], **pictures).embeddings)
-            plain = [
-                torch.cat([encoder(**part).embeddings for part in _parts(step.batch[side], chunk)])
-                for side in ("queries", "products")
-            ]
+            plain = {
+                name: torch.cat([encoder(**part).embeddings for part in _parts(inputs, chunk)])
+                for name, inputs in _plain_inputs(step.batch, self.options.dual_alignment).items()
+            }
         both = torch.cat(reasoned).view(len(step.pairs), 2, step.rollouts, -1)
-        return RolloutVectors(both[:, 0].flatten(0, 1), both[:, 1].flatten(0, 1), *plain)
+        whole = (both[:, 0].flatten(0, 1), both[:, 1].flatten(0, 1), plain.pop("queries"), plain.pop("products"))
+        return RolloutVectors(*whole, plain)
 
     def _take_gradient(self, vectors: RolloutVectors, queued: Any) -> None:
         """Store the gradient of the InfoNCE with respect to every vector, for the passes with gradient."""
         assert self._prompts is not None
         reasoning, batch = self.reasoning, self._prompts.batch
         leaves = vectors.leaves()
+        earlier_ND = None if self.earlier is None else self.earlier.encode(batch["earlier_products"], None)
+        triplet_B = self._triplet_weights(vectors)
         with torch.enable_grad():
-            parts = rollout_loss(
-                leaves, batch, queued, self.contrastive, reasoning.unreasoned_share, self.options.negative_margin
-            )
+            share, margin = reasoning.unreasoned_share, self.options.negative_margin
+            parts = rollout_loss(leaves, batch, queued, self.objective.contrastive, share, margin, triplet_B)
+            aligned = aligned_loss(leaves, batch, queued, self.objective, self.options, earlier_ND)
+            parts = {**aligned, **parts, "loss": parts["loss"] + aligned.get("loss", 0.0)}
             self._check_finite(parts["loss"])
             if reasoning.infonce_weight:
                 parts["loss"].backward()
@@ -296,19 +322,28 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         self._infonce, self._unreasoned = parts["loss"].item(), []
         if not reasoning.infonce_weight:
             return
-        gradients = {
-            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in vars(leaves).items()
-        }
-        self._gradient = RolloutVectors(**gradients)
-        steps = self.args.steps_per_generation
+        self._gradient = leaves.each(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        steps, gradients = self.args.steps_per_generation, self._gradient.plain()
         self._unreasoned = [[] for _ in range(steps)]
-        for side, name in (("queries", "plain_query_BD"), ("products", "plain_product_ND")):
-            rows = number_of_rows(batch[side])
+        for name, inputs in _plain_inputs(batch, self.options.dual_alignment).items():
+            rows = number_of_rows(inputs)
             cuts = [rows * step // steps for step in range(steps + 1)]
             for step, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
                 if stop > start:
-                    inputs = slice_rows(batch[side], start, stop)
-                    self._unreasoned[step].append(_VectorGradient(inputs, gradients[name][start:stop]))
+                    part = slice_rows(inputs, start, stop)
+                    self._unreasoned[step].append(_VectorGradient(part, gradients[name][start:stop]))
+
+    def _triplet_weights(self, vectors: RolloutVectors) -> Tensor | None:
+        """Return the weight (B,) of each pair by the sample filter, from the vectors without reasoning."""
+        if self.sample_filter is None:
+            return None
+        assert self._prompts is not None
+        batch = self._prompts.batch
+        facts = QueryFacts(batch["product"][batch["target"]], batch["query_group"], batch["other"], batch["negative"])
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        weight_B, below_B, has_B = triplet_weights(vectors.plain(), batch, facts, self.sample_filter, progress)
+        self._metric("filtered_share", (below_B & has_B).float().mean())
+        return weight_B
 
     # The loss
 
@@ -402,12 +437,17 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         metrics = training_metrics(self)
         metrics["degenerate_groups"].append(metrics["frac_reward_zero_std"][-1] * groups)
 
-    def _log_completions(self) -> None:
+    def _log_correlations(self, facts: list[dict[str, Any]]) -> None:
+        """Log how each reward agrees with recall, from the facts of all processes."""
+        rewards = {name: list(values) for name, values in rollout_logs(self)["rewards"].items()}
+        for name, value in reward_correlations(rewards, facts).items():
+            training_metrics(self)[f"reward_correlation/{name}"].append(value)
+
+    def _log_completions(self, facts: list[dict[str, Any]]) -> None:
         """Write the rollouts of a step, with their rewards and ranks, to a parquet table."""
         step = self.state.global_step + 1
         if not self.reasoning.completions_steps or step % self.reasoning.completions_steps:
             return
-        facts = gather_object(self._facts)
         if not self.accelerator.is_main_process:
             return
         logs = rollout_logs(self)
@@ -442,6 +482,26 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         """Restore the state from `own_state`."""
         self.queue.load_state_dict(state["queue"], self.args.device)
         training_metrics(self).update({name: list(values) for name, values in state["metrics"].items()})
+
+
+def target_of(reasoning: ReasoningArguments, max_reasoning_tokens: int) -> tuple[int, int]:
+    """Return the lengths that the length reward prefers.
+
+    Args:
+        reasoning: the recipe's keys of the stage.
+        max_reasoning_tokens: the limit of the model.
+
+    Raises:
+        ValueError: the target exceeds the limit.
+    """
+    if reasoning.target_tokens is None:
+        return default_target(max_reasoning_tokens)
+    low, high = reasoning.target_tokens
+    if high > max_reasoning_tokens:
+        raise ValueError(
+            f"target_tokens: found {[low, high]}; expected at most {max_reasoning_tokens}, the model's max_reasoning_tokens"
+        )
+    return low, high
 
 
 def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -> GRPOConfig:
@@ -514,6 +574,16 @@ def _parts(inputs: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor
         yield slice_rows(inputs, start, start + size)
 
 
+def _plain_inputs(batch: Mapping[str, Any], forms: bool) -> dict[str, dict[str, Tensor]]:
+    """Return the inputs without reasoning by the names of `BatchEncoder`: both sides, and with forms their single forms."""
+    named = {side: batch[side] for side in SIDES_OF_BATCH}
+    if forms:
+        for side, key in zip(SIDES_OF_BATCH, ("query_forms", "product_forms"), strict=True):
+            of_side = {f"{side}/{form}": batch[key][form]["inputs"] for form in SINGLE_FORMS}
+            named |= {name: inputs for name, inputs in of_side.items() if inputs is not None}
+    return named
+
+
 def _in_order(vectors: RolloutVectors, rollouts: int) -> Tensor:
     """Return the rows (L, D) of the rollouts in the order pair, side, rollout."""
     sides = [side_RD.view(-1, rollouts, side_RD.shape[1]) for side_RD in (vectors.query_RD, vectors.product_RD)]
@@ -530,5 +600,5 @@ def _with_pictures(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _title(pair: Any, side: str) -> str | None:
     """Return the text that the reasoning must not contradict: the text of a query, or the title of a product."""
-    record = pair.query if side == "query" else pair.products[0]
+    record = pair.rolled[SIDES.index(side)]
     return record.get("text" if side == "query" else "title")

@@ -6,16 +6,18 @@ Shape suffixes: B pairs of this process, G rollouts of one side, R = B · G, N p
 hard negatives), C candidates of all processes and the queue, K valid negatives of one query, D embedding width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from training.batches.negatives import Candidates, FalseNegatives, QueryFacts, false_negative_mask
-from training.losses.dual_alignment import ContrastiveTerm
+from training.contrastive.terms import make_terms
+from training.losses.dual_alignment import ContrastiveTerm, DualAlignmentLoss
 from training.parallel.distributed import first_row, gather_all_with_gradient, gather_ids, mean_rows
+from training.recipe.loss import LossArguments
 
 
 @dataclass
@@ -24,17 +26,29 @@ class RolloutVectors:
 
     Shapes:
         query_RD, product_RD (B · G, D) float32: the consecutive rollouts of each pair; plain_query_BD (B, D) and
-        plain_product_ND (N, D) float32: vectors without reasoning, with the products in the order of the batch.
+        plain_product_ND (N, D) float32: vectors without reasoning, with the products in the order of the batch; forms:
+        "queries/t", "products/i", … → (rows of the form, D) float32: vectors without reasoning of single forms, for dual
+        alignment.
     """
 
     query_RD: Tensor
     product_RD: Tensor
     plain_query_BD: Tensor
     plain_product_ND: Tensor
+    forms: dict[str, Tensor] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Tensor]:
+        """Return the vectors without reasoning by the names of `training.encoding.batch_encoding.BatchEncoder`."""
+        return {"queries": self.plain_query_BD, "products": self.plain_product_ND, **self.forms}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "RolloutVectors":
+        """Return the vectors with a change of each tensor."""
+        whole = [change(value) for value in vars(self).values() if isinstance(value, Tensor)]
+        return RolloutVectors(*whole, {name: change(value) for name, value in self.forms.items()})
 
     def leaves(self) -> "RolloutVectors":
         """Return detached copies that require a gradient."""
-        return RolloutVectors(*(value.detach().clone().requires_grad_() for value in vars(self).values()))
+        return self.each(lambda value: value.detach().clone().requires_grad_())
 
 
 def rollout_loss(
@@ -44,6 +58,7 @@ def rollout_loss(
     contrastive: nn.Module,
     unreasoned_share: float,
     margin: float | None = None,
+    triplet_B: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the InfoNCE over all rollouts and the vectors without reasoning.
 
@@ -65,6 +80,7 @@ def rollout_loss(
         unreasoned_share: u, from 0 to 1.
         margin: exclude negatives whose similarity exceeds that of the positive by more than this. None: do not exclude
             them.
+        triplet_B: the weight of each pair, from a sample filter, which multiplies its losses. None: 1.
 
     Shapes:
         Scalars "loss", and "loss_reasoned", "loss_to_plain", "loss_from_plain", "loss_plain" if their weight is not 0.
@@ -84,6 +100,8 @@ def rollout_loss(
     reasoned_R = first + torch.arange(len(vectors.product_RD), device=device)
     plain_B = len(think_CD) + first_row(len(vectors.plain_product_ND), device) + own
     share, relevance_B = unreasoned_share, None if "positive_weight" not in batch else batch["positive_weight"][:, 0]
+    if triplet_B is not None:
+        relevance_B = triplet_B if relevance_B is None else triplet_B * relevance_B
     terms = {
         "reasoned": ((1 - share) ** 2, vectors.query_RD, reasoned_R[:, None]),
         "to_plain": (share * (1 - share), vectors.query_RD, plain_B.repeat_interleave(rollouts)[:, None]),
@@ -101,6 +119,39 @@ def rollout_loss(
             parts[f"loss_{name}"] = term.loss(contrastive)
             total = total + weight * parts[f"loss_{name}"]
     return {"loss": total, **parts}
+
+
+def aligned_loss(
+    vectors: RolloutVectors,
+    batch: Mapping[str, Any],
+    queued: Candidates | None,
+    objective: DualAlignmentLoss,
+    options: LossArguments,
+    earlier_ND: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Compute the terms of the objective that rollouts do not have, over the vectors without reasoning.
+
+    `L = Σ_θ ω_θ L_inter^θ + λ L_intra + κ L_compatible`; see `training.losses.dual_alignment.DualAlignmentLoss`. They are
+    added to `rollout_loss` with weight 1. The rollouts themselves are in one of the forms of their record, drawn for each
+    step, so dual alignment does not multiply the number of texts to generate. Our design: MOON3.0, arXiv 2604.00513, joins
+    InfoNCE and GRPO for the three forms of each element, and does not say how.
+
+    Args:
+        vectors: with `forms` for dual alignment.
+        batch: see `rollout_loss`; with dual alignment "query_forms" and "product_forms".
+        queued: the candidates of past steps, or None.
+        objective: the objective of the recipe. Without constant weights, ω is 1: the passes of rollouts do not return the
+            expert gates from which a moon2 computes it.
+        options: the recipe's keys of the loss.
+        earlier_ND: an earlier model's vectors of the products. None: no earlier model.
+
+    Shapes: scalars "loss", and "loss_inter_t", "loss_intra", "loss_compatible", … for the terms that exist; {} for none.
+    """
+    if not (options.dual_alignment or earlier_ND is not None):
+        return {}
+    terms = make_terms(vectors.plain(), batch, queued, options, 0.0, earlier_ND=earlier_ND)
+    inter = terms.inter if options.dual_alignment else {}
+    return objective(inter, terms.intra, compatible=terms.compatible)
 
 
 def _each(relevance_B: Tensor, times: int, target_QP: Tensor) -> Tensor:

@@ -88,17 +88,26 @@ class PromptCollator(PairCollator):
     """Collate the prompts of the rollouts of a step. A pair that cannot be read is replaced by a substitute.
 
     Args:
-        processor, allow_urls: see `PairCollator`.
+        processor: see `PairCollator`.
         pairs: `training.batches.pairs.PairDataset`, or a data set with the same methods, which also draws substitutes.
         rollouts: G.
+        allow_urls, forms, earlier: see `PairCollator`; the forms are without reasoning.
 
     Raises:
         UnreadableBatchError: a pair does not have a readable substitute, because all processes need the same number of
             rollouts.
     """
 
-    def __init__(self, processor: MoonProcessor, pairs: Any, rollouts: int, allow_urls: bool = False) -> None:
-        super().__init__(processor, getattr(pairs, "draw", None), allow_urls)
+    def __init__(
+        self,
+        processor: MoonProcessor,
+        pairs: Any,
+        rollouts: int,
+        allow_urls: bool = False,
+        forms: bool = False,
+        earlier: Any = None,
+    ) -> None:
+        super().__init__(processor, getattr(pairs, "draw", None), allow_urls, forms, earlier=earlier)
         self.pairs, self.rollouts = pairs, rollouts
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> Prompts:
@@ -123,8 +132,9 @@ class PromptCollator(PairCollator):
                 f"batch: found {len(pairs) - len(readable)} pairs without a readable substitute; expected one for each: {reasons}"
             )
         options = {**self.options, "reasoning": "generate", "on_error": "raise"}
-        queries = self.processor(queries=[pair.query for pair in readable], task="query", **options)
-        products = self.processor(products=[pair.products[0] for pair in readable], form="mm", **options)
+        query_records, product_records = zip(*(pair.rolled for pair in readable), strict=True)
+        queries = self.processor(queries=list(query_records), task="query", **options)
+        products = self.processor(products=list(product_records), form="mm", **options)
         both = [row for rows_of_pair in zip(_rows(queries), _rows(products), strict=True) for row in rows_of_pair]
         ids, grids, patches = zip(*[row for row in both for _ in range(self.rollouts)], strict=True)
         light = [_without_pictures(pair) for pair in readable]
@@ -136,9 +146,13 @@ class PromptCollator(PairCollator):
 
 def _without_pictures(pair: Pair) -> Pair:
     """Return a pair without its pictures, which the tensors contain, so that it is quick to send between processes."""
-    query = {name: value for name, value in pair.query.items() if name != "image"}
-    products = [{name: value for name, value in record.items() if name != "images"} for record in pair.products]
-    return dataclasses.replace(pair, query=query, products=products)
+    query, *products = map(_light, (pair.query, *pair.products))
+    rolled = pair.rollout_records and (_light(pair.rollout_records[0]), _light(pair.rollout_records[1]))
+    return dataclasses.replace(pair, query=query, products=products, rollout_records=rolled)
+
+
+def _light(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("image", "images")}
 
 
 Rows = list[dict[str, Any]]

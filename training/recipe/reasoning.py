@@ -26,10 +26,17 @@ _CONTRASTIVE_WEIGHT = {COLD_START: 1.0, GRPO: 0.1}
 _READ_BY_COLD_START = ("stage", "contrastive_weight", "unreasoned_share", "evaluate_reasoning", "ce_weight")
 # Keys that `cold_start` cannot contain, because they follow from the recipe.
 _NOT_OF_COLD_START = ("stage", "cold_start", "output_dir", "overwrite")
-# Keys of other groups that a stage does not read.
-_UNREAD_LOSS = ("dual_alignment", "sample_filter", "compatible_with", "teachers")
-_UNREAD_BY_ROLLOUTS: tuple[str, ...] = ("queue_momentum", "several_positives", "spatial_negatives", "encode_chunk_size")
-_UNREAD_BY_ROLLOUTS += ("router_loss_weight", "sparsity_weight")
+# Keys of other groups that GRPO does not read, and why.
+_UNREAD_BY_ROLLOUTS = {
+    "queue_momentum": "ranks compare a rollout with vectors of the model that wrote it",
+    "several_positives": "a rollout is ranked by a single positive",
+    "positives_per_query": "a rollout is ranked by a single positive",
+    "spatial_negatives": "a rollout is ranked among the products of all processes",
+    "encode_chunk_size": "rollout_chunk_size sets the size of a forward pass",
+    "router_loss_weight": "TRL's forward passes do not return router statistics",
+    "sparsity_weight": "the preferences of experts are for objectives, and TRL's loss has none",
+    "teachers": "the passes of rollouts return vectors, not the states that teachers pull",
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -42,8 +49,7 @@ class ReasoningArguments:
             InfoNCE).
         cold_start: the keys in which a cold start before GRPO differs from this recipe, such as {max_steps: 1000,
             learning_rate: 1e-5}. It is trained in output_dir/cold_start, and GRPO starts from its model. null: GRPO
-                starts
-            from `base`. Only with stage "grpo".
+            starts from `base`. Only with stage "grpo".
         ce_weight: α, the weight of the cross-entropy in the stage "cold_start". LREM's is 0.1.
         contrastive_weight: the weight of the InfoNCE: β in the stage "cold_start", λ in the stage "grpo". null: 1.0 and
             0.1, as in LREM.
@@ -54,6 +60,8 @@ class ReasoningArguments:
         rollout_chunk_size: the number of rollouts in a forward pass. null: all rollouts of a process.
         rollout_temperature: the sampling temperature of rollouts, at which the loss is computed, too.
         rewards: the weight of each reward, such as {format: 0.5}; see training/rewards. Other rewards are not computed.
+        target_tokens: the lengths that the length reward prefers, such as [16, 24] tokens, at most max_reasoning_tokens.
+            null: from a half to three quarters of max_reasoning_tokens, so that the target ends before generation stops.
         kl_weight: β, the weight of the divergence from the initial policy. The papers do not publish it; the default is
             that of the GRPO paper (arXiv 2402.03300).
         vllm: generate with vLLM in the training processes. Requires a CUDA GPU. We have not tested it with Moon yet.
@@ -73,6 +81,7 @@ class ReasoningArguments:
     rollout_chunk_size: Count | None = None
     rollout_temperature: Positive = 1.0
     rewards: dict[str, Any] = Field(default_factory=lambda: dict(DEFAULT_REWARDS))
+    target_tokens: list[Count] | None = None
     kl_weight: NotNegative = 0.04
     vllm: bool = False
     completions_steps: Annotated[int, Field(ge=0)] = 10
@@ -88,6 +97,13 @@ class ReasoningArguments:
     @classmethod
     def _check_rewards(cls, rewards: dict[str, Any]) -> dict[str, float]:
         return reward_weights(rewards)
+
+    @field_validator("target_tokens")
+    @classmethod
+    def _check_target(cls, target: list[int] | None) -> list[int] | None:
+        if target is not None and (len(target) != 2 or target[0] > target[1]):
+            raise ValueError(f"found {target}; expected null, or two numbers in order, such as [16, 24]")
+        return target
 
     @field_validator("evaluate_reasoning")
     @classmethod
@@ -129,12 +145,12 @@ def check_reasoning(reasoning: ReasoningArguments, groups: Mapping[str, Any]) ->
         return
     where = f"without stage: {reasoning.stage}"
     _check_data(reasoning.stage, groups["data"])
-    _refuse_changed(groups["loss"], _UNREAD_LOSS, where, only=True)
     if groups["model"].architecture != "moon":
         raise ValueError(f"architecture: found {groups['model'].architecture!r}; expected moon {where}")
     if reasoning.stage == GRPO:
-        _refuse_changed(groups["loss"], _UNREAD_BY_ROLLOUTS, where, only=True)
-        _refuse_changed(groups["pairs"], ("positives_per_query",), where, only=True)
+        for name, reason in _UNREAD_BY_ROLLOUTS.items():
+            group = groups["pairs" if name == "positives_per_query" else "loss"]
+            _refuse_changed(group, (name,), f"{where}: {reason}", only=True)
         _check_model(groups["model"])
         _check_rollouts(reasoning, groups["training"])
         forbidden = [key for key in _NOT_OF_COLD_START if key in (reasoning.cold_start or {})]

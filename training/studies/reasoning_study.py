@@ -20,6 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.provenance import provenance
+from evaluation.reasoning_control import NONE, OWN, SWAPPED, WAYS
 from product_data.atomic_files import append_line, mend_lines, read_lines, write_atomically
 from product_data.outputs import require_writable_file
 from training.places import RECIPES
@@ -34,6 +35,7 @@ JOINT, CONTROL = "joint", "no_reward"
 MODES = ("none", "generate")
 STARTS_FILE = "starts.jsonl"
 _TENTH = 10
+_CORRELATION = "reward_correlation/"
 _REWARD = "rewards/retrieval_reward/mean"
 
 
@@ -76,8 +78,9 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
 
     Returns:
         For each of "cold_start", "joint" and "no_reward" that is evaluated: mode ("none", "generate") → direction → scores;
-        "seconds" of each training run; "trained_at_commit"; "training": means of the retrieval reward over the first
-        and the last tenth of the logged steps of GRPO.
+        "seconds" of each training run; "trained_at_commit"; "reward_correlations": the mean over the steps of GRPO of
+        each reward's correlation with recall; "training": means of the retrieval reward over the first and the last
+        tenth of the logged steps of GRPO.
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
@@ -94,6 +97,11 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
         tenth = max(1, len(metrics) // _TENTH)
         first, last = ([line[_REWARD] for line in part] for part in (metrics[:tenth], metrics[-tenth:]))
         degenerate = [line["frac_reward_zero_std"] for line in metrics]
+        correlations = sorted({name for line in metrics for name in line if name.startswith(_CORRELATION)})
+        found["reward_correlations"] = {
+            name.removeprefix(_CORRELATION): statistics.fmean(line[name] for line in metrics if name in line)
+            for name in correlations
+        }
         found["training"] = {
             "steps": metrics[-1]["step"],
             "retrieval_reward_first_tenth": statistics.fmean(first),
@@ -110,10 +118,26 @@ def _scores(file: Path) -> dict[str, Any]:
     scores: dict[str, Any] = {name: {key: row[key] for key in kept} for name, row in rows.items()}
     means = {key: statistics.fmean(row[key] for row in rows.values()) for key in ("R@1", "R@10", "rank_score")}
     written = (result["reasoning"].get("written") or {}).values()
+    control = result["reasoning"].get("control")
+    if control and control["recall"]:
+        means |= _control_means(control)
+    agreed = result["reasoning"].get("agreement") or {}
+    if agreed:
+        means["label_f1"] = statistics.fmean(one["f1"] for one in agreed.values())
     total = sum(side["written"] for side in written)
     if total:
         means["well_formed_share"] = sum(side["well_formed"] for side in written) / total
     return {"mean of all rows": means, **scores}
+
+
+def _control_means(control: Mapping[str, Any]) -> dict[str, float]:
+    """Return the means over all directions of R@10 by the reasoning that was given, and of the cosines over both sides."""
+    rows = control["recall"].values()
+    means = {f"R@10_{way}": statistics.fmean(row[way]["R@10"] for row in rows) for way in WAYS}
+    for name in (SWAPPED, NONE, "other"):
+        sides = [side[name]["mean"] for side in control["cosine"].values()]
+        means |= {f"cosine_{name}": statistics.fmean(sides)} if sides else {}
+    return means
 
 
 def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,6 +171,19 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             f"R@10 of reasoned vectors against the same steps without rewards: {listed} points: "
             f"higher in {sum(value > 0 for value in gain)} of {len(gain)} seeds."
         )
+    sentences += _use_of_attributes(whole)
+    names = sorted({name for seed in whole for name in seed.get("reward_correlations", {})})
+    if names:
+        means = {
+            name: statistics.fmean(
+                seed["reward_correlations"][name] for seed in whole if name in seed.get("reward_correlations", {})
+            )
+            for name in names
+        }
+        listed = ", ".join(f"{name} {value:+.2f}" for name, value in means.items())
+        sentences.append(
+            f"Correlation of each reward with recall over the rollouts, mean of steps and seeds: {listed}."
+        )
     trained = [seed["training"] for seed in whole if "training" in seed]
     if trained:
         rise = [facts["retrieval_reward_last_tenth"] - facts["retrieval_reward_first_tenth"] for facts in trained]
@@ -154,6 +191,23 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         sentences.append(
             f"Retrieval reward on the training's rollouts, last tenth of the steps against the first: {listed}."
         )
+    return sentences
+
+
+def _use_of_attributes(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on the control: how R@10 changes with the attributes of another record, or without."""
+    sentences = []
+    for name, words in (("cold_start", "the cold start"), (JOINT, "GRPO")):
+        means = [seed[name]["generate"]["mean of all rows"] for seed in seeds]
+        means = [one for one in means if f"R@10_{OWN}" in one]
+        for way, with_what in ((SWAPPED, "with the attributes of another record"), (NONE, "without attributes")):
+            change = [100 * (one[f"R@10_{way}"] - one[f"R@10_{OWN}"]) for one in means]
+            if change:
+                cosine = statistics.fmean(one.get(f"cosine_{way}", float("nan")) for one in means)
+                sentences.append(
+                    f"R@10 of {words} {with_what} in place of its own: {', '.join(f'{value:+.1f}' for value in change)} points; "
+                    f"cosine of the two vectors {cosine:.3f}."
+                )
     return sentences
 
 
@@ -186,13 +240,17 @@ def markdown(study: Mapping[str, Any]) -> str:
             for mode in MODES if name in seed else ():
                 found = seed[name].get(mode, {}).get("mean of all rows")
                 if found:
-                    share = found.get("well_formed_share")
+                    agreed = found.get("label_f1")
+                    share, swapped = found.get("well_formed_share"), found.get(f"R@10_{SWAPPED}")
                     rows.append(
                         [seed["seed"], name.replace("_", " "), "reasoned" if mode == "generate" else "un-reasoned"]
                         + [f"{100 * found[key]:.1f}" for key in ("R@1", "R@10")]
                         + [f"{found['rank_score']:.3f}", "" if share is None else f"{100 * share:.0f}"]
+                        + ["" if agreed is None else f"{100 * agreed:.0f}"]
+                        + ["" if swapped is None else f"{100 * swapped:.1f}"]
                     )
     head = ["seed", "model", "vectors", "R@1, %", "R@10, %", "retrieval reward", "well formed, %"]
+    head += ["F1 with labels, %", "R@10 with another's attributes, %"]
     return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
 
 

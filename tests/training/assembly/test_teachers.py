@@ -132,8 +132,8 @@ def test_a_teacher_that_knows_no_product_of_the_training_is_refused(tiny_moon, s
             "teachers: an encoder does not work with streaming",
         ),
         (
-            {"teachers": [{"vectors": "TEACHER", "form": "i"}], "stage": "cold_start", "preset": "moon3"},
-            "teachers: found",
+            {"teachers": [{"vectors": "TEACHER", "form": "i"}], "stage": "grpo", "preset": "moon3"},
+            "teachers: found .* expected only without stage: grpo: the passes of rollouts return vectors",
         ),
     ],
 )

@@ -115,8 +115,27 @@ def test_a_reasoning_is_no_text_of_an_item_in_its_forms(processor):
     assert len(forms["t"]["rows"]) == 0
 
 
-def test_an_unknown_reasoning_and_one_beside_forms_are_refused(processor):
+def test_each_form_of_a_record_has_the_labels_of_its_own_reasoning(processor):
+    photo = {"image": Image.new("RGB", (64, 64), "red")}
+    seen = {"images": [Image.new("RGB", (64, 64), "blue")]}
+    both = pair(1, {**photo, **RED}, (seen | MESH, seen))
+    forms = [{"t": {"colour": ["red"]}}, {"i": {"material": ["mesh"]}, "t": {"brand": ["A"]}}, {}]
+    both = dataclasses.replace(both, form_reasonings=forms)
+    batch = PairCollator(processor, forms=True, reasoning="mixed")([both, pair(2, RED)])
+    found = {
+        (side, form): texts(processor, batch[side][form]["inputs"]["labels"])
+        for side in ("query_forms", "product_forms")
+        for form in ("t", "i")
+    }
+    assert found == {
+        ("query_forms", "t"): ["colour: red</think>"],
+        ("query_forms", "i"): [""],
+        ("product_forms", "t"): ["brand: A</think>", ""],
+        ("product_forms", "i"): ["material: mesh</think>", ""],
+    }
+    assert texts(processor, batch["queries"]["labels"]) == ["colour: red</think>"] * 2
+
+
+def test_an_unknown_reasoning_is_refused(processor):
     with pytest.raises(ValueError, match="reasoning: found 'all'; expected one of none, generate, given, mixed"):
         PairCollator(processor, reasoning="all")
-    with pytest.raises(ValueError, match="reasoning: 'mixed' does not work with forms=True"):
-        PairCollator(processor, forms=True, reasoning="mixed")

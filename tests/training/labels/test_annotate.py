@@ -16,9 +16,12 @@ import torch
 from launched import Launched
 from pictures import file_of, plain
 from PIL import Image
+from tiny_donors import tiny_donor, write_gguf
 
 from moon3.__main__ import main
+from product_data.errors import OptionError
 from product_data.tables import ProductRow, load_tables
+from training.labels import chat_writer
 from training.labels.annotate import WritingError, WritingJob, write_attributes
 from training.labels.chat_writer import Answer, ChatWriter, Question, _GumbelNoise, ask_about, load_writer, read_answer
 
@@ -222,9 +225,66 @@ def test_a_writer_says_all_that_changes_its_answers(chat, tiny_base, tmp_path):
 
 def test_what_is_no_chat_model_is_refused(tmp_path, tiny_base):
     with pytest.raises(
-        ValueError, match="model: .*cannot be loaded .*expected the folder or hub id of a vision-language chat"
+        ValueError,
+        match="model: .*cannot be loaded .*expected the folder or hub id of a chat model that .* or a GGUF file",
     ):
         load_writer(str(tmp_path), "cpu")
+
+
+# A language model
+
+
+def test_a_language_model_is_asked_about_texts_behind_its_own_template(tmp_path):
+    writer = load_writer(str(tiny_donor(tmp_path / "llm", "qwen2")), "cpu", max_new_tokens=4)
+    assert writer.forms == ("text",)
+    scripted = ScriptedModel(writer.tokenizer, "colour: red")
+    writer.model = scripted
+    (answer,) = writer([Question("text", text="Title: <|im_end|> shoe")])
+    (call,) = scripted.calls
+    said = writer.tokenizer.decode(call["input_ids"][0])
+    assert "Title: < |im_end|> shoe" in said
+    assert said.endswith("<|im_start|>assistant\n")
+    assert (answer.text, answer.finished) == ("colour: red", True)
+    assert answer.prompt_tokens == call["input_ids"].shape[1]
+    assert answer.tokens == len(writer.tokenizer("colour: red", add_special_tokens=False)["input_ids"]) + 1
+    with pytest.raises(OptionError, match="found a question about image for a language model"):
+        writer([Question("image", (Image.new("RGB", (4, 4)),))])
+
+
+def test_a_batch_of_texts_writes_what_each_alone_writes_and_a_gguf_file_what_its_folder_does(tmp_path):
+    folder = tiny_donor(tmp_path / "llm", "qwen2", spare=0)
+    writer = load_writer(str(folder), "cpu", max_new_tokens=6)
+    questions = [Question("text", text=text) for text in ("a red shoe", "brown leather tote bags, gold buckle", "mug")]
+    together = writer(questions)
+    assert [writer([one])[0] for one in questions] == together
+    assert len({answer.text for answer in together}) > 1
+    pytest.importorskip("gguf")
+    file = write_gguf(folder, tmp_path / "llm.gguf")
+    from_file = load_writer(str(file), "cpu", max_new_tokens=6)
+    from_file.tokenizer.chat_template = writer.tokenizer.chat_template
+    assert from_file(questions) == together
+    before = from_file.settings["revision"]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content) + b"\0")
+    assert before != chat_writer._revision(str(file))
+    with pytest.raises(ValueError, match="model: found no file .*none.gguf"):
+        load_writer(str(tmp_path / "none.gguf"), "cpu")
+
+
+def test_the_command_describes_only_texts_with_a_language_model(tmp_path, capsys):
+    lines = [{"product_id": f"p{number}", "title": f"red shoe {number}"} for number in (1, 2)]
+    (tmp_path / "products.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    model = str(tiny_donor(tmp_path / "llm", "llama"))
+    output = tmp_path / "written_attributes.parquet"
+    command = ["annotate", str(tmp_path), "--model", model, "--output", str(output), "--device", "cpu", "--quiet"]
+    command += ["--max-new-tokens", "4", "--attempts", "1"]
+    assert main([*command, "--forms", "image", "text"]) == 2
+    assert "--forms: found image; expected text, since" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "text: 0 of 2 sets written" in capsys.readouterr().out
+    answers = [json.loads(line) for line in Path(f"{output}.answers.jsonl").read_text().splitlines()[1:]]
+    assert all(line["seconds"] > 0 and line["prompt_tokens"] > 20 and line["tokens"] == 4 for line in answers)
 
 
 # The table

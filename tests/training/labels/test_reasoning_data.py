@@ -15,7 +15,7 @@ from product_data.catalogue.products import PRODUCT_TYPES, draw_family
 from product_data.synonyms import ValueIndex, canonical_value, states
 from product_data.tables import ProductRow, ProductTables, QueryRow, ValidationReport, load_tables
 from training.batches.collate import PairCollator
-from training.batches.pairs import PairDataset, PairSource
+from training.batches.pairs import PairDataset, PairSource, in_form
 from training.labels.reasoning import ReasonedPairs, ReasoningTargets, form_of, known_values
 from training.recipe.pairs import PairArguments
 
@@ -325,6 +325,36 @@ def test_a_share_of_the_records_goes_without(catalogue, processor, share):
     without = sum("reasoning" not in record for record in records) / len(records)
     assert without == pytest.approx(share, abs=0 if share in (0, 1) else 0.12)
     assert all(found[position].query_labels for position in range(60))
+
+
+def test_each_form_of_a_record_gets_the_reasoning_that_the_form_supports(catalogue, processor):
+    bare = reasoned(catalogue, processor, 0.3)
+    found = ReasonedPairs(bare.pairs, bare.targets, 0.3, seed=3, forms=True)
+    drawn, rolled = set(), {"query": set(), "product": set()}
+    for position in range(60):
+        pair, plain = found[position], bare[position]
+        assert (pair.query, pair.products) == (plain.query, plain.products)  # the draw of "mm" stays as it was
+        for slot, (record, own) in enumerate(zip([pair.query, *pair.products], pair.form_reasonings, strict=True)):
+            if slot == 0 and {"text", "image"} - record.keys():
+                assert own == {}  # it has a single form
+                continue
+            for form, written in own.items():
+                answers = [pair.names[0], *found.targets.names_of(pair.answers)]
+                labels = (
+                    found.targets.of_query(in_form(record, form), answers)
+                    if slot == 0
+                    else found.targets.of_product(pair.names[slot - 1], form)
+                )
+                assert written == {key: list(values) for key, values in labels.items()}
+            drawn.add(frozenset(own))
+        query, product = pair.rolled
+        form = form_of(product)
+        assert pair.product_labels == found.targets.labels_of_product(pair.names[0], form)
+        assert "reasoning" not in query.keys() | product.keys()
+        rolled["product"].add(form)
+        rolled["query"].add(tuple(sorted(query.keys() & {"text", "image"})))
+    assert drawn == {frozenset(), frozenset("t"), frozenset("i"), frozenset("ti")}
+    assert rolled == {"query": {("text",), ("image",), ("image", "text")}, "product": {"t", "i", "mm"}}
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

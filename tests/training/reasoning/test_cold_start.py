@@ -3,6 +3,7 @@
 Run as a script by torchrun, this file trains each of `VARIANTS` and writes losses, metrics and gradients.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -25,8 +26,10 @@ from product_data.atomic_files import read_lines
 from training.assembly.trained_model import save_trained
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
-from training.batches.pairs import Pair
+from training.batches.pairs import Pair, has_form
+from training.contrastive.distiller import FrozenModels, Teacher
 from training.contrastive.trainer import ContrastiveTrainer
+from training.encoding.earlier_model import EarlierModel
 from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
@@ -64,18 +67,24 @@ class Pairs(torch.utils.data.Dataset):
                     "material": words(position, 2),
                 }
         ids = [stable_id(name) for name in names[1:]]
-        return Pair(records[0], records[1:], names[1:], ids, [NO_ID] * 2, NO_ID, [], [], position)
+        forms = [{"t": {"brand": [words(700 + position, 1)]}, "i": {"colour": [words(position, 1)]}}, {}, {}]
+        forms = [forms[(role + position) % 3] if all(has_form(record)) else {} for role, record in enumerate(records)]
+        pair = Pair(records[0], records[1:], names[1:], ids, [NO_ID] * 2, NO_ID, [], [], position)
+        return dataclasses.replace(pair, form_reasonings=forms)
 
 
 def variants(chunk):
     """Name → (adapters, queue steps, contrastive loss, options, weights); `chunk` for those that encode in chunks."""
     inner = MatryoshkaLoss(InfoNCELoss(TEMPERATURE, block_size=3), [8, 16])
     several = {"several_positives": True, "negative_margin": 0.1}
+    aligned = DualAlignmentLoss(inner, {"t": 0.5, "i": 2.0, "mm": 1.0}, intra_weight=0.7, router_weight=0.2)
+    forms = LossArguments(encode_chunk_size=chunk, dual_alignment=True)
     chunks = LossArguments(encode_chunk_size=chunk, queue_momentum=0.5, queue_warmup_steps=2)
     return {
         "whole": (False, 2, InfoNCELoss(TEMPERATURE), LossArguments(), {}),
         "chunks": (False, 2, inner, chunks, {"ce_weight": 0.5, "contrastive_weight": 0.7}),
         "adapters": (True, 2, inner, LossArguments(**several, encode_chunk_size=chunk), {"ce_weight": 0.5}),
+        "forms": (False, 1, aligned, forms, {"ce_weight": 0.4}),
         "no_cross_entropy": (False, 0, inner, LossArguments(encode_chunk_size=chunk), {"ce_weight": 0.0}),
     }
 
@@ -89,6 +98,7 @@ def load_learner(folder, adapters):
 
 def make_trainer(folder, output, variant, batch=GLOBAL_BATCH, **arguments):
     adapters, queue_steps, loss, options, weights = variant
+    weights |= {"frozen": arguments.pop("frozen")} if "frozen" in arguments else {}
     values = PLAIN_STEPS | {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 3e-5}
     values |= {"remove_unused_columns": False, "train_sampling_strategy": "sequential"}
     processor = MoonProcessor.from_pretrained(folder)
@@ -97,7 +107,7 @@ def make_trainer(folder, output, variant, batch=GLOBAL_BATCH, **arguments):
         model=load_learner(folder, adapters),
         args=TrainingArguments(output_dir=str(output), **{**values, **arguments}),
         train_dataset=Pairs(),
-        data_collator=PairCollator(processor, reasoning="mixed"),
+        data_collator=PairCollator(processor, reasoning="mixed", forms=options.dual_alignment),
         loss=loss,
         queue=NegativeQueue(queue_steps),
         options=options,
@@ -191,6 +201,73 @@ def test_value_and_gradient_are_those_of_the_formula(tiny_moon, tmp_path, tied):
     assert logged["loss_ce"] == pytest.approx(ce.item(), rel=VALUE)
     assert logged["loss_aux"] > 0
     assert logged["reasoned_share"] == pytest.approx(6 / 12)
+
+
+def surprises(model, inputs):
+    """−log p of each token that a batch's rows write, token by token."""
+    labels = inputs["labels"]
+    inputs = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    log_BTV = torch.log_softmax(model(**inputs).logits.float(), dim=-1)
+    places = (labels >= 0).nonzero().tolist()
+    return [-log_BTV[row, place - 1, labels[row, place]] for row, place in places]
+
+
+def test_with_dual_alignment_every_form_writes_and_the_rest_is_the_contrastive_objective(moon3, tmp_path):
+    variant = (False, 0, variants(None)["forms"][2], LossArguments(dual_alignment=True), {"ce_weight": 0.4})
+    trainer = make_trainer(moon3, tmp_path, variant)
+    batch = trainer.data_collator([Pairs()[position] for position in range(4)])
+    inputs = [batch["queries"], batch["products"]]
+    inputs += [batch[f"{side}_forms"][form]["inputs"] for side in ("query", "product") for form in ("t", "i")]
+    reference = MoonForConditionalGeneration.from_pretrained(moon3)
+    each = [surprises(reference, part) for part in inputs]
+    assert all(each[:2])
+    assert sum(map(bool, each[2:])) >= 2
+    found = trainer.compute_loss(trainer.model, batch)
+    logged = trainer._meters.averages(lambda values, _: values)
+    ce = torch.stack([value for part in each for value in part]).mean().item()
+    assert logged["loss_ce"] == pytest.approx(ce, rel=VALUE)
+    plain = ContrastiveTrainer(
+        model=MoonModel.from_pretrained(moon3),
+        args=TrainingArguments(output_dir=str(tmp_path), **PLAIN_STEPS),
+        loss=variant[2],
+        queue=NegativeQueue(0),
+        options=variant[3],
+    )
+    for part in inputs:
+        part.pop("labels")
+    expected = plain.compute_loss(plain.model, batch)
+    assert found.item() == pytest.approx(expected.item() + 0.4 * ce, rel=VALUE)
+    assert {"loss_inter_t", "loss_inter_i", "loss_inter_mm", "loss_intra", "loss_aux"} <= logged.keys()
+
+
+def test_an_earlier_model_and_teachers_take_part_in_the_cold_start(moon3, tmp_path):
+    earlier = EarlierModel(MoonModel.from_pretrained(moon3), MoonProcessor.from_pretrained(moon3))
+    teachers = [Teacher(KnownVectors(form), "direct", 0.5) for form in ("t", "i")]
+    frozen = FrozenModels(earlier, teachers)
+    trainer = make_trainer(moon3, tmp_path, (False, 0, InfoNCELoss(0.3), LossArguments(), {}), frozen=frozen)
+    trainer.data_collator = PairCollator(MoonProcessor.from_pretrained(moon3), reasoning="mixed", **frozen.reading())
+    batch = trainer.data_collator([Pairs()[position] for position in range(4)])
+    assert "labels" not in batch["earlier_products"]
+    found = trainer.compute_loss(trainer.model, batch)
+    logged = trainer._meters.averages(lambda values, _: values)
+    assert logged["loss_compatible"] > 0
+    assert logged["loss_teachers"] > 0
+    parts = logged["loss_inter_given"] if "loss_inter_given" in logged else logged["loss_contrastive"]
+    assert found.item() == pytest.approx(logged["loss_contrastive"] + 0.1 * logged["loss_ce"], rel=VALUE)
+    assert logged["loss_contrastive"] >= parts
+    found.backward()
+
+
+class KnownVectors:
+    """A teacher that knows every product."""
+
+    def __init__(self, form):
+        self.form, self.width = form, 8
+
+    def of(self, records):
+        generator = torch.Generator().manual_seed(len(records))
+        vectors = torch.randn(len(records), 8, generator=generator)
+        return {"rows": torch.arange(len(records)), "vectors": torch.nn.functional.normalize(vectors, dim=1)}
 
 
 def test_accuracy_is_the_share_of_tokens_that_are_likeliest(moon3, tmp_path):
@@ -390,9 +467,6 @@ def test_a_model_that_does_not_write_or_reason_is_refused(tiny_moon, moon3, tmp_
     plain = MoonForConditionalGeneration.from_pretrained(tiny_moon("qwen3_vl"))
     with pytest.raises(ValueError, match="found MoonForConditionalGeneration with max_reasoning_tokens=None"):
         ColdStartTrainer(model=plain, **given)
-    forms = LossArguments(dual_alignment=True)
-    with pytest.raises(ValueError, match="dual_alignment: found True in a cold start"):
-        ColdStartTrainer(model=MoonForConditionalGeneration.from_pretrained(moon3), options=forms, **given)
 
 
 def test_batches_without_labels_are_refused(moon3, tmp_path):

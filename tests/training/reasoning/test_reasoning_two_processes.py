@@ -21,11 +21,13 @@ from processing_moon import MoonProcessor
 from product_data.atomic_files import read_lines
 from training.batches.collate import PairCollator
 from training.batches.negatives import NO_ID, NegativeQueue, stable_id
-from training.batches.pairs import Pair
+from training.batches.pairs import Pair, has_form, in_form
+from training.losses.dual_alignment import DualAlignmentLoss
 from training.losses.info_nce import InfoNCELoss
 from training.losses.matryoshka import MatryoshkaLoss
+from training.losses.sample_filter import SampleFilter
 from training.reasoning.grpo_trainer import MoonGRPOTrainer, grpo_arguments
-from training.reasoning.rollout_terms import RolloutVectors, rollout_loss
+from training.reasoning.rollout_terms import RolloutVectors, aligned_loss, rollout_loss
 from training.recipe.loss import LossArguments
 from training.recipe.reasoning import ReasoningArguments
 from training.recipe.training import MoonTrainingArguments
@@ -49,7 +51,8 @@ def pair(number):
         products.append(product | ({"images": [noise(seed=seed)]} if kind != "t" else {}))
     names = [product["id"] for product in products]
     ids = [stable_id(name) for name in names]
-    return Pair(query, products, names, ids, [NO_ID] * 2, NO_ID, [], [ids[1]], position=number)
+    rolled = (in_form(query, "i"), in_form(products[0], "t")) if kind == "b" else None
+    return Pair(query, products, names, ids, [NO_ID] * 2, NO_ID, [], [ids[1]], position=number, rollout_records=rolled)
 
 
 class Pairs:
@@ -104,6 +107,12 @@ def own_reward(monkeypatch):
 VARIANTS = {
     "grpo and infonce": {"options": {"contrastive_weight": 1.0, "grpo_weight": 1.0, "kl_weight": 0.1}},
     "infonce in chunks": {"options": {"contrastive_weight": 1.0, "grpo_weight": 0.0}, "chunk": 3, "lora": True},
+    "dual alignment": {
+        "options": {"contrastive_weight": 1.0, "grpo_weight": 1.0},
+        "chunk": 3,
+        "of_loss": {"dual_alignment": True, "symmetric_intra": True},
+        "sample_filter": True,
+    },
 }
 
 
@@ -123,7 +132,13 @@ def contrastive():
     return MatryoshkaLoss(InfoNCELoss(0.2), WIDTHS)
 
 
-def make_trainer(folder, output, batch, options, chunk=None, lora=False, **arguments):
+def objective():
+    return DualAlignmentLoss(contrastive(), {"t": 0.5, "i": 2.0, "mm": 1.0}, intra_weight=0.7, symmetric=True)
+
+
+def make_trainer(
+    folder, output, batch, options, chunk=None, lora=False, of_loss=None, sample_filter=False, **arguments
+):
     # gradients here are about 1000 long: with longer steps the rounding of one step would grow in the next
     values = PLAIN_STEPS | {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 1e-6}
     values |= {"seed": 1, "warmup_steps": 0}
@@ -138,11 +153,12 @@ def make_trainer(folder, output, batch, options, chunk=None, lora=False, **argum
         ),
         pairs=Pairs(),
         processor=processor,
-        loss=contrastive(),
+        loss=objective(),
         queue=NegativeQueue(2),
         rewards={"even": 1.0},
         reasoning=reasoning,
-        options=LossArguments(negative_margin=MARGIN),
+        options=LossArguments(negative_margin=MARGIN, **(of_loss or {})),
+        sample_filter=SampleFilter(1.0) if sample_filter else None,
     )
 
 
@@ -175,7 +191,7 @@ def alone(processor, encoder, text, asked):
     return encoder(input_ids=torch.tensor([ids]), **pictures).embeddings[0]
 
 
-def gradient_at_once(folder, numbers, lora=False):
+def gradient_at_once(folder, numbers, lora=False, forms=False):
     """The gradient of the InfoNCE over all vectors of the first step, each text encoded by itself with its graph."""
     model, processor = model_of(folder, lora), processor_of(folder)
     writer = model.get_base_model() if lora else model
@@ -184,9 +200,9 @@ def gradient_at_once(folder, numbers, lora=False):
     vectors = {"query": [], "product": []}
     for one in pairs:
         for side in vectors:
-            asked = {"queries": [one.query], "task": "query"}
+            asked = {"queries": [one.rolled[0]], "task": "query"}
             if side == "product":
-                asked = {"products": one.products[:1], "form": "mm"}
+                asked = {"products": [one.rolled[1]], "form": "mm"}
             for turn in range(ROLLOUTS):
                 text = written(one.position, side, turn, close)
                 text = [*text, *([] if text[-1] == close else [close]), read]
@@ -195,8 +211,22 @@ def gradient_at_once(folder, numbers, lora=False):
     items = [item for one in pairs for item in one.products]
     products = [alone(processor, writer.model, None, {"products": [item], "form": "mm"}) for item in items]
     found = RolloutVectors(*(torch.stack(rows) for rows in (vectors["query"], vectors["product"], queries, products)))
-    batch = PairCollator(processor)(pairs)
+    batch = PairCollator(processor, forms=forms)(pairs)
     loss = rollout_loss(found, batch, None, contrastive(), SHARE, MARGIN)["loss"]
+    if forms:
+        for side, records in (("queries", [one.query for one in pairs]), ("products", items)):
+            for form in ("t", "i"):
+                parts = [in_form(record, form) for record in records if all(has_form(record))]
+                asked = [
+                    {"queries": [part], "task": "query"} if side == "queries" else {"products": [part], "form": form}
+                    for part in parts
+                ]
+                rows = [alone(processor, writer.model, None, one) for one in asked]
+                found.forms |= {f"{side}/{form}": torch.stack(rows)} if rows else {}
+        options = LossArguments(negative_margin=MARGIN, dual_alignment=True, symmetric_intra=True)
+        aligned = aligned_loss(found, batch, None, objective(), options)
+        assert {"loss_inter_t", "loss_inter_i", "loss_inter_mm", "loss_intra"} <= aligned.keys()
+        loss = loss + aligned["loss"]
     loss.backward()
     learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
     return loss.item(), {
@@ -212,12 +242,13 @@ def gradient_at_once(folder, numbers, lora=False):
         ({"chunk": 6, "gradient_checkpointing": True}, (VALUE, GRADIENT)),
         ({"chunk": 4, "lora": True}, (VALUE, GRADIENT)),
         ({"chunk": 6, "bf16": True}, (0.1, 0.1)),
+        ({"chunk": 4, "of_loss": {"dual_alignment": True, "symmetric_intra": True}}, (VALUE, GRADIENT)),
     ],
-    ids=["at once", "one by one", "checkpointing", "adapters", "bf16"],
+    ids=["at once", "one by one", "checkpointing", "adapters", "bf16", "dual alignment"],
 )
 def test_the_kept_gradient_is_that_of_all_vectors_at_once(moon3, tmp_path, settings, closeness):
     options = {"contrastive_weight": 1.0, "grpo_weight": 0.0}
-    expected_loss, expected = gradient_at_once(moon3, [0, 1], settings.get("lora", False))
+    expected_loss, expected = gradient_at_once(moon3, [0, 1], settings.get("lora", False), "of_loss" in settings)
     lines, steps = train(moon3, tmp_path, GLOBAL_BATCH, options=options, max_steps=1, **settings)
     assert lines[0]["loss"] == pytest.approx(expected_loss, rel=closeness[0])
     assert expected_loss > 0.1

@@ -80,6 +80,7 @@ LEFT_OUT = {
     "moon3_no_fire": {"moon": {"embedding_dim": 256, "max_reasoning_tokens": 32, "fire_layers": None}},
     "moon3_no_fusion": {"moon": {"embedding_dim": 256, "max_reasoning_tokens": 32, "fusion": False}},
     "moon3_no_rl": {"grpo_weight": 0},
+    "moon3_raw_fusion": {"moon": {"embedding_dim": 256, "max_reasoning_tokens": 32, "fusion_source": "raw"}},
 }
 LEFT_OUT |= {
     f"moon3_no_{reward}_reward": {"rewards": reward}

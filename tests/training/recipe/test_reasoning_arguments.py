@@ -35,8 +35,20 @@ def recipe(tmp_path):
         ),
         ({**COLD, "rewards": {"format": 1.0}}, "rewards: found .* with stage: cold_start, which does not read"),
         ({**JOINT, "ce_weight": 0.5}, "ce_weight: found 0.5 with stage: grpo"),
-        ({**COLD, "dual_alignment": True}, "dual_alignment: found True; expected only without stage: cold_start"),
-        ({**JOINT, "queue_momentum": 0.9}, "queue_momentum: found 0.9; expected only without stage: grpo"),
+        (
+            {**JOINT, "queue_momentum": 0.9},
+            "queue_momentum: found 0.9; expected only without stage: grpo: ranks compare",
+        ),
+        (
+            {**JOINT, "sparsity_weight": 0.1},
+            "sparsity_weight: found 0.1; expected only without stage: grpo: the prefer",
+        ),
+        (
+            {**JOINT, "positives_per_query": 2},
+            "positives_per_query: found 2; .*: a rollout is ranked by a single positive",
+        ),
+        ({**JOINT, "target_tokens": [9]}, r"target_tokens: found \[9\]; expected null, or two numbers in order"),
+        ({**JOINT, "target_tokens": [9, 8]}, r"target_tokens: found \[9, 8\]; expected null, or two numbers"),
         ({**JOINT, "encode_chunk_size": 4}, "encode_chunk_size: found 4"),
         ({**COLD, "bucket_batches": 2}, "bucket_batches: found 2; expected only with streaming, or without stage"),
         (

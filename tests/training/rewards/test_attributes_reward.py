@@ -6,8 +6,12 @@ from training.rewards.attributes import attributes_reward
 LABELS = {"colour": ("navy",), "material": ("cotton", "linen"), "category": ("T-shirts",)}
 
 
-def reward(text, labels=LABELS):
-    return attributes_reward([""], [text], [[1]], reasonings=[read_reasoning(text)], labels=[labels])[0]
+KNOWN = {"colour": frozenset(["navy"]), "warranty": frozenset(["2 years"])}
+
+
+def reward(text, labels=LABELS, known=KNOWN):
+    columns = {"reasonings": [read_reasoning(text)], "labels": [labels], "known_values": [known]}
+    return attributes_reward([""], [text], [[1]], **columns)[0]
 
 
 @pytest.mark.parametrize(
@@ -36,9 +40,17 @@ def test_a_value_in_two_spellings_is_one_value():
     assert reward("color: red; colour: blue</think>", {"colour": ("red", "blue")}) == 1.0
 
 
-def test_a_key_that_the_labels_lack_is_neither_right_nor_wrong():
+def test_a_known_key_that_the_labels_lack_is_neither_right_nor_wrong():
     alone = reward("colour: navy</think>")
-    assert reward("colour: navy; brand: Noru; style elements: pockets; price: 3</think>") == alone
+    assert reward("colour: navy; brand: Noru; style elements: pockets; Gender: men; 颜色: navy</think>") == alone
+    assert reward("colour: navy; warranty: 5 years</think>") == alone  # a key of this shop
+
+
+@pytest.mark.parametrize("invented", ["price: 3", "sturdiness: high", "soul: none"])
+def test_each_value_of_an_invented_key_costs_as_much_as_a_wrong_value(invented):
+    assert reward(f"colour: navy; {invented}</think>") == reward("colour: navy, red</think>")
+    assert reward(f"colour: navy; {invented}, 7</think>") == reward("colour: navy, red, pink</think>")
+    assert reward("colour: navy; warranty: 5 years</think>", known={}) == reward("colour: navy, red</think>")
 
 
 @pytest.mark.parametrize("text", ["", "</think>", "nothing to read</think>", "brand: Noru</think>"])

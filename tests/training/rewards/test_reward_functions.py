@@ -45,7 +45,7 @@ def rollouts(draw):
         "completions": written,
         "completion_ids": column(st.lists(st.integers(0, 9), max_size=40)),
         "reasonings": [read_reasoning(text) for text in written],
-        "max_reasoning_tokens": column(st.integers(1, 32)),
+        "target_tokens": column(st.tuples(st.integers(1, 16), st.integers(16, 32))),
         "positive_similarities": column(st.lists(COSINES, min_size=1, max_size=4).map(torch.tensor)),
         "negative_similarities": column(st.lists(COSINES, max_size=6).map(torch.tensor)),
         "labels": column(st.none() | ATTRIBUTES),
