@@ -1,7 +1,7 @@
 """Cut the product out of its picture, with soft edges and without the colour of the old ground.
 
-Our design (precedent: the cut-and-paste synthesis of Dwibedi et al., arXiv 1708.01642, whose soft edges keep a model from learning
-the seams). Three ways, the first that works:
+Our design (precedent: the cut-and-paste synthesis of Dwibedi et al., arXiv 1708.01642, whose soft edges keep a model
+from learning the seams). Three ways, the first that works:
 
 1. "plain ground": the ground is modelled as a quadratic surface of colour over the picture, fitted to its borders; what has
    that colour (or a shadow of it) and is connected to the border without crossing an edge is ground.

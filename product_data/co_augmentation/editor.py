@@ -1,8 +1,8 @@
 """Set products on other grounds without a generative model: the embedded picture editor.
 
-MOON2.0 (arXiv 2511.12449) lets a generative editor first make a clean main picture and then set it on other backgrounds, from other
-viewpoints. This editor does what is possible without one: our design (precedent: cut-and-paste synthesis, arXiv 1708.01642). It knows
-the product's box in every picture that it makes.
+MOON2.0 (arXiv 2511.12449) lets a generative editor first make a clean main picture and then set it on other
+backgrounds, from other viewpoints. This editor does what is possible without one: our design (precedent:
+cut-and-paste synthesis, arXiv 1708.01642). It knows the product's box in every picture that it makes.
 """
 
 from __future__ import annotations

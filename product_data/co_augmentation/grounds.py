@@ -1,7 +1,8 @@
 """Draw grounds for cut-out products: plain, gradient, texture, or another picture out of focus.
 
-Our design (precedents: cut-and-paste synthesis, arXiv 1708.01642; domain randomisation, arXiv 1703.06907). The textures are not those
-of the drawn catalogue, whose photos must stay unseen. All random choices come from the given generator.
+Our design (precedents: cut-and-paste synthesis, arXiv 1708.01642; domain randomisation, arXiv 1703.06907). The
+textures are not those of the drawn catalogue, whose photos must stay unseen. All random choices come from the given
+generator.
 """
 
 from __future__ import annotations

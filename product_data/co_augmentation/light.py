@@ -76,10 +76,10 @@ def _name_of(pixel_N3: np.ndarray) -> str:
 def relit(product: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, str]:
     """Return a product in other light, and what was changed.
 
-    `pixel' = brightness · tint · pixel^gamma` for levels in [0, 1], with a brightness of .8 to 1.2, a gamma of .85 to 1.18 and red
-    against blue by up to ± 5 %. If the name of the product's colour changes, the change is halved, up to three times, and then left
-    out. Our design (precedent: the colour jitter of SimCLR, arXiv 2002.05709, without its changes of hue, which would contradict
-    titles).
+    `pixel' = brightness · tint · pixel^gamma` for levels in [0, 1], with a brightness of .8 to 1.2, a gamma of .85 to
+    1.18 and red against blue by up to ± 5 %. If the name of the product's colour changes, the change is halved, up to
+    three times, and then left out. Our design (precedent: the colour jitter of SimCLR, arXiv 2002.05709, without its
+    changes of hue, which would contradict titles).
 
     Args:
         product: RGBA, which is not changed.
@@ -96,5 +96,8 @@ def relit(product: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, 
             np.dstack([(lit_HW3 * 255).clip(0, 255).round().astype(np.uint8), rgba_HW4[..., 3]]), "RGBA"
         )
         if colour_name(lit) == name:
-            return lit, f"brightness {1 + share * bright:.2f}, gamma {np.exp(share * gamma):.2f}, warmth {share * warm:+.2f}"
+            return (
+                lit,
+                f"brightness {1 + share * bright:.2f}, gamma {np.exp(share * gamma):.2f}, warmth {share * warm:+.2f}",
+            )
     return product, "light unchanged"

@@ -11,7 +11,9 @@ from PIL import Image
 from product_data.rows import ProductRow
 from product_data.words import words
 
-_LEGIBLE = frozenset(("logo", "print", "text", "lettering", "slogan", "label", "monogram", "embroidery", "side", "hand"))
+_LEGIBLE = frozenset(
+    ("logo", "print", "text", "lettering", "slogan", "label", "monogram", "embroidery", "side", "hand")
+)
 _SIDE = 192  # pixels to which a picture is reduced
 _TILE = 16
 _EDGE = 18.0  # levels of 255 from pixel to pixel
@@ -22,8 +24,8 @@ _ROWS = 5  # of a tile
 def may_be_mirrored(row: ProductRow, product: Image.Image) -> bool:
     """Return whether a product may be mirrored.
 
-    False if an attribute's key or value names something legible or one-sided (logo, print, text, …), or if the picture has a region
-    that looks like text. Our design: conservative, so stripes and nets also count as text.
+    False if an attribute's key or value names something legible or one-sided (logo, print, text, …), or if the
+    picture has a region that looks like text. Our design: conservative, so stripes and nets also count as text.
 
     Args:
         row: the product.

@@ -1,8 +1,8 @@
 """Enrich titles from the facts of a record, and check that an enriched title keeps them and adds nothing wrong.
 
-MOON2.0 (arXiv 2511.12449) lets a language model rewrite titles from (title, image, entities). `TitleCheck` guards any writer.
-`rewritten_titles` needs no model: our design (precedents: verbalising the facts of a record by templates, as KELM does from a knowledge
-graph, arXiv 2010.12688; replacing words by synonyms, EDA, arXiv 1901.11196).
+MOON2.0 (arXiv 2511.12449) lets a language model rewrite titles from (title, image, entities). `TitleCheck` guards any
+writer. `rewritten_titles` needs no model: our design (precedents: verbalising the facts of a record by templates, as
+KELM does from a knowledge graph, arXiv 2010.12688; replacing words by synonyms, EDA, arXiv 1901.11196).
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import numpy as np
 
 from product_data.attribute_keys import Fact, facts_of
 from product_data.rows import ProductRow
-from product_data.synonyms import ValueIndex, canonical_key, canonical_value, common_words, mentions, other_names, states
+from product_data.synonyms import (
+    ValueIndex,
+    canonical_key,
+    canonical_value,
+    common_words,
+    mentions,
+    other_names,
+    states,
+)
 from product_data.words import Words, words
 
 KEPT_KEYS = ("brand", "category", "colour", "size/specification")
@@ -28,10 +36,10 @@ _TRIES = 12  # for one title
 class TitleCheck:
     """Decide whether an enriched title may replace a title. Our design.
 
-    It must keep every value of `KEPT_KEYS` and every number that the title states, in any spelling of `synonyms.yaml`. It must not
-    state a value that contradicts the record: a value that some product of the tables has under a key, where this product has
-    other values of that key and none of its texts mentions it; a brand of another product, even if this one has none; or a number
-    that none of its texts has.
+    It must keep every value of `KEPT_KEYS` and every number that the title states, in any spelling of
+    `synonyms.yaml`. It must not state a value that contradicts the record: a value that some product of the tables
+    has under a key, where this product has other values of that key and none of its texts mentions it; a brand of
+    another product, even if this one has none; or a number that none of its texts has.
 
     Args:
         products: the products whose values are known.
@@ -62,9 +70,9 @@ class TitleCheck:
 
     def _lost(self, row: ProductRow, title: str) -> str:
         for fact in facts_of(row.attributes, row.category)[0]:
-            if fact.key in KEPT_KEYS and states(row.title, fact.key, fact.value):
-                if not states(title, fact.key, fact.value):
-                    return f"the {fact.key} {fact.value!r} is lost"
+            is_kept = fact.key not in KEPT_KEYS or not states(row.title, fact.key, fact.value)
+            if not is_kept and not states(title, fact.key, fact.value):
+                return f"the {fact.key} {fact.value!r} is lost"
         lost = _numbers(row.title) - _numbers(title)
         return f"the number {min(lost)} is lost" if lost else ""
 

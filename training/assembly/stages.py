@@ -14,7 +14,7 @@ from training.batches.buckets import BucketedPairs
 from training.batches.collate import PairCollator
 from training.batches.negatives import NegativeQueue
 from training.batches.pairs import PairDataset, PairSource
-from training.batches.streams import StreamCollator, StreamSource, sample_of
+from training.batches.streams import RowPairs, StreamCollator, StreamSource, sample_of
 from training.contrastive.distiller import FrozenModels, Teacher
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.trainer import ContrastiveTrainer
@@ -120,10 +120,14 @@ def _streamed(
     steps: int,
 ) -> StreamedTrainer:
     recipe = run.recipe
-    batches = stream_batches(recipe, args, data, recipe.pairs, steps)
+    batches = stream_batches(recipe, args, data, recipe.pairs, steps, _row_pairs(run))
     collator = StreamCollator(processor, batches.pairs, **_reading(run, frozen))
     shared = _shared(run, model, processor, args)
     return StreamedTrainer(batches=batches, data_collator=collator, frozen=frozen, **shared)
+
+
+def _row_pairs(run: Run) -> Callable[..., RowPairs]:
+    return functools.partial(RowPairs, variants=run.variants)
 
 
 def _contrastive(
@@ -159,7 +163,10 @@ def _cold_start(
         targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
         run.say(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
         make_pairs = functools.partial(
-            ReasonedRows, targets=targets, unreasoned_share=recipe.reasoning.unreasoned_share
+            ReasonedRows,
+            variants=run.variants,
+            targets=targets,
+            unreasoned_share=recipe.reasoning.unreasoned_share,
         )
         batches = stream_batches(recipe, args, data, recipe.pairs, steps, make_pairs)
         collator = StreamCollator(processor, batches.pairs, **reading)
@@ -219,7 +226,7 @@ def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: in
             PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
             for entry, table in zip(entries, tables, strict=True)
         ]
-        dataset = PairDataset(sources, recipe.pairs, args.seed, length=steps * batch)
+        dataset = PairDataset(sources, recipe.pairs, args.seed, steps * batch, run.variants)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():
