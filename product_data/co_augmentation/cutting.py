@@ -30,8 +30,8 @@ _LEAST_PLAIN = 0.55  # share of the border that must fit the surface; the produc
 _MOST_NOISE = 9.0  # deviation of the ground from the surface, in levels of 255
 _SHADOW = (0.55, 1.04)  # brightness of a shadow, as a share of the ground's
 _LEAST_SHARE, _MOST_SHARE = 0.02, 0.95  # of the picture that a product covers
-_SHADOW_REACH = 0.07  # width of a shadow, as a share of the longer side
-_SHARP = 0.5  # of the outline of a part of the product that has the colour of a shadow
+_SHADOW_REACH = 0.1  # width of a shadow, as a share of the longer side
+_SHARP = 0.6  # of the outline of a part of the product that has the colour of a shadow
 _HOLE_SHARE = 0.004  # of the picture: the least enclosed ground
 _HANDLE = 0.09  # width of a handle, as a share of the longer side
 
@@ -189,7 +189,7 @@ def _of_plain_ground(pixel_HW3: np.ndarray, ground_HW3: np.ndarray) -> np.ndarra
     rim_HW = ndimage.binary_dilation(~whole_HW, iterations=2)
     for part in np.flatnonzero(np.bincount(part_HW.ravel(), minlength=count + 1) >= 0.002 * part_HW.size):
         outline_HW = (part_HW == part) & rim_HW
-        if part and outline_HW.any() and float((range_HW[outline_HW] > max(12.0, sharp)).mean()) >= _SHARP:
+        if part and outline_HW.any() and float((range_HW[outline_HW] > max(16.0, sharp)).mean()) >= _SHARP:
             product_HW |= part_HW == part
     product_HW |= ndimage.binary_closing(product_HW, iterations=2) & whole_HW
     flat_HW, _ = ndimage.label(shaded_HW & (slope_HW <= 6))
@@ -235,7 +235,8 @@ def _holes(region_HW: np.ndarray, ground_HW: np.ndarray, distance_HW: np.ndarray
             continue
         outline_HW = inside_HW & ~ndimage.binary_erosion(inside_HW)
         near = float((thickness_HW[outline_HW] <= _HANDLE * max(region_HW.shape)).mean())
-        around_HW = ndimage.binary_dilation(inside_HW, iterations=4) & ~inside_HW & product_HW
+        around_HW = ndimage.binary_dilation(inside_HW, iterations=7) & product_HW
+        around_HW &= ~ndimage.binary_dilation(inside_HW, iterations=3)
         is_ground = np.median(distance_HW[inside_HW]) <= 22 and np.median(distance_HW[around_HW]) >= 45
         if near >= 0.5 and is_ground:
             found_HW |= inside_HW

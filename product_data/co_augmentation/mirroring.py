@@ -15,7 +15,7 @@ _LEGIBLE = frozenset(
     ("logo", "print", "text", "lettering", "slogan", "label", "monogram", "embroidery", "side", "hand")
 )
 _SIDE = 192  # pixels to which a picture is reduced
-_TILE = 16
+_TILE_HEIGHT, _TILE_WIDTH = 16, 32
 _EDGE = 18.0  # levels of 255 from pixel to pixel
 _CHANGES = 5  # between lighter and darker along a row of a tile
 _ROWS = 5  # of a tile
@@ -36,7 +36,7 @@ def may_be_mirrored(row: ProductRow, product: Image.Image) -> bool:
 
 
 def looks_like_text(product: Image.Image) -> bool:
-    """Return whether a tile of 16 × 16 pixels has five rows in which the brightness changes direction five times or more.
+    """Return whether a tile of 32 × 16 pixels has five rows in which the brightness changes direction five times or more.
 
     The picture is reduced to 192 pixels. Strokes of letters are such quick changes between light and dark, in several rows.
 
@@ -52,9 +52,9 @@ def looks_like_text(product: Image.Image) -> bool:
     step_HW[~(inside_HW[:, 1:] & inside_HW[:, :-1])] = 0
     sign_HW = np.where(np.abs(step_HW) >= _EDGE, np.sign(step_HW), 0)
     height, width = sign_HW.shape
-    for top in range(0, max(1, height - _TILE + 1), _TILE // 2):
-        for left in range(0, max(1, width - _TILE + 1), _TILE // 2):
-            tile = sign_HW[top : top + _TILE, left : left + _TILE]
+    for top in range(0, max(1, height - _TILE_HEIGHT + 1), _TILE_HEIGHT // 2):
+        for left in range(0, max(1, width - _TILE_WIDTH + 1), _TILE_WIDTH // 2):
+            tile = sign_HW[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH]
             if sum(_changes(line) >= _CHANGES for line in tile) >= _ROWS:
                 return True
     return False

@@ -51,6 +51,9 @@ class TitleCheck:
             for fact in facts_of(row.attributes, row.category)[0]:
                 known[fact.key][fact.value] = None
         self._index = ValueIndex(known)
+        self._written = {
+            (canonical_key(key), canonical_value(key, value)): value for key, values in known.items() for value in values
+        }
 
     def problem(self, row: ProductRow, title: str) -> str:
         """Return why a title must not replace that of a product, or "".
@@ -87,8 +90,8 @@ class TitleCheck:
         for key, values in self._index.stated(title).items():
             for value in sorted(values - own[key]):
                 if (own[key] or key == "brand") and not mentions(texts, key, value):
-                    found = ", ".join(sorted(own[key])) or "none"
-                    return f"the {key} {value!r} contradicts the record (it has {found})"
+                    found = ", ".join(sorted(self._written.get((key, one), one) for one in own[key])) or "none"
+                    return f"the {key} {self._written[key, value]!r} contradicts the record (it has {found})"
         return ""
 
 
@@ -166,9 +169,9 @@ def _reordered(row: ProductRow, facts: Sequence[Fact], rng: np.random.Generator)
         for fact in facts:
             place = _place_of(left, fact) if fact.key == key else None
             if place is not None:
-                groups.append(" ".join(left[place]))
+                groups.append(" ".join(left[place]).strip(" ,"))
                 del left[place]
-    first, rest = groups[:1], [*groups[1:], *([" ".join(left)] if left else [])]
+    first, rest = groups[:1], [*groups[1:], *([" ".join(left).strip(" ,")] if left else [])]
     rest = [rest[place] for place in rng.permutation(len(rest))]
     return ", ".join([*first, *rest, *(_written(fact, row) for fact in _unstated(row, facts, rng)[:1])])
 
@@ -191,7 +194,8 @@ def _renamed(title: str, facts: Sequence[Fact], rng: np.random.Generator) -> str
         if names and place is not None:
             name = names[int(rng.integers(len(names)))]
             name = name.title() if parts[place.start][:1].isupper() else name
-            return " ".join([*parts[: place.start], name, *parts[place.stop :]])
+            comma = "," if parts[place.stop - 1].endswith(",") else ""
+            return " ".join([*parts[: place.start], name + comma, *parts[place.stop :]])
     return title
 
 

@@ -20,6 +20,7 @@ EARLY = [
     "catalogue",
     "mine",
     "annotate",
+    "co-augment",
     "make-base",
     "upcycle",
     "train",

@@ -21,10 +21,11 @@ Picture = tuple[str, tuple[float, float, float, float] | None]
 class VariantDraws:
     """Replace the title and the first picture of drawn products by accepted variants.
 
-    Each time a product is drawn, its title is replaced with probability `title_share` by one of its enriched titles, and its first
-    picture, independently, with probability `picture_share` by one of its new pictures, with that picture's core box. The product
-    keeps its id: variants of one product are the same product for positives, the queue and the masks of negatives. MOON2.0 adds
-    its variants to the training data; drawing them with a probability keeps the number of steps, and is our design.
+    Each time a product is drawn, its title is replaced with probability `title_share` by one of its enriched titles,
+    and its first picture, independently, with probability `picture_share` by one of its new pictures, with that
+    picture's core box. The product keeps its id: variants of one product are the same product for positives, the
+    queue and the masks of negatives. MOON2.0 adds its variants to the training data; drawing them with a probability
+    keeps the number of steps, and is our design.
 
     Args:
         folders: name of a data set → the folder of its variants.
@@ -109,8 +110,8 @@ def open_variants(options: CoAugmentation, places: Mapping[str, Path | None]) ->
         found = {name: place / BESIDE for name, place in places.items() if place and is_variant_folder(place / BESIDE)}
         if not found:
             raise ValueError(
-                f"co_augmentation: found no folder {BESIDE!r} with variants in those of the data sets {list(places)}; expected the "
-                f"output of moon3 co-augment SHOP --output SHOP/{BESIDE}, its folder as co_augmentation.variants, or "
+                f"co_augmentation: found no folder {BESIDE!r} with variants in those of the data sets {list(places)}; expected "
+                f"the output of moon3 co-augment SHOP --output SHOP/{BESIDE}, its folder as co_augmentation.variants, or "
                 "co_augmentation: null"
             )
         return VariantDraws(
