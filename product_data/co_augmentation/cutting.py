@@ -183,7 +183,7 @@ def _of_plain_ground(pixel_HW3: np.ndarray, ground_HW3: np.ndarray) -> np.ndarra
     whole_HW = _outside_of_flood(like_HW, range_HW <= sharp, distance_HW)
     shaded_HW = (distance_HW <= 14) | _shadow(pixel_HW3, ground_HW3)
     product_HW = _outside_of_flood(shaded_HW, slope_HW <= 6, distance_HW)
-    depth_HW = ndimage.distance_transform_edt(whole_HW)
+    depth_HW = ndimage.distance_transform_edt(np.pad(whole_HW, 1))[1:-1, 1:-1]
     product_HW |= whole_HW & (depth_HW > _SHADOW_REACH * max(whole_HW.shape))
     part_HW, count = ndimage.label(whole_HW & ~ndimage.binary_dilation(product_HW, iterations=1))
     rim_HW = ndimage.binary_dilation(~whole_HW, iterations=2)

@@ -28,6 +28,7 @@ from product_data.words import Words, words
 
 KEPT_KEYS = ("brand", "category", "colour", "size/specification")
 """Keys whose values an enriched title must keep if the title states them."""
+_RENAMED_KEYS = ("category", "colour", "fashion style", "season/occasion")  # "genuine" leather would be a new claim
 MOST_WORDS = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _TRIES = 12  # for one title
@@ -52,7 +53,9 @@ class TitleCheck:
                 known[fact.key][fact.value] = None
         self._index = ValueIndex(known)
         self._written = {
-            (canonical_key(key), canonical_value(key, value)): value for key, values in known.items() for value in values
+            (canonical_key(key), canonical_value(key, value)): value
+            for key, values in known.items()
+            for value in values
         }
 
     def problem(self, row: ProductRow, title: str) -> str:
@@ -108,7 +111,7 @@ def _numbers(text: str) -> set[str]:
 def rewritten_titles(row: ProductRow, count: int, rng: np.random.Generator, check: TitleCheck) -> Iterator[str]:
     """Yield up to `count` different titles of a product that pass the check, made from its title and its facts.
 
-    Three templates, in turn, in which values that have another name in `synonyms.yaml` take it in every second title:
+    Three templates, in turn. In every second title, a category, colour, style or season takes another name of `synonyms.yaml`:
 
     1. the title, then facts that it does not state: "Noru Blue Tote Bag, leather, checked pattern, for men";
     2. facts that it does not state before it: "leather, checked: Noru Blue Tote Bag";
@@ -190,7 +193,8 @@ def _renamed(title: str, facts: Sequence[Fact], rng: np.random.Generator) -> str
     """Return a title in which one value has another name of the table, if any has."""
     parts = title.split()
     for fact in [facts[place] for place in rng.permutation(len(facts))]:
-        names, place = other_names(fact.key, fact.value), _place_of(parts, fact)
+        names = other_names(fact.key, fact.value) if fact.key in _RENAMED_KEYS else ()
+        place = _place_of(parts, fact)
         if names and place is not None:
             name = names[int(rng.integers(len(names)))]
             name = name.title() if parts[place.start][:1].isupper() else name

@@ -77,7 +77,9 @@ def test_the_ground_inside_a_handle_is_ground_but_a_logo_of_its_colour_is_not():
 
 def test_without_a_plain_ground_the_core_box_is_cut_out_or_the_reason_given():
     photo = noise(120, 120)
-    with pytest.raises(CutOutError, match="the ground is not plain, and neither a mask nor a core box shows the product"):
+    with pytest.raises(
+        CutOutError, match="the ground is not plain, and neither a mask nor a core box shows the product"
+    ):
         cut_out(photo)
     cut = cut_out(photo, BOX)
     assert cut.way == "core box"
@@ -124,7 +126,9 @@ def test_the_clean_picture_is_the_product_alone_in_the_middle_of_white():
     assert centre == pytest.approx((60, 60), abs=2)
 
 
-@pytest.mark.parametrize("colour", ["#c01818", "#1a7a2e", "#1d3fb0", "#e8c81e", "#7a3fa0", "#202022", "#f4f4f4", "#6b3f22"])
+@pytest.mark.parametrize(
+    "colour", ["#c01818", "#1a7a2e", "#1d3fb0", "#e8c81e", "#7a3fa0", "#202022", "#f4f4f4", "#6b3f22"]
+)
 def test_other_light_never_changes_the_name_of_the_colour(colour):
     product = plain(colour, 24).convert("RGBA")
     changed = 0

@@ -251,7 +251,10 @@ def test_an_editor_of_the_user_is_called_for_the_clean_picture_and_for_each_scen
     for variant in (clean, *scenes):
         assert variant.core_box == pytest.approx((30, 30, 70, 70), abs=2)
         assert variant.made_by.startswith("test_making:bordered: ")
-    for name, problem in (("not_a_picture", "found str; expected a PIL image"), ("failing", "RuntimeError: out of memory")):
+    for name, problem in (
+        ("not_a_picture", "found str; expected a PIL image"),
+        ("failing", "RuntimeError: out of memory"),
+    ):
         with pytest.raises(EditorError, match=f"product 'p0': .*{problem}"):
             CallableEditor(f"test_making:{name}").edit(plain("red", 8), PRODUCTS[0], 1, (0,), None)
 
@@ -309,10 +312,22 @@ def test_the_command_makes_variants_of_the_training_split_with_a_real_encoder(tm
     with (folder / "products.jsonl").open("w") as stream:
         for row in rows:
             (folder / f"{row.product_id}.png").write_bytes(row.images[0])
-            fields = {"product_id": row.product_id, "title": row.title, "split": row.split, "images": [f"{row.product_id}.png"]}
+            fields = {
+                "product_id": row.product_id,
+                "title": row.title,
+                "split": row.split,
+                "images": [f"{row.product_id}.png"],
+            }
             attributes = [{"key": key, "value": values[0]} for key, values in row.attributes.items()]
             stream.write(json.dumps(fields | {"category_path": list(row.category), "attributes": attributes}) + "\n")
-    words = ["co-augment", str(folder), "--output", str(folder / "co_augmentation"), "--model", str(tiny_moon("qwen3_vl"))]
+    words = [
+        "co-augment",
+        str(folder),
+        "--output",
+        str(folder / "co_augmentation"),
+        "--model",
+        str(tiny_moon("qwen3_vl")),
+    ]
     words += ["--views", "1", "--titles", "1", "--quiet", "--device", "cpu", "--sheet", str(tmp_path / "sheet.png")]
     assert main(words) == 0
     said = capsys.readouterr().out
