@@ -47,11 +47,12 @@ def test_a_run_with_variants_resumes_exactly_and_is_evaluated_on_the_originals(
 ):
     seen = []
     evaluate = evaluation.evaluate_model
-    monkeypatch.setattr(
-        evaluation,
-        "evaluate_model",
-        lambda model, processor, tables, **o: seen.append(tables) or evaluate(model, processor, tables, **o),
-    )
+
+    def watched(model, processor, tables, **options):
+        seen.append(tables)
+        return evaluate(model, processor, tables, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate_model", watched)
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert main([str(recipe), "--output_dir", str(whole)]) == 0
     said = capsys.readouterr().out
@@ -96,9 +97,8 @@ def test_variants_that_are_missing_or_of_other_products_are_refused(shop, tmp_pa
     assert VariantFolder(other).data_set == "other"
     rows = [json.dumps({"product_id": f"x{n}", "title": f"thing {n}"}) for n in range(20)]
     (tmp_path / "products.jsonl").write_text("\n".join(rows))
-    path = recipe_of(
-        tmp_path / "products.jsonl", tmp_path / "wrong.yaml", **small, query_mix={"t": 1}, co_augmentation=str(other)
-    )
+    wrong = small | {"query_mix": {"t": 1}, "co_augmentation": str(other)}
+    path = recipe_of(tmp_path / "products.jsonl", tmp_path / "wrong.yaml", **wrong)
     assert main([str(path), "--output_dir", str(tmp_path / "b")]) == 2
     assert "found variants of none of the products" in capsys.readouterr().err
 
