@@ -86,9 +86,9 @@ class DataArguments:
         core_crop: add a crop of the core product as a second picture, if the product's box is known.
         instructions: system messages that replace those of the processor, by task: {product: …, query: …}. A small
             model with a small token budget learns faster with short ones.
-        co_augmentation: draw enriched titles and new pictures of products, as in MOON2.0 (arXiv 2511.12449): a folder that
-            `moon3 co-augment` wrote, or {variants: auto, title_share: 0.5, picture_share: 0.5}. `variants` is a folder, a
-            list of folders, one for each data set, or auto: the folder `co_augmentation` in the folder of each data set. The
+        co_augmentation: draw enriched titles and new pictures of products, as in MOON2.0 (arXiv 2511.12449):
+            {variants: auto, title_share: 0.5, picture_share: 0.5}. `variants` is a folder that `moon3 co-augment` wrote, a
+            list of them, one for each data set, or auto: the folder `co_augmentation` in the folder of each data set. The
             shares are the probabilities with which a drawn product has another title, and another first picture. Only
             training draws them; evaluations read the data alone. null: none.
         bucket_batches: the number of batches in a window within which pairs are grouped into batches by query form and
@@ -114,7 +114,7 @@ class DataArguments:
     mask_groups: bool = True
     core_crop: bool = True
     instructions: mapping_of(dict.fromkeys(DEFAULT_INSTRUCTIONS, _Text)) | None = None  # type: ignore[valid-type]
-    co_augmentation: str | _CO_AUGMENTATION | None = None  # type: ignore[valid-type]
+    co_augmentation: _CO_AUGMENTATION | None = None  # type: ignore[valid-type]
     bucket_batches: Annotated[int, Field(ge=0)] = 0
     streaming: bool = False
     shuffle_rows: Count = 1024
@@ -143,7 +143,7 @@ def co_augmentation_of(data: DataArguments) -> CoAugmentation | None:
     found: Any = data.co_augmentation
     if found is None:
         return None
-    values = {"variants": found} if isinstance(found, str) else dict(found)
+    values = dict(found)
     places = values.get("variants", AUTO_VARIANTS)
     if places != AUTO_VARIANTS:
         values["variants"] = (places,) if isinstance(places, str) else tuple(places)
@@ -152,7 +152,7 @@ def co_augmentation_of(data: DataArguments) -> CoAugmentation | None:
 
 def _check_co_augmentation(found: Any) -> None:
     """Raise RecipeError for folders without variants, or for probabilities that are both 0."""
-    values = {"variants": found} if isinstance(found, str) else dict(found or {"variants": AUTO_VARIANTS})
+    values: dict[str, Any] = dict(found or {})
     places = values.get("variants", AUTO_VARIANTS)
     if not places:
         raise RecipeError("co_augmentation: variants: found none; expected auto, or at least one folder")

@@ -96,13 +96,12 @@ def _teacher(entry: Any) -> Any:
 
 def _co_augmentation(value: Any) -> Any:
     """Return `co_augmentation` with its defaults, and its folders as a list of absolute paths."""
-    values = {"variants": value} if isinstance(value, str) else value
-    if not isinstance(values, dict):
+    if not isinstance(value, dict):
         return value
-    places = values.get("variants", AUTO_VARIANTS)
+    places = value.get("variants", AUTO_VARIANTS)
     listed = places if isinstance(places, list) else [places]
     paths = AUTO_VARIANTS if places == AUTO_VARIANTS else [_path(place) for place in listed]
-    return dataclasses.asdict(CoAugmentation()) | values | {"variants": paths}
+    return dataclasses.asdict(CoAugmentation()) | value | {"variants": paths}
 
 
 def _number(value: Any) -> Any:

@@ -97,7 +97,7 @@ def test_variants_that_are_missing_or_of_other_products_are_refused(shop, tmp_pa
     assert VariantFolder(other).data_set == "other"
     rows = [json.dumps({"product_id": f"x{n}", "title": f"thing {n}"}) for n in range(20)]
     (tmp_path / "products.jsonl").write_text("\n".join(rows))
-    wrong = small | {"query_mix": {"t": 1}, "co_augmentation": str(other)}
+    wrong = small | {"query_mix": {"t": 1}, "co_augmentation": {"variants": str(other)}}
     path = recipe_of(tmp_path / "products.jsonl", tmp_path / "wrong.yaml", **wrong)
     assert main([str(path), "--output_dir", str(tmp_path / "b")]) == 2
     assert "found variants of none of the products" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_variants_that_are_missing_or_of_other_products_are_refused(shop, tmp_pa
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("nowhere", "co_augmentation: variants: found no complete variants in .*nowhere"),
+        ({"variants": "nowhere"}, "co_augmentation: variants: found no complete variants in .*nowhere"),
         ({"variants": []}, "co_augmentation: variants: found none"),
         ({"title_share": 0, "picture_share": 0}, "co_augmentation: found 0 for title_share and picture_share"),
         ({"title_share": 2}, "co_augmentation.title_share: found 2; expected a number of at most 1"),
@@ -122,10 +122,10 @@ def test_what_cannot_be_drawn_is_refused_by_key(tmp_path, value, message):
 def test_two_ways_to_write_the_same_variants_are_the_same_run(shop, monkeypatch):
     place = str(shop / "co_augmentation")
     monkeypatch.chdir(shop)
-    written = [place, {"variants": place}, {"variants": ["co_augmentation"], "title_share": 0.5}]
+    written = [{"variants": place}, {"variants": [place]}, {"variants": ["co_augmentation"], "title_share": 0.5}]
     for one in written:
-        assert differing_keys({"co_augmentation": one}, {"co_augmentation": place}) == []
-    assert differing_keys({"co_augmentation": place}, {"co_augmentation": {"variants": place, "title_share": 0.1}}) == [
-        "co_augmentation"
-    ]
+        assert differing_keys({"co_augmentation": one}, {"co_augmentation": {"variants": place}}) == []
+    assert differing_keys(
+        {"co_augmentation": written[0]}, {"co_augmentation": {"variants": place, "title_share": 0.1}}
+    ) == ["co_augmentation"]
     assert differing_keys({}, {"co_augmentation": None}) == []
