@@ -123,15 +123,19 @@ def _inside(alpha_HW: np.ndarray, box: Box | None) -> np.ndarray:
 
 # --- Plain ground ---
 def _on_plain_ground(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the product's soft mask and the ground's colours in the size of a picture, or None; found at 320 pixels."""
-    scale = min(1.0, _WORKING_SIDE / max(image.size))
-    working = image if scale == 1.0 else image.resize(_scaled(image.size, scale), Image.Resampling.BOX)
+    """Return the product's soft mask and the ground's colours in the size of a picture, or None; found at 320 pixels.
+
+    Pictures of fewer than 160 pixels are doubled, because edges are a few pixels wide.
+    """
+    scale = min(1.0 if max(image.size) >= _WORKING_SIDE / 2 else 2.0, _WORKING_SIDE / max(image.size))
+    resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    working = image if scale == 1.0 else image.resize(_scaled(image.size, scale), resample)
     pixel_HW3 = np.asarray(working.convert("RGB"), dtype=np.float32)
     ground_HW3 = _plain_ground(pixel_HW3)
     product_HW = None if ground_HW3 is None else _of_plain_ground(pixel_HW3, ground_HW3)
     if ground_HW3 is None or product_HW is None:
         return None
-    if scale < 1:
+    if scale != 1:
         resized = Image.fromarray(ground_HW3.round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
         ground_HW3 = np.asarray(resized, dtype=np.float32)
     return _soft(product_HW, image.size), ground_HW3
@@ -237,7 +241,8 @@ def _holes(region_HW: np.ndarray, ground_HW: np.ndarray, distance_HW: np.ndarray
         near = float((thickness_HW[outline_HW] <= _HANDLE * max(region_HW.shape)).mean())
         around_HW = ndimage.binary_dilation(inside_HW, iterations=7) & product_HW
         around_HW &= ~ndimage.binary_dilation(inside_HW, iterations=3)
-        is_ground = np.median(distance_HW[inside_HW]) <= 22 and np.median(distance_HW[around_HW]) >= 45
+        inner, outer = float(np.median(distance_HW[inside_HW])), float(np.median(distance_HW[around_HW]))
+        is_ground = (inner <= 22 and outer >= 45) or (inner <= 45 and outer >= 2.5 * inner)
         if near >= 0.5 and is_ground:
             found_HW |= inside_HW
     return found_HW
