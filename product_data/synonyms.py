@@ -90,6 +90,23 @@ def spellings(key: str, value: str) -> list[Words]:
     return sorted({own, kept, *(phrase for phrase, meaning in table.items() if meaning == kept)}) if own else []
 
 
+def other_names(key: str, value: str) -> tuple[str, ...]:
+    """Return the other names of a value as the table writes them: ("trainers", "kicks") for the category "sneakers".
+
+    Args:
+        key: the attribute key.
+        value: the value as it is written.
+
+    Relations: `spellings` returns all names in the form in which they are compared.
+    """
+    lines, own = _table()["values"].get(canonical_key(key), {}), common_words(value)
+    for kept, others in lines.items():
+        names = (kept, *others)
+        if own in {common_words(name) for name in names}:
+            return tuple(name for name in names if common_words(name) != own)
+    return ()
+
+
 @dataclass(frozen=True)
 class Wording:
     """A wording that states a value.

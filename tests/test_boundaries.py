@@ -25,6 +25,7 @@ ALONE = ("modeling_moon", "processing_moon", "model_cards")
 # The folders and files of `training/`, from the ground up in the same way.
 ROOMS = ("places", "errors", "losses", "rewards", "encoding", "libraries", "parallel", "model", "recipe", "batches") + (
     "labels",
+    "co_augmentation",
     "runs",
     "contrastive",
     "reasoning",

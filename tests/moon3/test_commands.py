@@ -21,6 +21,7 @@ EARLY = [
     "catalogue",
     "mine",
     "annotate",
+    "co-augment",
     "make-base",
     "upcycle",
     "train",
@@ -228,7 +229,15 @@ def test_the_command_stands_in_the_provenance_of_a_result(monkeypatch):
 
 
 def test_no_other_module_parses_a_command_line():
-    packages = ("modeling_moon", "processing_moon", "product_data", "retrieval", "evaluation", "training", "applications")
+    packages = (
+        "modeling_moon",
+        "processing_moon",
+        "product_data",
+        "retrieval",
+        "evaluation",
+        "training",
+        "applications",
+    )
     found = {
         str(path.relative_to(ROOT))
         for package in packages

@@ -26,6 +26,8 @@ COMMANDS = {
     "prepare --output": ["nowhere"],
     "mine --output": ["--model", "nowhere", "--data", "catalogue"],
     "annotate --output": ["catalogue", "--model", "nowhere"],
+    "co-augment --output": ["catalogue", "--model", "nowhere"],
+    "co-augment --sheet": ["catalogue", "--model", "nowhere", "--output", "VARIANTS"],
     "upcycle --out": ["--base", "nowhere"],
     "shop --output": ["--data", "nowhere"],
 }
@@ -37,6 +39,7 @@ def test_an_output_below_a_file_is_refused_by_its_option(command, tmp_path, caps
     (tmp_path / "file").write_text("not a folder")
     where = tmp_path / "file" / ("out.json" if name == "gate" else "out.parquet" if name == "annotate" else "out.png")
     values = {"RECIPE": "training/recipes/smoke_moon1.yaml", "SOAK": str(tmp_path / "soak"), "RUN": str(tmp_path)}
+    values |= {"VARIANTS": str(tmp_path / "variants")}
     arguments = [values.get(word, word) for word in COMMANDS[command]] + [option, str(where)]
     status = main([name, *arguments])
     said = capsys.readouterr().err

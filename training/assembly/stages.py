@@ -15,7 +15,7 @@ from training.batches.called_teacher import CalledTeacher
 from training.batches.collate import PairCollator
 from training.batches.negatives import NegativeQueue
 from training.batches.pairs import PairDataset, PairSource
-from training.batches.streams import StreamCollator, StreamSource, sample_of
+from training.batches.streams import RowPairs, StreamCollator, StreamSource, sample_of
 from training.contrastive.distiller import FrozenModels, Teacher
 from training.contrastive.streamed_trainer import StreamedTrainer
 from training.contrastive.trainer import ContrastiveTrainer
@@ -123,10 +123,14 @@ def _streamed(
     steps: int,
 ) -> StreamedTrainer:
     recipe = run.recipe
-    batches = stream_batches(recipe, args, data, recipe.pairs, steps)
+    batches = stream_batches(recipe, args, data, recipe.pairs, steps, _row_pairs(run))
     collator = StreamCollator(processor, batches.pairs, **_reading(run, frozen))
     shared = _shared(run, model, processor, args)
     return StreamedTrainer(batches=batches, data_collator=collator, frozen=frozen, **shared)
+
+
+def _row_pairs(run: Run) -> Callable[..., RowPairs]:
+    return functools.partial(RowPairs, variants=run.variants)
 
 
 def _contrastive(
@@ -169,7 +173,8 @@ def _cold_start(
         targets = ReasoningTargets([sample_of(source, _REPORTED_ROWS) for source in data], processor)
         run.say(f"of the first {_REPORTED_ROWS} rows of each stream: {targets.report}")
         share, forms = recipe.reasoning.unreasoned_share, recipe.loss.dual_alignment
-        make_pairs = functools.partial(ReasonedRows, targets=targets, unreasoned_share=share, forms=forms)
+        reasoned = {"variants": run.variants, "targets": targets, "unreasoned_share": share, "forms": forms}
+        make_pairs = functools.partial(ReasonedRows, **reasoned)
         batches = stream_batches(recipe, args, data, recipe.pairs, steps, make_pairs)
         collator = StreamCollator(processor, batches.pairs, **reading)
         return StreamedColdStartTrainer(batches=batches, data_collator=collator, **settings)
@@ -247,7 +252,7 @@ def pair_dataset(run: Run, args: Any, tables: Sequence[ProductTables], steps: in
             PairSource(table, entry.get("weight"), entry.get("mask_groups", data.mask_groups))
             for entry, table in zip(entries, tables, strict=True)
         ]
-        dataset = PairDataset(sources, recipe.pairs, args.seed, length=steps * batch)
+        dataset = PairDataset(sources, recipe.pairs, args.seed, steps * batch, run.variants)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for form in dataset.missing_forms():

@@ -6,8 +6,9 @@ one.
 """
 
 import dataclasses
+import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from processing_moon import ProductError, open_image
 from product_data.duplicates import EqualProducts, classes, looks_of
 from product_data.tables import ProductRow, ProductTables, QueryRow
 from training.batches.negatives import NO_ID, stable_id
+from training.batches.variants import VariantDraws
 from training.batches.views import altered_view
 from training.recipe.pairs import PairArguments
 
@@ -26,6 +28,7 @@ FORM_OF_TYPE = {"image": "i", "text": "t", "both": "mm"}
 _TYPE_OF_FORM = {form: kind for kind, form in FORM_OF_TYPE.items()}
 _PICTURES = ("image", "images", "core_box")
 _NO_CONTENT = ("id", "reasoning")
+_VARIANT_SALT = 0x76617279
 _TRIES = 8  # draws for a hard negative at one level of the category tree, before its parent is tried
 
 
@@ -218,14 +221,24 @@ class PairDataset(Dataset):
         options: the recipe's keys of pairs.
         seed: the seed of all draws.
         length: the number of positions, which is the number of pairs that the run will see.
+        variants: variants of the products, which are drawn by a generator of their own: with and without them, a position
+            has the same query and products. Default: none.
 
     Raises:
         ValueError: no query of any form in the mix can be drawn.
         IndexError: a position is not below the length.
     """
 
-    def __init__(self, sources: Sequence[PairSource], options: PairArguments, seed: int, length: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[PairSource],
+        options: PairArguments,
+        seed: int,
+        length: int,
+        variants: VariantDraws | None = None,
+    ) -> None:
         self.sources = list(sources)
+        self.variants = variants
         self.options = options
         self.seed = seed
         self.length = length
@@ -267,9 +280,18 @@ class PairDataset(Dataset):
     def draw_by(self, rng: np.random.Generator) -> Pair:
         """Return the pair that is drawn by a generator."""
         form, source, number = self._first_choices(rng)
-        drawn = self._draw(rng, source, form, number)
+        show = self._showing(rng, source)
+        drawn = self._draw(rng, source, form, number, show)
         negatives = self._hard_negatives(rng, source, drawn)
-        return self._pair(rng, source, drawn, negatives)
+        return self._pair(rng, source, drawn, negatives, show)
+
+    def _showing(self, rng: np.random.Generator, source: PairSource) -> "Show":
+        """Return the function that draws how products of a pair are shown, by the seed of the pair's generator."""
+        if self.variants is None:
+            return lambda row: row
+        entropy: Any = rng.bit_generator.seed_seq.entropy  # type: ignore[attr-defined]
+        seed = tuple(entropy) if isinstance(entropy, Sequence) else (entropy,)
+        return functools.partial(self.variants.shown, source.name, np.random.default_rng((_VARIANT_SALT, *seed)))
 
     def outline(self, position: int) -> tuple[str, int]:
         """Return the type of the query and the approximate length of the pair's texts, without opening a picture."""
@@ -293,10 +315,10 @@ class PairDataset(Dataset):
         source = _choose(rng, able, [source.weight for source in able])
         return form, source, int(rng.integers(source.pool_size(form, self.options.derived_queries)))
 
-    def _draw(self, rng: np.random.Generator, source: PairSource, form: str, number: int) -> _Drawn:
+    def _draw(self, rng: np.random.Generator, source: PairSource, form: str, number: int, show: "Show") -> _Drawn:
         real = source.queries[form]
         if number >= len(real):
-            return self._derived(rng, source, source.derivable[form][number - len(real)], form)
+            return self._derived(rng, source, source.derivable[form][number - len(real)], form, show)
         query = real[number]
         answers = {source.same_as(name): name for name in reversed(query.positives) if name in source.products}
         distinct = list(answers.values())[::-1]  # identical answers count once
@@ -308,18 +330,21 @@ class PairDataset(Dataset):
         chosen = [source.products[first], *(source.products[distinct[index]] for index in more)]
         return _Drawn(record, chosen, query.answers, query.negatives, query.reference_product_id)
 
-    def _derived(self, rng: np.random.Generator, source: PairSource, row: ProductRow, form: str) -> _Drawn:
+    def _derived(
+        self, rng: np.random.Generator, source: PairSource, row: ProductRow, form: str, show: "Show"
+    ) -> _Drawn:
         """Derive a query from a product: an altered view of its picture, a short text about it, or both."""
+        shown = show(row)
         record: dict[str, Any] = {"id": f"derived from {source.name_of(row.product_id)}"}
         positives: Sequence[str] = (row.product_id,)
         if form != "t":
-            image = row.images[int(rng.integers(len(row.images)))]
+            image = shown.images[int(rng.integers(len(row.images)))]
             record["image"] = self._view(image, rng, geometry=True)
         if form != "i":
             texts = _short_texts(row)
             kind = list(texts)[int(rng.integers(len(texts)))]
             if kind == "title":
-                record["text"], same_text = row.title, source.of_title[row.title]
+                record["text"], same_text = shown.title, source.of_title[row.title]
             else:
                 record["text"], same_text = _phrase(rng, source, row)
             positives = same_text if form == "t" else positives
@@ -366,12 +391,19 @@ class PairDataset(Dataset):
                     return row
         return None
 
-    def _pair(self, rng: np.random.Generator, source: PairSource, drawn: _Drawn, negatives: list[ProductRow]) -> Pair:
+    def _pair(
+        self,
+        rng: np.random.Generator,
+        source: PairSource,
+        drawn: _Drawn,
+        negatives: list[ProductRow],
+        show: "Show",
+    ) -> Pair:
         rows = [*drawn.chosen, *negatives]
         forms = [form for form, share in self.options.product_mix.items() if share > 0]
         form = _choose(rng, forms, [self.options.product_mix[form] for form in forms])
         names = [source.name_of(row.product_id) for row in rows]
-        records = [self._target(rng, row, form) | {"id": name} for row, name in zip(rows, names, strict=True)]
+        records = [self._target(rng, show(row), form) | {"id": name} for row, name in zip(rows, names, strict=True)]
         # A query that names its variant ("same in blue") must be able to tell variants apart.
         mask_group = drawn.reference is None
         others = {name: True for name in [*drawn.answers, *([drawn.reference] if drawn.reference else [])]}
@@ -414,6 +446,10 @@ class PairDataset(Dataset):
             geometry = "core_box" not in record
             record["images"] = [self._view(image, rng, geometry) for image in record["images"]]
         return record
+
+
+Show = Callable[[ProductRow], ProductRow]
+"""Returns a product as the pair shows it: itself, or with a variant's title or picture."""
 
 
 def _choose(rng: np.random.Generator, options: list[Any], weights: list[float]) -> Any:

@@ -31,6 +31,7 @@ from training.batches.called_teacher import CalledTeacher
 from training.batches.collate import PairCollator, UnreadableBatchError
 from training.batches.pairs import FORM_OF_TYPE, Pair, PairDataset, PairSource
 from training.batches.teacher_vectors import TeacherVectors
+from training.batches.variants import VariantDraws
 from training.recipe.pairs import PairArguments
 
 SPARES = 4  # additional rows that are sent with a batch, which replace unreadable rows
@@ -221,9 +222,18 @@ class RowPairs(Dataset):
         options: the recipe's keys of pairs.
         seed: the seed of all draws, together with the key of the row.
         length: the number of rows that the run will see, for the trainer.
+        variants: variants of the products, by their ids. Default: none.
     """
 
-    def __init__(self, sources: Sequence[StreamSource], options: PairArguments, seed: int, length: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        options: PairArguments,
+        seed: int,
+        length: int,
+        variants: VariantDraws | None = None,
+    ) -> None:
+        self.variants = variants
         self.sources = [replace(source, rows=None) for source in sources]  # type: ignore[arg-type]  # a worker reads no rows
         self.options, self.seed, self.length = options, seed, length
 
@@ -280,7 +290,7 @@ class RowPairs(Dataset):
             raise ValueError("found no query; expected a query, or derived_queries: true")
         for rows in pairs.derivable.values():  # derive queries only from the positive
             rows[:] = [row for row in rows if row is positive]
-        return PairDataset([pairs], options, seed=0, length=1)
+        return PairDataset([pairs], options, seed=0, length=1, variants=self.variants)
 
     def tables(self, row: StreamRow) -> ProductTables:
         """Return a row as the tables of a query, with the positive and, if present, the hard negative.

@@ -1,9 +1,9 @@
-"""Ask a chat model for the attributes of a product, and parse its answers.
+"""Ask a chat model for the attributes or an enriched title of a product, and parse its answers.
 
 The model can be any checkpoint with a chat template that transformers loads: a vision-language model
 (`AutoModelForImageTextToText` and `AutoProcessor`), such as Qwen3-VL, or a language model (`AutoModelForCausalLM` and
-`AutoTokenizer`), such as Qwen2.5, also as a GGUF file. A language model is asked about texts only. A model sees either the
-picture or the text of a product, so its answer contains what that form shows.
+`AutoTokenizer`), such as Qwen2.5, also as a GGUF file. A language model is asked about texts only. For attributes, a model
+sees either the picture or the text of a product, so its answer contains what that form shows. For a title it sees both.
 """
 
 import hashlib
@@ -48,18 +48,25 @@ a colon or a semicolon. Write nothing else; write "none" where nothing is certai
 PROMPTS = {
     "image": f"Which attributes of the product being sold does this picture show? {_ASKED}",
     "text": f"Which attributes of the product being sold does this text state? {_ASKED}\n\nThe text:\n{{text}}",
+    "title": """Rewrite the title of the product being sold, so that it describes the product more completely and naturally.
+Keep the brand, the category, the colour and every number of the title. Add only what the record below states or the picture
+shows with certainty. Write one line of at most 30 words in the language of the title, and nothing else.
+
+The record:
+{text}""",
 }
 """The prompt of each form."""
 _NOTHING = frozenset(("none", "unknown", "n/a", "na", "not visible", "not stated", "not specified", "unspecified", "-"))
 _TEMPERATURE = 0.7  # of sampling
 _READ_BYTES = 2**20  # of each weight file, to distinguish models in the same folder
 _LONGEST_VALUE = 8  # words; longer ones are sentences
+_TITLE = re.compile(r"^\W*(?:enriched |new |rewritten )?title\s*:\s*", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a product: its form ("image" or "text"), and the pictures or the text to show."""
+    """A question about a product: its form ("image", "text" or "title"), and the pictures or the text to show."""
 
     form: str
     images: tuple[Image.Image, ...] = ()
@@ -262,14 +269,14 @@ def ask_about(row: ProductRow, form: str, images: Sequence[Image.Image] = ()) ->
 
     Args:
         row: the product.
-        form: "image" or "text".
-        images: its opened pictures, for "image".
+        form: "image" or "text" for its attributes; "title" for an enriched title.
+        images: its opened pictures, for "image" and "title".
     """
     if form == "image":
         return Question(form, tuple(images))
     lines = [("Title", row.title), ("Category", " > ".join(row.category)), ("Description", row.description)]
     lines += [(key, ", ".join(values)) for key, values in row.attributes.items()]
-    return Question(form, text="\n".join(f"{name}: {value}" for name, value in lines if value))
+    return Question(form, tuple(images), "\n".join(f"{name}: {value}" for name, value in lines if value))
 
 
 def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]:
@@ -296,3 +303,18 @@ def read_answer(answer: Answer) -> tuple[dict[str, tuple[str, ...]] | None, str]
         if len(fact.value.split()) > _LONGEST_VALUE:
             return None, f"a value of more than {_LONGEST_VALUE} words: {fact.value[:60]!r}"
     return as_attributes(fact for fact in facts if fact.cell.casefold().strip(" .") not in _NOTHING), ""
+
+
+def read_title(answer: Answer) -> tuple[str | None, str]:
+    """Return the title of an answer and "", or None and the problem.
+
+    The title follows the thoughts of a thinking model (up to `</think>`). Quotation marks around it, and "Title:" before it, are
+    left out. The facts of the title are checked by `product_data.co_augmentation.titles.TitleCheck`.
+    """
+    if not answer.finished:
+        return None, "the answer was cut off before its end"
+    lines = [line.strip() for line in answer.text.rpartition(THINK_END)[2].splitlines() if line.strip()]
+    if len(lines) != 1:
+        return None, f"the answer has {len(lines)} lines; expected one"
+    title = _TITLE.sub("", lines[0]).strip().strip("\"'“”„«»*").strip()
+    return (title, "") if title else (None, "the answer is empty")

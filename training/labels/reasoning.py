@@ -31,6 +31,7 @@ from product_data.tables import PRODUCT_FORMS, ProductRow, ProductTables
 from training.batches.negatives import stable_id
 from training.batches.pairs import Pair, has_form, in_form
 from training.batches.streams import BadRow, RowPairs, StreamRow, StreamSource
+from training.batches.variants import VariantDraws
 from training.recipe.pairs import PairArguments
 
 Attributes = Mapping[str, tuple[str, ...]]
@@ -220,7 +221,7 @@ class ReasonedRows(RowPairs):
     (seed, source, epoch, shard, row, k), so a row becomes the same pair in every process.
 
     Args:
-        sources, options, seed, length: see `RowPairs`.
+        sources, options, seed, length, variants: see `RowPairs`.
         targets: the rule and the budget.
         unreasoned_share: the share of records without reasoning, from 0 to 1.
         forms: see `ReasonedPairs`.
@@ -235,12 +236,13 @@ class ReasonedRows(RowPairs):
         options: PairArguments,
         seed: int,
         length: int,
+        variants: VariantDraws | None = None,
         *,
         targets: ReasoningTargets,
         unreasoned_share: float,
         forms: bool = False,
     ) -> None:
-        super().__init__(sources, options, seed, length)
+        super().__init__(sources, options, seed, length, variants)
         self.forms = forms
         self.targets, self.unreasoned_share = targets.of_tables([]), _share(unreasoned_share)
 

@@ -1,5 +1,6 @@
 """Recipe keys of the data: the tables, and how their products and queries become tensors."""
 
+import dataclasses
 import functools
 import os
 import typing
@@ -13,11 +14,14 @@ from pydantic.dataclasses import dataclass
 from model_cards.licences import check_data_licence
 from processing_moon.processing_moon import DEFAULT_INSTRUCTIONS
 from product_data.catalogue.making import make_catalogue
+from product_data.co_augmentation.variant_files import is_variant_folder
 from product_data.interactions import ACTION_WEIGHTS, InteractionOptions
 from product_data.reading import READING_KEYS, ReadingOptions
 from training.errors import RecipeError
-from training.recipe.checking import CONFIG, Count, Positive, check_value, mapping_of
+from training.recipe.checking import CONFIG, Count, Positive, Share, check_value, mapping_of
 
+AUTO_VARIANTS = "auto"
+"""`co_augmentation.variants`: the folder `co_augmentation` in the folder of each data set."""
 TABLE_KEYS = ("products", "queries", "query_images", "interactions", "images", "written_attributes")
 
 
@@ -45,6 +49,22 @@ SOURCE, STREAM = mapping_of(_SOURCE_KEYS | _COMMON_KEYS), mapping_of(_STREAM_KEY
 """The types of an entry of `data`, loaded into memory or streamed; `reading_of` checks its `READING_KEYS`."""
 _CATALOGUE = {key: int if kind is int else Any for key, kind in typing.get_type_hints(make_catalogue).items()}
 del _CATALOGUE["return"]
+_CO_AUGMENTATION = mapping_of({"variants": str | list[str], "title_share": Share, "picture_share": Share})
+
+
+@dataclasses.dataclass(frozen=True)
+class CoAugmentation:
+    """How variants of products are drawn; see the key `co_augmentation`.
+
+    Args:
+        variants: the folders, or `AUTO_VARIANTS`.
+        title_share, picture_share (`float`): probabilities that a drawn product has an enriched title, or a new picture.
+            Default .5 each.
+    """
+
+    variants: str | tuple[str, ...] = AUTO_VARIANTS
+    title_share: float = 0.5
+    picture_share: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -68,6 +88,11 @@ class DataArguments:
         core_crop: add a crop of the core product as a second picture, if the product's box is known.
         instructions: system messages that replace those of the processor, by task: {product: …, query: …}. A small
             model with a small token budget learns faster with short ones.
+        co_augmentation: draw enriched titles and new pictures of products, as in MOON2.0 (arXiv 2511.12449):
+            {variants: auto, title_share: 0.5, picture_share: 0.5}. `variants` is a folder that `moon3 co-augment` wrote, a
+            list of them, one for each data set, or auto: the folder `co_augmentation` in the folder of each data set. The
+            shares are the probabilities with which a drawn product has another title, and another first picture. Only
+            training draws them; evaluations read the data alone. null: none.
         bucket_batches: the number of batches in a window within which pairs are grouped into batches by query form and
             length of text. 0: pairs keep the order in which they are drawn.
         streaming: read `data` row by row, for tables larger than memory. Each entry is a table of triplets: parquet
@@ -92,6 +117,7 @@ class DataArguments:
     mask_groups: bool = True
     core_crop: bool = True
     instructions: mapping_of(dict.fromkeys(DEFAULT_INSTRUCTIONS, _Text)) | None = None  # type: ignore[valid-type]
+    co_augmentation: _CO_AUGMENTATION | None = None  # type: ignore[valid-type]
     bucket_batches: Annotated[int, Field(ge=0)] = 0
     streaming: bool = False
     shuffle_rows: Count = 1024
@@ -109,11 +135,40 @@ class DataArguments:
     @model_validator(mode="after")
     def _check_entries(self) -> Self:
         interaction_options(self)
+        _check_co_augmentation(self.co_augmentation)
         for entry in self.data:
             _check_stream(entry) if self.streaming else _check_source(entry)
         for entry in self.evaluate_data or ():
             _check_source(entry, "evaluate_data")
         return self
+
+
+def co_augmentation_of(data: DataArguments) -> CoAugmentation | None:
+    """Return the recipe's `co_augmentation` with its defaults, None without it."""
+    found: Any = data.co_augmentation
+    if found is None:
+        return None
+    values = dict(found)
+    places = values.get("variants", AUTO_VARIANTS)
+    if places != AUTO_VARIANTS:
+        values["variants"] = (places,) if isinstance(places, str) else tuple(places)
+    return CoAugmentation(**values)
+
+
+def _check_co_augmentation(found: Any) -> None:
+    """Raise RecipeError for folders without variants, or for probabilities that are both 0."""
+    values: dict[str, Any] = dict(found or {})
+    places = values.get("variants", AUTO_VARIANTS)
+    if not places:
+        raise RecipeError("co_augmentation: variants: found none; expected auto, or at least one folder")
+    for place in [] if places == AUTO_VARIANTS else [places] if isinstance(places, str) else places:
+        if not is_variant_folder(place):
+            raise RecipeError(
+                f"co_augmentation: variants: found no complete variants in {Path(place).resolve()}; expected a folder that "
+                "moon3 co-augment wrote, or auto"
+            )
+    if values.get("title_share", 1) == values.get("picture_share", 1) == 0:
+        raise RecipeError("co_augmentation: found 0 for title_share and picture_share; expected one above 0, or null")
 
 
 def interaction_options(data: DataArguments) -> InteractionOptions:

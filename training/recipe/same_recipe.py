@@ -1,5 +1,6 @@
 """Decide whether two recipes describe the same run, and list the keys in which they differ."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from training.recipe.arguments import default_values
-from training.recipe.data import TABLE_KEYS
+from training.recipe.data import AUTO_VARIANTS, TABLE_KEYS, CoAugmentation
 from training.recipe.old_names import with_new_names
 from training.recipe.training import training_defaults
 
@@ -83,6 +84,8 @@ def _comparable(key: str, recipe: Mapping[str, Any]) -> Any:
         return [_entry(entry) for entry in value]
     if key in ("base", "compatible_with"):
         return _path(value)
+    if key == "co_augmentation" and value is not None:
+        return _co_augmentation(value)
     if key == "teachers" and isinstance(value, list):
         return [_teacher(entry) for entry in value]
     if key == "cold_start" and isinstance(value, dict):
@@ -98,6 +101,16 @@ def _teacher(entry: Any) -> Any:
         return {"weight": 1.0, "kind": "direct"} | entry
     folders = entry["vectors"] if isinstance(entry["vectors"], list) else [entry["vectors"]]
     return {"weight": 1.0, "kind": "direct"} | entry | {"vectors": [_path(folder) for folder in folders]}
+
+
+def _co_augmentation(value: Any) -> Any:
+    """Return `co_augmentation` with its defaults, and its folders as a list of absolute paths."""
+    if not isinstance(value, dict):
+        return value
+    places = value.get("variants", AUTO_VARIANTS)
+    listed = places if isinstance(places, list) else [places]
+    paths = AUTO_VARIANTS if places == AUTO_VARIANTS else [_path(place) for place in listed]
+    return dataclasses.asdict(CoAugmentation()) | value | {"variants": paths}
 
 
 def _number(value: Any) -> Any:

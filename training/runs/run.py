@@ -13,6 +13,7 @@ import yaml
 
 from evaluation.provenance import provenance
 from product_data.atomic_files import write_atomically
+from training.batches.variants import VariantDraws
 from training.errors import RecipeError
 from training.recipe.arguments import Recipe
 from training.recipe.same_recipe import differences, differing_keys
@@ -38,6 +39,8 @@ class Run:
         self.folder = RunFolder(Path(str(recipe.training.output_dir)))
         self.facts: dict[str, Any] = {}
         """Facts about the data and the model, for the provenance and the results."""
+        self.variants: VariantDraws | None = None
+        """Variants of the training's products, from the recipe's `co_augmentation`."""
         self.max_steps = recipe.training.max_steps
         """The number of optimizer steps; below 1 until the step rate is measured for a time budget."""
         self.cold_start_model: Path | None = None

@@ -504,7 +504,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-import training.labels.annotate as module
+import training.labels.annotate as annotate
+import training.labels.journal as module
 from test_annotate import Scripted, job, product, red
 written = 0
 
@@ -519,7 +520,7 @@ def append(path, value):
     append_line(path, value)
 
 append_line, module.append_line = module.append_line, append
-module.write_attributes([product(number) for number in range(1, 5)], Scripted(red), job(Path({folder!r})))
+annotate.write_attributes([product(number) for number in range(1, 5)], Scripted(red), job(Path({folder!r})))
 """
 
 

@@ -40,6 +40,7 @@ MOON2 = {
     "dual_alignment": True,
     "intra_weight": 1.0,
     "sample_filter": True,
+    "co_augmentation": {"variants": "auto", "title_share": 0.5, "picture_share": 0.5},  # the shares are ours
     "filter_threshold": 0.6,
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
@@ -68,6 +69,7 @@ LEFT_OUT = {
     "moon1_no_extra_negatives": {"spatial_negatives": False, "queue_steps": 0},
     "moon1_no_guided_experts": {"moon": {"embedding_dim": 256, "expert_routing": "none"}},
     "moon1_no_hard_negatives": {"hard_negatives": 0},
+    "moon2_no_coaugmentation": {"co_augmentation": None},
     "moon2_no_dual_alignment": {"dual_alignment": False},
     "moon2_no_filter": {"sample_filter": False},
     "moon2_no_intra_alignment": {"intra_weight": 0.0},
@@ -141,6 +143,7 @@ def test_an_ablation_is_the_published_recipe_without_what_it_leaves_out(path):
 def test_the_recipe_for_one_gpu_keeps_the_papers_data_and_objective(path):
     found, parent = resolved(path), PUBLISHED[path.stem.removesuffix("_one_gpu")]
     kept = ("preset", "query_mix", "product_mix", "derived_queries", "hard_negatives", "core_crop", "dual_alignment")
+    kept += ("co_augmentation",)
     assert {key: found[key] for key in kept if key in parent} == {key: parent[key] for key in kept if key in parent}
 
 
