@@ -163,7 +163,8 @@ class DuplicateFinder:
     def groups(self, pairs: Iterable[DuplicatePair]) -> tuple[list[DuplicateGroup], list[DuplicatePair]]:
         """Join pairs into groups, in their order, and return also the pairs that would join contradicting products."""
         members = {row: [row] for row in range(len(self.products))}
-        refused, joining = [], defaultdict(list)
+        refused: list[DuplicatePair] = []
+        joining: dict[int, list[DuplicatePair]] = defaultdict(list)
         for pair in pairs:
             left, right = members[pair.left], members[pair.right]
             if left is not right and any(self.facts[a].contradicts(self.facts[b]) for a in left for b in right):
