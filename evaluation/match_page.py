@@ -172,6 +172,9 @@ def _heat_map(searcher: Searcher, record: dict[str, Any]) -> dict[str, str]:
     try:
         with encoder.lock:
             attention = explain_attention(encoder.model, encoder.processor, [record])[0]
-    except (OptionError, ProductError) as error:
+    except ProductError as error:  # the message about a file names its path, which clients of the service must not see
+        is_picture = error.field.startswith("image")
+        return {"picture": "", "why": "its picture cannot be read" if is_picture else str(error)}
+    except OptionError as error:
         return {"picture": "", "why": str(error)}
     return {"picture": inline_picture(draw_explanation(attention), _SIDE), "why": ""}

@@ -39,7 +39,7 @@ from retrieval.near_vectors import NearVectorPairs
 SEEDS, CHOOSING_SEEDS = (0, 1, 2), (10, 11)
 PRECISION = 0.995
 DISTANCES = (10.0, 14.0, 18.0, 22.0)
-STRUCTURES = (0.95, 0.96, 0.97, 0.98)
+STRUCTURES = (0.94, 0.95, 0.96, 0.97)
 TITLES = (0.2, 0.3, 0.4)
 COSINES = (0.97, 0.98, 0.99, 0.995, 0.999)
 CONDITIONS = ("with attributes", "without attributes")

@@ -35,7 +35,7 @@ def upgrade_report(upgrade: Upgrade) -> str:
         [name, percent(one), "" if name not in upgrade.chosen_by else f"{100 * upgrade.chosen_by[name]:.1f}"]
         for name, one in found.items()
     ]
-    table = tabulate(rows, headers=["search", f"R@{K}, %", "R@10 where it was chosen, %"], disable_numparse=True)
+    table = tabulate(rows, headers=["search", f"R@{K}, %", "score where it was chosen, %"], disable_numparse=True)
     queries = len(next(iter(upgrade.ranks.values())))
     sentences = [
         f"{upgrade.sample} products by {upgrade.old.model} (width {upgrade.old.dimension}) and {upgrade.new.model} (width "

@@ -38,6 +38,7 @@ HEADINGS = {
 """`ORDER` → heading of the commands from this number on."""
 INTERRUPTED, UNREAD = 130, 141
 """Exit statuses of a shell after SIGINT and SIGPIPE."""
+FULL_DISK = 3
 
 
 def commands() -> dict[str, ModuleType]:
@@ -120,11 +121,23 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and output_is_closed():
             return UNREAD
-        status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)
+        status, reason = status_of(error)
         if status is None:
             raise
-        print(f"moon3 {name_of(command)}: {error}", file=sys.stderr)
+        print(f"moon3 {name_of(command)}: {reason}", file=sys.stderr)
         return status
+
+
+def status_of(error: Exception) -> tuple[int | None, str]:
+    """Return the exit status of an error and what is printed of it; `None` for a defect."""
+    if (status := getattr(error, "exit_status", None)) is not None:
+        return status, str(error)
+    from product_data.full_disk import is_full_disk
+
+    if is_full_disk(error):
+        full = "the disk is full, or a quota or a limit on file sizes is reached"
+        return FULL_DISK, f"{full} ({error}). Free some space and run the same command again"
+    return (2 if isinstance(error, OSError) else None), str(error)
 
 
 def output_is_closed() -> bool:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest distance of duplicates' pictures, in levels of 0 to 255 (default: 18)",
     )
     parser.add_argument(
-        "--structure", type=float, help="least correlation of the details of duplicates' pictures (default: .97)"
+        "--structure", type=float, help="least correlation of the details of duplicates' pictures (default: .95)"
     )
     parser.add_argument(
         "--title-similarity", type=float, help="least share of common words of duplicates' titles (default: .3)"

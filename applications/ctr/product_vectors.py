@@ -42,7 +42,7 @@ class ProductVectors:
         Args:
             products: indices of the products of the mean: those of the training period, so that no later one is used.
         """
-        has_vector_P: np.ndarray = self.vector_PD.any(axis=1)
+        has_vector_P = np.asarray(self.vector_PD.any(axis=1))
         chosen = products[has_vector_P[products]]
         centred_PD = np.where(has_vector_P[:, None], self.vector_PD - self.vector_PD[chosen].mean(axis=0), 0.0)
         return (centred_PD / np.maximum(np.linalg.norm(centred_PD, axis=1, keepdims=True), 1e-9)).astype(np.float32)
@@ -94,7 +94,7 @@ def similarity_histogram(vector_PD: np.ndarray, product_N: np.ndarray, histories
 
     Returns: (N, T) float32.
     """
-    has_vector_P: np.ndarray = vector_PD.any(axis=1)
+    has_vector_P = np.asarray(vector_PD.any(axis=1))
     count_NT = np.zeros((len(product_N), tiers), dtype=np.float32)
     for start in range(0, len(product_N), _ROWS_PER_BLOCK):
         rows = np.arange(start, min(start + _ROWS_PER_BLOCK, len(product_N)))

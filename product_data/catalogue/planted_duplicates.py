@@ -160,7 +160,8 @@ def _with_wrong_answers(
 ) -> tuple[list[dict[str, Any]], frozenset[tuple[str, str]]]:
     """Return queries, of which some have one answer of another first level of the category, and these answers."""
     kind_of = {str(row["product_id"]): row["category_path"][0] for row in products}
-    rows, wrong = [], set()
+    rows: list[dict[str, Any]] = []
+    wrong: set[tuple[str, str]] = set()
     for query in queries:
         rng = random.Random(f"wrong/{seed}/{query['query_id']}")
         row = dict(query)

@@ -60,7 +60,7 @@ class DuplicateOptions:
     Args:
         picture_distance (`float`): largest distance of the first pictures, in levels of 0 to 255; see
             `picture_signatures.compare_pictures`. Default 18.
-        structure (`float`): least correlation of their details, in [-1, 1]; see there. Default 0.97.
+        structure (`float`): least correlation of their details, in [-1, 1]; see there. Default 0.95.
         title_similarity (`float`): least share of common words of the titles, in [0, 1], for candidates by pictures or
             vectors. Default 0.3.
         cosine (`float`): least cosine of vectors, in [-1, 1]. Default 0.98. It depends on the model.
@@ -71,7 +71,7 @@ class DuplicateOptions:
     """
 
     picture_distance: float = 18.0
-    structure: float = 0.97
+    structure: float = 0.95
     title_similarity: float = 0.3
     cosine: float = 0.98
     hash_bits: int = 10
@@ -163,7 +163,8 @@ class DuplicateFinder:
     def groups(self, pairs: Iterable[DuplicatePair]) -> tuple[list[DuplicateGroup], list[DuplicatePair]]:
         """Join pairs into groups, in their order, and return also the pairs that would join contradicting products."""
         members = {row: [row] for row in range(len(self.products))}
-        refused, joining = [], defaultdict(list)
+        refused: list[DuplicatePair] = []
+        joining: dict[int, list[DuplicatePair]] = defaultdict(list)
         for pair in pairs:
             left, right = members[pair.left], members[pair.right]
             if left is not right and any(self.facts[a].contradicts(self.facts[b]) for a in left for b in right):

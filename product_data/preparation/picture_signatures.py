@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from itertools import combinations
 
 import numpy as np
@@ -272,7 +272,7 @@ def _structure(a_PSS3: np.ndarray, b_PSS3: np.ndarray) -> np.ndarray:
 
 def _details(side_PSS3: np.ndarray) -> np.ndarray:
     """Return the mean around each pixel over 3 × 3 minus that over 7 × 7 pixels, (P, S·S·3), with a mean of 0."""
-    near, far = (sum(_shifts(side_PSS3, most)) / (2 * most + 1) ** 2 for most in (1, 3))
+    near, far = (reduce(np.add, _shifts(side_PSS3, most)) / (2 * most + 1) ** 2 for most in (1, 3))
     flat_PX = (near - far).reshape(len(side_PSS3), -1)
     return flat_PX - flat_PX.mean(axis=1, keepdims=True)
 

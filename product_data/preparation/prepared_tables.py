@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class Plan:
         self._verdict = {(pair.row, pair.product_id): pair for pair in findings.judged}
         self._notes: dict[int, list[str]] = defaultdict(list)
         self.removed_products = self._remove_duplicates(products, findings.groups)
-        self._members = Counter(
+        self._members: Counter[str | None] = Counter(
             assignment.group.get(row, product.group)
             for row, product in enumerate(products)
             if row not in self.removed_products
@@ -393,7 +393,11 @@ class _Editor:
         return [name for name, is_changed in changed if is_changed]
 
     def _columns(self) -> list[Column]:
-        make = {"positives": texts_column, "negatives": texts_column, "positive_weights": numbers_column}
+        make: dict[str, Callable[[str], Column]] = {
+            "positives": texts_column,
+            "negatives": texts_column,
+            "positive_weights": numbers_column,
+        }
         columns = [make.get(name, text_column)(column) for name, column in self.names.items()]
         return columns + ([count_column(SOURCE_ROW), text_column(PREPARED)] if self._is_changed else [])
 

@@ -69,7 +69,9 @@ def read_signatures(products: Sequence[ProductRow], folder: Path, *, progress: b
         progress (`bool`): whether to show a progress bar. Default True.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts, rows, made = [], [], 0
+    parts: list[Signatures] = []
+    rows: list[np.ndarray] = []
+    made = 0
     unreadable: dict[int, str] = {}
     with tqdm(total=len(products), desc="signatures", unit="product", delay=3.0, disable=not progress) as bar:
         for start in range(0, len(products), _ROWS):
@@ -98,7 +100,8 @@ def _digest(products: Sequence[ProductRow]) -> str:
 
 
 def _make(products: Sequence[ProductRow]) -> dict[str, Any]:
-    parts, rows = [], []
+    parts: list[Signatures] = []
+    rows: list[int] = []
     unreadable: dict[int, str] = {}
     for row, product in enumerate(products):
         if not product.images:

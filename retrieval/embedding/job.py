@@ -11,7 +11,6 @@ command and loses at most the shards in work.
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from product_data.feeds.feed_product import FeedProduct
 from product_data.folder_lock import locked
+from product_data.full_disk import is_full_disk
 from retrieval.embedding.embedding_options import EXECUTORS, EmbeddingOptions
 from retrieval.embedding.executors.shard_encoder import EncodedShard
 from retrieval.embedding.finishing import finish
@@ -36,7 +36,6 @@ from retrieval.vectors.vector_files import LOCK, Embedding, State, VectorFolder,
 
 SAMPLE_BATCHES = 2
 """Batches of the model in the first shard, from which the time is estimated."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class EmbeddingJobError(ValueError):
@@ -261,7 +260,7 @@ def full_disk_reported(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full_disk(error):
             raise
         raise JobInterruptedError(
             f"{output}: the disk is full, or a quota or a limit on file sizes is reached ({error}). Complete shards are kept: "

@@ -56,6 +56,7 @@ from retrieval.serve.uploads import (
     QUERY_FIELDS,
     UploadError,
     check_fields,
+    decoded_picture,
     options_of,
     query_of,
     read_body,
@@ -195,8 +196,9 @@ class Service:
             raise UploadError("image: found none; expected a picture")
 
         def work() -> list[float] | None:
-            with self._query(fields) as query:
-                (box,) = self.regions.detect([query.image], [None])
+            with self.pixels.share() as share:
+                picture = decoded_picture(fields["image"], "image", self.settings, share.take)
+                (box,) = self.regions.detect([picture], [None])
                 return None if box is None else list(box)
 
         return JSONResponse({"box": await self._in_thread(work)})

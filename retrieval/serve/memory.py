@@ -16,4 +16,4 @@ def return_large_blocks() -> bool:
     heap of each thread (mallopt(3), M_MMAP_THRESHOLD). It is a setting of the process: a program calls it at its start.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) == 1
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK))

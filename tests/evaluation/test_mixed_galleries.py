@@ -81,6 +81,7 @@ def test_an_upgrade_to_a_rotated_copy_recovers_everything_at_every_backfill(shop
 
 def test_the_study_runs_from_the_command_line(shop, tiny_moon, tmp_path, capsys):
     old, new = (str(tiny_moon("qwen3_vl", trained=True, embedding_dim=width)) for width in (16, 32))
+    same = str(tiny_moon("qwen2_5_vl", trained=True, embedding_dim=16))
     output = tmp_path / "upgrade.json"
     words = [
         "upgrade-study",
@@ -95,11 +96,16 @@ def test_the_study_runs_from_the_command_line(shop, tiny_moon, tmp_path, capsys)
         "--output",
         str(output),
     ]
-    assert main([*words, "--new", f"wider={new}"]) == 0
+    assert main([*words, "--new", f"wider={new}", f"compatible={same}"]) == 0
     assert "calibrated" in capsys.readouterr().out
     found = json.loads(output.read_text())
     assert (found["form"], found["products"]) == ("t", 90)
-    assert found["upgrades"]["wider"]["widths"] == [16, 32]
-    assert all(math.isfinite(one["R@10"]) for one in found["upgrades"]["wider"]["searches"].values())
+    assert {name: one["widths"] for name, one in found["upgrades"].items()} == {
+        "wider": [16, 32],
+        "compatible": [16, 16],
+    }
+    for one in found["upgrades"].values():
+        assert all(math.isfinite(search["R@10"]) for search in one["searches"].values())
+        assert ("new query, old vectors, not adapted" in one["searches"]) == (one["widths"] == [16, 16])
     assert main([*words, "--new", "nameless"]) == 2
     assert "--new: found nameless; expected NAME=FOLDER" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Detect a full disk, report how much space is needed, and stop all processes together."""
 
 import contextlib
-import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ import torch
 from tqdm.auto import tqdm
 
 from product_data.atomic_files import size_of
+from product_data.full_disk import FULL
 from training.parallel.distributed import rank, world_size
 from training.runs.folder import RunFolder
 
-_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # errors of safetensors and tokenizers do not have errno
 _TORCH_WRITER = ("PytorchStreamWriter failed", "unexpected pos ")  # torch.save raises RuntimeError, without errno
 
@@ -42,10 +41,10 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def _is_full(error: BaseException) -> bool:
-    if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _ERRNOS):
+    if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL):
         return True
     number = _RUST_ERRNO.search(str(error))
-    if number is not None and int(number[1]) in _ERRNOS:
+    if number is not None and int(number[1]) in FULL:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITER)
 

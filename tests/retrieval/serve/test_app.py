@@ -31,6 +31,7 @@ from retrieval.queries import Query
 from retrieval.query_encoder import QueryEncoder
 from retrieval.search import Searcher
 from retrieval.serve.app import create_app
+from retrieval.serve.explaining import MatchAnswers
 from retrieval.serve.logs import request_logger
 from retrieval.serve.settings import ServiceSettings
 from retrieval.stores.embedded import EmbeddedStore
@@ -161,6 +162,27 @@ def test_a_match_is_explained_and_its_query_is_checked(client):
         answer = client.post("/explain", json=fields)
         assert answer.status_code == 400
         assert message in answer.json()["error"]
+
+
+def test_phrases_are_collected_again_when_the_number_of_products_has_changed(searcher, monkeypatch):
+    made: list[int] = []
+
+    class Explainer:
+        def __init__(self, own, *, folder):
+            made.append(own.store.count())
+
+        def explain(self, *_):
+            return SimpleNamespace(as_dict=dict)
+
+    monkeypatch.setattr("retrieval.serve.explaining.MatchExplainer", Explainer)
+    answers = MatchAnswers(searcher)
+    for _ in range(2):
+        answers.answer(Query("bag"), "p/1")
+    assert made == [5]
+    searcher.store.delete(["p/0"])
+    answers.answer(Query("bag"), "p/1")
+    answers.answer(Query("bag"), "p/1")
+    assert made == [5, 4]
 
 
 def test_only_pictures_that_the_operator_s_feed_names_are_served(searcher, tmp_path):

@@ -655,6 +655,7 @@ def test_every_option_changes_what_it_says(joint, tmp_path):
     }
     read_elsewhere = {"stage", "cold_start", "ce_weight", "evaluate_reasoning", "rewards", "vllm"}
     read_elsewhere |= {"rollouts", "rollout_chunk_size", "rollout_temperature"}  # by `grpo_arguments`
+    read_elsewhere |= {"target_tokens"}  # by the length reward, see test_forms_with_reasoning
     assert {*changes, "completions_steps"} - {*OF_LOSS} == {
         one.name for one in dataclasses.fields(ReasoningArguments)
     } - read_elsewhere
