@@ -24,7 +24,7 @@ from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedCold
 from training.recipe.arguments import Recipe, RecipeError
 from training.recipe.candidates import check_candidates, check_products
 from training.recipe.loss import AUTO, queue_length
-from training.recipe.reasoning import COLD_START, GRPO
+from training.recipe.reasoning import COLD_START, GRPO, target_of
 from training.runs.run import Run
 
 MakeTrainer = Callable[[Any, int], Any]
@@ -196,7 +196,6 @@ def _grpo(
     from training.reasoning.grpo_trainer import (  # TRL takes seconds to import
         MoonGRPOTrainer,
         grpo_arguments,
-        target_of,
     )
 
     recipe, reasoning = run.recipe, run.recipe.reasoning

@@ -56,9 +56,8 @@ from training.reasoning.rollouts import (
     with_ending,
 )
 from training.recipe.loss import LossArguments
-from training.recipe.reasoning import ReasoningArguments
+from training.recipe.reasoning import ReasoningArguments, target_of
 from training.rewards import reward_function
-from training.rewards.length import default_target
 from training.rewards.retrieval import ranks
 from training.runs.exact_resumption import ExactResumption, shortened_rows
 from training.runs.finite_steps import FiniteSteps
@@ -482,26 +481,6 @@ class MoonGRPOTrainer(ExactResumption, FiniteSteps, RolloutSteps):
         """Restore the state from `own_state`."""
         self.queue.load_state_dict(state["queue"], self.args.device)
         training_metrics(self).update({name: list(values) for name, values in state["metrics"].items()})
-
-
-def target_of(reasoning: ReasoningArguments, max_reasoning_tokens: int) -> tuple[int, int]:
-    """Return the lengths that the length reward prefers.
-
-    Args:
-        reasoning: the recipe's keys of the stage.
-        max_reasoning_tokens: the limit of the model.
-
-    Raises:
-        ValueError: the target exceeds the limit.
-    """
-    if reasoning.target_tokens is None:
-        return default_target(max_reasoning_tokens)
-    low, high = reasoning.target_tokens
-    if high > max_reasoning_tokens:
-        raise ValueError(
-            f"target_tokens: found {[low, high]}; expected at most {max_reasoning_tokens}, the model's max_reasoning_tokens"
-        )
-    return low, high
 
 
 def grpo_arguments(training: Any, reasoning: Any, config: Any, tokenizer: Any) -> GRPOConfig:

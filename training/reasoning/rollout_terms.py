@@ -41,9 +41,13 @@ class RolloutVectors:
         """Return the vectors without reasoning by the names of `training.encoding.batch_encoding.BatchEncoder`."""
         return {"queries": self.plain_query_BD, "products": self.plain_product_ND, **self.forms}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the vectors by the names of the fields, without single forms."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def each(self, change: Callable[[Tensor], Tensor]) -> "RolloutVectors":
         """Return the vectors with a change of each tensor."""
-        whole = [change(value) for value in vars(self).values() if isinstance(value, Tensor)]
+        whole = [change(value) for value in self.tensors().values()]
         return RolloutVectors(*whole, {name: change(value) for name, value in self.forms.items()})
 
     def leaves(self) -> "RolloutVectors":

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from training.recipe.checking import CONFIG, Count, NotNegative, Positive, Share
 from training.rewards import reward_weights
+from training.rewards.length import default_target
 
 COLD_START, GRPO = "cold_start", "grpo"
 DEFAULT_REWARDS = {
@@ -111,6 +112,26 @@ class ReasoningArguments:
         if not ways or len(set(ways)) < len(ways):
             raise ValueError(f"found {ways}; expected none, generate, or both")
         return ways
+
+
+def target_of(reasoning: ReasoningArguments, max_reasoning_tokens: int) -> tuple[int, int]:
+    """Return the lengths that the length reward prefers.
+
+    Args:
+        reasoning: the recipe's keys of the stage.
+        max_reasoning_tokens: the limit of the model.
+
+    Raises:
+        ValueError: the target exceeds the limit.
+    """
+    if reasoning.target_tokens is None:
+        return default_target(max_reasoning_tokens)
+    low, high = reasoning.target_tokens
+    if high > max_reasoning_tokens:
+        raise ValueError(
+            f"target_tokens: found {[low, high]}; expected at most {max_reasoning_tokens}, the model's max_reasoning_tokens"
+        )
+    return low, high
 
 
 def cold_start_values(resolved: Mapping[str, Any], output_dir: str) -> dict[str, Any]:

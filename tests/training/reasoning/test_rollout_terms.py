@@ -137,11 +137,11 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, queued, margi
     assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-7)  # 1/P is float32
     found["loss"].backward()
     expected.backward()
-    for name, leaf in vars(slow).items():
+    for name, leaf in slow.tensors().items():
         own = getattr(fast, name).grad
         assert torch.allclose(torch.zeros_like(leaf) if own is None else own, leaf.grad, rtol=1e-6, atol=1e-7), name
-    reached = {name for name, leaf in vars(slow).items() if bool(leaf.grad.any())}
-    everything = set(vars(slow))
+    reached = {name for name, leaf in slow.tensors().items() if bool(leaf.grad.any())}
+    everything = set(slow.tensors())
     assert (
         reached
         == {
@@ -165,14 +165,14 @@ def test_a_click_pulls_less_than_a_purchase():
 
 
 def test_float32_vectors_give_the_formula_to_a_millionth():
-    narrow = RolloutVectors(*(value.float().requires_grad_() for value in vars(vectors_of()).values()))
-    wide = RolloutVectors(*(value.detach().double().requires_grad_() for value in vars(narrow).values()))
+    narrow = RolloutVectors(*(value.float().requires_grad_() for value in vectors_of().tensors().values()))
+    wide = RolloutVectors(*(value.detach().double().requires_grad_() for value in narrow.tensors().values()))
     found = rollout_loss(narrow, BATCH, queue(), InfoNCELoss(TEMPERATURE), 0.3, 0.1)["loss"]
     expected = slow_loss(wide, BATCH, queue(), 0.3, 0.1, [WIDTH])
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     found.backward()
     expected.backward()
-    for name, leaf in vars(wide).items():
+    for name, leaf in wide.tensors().items():
         assert torch.allclose(getattr(narrow, name).grad.double(), leaf.grad, atol=1e-6), name
 
 
@@ -215,7 +215,7 @@ def test_rollouts_of_one_product_are_never_each_others_negatives(batch, queued):
     loss = rollout_loss(leaves, batch, queued, InfoNCELoss(TEMPERATURE), 0.3)["loss"]
     assert loss.item() == 0.0
     loss.backward()
-    assert all(leaf.grad is None or not leaf.grad.any() for leaf in vars(leaves).values())
+    assert all(leaf.grad is None or not leaf.grad.any() for leaf in leaves.tensors().values())
     stranger = queue(([99], [NO_ID]))
     assert rollout_loss(leaves, batch, stranger, InfoNCELoss(TEMPERATURE), 0.3)["loss"].item() > 0.1
     if len(batch["target"]) > 1:  # the same vectors of products that have nothing in common are negatives
