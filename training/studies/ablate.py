@@ -42,7 +42,7 @@ from training.recipe.data import TABLE_KEYS, reading_of
 from training.recipe.files import merged, read_recipe_file
 from training.recipe.old_names import with_new_names
 from training.runs.folder import RunFolder
-from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown
+from training.studies.ablation_table import INTERVAL, METRICS, ablation_rows, draw_chart, in_words, markdown, row_scores
 
 SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "keys", "cells")
 DETECTORS: dict[str, type[CoreDetector]] = {"largest_region": LargestRegionDetector}
@@ -392,20 +392,6 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
     }
     write_atomically(run.folder / CELL_FILE, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
-
-
-def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return "data set direction" → scores of a results file from `moon3 evaluate`, including image-only directions."""
-    rows = {}
-    for group in ("image_only", "scores"):
-        for direction, scores in result[group].items():
-            if scores is not None:
-                own = ", own parts" if scores["source"] == "products" else ""
-                reasoned = ", reasoned" if (result.get("reasoning") or {}).get("query") == "generate" else ""
-                name = f"{result['benchmark']} {direction.replace('2', '→')}{own}{reasoned}"
-                kept = ("R@1", "R@10", "R@1_chance", "R@10_chance", "MRR", "rank_score", "queries", "gallery")
-                rows[name] = {key: scores[key] for key in kept if key in scores}
-    return dict(sorted(rows.items()))
 
 
 def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> list[str]:

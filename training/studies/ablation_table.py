@@ -28,6 +28,20 @@ Interval = tuple[float, float]
 SeedScores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
+def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return "data set direction" → scores of a results file from `moon3 evaluate`, including image-only directions."""
+    rows = {}
+    for group in ("image_only", "scores"):
+        for direction, scores in result[group].items():
+            if scores is not None:
+                own = ", own parts" if scores["source"] == "products" else ""
+                reasoned = ", reasoned" if (result.get("reasoning") or {}).get("query") == "generate" else ""
+                name = f"{result['benchmark']} {direction.replace('2', '→')}{own}{reasoned}"
+                kept = ("R@1", "R@10", "R@1_chance", "R@10_chance", "MRR", "rank_score", "queries", "gallery")
+                rows[name] = {key: scores[key] for key in kept if key in scores}
+    return dict(sorted(rows.items()))
+
+
 def t_interval(values: Sequence[float]) -> Interval | None:
     """Return mean ± t_{0.975}(n − 1) · s / √n, or None for fewer than two values (Student 1908).
 
