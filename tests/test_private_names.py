@@ -37,7 +37,10 @@ BELOW = [
         "(self, enable=True, gradient_checkpointing_func=checkpoint, every_n_layers=1)",
         called=True,
     ),
-    *(Relied(CONFIG, "_attn_implementation", file) for file in (MODELING, "modeling_moon/outputs_moon.py")),
+    *(
+        Relied(CONFIG, "_attn_implementation", file)
+        for file in ("modeling_moon/fusion_moon.py", MODELING, "modeling_moon/outputs_moon.py")
+    ),
     Relied(CONFIG, "_attn_implementation", "evaluation/heatmap.py"),
     *(Relied(CONFIG, "_experts_implementation", file) for file in (MODELING, "evaluation/speed.py")),
     *(

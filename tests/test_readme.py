@@ -55,7 +55,7 @@ def test_each_python_block_runs(block, preset, tiny_moon, tmp_path, monkeypatch,
 
 def program_of(command: str) -> tuple[str, ...]:
     """The words of the program that a command runs: of `moon3`, or of the training's script."""
-    if found := re.search(r"\bmoon3 (bench [a-z]+|[a-z][a-z-]*)", command):
+    if found := re.search(r"\bmoon3 ((?:bench|ctr) [a-z]+|[a-z][a-z-]*)", command):
         return ("moon3", *found[1].split())
     return ("train",) if "training/train.py" in command else ()
 

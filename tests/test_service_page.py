@@ -70,11 +70,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here, with which the page's commands run")
 def test_every_request_of_the_page_is_answered(page):
     answers = [json.loads(page[line]) for line in curl_lines()]
-    words, both, like, embedded, why, product, facets, health, written, removed = answers
+    words, both, like, region, embedded, why, product, facets, health, written, removed = answers
     assert [hit["price"] < 40 for hit in words["hits"]] == [True] * 3
     assert (both["query_form"], like["query_form"]) == ("mm", "like")
     assert len(embedded["vectors"][0]) == embedded["dimension"]
     assert why["cosine"] > 0
+    assert set(region) == {"box"}
     assert product["images"] == ["pictures/0/tote-0"]
     assert facets["category"]
     assert health["products"] == 24

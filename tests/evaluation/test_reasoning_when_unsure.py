@@ -159,7 +159,7 @@ def test_the_command_line_says_which_threshold_and_which_share(
     paths = ["--output", str(tmp_path / "r.json"), "--reasonings", str(tmp_path / "r.parquet")]
     assert main(["evaluate", *arguments, *paths, "--gate-threshold", "0.01", "--sheet", str(tmp_path / "s.png")]) == 0
     results = json.loads((tmp_path / "r.json").read_text())
-    settings = {name: value for name, value in results["reasoning"].items() if name != "written"}
+    settings = {name: value for name, value in results["reasoning"].items() if name not in ("written", "agreement")}
     assert settings == {"query": "auto", "product": "none", "gate_threshold": 0.01, "max_reasoning_tokens": 2}
     assert results["provenance"]["limit"] is None
     scores = [one for one in results["scores"].values() if one]

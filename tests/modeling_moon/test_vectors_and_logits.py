@@ -30,7 +30,7 @@ def test_vectors_of_the_writer_are_those_of_the_encoder_and_logits_stay(writer):
     assert torch.equal(found.embeddings, alone.embeddings)
     assert torch.equal(found.matryoshka_embeddings[0], alone.matryoshka_embeddings[0])
     torch.testing.assert_close(found.logits, without.logits)
-    assert found.to_tuple()[-2] is found.embeddings
+    assert found.to_tuple()[-3] is found.embeddings
 
 
 @torch.no_grad()

@@ -92,7 +92,9 @@ def test_chinese_keys_are_rewarded_as_the_keys_that_they_mean():
     assert reward("颜色：红色；赠品：袜子</think>") == 0.5
     known = {"colour": ("红色",), "material": ("棉",)}
     texts = ["颜色：红色；材质：麻</think>", "colour: 红色; material: 棉</think>"]
-    rewards = attributes_reward([""] * 2, texts, [[1]] * 2, reasonings=[*map(reading, texts)], labels=[known] * 2)
+    rewards = attributes_reward(
+        [""] * 2, texts, [[1]] * 2, reasonings=[*map(reading, texts)], labels=[known] * 2, known_values=[{}] * 2
+    )
     assert rewards == [pytest.approx(0.5), pytest.approx(1.0)]
 
 

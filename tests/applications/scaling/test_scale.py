@@ -179,7 +179,9 @@ def test_real_trainings_end_in_a_results_file(write_suite, tmp_path):
     assert all(cell["losses"][study.IMAGE_SEARCH] for cell in results["cells"].values())
 
 
-def test_the_shipped_suite_is_a_star_with_three_seeds(monkeypatch):
+def test_the_shipped_suite_is_a_star_with_three_seeds(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_catalogue(tmp_path / "runs" / "ctr" / "products", products=20, image_size=64, progress=False)
     suite = read_scale_suite(ROOT / "training" / "recipes" / "scaling" / "small.yaml")
     assert suite.seeds == [0, 1, 2]
     assert len(suite.cells) == len(suite.steps) + len(suite.negatives) - 1

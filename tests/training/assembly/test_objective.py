@@ -121,10 +121,6 @@ def test_without_weight_images_do_not_look_for_texts(recipe):
         ({"compatible_with": ".", "compatible_weight": 0}, "compatible_weight: found 0; expected a number above 0"),
         ({"compatible_weight": 0.5}, "compatible_weight: found 0.5; expected only with compatible_with"),
         (
-            {"compatible_with": ".", "stage": "cold_start", "preset": "moon3"},
-            "compatible_with: found '.'; expected only without stage: cold_start",
-        ),
-        (
             {"encode_chunk_size": 4, "torch_empty_cache_steps": 2},
             "torch_empty_cache_steps: does not work with encode_chunk_size",
         ),

@@ -266,7 +266,7 @@ def test_what_the_trainer_writes_can_be_read(tmp_path):
     )
     readings = [read_reasoning(text) for text in (f"{WELL}</think>", "nonsense", "</think>", "colour: blue")]
     MoonGRPOTrainer._note_facts(trainer, sides, readings, near)
-    MoonGRPOTrainer._log_completions(trainer)
+    MoonGRPOTrainer._log_completions(trainer, trainer._facts)
     assert list(completion_steps(tmp_path)) == [5]
     (found,) = read_step(completion_steps(tmp_path)[5], {"format": 2.0})
     assert [group.item for group in found.groups] == ["q7", "shop/p7"]
