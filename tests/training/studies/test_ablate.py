@@ -17,8 +17,6 @@ import yaml
 from PIL import Image
 
 from moon3.__main__ import main
-from product_data.catalogue.making import write_catalogue
-from product_data.tables import load_tables
 from training.recipe import arguments
 from training.recipe.arguments import RecipeError
 from training.studies.ablate import (
@@ -30,13 +28,12 @@ from training.studies.ablate import (
     _share_done,
     collect,
     plan,
-    read_suite,
-    row_scores,
     run_all,
     start,
-    tables_with_boxes,
 )
-from training.studies.ablation_table import ALL_ROWS, ablation_rows, draw_chart, in_words, markdown, t_interval, verdict
+from training.studies.ablation_chart import draw_chart
+from training.studies.ablation_suite import changed_parts, read_suite
+from training.studies.ablation_table import ALL_ROWS, ablation_rows, in_words, markdown, t_interval, verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 SUITES = sorted((ROOT / "training" / "recipes" / "ablations" / "suites").glob("*.yaml"))
@@ -91,7 +88,7 @@ def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_d
         monkeypatch.setattr(arguments, "is_vector_folder", lambda folder: True)
     suite = read_suite(path)
     assert len(suite.seeds) == 3
-    parts = [{key.split("_")[0] for key in changed} for changed in suite.cells.values()]
+    parts = [changed_parts(changed) for changed in suite.cells.values()]
     assert [len(one) for one in parts] == [0] + [1] * (len(suite.cells) - 1)
 
 
@@ -137,7 +134,7 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
         ({"cells": {"plain": {}, "other": {"evaluate_split": "valid"}}}, "evaluate_split cannot be set here"),
         ({"seeds": [0, 0]}, "seeds: found"),
         ({"seeds": []}, "seeds: found"),
-        ({"boxes": "guess"}, "boxes: found 'guess'; expected one of largest_region"),
+        ({"boxes": "guess"}, "boxes: found 'guess'; expected one of saliency, largest-region"),
         ({"cells": {"plain": {"hard_negatives": 1}}}, "plain: found .* expected no changed key"),
         ({"cells": {"plain": {}, "two": {"hard_negatives": 1, "queue_steps": 1}}}, "two: found .* one changed key"),
         ({"cells": {"plain": {}, "same": {"hard_negatives": 0}}}, "same: .* changes nothing"),
@@ -301,41 +298,6 @@ def test_a_training_without_results_is_an_error(write_suite, tmp_path):
     run.folder.mkdir(parents=True)
     with pytest.raises(RecipeError, match="found no results_after"):
         collect(run, 1.0)
-
-
-def test_boxes_are_written_beside_the_tables_where_there_are_none(tmp_path):
-    write_catalogue(tmp_path / "shop", products=18, image_size=64)
-    before = load_tables(tmp_path / "shop")
-    entry, facts = tables_with_boxes(
-        {"path": str(tmp_path / "shop"), "weight": 2}, tmp_path / "boxes", "largest_region", progress=False
-    )
-    after = load_tables({key: entry[key] for key in ("products", "queries", "query_images") if key in entry})
-    assert (entry["name"], entry["weight"]) == ("shop", 2)
-    assert [row.product_id for row in after.products] == [row.product_id for row in before.products]
-    found = [row.core_box for row in after.products if row.core_box]
-    assert not any(row.core_box for row in before.products)
-    assert [row.box for row in after.queries] == [row.box for row in before.queries]  # known ones stay
-    assert any(row.box for row in before.queries)
-    assert len(found) == facts["products_with_box"] > 9
-    assert all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 for x0, y0, x1, y1 in found)
-    stamp = (tmp_path / "boxes" / "products.parquet").stat().st_mtime_ns
-    tables_with_boxes(str(tmp_path / "shop"), tmp_path / "boxes", "largest_region", progress=False)
-    assert (tmp_path / "boxes" / "products.parquet").stat().st_mtime_ns == stamp
-
-
-def test_boxes_are_refused_for_data_that_is_no_folder_of_tables(tmp_path):
-    with pytest.raises(RecipeError, match="expected path: a folder of parquet tables"):
-        tables_with_boxes("catalogue", tmp_path / "boxes", "largest_region")
-
-
-def test_rows_name_data_set_direction_and_whether_products_ask_for_themselves():
-    scores = {"R@1": 0.1, "R@10": 0.2, "R@1_chance": 0, "R@10_chance": 0, "MRR": 0.1, "queries": 5, "gallery": 5}
-    result = {
-        "benchmark": "shop",
-        "scores": {"t2mm": {**scores, "source": "queries"}, "i2mm": None},
-        "image_only": {"t2i": {**scores, "source": "products"}},
-    }
-    assert list(row_scores(result)) == ["shop t→i, own parts", "shop t→mm"]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
