@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from moon3.__main__ import main
+from product_data.catalogue.making import write_catalogue
 from training.recipe import arguments
 from training.recipe.arguments import RecipeError
 from training.studies.ablate import (
@@ -29,6 +30,7 @@ from training.studies.ablate import (
     collect,
     plan,
     run_all,
+    run_suite,
     start,
 )
 from training.studies.ablation_chart import draw_chart
@@ -80,8 +82,10 @@ def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_d
     text = path.read_text()
     text += (path.parent / yaml.safe_load(text)["base"]).read_text()
     if written := re.findall(
-        r"(runs/(?:catalogue|reference/tables/[\w/]+))[,\]}]", text
+        r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/tables/[\w/]+))[,\]}\n]", text
     ):  # other commands write the tables
+        (tmp_path / "shared").symlink_to(shared_data.parent)
+        monkeypatch.setattr("training.recipe.data.is_variant_folder", lambda folder: True)
         for folder in written:
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(tmp_path)
@@ -143,6 +147,11 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
         ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: max_steps cannot be set here; .* the same"),
         ({"cells": {"plain": {}, "a b": {"queue_steps": 1}}}, "found the name 'a b'"),
         ({"keys": {**TINY, "evaluate_after": False}}, "expected evaluate_after: true"),
+        ({"boxes": {"detector": "saliency"}}, "expected detector: saliency and weights: a path"),
+        ({"cells": {"plain": {}, "a": {"boxes": "guess"}}}, "cells: a: boxes: found 'guess'"),
+        ({"published": {"plain": {"sign": "+", "source": "s"}}}, "published: plain: .* expected one of hard"),
+        ({"published": {"hard": {"sign": "up", "source": "s"}}}, "published: hard: found .* expected sign: one of"),
+        ({"references": "bm25"}, "references: found 'bm25'; expected a list of models"),
         ({"keys": {**TINY, "seed": 3}}, "seed cannot be set here; list the seeds"),
     ],
 )
@@ -182,6 +191,8 @@ def test_a_result_holds_scores_steps_and_where_they_come_from(finished):
     assert {"commit", "versions", "training_seed", "steps"} <= run["provenance"]["catalogue"].keys()
     assert all(0 <= row["R@10"] <= 1 for row in run["scores"].values())
     assert "catalogue i→i" in run["scores"]
+    assert len(run["scores"]["catalogue i→i"]["R@10_interval"]) == 2
+    assert {"catalogue category mm", "catalogue attributes i"} <= run["labels"].keys()
 
 
 @pytest.mark.slow
@@ -298,6 +309,36 @@ def test_a_training_without_results_is_an_error(write_suite, tmp_path):
     run.folder.mkdir(parents=True)
     with pytest.raises(RecipeError, match="found no results_after"):
         collect(run, 1.0)
+
+
+def test_a_cell_with_boxes_reads_tables_of_its_own_and_the_others_do_not(write_suite, tmp_path, monkeypatch):
+    write_catalogue(tmp_path / "shop", products=18, image_size=64)
+    keys = {**TINY, "data": [{"path": str(tmp_path / "shop"), "weight": 2}], "evaluate_data": [str(tmp_path / "shop")]}
+    cells = {"plain": {}, "crop": {"core_crop": True, "boxes": "largest_region"}, "queue": {"queue_steps": 1}}
+    keys["core_crop"] = False
+    path = write_suite(cells=cells, keys=keys, cumulative=False, seeds=[0])
+    found = []
+    monkeypatch.setattr("training.studies.ablate.run_all", lambda runs, *_: found.extend(runs) or [])
+    results, _ = run_suite(path, tmp_path / "out")
+    plain, crop, queue = found
+    assert plain.tables == queue.tables == {}
+    assert crop.tables["data"][0]["weight"] == 2
+    assert crop.tables["data"][0]["path"] == crop.tables["evaluate_data"][0]["path"] != str(tmp_path / "shop")
+    assert (plain.wanted["boxes"], crop.wanted["boxes"]) == (None, "largest_region")
+    assert results["boxes"]["crop"]["shop"]["products_with_box"] > 9
+    monkeypatch.setattr("training.studies.ablation_boxes.open_detector", lambda *_, **__: pytest.fail("detected again"))
+    assert run_suite(path, tmp_path / "out")[0]["boxes"] == results["boxes"]
+
+
+def test_a_stage_is_one_part_with_settings_of_its_own_and_the_same_steps(write_suite):
+    moon = {"embedding_dim": 32, "readout": "emb", "max_reasoning_tokens": 8}
+    grpo = {"stage": "grpo", "moon": moon, "cold_start": {"max_steps": 1}, "max_steps": 1, "rollouts": 2}
+    suite = read_suite(write_suite(cells={"plain": {}, "grpo": grpo}, cumulative=False))
+    assert suite.keys_of("grpo")["max_steps"] == 1
+    assert changed_parts(grpo) == {"stage"}
+    for steps in ({"max_steps": 2}, {}):
+        with pytest.raises(RecipeError, match="grpo: found .* steps, those of its cold start included; expected 2"):
+            read_suite(write_suite(cells={"plain": {}, "grpo": {**grpo, "cold_start": steps}}, cumulative=False))
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
