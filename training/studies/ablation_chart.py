@@ -74,7 +74,7 @@ def _draw_differences(results: Mapping[str, Any], path: Path, metric: str) -> No
         f"whiskers: 95 % over seeds · green, red: the interval excludes 0 · [+] [−] [0]: what a paper reports · "
         f"{results['finished']} of {results['planned']} runs"
     )
-    size = {"left": 0.35 + 0.064 * max(map(len, labels)), "high": max(3.0, 1.0 + 0.19 * len(labels))}
+    size = {"left": 0.35 + 0.056 * max(map(len, labels)), "high": max(3.0, 1.0 + 0.19 * len(labels))}
     with panels(path, heading, note, panels_of, labels="".join(labels), **size) as chart:
         for axes, name in zip(chart.axes, panels_of, strict=True):
             _draw_bars(axes, [change for _, change in bars[name]])

@@ -84,11 +84,12 @@ def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_d
     if written := re.findall(
         r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/tables/[\w/]+))[,\]}\n]", text
     ):  # other commands write the tables
+        project = tmp_path / "project"
         (tmp_path / "shared").symlink_to(shared_data.parent)
         monkeypatch.setattr("training.recipe.data.is_variant_folder", lambda folder: True)
         for folder in written:
-            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        monkeypatch.chdir(tmp_path)
+            (project / folder).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(project)
         monkeypatch.setattr(arguments, "is_vector_folder", lambda folder: True)
     suite = read_suite(path)
     assert len(suite.seeds) == 3
