@@ -60,7 +60,7 @@ def reference_scores(model: str, recipe: Recipe, folder: Path) -> dict[str, dict
         recipe: names the data sets, the split and the number of products.
         folder: folder of the results files.
 
-    Returns: rows as `row_scores` returns them. A data set that the model cannot score has none.
+    Returns: rows as `row_scores` returns them. A data set that the model cannot score has none: BM25 reads no pictures.
     """
     args = recipe.training
     options = EvaluationOptions(split=args.evaluate_split, limit=args.evaluate_products, only=("retrieval",))

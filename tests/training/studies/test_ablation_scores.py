@@ -1,8 +1,9 @@
 """Scores that an ablation keeps of results files, and those of models without training."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
-from product_data.catalogue.making import write_catalogue
 from training.recipe.arguments import parse_recipe
 from training.studies.ablation_scores import label_scores, reference_scores, row_scores
 
@@ -33,14 +34,21 @@ def test_labels_keep_the_deepest_category_and_the_mean_over_attributes():
 
 
 def test_a_model_without_training_is_evaluated_once_on_the_same_products(tmp_path, monkeypatch):
-    write_catalogue(tmp_path / "shop", products=18, image_size=64)
-    recipe = {"data": [str(tmp_path / "shop")], "evaluate_products": 6, "evaluate_split": "train", "max_steps": 1}
-    recipe["small_base"] = {"hidden_size": 32}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    names = ["red boot", "blue shirt", "green bottle", "silver tie", "white cup", "black pan", "grey sock", "pink hat"]
+    products = [{"product_id": f"p{place}", "title": name} for place, name in enumerate(names)]
+    queries = [
+        {"query_id": f"q{place}", "type": "text", "text": name.split()[1], "positives": [f"p{place}"]}
+        for place, name in enumerate(names)
+    ]
+    for name, rows in (("products", products), ("queries", queries)):
+        pq.write_table(pa.Table.from_pylist([{**row, "split": "test"} for row in rows]), folder / f"{name}.parquet")
+    keys = {"data": [str(folder)], "evaluate_products": 6, "max_steps": 1, "small_base": {"hidden_size": 32}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(keys))
     recipe = parse_recipe([str(tmp_path / "recipe.yaml")])
     rows = reference_scores("bm25", recipe, tmp_path / "bm25")
-    assert rows["shop t→mm"]["gallery"] == 6
-    assert 0 < rows["shop t→mm"]["R@1"] <= 1
-    assert not any("i→" in name for name in rows)
+    assert list(rows) == ["shop t→mm"]  # it reads no pictures
+    assert (rows["shop t→mm"]["gallery"], rows["shop t→mm"]["R@1"]) == (6, 1.0)
     monkeypatch.setattr("training.studies.ablation_scores.evaluate_benchmarks", None)
     assert reference_scores("bm25", recipe, tmp_path / "bm25") == rows
