@@ -269,7 +269,9 @@ def test_every_recipe_that_is_shipped_can_be_read(path, request, monkeypatch, tm
     monkeypatch.chdir(path.parents[2])
     if path.name.startswith(("shared_", "shops_", "peers_")):
         request.getfixturevalue("shared_data")
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    texts = [path.read_text()]
+    texts += [(path.parent / parent).read_text() for parent in re.findall(r"^extends: (\S+)", texts[0], re.MULTILINE)]
+    lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
     written = re.findall(r"runs/[\w/]+", "\n".join(lines))  # folders that other commands write
     for folder in written:
         (tmp_path / "project" / folder).mkdir(parents=True, exist_ok=True)
