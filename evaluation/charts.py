@@ -68,7 +68,15 @@ class Panels:
 
 @contextmanager
 def panels(
-    path: str | Path, heading: str, note: str, titles: Sequence[str], *, labels: str = "", foot: float = 0.4
+    path: str | Path,
+    heading: str,
+    note: str,
+    titles: Sequence[str],
+    *,
+    labels: str = "",
+    foot: float = 0.4,
+    left: float = _LEFT,
+    high: float = _HIGH,
 ) -> Iterator[Panels]:
     """Open a picture of panels, three per row; the end of the `with` block writes it as PNG.
 
@@ -79,11 +87,13 @@ def panels(
         titles: title of each panel.
         labels: all other text of the picture; fonts with its characters are chosen. Default: none.
         foot: space below each plot for its labels, in inches. Default: 0.4.
+        left: space to the left of each plot for its labels, in inches. Default: 0.5.
+        high: height of a panel, in inches. Default: 3.
     """
     families, lacking = _fonts("".join([heading, note, *titles, labels]))
     rows = max(1, -(-len(titles) // _COLUMNS))
     width = 2 * _MARGIN + _COLUMNS * (_WIDE + _GAP) - _GAP
-    height = _HEAD + rows * (_HIGH + _GAP) - _GAP + _MARGIN
+    height = _HEAD + rows * (high + _GAP) - _GAP + _MARGIN
     with matplotlib.rc_context(_STYLE | {"font.family": families}):
         figure = Figure(figsize=(width, height), facecolor=_GROUND)
         place: dict[str, Any] = {"transform": figure.dpi_scale_trans, "va": "top"}
@@ -91,14 +101,14 @@ def panels(
         figure.text(_MARGIN, height - 0.53, readable(note, lacking), fontsize=9.5, color=FAINT, **place)
         axes = []
         for number, title in enumerate(titles):
-            left = _MARGIN + number % _COLUMNS * (_WIDE + _GAP)
-            bottom = height - _HEAD - number // _COLUMNS * (_HIGH + _GAP) - _HIGH
-            card = FancyBboxPatch((left, bottom), _WIDE, _HIGH, "round,pad=0,rounding_size=0.1", fc=_CARD, ec=LINE)
+            side = _MARGIN + number % _COLUMNS * (_WIDE + _GAP)
+            bottom = height - _HEAD - number // _COLUMNS * (high + _GAP) - high
+            card = FancyBboxPatch((side, bottom), _WIDE, high, "round,pad=0,rounding_size=0.1", fc=_CARD, ec=LINE)
             card.set(transform=figure.dpi_scale_trans, zorder=-1)
             figure.add_artist(card)
-            size = (_WIDE - _LEFT - _RIGHT) / width, (_HIGH - _TOP - foot) / height
-            axes.append(figure.add_axes(((left + _LEFT) / width, (bottom + foot) / height, *size)))
-            figure.text(left + 0.16, bottom + _HIGH - 0.14, readable(title, lacking), fontsize=11, **place)
+            size = (_WIDE - left - _RIGHT) / width, (high - _TOP - foot) / height
+            axes.append(figure.add_axes(((side + left) / width, (bottom + foot) / height, *size)))
+            figure.text(side + 0.16, bottom + high - 0.14, readable(title, lacking), fontsize=11, **place)
         yield Panels(figure, axes, lacking)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

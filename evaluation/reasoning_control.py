@@ -142,7 +142,7 @@ def reasoning_control(cache: VectorCache, *, seed: int = 0, resamples: int = 100
         "written": sum(bool(text.strip()) for text in texts.values()),
         "exchanged": len(partners),
         "seed": seed,
-        "recall": {name: _recall(ranked, name, resamples, seed) for name in ranked[OWN]},
+        "recall": {name: _recall(ranked, name, resamples, seed) for name in ranked[OWN] if _common(ranked, name)},
         "cosine": _cosines(caches, partners, resamples, seed),
     }
 
@@ -153,7 +153,11 @@ def _key(entry: WrittenReasoning) -> Key:
 
 def _recall(ranked: Mapping[str, Mapping[str, Ranked]], name: str, resamples: int, seed: int) -> dict[str, Any]:
     """Return the recall of a direction in each way, and the changes against the own reasoning."""
-    rank_Q = {way: ranked[way][name].rank_Q for way in WAYS}
+    common = _common(ranked, name)
+    rank_Q = {}
+    for way in WAYS:
+        kept_Q = [index in common for index in ranked[way][name].indices]
+        rank_Q[way] = ranked[way][name].rank_Q[np.array(kept_Q, dtype=bool)]
     hits = {way: {k: (rank_Q[way] <= k).astype(np.float64) for k in _CUTOFFS} for way in WAYS}
     found: dict[str, Any] = {way: {f"R@{k}": float(hits[way][k].mean()) for k in _CUTOFFS} for way in WAYS}
     found["queries"] = len(rank_Q[OWN])
@@ -162,6 +166,11 @@ def _recall(ranked: Mapping[str, Mapping[str, Ranked]], name: str, resamples: in
             f"R@{k}": paired_test(hits[OWN][k], hits[way][k], resamples=resamples, seed=seed) for k in _CUTOFFS
         }
     return found
+
+
+def _common(ranked: Mapping[str, Mapping[str, Ranked]], name: str) -> set[int]:
+    """Return the queries of a direction that are ranked in all ways: a given reasoning may not fit into the token budget."""
+    return set.intersection(*(set(ranked[way][name].indices) if name in ranked[way] else set() for way in WAYS))
 
 
 def _cosines(

@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Train and print the table. Return 1 if a training run did not finish, and 130 if the command was interrupted."""
-    from training.studies.ablate import markdown, run_suite, terminated_as_interrupted
+    from training.studies.ablate import run_suite, terminated_as_interrupted
+    from training.studies.ablation_table import markdown
 
     options = {name: getattr(chosen, name) for name in ("workers", "cells", "render_only")}
     try:

@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, help="number of layers to keep, from the bottom (default: all)")
     parser.add_argument(
         "--prune-vocabulary",
+        nargs="+",
         metavar="CORPUS",
-        help="keep the tokens of this corpus only: a text file, or a folder or file of product tables",
+        help="keep the tokens of these corpora only: text files, or folders or files of product tables",
     )
     parser.add_argument(
         "--vision",

@@ -56,7 +56,7 @@ def test_every_section_that_is_cited_is_one_of_the_papers():
         ("training/losses/info_nce.py", {"3.2"}),
         ("training/mining/hard_negatives.py", {"3.2"}),
         ("product_data/attribute_keys.py", {"A"}),
-        ("training/studies/ablate.py", {"3.1"}),
+        ("training/studies/ablation_boxes.py", {"3.1"}),
         ("training/recipes/ablations/moon1_no_extra_negatives.yaml", {"5.3"}),
     ],
 )

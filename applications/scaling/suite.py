@@ -12,7 +12,7 @@ from training.recipe.arguments import RecipeError
 from training.recipe.checking import check_keys
 from training.recipe.files import merged, read_recipe_file
 from training.recipe.old_names import with_new_names
-from training.studies.ablate import Suite, resolved_cell
+from training.studies.ablation_suite import Suite, resolved_cell
 
 SUITE_KEYS = ("base", "seeds", "keys", "design", "steps", "negatives", "history")
 HISTORY_KEYS = ("log", "vectors", "lengths", "variant")

@@ -109,7 +109,7 @@ def test_the_charts_of_gate_and_ablation_write_names_of_any_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evaluation.gate_report import draw_curves
-    from training.studies.ablation_table import draw_chart
+    from training.studies.ablation_chart import draw_chart
 
     curve = [
         {"share": share, "R@10": 0.5, "R@10_coin": 0.5, "quantile": share, "threshold": 0.1} for share in (0.0, 1.0)

@@ -185,3 +185,18 @@ def test_a_control_that_cannot_be_made_is_refused(moon3):
     cache = VectorCache(model, processor, shop().products, [], progress=False)
     with pytest.raises(ValueError, match="found no reasoning texts; expected queries or products that generate"):
         reasoning_control(cache)
+
+
+def test_a_query_that_is_not_ranked_in_every_way_is_left_out():
+    ranked = {
+        way: {"t2mm": module.Ranked("t", "mm", indices, "queries", False, np.array(ranks), {})}
+        for way, indices, ranks in (
+            ("own", [0, 2], [1, 11]),
+            ("swapped", [0, 1, 2], [20, 1, 1]),
+            ("none", [0, 1, 2], [1, 1, 20]),
+        )
+    }
+    found = module._recall(ranked, "t2mm", resamples=10, seed=0)
+    assert found["queries"] == 2
+    assert [found[way]["R@10"] for way in ("own", "swapped", "none")] == [0.5, 0.5, 0.5]
+    assert module._common({**ranked, "own": {}}, "t2mm") == set()

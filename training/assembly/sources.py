@@ -68,6 +68,27 @@ def read_evaluated(run: Run) -> list[ProductTables]:
     return tables
 
 
+def evaluated_tables(recipe: Recipe) -> list[ProductTables]:
+    """Load the data sets that the evaluations of a recipe use, without a run: those of `evaluate_data`, or of `data`.
+
+    Args:
+        recipe: the recipe. A table of `data` without splits is split as for a training.
+
+    Raises:
+        RecipeError: two data sets have one name.
+        TableError: a data set cannot be used, or has no products in `evaluate_split`.
+    """
+    tables: list[ProductTables] = []
+    key = "data" if recipe.data.evaluate_data is None else "evaluate_data"
+    for entry in getattr(recipe.data, key):
+        table = _named(recipe, entry, tables, key)
+        if key == "data" and recipe.data.split != EVERY_SPLIT and set(table.splits) == {EVERY_SPLIT}:
+            table = with_splits(table)
+        _require_products(table, "evaluate_split", recipe.training.evaluate_split)
+        tables.append(table)
+    return tables
+
+
 def _named(recipe: Recipe, entry: Any, others: Sequence[ProductTables], key: str) -> ProductTables:
     """Load a data set with its name, which no other may have."""
     source: Any = dict(entry) if isinstance(entry, dict) else {"path": entry}

@@ -19,16 +19,23 @@ _BATCH = 256
 _SETTINGS: tuple[dict[str, Any], ...] = ({}, {"readout": "emb", "title_markers": True, "max_reasoning_tokens": 64})
 
 
-def read_corpus(corpus: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+Corpus = str | Path | Sequence[str | Path]
+"""See `read_corpus`."""
+
+
+def read_corpus(corpus: Corpus) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the products and the queries of a corpus, without pictures.
 
     Args:
         corpus: "catalogue", a folder or file of product tables (see `product_data.tables.load_tables`), or a text file in
-            UTF-8 (any other ending) whose lines are read as titles and as queries.
+            UTF-8 (any other ending) whose lines are read as titles and as queries; or a list of these.
 
     Raises:
         TableError: the corpus cannot be read, or contains no text.
     """
+    if not isinstance(corpus, str | Path):
+        parts = [read_corpus(one) for one in corpus]
+        return [row for products, _ in parts for row in products], [row for _, queries in parts for row in queries]
     path = Path(corpus)
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         try:
@@ -56,7 +63,7 @@ def texts_of(products: Iterable[dict[str, Any]], queries: Iterable[dict[str, Any
         yield "; ".join(filter(None, (reasoning_text({key: values}) for key, values in attributes.items())))
 
 
-def corpus_ids(folder: str | Path, corpus: str | Path) -> set[int]:
+def corpus_ids(folder: str | Path, corpus: Corpus) -> set[int]:
     """Return the ids of all tokens in a corpus and in the prompts of its products and queries.
 
     Args:

@@ -25,7 +25,7 @@ from product_data.atomic_files import written_whole
 from product_data.errors import OptionError
 from product_data.outputs import OutputError
 from training.model.base_tokenizer import prepare_tokenizer
-from training.model.corpus_tokens import corpus_ids
+from training.model.corpus_tokens import Corpus, corpus_ids
 from training.model.donor import Donor, DonorError, head_size, open_donor
 from training.model.pruned_vocabulary import prune_vocabulary
 from training.model.small_base import TOKEN_IDS
@@ -75,7 +75,7 @@ def make_text_base(
     out: str | Path,
     *,
     layers: int | None = None,
-    corpus: str | Path | None = None,
+    corpus: Corpus | None = None,
     vision: Mapping[str, int] | str | Path | None = None,
     dtype: str | None = None,
     seed: int = 0,
@@ -137,7 +137,7 @@ def make_text_base(
     return out
 
 
-def _write_tokenizer(donor: Donor, folder: Path, corpus: str | Path | None) -> Vocabulary:
+def _write_tokenizer(donor: Donor, folder: Path, corpus: Corpus | None) -> Vocabulary:
     """Write the tokenizer of the base, and return its vocabulary."""
     added = prepare_tokenizer(donor.tokenizer, donor.name)
     donor.tokenizer.save_pretrained(folder)

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from scipy import stats
 from tabulate import tabulate
 
-from evaluation.charts import FAINT, GREEN, INK, RED, panels
-
 METRICS = ("R@10", "R@1")
 LEVEL = 0.95
-ALL_ROWS = "mean of all rows"
+LABEL_METRICS = {"top1": "right label", "top10": "right label among the ten best"}
+ALL_ROWS, LEFT_OUT_ROWS = "mean of all rows", "mean of left-out shops"
+REASONED = ", reasoned"
+"""End of the name of a row whose queries and products write attributes before they are embedded."""
+OWN_PARTS = ", own parts"
+"""End of the name of a row whose queries are the parts of the products themselves."""
+SIGNS = ("+", "-", "0")
 INTERVAL = (
     f"{LEVEL:.0%} t-intervals over seeds: mean ± t(n−1) · s / √n. Differences are between two cells with the same seed, hence "
     "the same starting weights and queries, averaged over seeds. The test queries are the same in all cells, so the intervals "
@@ -22,24 +24,13 @@ INTERVAL = (
 )
 _RULE = {True: "keeps the changes of the cells before it", False: "changes one part of the first one"}
 _ABSENT = "–"
-_WORSE, _UNCLEAR, _BETTER = "worse", "unclear", "better"
+SIGN_MARKS = {"+": "+", "-": "−", "0": "0", None: _ABSENT}
+_SIGN_WORDS = {"+": "a gain", "-": "a loss", "0": "neither gain nor loss"}
+WORSE, UNCLEAR, BETTER = "worse", "unclear", "better"
 
 Interval = tuple[float, float]
+Published = Mapping[str, Mapping[str, str]]
 SeedScores = Mapping[str, Mapping[str, Mapping[str, float]]]
-
-
-def row_scores(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return "data set direction" → scores of a results file from `moon3 evaluate`, including image-only directions."""
-    rows = {}
-    for group in ("image_only", "scores"):
-        for direction, scores in result[group].items():
-            if scores is not None:
-                own = ", own parts" if scores["source"] == "products" else ""
-                reasoned = ", reasoned" if (result.get("reasoning") or {}).get("query") == "generate" else ""
-                name = f"{result['benchmark']} {direction.replace('2', '→')}{own}{reasoned}"
-                kept = ("R@1", "R@10", "R@1_chance", "R@10_chance", "MRR", "rank_score", "queries", "gallery")
-                rows[name] = {key: scores[key] for key in kept if key in scores}
-    return dict(sorted(rows.items()))
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
@@ -59,42 +50,84 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 def verdict(interval: Interval | None) -> str:
     """Return "better" or "worse" if the interval of a difference excludes 0, otherwise "unclear"."""
     if interval is None or interval[0] <= 0 <= interval[1]:
-        return _UNCLEAR
-    return _BETTER if interval[0] > 0 else _WORSE
+        return UNCLEAR
+    return BETTER if interval[0] > 0 else WORSE
 
 
-def ablation_rows(cells: Mapping[str, SeedScores], *, cumulative: bool = True) -> list[dict[str, Any]]:
-    """Return a row for each metric, data set and direction, and for each metric the mean of all its rows.
+def ablation_rows(
+    cells: Mapping[str, SeedScores],
+    *,
+    cumulative: bool = True,
+    means: Mapping[str, Sequence[str]] | None = None,
+    metrics: Sequence[str] = METRICS,
+) -> list[dict[str, Any]]:
+    """Return a row for each metric, data set and direction, and for each metric the means of several rows.
 
     Args:
         cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a cell without seeds has
             not been run yet.
         cumulative: whether a cell is compared with the cell before it. If not, all are compared with the first one.
+        means: name of a mean → its rows, see `means_of`. Default: that of all rows.
+        metrics: the metrics of the rows. Default: `METRICS`.
 
     Returns:
-        Rows with metric, row and, for each cell, mean, interval, seeds, and `difference` to the cell before, or to the first
-        one (mean, interval, seeds, verdict), which is None for the first cell, and if the two cells have no seed in common.
+        Rows with metric, row, of (the rows of a mean, otherwise None) and, for each cell, mean, interval, seeds, and
+        `difference` to the cell before, or to the first one (mean, interval, seeds, verdict), which is None for the first cell,
+        and if the two cells have no seed in common. A reasoned row is compared with the same row without reasoning if the other
+        cell does not reason.
     """
     names = list(dict.fromkeys(name for seeds in cells.values() for scores in seeds.values() for name in scores))
+    groups = means_of(names) if means is None else means
     found = []
-    for metric in METRICS:
-        for name in [*names, ALL_ROWS]:
+    for metric in metrics:
+        for row, of in [*((name, [name]) for name in names), *groups.items()]:
             by_cell: dict[str, Any] = {}
             before: dict[str, float] | None = None
             for cell, seeds in cells.items():
-                values = _values(seeds, name, metric, names)
-                by_cell[cell] = _cell(values, before)
-                before = values if cumulative or before is None else before
-            found.append({"metric": metric, "row": name, "cells": by_cell})
+                by_cell[cell] = _cell(_values(seeds, of, metric), before)
+                if cumulative or before is None:
+                    before = _values(seeds, of, metric, as_reference=True)
+            found.append({"metric": metric, "row": row, "of": None if of == [row] else list(of), "cells": by_cell})
     return found
 
 
-def _values(seeds: SeedScores, name: str, metric: str, names: Sequence[str]) -> dict[str, float]:
-    """Return the metric by seed; the mean of all rows only for seeds with all rows."""
-    if name != ALL_ROWS:
-        return {seed: scores[name][metric] for seed, scores in seeds.items() if name in scores}
-    whole = {seed: scores for seed, scores in seeds.items() if all(row in scores for row in names)}
-    return {seed: float(np.mean([scores[row][metric] for row in names])) for seed, scores in whole.items()}
+def means_of(names: Sequence[str], data_sets: Sequence[str] = (), left_out: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the means of a table: name → its rows. A mean contains either reasoned rows or the others.
+
+    Args:
+        names: all rows.
+        data_sets: the data sets that have a mean of their own. Default: none.
+        left_out: the data sets that no cell is trained on, which have a common mean. Default: none.
+    """
+    groups: dict[str, list[str]] = {ALL_ROWS: list(names)}
+    groups[LEFT_OUT_ROWS] = [name for name in names if _is_of(name, left_out)]
+    groups |= {f"mean of {data_set}": [name for name in names if _is_of(name, [data_set])] for data_set in data_sets}
+    plain = {group: [name for name in of if not name.endswith(REASONED)] for group, of in groups.items()}
+    reasoned = {group + REASONED: [name for name in of if name.endswith(REASONED)] for group, of in groups.items()}
+    return {group: of for group, of in (plain | reasoned).items() if of or group == ALL_ROWS}
+
+
+def _is_of(row: str, data_sets: Sequence[str]) -> bool:
+    return row.removesuffix(REASONED).removesuffix(OWN_PARTS).rpartition(" ")[0] in data_sets
+
+
+def label_rows(cells: Mapping[str, SeedScores], *, cumulative: bool = True) -> list[dict[str, Any]]:
+    """Return rows as `ablation_rows` for categories and attributes, without means: their numbers of labels differ."""
+    return ablation_rows(cells, cumulative=cumulative, means={}, metrics=tuple(LABEL_METRICS))
+
+
+def _values(seeds: SeedScores, rows: Sequence[str], metric: str, *, as_reference: bool = False) -> dict[str, float]:
+    """Return the mean of the metric over rows by seed, only for seeds with all of them.
+
+    As the reference of another cell, a row without reasoning stands for the reasoned one that is missing.
+    """
+    found: dict[str, float] = {}
+    for seed, scores in seeds.items():
+        own = [scores.get(row) or (scores.get(row.removesuffix(REASONED)) if as_reference else None) for row in rows]
+        values = [one[metric] for one in own if one is not None and metric in one]
+        if values and len(values) == len(rows):
+            found[seed] = float(np.mean(values))
+    return found
 
 
 def _cell(values: Mapping[str, float], before: Mapping[str, float] | None) -> dict[str, Any]:
@@ -117,6 +150,7 @@ def in_words(
     metric: str = "R@10",
     *,
     cumulative: bool = True,
+    published: Published | None = None,
 ) -> list[str]:
     """Return for each cell a sentence on whether its change helps, based on the intervals only.
 
@@ -128,19 +162,85 @@ def in_words(
         chance: row → metric → score of a random order; None: no comparison with chance.
         metric: the metric to describe, one of `METRICS`.
         cumulative: as in `ablation_rows`.
+        published: cell → sign and source, what the papers report. Default: nothing.
     """
     chosen = [row for row in rows if row["metric"] == metric]
     if not chosen:
         return []
     whole = next(row for row in chosen if row["row"] == ALL_ROWS)["cells"]
-    names = [row["row"] for row in chosen if row["row"] != ALL_ROWS]
+    names = next(row for row in chosen if row["row"] == ALL_ROWS).get("of") or [
+        row["row"] for row in chosen if row["row"] != ALL_ROWS
+    ]
     by_chance = float(np.mean([chance[name][metric] for name in names])) if chance and names else None
     cells = list(whole)
     references = cells if cumulative else cells[:1] * len(cells)
-    return [
-        f"{label(cell)}: {_sentence(chosen, cell, metric)}{_at_chance(whole[before], whole[cell], by_chance)}."
-        for before, cell in zip(references, cells[1:], strict=False)
-    ]
+    compared = {found["cell"]: found for found in against_papers(rows, published or {}, metric)}
+    sentences = []
+    for before, cell in zip(references, cells[1:], strict=False):
+        parts = [_sentence(chosen, cell, metric), _at_chance(whole[before], whole[cell], by_chance)]
+        parts += [_other_mean(chosen, cell, name) for name in (LEFT_OUT_ROWS, ALL_ROWS + REASONED)]
+        if cell in (published or {}):
+            found = compared[cell]
+            parts.append(f"; the papers report {_SIGN_WORDS[found['sign']]}: {found['agreement']} ({found['source']})")
+        sentences.append(f"{label(cell)}: {''.join(parts)}.")
+    return sentences
+
+
+def _other_mean(chosen: Sequence[Mapping[str, Any]], cell: str, name: str) -> str:
+    """Return the difference in another mean, as text; an empty string without such a mean or difference."""
+    changes = [row["cells"][cell]["difference"] for row in chosen if row["row"] == name]
+    return f"; {name} {_difference(changes[0], bold=False)}" if changes and changes[0] is not None else ""
+
+
+def against_papers(
+    rows: Sequence[Mapping[str, Any]], published: Published, metric: str = "R@10"
+) -> list[dict[str, Any]]:
+    """Compare the sign of each cell's difference with the sign that a paper reports.
+
+    Our rule: the signs agree if the interval excludes 0 on the paper's side, or, for a paper that reports no change, if it
+    includes 0. If it includes 0 although a paper reports a change, the seeds do not show it, which is not a contradiction.
+
+    Args:
+        rows: from `ablation_rows`.
+        published: cell → sign and source.
+        metric: the metric to compare.
+
+    Returns:
+        For each cell after the first: cell, sign and source (None if no paper reports the part), difference (of the mean of all
+        reasoned rows if the cell reasons, otherwise of all rows), reasoned, left_out (the difference in left-out shops, or
+        None) and agreement.
+    """
+    by_row = {row["row"]: row["cells"] for row in rows if row["metric"] == metric}
+    found = []
+    for cell in list(by_row.get(ALL_ROWS, ()))[1:]:
+        reasoned = (by_row.get(ALL_ROWS + REASONED) or {}).get(cell, {}).get("difference")
+        ending = "" if reasoned is None else REASONED
+        change = by_row[ALL_ROWS + ending][cell]["difference"]
+        left_out = (by_row.get(LEFT_OUT_ROWS + ending) or {}).get(cell, {}).get("difference")
+        sign = published[cell]["sign"] if cell in published else None
+        found.append(
+            {
+                "cell": cell,
+                "sign": sign,
+                "source": published[cell]["source"] if cell in published else None,
+                "difference": change,
+                "reasoned": bool(ending),
+                "left_out": left_out,
+                "agreement": _agreement(sign, change),
+            }
+        )
+    return found
+
+
+def _agreement(sign: str | None, change: Mapping[str, Any] | None) -> str:
+    if sign is None:
+        return "not reported"
+    if change is None or change["interval"] is None:
+        return "no verdict yet"
+    ours = {BETTER: "+", WORSE: "-", UNCLEAR: "0"}[change["verdict"]]
+    if ours == sign:
+        return "agrees"
+    return "these seeds do not show it" if ours == "0" else "disagrees"
 
 
 def _sentence(chosen: Sequence[Mapping[str, Any]], cell: str, metric: str) -> str:
@@ -152,9 +252,9 @@ def _sentence(chosen: Sequence[Mapping[str, Any]], cell: str, metric: str) -> st
     low, high = change["interval"]
     amount = f"{metric} {_points(change['mean'])} points ({_points(low)} to {_points(high)}, {change['seeds']} seeds)"
     effect = {
-        _BETTER: "helps",
-        _WORSE: "hurts",
-        _UNCLEAR: "these seeds do not show an effect: the interval includes 0",
+        BETTER: "helps",
+        WORSE: "hurts",
+        UNCLEAR: "these seeds do not show an effect: the interval includes 0",
     }[change["verdict"]]
     return f"{amount} in the {ALL_ROWS}: {effect}{_by_row(chosen, cell)}"
 
@@ -175,12 +275,18 @@ def _at_chance(before: Mapping[str, Any], after: Mapping[str, Any], by_chance: f
 
 def _by_row(chosen: Sequence[Mapping[str, Any]], cell: str) -> str:
     """Return the single rows whose intervals exclude 0, as text."""
-    rows = {row["row"]: row["cells"][cell]["difference"] for row in chosen if row["row"] != ALL_ROWS}
+    rows = {row["row"]: row["cells"][cell]["difference"] for row in chosen if not is_mean(row)}
+    rows = {name: change for name, change in rows.items() if change is not None}
     parts = []
-    for kind in (_BETTER, _WORSE):
-        names = [name for name, change in rows.items() if change is not None and change["verdict"] == kind]
+    for kind in (BETTER, WORSE):
+        names = [name for name, change in rows.items() if change["verdict"] == kind]
         parts.append(f"{kind} in {', '.join(names) if names else 'none'}")
     return f"; of {len(rows)} single rows {', '.join(parts)}"
+
+
+def is_mean(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of `ablation_rows` is a mean of others."""
+    return row["row"] == ALL_ROWS or bool(row.get("of"))
 
 
 def label(cell: str) -> str:
@@ -201,14 +307,14 @@ def _percent(cell: Mapping[str, Any]) -> str:
     return f"{text} ± {50 * (cell['interval'][1] - cell['interval'][0]):.1f}"
 
 
-def _difference(change: Mapping[str, Any] | None) -> str:
+def _difference(change: Mapping[str, Any] | None, *, bold: bool = True) -> str:
     if change is None:
         return _ABSENT
     if change["interval"] is None:
         return _points(change["mean"])
     low, high = change["interval"]
     text = f"{_points(change['mean'])} ({_points(low)} to {_points(high)})"
-    return text if change["verdict"] == _UNCLEAR else f"**{text}**"
+    return f"**{text}**" if bold and change["verdict"] != UNCLEAR else text
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -217,29 +323,85 @@ def markdown(results: Mapping[str, Any]) -> str:
     Args:
         results: as `moon3 ablate` writes them.
     """
-    rows, cumulative = results["table"], results.get("cumulative", True)
-    parts = [
-        f"# Ablation: {results['suite']}",
-        _head(results),
-        "Effect of each cell, R@10:\n\n" + "\n".join(f"- {sentence}" for sentence in results["words"]),
-    ]
+    parts = [f"# Ablation: {results['suite']}", _head(results)]
+    if results["words"]:
+        parts.append("Effect of each cell, R@10:\n\n" + "\n".join(f"- {sentence}" for sentence in results["words"]))
+    if results.get("published"):
+        parts.append(_papers_table(results))
     for metric in METRICS:
-        chosen = [row for row in rows if row["metric"] == metric]
-        if not chosen:
-            continue
-        heads = ["", *(label(cell) for cell in chosen[0]["cells"])]
-        chance = [results["chance"].get(row["row"], {}).get(metric) for row in chosen]
-        values = [
-            [row["row"], *map(_percent, row["cells"].values()), _ABSENT if share is None else f"{100 * share:.1f}"]
-            for row, share in zip(chosen, chance, strict=True)
-        ]
-        changes = [[row["row"], *(_difference(cell["difference"]) for cell in row["cells"].values())] for row in chosen]
-        parts.append(f"## {metric}, %\n\n{_table(values, [*heads, 'chance'])}")
-        without_first = [[line[0], *line[2:]] for line in changes]
-        reference = "the cell before" if cumulative else heads[1]
-        title = f"### {metric}: paired difference to {reference}, points; bold if the interval excludes 0"
-        parts.append(f"{title}\n\n{_table(without_first, [heads[0], *('+ ' + head for head in heads[2:])])}")
+        parts += _tables_of(results, "table", metric, metric)
+    for metric, words in LABEL_METRICS.items():
+        parts += _tables_of(results, "labels", metric, f"Categories and attributes, {words}")
+    if results.get("facts"):
+        parts.append(_facts_table(results["facts"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _tables_of(results: Mapping[str, Any], part: str, metric: str, title: str) -> list[str]:
+    """Return the table of values and the table of differences for one metric; [] without rows."""
+    chosen = [row for row in results.get(part, ()) if row["metric"] == metric]
+    chosen = [row for row in chosen if any(cell["seeds"] for cell in row["cells"].values())]
+    if not chosen:
+        return []
+    heads = ["", *(label(cell) for cell in chosen[0]["cells"])]
+    others = {"chance": results["chance"], **results.get("references", {})} if part == "table" else {}
+    values = [
+        [
+            row["row"],
+            *map(_percent, row["cells"].values()),
+            *(_share(own.get(row["row"]), metric) for own in others.values()),
+        ]
+        for row in chosen
+    ]
+    changes = [[row["row"], *(_difference(cell["difference"]) for cell in row["cells"].values())] for row in chosen]
+    without_first = [[line[0], *line[2:]] for line in changes]
+    reference = "the cell before" if results.get("cumulative", True) else heads[1]
+    paired = f"### {title}: paired difference to {reference}, points; bold if the interval excludes 0"
+    return [
+        f"## {title}, %\n\n{_table(values, [*heads, *others])}",
+        f"{paired}\n\n{_table(without_first, [heads[0], *('+ ' + head for head in heads[2:])])}",
+    ]
+
+
+def _share(scores: Mapping[str, float] | None, metric: str) -> str:
+    return _ABSENT if scores is None or metric not in scores else f"{100 * scores[metric]:.1f}"
+
+
+def _papers_table(results: Mapping[str, Any]) -> str:
+    """Return a line for each cell: the sign that a paper reports, our differences, and whether they agree."""
+    lines = [
+        [
+            label(found["cell"]) + REASONED * found["reasoned"],
+            SIGN_MARKS[found["sign"]],
+            _difference(found["difference"]),
+            _difference(found["left_out"]),
+            found["agreement"],
+            found["source"] or _ABSENT,
+        ]
+        for found in results["against_papers"]
+    ]
+    heads = ["", "papers", f"R@10, {ALL_ROWS}", f"R@10, {LEFT_OUT_ROWS}", "agreement", "source"]
+    align = ("left", "center", "right", "right", "left", "left")
+    table = tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, colalign=align)
+    return (
+        "## Against the papers\n\nDifferences in points with intervals; bold if the interval excludes 0. The papers train large "
+        f"models for long: a sign that these seeds do not show is not a contradiction.\n\n{table}"
+    )
+
+
+def _facts_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a line for each cell: its seeds, the minutes of their trainings, and the commits that trained it."""
+    lines = [
+        [
+            label(cell),
+            ", ".join(own["seeds"]) or _ABSENT,
+            ", ".join(f"{minutes:.1f}" for minutes in own["minutes"]) or _ABSENT,
+            ", ".join(commit[:12] for commit in own["commits"]) or _ABSENT,
+        ]
+        for cell, own in facts.items()
+    ]
+    heads = ["", "seeds", "minutes of each, evaluation included", "commits"]
+    return f"## Runs\n\n{_table(lines, heads)}"
 
 
 def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
@@ -256,11 +418,12 @@ def _head(results: Mapping[str, Any]) -> str:
         f"With {results['comparisons']} differences at {LEVEL:.0%} each, about {results['comparisons'] * (1 - LEVEL):.0f} would "
         "leave out 0 by chance alone; the intervals are not corrected for it.",
     ]
-    for name, facts in results["boxes"].items():
-        lines.append(
-            f"Core boxes of {name}, by {results['boxes_by']}: {facts['products_with_box']} of {facts['products']} products "
-            f"and {facts['queries_with_box']} of {facts['photos']} query photos have one; without a box there is no crop."
-        )
+    for cells, by_name in results["boxes"].items():
+        lines += [
+            f"Core boxes of {name} in {cells}, by {facts['by']}: {facts['products_with_box']} of {facts['products']} "
+            f"pictured products and {facts['queries_with_box']} of {facts['photos']} query photos have one; a crop needs one."
+            for name, facts in by_name.items()
+        ]
     lines.append(
         "Changed keys: "
         + "; ".join(f"{label(cell)}: {keys or 'none'}" for cell, keys in results["cells"].items())
@@ -269,66 +432,3 @@ def _head(results: Mapping[str, Any]) -> str:
     commits = ", ".join(results["provenance"]["commits"]) or "none yet"
     lines.append(f"Trained at commit {commits}; the JSON file lists versions, seeds and steps of each cell.")
     return "\n".join(f"- {line}" for line in lines)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The chart
-# ---------------------------------------------------------------------------------------------------------------------
-_COLOURS = {_BETTER: GREEN, _WORSE: RED, _UNCLEAR: "#96b2d6"}
-
-
-def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10") -> Path:
-    """Draw a panel for each row: a bar for each cell with its interval, and a dot for each seed.
-
-    A bar is green or red if the interval of its difference excludes 0.
-
-    Args:
-        results: as `moon3 ablate` writes them.
-        path: PNG file to write.
-        metric: the metric to draw, one of `METRICS`.
-
-    Returns:
-        The path of the PNG.
-    """
-    rows = [row for row in results["table"] if row["metric"] == metric]
-    heading = f"Ablation {results['suite']}: {metric}, %, mean over seeds"
-    bar = "bar before" if results.get("cumulative", True) else "first bar"
-    note = (
-        f"whiskers: 95 % over seeds · dots: seeds · green, red: the paired difference to the {bar} excludes 0 · "
-        f"grey line: chance · {results['finished']} of {results['planned']} runs"
-    )
-    labels = "".join(label(cell) for row in rows for cell in row["cells"])
-    with panels(path, heading, note, [row["row"] for row in rows], labels=labels, foot=0.74) as chart:
-        for axes, row in zip(chart.axes, rows, strict=True):
-            cells, name = row["cells"], row["row"]
-            seeds = [
-                [run["scores"][name][metric] for run in results["runs"].get(cell, {}).values() if name in run["scores"]]
-                for cell in cells
-            ]
-            _draw_panel(axes, list(cells.values()), seeds, results["chance"].get(name, {}).get(metric))
-            named = [f"+ {label(cell)}" if place else label(cell) for place, cell in enumerate(cells)]
-            lines = [chart.readable(name).replace(" ", "\n").replace("+\n", "+ ") for name in named]
-            axes.set_xticks(range(len(cells)), lines, fontsize=7.5)
-    return Path(path)
-
-
-def _draw_panel(
-    axes: Axes, cells: Sequence[Mapping[str, Any]], seeds: Sequence[Sequence[float]], chance: float | None
-) -> None:
-    most = max([0.0, *(value for own in seeds for value in own)])
-    for place, (cell, own) in enumerate(zip(cells, seeds, strict=True)):
-        if cell["mean"] is None:
-            axes.text(place, 0, "missing", fontsize=8, color=FAINT, ha="center", va="bottom")
-            continue
-        low, high = cell["interval"] or (cell["mean"], cell["mean"])
-        most = max(most, high)
-        effect = (cell["difference"] or {}).get("verdict", _UNCLEAR)
-        axes.bar(place, 100 * cell["mean"], width=0.66, color=_COLOURS[effect])
-        if cell["interval"]:
-            middle, half = 50 * (high + low), 50 * (high - low)
-            axes.errorbar(place, middle, half, color=INK, linewidth=1, capsize=4, fmt="none")
-        beside = [place + 0.09 * (number - (len(own) - 1) / 2) for number in range(len(own))]
-        axes.plot(beside, [100 * value for value in own], ".", color=INK, markersize=6, clip_on=False)
-    if chance is not None:
-        axes.axhline(100 * chance, color=FAINT, linewidth=1)
-    axes.set(xlim=(-0.6, len(cells) - 0.4), ylim=(0, min(100.0, 110 * most) or 100.0))

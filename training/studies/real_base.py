@@ -17,7 +17,7 @@ from evaluation.provenance import provenance
 from modeling_moon import MoonForConditionalGeneration
 from modeling_moon.configuration_moon import PRESETS
 from product_data.atomic_files import write_atomically
-from training.model.corpus_tokens import read_corpus, texts_of
+from training.model.corpus_tokens import Corpus, read_corpus, texts_of
 from training.model.donor import open_donor
 from training.model.upcycle import upcycle
 
@@ -43,7 +43,7 @@ def compare(
     base: str | Path,
     *,
     layers: int | None = None,
-    corpus: str | Path | None = None,
+    corpus: Corpus | None = None,
     presets: Sequence[str] = tuple(PRESETS),
 ) -> dict[str, Any]:
     """Compare a base with its language model on ten prompts, in float32.
@@ -95,7 +95,7 @@ def compare(
     return {**about, **compared, "written": written, "equal": equal, "provenance": provenance(0)}
 
 
-def _texts_throughout(corpus: str | Path) -> list[str]:
+def _texts_throughout(corpus: Corpus) -> list[str]:
     """Return up to ten texts at equal distances in a corpus."""
     texts = [text for text in texts_of(*read_corpus(corpus)) if text]
     return texts[:: max(1, len(texts) // len(PROMPTS))][: len(PROMPTS)]

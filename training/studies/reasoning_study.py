@@ -27,7 +27,8 @@ from training.places import RECIPES
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.reasoning import GRPO
 from training.runs.folder import RunFolder
-from training.studies.ablate import Run, row_scores, run_all
+from training.studies.ablate import Run, run_all
+from training.studies.ablation_scores import row_scores
 
 RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"

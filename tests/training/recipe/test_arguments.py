@@ -266,7 +266,7 @@ def test_a_run_that_stopped_before_its_steps_were_measured_is_the_same_run(recip
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_is_shipped_can_be_read(path, request, monkeypatch):
     monkeypatch.chdir(path.parents[2])
-    if path.name.startswith(("shared_", "shops_", "peers_")):
+    if path.name.startswith(("shared_", "shops_", "peers_", "evidence_")):
         request.getfixturevalue("shared_data")
     recipe, replaced = read_recipe_file(path), []
     if "runs/" in str(recipe.get("data")):  # its own command draws the tables

@@ -9,7 +9,7 @@ import yaml
 from training.recipe.arguments import RecipeError, known_keys, make_recipe, parse_recipe
 from training.recipe.old_names import OLD_KEYS, OLD_PARTS, OLD_VALUES, REMOVED, with_new_names
 from training.recipe.same_recipe import differences, differing_keys
-from training.studies.ablate import read_suite
+from training.studies.ablation_suite import read_suite
 
 STORED = Path(__file__).with_name("resolved_recipe_of_0_1.yaml")
 LEAST = {"small_base": {"hidden_size": 64}, "max_steps": 3}

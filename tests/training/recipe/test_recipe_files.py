@@ -6,7 +6,7 @@ import pytest
 
 from training.recipe.arguments import RecipeError, parse_recipe
 from training.recipe.files import read_recipe_file
-from training.studies.ablate import read_suite
+from training.studies.ablation_suite import read_suite
 
 PARENT = "small_base: {hidden_size: 64}\nmax_steps: 3\nquery_mix: {i: 12, t: 3, mm: 2}\n"
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 from moon3.__main__ import main
 from product_data.catalogue.making import write_catalogue
-from product_data.tables import load_tables
 from training.recipe import arguments
 from training.recipe.arguments import RecipeError
 from training.studies.ablate import (
@@ -30,13 +29,13 @@ from training.studies.ablate import (
     _share_done,
     collect,
     plan,
-    read_suite,
-    row_scores,
     run_all,
+    run_suite,
     start,
-    tables_with_boxes,
 )
-from training.studies.ablation_table import ALL_ROWS, ablation_rows, draw_chart, in_words, markdown, t_interval, verdict
+from training.studies.ablation_chart import draw_chart
+from training.studies.ablation_suite import changed_parts, read_suite
+from training.studies.ablation_table import ALL_ROWS, ablation_rows, in_words, markdown, t_interval, verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 SUITES = sorted((ROOT / "training" / "recipes" / "ablations" / "suites").glob("*.yaml"))
@@ -83,15 +82,18 @@ def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_d
     text = path.read_text()
     text += (path.parent / yaml.safe_load(text)["base"]).read_text()
     if written := re.findall(
-        r"(runs/(?:catalogue|reference/tables/[\w/]+))[,\]}]", text
+        r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/tables/[\w/]+))[,\]}\n]", text
     ):  # other commands write the tables
+        project = tmp_path / "project"
+        (tmp_path / "shared").symlink_to(shared_data.parent)
+        monkeypatch.setattr("training.recipe.data.is_variant_folder", lambda folder: True)
         for folder in written:
-            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        monkeypatch.chdir(tmp_path)
+            (project / folder).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(project)
         monkeypatch.setattr(arguments, "is_vector_folder", lambda folder: True)
     suite = read_suite(path)
     assert len(suite.seeds) == 3
-    parts = [{key.split("_")[0] for key in changed} for changed in suite.cells.values()]
+    parts = [changed_parts(changed) for changed in suite.cells.values()]
     assert [len(one) for one in parts] == [0] + [1] * (len(suite.cells) - 1)
 
 
@@ -137,7 +139,7 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
         ({"cells": {"plain": {}, "other": {"evaluate_split": "valid"}}}, "evaluate_split cannot be set here"),
         ({"seeds": [0, 0]}, "seeds: found"),
         ({"seeds": []}, "seeds: found"),
-        ({"boxes": "guess"}, "boxes: found 'guess'; expected one of largest_region"),
+        ({"boxes": "guess"}, "boxes: found 'guess'; expected one of saliency, largest-region"),
         ({"cells": {"plain": {"hard_negatives": 1}}}, "plain: found .* expected no changed key"),
         ({"cells": {"plain": {}, "two": {"hard_negatives": 1, "queue_steps": 1}}}, "two: found .* one changed key"),
         ({"cells": {"plain": {}, "same": {"hard_negatives": 0}}}, "same: .* changes nothing"),
@@ -146,6 +148,11 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
         ({"cells": {"plain": {}, "longer": {"max_steps": 3}}}, "longer: max_steps cannot be set here; .* the same"),
         ({"cells": {"plain": {}, "a b": {"queue_steps": 1}}}, "found the name 'a b'"),
         ({"keys": {**TINY, "evaluate_after": False}}, "expected evaluate_after: true"),
+        ({"boxes": {"detector": "saliency"}}, "expected detector: saliency and weights: a path"),
+        ({"cells": {"plain": {}, "a": {"boxes": "guess"}}}, "cells: a: boxes: found 'guess'"),
+        ({"published": {"plain": {"sign": "+", "source": "s"}}}, "published: plain: .* expected one of hard"),
+        ({"published": {"hard": {"sign": "up", "source": "s"}}}, "published: hard: found .* expected sign: one of"),
+        ({"references": "bm25"}, "references: found 'bm25'; expected a list of models"),
         ({"keys": {**TINY, "seed": 3}}, "seed cannot be set here; list the seeds"),
     ],
 )
@@ -185,6 +192,8 @@ def test_a_result_holds_scores_steps_and_where_they_come_from(finished):
     assert {"commit", "versions", "training_seed", "steps"} <= run["provenance"]["catalogue"].keys()
     assert all(0 <= row["R@10"] <= 1 for row in run["scores"].values())
     assert "catalogue i→i" in run["scores"]
+    assert len(run["scores"]["catalogue i→i"]["R@10_interval"]) == 2
+    assert {"catalogue category mm", "catalogue attributes i"} <= run["labels"].keys()
 
 
 @pytest.mark.slow
@@ -303,39 +312,34 @@ def test_a_training_without_results_is_an_error(write_suite, tmp_path):
         collect(run, 1.0)
 
 
-def test_boxes_are_written_beside_the_tables_where_there_are_none(tmp_path):
+def test_a_cell_with_boxes_reads_tables_of_its_own_and_the_others_do_not(write_suite, tmp_path, monkeypatch):
     write_catalogue(tmp_path / "shop", products=18, image_size=64)
-    before = load_tables(tmp_path / "shop")
-    entry, facts = tables_with_boxes(
-        {"path": str(tmp_path / "shop"), "weight": 2}, tmp_path / "boxes", "largest_region", progress=False
-    )
-    after = load_tables({key: entry[key] for key in ("products", "queries", "query_images") if key in entry})
-    assert (entry["name"], entry["weight"]) == ("shop", 2)
-    assert [row.product_id for row in after.products] == [row.product_id for row in before.products]
-    found = [row.core_box for row in after.products if row.core_box]
-    assert not any(row.core_box for row in before.products)
-    assert [row.box for row in after.queries] == [row.box for row in before.queries]  # known ones stay
-    assert any(row.box for row in before.queries)
-    assert len(found) == facts["products_with_box"] > 9
-    assert all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 for x0, y0, x1, y1 in found)
-    stamp = (tmp_path / "boxes" / "products.parquet").stat().st_mtime_ns
-    tables_with_boxes(str(tmp_path / "shop"), tmp_path / "boxes", "largest_region", progress=False)
-    assert (tmp_path / "boxes" / "products.parquet").stat().st_mtime_ns == stamp
+    keys = {**TINY, "data": [{"path": str(tmp_path / "shop"), "weight": 2}], "evaluate_data": [str(tmp_path / "shop")]}
+    cells = {"plain": {}, "crop": {"core_crop": True, "boxes": "largest_region"}, "queue": {"queue_steps": 1}}
+    keys["core_crop"] = False
+    path = write_suite(cells=cells, keys=keys, cumulative=False, seeds=[0])
+    found = []
+    monkeypatch.setattr("training.studies.ablate.run_all", lambda runs, *_: found.extend(runs) or [])
+    results, _ = run_suite(path, tmp_path / "out")
+    plain, crop, queue = found
+    assert plain.tables == queue.tables == {}
+    assert crop.tables["data"][0]["weight"] == 2
+    assert crop.tables["data"][0]["path"] == crop.tables["evaluate_data"][0]["path"] != str(tmp_path / "shop")
+    assert (plain.wanted["boxes"], crop.wanted["boxes"]) == (None, "largest_region")
+    assert results["boxes"]["crop"]["shop"]["products_with_box"] > 9
+    monkeypatch.setattr("training.studies.ablation_boxes.open_detector", lambda *_, **__: pytest.fail("detected again"))
+    assert run_suite(path, tmp_path / "out")[0]["boxes"] == results["boxes"]
 
 
-def test_boxes_are_refused_for_data_that_is_no_folder_of_tables(tmp_path):
-    with pytest.raises(RecipeError, match="expected path: a folder of parquet tables"):
-        tables_with_boxes("catalogue", tmp_path / "boxes", "largest_region")
-
-
-def test_rows_name_data_set_direction_and_whether_products_ask_for_themselves():
-    scores = {"R@1": 0.1, "R@10": 0.2, "R@1_chance": 0, "R@10_chance": 0, "MRR": 0.1, "queries": 5, "gallery": 5}
-    result = {
-        "benchmark": "shop",
-        "scores": {"t2mm": {**scores, "source": "queries"}, "i2mm": None},
-        "image_only": {"t2i": {**scores, "source": "products"}},
-    }
-    assert list(row_scores(result)) == ["shop t→i, own parts", "shop t→mm"]
+def test_a_stage_is_one_part_with_settings_of_its_own_and_the_same_steps(write_suite):
+    moon = {"embedding_dim": 32, "readout": "emb", "max_reasoning_tokens": 8}
+    grpo = {"stage": "grpo", "moon": moon, "cold_start": {"max_steps": 1}, "max_steps": 1, "rollouts": 2}
+    suite = read_suite(write_suite(cells={"plain": {}, "grpo": grpo}, cumulative=False))
+    assert suite.keys_of("grpo")["max_steps"] == 1
+    assert changed_parts(grpo) == {"stage"}
+    for steps in ({"max_steps": 2}, {}):
+        with pytest.raises(RecipeError, match="grpo: found .* steps, those of its cold start included; expected 2"):
+            read_suite(write_suite(cells={"plain": {}, "grpo": {**grpo, "cold_start": steps}}, cumulative=False))
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
