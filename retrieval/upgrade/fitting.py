@@ -88,11 +88,12 @@ class Fitted:
 def fit_upgrade(sample: Sample, *, seed: int = 0) -> Fitted:
     """Fit every adapter on 60 % of the products, choose on 20 %, measure on the other 20 %, and fit the chosen on all.
 
-    The queries that choose are of several kinds: titles (or pictures), and the short texts of the same products. The score is the
-    mean share of the old model's ten nearest products of a query that the adapted query finds among its own ten; without the old
-    model, R@10 of the query's product. Of adapters with the same score the one with the higher mean reciprocal rank of the
-    product is chosen, then the simpler one. Our design: agreement with the old model needs no right answers, and says more of a
-    query than whether one product is among ten.
+    The score of an adapter is the mean of two shares, of the products that choose: of the ten nearest old products of a product's
+    old vector, the share that its adapted new vector finds among its own ten; and the same for the titles (or pictures) of these
+    products as queries. Without the old model, the second is R@10 of the title's product. Of adapters with the same score the one
+    with the higher mean reciprocal rank of the title's product is chosen, then the simpler one. Our design: agreement needs no
+    right answers; titles alone, and still more the short texts that adapters are fitted on, favour adapters made for such
+    texts (docs/upgrade.md).
 
     Every search is among all products of the sample. What is measured, and the calibration, are of adapters that were not fitted
     on the products of their queries.
@@ -135,38 +136,35 @@ def fit_upgrade(sample: Sample, *, seed: int = 0) -> Fitted:
 
 
 class _Tried:
-    """Adapters and their scores on the queries that choose one.
+    """Adapters and their scores on the products that choose one.
 
     Args:
         sample: the vectors of both models.
         choosing_Q: the queries of the sample that choose.
-        products: the products that choose, whose texts do so too.
+        products: the products that choose, whose vectors do so too.
     """
 
     def __init__(self, sample: Sample, choosing_Q: np.ndarray, products: np.ndarray) -> None:
-        self.sample = sample
-        new, right = [sample.new_query_QD[choosing_Q]], [sample.right_Q[choosing_Q]]
-        old = [] if sample.old_query_QE is None else [sample.old_query_QE[choosing_Q]]
-        if (texts := sample.texts) is not None:
-            chosen_T = np.isin(texts.product_T, products)
-            new.append(texts.new_TD[chosen_T])
-            right.append(texts.product_T[chosen_T])
-            old += [texts.old_TE[chosen_T]] if old and texts.old_TE is not None else []
-        self.query_QD, self.right_Q = np.concatenate(new), np.concatenate(right)
-        has_old = len(old) == len(new)
-        self.near_QK = _nearest(sample.old.scores(np.concatenate(old))) if has_old else None
+        self.sample, self.choosing_Q = sample, choosing_Q
+        self.chosen_V = np.flatnonzero(np.isin(sample.old.product_V, products))
+        self.near_product_VK = _nearest(sample.old.scores(sample.old.vector_VD[self.chosen_V]))
+        old_QE = sample.old_query_QE
+        self.near_title_QK = None if old_QE is None else _nearest(sample.old.scores(old_QE[choosing_Q]))
         self.scores: dict[str, tuple[float, float]] = {}
         self.adapters: dict[str, Adapter] = {}
         self.recipes: dict[str, Recipe] = {}
 
     def add(self, recipe: Recipe, adapter: Adapter) -> None:
-        score_QP = self.sample.old.scores(adapter(self.query_QD))
-        rank_Q = ranks(score_QP, [[product] for product in self.right_Q])
-        if self.near_QK is None:
-            found = float((rank_Q <= K).mean())
-        else:
-            both = zip(_nearest(score_QP), self.near_QK, strict=True)
-            found = float(np.mean([np.isin(own_K, near_K).mean() for own_K, near_K in both]))
+        sample = self.sample
+        product_VP = sample.old.scores(adapter(sample.new.vector_VD[self.chosen_V]))
+        title_QP = sample.old.scores(adapter(sample.new_query_QD[self.choosing_Q]))
+        rank_Q = ranks(title_QP, [[product] for product in sample.right_Q[self.choosing_Q]])
+        by_title = (
+            float((rank_Q <= K).mean())
+            if self.near_title_QK is None
+            else _shared(_nearest(title_QP), self.near_title_QK)
+        )
+        found = (_shared(_nearest(product_VP), self.near_product_VK) + by_title) / 2
         self.scores[recipe.name] = (found, float((1 / rank_Q).mean()))
         self.adapters[recipe.name], self.recipes[recipe.name] = adapter, recipe
 
@@ -183,6 +181,11 @@ class _Tried:
 def _nearest(score_QP: np.ndarray) -> np.ndarray:
     """Return the (Q, K) products with the highest scores; of equal scores the first product."""
     return np.argsort(-score_QP, axis=1, kind="stable")[:, :K]
+
+
+def _shared(one_QK: np.ndarray, other_QK: np.ndarray) -> float:
+    """Return the mean share of products that two lists of the same query have in common."""
+    return float(np.mean([np.isin(one_K, other_K).mean() for one_K, other_K in zip(one_QK, other_QK, strict=True)]))
 
 
 def _reference_ranks(sample: Sample, chosen_Q: np.ndarray) -> dict[str, np.ndarray]:
