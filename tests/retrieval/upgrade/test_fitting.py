@@ -136,7 +136,8 @@ def test_the_choice_is_by_old_neighbours_of_products_and_titles_and_without_the_
             shares.append(len(own & near) / 10)
         return np.mean(shares)
 
-    by_product = shared(sample.new.vector_VD[products], sample.old.vector_VD[products])
+    vectors = np.flatnonzero(np.isin(sample.old.product_V, products))
+    by_product = shared(sample.new.vector_VD[vectors], sample.old.vector_VD[vectors])
     by_title = shared(sample.new_query_QD[queries], sample.old_query_QE[queries])
     assert fit_upgrade(sample).chosen_by["procrustes"] == pytest.approx((by_product + by_title) / 2)
 
