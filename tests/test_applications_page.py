@@ -18,10 +18,7 @@ TEXT = " ".join(PAGE.split())
 
 
 def results(name: str) -> dict:
-    path = ROOT / "results" / name
-    if not path.is_file():
-        pytest.skip(f"results/{name} has not been measured yet")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
 def points(value: float) -> str:
@@ -75,3 +72,15 @@ def test_the_sentences_on_equal_tastes_are_those_of_the_results():
     for change in (trained["ids"]["new"], untrained["ids"]["new"], trained[name.format("untrained")]["new"]):
         mean, interval = change_in_words(change)
         assert re.search(re.escape(mean) + r"( points)? " + re.escape(f"({interval})"), TEXT)
+
+
+def test_the_sentences_on_the_exchange_rate_are_those_of_the_results():
+    found = results("exchange_rate.json")
+    for words in found["words"]:
+        if "points of AUC" in words:
+            slope, interval = re.search(r"goes with (\S+) \(([^)]+)\) points", words).groups()
+            assert f"{slope} points of AUC" in TEXT or f"with {slope} on new products" in TEXT
+            assert f"({interval})" in TEXT
+    first, second, last = (f"{100 * found['all']['AUC'][step]:.2f}" for step in (0, 1, -1))
+    assert f"AUC first falls, from {first} to {second} after 40 steps, and reaches {last} at the end" in TEXT
+    assert len(found["steps"]) >= 5
