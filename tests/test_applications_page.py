@@ -84,3 +84,11 @@ def test_the_sentences_on_the_exchange_rate_are_those_of_the_results():
     first, second, last = (f"{100 * found['all']['AUC'][step]:.2f}" for step in (0, 1, -1))
     assert f"AUC first falls, from {first} to {second} after 40 steps, and reaches {last} at the end" in TEXT
     assert len(found["steps"]) >= 5
+
+
+def test_the_exponents_of_the_page_are_those_of_the_results():
+    found = results("scaling.json")
+    for line in found["fits"]:
+        b = line["fit"]["b"]
+        assert "| {:.3f} ({:.3f} to {:.3f}) |".format(b["value"], *b["interval"]) in PAGE
+        assert line["fit"]["law"] == "a·x^(−b)"

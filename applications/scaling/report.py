@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator, NullLocator
 from tabulate import tabulate
 
 from applications.scaling.power_law import PowerLaw
@@ -62,6 +63,11 @@ def draw_chart(results: Mapping[str, Any], path: Path) -> None:
             for x, own in zip(line["x"], line["losses"], strict=True):
                 axes.plot([x] * len(own), own, ".", color=BLUE, markersize=6)
             axes.set(xscale="log", yscale="log")
+            axes.set_xticks(line["x"], [f"{x:,.0f}" for x in line["x"]], fontsize=8)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_formatter("{x:.3f}")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_minor_locator(NullLocator())
             if line["fit"] is None:
                 axes.text(0.5, 0.5, line["not_fitted"], transform=axes.transAxes, fontsize=8, color=FAINT, ha="center")
                 continue
@@ -69,7 +75,6 @@ def draw_chart(results: Mapping[str, Any], path: Path) -> None:
             law = PowerLaw(values["a"], values["b"], values.get("c", 0.0), line["fit"]["aic"], "c" in values)
             x_X = np.geomspace(min(line["x"]), max(line["x"]), 60)
             axes.plot(x_X, law(x_X), color=INK, linewidth=1)
-            axes.tick_params(which="minor", labelsize=7, labelcolor=FAINT)
 
 
 def write(results: Mapping[str, Any], output: Path) -> None:
