@@ -10,7 +10,7 @@ from evaluation.service_load import KINDS
 
 MEMORY_GROWTH = 0.1
 """Growth that memory may have after the first quarter of the check, and in the overload level, as a share."""
-KEPT_UNDER_OVERLOAD = 0.4
+KEPT_UNDER_OVERLOAD = 0.5
 """Answers a second of the overload level, at least, as a share of those of the level that is not refused."""
 LEAST_LEVEL_SECONDS, LEAST_SECONDS = 5.0, 60.0
 """Times of a level and of the check from which rates and memory are judged: a process that has just started still grows."""
