@@ -39,6 +39,8 @@ KINDS = ("words", "words again", "picture", "both")
 K = 10
 _QUERIES, _CONTENTS = 24, 40
 _PAUSE = 0.05
+_WARM_UP, _SETTLED = 30.0, 0.02
+"""Longest warm-up after the restart, in seconds, and the growth of memory within two seconds below which it ends."""
 
 
 @dataclass(frozen=True)
@@ -337,10 +339,19 @@ def check_service(
             memory.append((time.monotonic(), service.resident_bytes()))
         client.close()
 
+    def warm_up() -> None:
+        """Write until the memory of a process that has just started hardly grows any more, for a limited time."""
+        end = time.monotonic() + _WARM_UP
+        held = 0
+        while service.resident_bytes() > (1 + _SETTLED) * held and time.monotonic() < end:
+            held = service.resident_bytes()
+            write_until(time.monotonic() + 2)
+
     def write_and_kill() -> None:
         write_until(began + sizes.seconds / 2)
         service.kill()
         service.start()
+        warm_up()
         memory.clear()
         memory.append((time.monotonic(), service.resident_bytes()))
         write_until(time.monotonic() + sizes.seconds / 2)

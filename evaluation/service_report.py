@@ -12,8 +12,6 @@ MEMORY_GROWTH = 0.1
 """Growth that memory may have after the first quarter of the check, and in the overload level, as a share."""
 KEPT_UNDER_OVERLOAD = 0.5
 """Answers a second of the overload level, at least, as a share of those of the level that is not refused."""
-LEAST_LEVEL_SECONDS, LEAST_SECONDS = 5.0, 60.0
-"""Times of a level and of the check from which rates and memory are judged: a process that has just started still grows."""
 
 
 def service_problems(results: dict[str, Any]) -> list[str]:
@@ -21,8 +19,7 @@ def service_problems(results: dict[str, Any]) -> list[str]:
 
     Checked are: answers and statuses, lost writes, memory within `MEMORY_GROWTH`, and the level with more clients than requests
     may be in work: some are refused, each with `Retry-After`, and the others are still answered at the rate that
-    `KEPT_UNDER_OVERLOAD` states. Memory is not checked where the system does not say it; neither it nor the rate in a measurement
-    that is shorter than `LEAST_SECONDS` and `LEAST_LEVEL_SECONDS`.
+    `KEPT_UNDER_OVERLOAD` states. Memory is not checked where the system does not say it.
 
     Args:
         results: of `evaluation.service_load.measure_service`.
@@ -38,15 +35,13 @@ def service_problems(results: dict[str, Any]) -> list[str]:
         problems.append(f"the check: found the statuses {sorted(errors)}; expected 200, 429 and none")
     if silent := sum(level["refused_without_retry_after"] for level in (*levels, check)):
         problems.append(f"{silent} refusals without Retry-After; expected it with each one")
-    sizes = results["provenance"]["sizes"]
-    problems += _overload_problems(levels, sizes["level_seconds"] >= LEAST_LEVEL_SECONDS)
-    return problems + (_memory_problems(levels, check) if sizes["seconds"] >= LEAST_SECONDS else [])
+    return problems + _overload_problems(levels) + _memory_problems(levels, check)
 
 
 _NEVER = {"wrong_answers": "answers were wrong", "lost_writes": "acknowledged writes were lost"}
 
 
-def _overload_problems(levels: list[dict[str, Any]], judges_rate: bool) -> list[str]:
+def _overload_problems(levels: list[dict[str, Any]]) -> list[str]:
     """Return what is wrong with the last level, against the largest one of the same kind that has fewer clients."""
     *others, overload = levels
     before = max((one for one in others if one["kind"] == overload["kind"]), key=lambda one: int(one["clients"]))
@@ -54,7 +49,7 @@ def _overload_problems(levels: list[dict[str, Any]], judges_rate: bool) -> list[
     if not overload["share_429"]:
         problems.append(f"{_named(overload)}: found no 429; expected some, since not all may be in work")
     least = KEPT_UNDER_OVERLOAD * before["answers_a_second"]
-    if judges_rate and overload["answers_a_second"] < least:
+    if overload["answers_a_second"] < least:
         problems.append(
             f"{_named(overload)}: found {overload['answers_a_second']} answers a second; expected at least {least:.1f}, "
             f"{KEPT_UNDER_OVERLOAD:.0%} of those of {before['clients']} clients"

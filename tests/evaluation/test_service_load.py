@@ -70,9 +70,6 @@ def test_the_service_is_right_under_load_with_writes_and_a_kill(measured):
 def changed(results, place, **values):
     """The results with other values in the last level or the check."""
     copied = json.loads(json.dumps(results))
-    copied["levels"][-1] |= {"answers_a_second": 1e6, "megabytes": 1}
-    copied["check"] |= {"megabytes_first_quarter": 100, "megabytes_later": 100}
-    copied["provenance"]["sizes"] |= {"seconds": 120, "level_seconds": 10}
     (copied["levels"][-1] if place == "overload" else copied["check"]).update(values)
     return copied
 
