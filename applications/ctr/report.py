@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from applications.ctr.study import IDS, SUBSETS
+from applications.results_files import write_results
 from evaluation.charts import BLUE, FAINT, GREEN, INK, panels
-from product_data.atomic_files import write_atomically
 
 _ABSENT = "–"
 
@@ -130,12 +129,5 @@ def write(results: Mapping[str, Any], output: Path) -> dict[str, Any]:
         output: the .json file; the others have its name.
     """
     whole = {"words": words(results), **results}
-    text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_chart(whole, output.with_suffix(".png"))
-    lines = "\n".join(f"- {line}" for line in whole["words"])
-    write_atomically(
-        output.with_suffix(".md"), f"# Click prediction\n\n{what_log(whole)}.\n\n{table(whole)}\n\n{lines}\n"
-    )
-    write_atomically(output, text)
+    write_results(whole, output, parts=["# Click prediction", f"{what_log(whole)}.", table(whole)], draw=draw_chart)
     return whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from tabulate import tabulate
 
 from applications.ctr.report import what_log
 from applications.exchange_rate.study import IMAGE_SEARCH, SUBSETS
+from applications.results_files import write_results
 from evaluation.charts import BLUE, FAINT, INK, panels
-from product_data.atomic_files import write_atomically
 
 _ABSENT, _PANELS = "–", 3
 
@@ -141,12 +140,7 @@ def write(results: Mapping[str, Any], output: Path) -> dict[str, Any]:
         output: the .json file; the others have its name.
     """
     whole = {"words": words(results), **results}
-    text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_chart(whole, output.with_suffix(".png"))
     parts = ["# Exchange rate", f"{what_log(whole)}.", auc_table(whole)]
     parts += [f"## {subset} products\n\n{table(whole, subset)}" for subset in SUBSETS]
-    parts.append("\n".join(f"- {line}" for line in whole["words"]))
-    write_atomically(output.with_suffix(".md"), "\n\n".join(parts) + "\n")
-    write_atomically(output, text)
+    write_results(whole, output, parts=parts, draw=draw_chart)
     return whole

@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 from tabulate import tabulate
 
+from applications.results_files import write_results
 from applications.scaling.power_law import PowerLaw
-from applications.scaling.study import to_json
 from evaluation.charts import BLUE, FAINT, INK, panels
-from product_data.atomic_files import write_atomically
 
 
 def table(results: Mapping[str, Any], *, style: str = "github") -> str:
@@ -84,9 +83,5 @@ def write(results: Mapping[str, Any], output: Path) -> None:
         results: from `applications.scaling.study.run_scale`.
         output: the .json file; the others have its name.
     """
-    text = to_json(results)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_chart(results, output.with_suffix(".png"))
-    lines = "\n".join(f"- {line}" for line in results["words"])
-    write_atomically(output.with_suffix(".md"), f"# Scaling study: {results['suite']}\n\n{table(results)}\n\n{lines}\n")
-    write_atomically(output, text)
+    parts = [f"# Scaling study: {results['suite']}", table(results)]
+    write_results(results, output, parts=parts, draw=draw_chart)

@@ -8,7 +8,6 @@ in the folder `work`, and the same command continues after an interruption.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -175,8 +174,3 @@ def _fitted(line: Mapping[str, Any], tokens_per_pair: float | None, resamples: i
 def _title(line: Mapping[str, Any]) -> str:
     at = ", ".join(f"{value} {name}" for name, value in line["at"].items())
     return f"{line['axis']} ({line['loss']}{f'; {at}' if at else ''})"
-
-
-def to_json(results: Mapping[str, Any]) -> str:
-    """Return the text of the results file."""
-    return json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -103,5 +103,7 @@ def set_budget(
 
 def _spread(rows: Sequence[Any]) -> list[Any]:
     """Return at most `_SAMPLE` rows, evenly spaced."""
-    places = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int) if rows else []
+    if not rows:
+        return []
+    places = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int)
     return [rows[place] for place in places]

@@ -34,36 +34,21 @@ _NAMED = 5  # pictures that are named if they cannot be opened
 Attributes = dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class WritingJob:
-    """The options of an annotation.
+@dataclass(frozen=True, kw_only=True)
+class WritingJob(Asking):
+    """The options of an annotation: those of `Asking`, and what is written.
 
     Args:
         output: the table to write, a .parquet file.
         model (`str`): the name of the model, which is written to the table.
         forms (`tuple`): the forms to annotate, "image", "text" or both. Default: both.
-        batch_size (`int`): the number of questions in a batch. Default: 8.
-        attempts (`int`): the largest number of attempts for an answer that cannot be parsed. The first is greedy, the
-            others are sampled. Default: 3.
-        images (`int`): the largest number of pictures of a product that are shown. Default: 1.
-        max_pixels (`int`): the largest number of pixels of a picture; larger pictures are reduced. Default: 786,432.
-        seed (`int`): the seed of sampling. Default: 0.
-        allow_urls (`bool`): download pictures from public URLs. Default: False.
         overwrite (`bool`): start again and delete existing answers. Default: False.
-        progress (`bool`): show a progress bar. Default: True.
     """
 
     output: Path
     model: str
     forms: tuple[str, ...] = FORMS
-    batch_size: int = 8
-    attempts: int = 3
-    images: int = 1
-    max_pixels: int = 786_432
-    seed: int = 0
-    allow_urls: bool = False
     overwrite: bool = False
-    progress: bool = True
 
     def __post_init__(self) -> None:
         if self.output.suffix != SUFFIX:
@@ -104,10 +89,8 @@ def write_attributes(products: Sequence[ProductRow], writer: Writer, job: Writin
     prompts = hashlib.sha256("".join(PROMPTS[form] for form in FORMS).encode()).hexdigest()[:16]
     settings = {name: getattr(job, name) for name in ("model", "images", "max_pixels", "seed")} | {"prompts": prompts}
     journal.open(settings | getattr(writer, "settings", {}), job.overwrite)
-    names = ("batch_size", "attempts", "images", "max_pixels", "seed", "allow_urls", "progress")
-    asking = Asking(job.forms, **{name: getattr(job, name) for name in names})
-    tasks = list(tasks_of(products, asking, journal))
-    ask(tasks, writer, asking, journal)
+    tasks = list(tasks_of(products, job, journal))
+    ask(tasks, writer, job, journal)
     _write_table(products, tasks, journal, job)
     _name_unreadable(tasks, journal)
     return {form: _counts([task for task in tasks if task.form == form], journal) for form in job.forms}

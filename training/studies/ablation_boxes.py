@@ -81,11 +81,10 @@ def data_with_boxes(
         of_path = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
         folder = output / "boxes" / f"{settings['name']}-{digest}" / f"{source.stem}-{of_path}"
         if not _is_complete(folder) and write:
-            options = {name: value for name, value in settings.items() if name != "name"}
-            detector = open_detector(
-                settings["name"],
-                **{name: Path(value) if name == "weights" else value for name, value in options.items()},
-            )
+            options: dict[str, Any] = {name: value for name, value in settings.items() if name != "name"}
+            if "weights" in options:
+                options["weights"] = Path(options["weights"])
+            detector = open_detector(settings["name"], **options)
             cache = output / "boxes" / _CACHE
             write_core_boxes(source, folder, detector, BoxOptions(cache=cache, progress=progress))
         if _is_complete(folder):

@@ -11,8 +11,10 @@ from training.assembly.sources import evaluated_tables
 from training.recipe.arguments import Recipe
 from training.studies.ablation_table import OWN_PARTS, REASONED
 
-_KEPT = ("R@1", "R@10", "R@1_interval", "R@10_interval", "R@1_chance", "R@10_chance", "MRR", "rank_score")
-_KEPT += ("queries", "gallery")
+_KEPT = (
+    *("R@1", "R@10", "R@1_interval", "R@10_interval", "R@1_chance", "R@10_chance"),
+    *("MRR", "rank_score", "queries", "gallery"),
+)
 _DEEPEST, _LABEL_SCORES = "deepest", ("top1", "top1_interval", "top10", "f1")
 
 
