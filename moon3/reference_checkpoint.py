@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="one training for each (default: 0 1 2)"
     )
     parser.add_argument("--steps", type=int, help="steps of each training (default: those of the recipe)")
-    parser.add_argument("--tables-only", action="store_true", help="write the tables and train nothing")
+    parser.add_argument(
+        "--tables-only",
+        action="store_true",
+        help="write the tables, and those of the evidence study, and train nothing",
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/reference"), help="folder for tables and trainings")
     parser.add_argument("--output", type=Path, default=Path("results/reference_checkpoint.json"), help="results file")
 
@@ -30,11 +34,13 @@ def run(chosen: argparse.Namespace) -> None:
     from product_data.errors import OptionError
     from product_data.outputs import require_writable_file, require_writable_folder
     from training.studies.reference_study import Encoders, table, write_reference_study
-    from training.studies.reference_tables import write_reference_tables
+    from training.studies.reference_tables import write_evidence_tables, write_reference_tables
 
     require_writable_folder("--work", chosen.work)
     if chosen.tables_only:
-        print("wrote", ", ".join(write_reference_tables(chosen.data, chosen.work / "tables")))
+        folder = chosen.work / "tables"
+        names = [*write_reference_tables(chosen.data, folder), *write_evidence_tables(chosen.data, folder)]
+        print("wrote", ", ".join(names))
         return
     for option in ("image_encoder", "text_encoder"):
         if not getattr(chosen, option):

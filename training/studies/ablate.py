@@ -390,7 +390,8 @@ def run_suite(
     require_writable_folder("--output", output)
     output.mkdir(parents=True, exist_ok=True)
     runs = plan(suite, output)
-    tables, boxes = _tables_with_boxes(suite, output, render_only)
+    detected_for = () if render_only else tuple(cells or suite.cells)
+    tables, boxes = _tables_with_boxes(suite, output, detected_for)
     runs = [replace(run, tables=tables[run.cell]) for run in runs]
     references = {} if render_only and not (output / _REFERENCES).is_dir() else _references(suite, output)
     missed: list[str] = []
@@ -412,11 +413,11 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def _tables_with_boxes(
-    suite: Suite, output: Path, render_only: bool
+    suite: Suite, output: Path, detected_for: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Return for each cell the data with its core boxes, and facts about boxes by the names of the cells that use them.
 
-    With `render_only`, nothing is detected, and only existing tables count.
+    Boxes are detected for the cells in `detected_for`; of the others, only existing tables count.
     """
     tables: dict[str, dict[str, Any]] = {cell: {} for cell in suite.cells}
     users: dict[str, list[str]] = {}
@@ -430,7 +431,8 @@ def _tables_with_boxes(
         facts[words] = {}
         for key in ("data", "evaluate_data"):
             if suite.recipe.get(key):
-                entries, found = data_with_boxes(suite.recipe[key], settings, output, write=not render_only)
+                write = any(cell in detected_for for cell in cells)
+                entries, found = data_with_boxes(suite.recipe[key], settings, output, write=write)
                 facts[words] |= found
                 for cell in cells:
                     tables[cell][key] = entries

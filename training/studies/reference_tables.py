@@ -1,16 +1,18 @@
 """Write the tables of the studies of transfer: what may be trained on and published, and the products of two shops left out.
 
 write_reference_tables(Path("../shared/data"), Path("runs/reference/tables"))
+write_evidence_tables(Path("../shared/data"), Path("runs/reference/tables"))
 
 Trained on: drawn products; grocery (MIT) and spree (BSD-3-Clause) with their queries; and the photos of grocery, spree and street
 (Apache-2.0) as products of a picture alone, whose queries are altered views of it. Left out: the validation and test splits of
-fashion and ikea, whose licences do not allow weights to be published.
+fashion and ikea, whose licences do not allow weights to be published. The evidence study trains and publishes no weights; it reads
+samples of the larger shops.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,18 @@ from product_data.atomic_files import written_whole
 from product_data.catalogue.making import write_catalogue
 from product_data.spree import read_spree
 from product_data.table_files import ImageSource, read_rows
+from product_data.table_samples import write_sample
 from product_data.tables import ProductRow, ProductTables, QueryRow, load_tables
 
 CATALOGUE = {"products": 1500, "image_size": 128}
 LEFT_OUT = ("fashion", "ikea")
 LEFT_OUT_SPLITS = ("valid", "test")
+EVIDENCE: dict[str, dict[str, int | None]] = {
+    "fashion": {"train": 1200, "test": 600},
+    "ikea": {"test": None},
+    "chorus": {"test": 600},
+}
+"""Shop → split → products of its sample for the evidence study."""
 SIDE = 192
 """Longest side in pixels of a stored picture: twice what the small models see."""
 _TRAIN, _QUALITY = "train", 92
@@ -51,7 +60,30 @@ def write_reference_tables(data: Path, folder: Path) -> list[str]:
         "spree_photos": lambda target: _write_photos(target, _spree_photos(data / "spree")),
         "street_photos": lambda target: _write_photos(target, _street_photos(data / "street")),
     }
-    makers |= {f"left_out/{name}": _left_out_writer(data / name) for name in LEFT_OUT}
+    makers |= {f"left_out/{name}": _sampler(data / name, dict.fromkeys(LEFT_OUT_SPLITS)) for name in LEFT_OUT}
+    return _write_missing(makers, folder)
+
+
+def write_evidence_tables(data: Path, folder: Path) -> list[str]:
+    """Write the samples of the evidence study that are not there yet.
+
+    Args:
+        data: folder with the folders fashion, ikea and chorus.
+        folder: folder to write; complete tables in it are kept.
+
+    Returns:
+        The names of the tables, whose folders are in `folder`.
+    """
+    return _write_missing(
+        {f"evidence/{name}": _sampler(data / name, sizes) for name, sizes in EVIDENCE.items()}, folder
+    )
+
+
+def _sampler(source: Path, sizes: Mapping[str, int | None]) -> Callable[[Path], None]:
+    return lambda target: write_sample(source, target, sizes)
+
+
+def _write_missing(makers: Mapping[str, Callable[[Path], Any]], folder: Path) -> list[str]:
     for name, make in tqdm(makers.items(), desc="tables", delay=3.0):
         target = folder / name
         if not target.is_dir():
@@ -68,22 +100,6 @@ def reduced(picture: ImageSource) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
-
-
-def _left_out_writer(source: Path) -> Any:
-    def write(target: Path) -> None:
-        target.mkdir(parents=True)
-        tables = {name: pq.read_table(source / f"{name}.parquet") for name in ("products", "queries", "query_images")}
-        for name in ("products", "queries"):
-            kept = pa.array([split in LEFT_OUT_SPLITS for split in tables[name]["split"].to_pylist()])
-            tables[name] = tables[name].filter(kept)
-        shown = set(tables["queries"]["image_id"].to_pylist())
-        pictures = tables["query_images"]["image_id"].to_pylist()
-        tables["query_images"] = tables["query_images"].filter(pa.array([name in shown for name in pictures]))
-        for name, table in tables.items():
-            pq.write_table(table, target / f"{name}.parquet")
-
-    return write
 
 
 def _write(folder: Path, tables: ProductTables) -> None:
