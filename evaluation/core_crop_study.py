@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 from tqdm import tqdm
 
 import evaluation.baselines  # noqa: F401 - registers their models
 from evaluation.metrics import bootstrap_interval
 from evaluation.paired_rows import Row, retrieval_rows
+from evaluation.report import ARROWS
 from evaluation.significance import paired_test
 from processing_moon import open_image
 from processing_moon.product_moon import Box
@@ -302,6 +304,50 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
             values = ", ".join(f"boxes {source} {_shown(value)}" for source, value in row["boxes"].items())
             found.append(f"{name}, {row['what']}, {row['metric']} of {row['queries']} photos: {values}.")
     return found
+
+
+def crop_tables(results: Mapping[str, Any]) -> tuple[str, str]:
+    """Return two Markdown tables in percent: the fit of the boxes, and search with each source of boxes.
+
+    Args:
+        results: from `measure_core_crop`, with "training" from `training.studies.core_crop_training`.
+    """
+    fits = results["fit"]
+    fit_lines = [
+        [
+            source,
+            *(_percent(fit["boxes"][source][key]) for fit in fits.values() for key in ("overlap", "at_least_half")),
+        ]
+        for source in next(iter(fits.values()))["boxes"]
+    ]
+    heads = [f"{name}, {fit['pictures']}: {key}" for name, fit in fits.items() for key in ("IoU", "IoU ≥ 50 %")]
+    runs = [(f"{name}, frozen", entry["rows"]) for name, entry in results["search"].items()]
+    runs.append((f"trained, {len(results['training']['seeds'])} seeds", results["training"]["rows"]))
+    search_lines = [
+        [
+            f"{name}: {ARROWS.get(row['what'], row['what'])} {row['metric']}",
+            *(_percent(row["boxes"][source]) for source in SOURCES),
+            _points(row["differences"][SALIENCY]),
+            f"{100 * row['chance']:.1f}",
+        ]
+        for name, rows in runs
+        for row in rows
+    ]
+    search_heads = ["grocery, phone photos", *SOURCES, "saliency − none, points", "chance"]
+    return (
+        tabulate(fit_lines, headers=["box", *heads], tablefmt="github", disable_numparse=True),
+        tabulate(search_lines, headers=search_heads, tablefmt="github", disable_numparse=True),
+    )
+
+
+def _percent(entry: Mapping[str, Any]) -> str:
+    low, high = entry["interval"]
+    return f"{100 * entry['value']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def _points(test: Mapping[str, Any]) -> str:
+    low, high = test["interval"]
+    return f"{100 * test['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

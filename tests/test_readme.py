@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from evaluation.core_crop_study import crop_tables
 from evaluation.report import comparison_table, read_results
 from evaluation.speed import speed_table
 from moon3.__main__ import main as moon3
@@ -113,6 +114,13 @@ def results_of(name: str) -> dict:
 
 def test_the_speeds_are_those_of_the_result_file():
     assert "<!-- speed-table -->\n" + speed_table(results_of("speed.json")) in PAGES["results.md"]
+
+
+def test_the_tables_of_the_core_crop_are_those_of_the_result_file():
+    results = results_of("core_crop.json")
+    assert results["complete"]
+    for name, shown in zip(("fit", "search"), crop_tables(results), strict=True):
+        assert f"<!-- crop-{name}-table -->\n{shown}\n" in PAGES["results.md"]
 
 
 def test_the_tables_are_rendered_from_the_result_files():
