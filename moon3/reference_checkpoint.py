@@ -1,4 +1,4 @@
-"""Train a small Moon that frozen encoders teach, and compare it with them on shops that it never saw."""
+"""Train a small Moon on a real language model, and compare it with frozen encoders on shops that it never saw."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-teacher", metavar="PLACE", help="image encoder that teaches (default: --image-encoder)"
     )
     parser.add_argument("--text-encoder", metavar="PLACE", help="frozen text encoder: a model of sentence-transformers")
+    parser.add_argument(
+        "--language-model", metavar="PLACE", help="whose lower layers read the words, as in moon3 make-base --text"
+    )
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="one training for each (default: 0 1 2)"
     )
@@ -42,12 +45,12 @@ def run(chosen: argparse.Namespace) -> None:
         names = [*write_reference_tables(chosen.data, folder), *write_evidence_tables(chosen.data, folder)]
         print("wrote", ", ".join(names))
         return
-    for option in ("image_encoder", "text_encoder"):
+    for option in ("image_encoder", "text_encoder", "language_model"):
         if not getattr(chosen, option):
             raise OptionError(f"--{option.replace('_', '-')}: found none; expected a place, or --tables-only")
     require_writable_file("--output", chosen.output)
-    encoders = Encoders(chosen.image_encoder, chosen.text_encoder, chosen.image_teacher or "")
+    places = (chosen.image_encoder, chosen.text_encoder, chosen.language_model, chosen.image_teacher or "")
     keys = {} if chosen.steps is None else {"max_steps": chosen.steps}
-    results = write_reference_study(chosen.data, encoders, chosen.output, chosen.work, chosen.seeds, keys)
+    results = write_reference_study(chosen.data, Encoders(*places), chosen.output, chosen.work, chosen.seeds, keys)
     print(table(results))
     print(f"wrote {chosen.output}")

@@ -1,5 +1,6 @@
 """Train the reference checkpoint with several seeds, and compare it with two frozen encoders on shops that it never saw.
 
+Its words are read by the lower layers of a real language model, under a random vision tower that a frozen image encoder teaches.
 The comparison is on the test splits of fashion and ikea (`training.studies.reference_tables`), with R@10 of the five directions.
 Two encoders have no score between words and pictures, since their spaces have nothing in common. So there are two means over
 rows: over those that both have, and over all, where a row without a score of the encoders counts as chance.
@@ -29,6 +30,7 @@ from product_data.atomic_files import write_atomically
 from product_data.errors import OptionError
 from product_data.tables import load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
+from training.model.text_base import make_text_base
 from training.places import RECIPES
 from training.recipe.files import read_recipe_file
 from training.runs.folder import RunFolder
@@ -36,6 +38,8 @@ from training.studies.ablate import Run, run_all
 from training.studies.reference_tables import LEFT_OUT, write_reference_tables
 
 RECIPE = "reference.yaml"
+LAYERS = 2
+VISION = {"hidden_size": 192, "depth": 4, "max_image_tokens": 9, "min_image_tokens": 4}
 SPLIT = "test"
 FROZEN, MOON = "frozen encoders", "reference checkpoint"
 SHARED, ALL = "mean of the rows of both", "mean of all rows"
@@ -51,16 +55,18 @@ class UnfinishedError(ValueError):
 
 @dataclass(frozen=True)
 class Encoders:
-    """The places of the two frozen encoders.
+    """The places of the models that are given: two frozen encoders, and the language model of the base.
 
     Args:
         image: of an image encoder, see `evaluation.baselines.image_encoders.load_image_encoder`. It is compared with.
-        text: of a text encoder, a model of sentence-transformers.
+        text: of a text encoder, a model of sentence-transformers. It is compared with.
+        language_model: whose lower layers the base has, see `training.model.text_base.make_text_base`.
         image_teacher: the image encoder that teaches, such as the same one for smaller pictures. Default: `image`.
     """
 
     image: str
     text: str
+    language_model: str
     image_teacher: str = ""
 
     @property
@@ -81,8 +87,8 @@ def train_seeds(
 
     Args:
         tables: the folder of `write_reference_tables`.
-        encoders: the teachers.
-        work: folder of the trainings.
+        encoders: the teacher, and the language model of the base.
+        work: folder of the base and of the trainings.
         seeds: seeds of the trainings.
         keys: changed keys of the recipe. Default: none.
 
@@ -91,8 +97,11 @@ def train_seeds(
     """
     recipe = {**read_recipe_file(RECIPES / RECIPE), **(keys or {})}
     recipe["teachers"] = encoders.teachers(recipe)
+    recipe["base"] = str(work / "base")
     data = [entry | {"path": str(tables / Path(entry["path"]).name)} for entry in recipe.pop("data")]
     recipe["evaluate_data"] = [str(tables / "left_out" / name) for name in LEFT_OUT]
+    if not (work / "base").is_dir():
+        make_text_base(encoders.language_model, work / "base", layers=LAYERS, vision=VISION, dtype="float32")
     runs = [Run("reference", seed, work / f"seed-{seed}", {**recipe, "seed": seed}) for seed in seeds]
     if missed := run_all(runs, data, 1, lambda: None):
         raise UnfinishedError(f"{'; '.join(missed)}: not finished; the same command continues")
@@ -197,7 +206,7 @@ def write_reference_study(
 
     Args:
         data: folder with the folders of the shops.
-        encoders: the teachers, which are also compared with.
+        encoders: the frozen encoders, and the language model of the base.
         output: the results file, .json.
         work: folder for tables and trainings.
         seeds: seeds of the trainings.

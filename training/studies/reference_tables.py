@@ -5,8 +5,7 @@ write_evidence_tables(Path("../shared/data"), Path("runs/reference/tables"))
 
 Trained on: drawn products; grocery (MIT) and spree (BSD-3-Clause) with their queries; and the photos of grocery, spree and street
 (Apache-2.0) as products of a picture alone, whose queries are altered views of it. Left out: the validation and test splits of
-fashion and ikea, whose licences do not allow weights to be published. The evidence study publishes no weights; it reads samples of
-the larger shops.
+fashion and ikea, whose licences do not allow weights to be published. The evidence study publishes none, and reads samples.
 """
 
 from __future__ import annotations

@@ -34,13 +34,6 @@ from training.studies.reference_study import (
 from training.studies.reference_tables import write_reference_tables
 
 TINY = {
-    "small_base": {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "vision_hidden_size": 32,
-        "vision_depth": 2,
-        "vocab_size": 400,
-    },
     "moon": {"embedding_dim": 32},
     "max_image_tokens": 2,
     "max_steps": 2,
@@ -146,25 +139,29 @@ def test_the_value_of_a_query_is_its_mean_over_seeds():
 
 
 def test_the_recipe_can_be_run_with_encoders_in_place_of_its_own(tables, monkeypatch, tmp_path):
-    (tmp_path / "runs" / "reference").mkdir(parents=True)
+    (tmp_path / "runs" / "reference" / "base").mkdir(parents=True)
     (tmp_path / "runs" / "reference" / "tables").symlink_to(tables[0])
     monkeypatch.chdir(tmp_path)
     recipe = parse_recipe([str(RECIPES / "reference.yaml"), "--output_dir", "x"])
-    found = Encoders("image.onnx", "text", "small.onnx").teachers({"teachers": recipe.loss.teachers})
-    assert [teacher["encoder"] for teacher in found] == ["frozen_image=small.onnx", "frozen_text=text"]
-    assert Encoders("image.onnx", "text").fused == "frozen=image.onnx+text"
+    found = Encoders("image.onnx", "text", "words", "small.onnx").teachers({"teachers": recipe.loss.teachers})
+    assert [teacher["encoder"] for teacher in found] == ["frozen_image=small.onnx"]
+    assert Encoders("image.onnx", "text", "words").fused == "frozen=image.onnx+text"
 
 
 def test_a_training_that_does_not_finish_is_named(tables, tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
     monkeypatch.setattr("training.studies.reference_study.run_all", lambda runs, *_: [run.name for run in runs])
     with pytest.raises(UnfinishedError, match="reference, seed 4: not finished; the same command continues"):
-        train_seeds(tables[0], Encoders("a", "b"), tmp_path, [4])
+        train_seeds(tables[0], Encoders("a", "b", "c"), tmp_path, [4])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "x.csv", "--image-encoder", "a", "--text-encoder", "b"], "x.csv; expected a .json file"),
+        (
+            ["--output", "x.csv", "--image-encoder", "a", "--text-encoder", "b", "--language-model", "c"],
+            "x.csv; expected a .json file",
+        ),
         (["--image-encoder", "a"], "--text-encoder: found none; expected a place, or --tables-only"),
     ],
 )
@@ -180,18 +177,32 @@ def test_a_command_that_cannot_work_is_refused_before_anything_is_written(
 @pytest.mark.slow
 def test_one_command_trains_each_seed_once_and_compares_the_models(tables, shops, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
+    from tiny_donors import tiny_donor
     from tiny_onnx import write_brightness_network
     from tiny_peers import make_text_encoder
 
     image = write_brightness_network(tmp_path / "image.onnx", ("batch", 3, 32, 32))
     text = make_text_encoder(tmp_path / "text")
+    words = tiny_donor(tmp_path / "words")
     work = tmp_path / "work"
     work.mkdir()
     (work / "tables").symlink_to(tables[0])
     recipe = reference_recipe()
     monkeypatch.setattr("training.studies.reference_study.read_recipe_file", lambda path: recipe | TINY)
     given = ["reference-checkpoint", "--data", str(shops), "--image-encoder", str(image), "--text-encoder", str(text)]
-    given += ["--work", str(work), "--output", str(tmp_path / "results.json"), "--seeds", "0", "1", "--steps", "2"]
+    given += [
+        "--language-model",
+        str(words),
+        "--work",
+        str(work),
+        "--output",
+        str(tmp_path / "results.json"),
+        "--seeds",
+        "0",
+        "1",
+        "--steps",
+        "2",
+    ]
     assert main(given) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["seeds"] == [0, 1]
