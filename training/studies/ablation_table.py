@@ -337,6 +337,22 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def cells_table(results: Mapping[str, Any], rows: Sequence[str], metric: str = "R@10") -> str:
+    """Return a Markdown table of the finished cells of a suite: one line for each cell, one column for each row of its table.
+
+    Args:
+        results: as `moon3 ablate` writes them.
+        rows: the rows to show, such as "fashion t→mm".
+        metric (`str`): default "R@10".
+    """
+    chosen = {row["row"]: row["cells"] for row in results["table"] if row["metric"] == metric}
+    finished = [cell for cell in results["cells"] if chosen[rows[0]][cell]["seeds"]]
+    lines = [[label(cell), *(_percent(chosen[row][cell]) for row in rows)] for cell in finished]
+    if all(row in results["chance"] for row in rows):
+        lines.append(["chance", *(f"{100 * results['chance'][row][metric]:.1f}" for row in rows)])
+    return _table(lines, [f"{metric}, %", *rows])
+
+
 def _tables_of(results: Mapping[str, Any], part: str, metric: str, title: str) -> list[str]:
     """Return the table of values and the table of differences for one metric; [] without rows."""
     chosen = [row for row in results.get(part, ()) if row["metric"] == metric]

@@ -10,6 +10,7 @@ from training.studies.ablation_table import (
     REASONED,
     ablation_rows,
     against_papers,
+    cells_table,
     in_words,
     label_rows,
     markdown,
@@ -133,3 +134,14 @@ def test_the_chart_draws_differences_to_the_first_cell(results, tmp_path):
     with Image.open(draw_chart(results, tmp_path / "chart.png")) as chart:
         colours = {colour for _, colour in chart.convert("RGB").getcolors(1 << 20)}
     assert {(34, 160, 84), (204, 68, 60), (150, 178, 214)} <= colours
+
+
+def test_the_table_of_cells_has_a_line_for_each_finished_cell_and_one_for_chance(results):
+    results["cells"]["unfinished"] = {}
+    for row in results["table"]:
+        row["cells"]["unfinished"] = {"mean": None, "interval": None, "seeds": 0, "difference": None}
+    lines = cells_table(results, ["shop t→mm", "other t→mm"]).splitlines()
+    cells = [line.split("|")[1].strip() for line in lines[2:]]
+    assert cells == ["plain", "up", "down", "same", "reasoning", "chance"]
+    assert [value.strip() for value in lines[2].split("|")[2:4]] == ["30.0 ± 0.0", "40.0 ± 0.0"]
+    assert [value.strip() for value in lines[-1].split("|")[2:4]] == ["1.0", "1.0"]
