@@ -159,6 +159,27 @@ def table(results: Mapping[str, Any], *, style: str = "github") -> str:
     return tabulate(lines, headers=["shop", "row, %", *columns], tablefmt=style, disable_numparse=True)
 
 
+def search_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> str:
+    """Return a Markdown table of single searches; a model with the core crop has a line of its own below the one without.
+
+    Args:
+        results: from `run_study`.
+        rows: shop, search and metric of each line, such as ("grocery", "i2mm", "R@1").
+    """
+    found = {(shop, row["what"], row["metric"]): row for shop, own in results["shops"].items() for row in own["rows"]}
+    models = dict.fromkeys(model for row in found.values() for model in row["models"])
+    plain = [model for model in models if not model.endswith(CROP)]
+    lines = []
+    for shop, what, metric in rows:
+        row = found[shop, what, metric]
+        chance = f"{100 * row['chance']:.1f}"
+        name = f"{shop} {_row_name(row)}"
+        lines.append([name, metric, *(_cell(row["models"].get(model)) for model in plain), chance])
+        if any(model + CROP in row["models"] for model in plain):
+            lines.append(["+ crop", metric, *(_cell(row["models"].get(model + CROP)) for model in plain), chance])
+    return tabulate(lines, headers=["search", "metric", *plain, "chance"], tablefmt="github", disable_numparse=True)
+
+
 def _row_name(row: Mapping[str, Any]) -> str:
     if row["task"] == "retrieval":
         return f"{ARROWS[row['what']]} ({row['queries']} of {row['choices']})"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from evaluation.core_crop_study import crop_tables
+from evaluation.frozen_study import search_table
 from evaluation.report import comparison_table, read_results
 from evaluation.speed import speed_table
 from moon3.__main__ import main as moon3
@@ -114,6 +115,29 @@ def results_of(name: str) -> dict:
 
 def test_the_speeds_are_those_of_the_result_file():
     assert "<!-- speed-table -->\n" + speed_table(results_of("speed.json")) in PAGES["results.md"]
+
+
+FROZEN_ROWS = [
+    ("fashion", "t2mm", "R@10"),
+    ("fashion", "mm2mm", "R@10"),
+    ("fashion", "t2i", "R@10"),
+    ("fashion", "i2t", "R@10"),
+    ("ikea", "t2mm", "R@10"),
+    ("ikea", "i2mm", "R@10"),
+    ("ikea", "mm2mm", "R@10"),
+    ("grocery", "i2mm", "R@1"),
+    ("grocery", "i2mm", "R@10"),
+    ("grocery", "t2i", "R@10"),
+    ("grocery", "i2t", "R@10"),
+    ("spree", "i2mm", "R@10"),
+    ("spree variants", "mm2mm", "R@10"),
+    ("spree", "t2i", "R@10"),
+]
+
+
+def test_the_table_of_the_frozen_encoders_is_that_of_the_result_file():
+    shown = search_table(results_of("frozen_baselines.json"), FROZEN_ROWS)
+    assert f"<!-- frozen-table -->\n{shown}\n" in PAGES["results.md"]
 
 
 def test_the_tables_of_the_core_crop_are_those_of_the_result_file():
