@@ -52,5 +52,5 @@ def run(chosen: argparse.Namespace) -> None:
     places = (chosen.image_encoder, chosen.text_encoder, chosen.language_model, chosen.image_teacher or "")
     keys = {} if chosen.steps is None else {"max_steps": chosen.steps}
     results = write_reference_study(chosen.data, Encoders(*places), chosen.output, chosen.work, chosen.seeds, keys)
-    print(table(results))
+    print(table(results), table(results, "drawn"), sep="\n\n")
     print(f"wrote {chosen.output}")

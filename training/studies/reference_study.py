@@ -2,6 +2,7 @@
 
 Its words are read by the lower layers of a real language model, under a random vision tower that a frozen image encoder teaches.
 The comparison is on the test splits of fashion and ikea (`training.studies.reference_tables`), with R@10 of the five directions.
+The shipped checkpoint is compared on drawn products that neither was trained on.
 Two encoders have no score between words and pictures, since their spaces have nothing in common. So there are two means over
 rows: over those that both have, and over all, where a row without a score of the encoders counts as chance.
 
@@ -26,14 +27,17 @@ from evaluation.paired_rows import Row, retrieval_rows
 from evaluation.provenance import provenance
 from evaluation.report import ARROWS
 from evaluation.significance import paired_test
-from product_data.atomic_files import write_atomically
+from product_data.atomic_files import write_atomically, written_whole
+from product_data.catalogue.making import write_catalogue
 from product_data.errors import OptionError
-from product_data.tables import load_tables
+from product_data.tables import ProductTables, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
 from training.model.text_base import make_text_base
 from training.places import RECIPES
 from training.recipe.files import read_recipe_file
 from training.runs.folder import RunFolder
+from training.shipped_checkpoint import MEASURED_ON
+from training.shipped_checkpoint import SHIPPED as SHIPPED_CHECKPOINT
 from training.studies.ablate import Run, run_all
 from training.studies.reference_tables import LEFT_OUT, write_reference_tables
 
@@ -41,7 +45,7 @@ RECIPE = "reference.yaml"
 LAYERS = 2
 VISION = {"hidden_size": 192, "depth": 4, "max_image_tokens": 9, "min_image_tokens": 4}
 SPLIT = "test"
-FROZEN, MOON = "frozen encoders", "reference checkpoint"
+FROZEN, MOON, SHIPPED = "frozen encoders", "reference checkpoint", "shipped checkpoint"
 SHARED, ALL = "mean of the rows of both", "mean of all rows"
 _METRIC = "R@10"
 _DIRECTIONS = ("t2mm", "i2mm", "mm2mm", "t2i", "i2t")
@@ -115,13 +119,27 @@ def left_out_rows(place: str, tables: Path) -> dict[str, list[Row]]:
         place: a checkpoint or KIND=PLACE.
         tables: the folder of `write_reference_tables`.
     """
+    return {shop: rows_of(place, load_tables(tables / "left_out" / shop).select(SPLIT)) for shop in LEFT_OUT}
+
+
+def rows_of(place: str, data: ProductTables) -> list[Row]:
+    """Return the R@10 rows of the five directions of one model on one data set."""
     model, processor = load_for_evaluation(place)
-    rows = {}
-    for shop in LEFT_OUT:
-        test = load_tables(tables / "left_out" / shop).select(SPLIT)
-        cache = VectorCache(model, processor, test.products, test.queries, batch_size=32)
-        rows[shop] = [row for row in retrieval_rows(cache) if row.metric == _METRIC and row.what in _DIRECTIONS]
-    return rows
+    cache = VectorCache(model, processor, data.products, data.queries, batch_size=32)
+    return [row for row in retrieval_rows(cache) if row.metric == _METRIC and row.what in _DIRECTIONS]
+
+
+def drawn_rows(place: str, folder: Path) -> dict[str, list[Row]]:
+    """Return the rows of one model on the 510 drawn products on which the settings of the shipped checkpoint were chosen.
+
+    Args:
+        place: a checkpoint or KIND=PLACE.
+        folder: the catalogue; it is drawn if missing.
+    """
+    if not folder.is_dir():
+        with written_whole(folder) as partial:
+            write_catalogue(partial, **MEASURED_ON["validation"])
+    return {"drawn products": rows_of(place, load_tables(folder).select(SPLIT))}
 
 
 def mean_over_seeds(of_seeds: Sequence[Mapping[str, Sequence[Row]]]) -> dict[str, list[Row]]:
@@ -148,11 +166,14 @@ def mean_of_rows(value_Ns: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([value_N * (total / (len(value_Ns) * len(value_N))) for value_N in value_Ns])
 
 
-def compare(frozen: Mapping[str, Sequence[Row]], moon: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """Compare a Moon with the frozen encoders row by row, and in both means over rows.
+def compare(
+    frozen: Mapping[str, Sequence[Row]], moon: Mapping[str, Sequence[Row]], other_name: str = FROZEN
+) -> list[dict[str, Any]]:
+    """Compare a Moon with the frozen encoders, or with another model, row by row, and in both means over rows.
 
     Args:
-        frozen, moon: shop → rows of `left_out_rows`.
+        frozen, moon: shop → rows of `left_out_rows` or `drawn_rows`.
+        other_name: the name of the first in the entries. Default `FROZEN`.
 
     Returns: entries with shop, what, queries, choices, chance, and "models": name → value, 95 % interval and, for the Moon, the
     paired difference to the encoders; a row that the encoders lack has no difference.
@@ -169,7 +190,7 @@ def compare(frozen: Mapping[str, Sequence[Row]], moon: Mapping[str, Sequence[Row
                 raise ValueError(f"{shop}, {row.what}: the models have different queries; expected the same queries")
             pairs.append((row, other))
             facts = {"shop": shop, "what": row.what, "queries": len(row.names), "choices": row.choices}
-            values = _compared(None if other is None else other.value_N, row.value_N)
+            values = _compared(None if other is None else other.value_N, row.value_N, other_name)
             entries.append(facts | {"chance": row.chance, "models": values})
     both = [(row, other) for row, other in pairs if other is not None]
     chance = [(row, np.full(len(row.names), row.chance) if other is None else other.value_N) for row, other in pairs]
@@ -178,16 +199,16 @@ def compare(frozen: Mapping[str, Sequence[Row]], moon: Mapping[str, Sequence[Row
         if not chosen:
             continue
         values = _compared(
-            mean_of_rows([value for _, value in chosen]), mean_of_rows([row.value_N for row, _ in chosen])
+            mean_of_rows([value for _, value in chosen]), mean_of_rows([row.value_N for row, _ in chosen]), other_name
         )
         entries.append({"shop": name, "what": _METRIC, "rows": len(chosen), "models": values})
     return entries
 
 
-def _compared(frozen_N: np.ndarray | None, moon_N: np.ndarray) -> dict[str, Any]:
-    if frozen_N is None:
+def _compared(other_N: np.ndarray | None, moon_N: np.ndarray, other_name: str) -> dict[str, Any]:
+    if other_N is None:
         return {MOON: _value(moon_N)}
-    return {FROZEN: _value(frozen_N), MOON: _value(moon_N) | {"difference": paired_test(frozen_N, moon_N)}}
+    return {other_name: _value(other_N), MOON: _value(moon_N) | {"difference": paired_test(other_N, moon_N)}}
 
 
 def _value(value_N: np.ndarray) -> dict[str, Any]:
@@ -226,6 +247,7 @@ def write_reference_study(
     finals = train_seeds(tables, encoders, work / "runs", seeds, keys)
     frozen = left_out_rows(encoders.fused, tables)
     of_seeds = [left_out_rows(str(final), tables) for final in finals]
+    drawn = [drawn_rows(str(final), work / "drawn") for final in finals]
     size = sum(path.stat().st_size for path in finals[0].glob("*.safetensors"))
     results = {
         "seeds": list(seeds),
@@ -237,6 +259,7 @@ def write_reference_study(
             str(seed): [_seed_entry(entry) for entry in compare(frozen, rows)]
             for seed, rows in zip(seeds, of_seeds, strict=True)
         },
+        "drawn": compare(drawn_rows(str(SHIPPED_CHECKPOINT), work / "drawn"), mean_over_seeds(drawn), SHIPPED),
         "provenance": provenance(seeds[0], seeds=list(seeds)),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -248,16 +271,18 @@ def _seed_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"shop": entry["shop"], "what": entry["what"], "value": entry["models"][MOON]["value"]}
 
 
-def table(results: Mapping[str, Any], *, style: str = "github") -> str:
-    """Return a table of the comparison, in percent.
+def table(results: Mapping[str, Any], part: str = "rows", *, style: str = "github") -> str:
+    """Return a table of a comparison, in percent.
 
     Args:
         results: from `write_reference_study`.
+        part: "rows", with the frozen encoders on the shops that are left out, or "drawn", with the shipped checkpoint.
         style (`str`): a tabulate format. Default "github".
     """
+    other_name = FROZEN if part == "rows" else SHIPPED
     shown: Callable[[Any], str] = functools.partial(_shown, scale=100)
     lines = []
-    for entry in results["rows"]:
+    for entry in results[part]:
         models = entry["models"]
         what = ARROWS.get(entry["what"], entry["what"])
         difference = models[MOON].get("difference")
@@ -266,13 +291,13 @@ def table(results: Mapping[str, Any], *, style: str = "github") -> str:
         lines.append(
             [
                 f"{entry['shop']}, {what}",
-                shown(models.get(FROZEN)),
+                shown(models.get(other_name)),
                 shown(models[MOON]),
                 "–" if chance is None else f"{100 * chance:.1f}",
                 change,
             ]
         )
-    heads = ["R@10, %", FROZEN, MOON, "chance", "difference, points"]
+    heads = ["R@10, %", other_name, MOON, "chance", "difference, points"]
     return tabulate(lines, headers=heads, tablefmt=style, disable_numparse=True)
 
 

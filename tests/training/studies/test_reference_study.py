@@ -23,6 +23,7 @@ from training.studies.reference_study import (
     MOON,
     RECIPES,
     SHARED,
+    SHIPPED,
     Encoders,
     UnfinishedError,
     compare,
@@ -133,6 +134,12 @@ def test_a_row_that_the_encoders_lack_counts_as_chance_in_the_mean_of_all_rows()
         compare({"shop": [row("t2mm", [1, 0], names="ab")]}, {"shop": [row("t2mm", [1, 0])]})
 
 
+def test_another_model_can_be_compared_with(tables):
+    entries = compare({"shop": [row("t2mm", [1, 0])]}, {"shop": [row("t2mm", [1, 1])]}, SHIPPED)
+    assert entries[0]["models"][SHIPPED]["value"] == 0.5
+    assert SHIPPED in table({"drawn": entries}, "drawn")
+
+
 def test_the_value_of_a_query_is_its_mean_over_seeds():
     joined = mean_over_seeds([{"shop": [row("t2mm", [1, 0])]}, {"shop": [row("t2mm", [1, 1])]}])
     assert joined["shop"][0].value_N.tolist() == [1.0, 0.5]
@@ -189,6 +196,8 @@ def test_one_command_trains_each_seed_once_and_compares_the_models(tables, shops
     (work / "tables").symlink_to(tables[0])
     recipe = reference_recipe()
     monkeypatch.setattr("training.studies.reference_study.read_recipe_file", lambda path: recipe | TINY)
+    drawn = {"products": 40, "seed": 2, "image_size": 64, "progress": False}
+    monkeypatch.setattr("training.studies.reference_study.MEASURED_ON", {"validation": drawn})
     given = ["reference-checkpoint", "--data", str(shops), "--image-encoder", str(image), "--text-encoder", str(text)]
     given += [
         "--language-model",
@@ -209,7 +218,10 @@ def test_one_command_trains_each_seed_once_and_compares_the_models(tables, shops
     assert set(results["by_seed"]) == {"0", "1"}
     shared = next(entry for entry in results["rows"] if entry["shop"] == SHARED)["models"]
     assert {"value", "interval", "difference"} <= set(shared[MOON])
-    assert table(results) in capsys.readouterr().out
+    assert {entry["what"] for entry in results["drawn"]} >= {"t2mm", "i2mm", "mm2mm", "t2i", "i2t"}
+    shown = capsys.readouterr().out
+    assert table(results) in shown
+    assert table(results, "drawn") in shown
     stamps = [path.stat().st_mtime_ns for path in sorted(work.rglob("cell.json"))]
     assert main(given) == 0
     assert stamps == [path.stat().st_mtime_ns for path in sorted(work.rglob("cell.json"))]
