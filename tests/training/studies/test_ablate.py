@@ -80,9 +80,12 @@ def write_suite(tmp_path):
 def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_data, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     text = path.read_text()
-    text += (path.parent / yaml.safe_load(text)["base"]).read_text()
+    recipe = (path.parent / yaml.safe_load(text)["base"]).resolve()
+    while recipe.is_file():
+        text += recipe.read_text()
+        recipe = recipe.parent / yaml.safe_load(recipe.read_text()).get("extends", "nothing")
     if written := re.findall(
-        r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/tables/[\w/]+))[,\]}\n]", text
+        r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/(?:base|tables/[\w/]+)))[,\]}\n]", text
     ):  # other commands write the tables
         project = tmp_path / "project"
         (tmp_path / "shared").symlink_to(shared_data.parent)
