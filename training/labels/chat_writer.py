@@ -41,13 +41,14 @@ from training.model.donor import source_of
 FORMS = ("image", "text")
 TEXT_ONLY = ("text",)
 """The forms that a language model reads."""
-_ASKED = f"""Answer with one line of the form
-key: value; key: value, value
-The keys are: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain. A value is a few words, without a comma,
-a colon or a semicolon. Write nothing else; write "none" where nothing is certain."""
+_EXAMPLE = "colour: blue, white; category: mug; material: ceramic"
+_ASKED = f"""Use these keys: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain; if nothing is certain, write "none".
+A value is a few words, without a comma, a colon or a semicolon. Write one line of keys and values and nothing else. For a blue and
+white ceramic mug, the line is
+{_EXAMPLE}"""
 PROMPTS = {
-    "image": f"Which attributes of the product being sold does this picture show? {_ASKED}",
-    "text": f"Which attributes of the product being sold does this text state? {_ASKED}\n\nThe text:\n{{text}}",
+    "image": f"Write the attributes of the product being sold that this picture shows. {_ASKED}",
+    "text": f"Write the attributes of the product being sold that this text states. {_ASKED}\n\nThe text:\n{{text}}",
     "title": """Rewrite the title of the product being sold, so that it describes the product more completely and naturally.
 Keep the brand, the category, the colour and every number of the title. Add only what the record below states or the picture
 shows with certainty. Write one line of at most 30 words in the language of the title, and nothing else.
