@@ -42,9 +42,9 @@ FORMS = ("image", "text")
 TEXT_ONLY = ("text",)
 """The forms that a language model reads."""
 _EXAMPLE = "colour: blue, white; category: mug; material: ceramic"
-_ASKED = f"""Use these keys: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain; if nothing is certain, write "none".
-A value is a few words, without a comma, a colon or a semicolon. Write one line of keys and values and nothing else. For a blue and
-white ceramic mug, the line is
+_ASKED = f"""Use these keys: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain; if nothing is certain,
+write "none". A value is a few words, without a comma, a colon or a semicolon. Write one line of keys and values and nothing
+else. For a blue and white ceramic mug, the line is
 {_EXAMPLE}"""
 PROMPTS = {
     "image": f"Write the attributes of the product being sold that this picture shows. {_ASKED}",
