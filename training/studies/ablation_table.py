@@ -260,16 +260,16 @@ def _sentence(chosen: Sequence[Mapping[str, Any]], cell: str, metric: str) -> st
 
 
 def _at_chance(before: Mapping[str, Any], after: Mapping[str, Any], by_chance: float | None) -> str:
-    """Return a remark if one of the compared cells is not better than a random order, otherwise an empty string."""
+    """Return a remark if the interval of one of the compared cells includes chance, otherwise an empty string."""
     if by_chance is None or before["interval"] is None or after["interval"] is None:
         return ""
     if before["interval"][0] <= by_chance:
         return (
-            f"; but the cell that it is compared with is not above chance ({100 * by_chance:.1f} %), so this does not show the "
-            "effect on a trained model"
+            f"; but the interval of the cell that it is compared with includes chance ({100 * by_chance:.1f} %), so this does "
+            "not show the effect on a trained model"
         )
     if after["interval"][0] <= by_chance:
-        return f"; this cell falls to chance ({100 * by_chance:.1f} %): its training learns nothing"
+        return f"; the interval of this cell includes chance ({100 * by_chance:.1f} %)"
     return ""
 
 
