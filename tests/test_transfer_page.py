@@ -24,4 +24,6 @@ def test_the_tables_of_cells_are_those_of_the_result_files(name):
 
 
 def test_the_comparison_with_the_frozen_encoders_is_that_of_the_result_file():
-    assert f"<!-- reference -->\n{table(results_of('reference_checkpoint'))}\n" in PAGE
+    results = results_of("reference_checkpoint")
+    assert f"<!-- reference -->\n{table(results)}\n" in PAGE
+    assert f"<!-- reference-drawn -->\n{table(results, 'drawn')}\n" in PAGE
