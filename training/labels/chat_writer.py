@@ -41,14 +41,23 @@ from training.model.donor import source_of
 FORMS = ("image", "text")
 TEXT_ONLY = ("text",)
 """The forms that a language model reads."""
-_EXAMPLE = "colour: blue, white; category: mug; material: ceramic"
+_LINES = (
+    ("Aurora Mug 300 ml, blue and white ceramic", "colour: blue, white; category: mug; material: ceramic"),
+    (
+        "Nordholt Men Winter Coat in Black",
+        "colour: black; category: coat; target demographic: men; season/occasion: winter",
+    ),
+)
+"""Texts and the lines that answer them. Two of different products, because small models copy the values of a single one."""
 _ASKED = f"""Use these keys: {", ".join(REASONING_KEYS)}. Leave out every key that is not certain; if nothing is certain,
 write "none". A value is a few words, without a comma, a colon or a semicolon. Write one line of keys and values and nothing
-else. For a blue and white ceramic mug, the line is
-{_EXAMPLE}"""
+else."""
 PROMPTS = {
-    "image": f"Write the attributes of the product being sold that this picture shows. {_ASKED}",
-    "text": f"Write the attributes of the product being sold that this text states. {_ASKED}\n\nThe text:\n{{text}}",
+    "image": f"Write the attributes of the product being sold that this picture shows. {_ASKED} For a mug the line could be\n"
+    f"{_LINES[0][1]}",
+    "text": f"Write the attributes of the product being sold that a text states. {_ASKED}\n\n"
+    + "".join(f"Text: {text}\nLine: {line}\n\n" for text, line in _LINES)
+    + "Text: {text}\nLine:",
     "title": """Rewrite the title of the product being sold, so that it describes the product more completely and naturally.
 Keep the brand, the category, the colour and every number of the title. Add only what the record below states or the picture
 shows with certainty. Write one line of at most 30 words in the language of the title, and nothing else.
