@@ -42,10 +42,13 @@ FORMS = ("image", "text")
 TEXT_ONLY = ("text",)
 """The forms that a language model reads."""
 _LINES = (
-    ("Aurora Mug 300 ml, blue and white ceramic", "colour: blue, white; category: mug; material: ceramic"),
+    (
+        "Aurora Mug 300 ml, blue and white ceramic",
+        "colour: blue, white; category: mug; brand: Aurora; size/specification: 300 ml; material: ceramic",
+    ),
     (
         "Nordholt Men Winter Coat in Black",
-        "colour: black; category: coat; target demographic: men; season/occasion: winter",
+        "colour: black; category: coat; brand: Nordholt; target demographic: men; season/occasion: winter",
     ),
 )
 """Texts and the lines that answer them. Two of different products, because small models copy the values of a single one."""
