@@ -25,6 +25,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import evaluation.baselines  # noqa: F401 - registers their models
+from evaluation.frozen_study import percent
 from evaluation.metrics import bootstrap_interval
 from evaluation.paired_rows import Row, retrieval_rows
 from evaluation.report import ARROWS
@@ -316,7 +317,7 @@ def crop_tables(results: Mapping[str, Any]) -> tuple[str, str]:
     fit_lines = [
         [
             source,
-            *(_percent(fit["boxes"][source][key]) for fit in fits.values() for key in ("overlap", "at_least_half")),
+            *(percent(fit["boxes"][source][key]) for fit in fits.values() for key in ("overlap", "at_least_half")),
         ]
         for source in next(iter(fits.values()))["boxes"]
     ]
@@ -326,7 +327,7 @@ def crop_tables(results: Mapping[str, Any]) -> tuple[str, str]:
     search_lines = [
         [
             f"{name}: {ARROWS.get(row['what'], row['what'])} {row['metric']}",
-            *(_percent(row["boxes"][source]) for source in SOURCES),
+            *(percent(row["boxes"][source]) for source in SOURCES),
             _points(row["differences"][SALIENCY]),
             f"{100 * row['chance']:.1f}",
         ]
@@ -338,11 +339,6 @@ def crop_tables(results: Mapping[str, Any]) -> tuple[str, str]:
         tabulate(fit_lines, headers=["box", *heads], tablefmt="github", disable_numparse=True),
         tabulate(search_lines, headers=search_heads, tablefmt="github", disable_numparse=True),
     )
-
-
-def _percent(entry: Mapping[str, Any]) -> str:
-    low, high = entry["interval"]
-    return f"{100 * entry['value']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def _points(test: Mapping[str, Any]) -> str:

@@ -155,7 +155,7 @@ def table(results: Mapping[str, Any], *, style: str = "github") -> str:
         if row["metric"] == "R@10" or row["task"] == "classification" or row["what"] == MEAN_OF_KEYS
     ]
     columns = list(dict.fromkeys(model for _, row in rows for model in row["models"]))
-    lines = [[name, _row_name(row), *(_cell(row["models"].get(model)) for model in columns)] for name, row in rows]
+    lines = [[name, _row_name(row), *(percent(row["models"].get(model)) for model in columns)] for name, row in rows]
     return tabulate(lines, headers=["shop", "row, %", *columns], tablefmt=style, disable_numparse=True)
 
 
@@ -174,9 +174,9 @@ def search_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]
         row = found[shop, what, metric]
         chance = f"{100 * row['chance']:.1f}"
         name = f"{shop} {_row_name(row)}"
-        lines.append([name, metric, *(_cell(row["models"].get(model)) for model in plain), chance])
+        lines.append([name, metric, *(percent(row["models"].get(model)) for model in plain), chance])
         if any(model + CROP in row["models"] for model in plain):
-            lines.append(["+ crop", metric, *(_cell(row["models"].get(model + CROP)) for model in plain), chance])
+            lines.append(["+ crop", metric, *(percent(row["models"].get(model + CROP)) for model in plain), chance])
     return tabulate(lines, headers=["search", "metric", *plain, "chance"], tablefmt="github", disable_numparse=True)
 
 
@@ -186,7 +186,8 @@ def _row_name(row: Mapping[str, Any]) -> str:
     return f"{row['task']} {row['what']}" + (", picture alone" if row["form"] == "i" else "")
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
+def percent(score: Mapping[str, Any] | None) -> str:
+    """Return a value and its interval in percent, or a dash without a score."""
     if score is None:
         return "–"
     low, high = score["interval"]

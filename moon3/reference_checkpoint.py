@@ -10,7 +10,12 @@ ORDER = 181
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with grocery, spree, street, fashion and ikea")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with grocery, spree, street, fashion and ikea, and chorus for --tables-only",
+    )
     parser.add_argument("--image-encoder", metavar="PLACE", help="frozen image encoder: an .onnx file or a checkpoint")
     parser.add_argument(
         "--image-teacher", metavar="PLACE", help="image encoder that teaches (default: --image-encoder)"

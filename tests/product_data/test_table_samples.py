@@ -78,3 +78,9 @@ def test_weights_stay_beside_their_answers_and_references_are_kept_or_the_query_
 def test_a_folder_that_exists_is_not_overwritten(shop, tmp_path):
     with pytest.raises(FileExistsError):
         write_sample(shop, tmp_path, {"train": 1})
+
+
+def test_a_source_without_its_tables_is_named(shop, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"products\.parquet"):
+        write_sample(tmp_path / "nothing", tmp_path / "sample", {"train": 1})
+    assert not (tmp_path / "sample").exists()

@@ -32,7 +32,7 @@ from training.studies.reference_study import (
     table,
     train_seeds,
 )
-from training.studies.reference_tables import write_reference_tables
+from training.studies.reference_tables import write_evidence_tables, write_reference_tables
 
 TINY = {
     "moon": {"embedding_dim": 32},
@@ -102,6 +102,18 @@ def test_photos_are_products_of_a_picture_alone_and_pictures_are_reduced(tables)
     for row in load_tables(folder / "spree_photos").products:
         assert not row.has_text
         assert max(open_image(row.images[0]).size) == reference_tables.SIDE
+
+
+def test_the_tables_of_the_evidence_study_are_samples_of_three_shops(tmp_path, monkeypatch):
+    for seed, name in enumerate(("fashion", "ikea", "chorus")):
+        write_catalogue(tmp_path / "data" / name, products=40, image_size=64, seed=seed, progress=False)
+    monkeypatch.setattr(reference_tables, "EVIDENCE", reference_tables.EVIDENCE | {"fashion": {"train": 7, "test": 2}})
+    names = write_evidence_tables(tmp_path / "data", tmp_path / "tables")
+    assert names == ["evidence/fashion", "evidence/ikea", "evidence/chorus"]
+    fashion, ikea = (load_tables(tmp_path / "tables" / "evidence" / name) for name in ("fashion", "ikea"))
+    assert [row.split for row in fashion.products].count("train") == 7
+    assert [row.split for row in fashion.products].count("test") == 2
+    assert set(ikea.splits) == {"test"}
 
 
 def test_complete_tables_are_kept(shops, tables):
