@@ -323,6 +323,12 @@ def test_a_cell_with_boxes_reads_tables_of_its_own_and_the_others_do_not(write_s
     path = write_suite(cells=cells, keys=keys, cumulative=False, seeds=[0])
     found = []
     monkeypatch.setattr("training.studies.ablate.run_all", lambda runs, *_: found.extend(runs) or [])
+    with monkeypatch.context() as without_detector:
+        refused = "boxes are detected for a cell that is not requested"
+        without_detector.setattr("training.studies.ablation_boxes.open_detector", lambda *_, **__: pytest.fail(refused))
+        assert run_suite(path, tmp_path / "out", cells=["plain"])[0]["boxes"] == {"crop": {}}
+    assert [run.cell for run in found] == ["plain"]
+    found.clear()
     results, _ = run_suite(path, tmp_path / "out")
     plain, crop, queue = found
     assert plain.tables == queue.tables == {}
