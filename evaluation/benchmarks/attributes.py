@@ -136,6 +136,8 @@ def _form_scores(
     scores, single = {}, []
     found_ranks: list[np.ndarray] = []
     evaluated = {key for row in truth for key in row}
+    if texts := [text for key, values in labels.items() if key in evaluated and len(values) > 1 for text in values]:
+        cache.labels(texts, "attribute")  # all at once: full batches, where most keys have only a few values
     for key, values in labels.items():
         if key not in evaluated:
             continue

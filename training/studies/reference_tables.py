@@ -31,9 +31,9 @@ CATALOGUE = {"products": 1500, "image_size": 128}
 LEFT_OUT = ("fashion", "ikea")
 LEFT_OUT_SPLITS = ("valid", "test")
 EVIDENCE: dict[str, dict[str, int | None]] = {
-    "fashion": {"train": 1200, "test": 600},
+    "fashion": {"train": 1200, "test": 400},
     "ikea": {"test": None},
-    "chorus": {"test": 600},
+    "chorus": {"test": 400},
 }
 """Shop → split → products of its sample for the evidence study."""
 SIDE = 192
