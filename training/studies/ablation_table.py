@@ -347,7 +347,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     if results["words"]:
         parts.append("Effect of each cell, R@10:\n\n" + "\n".join(f"- {sentence}" for sentence in results["words"]))
     if results.get("published"):
-        parts.append(_papers_table(results))
+        parts.append(_papers_section(results))
     for metric in METRICS:
         parts += _tables_of(results, "table", metric, metric)
     for metric, words in LABEL_METRICS.items():
@@ -405,8 +405,13 @@ def _share(scores: Mapping[str, float] | None, metric: str) -> str:
     return _ABSENT if scores is None or metric not in scores else f"{100 * scores[metric]:.1f}"
 
 
-def _papers_table(results: Mapping[str, Any]) -> str:
-    """Return a line for each cell: the sign that a paper reports, our differences, and whether they agree."""
+def papers_table(results: Mapping[str, Any], *, sources: bool = True) -> str:
+    """Return a Markdown table with a line for each cell: the sign that a paper reports, our differences, whether they agree.
+
+    Args:
+        results: as `moon3 ablate` writes them.
+        sources: whether a column names the papers. Default True.
+    """
     lines = [
         [
             label(found["cell"]) + REASONED * found["reasoned"] + _beside(results, found["cell"]),
@@ -414,16 +419,19 @@ def _papers_table(results: Mapping[str, Any]) -> str:
             _difference(found["difference"]),
             _difference(found["left_out"]),
             found["agreement"],
-            found["source"] or _ABSENT,
+            *([found["source"] or _ABSENT] if sources else []),
         ]
         for found in results["against_papers"]
     ]
-    heads = ["", "papers", f"R@10, {ALL_ROWS}", f"R@10, {LEFT_OUT_ROWS}", "agreement", "source"]
-    align = ("left", "center", "right", "right", "left", "left")
-    table = tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, colalign=align)
+    heads = ["", "papers", f"R@10, {ALL_ROWS}", f"R@10, {LEFT_OUT_ROWS}", "agreement", *(["source"] if sources else [])]
+    align = ("left", "center", "right", "right", *["left"] * (1 + sources))
+    return tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def _papers_section(results: Mapping[str, Any]) -> str:
     return (
         "## Against the papers\n\nDifferences in points with intervals; bold if the interval excludes 0. The papers train large "
-        f"models for long: a sign that these seeds do not show is not a contradiction.\n\n{table}"
+        f"models for long: a sign that these seeds do not show is not a contradiction.\n\n{papers_table(results)}"
     )
 
 
