@@ -29,6 +29,7 @@ from training.recipe.reasoning import GRPO
 from training.runs.folder import RunFolder
 from training.studies.ablate import Run, run_all
 from training.studies.ablation_scores import row_scores
+from training.studies.ablation_table import t_interval
 
 RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
@@ -157,20 +158,20 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     ):
         for mode, kind in (("generate", "reasoned"), ("none", "un-reasoned")):
             rise = [scale * (_mean(seed, JOINT, mode, key) - _mean(seed, "cold_start", mode, key)) for seed in whole]
-            listed = ", ".join(f"{value:+.{1 if scale > 1 else 3}f}" for value in rise)
-            sentences.append(
-                f"{words} of {kind} vectors, mean of all directions, against the cold start: {listed}{unit}: "
-                f"higher in {sum(value > 0 for value in rise)} of {len(rise)} seeds."
-            )
+            listed = _listed(rise, unit, decimals=1 if scale > 1 else 3)
+            sentences.append(f"{words} of {kind} vectors, mean of all directions, against the cold start: {listed}.")
+    for name, model in (("cold_start", "the cold start"), (JOINT, "GRPO")):
+        gain = [100 * (_mean(seed, name, "generate", "R@10") - _mean(seed, name, "none", "R@10")) for seed in whole]
+        sentences.append(
+            f"R@10 of reasoned vectors of {model} against its un-reasoned ones: {_listed(gain, ' points')}."
+        )
     both = [seed for seed in whole if _is_evaluated(seed, CONTROL)]
     if both:
         gain = [
             100 * (_mean(seed, JOINT, "generate", "R@10") - _mean(seed, CONTROL, "generate", "R@10")) for seed in both
         ]
-        listed = ", ".join(f"{value:+.1f}" for value in gain)
         sentences.append(
-            f"R@10 of reasoned vectors against the same steps without rewards: {listed} points: "
-            f"higher in {sum(value > 0 for value in gain)} of {len(gain)} seeds."
+            f"R@10 of reasoned vectors against the same steps without rewards: {_listed(gain, ' points')}."
         )
     sentences += _use_of_attributes(whole)
     names = sorted({name for seed in whole for name in seed.get("reward_correlations", {})})
@@ -195,6 +196,17 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
+def _listed(differences: Sequence[float], unit: str, *, decimals: int = 1) -> str:
+    """Return the differences of all seeds, in how many they are positive, and their mean with a 95 % t-interval."""
+    listed = ", ".join(f"{value:+.{decimals}f}" for value in differences)
+    text = f"{listed}{unit}: higher in {sum(value > 0 for value in differences)} of {len(differences)} seeds"
+    interval = t_interval(differences)
+    if interval is None:
+        return text
+    mean, low, high = (f"{value:+.{decimals}f}" for value in (statistics.fmean(differences), *interval))
+    return f"{text}, mean {mean} (95 % t-interval {low} to {high})"
+
+
 def _use_of_attributes(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return sentences on the control: how R@10 changes with the attributes of another record, or without."""
     sentences = []
@@ -206,7 +218,7 @@ def _use_of_attributes(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             if change:
                 cosine = statistics.fmean(one.get(f"cosine_{way}", float("nan")) for one in means)
                 sentences.append(
-                    f"R@10 of {words} {with_what} in place of its own: {', '.join(f'{value:+.1f}' for value in change)} points; "
+                    f"R@10 of {words} {with_what} in place of its own: {_listed(change, ' points')}; "
                     f"cosine of the two vectors {cosine:.3f}."
                 )
     return sentences

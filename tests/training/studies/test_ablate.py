@@ -166,8 +166,14 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
         ({"published": {"plain": {"sign": "+", "source": "s"}}}, "published: plain: .* expected one of hard"),
         ({"published": {"hard": {"sign": "up", "source": "s"}}}, "published: hard: found .* expected sign: one of"),
         ({"cumulative": True, "compared_with": {"hard": "plain"}}, "compared_with: expected cumulative: false"),
-        ({"cumulative": False, "compared_with": {"hard": "hard"}}, "compared_with: found 'hard': 'hard'; expected one of"),
-        ({"cumulative": False, "compared_with": {"plain": "hard"}}, "compared_with: found 'plain': 'hard'; expected one"),
+        (
+            {"cumulative": False, "compared_with": {"hard": "hard"}},
+            "compared_with: found 'hard': 'hard'; expected one of",
+        ),
+        (
+            {"cumulative": False, "compared_with": {"plain": "hard"}},
+            "compared_with: found 'plain': 'hard'; expected one",
+        ),
         ({"cumulative": False, "compared_with": ["hard"]}, "compared_with: found None: \\['hard'\\]; expected one of"),
         ({"references": "bm25"}, "references: found 'bm25'; expected a list of models"),
         ({"keys": {**TINY, "seed": 3}}, "seed cannot be set here; list the seeds"),
