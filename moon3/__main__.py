@@ -2,16 +2,18 @@
 
 Each file of this folder is one command. The first line of its docstring is its help text, and `ORDER` sets its place in the
 list and its heading, see `HEADINGS`. `add_arguments(parser)` adds its options, and `run(chosen)` calls the library and prints.
-Three parts are optional: `NAME`, if the file cannot have the name of the command; `TAKES_RECIPE_KEYS = True`, if unknown
-options are `--key value` of a recipe (`chosen.keys` holds them); and a file without `add_arguments` receives its unparsed words
-in `run(words)`. Torch, transformers and our own packages are only imported inside these functions: `moon3 --help` therefore
-answers at once.
+Five parts are optional: `NAME`, if the file cannot have the name of the command; `TAKES_RECIPE_KEYS = True`, if unknown
+options are `--key value` of a recipe (`chosen.keys` holds them); `STARTS_PROCESSES = True`, if SIGTERM must interrupt the command
+as Ctrl-C does, so that it stops the processes that it has started; `RESUMES = True`, if an interrupted command says that the same
+command resumes; and a file without `add_arguments` receives its unparsed words in `run(words)`. Torch, transformers and our own
+packages are only imported inside these functions: `moon3 --help` therefore answers at once.
 
 An error that a user can correct has the class attribute `exit_status`. It is printed as one line, and only here. Every other
 error is a defect and keeps its traceback.
 
 Exit status of every command: 0 done; 1 done, but a check failed; 2 refused before the work began; 3 interrupted by bad data or
-a full disk, and the same command resumes; 130 interrupted with Ctrl-C; 141 the output's reader ended first, as `head` does.
+a full disk, and the same command resumes; 130 interrupted with Ctrl-C (or SIGTERM, see above); 141 the output's reader ended
+first, as `head` does.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import argparse
 import os
 import pkgutil
 import select
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from types import ModuleType
 
@@ -110,11 +114,14 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
         words: the words after its name on the command line.
     """
     try:
-        status = command.run(parse_words(command, words)) or 0
+        chosen = parse_words(command, words)
+        with terminated_as_interrupted() if getattr(command, "STARTS_PROCESSES", False) else nullcontext():
+            status = command.run(chosen) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        print(f"moon3 {name_of(command)}: interrupted", file=sys.stderr)
+        hint = "; the same command resumes" if getattr(command, "RESUMES", False) else ""
+        print(f"moon3 {name_of(command)}: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:  # argparse exits after its help and after an error
         return stop.code if isinstance(stop.code, int) else 2
@@ -126,6 +133,16 @@ def run_command(command: ModuleType, words: Sequence[str]) -> int:
             raise
         print(f"moon3 {name_of(command)}: {reason}", file=sys.stderr)
         return status
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that a command stops the processes that it has started."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def status_of(error: Exception) -> tuple[int | None, str]:

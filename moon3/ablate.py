@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ORDER = 140
+STARTS_PROCESSES = RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,17 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Train and print the table. Return 1 if a training run did not finish, and 130 if the command was interrupted."""
-    from training.studies.ablate import run_suite, terminated_as_interrupted
+    """Train and print the table. Return 1 if a training run did not finish."""
+    from training.studies.ablate import run_suite
     from training.studies.ablation_table import markdown
 
     options = {name: getattr(chosen, name) for name in ("workers", "cells", "render_only")}
-    try:
-        with terminated_as_interrupted():
-            results, missed = run_suite(chosen.suite, chosen.output, **options)
-    except KeyboardInterrupt:
-        print("moon3 ablate: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+    results, missed = run_suite(chosen.suite, chosen.output, **options)
     print(markdown(results))
     print(f"written to {chosen.output / 'ablation.json'}, ablation.md and ablation.png")
     if missed:

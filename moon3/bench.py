@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 ORDER = 160
+STARTS_PROCESSES = True
 SIZES = ("batch_size", "chunk_size", "hidden_size", "num_layers", "image_tokens", "queue_steps", "loss_queries")
 
 

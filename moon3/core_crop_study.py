@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 ORDER = 159
+STARTS_PROCESSES = RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

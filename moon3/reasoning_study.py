@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ORDER = 150
+STARTS_PROCESSES = RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

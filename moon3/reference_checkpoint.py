@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 ORDER = 181
+STARTS_PROCESSES = RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

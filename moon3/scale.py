@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ORDER = 142
+STARTS_PROCESSES = RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Train, fit and print the table. Return 1 if a training did not finish, and 130 if the command was interrupted."""
+    """Train, fit and print the table. Return 1 if a training did not finish."""
     from applications.scaling import report
     from applications.scaling.study import run_scale
     from product_data.errors import OptionError
     from product_data.outputs import OutputError, require_writable_file, require_writable_folder
-    from training.studies.ablate import terminated_as_interrupted
 
     if chosen.output.suffix != ".json":
         raise OutputError(f"--output: found {chosen.output}; expected a .json file")
@@ -33,12 +33,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise OptionError(f"--workers: found {chosen.workers}; expected 1 or more")
     require_writable_file("--output", chosen.output)
     require_writable_folder("--work", chosen.work)
-    try:
-        with terminated_as_interrupted():
-            results, missed = run_scale(chosen.suite, chosen.work, workers=chosen.workers)
-    except KeyboardInterrupt:
-        print("moon3 scale: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+    results, missed = run_scale(chosen.suite, chosen.work, workers=chosen.workers)
     report.write(results, chosen.output)
     print(report.table(results), *results["words"], sep="\n")
     if missed:

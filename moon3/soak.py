@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ORDER = 170
+STARTS_PROCESSES = True
 TAKES_RECIPE_KEYS = True
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ORDER = 172
+STARTS_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

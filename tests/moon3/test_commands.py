@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from moon3.__main__ import HEADINGS, commands, heading_of, help_of, main
+from moon3.__main__ import HEADINGS, commands, heading_of, help_of, main, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 EARLY = [
@@ -110,6 +113,25 @@ def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr("evaluation.report.report", interrupted)
     assert main(["report", "x.json"]) == 130
     assert capsys.readouterr().err == "moon3 report: interrupted\n"
+
+
+def test_a_terminated_command_that_starts_processes_is_interrupted(capsys):
+    stopped = []
+
+    def run(chosen):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            stopped.append(chosen)
+
+    command = ModuleType("moon3.some_study", "Study something.")
+    vars(command).update(ORDER=0, add_arguments=lambda parser: None, run=run, STARTS_PROCESSES=True, RESUMES=True)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(command, []) == 130
+    assert len(stopped) == 1
+    assert capsys.readouterr().err == "moon3 some-study: interrupted; the same command resumes\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_output_that_nobody_reads_ends_without_a_traceback(tmp_path):

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -401,16 +400,6 @@ def run_suite(
         data = list(suite.recipe.get("data", []))
         missed = run_all(requested, data, workers, lambda: write_results(suite, runs, output, boxes, references))
     return write_results(suite, runs, output, boxes, references), missed
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that training runs in progress are stopped too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tables_with_boxes(

@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,18 @@ class Job:
     output: Path
     log: Path
 
-    def start(self) -> subprocess.Popen:
-        """Start the command in a process."""
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen]:
+        """Run the command in a process, which is killed at the end of the block."""
         with self.log.open("a") as stream:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*self.command, "--output", str(self.output)], stdout=stream, stderr=stream, cwd=PROJECT
             )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def finish(self) -> dict[str, int]:
         """Run the command to its end, and return the numbers of its last sentence.
@@ -172,7 +179,9 @@ class Job:
         Raises:
             EmbeddingSoakError: it failed.
         """
-        if self.start().wait(timeout=_PATIENCE_SECONDS):
+        with self.running() as process:
+            status = process.wait(timeout=_PATIENCE_SECONDS)
+        if status:
             raise EmbeddingSoakError(f"the job failed:\n{self.log_tail()}")
         found = _SENTENCE.findall(self.log.read_text(encoding="utf-8", errors="replace"))
         numbers = [int(number.replace(",", "") or 0) for number in found[-1]]
@@ -191,25 +200,22 @@ class Job:
             EmbeddingSoakError: the job ended before.
         """
         folder, before = self.output / "shards", _count(self.output / "shards")
-        process = self.start()
         deadline = time.monotonic() + _PATIENCE_SECONDS
         pattern = (self.output, f"products.parquet{PARTIAL}") if moment == "finish" else (folder, f"*.parquet{PARTIAL}")
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise EmbeddingSoakError(f"the job ended before it could be killed ({moment}):\n{self.log_tail()}")
-            if moment == "finish" or _count(folder) >= before + shards:
-                if moment == "time":
-                    time.sleep(seconds)
-                    break
-                if any(pattern[0].glob(pattern[1])):
-                    process.send_signal(signal.SIGSTOP)  # it may just have been renamed: look again while nothing moves
-                    if any(pattern[0].glob(pattern[1])):
+        with self.running() as process:
+            while True:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise EmbeddingSoakError(f"the job ended before it could be killed ({moment}):\n{self.log_tail()}")
+                if moment == "finish" or _count(folder) >= before + shards:
+                    if moment == "time":
+                        time.sleep(seconds)
                         break
-                    process.send_signal(signal.SIGCONT)
-            time.sleep(0.0002)
-        process.kill()
-        process.wait()
+                    if any(pattern[0].glob(pattern[1])):
+                        process.send_signal(signal.SIGSTOP)  # it may just have been renamed: look while nothing moves
+                        if any(pattern[0].glob(pattern[1])):
+                            break
+                        process.send_signal(signal.SIGCONT)
+                time.sleep(0.0002)
         partial = [path.name for path in [*self.output.glob(f"*{PARTIAL}"), *folder.glob(f"*{PARTIAL}")]]
         return {"moment": moment, "shards": _count(folder), "partial": partial}
 

@@ -1,6 +1,11 @@
 """The study of the joint stage: what it trains, what it reads of the trainings, and what it says."""
 
+import fcntl
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +13,10 @@ import yaml
 from table_files import write_table
 
 from moon3.__main__ import main
+from training.places import PROJECT
 from training.recipe.arguments import RecipeError
 from training.studies import reasoning_study
+from training.studies.ablate import LOCK_FILE
 from training.studies.reasoning_study import CONTROL, JOINT, markdown, plan, render, seed_result, verdict
 
 RECIPE = {
@@ -106,7 +113,9 @@ def test_rises_over_the_cold_start_and_over_the_control_are_told_apart(recipe, t
     assert "higher in 1 of 2 seeds, mean +2.5 (95 % t-interval -92.8 to +97.8)." in said  # t(1) = 12.706, s = 10.607
     assert "R@10 of reasoned vectors against the same steps without rewards: +5.0, -10.0 points" in said
     assert "R@10 of reasoned vectors of the cold start against its un-reasoned ones: -20.0, -20.0 points" in said
-    assert "R@10 of reasoned vectors of GRPO against its un-reasoned ones: -30.0, -15.0 points: higher in 0 of 2" in said
+    assert (
+        "R@10 of reasoned vectors of GRPO against its un-reasoned ones: -30.0, -15.0 points: higher in 0 of 2" in said
+    )
     assert "last tenth of the steps against the first: +0.450, +0.450" in said
 
 
@@ -157,3 +166,22 @@ def test_each_start_is_timed_and_controls_are_trained_on_request(recipe, tmp_pat
     assert len(study["starts"]) == 3
     assert all(start["seconds"] >= 0 for start in study["starts"])
     assert (study["planned"], study["finished"]) == (4, 4)
+
+
+@pytest.mark.slow
+def test_a_terminated_study_stops_its_training(recipe, tmp_path):
+    shop = {"data": ["catalogue"], "catalogue": {"products": 18, "image_size": 64}, "per_device_train_batch_size": 4}
+    path = recipe(**shop, cold_start={"max_steps": 5000}, logging_steps=1, save_steps=5000)
+    command = [sys.executable, "-m", "moon3", "reasoning-study", str(path), "--seeds", "0", "--workers", "1"]
+    command += ["--run-folder", str(tmp_path / "runs"), "--output", str(tmp_path / "study.json")]
+    folder = tmp_path / "runs" / "seed-0" / JOINT
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as study:
+        give_up = time.monotonic() + 300
+        while not (folder / "cold_start" / "metrics.jsonl").exists() and time.monotonic() < give_up:
+            time.sleep(0.1)
+        study.send_signal(signal.SIGTERM)
+        _, errors = study.communicate(timeout=60)
+    assert study.returncode == 130
+    assert "moon3 reasoning-study: interrupted; the same command resumes" in errors
+    with (folder / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains any more
