@@ -17,7 +17,7 @@ from training.recipe.old_names import with_new_names
 from training.studies.ablation_boxes import detector_settings
 from training.studies.ablation_table import SIGNS
 
-SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "compared_with", "keys", "cells", "published", "references")
+SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "keys", "cells", "published", "references")
 BOXES = "boxes"
 _STAGE, _STEPS = "stage", "max_steps"
 _PART_OF = {BOXES: "core", "router": "moon", "sparsity": "moon"}
@@ -40,8 +40,6 @@ class Suite:
             Default True.
         published (`dict`): cell → what a paper reports of its part: "sign", the direction in which the part moves the scores
             ("+", "-" or "0"), and "source". Default: nothing.
-        compared_with (`dict`): cell → the cell to compare it with in place of the first one, if another one differs from it in
-            fewer parts. Default: none.
         references (`tuple[str, ...]`): models without training to evaluate on the same data, such as "bm25". Default: none.
     """
 
@@ -53,7 +51,6 @@ class Suite:
     cumulative: bool = True
     published: dict[str, dict[str, str]] = field(default_factory=dict)
     references: tuple[str, ...] = ()
-    compared_with: dict[str, str] = field(default_factory=dict)
 
     def keys_of(self, cell: str) -> dict[str, Any]:
         """Return the whole recipe of a cell, without its seed and its boxes."""
@@ -114,10 +111,8 @@ def read_suite(path: Path) -> Suite:
     _check_published(path, published, cells)
     if not isinstance(references, list) or not all(isinstance(name, str) for name in references):
         raise RecipeError(f"{path}: references: found {references!r}; expected a list of models, such as [bm25]")
-    cumulative, compared_with = values.get("cumulative", True), values.get("compared_with") or {}
-    _check_compared_with(path, compared_with, list(cells), cumulative=cumulative)
     suite = Suite(
-        path, recipe, cells, seeds, values.get(BOXES), cumulative, published, tuple(references), compared_with
+        path, recipe, cells, seeds, values.get(BOXES), values.get("cumulative", True), published, tuple(references)
     )
     _check_cells(suite)
     return suite
@@ -131,21 +126,6 @@ def _check_published(path: Path, published: Any, cells: Mapping[str, Any]) -> No
             raise RecipeError(f"{where}: found {published!r}; expected one of {', '.join(list(cells)[1:])}")
         if not isinstance(found, dict) or found.keys() != {"sign", "source"} or found["sign"] not in SIGNS:
             raise RecipeError(f"{where}: found {found!r}; expected sign: one of {', '.join(SIGNS)}, and source: a text")
-
-
-def _check_compared_with(path: Path, compared_with: Any, cells: list[str], *, cumulative: bool) -> None:
-    """Refuse unknown cells, the first cell, and a cell that is compared with itself or in a cumulative suite."""
-    if compared_with and cumulative:
-        raise RecipeError(
-            f"{path}: compared_with: expected cumulative: false; otherwise, the cell before is the reference"
-        )
-    for cell, other in compared_with.items() if isinstance(compared_with, dict) else [("", compared_with)]:
-        others = [name for name in cells if name != cell]
-        if cell not in cells[1:] or other not in others:
-            raise RecipeError(
-                f"{path}: compared_with: found {cell or None!r}: {other!r}; expected one of {', '.join(cells[1:])}, and "
-                f"another cell to compare it with: one of {', '.join(others)}"
-            )
 
 
 def changed_parts(changed: Mapping[str, Any]) -> set[str]:
