@@ -246,7 +246,16 @@ def markdown(study: Mapping[str, Any]) -> str:
         lines.append(
             f"- {start['seconds'] / 60:.1f} minutes, {start['workers']} training runs at a time, finished {finished}."
         )
-    lines += [f"- {study['note']}", ""]
+    lines += [f"- {study['note']}", "", models_table(study)]
+    return "\n".join(lines) + "\n"
+
+
+def models_table(study: Mapping[str, Any]) -> str:
+    """Return a Markdown table with a line for each evaluated model and mode.
+
+    Args:
+        study: content of the JSON file.
+    """
     rows = []
     for seed in study["seeds"]:
         for name in ("cold_start", CONTROL, JOINT):
@@ -264,7 +273,7 @@ def markdown(study: Mapping[str, Any]) -> str:
                     )
     head = ["seed", "model", "vectors", "R@1, %", "R@10, %", "retrieval reward", "well formed, %"]
     head += ["F1 with labels, %", "R@10 with another's attributes, %"]
-    return "\n".join(lines) + "\n" + tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n"
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
 def render(recipe: Path, runs: Sequence[Run], output: Path, folder: Path) -> None:
