@@ -22,7 +22,7 @@ from training.contrastive.trainer import ContrastiveTrainer
 from training.labels.reasoning import ReasonedPairs, ReasonedRows, ReasoningTargets, known_values
 from training.reasoning.cold_start_trainer import ColdStartTrainer, StreamedColdStartTrainer
 from training.recipe.arguments import Recipe, RecipeError
-from training.recipe.candidates import check_candidates, check_products
+from training.recipe.candidates import check_candidates, check_products, check_sample_filter
 from training.recipe.loss import AUTO, queue_length
 from training.recipe.reasoning import COLD_START, GRPO, target_of
 from training.runs.run import Run
@@ -93,6 +93,7 @@ def _check_negatives(recipe: Recipe, data: Sequence[Any]) -> None:
     if recipe.data.streaming:
         has_negatives = any(source.columns.has("negative") for source in data)
         check_candidates(recipe.pairs, recipe.loss, recipe.training, weight, has_negatives)
+        check_sample_filter(recipe.pairs, recipe.loss, rows_have_negatives=has_negatives)
     elif weight:
         entries = [entry if isinstance(entry, dict) else {} for entry in recipe.data.data]
         check_products(data, [entry.get("mask_groups", recipe.data.mask_groups) for entry in entries])

@@ -19,7 +19,7 @@ from retrieval.vectors.vector_files import is_vector_folder
 from training.errors import RecipeError
 from training.model.quantization import check_quantization
 from training.parallel.launching import check_launch
-from training.recipe.candidates import check_candidates
+from training.recipe.candidates import check_candidates, check_sample_filter
 from training.recipe.checking import NOT_FOR_RECIPES, check_keys, make_group
 from training.recipe.command_line import with_arguments
 from training.recipe.data import DataArguments
@@ -170,6 +170,7 @@ def _check_recipe(recipe: Recipe) -> None:
         check_launch(recipe)
         check_reasoning(recipe.reasoning, vars(recipe))
         check_candidates(recipe.pairs, recipe.loss, recipe.training, recipe.reasoning.infonce_weight)
+        check_sample_filter(recipe.pairs, recipe.loss)
         check_keys(recipe.reasoning.cold_start or {}, known_keys(), where="cold_start")
     except ValueError as error:
         raise RecipeError(str(error)) from error

@@ -31,13 +31,35 @@ def check_candidates(
     if not contrastive_weight or count > 1 or queued or (pairs.hard_negatives and rows_have_negatives):
         return
     queue = f"queue_steps {loss.queue_steps}" + (" (never past its queue_warmup_steps)" if steps else "")
-    hard = f"hard_negatives {pairs.hard_negatives}" + ("" if rows_have_negatives else " and no column of them")
+    hard = _hard_negatives(pairs, rows_have_negatives)
     processes = "in one process" if training.world_size == 1 else "with spatial_negatives: false"
     raise ValueError(
         f"per_device_train_batch_size: found 1 {processes} with {hard} and {queue}: the only candidate of each query "
         "is its own answer, and the loss is 0; expected a batch of at least 2 (gradient_accumulation_steps does not "
         "count), hard_negatives of at least 1, or queue_steps of at least 1"
     )
+
+
+def check_sample_filter(pairs: Any, loss: Any, *, rows_have_negatives: bool = True) -> None:
+    """Raise ValueError for a sample filter without the hard negatives whose similarity it compares.
+
+    Args:
+        pairs, loss: the groups of the recipe.
+        rows_have_negatives: as in `check_candidates`.
+
+    Raises:
+        ValueError: the filter would give every pair the same weight.
+    """
+    if loss.sample_filter and not (pairs.hard_negatives and rows_have_negatives):
+        raise ValueError(
+            f"sample_filter: found true with {_hard_negatives(pairs, rows_have_negatives)}, where it does nothing, because it "
+            "compares the positive of a query with its hard negative; expected hard_negatives of at least 1, or sample_filter: "
+            "false"
+        )
+
+
+def _hard_negatives(pairs: Any, rows_have_negatives: bool) -> str:
+    return f"hard_negatives {pairs.hard_negatives}" + ("" if rows_have_negatives else " and no column of them")
 
 
 def check_products(tables: Sequence[ProductTables], masked: Sequence[bool]) -> None:

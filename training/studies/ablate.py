@@ -306,7 +306,8 @@ def write_results(
     chance = {
         name: {metric: row[f"{metric}_chance"] for metric in METRICS} for rows in by_row for name, row in rows.items()
     }
-    rows = ablation_rows(_of_runs(by_cell, "scores"), cumulative=suite.cumulative, means=_means(suite, list(chance)))
+    against: dict[str, Any] = {"cumulative": suite.cumulative, "compared_with": suite.compared_with}
+    rows = ablation_rows(_of_runs(by_cell, "scores"), **against, means=_means(suite, list(chance)))
     compared = [cell["difference"] for row in rows for cell in row["cells"].values()]
     results = {
         "suite": suite.path.stem,
@@ -316,15 +317,15 @@ def write_results(
         "steps": suite.recipe["max_steps"],
         "interval": INTERVAL,
         "comparisons": sum(change is not None and change["interval"] is not None for change in compared),
-        "cumulative": suite.cumulative,
+        **against,
         "boxes": dict(boxes),
         "cells": suite.cells,
         "base": suite.recipe,
-        "words": in_words(rows, chance, cumulative=suite.cumulative, published=suite.published),
+        "words": in_words(rows, chance, **against, published=suite.published),
         "published": suite.published,
         "against_papers": against_papers(rows, suite.published),
         "table": rows,
-        "labels": label_rows(_of_runs(by_cell, "labels"), cumulative=suite.cumulative),
+        "labels": label_rows(_of_runs(by_cell, "labels"), **against),
         "chance": chance,
         "references": dict(references or {}),
         "facts": {cell: _facts(own) for cell, own in by_cell.items()},

@@ -16,7 +16,7 @@ def draw_chart(results: Mapping[str, Any], path: str | Path, metric: str = "R@10
     """Draw the table of an ablation.
 
     If cells are cumulative, a panel for each row has a bar for each cell with its interval, and a dot for each seed. Otherwise a
-    panel for each mean has a horizontal bar for each cell's difference to the first one, in the order of the suite. A bar is
+    panel for each mean has a horizontal bar for each cell's difference to its reference, in the order of the suite. A bar is
     green or red if the interval of its difference excludes 0.
 
     Args:
@@ -68,7 +68,11 @@ def _draw_differences(results: Mapping[str, Any], path: Path, metric: str) -> No
         for name in panels_of
     }
     signs = {cell: f"[{SIGN_MARKS[found['sign']]}]  " for cell, found in published.items()}
-    labels = ["".join((signs.get(cell.removesuffix(REASONED), ""), label(cell))) for cell, _ in bars[panels_of[0]]]
+    others = {cell: f" − {label(other)}" for cell, other in results.get("compared_with", {}).items()}
+    labels = [
+        f"{signs.get(cell.removesuffix(REASONED), '')}{label(cell)}{others.get(cell.removesuffix(REASONED), '')}"
+        for cell, _ in bars[panels_of[0]]
+    ]
     heading = f"Ablation {results['suite']}: {metric}, difference to {label(first)}, points"
     note = (
         f"whiskers: 95 % over seeds · green, red: the interval excludes 0 · [+] [−] [0]: what a paper reports · "

@@ -15,9 +15,9 @@ from training.recipe.checking import check_keys
 from training.recipe.files import merged, read_recipe_file
 from training.recipe.old_names import with_new_names
 from training.studies.ablation_boxes import detector_settings
-from training.studies.ablation_table import SIGNS
+from training.studies.ablation_table import SIGNS, reference_cells
 
-SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "keys", "cells", "published", "references")
+SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "compared_with", "keys", "cells", "published", "references")
 BOXES = "boxes"
 _STAGE, _STEPS = "stage", "max_steps"
 _PART_OF = {BOXES: "core", "router": "moon", "sparsity": "moon"}
@@ -40,6 +40,8 @@ class Suite:
             Default True.
         published (`dict`): cell → what a paper reports of its part: "sign", the direction in which the part moves the scores
             ("+", "-" or "0"), and "source". Default: nothing.
+        compared_with (`dict`): cell → the cell to compare it with in place of the first one; it changes one part of that cell.
+            Default: none.
         references (`tuple[str, ...]`): models without training to evaluate on the same data, such as "bm25". Default: none.
     """
 
@@ -51,6 +53,7 @@ class Suite:
     cumulative: bool = True
     published: dict[str, dict[str, str]] = field(default_factory=dict)
     references: tuple[str, ...] = ()
+    compared_with: dict[str, str] = field(default_factory=dict)
 
     def keys_of(self, cell: str) -> dict[str, Any]:
         """Return the whole recipe of a cell, without its seed and its boxes."""
@@ -66,6 +69,11 @@ class Suite:
         names = list(self.cells)
         changed = names[: names.index(cell) + 1] if self.cumulative else [cell]
         return functools.reduce(operator.or_, (self.cells[name] for name in changed), keys)
+
+    def own_keys(self, cell: str) -> dict[str, Any]:
+        """Return the keys that a cell changes, without those that it shares with the cell of `compared_with`."""
+        shared = self.cells.get(self.compared_with.get(cell, ""), {})
+        return {key: value for key, value in self.cells[cell].items() if key not in shared or shared[key] != value}
 
     def data_sets(self) -> tuple[list[str], list[str]]:
         """Return the names of the data sets that are evaluated, and of those among them that no cell is trained on."""
@@ -111,8 +119,10 @@ def read_suite(path: Path) -> Suite:
     _check_published(path, published, cells)
     if not isinstance(references, list) or not all(isinstance(name, str) for name in references):
         raise RecipeError(f"{path}: references: found {references!r}; expected a list of models, such as [bm25]")
+    cumulative, compared_with = values.get("cumulative", True), values.get("compared_with") or {}
+    _check_compared_with(path, compared_with, list(cells), cumulative=cumulative)
     suite = Suite(
-        path, recipe, cells, seeds, values.get(BOXES), values.get("cumulative", True), published, tuple(references)
+        path, recipe, cells, seeds, values.get(BOXES), cumulative, published, tuple(references), compared_with
     )
     _check_cells(suite)
     return suite
@@ -126,6 +136,21 @@ def _check_published(path: Path, published: Any, cells: Mapping[str, Any]) -> No
             raise RecipeError(f"{where}: found {published!r}; expected one of {', '.join(list(cells)[1:])}")
         if not isinstance(found, dict) or found.keys() != {"sign", "source"} or found["sign"] not in SIGNS:
             raise RecipeError(f"{where}: found {found!r}; expected sign: one of {', '.join(SIGNS)}, and source: a text")
+
+
+def _check_compared_with(path: Path, compared_with: Any, cells: list[str], *, cumulative: bool) -> None:
+    """Refuse unknown cells, the first cell, and a cell that is compared with itself or in a cumulative suite."""
+    if compared_with and cumulative:
+        raise RecipeError(
+            f"{path}: compared_with: expected cumulative: false; otherwise, the cell before is the reference"
+        )
+    for cell, other in compared_with.items() if isinstance(compared_with, dict) else [("", compared_with)]:
+        others = [name for name in cells if name != cell]
+        if cell not in cells[1:] or other not in others:
+            raise RecipeError(
+                f"{path}: compared_with: found {cell or None!r}: {other!r}; expected one of {', '.join(cells[1:])}, and "
+                f"another cell to compare it with: one of {', '.join(others)}"
+            )
 
 
 def changed_parts(changed: Mapping[str, Any]) -> set[str]:
@@ -142,7 +167,7 @@ def _check_cells(suite: Suite) -> None:
     for place, (cell, changed) in enumerate(suite.cells.items()):
         if not str(cell).isidentifier():
             raise RecipeError(f"{suite.path}: cells: found the name {cell!r}; expected letters, digits and _")
-        parts = changed_parts(changed) if isinstance(changed, dict) else set()
+        parts = changed_parts(suite.own_keys(cell)) if isinstance(changed, dict) else set()
         if not isinstance(changed, dict) or len(parts) != (1 if place else 0):
             accepted = "one changed key, or several of one part (queue_steps, queue_warmup_steps)"
             accepted = accepted if place else "no changed key ({}) in the first cell"
@@ -156,15 +181,16 @@ def _check_cells(suite: Suite) -> None:
                 f"{suite.path}: cells: {cell}: {key} cannot be set here; list the seeds under 'seeds', choose the folder "
                 "with --output, and use the same data, evaluation and max_steps in all cells"
             )
-    resolved = [resolved_cell(suite, cell).resolved | {BOXES: suite.boxes_of(cell)} for cell in suite.cells]
-    references = resolved if suite.cumulative else [resolved[0]] * len(resolved)
-    for cell, before, after in zip(list(suite.cells)[1:], references, resolved[1:], strict=False):
-        if before == after:
+    resolved = {cell: resolved_cell(suite, cell).resolved | {BOXES: suite.boxes_of(cell)} for cell in suite.cells}
+    steps = _all_steps(next(iter(resolved.values())))
+    reference_of = reference_cells(list(suite.cells), cumulative=suite.cumulative, compared_with=suite.compared_with)
+    for cell, other in reference_of.items():
+        if resolved[cell] == resolved[other]:
             raise RecipeError(f"{suite.path}: cells: {cell}: {suite.cells[cell]} changes nothing; expected a new value")
-        if _all_steps(after) != _all_steps(resolved[0]):
+        if _all_steps(resolved[cell]) != steps:
             raise RecipeError(
-                f"{suite.path}: cells: {cell}: found {_all_steps(after)} steps, those of its cold start included; expected "
-                f"{_all_steps(resolved[0])}, as in the first cell"
+                f"{suite.path}: cells: {cell}: found {_all_steps(resolved[cell])} steps, those of its cold start included; "
+                f"expected {steps}, as in the first cell"
             )
 
 

@@ -54,10 +54,25 @@ def verdict(interval: Interval | None) -> str:
     return BETTER if interval[0] > 0 else WORSE
 
 
+def reference_cells(
+    cells: Sequence[str], *, cumulative: bool = True, compared_with: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return for each cell after the first the one that it is compared with.
+
+    Args:
+        cells: all cells of a suite, in order.
+        cumulative: whether a cell is compared with the cell before it. If not, with the first one.
+        compared_with: cell → the cell to compare it with in place of the first one. Default: none.
+    """
+    before = cells if cumulative else cells[:1] * len(cells)
+    return dict(zip(cells[1:], before, strict=False)) | dict(compared_with or {})
+
+
 def ablation_rows(
     cells: Mapping[str, SeedScores],
     *,
     cumulative: bool = True,
+    compared_with: Mapping[str, str] | None = None,
     means: Mapping[str, Sequence[str]] | None = None,
     metrics: Sequence[str] = METRICS,
 ) -> list[dict[str, Any]]:
@@ -66,27 +81,27 @@ def ablation_rows(
     Args:
         cells: cell → seed → row ("fashion t→mm") → metric → value, in the order of the suite; a cell without seeds has
             not been run yet.
-        cumulative: whether a cell is compared with the cell before it. If not, all are compared with the first one.
+        cumulative, compared_with: as in `reference_cells`.
         means: name of a mean → its rows, see `means_of`. Default: that of all rows.
         metrics: the metrics of the rows. Default: `METRICS`.
 
     Returns:
         Rows with metric, row, of (the rows of a mean, otherwise None) and, for each cell, mean, interval, seeds, and
-        `difference` to the cell before, or to the first one (mean, interval, seeds, verdict), which is None for the first cell,
-        and if the two cells have no seed in common. A reasoned row is compared with the same row without reasoning if the other
+        `difference` to the cell of `reference_cells` (mean, interval, seeds, verdict), which is None for the first cell, and if
+        the two cells have no seed in common. A reasoned row is compared with the same row without reasoning if the other
         cell does not reason.
     """
     names = list(dict.fromkeys(name for seeds in cells.values() for scores in seeds.values() for name in scores))
     groups = means_of(names) if means is None else means
+    reference_of = reference_cells(list(cells), cumulative=cumulative, compared_with=compared_with)
     found = []
     for metric in metrics:
         for row, of in [*((name, [name]) for name in names), *groups.items()]:
             by_cell: dict[str, Any] = {}
-            before: dict[str, float] | None = None
             for cell, seeds in cells.items():
+                other = reference_of.get(cell)
+                before = None if other is None else _values(cells[other], of, metric, as_reference=True)
                 by_cell[cell] = _cell(_values(seeds, of, metric), before)
-                if cumulative or before is None:
-                    before = _values(seeds, of, metric, as_reference=True)
             found.append({"metric": metric, "row": row, "of": None if of == [row] else list(of), "cells": by_cell})
     return found
 
@@ -111,9 +126,13 @@ def _is_of(row: str, data_sets: Sequence[str]) -> bool:
     return row.removesuffix(REASONED).removesuffix(OWN_PARTS).rpartition(" ")[0] in data_sets
 
 
-def label_rows(cells: Mapping[str, SeedScores], *, cumulative: bool = True) -> list[dict[str, Any]]:
+def label_rows(
+    cells: Mapping[str, SeedScores], *, cumulative: bool = True, compared_with: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Return rows as `ablation_rows` for categories and attributes, without means: their numbers of labels differ."""
-    return ablation_rows(cells, cumulative=cumulative, means={}, metrics=tuple(LABEL_METRICS))
+    return ablation_rows(
+        cells, cumulative=cumulative, compared_with=compared_with, means={}, metrics=tuple(LABEL_METRICS)
+    )
 
 
 def _values(seeds: SeedScores, rows: Sequence[str], metric: str, *, as_reference: bool = False) -> dict[str, float]:
@@ -150,6 +169,7 @@ def in_words(
     metric: str = "R@10",
     *,
     cumulative: bool = True,
+    compared_with: Mapping[str, str] | None = None,
     published: Published | None = None,
 ) -> list[str]:
     """Return for each cell a sentence on whether its change helps, based on the intervals only.
@@ -161,7 +181,7 @@ def in_words(
         rows: from `ablation_rows`.
         chance: row → metric → score of a random order; None: no comparison with chance.
         metric: the metric to describe, one of `METRICS`.
-        cumulative: as in `ablation_rows`.
+        cumulative, compared_with: as in `reference_cells`.
         published: cell → sign and source, what the papers report. Default: nothing.
     """
     chosen = [row for row in rows if row["metric"] == metric]
@@ -172,17 +192,17 @@ def in_words(
         row["row"] for row in chosen if row["row"] != ALL_ROWS
     ]
     by_chance = float(np.mean([chance[name][metric] for name in names])) if chance and names else None
-    cells = list(whole)
-    references = cells if cumulative else cells[:1] * len(cells)
+    reference_of = reference_cells(list(whole), cumulative=cumulative, compared_with=compared_with)
     compared = {found["cell"]: found for found in against_papers(rows, published or {}, metric)}
     sentences = []
-    for before, cell in zip(references, cells[1:], strict=False):
+    for cell, before in reference_of.items():
         parts = [_sentence(chosen, cell, metric), _at_chance(whole[before], whole[cell], by_chance)]
         parts += [_other_mean(chosen, cell, name) for name in (LEFT_OUT_ROWS, ALL_ROWS + REASONED)]
         if cell in (published or {}):
             found = compared[cell]
             parts.append(f"; the papers report {_SIGN_WORDS[found['sign']]}: {found['agreement']} ({found['source']})")
-        sentences.append(f"{label(cell)}: {''.join(parts)}.")
+        beside = f" (compared with {label(before)})" if cell in (compared_with or {}) else ""
+        sentences.append(f"{label(cell)}{beside}: {''.join(parts)}.")
     return sentences
 
 
@@ -372,6 +392,8 @@ def _tables_of(results: Mapping[str, Any], part: str, metric: str, title: str) -
     changes = [[row["row"], *(_difference(cell["difference"]) for cell in row["cells"].values())] for row in chosen]
     without_first = [[line[0], *line[2:]] for line in changes]
     reference = "the cell before" if results.get("cumulative", True) else heads[1]
+    compared_with = results.get("compared_with", {})
+    reference += "".join(f", {label(cell)} to {label(other)}" for cell, other in compared_with.items())
     paired = f"### {title}: paired difference to {reference}, points; bold if the interval excludes 0"
     return [
         f"## {title}, %\n\n{_table(values, [*heads, *others])}",
@@ -392,7 +414,7 @@ def papers_table(results: Mapping[str, Any], *, sources: bool = True) -> str:
     """
     lines = [
         [
-            label(found["cell"]) + REASONED * found["reasoned"],
+            label(found["cell"]) + REASONED * found["reasoned"] + _beside(results, found["cell"]),
             SIGN_MARKS[found["sign"]],
             _difference(found["difference"]),
             _difference(found["left_out"]),
@@ -411,6 +433,12 @@ def _papers_section(results: Mapping[str, Any]) -> str:
         "## Against the papers\n\nDifferences in points with intervals; bold if the interval excludes 0. The papers train large "
         f"models for long: a sign that these seeds do not show is not a contradiction.\n\n{papers_table(results)}"
     )
+
+
+def _beside(results: Mapping[str, Any], cell: str) -> str:
+    """Return the cell that a cell is compared with in place of the first one, as text; otherwise an empty string."""
+    other = results.get("compared_with", {}).get(cell)
+    return f" (against {label(other)})" if other else ""
 
 
 def _facts_table(facts: Mapping[str, Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from product_data.tables import load_tables
-from training.recipe.candidates import check_candidates, check_products
+from training.recipe.candidates import check_candidates, check_products, check_sample_filter
 
 
 def groups(batch=1, processes=1, hard=0, queue=0, warmup=0.0, steps=10, spatial=True):
@@ -46,6 +46,19 @@ def test_a_queue_that_follows_from_the_processes_counts_as_long_as_it_is():
 def test_streams_without_a_column_of_hard_negatives_have_none_whatever_the_key_says():
     with pytest.raises(ValueError, match="hard_negatives 1 and no column of them"):
         check_candidates(*groups(hard=1), 1.0, False)
+
+
+def test_a_sample_filter_without_hard_negatives_would_do_nothing_and_is_refused():
+    pairs, loss, _ = groups()
+    loss.sample_filter = True
+    with pytest.raises(ValueError, match="sample_filter: found true with hard_negatives 0, where it does nothing"):
+        check_sample_filter(pairs, loss)
+    pairs.hard_negatives = 1
+    check_sample_filter(pairs, loss)
+    with pytest.raises(ValueError, match="sample_filter: .* hard_negatives 1 and no column of them"):
+        check_sample_filter(pairs, loss, rows_have_negatives=False)
+    loss.sample_filter = False
+    check_sample_filter(pairs, loss, rows_have_negatives=False)
 
 
 def tables(rows, negatives=()):

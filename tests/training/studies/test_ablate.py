@@ -85,7 +85,8 @@ def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_d
         text += recipe.read_text()
         recipe = recipe.parent / yaml.safe_load(recipe.read_text()).get("extends", "nothing")
     if written := re.findall(
-        r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/(?:base|tables/[\w/]+)))[,\]}\n]", text
+        r"(runs/(?:evidence/)?(?:catalogue|base|variants/\w+|reference/(?:base|tables/[\w/]+)|suite/cells/plain/seed-0/final))[,\]}\n]",
+        text,
     ):  # other commands write the tables
         project = tmp_path / "project"
         (tmp_path / "shared").symlink_to(shared_data.parent)
@@ -96,7 +97,7 @@ def test_a_shipped_suite_changes_one_part_a_cell_with_three_seeds(path, shared_d
         monkeypatch.setattr(arguments, "is_vector_folder", lambda folder: True)
     suite = read_suite(path)
     assert len(suite.seeds) == 3
-    parts = [changed_parts(changed) for changed in suite.cells.values()]
+    parts = [changed_parts(suite.own_keys(cell)) for cell in suite.cells]
     assert [len(one) for one in parts] == [0] + [1] * (len(suite.cells) - 1)
 
 
@@ -118,6 +119,17 @@ def test_cells_that_are_not_cumulative_change_the_first_one(write_suite):
         read_suite(write_suite(cells=cells | {"same": {"queue_steps": 0}}, cumulative=False))
 
 
+def test_a_cell_changes_one_part_of_the_cell_that_it_is_compared_with(write_suite):
+    cells = {"plain": {}, "hard": {"hard_negatives": 1}, "filtered": {"hard_negatives": 1, "sample_filter": True}}
+    suite = read_suite(write_suite(cells=cells, cumulative=False, compared_with={"filtered": "hard"}))
+    assert suite.keys_of("filtered")["sample_filter"] is True
+    with pytest.raises(RecipeError, match="filtered: found .* one changed key"):
+        read_suite(write_suite(cells=cells, cumulative=False))
+    same = {**cells, "filtered": {"hard_negatives": 1, "queue_steps": 0}}
+    with pytest.raises(RecipeError, match="filtered: .* changes nothing"):
+        read_suite(write_suite(cells=same, cumulative=False, compared_with={"filtered": "hard"}))
+
+
 def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one():
     cells = {
         cell: {seed: {"shop t→mm": {"R@10": value + int(seed) / 100, "R@1": 0.0}} for seed in "012"}
@@ -132,6 +144,16 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
     up, down = in_words(rows, chance, cumulative=False)
     assert up.startswith("up: R@10 +30.0 points")
     assert down.startswith("down: R@10 −10.0 points")
+    against = {"cumulative": False, "compared_with": {"down": "up"}}
+    rows = [row for row in ablation_rows(cells, **against) if row["metric"] == "R@10"]
+    assert rows[0]["cells"]["up"]["difference"]["mean"] == pytest.approx(0.3)
+    assert rows[0]["cells"]["down"]["difference"]["mean"] == pytest.approx(-0.4)
+    up, down = in_words(rows, chance, **against)
+    assert up.startswith("up: R@10 +30.0 points")
+    assert down.startswith("down (compared with up): R@10 −40.0 points")
+    up_above_chance = in_words(rows, {"shop t→mm": {"R@10": 0.4, "R@1": 0.1}}, **against)[1]
+    assert "the cell that it is compared with includes chance" not in up_above_chance
+    assert "the cell that it is compared with includes chance" in down
 
 
 @pytest.mark.parametrize(
@@ -155,6 +177,16 @@ def test_the_differences_of_cells_that_are_not_cumulative_are_to_the_first_one()
         ({"cells": {"plain": {}, "a": {"boxes": "guess"}}}, "cells: a: boxes: found 'guess'"),
         ({"published": {"plain": {"sign": "+", "source": "s"}}}, "published: plain: .* expected one of hard"),
         ({"published": {"hard": {"sign": "up", "source": "s"}}}, "published: hard: found .* expected sign: one of"),
+        ({"cumulative": True, "compared_with": {"hard": "plain"}}, "compared_with: expected cumulative: false"),
+        (
+            {"cumulative": False, "compared_with": {"hard": "hard"}},
+            "compared_with: found 'hard': 'hard'; expected one of",
+        ),
+        (
+            {"cumulative": False, "compared_with": {"plain": "hard"}},
+            "compared_with: found 'plain': 'hard'; expected one",
+        ),
+        ({"cumulative": False, "compared_with": ["hard"]}, "compared_with: found None: \\['hard'\\]; expected one of"),
         ({"references": "bm25"}, "references: found 'bm25'; expected a list of models"),
         ({"keys": {**TINY, "seed": 3}}, "seed cannot be set here; list the seeds"),
     ],

@@ -88,6 +88,20 @@ def test_reasoned_rows_are_compared_with_the_first_cell_without_reasoning(result
     assert cell_of(results, ALL_ROWS, "reasoning")["difference"]["mean"] == pytest.approx(0.0)
 
 
+def test_a_cell_that_is_compared_with_another_one_says_so(results, tmp_path):
+    against = {"cumulative": False, "compared_with": {"reasoning": "up"}}
+    cells = {cell: {str(seed): scores(cell, seed) for seed in range(3)} for cell in VALUES}
+    rows = ablation_rows(cells, **against)
+    results |= against | {"table": rows, "against_papers": against_papers(rows, PUBLISHED)}
+    assert cell_of(results, ALL_ROWS + REASONED, "reasoning")["difference"]["mean"] == pytest.approx(0.0)
+    assert [one["agreement"] for one in results["against_papers"]][-1] == "these seeds do not show it"
+    text = markdown(results)
+    assert "| reasoning, reasoned (against up) " in text
+    assert "### R@10: paired difference to plain, reasoning to up, points" in text
+    with Image.open(draw_chart(results, tmp_path / "chart.png")) as chart:
+        assert chart.size[0] > 500
+
+
 def test_a_sign_agrees_only_if_the_interval_shows_it(results):
     found = {one["cell"]: one["agreement"] for one in results["against_papers"]}
     assert found == {
