@@ -115,7 +115,7 @@ def test_the_limits_of_the_page_are_those_of_the_code():
         f"the {limits.recent_queries:,} most recent queries",
         f"After {COMPACT_AFTER} writes",
         f"within {MEMORY_GROWTH:.0%} of".replace("%", " %"),
-        f"at {KEPT_UNDER_OVERLOAD:.0%} or more".replace("%", " %"),
+        f"at least {KEPT_UNDER_OVERLOAD:.0%} of".replace("%", " %"),
         f"measures 1, 8 and {load.clients} clients on your machine, then {load.overload_clients}",
     ):
         assert limit in text, limit
