@@ -32,10 +32,11 @@ from training.runs.folder import RunFolder
 from training.studies.ablation_boxes import data_with_boxes, detector_settings
 from training.studies.ablation_chart import draw_chart
 from training.studies.ablation_scores import label_scores, reference_scores, row_scores
-from training.studies.ablation_suite import BOXES, Suite, read_suite, resolved_cell
+from training.studies.ablation_suite import BOXES, Suite, name_of_data_set, read_suite, resolved_cell
 from training.studies.ablation_table import (
     INTERVAL,
     METRICS,
+    REASONED,
     ablation_rows,
     against_papers,
     in_words,
@@ -45,6 +46,8 @@ from training.studies.ablation_table import (
     means_of,
 )
 
+MODES = ("none", "generate")
+"""How an evaluation embeds queries and products: without and with reasoning."""
 CELL_FILE, LOG_FILE, RECIPE_FILE, LOCK_FILE = "cell.json", "log", "recipe.yaml", "lock"
 _REFERENCES = "references"
 _TAIL_LINES = 12
@@ -88,11 +91,30 @@ class Run:
         keys = with_new_names(found["keys"])
         differing = sorted(key for key in keys.keys() | self.wanted.keys() if keys.get(key) != self.wanted.get(key))
         if differing:
+            was, now = ({key: repr(of[key]) for key in differing if key in of} for of in (keys, self.wanted))
+            values = "; ".join(f"{key}: {was.get(key, 'default')}, now {now.get(key, 'default')}" for key in differing)
             raise RecipeError(
-                f"{path}: found the result of a different recipe ({', '.join(differing)} differ); "
-                "expected the suite that it was run with, or another --output"
+                f"{path}: found the result of a different recipe ({values}); "
+                "expected the recipe that it was run with, or another folder"
             )
         return found
+
+    def evaluations(self, when: str) -> dict[str, list[Path]]:
+        """Return the results files of each finished evaluation: how queries and products are embedded → one for each data set.
+
+        An evaluation is finished if it has the file of each data set. Files of other data sets, which an earlier recipe had,
+        do not count.
+
+        Args:
+            when: "before" or "after" training.
+        """
+        entries = self.wanted.get("evaluate_data") or self.tables.get("data") or self.wanted.get("data") or []
+        names = [name_of_data_set(entry) for entry in entries]
+        folder = RunFolder(self.folder)
+        files = {
+            mode: [folder.results(when, mode, name) for name in (names if len(names) > 1 else [None])] for mode in MODES
+        }
+        return {mode: paths for mode, paths in files.items() if all(path.is_file() for path in paths)}
 
 
 # --- Running ---
@@ -166,21 +188,24 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
     Raises:
         RecipeError: the run has no results of an evaluation.
     """
-    files = RunFolder(run.folder).all_results("after")
-    if not files:
-        raise RecipeError(f"{run.folder}: found no results_after….json; expected evaluate_after: true")
+    evaluations = run.evaluations("after")
+    if not evaluations:
+        raise RecipeError(
+            f"{run.folder}: found no results_after….json for each data set; expected evaluate_after: true"
+        )
     scores: dict[str, Any] = {}
     labels: dict[str, Any] = {}
     facts: dict[str, Any] = {}
-    for file in files:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        scores |= row_scores(found)
-        labels |= label_scores(found)
-        facts[found["benchmark"]] = {
-            "skipped": len(found["skipped"]),
-            "warnings": found["warnings"],
-            **found["provenance"],
-        }
+    for mode, files in evaluations.items():
+        for file in files:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            scores |= row_scores(found)
+            labels |= label_scores(found)
+            facts[found["benchmark"] + REASONED * (mode != MODES[0])] = {
+                "skipped": len(found["skipped"]),
+                "warnings": found["warnings"],
+                **found["provenance"],
+            }
     steps = RunFolder(run.folder).steps()
     metrics = read_lines(RunFolder(run.folder).metrics)
     result = {
@@ -206,7 +231,12 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
         data: the recipe's data sets, of runs without their own.
         workers: number of training runs at a time.
         render: called after every finished run.
+
+    Raises:
+        RecipeError: fewer than one worker, or a finished result of a different recipe.
     """
+    if workers < 1:
+        raise RecipeError(f"--workers: found {workers}; expected 1 or more")
     waiting = [run for run in runs if run.result() is None]
     running: dict[int, tuple[Run, subprocess.Popen, float]] = {}
     missed: list[str] = []
@@ -217,7 +247,11 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
             done = 0
             while waiting or running:
                 while waiting and len(running) < workers:
-                    _start_next(waiting, running, missed, data, workers)
+                    if waiting[0].result() is not None:  # another process of this command has trained it meanwhile
+                        waiting.pop(0)
+                        done += 1
+                    else:
+                        _start_next(waiting, running, missed, data, workers)
                 time.sleep(_PAUSE_SECONDS)
                 for number, (run, process, began) in list(running.items()):
                     if process.poll() is None:
@@ -308,7 +342,8 @@ def write_results(
     }
     against: dict[str, Any] = {"cumulative": suite.cumulative, "compared_with": suite.compared_with}
     rows = ablation_rows(_of_runs(by_cell, "scores"), **against, means=_means(suite, list(chance)))
-    compared = [cell["difference"] for row in rows for cell in row["cells"].values()]
+    labels = label_rows(_of_runs(by_cell, "labels"), **against)
+    compared = [cell["difference"] for row in (*rows, *labels) for cell in row["cells"].values()]
     results = {
         "suite": suite.path.stem,
         "planned": len(runs),
@@ -325,7 +360,7 @@ def write_results(
         "published": suite.published,
         "against_papers": against_papers(rows, suite.published),
         "table": rows,
-        "labels": label_rows(_of_runs(by_cell, "labels"), **against),
+        "labels": labels,
         "chance": chance,
         "references": dict(references or {}),
         "facts": {cell: _facts(own) for cell, own in by_cell.items()},
@@ -381,8 +416,6 @@ def run_suite(
         RecipeError, TableError, OutputError: a cell cannot be run, a table read or a file written; raised before the first
             training.
     """
-    if workers < 1:
-        raise RecipeError(f"--workers: found {workers}; expected 1 or more")
     suite = read_suite(path)
     unknown = [name for name in cells or () if name not in suite.cells]
     if unknown:

@@ -3,7 +3,7 @@
 import functools
 import operator
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,16 @@ class Suite:
         return functools.reduce(operator.or_, (self.cells[name] for name in changed), keys)
 
     def own_keys(self, cell: str) -> dict[str, Any]:
-        """Return the keys that a cell changes, without those that it shares with the cell of `compared_with`."""
-        shared = self.cells.get(self.compared_with.get(cell, ""), {})
-        return {key: value for key, value in self.cells[cell].items() if key not in shared or shared[key] != value}
+        """Return the keys in which a cell differs from the cell of `compared_with`, otherwise those that it changes."""
+        own, shared = self.cells[cell], self.cells.get(self.compared_with.get(cell, ""), {})
+        return {
+            key: own.get(key) for key in own.keys() | shared.keys() if key not in own or own[key] != shared.get(key, ())
+        }
 
     def data_sets(self) -> tuple[list[str], list[str]]:
         """Return the names of the data sets that are evaluated, and of those among them that no cell is trained on."""
-        trained = [_name_of(entry) for entry in self.recipe.get("data", [])]
-        evaluated = [_name_of(entry) for entry in self.recipe.get("evaluate_data") or []] or trained
+        trained = [name_of_data_set(entry) for entry in self.recipe.get("data", [])]
+        evaluated = [name_of_data_set(entry) for entry in self.recipe.get("evaluate_data") or []] or trained
         return evaluated, [name for name in evaluated if name not in trained]
 
 
@@ -104,8 +106,7 @@ def read_suite(path: Path) -> Suite:
         if not isinstance(values.get(key), kind) or not values[key]:
             raise RecipeError(f"{path}: {key}: found {values.get(key)!r}; expected {accepted}")
     seeds = values["seeds"]
-    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"{path}: seeds: found {seeds}; expected different whole numbers of at least 0")
+    check_seeds(f"{path}: seeds", seeds)
     detector_settings(values.get(BOXES), f"{path}: boxes")
     if not isinstance(values.get("cumulative", True), bool):
         raise RecipeError(f"{path}: cumulative: found {values['cumulative']!r}; expected true or false")
@@ -151,6 +152,17 @@ def _check_compared_with(path: Path, compared_with: Any, cells: list[str], *, cu
                 f"{path}: compared_with: found {cell or None!r}: {other!r}; expected one of {', '.join(cells[1:])}, and "
                 f"another cell to compare it with: one of {', '.join(others)}"
             )
+
+
+def check_seeds(where: str, seeds: Sequence[Any]) -> None:
+    """Raise RecipeError for a seed that is not a number of at least 0, or stands twice and would count twice.
+
+    Args:
+        where: what the seeds were read from, such as "--seeds".
+        seeds: the seeds.
+    """
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{where}: found {list(seeds)}; expected different whole numbers of at least 0")
 
 
 def changed_parts(changed: Mapping[str, Any]) -> set[str]:
@@ -218,7 +230,11 @@ def resolved_cell(suite: Suite, cell: str) -> Recipe:
     return recipe
 
 
-def _name_of(entry: Any) -> str:
-    """Return the name of a data set in results."""
+def name_of_data_set(entry: Any) -> str:
+    """Return the name of a data set in results.
+
+    Args:
+        entry: an entry of the recipe keys `data` and `evaluate_data`.
+    """
     keys = entry if isinstance(entry, dict) else {"path": entry}
     return str(keys.get("name") or Path(str(keys.get("path") or keys.get("products"))).stem)

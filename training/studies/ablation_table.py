@@ -19,8 +19,8 @@ OWN_PARTS = ", own parts"
 SIGNS = ("+", "-", "0")
 INTERVAL = (
     f"{LEVEL:.0%} t-intervals over seeds: mean ± t(n−1) · s / √n. Differences are between two cells with the same seed, hence "
-    "the same starting weights and queries, averaged over seeds. The test queries are the same in all cells, so the intervals "
-    "express the variation of the training, not of the queries"
+    "the same queries (and starting weights, where both have the same parts), averaged over seeds. The test queries are the same "
+    "in all cells, so the intervals express the variation of the training, not of the queries"
 )
 _RULE = {True: "keeps the changes of the cells before it", False: "changes one part of the first one"}
 _ABSENT = "–"

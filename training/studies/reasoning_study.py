@@ -4,9 +4,10 @@ moon3 reasoning-study [RECIPE] [--controls] [--seeds 0 1 2] [--workers 3]
         [--output FILE.json] [--run-folder DIR]
 
 For each seed, a cold start is trained, and `stage: grpo` starts from it. With `--controls`, the stage is also trained
-from the same cold start with grpo_weight 0 (without rewards), which separates the effect of the rewards from the effect
-of more training. Run the same command again to resume: a finished training run is not repeated. After every training
-run, the results so far are written as JSON and as Markdown beside it, with the duration of every call of the command.
+from the same cold start with grpo_weight 0 (without the loss of GRPO: neither rewards nor the KL term), which separates
+its effect from the effect of more training. Run the same command again to resume: a finished training run is not
+repeated. After every training run, the results so far are written as JSON and as Markdown beside it, with the duration
+of every call of the command.
 """
 
 import json
@@ -25,16 +26,17 @@ from product_data.atomic_files import append_line, mend_lines, read_lines, write
 from product_data.outputs import require_writable_file
 from training.places import RECIPES
 from training.recipe.arguments import RecipeError, parse_recipe
+from training.recipe.files import read_recipe_file
 from training.recipe.reasoning import GRPO
 from training.runs.folder import RunFolder
-from training.studies.ablate import Run, run_all
+from training.studies.ablate import MODES, Run, run_all
 from training.studies.ablation_scores import row_scores
+from training.studies.ablation_suite import check_seeds
 from training.studies.ablation_table import t_interval
 
 RECIPE = RECIPES / "study_moon3.yaml"
 JOINT, CONTROL = "joint", "no_reward"
 """Names of the two GRPO runs in folders and results: with rewards, and without."""
-MODES = ("none", "generate")
 STARTS_FILE = "starts.jsonl"
 _TENTH = 10
 _CORRELATION = "reward_correlation/"
@@ -60,11 +62,11 @@ def plan(recipe: Path, seeds: Sequence[int], folder: Path) -> list[Run]:
             f"{args.evaluate_before}, evaluate_after {args.evaluate_after}; expected stage: grpo with a cold start, "
             "evaluated before and after"
         )
+    check_seeds("--seeds", seeds)
     runs = []
-    resolved = {key: value for key, value in found.resolved.items() if key != "output_dir"}  # each run has its own
     for seed in seeds:
         place = folder.resolve() / f"seed-{seed}"
-        keys = {**resolved, "seed": seed, "boxes": None}
+        keys = {**read_recipe_file(recipe), "data": found.resolved["data"], "seed": seed, "boxes": None}
         control = {**keys, "cold_start": None, "small_base": None, "moon": None, "grpo_weight": 0.0}
         control |= {"base": str(RunFolder(place / JOINT).cold_start.final), "evaluate_before": False}
         runs += [Run(JOINT, seed, place / JOINT, keys), Run(CONTROL, seed, place / CONTROL, control)]
@@ -86,10 +88,8 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"seed": joint.seed}
     for name, run, when in (("cold_start", joint, "before"), (JOINT, joint, "after"), (CONTROL, control, "after")):
-        files = {mode: RunFolder(run.folder).results(when, mode) for mode in MODES}
-        existing = {mode: file for mode, file in files.items() if file.is_file()}
-        if existing:
-            found[name] = {mode: _scores(file) for mode, file in existing.items()}
+        if evaluations := run.evaluations(when):
+            found[name] = {mode: _scores(files) for mode, files in evaluations.items()}
     found["seconds"] = {run.cell: (run.result() or {}).get("seconds") for run in (joint, control)}
     facts = RunFolder(joint.folder).provenance
     if facts.is_file():
@@ -113,31 +113,30 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
     return found
 
 
-def _scores(file: Path) -> dict[str, Any]:
-    result = json.loads(file.read_text(encoding="utf-8"))
-    rows = row_scores(result)
+def _scores(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the scores of all data sets by row, and their means over all rows."""
     kept = ("R@1", "R@10", "rank_score", "queries", "gallery")
-    scores: dict[str, Any] = {name: {key: row[key] for key in kept} for name, row in rows.items()}
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    rows = {name: row for result in results for name, row in row_scores(result).items()}
     means = {key: statistics.fmean(row[key] for row in rows.values()) for key in ("R@1", "R@10", "rank_score")}
-    written = (result["reasoning"].get("written") or {}).values()
-    control = result["reasoning"].get("control")
-    if control and control["recall"]:
-        means |= _control_means(control)
-    agreed = result["reasoning"].get("agreement") or {}
-    if agreed:
-        means["label_f1"] = statistics.fmean(one["f1"] for one in agreed.values())
-    total = sum(side["written"] for side in written)
-    if total:
+    reasoning = [result["reasoning"] for result in results]
+    means |= _control_means([one["control"] for one in reasoning if one.get("control")])
+    if agreed := [form["f1"] for one in reasoning for form in (one.get("agreement") or {}).values()]:
+        means["label_f1"] = statistics.fmean(agreed)
+    written = [side for one in reasoning for side in (one.get("written") or {}).values()]
+    if total := sum(side["written"] for side in written):
         means["well_formed_share"] = sum(side["well_formed"] for side in written) / total
-    return {"mean of all rows": means, **scores}
+    return {"mean of all rows": means, **{name: {key: row[key] for key in kept} for name, row in rows.items()}}
 
 
-def _control_means(control: Mapping[str, Any]) -> dict[str, float]:
+def _control_means(controls: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the means over all directions of R@10 by the reasoning that was given, and of the cosines over both sides."""
-    rows = control["recall"].values()
+    rows = [row for control in controls for row in control["recall"].values()]
+    if not rows:
+        return {}
     means = {f"R@10_{way}": statistics.fmean(row[way]["R@10"] for row in rows) for way in WAYS}
     for name in (SWAPPED, NONE, "other"):
-        sides = [side[name]["mean"] for side in control["cosine"].values()]
+        sides = [side[name]["mean"] for control in controls for side in control["cosine"].values()]
         means |= {f"cosine_{name}": statistics.fmean(sides)} if sides else {}
     return means
 

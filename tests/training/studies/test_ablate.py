@@ -125,6 +125,9 @@ def test_a_cell_changes_one_part_of_the_cell_that_it_is_compared_with(write_suit
     assert suite.keys_of("filtered")["sample_filter"] is True
     with pytest.raises(RecipeError, match="filtered: found .* one changed key"):
         read_suite(write_suite(cells=cells, cumulative=False))
+    without = {"plain": {}, "hard": {"hard_negatives": 1}, "queue": {"queue_steps": 2}}
+    with pytest.raises(RecipeError, match="queue: found .* one changed key"):  # against "hard" it changes two parts
+        read_suite(write_suite(cells=without, cumulative=False, compared_with={"queue": "hard"}))
     same = {**cells, "filtered": {"hard_negatives": 1, "queue_steps": 0}}
     with pytest.raises(RecipeError, match="filtered: .* changes nothing"):
         read_suite(write_suite(cells=same, cumulative=False, compared_with={"filtered": "hard"}))
@@ -263,7 +266,7 @@ def test_a_result_of_another_recipe_is_not_taken(finished, tmp_path, capsys):
     other = Path(arguments[0]).with_name("other.yaml")
     other.write_text(yaml.safe_dump(suite, sort_keys=False))
     assert main(["ablate", str(other), *arguments[1:]]) == 2
-    assert "result of a different recipe (temperature differ)" in capsys.readouterr().err
+    assert "result of a different recipe (temperature: default, now 0.07)" in capsys.readouterr().err
 
 
 def test_a_result_that_was_stored_under_old_names_is_taken(tmp_path):
@@ -338,6 +341,43 @@ def test_a_stopped_command_stops_its_training_and_goes_on_from_the_checkpoint(wr
     os.kill(continued.pid, signal.SIGKILL)
     continued.wait()
     assert "resuming from" in (folder / LOG_FILE).read_text()
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_started(write_suite, tmp_path, monkeypatch):
+    suite = read_suite(write_suite(cells={"plain": {}}, seeds=[0, 1]))
+    first, second = plan(suite, tmp_path / "out")
+    started = []
+
+    def started_run(run, data, workers=1):
+        started.append(run.name)
+        second.folder.mkdir(parents=True)
+        (second.folder / "cell.json").write_text(json.dumps({"keys": second.wanted}))
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr("training.studies.ablate.start", started_run)
+    monkeypatch.setattr("training.studies.ablate.collect", lambda run, seconds: {})
+    rendered = []
+    assert run_all([first, second], ["catalogue"], 1, lambda: rendered.append(1)) == []
+    assert (started, rendered) == ([first.name], [1])
+    with pytest.raises(RecipeError, match="--workers: found 0; expected 1 or more"):
+        run_all([first], ["catalogue"], 0, lambda: None)
+
+
+def test_only_the_results_of_the_recipes_data_sets_are_collected(write_suite, tmp_path):
+    keys = {**TINY, "evaluate_data": ["catalogue", {"path": "catalogue", "name": "other"}]}
+    run = plan(read_suite(write_suite(keys=keys)), tmp_path / "out")[0]
+    run.folder.mkdir(parents=True)
+    row = {"R@1": 0.1, "R@10": 0.5, "source": "queries"}
+    for name in ("catalogue", "removed"):
+        found = {"benchmark": name, "image_only": {}, "scores": {"t2mm": row}, "skipped": [], "warnings": []}
+        text = json.dumps(found | {"provenance": {"commit": "a"}})
+        (run.folder / f"results_after-{name}.json").write_text(text)
+    with pytest.raises(RecipeError, match="found no results_after….json for each data set"):
+        collect(run, 1.0)
+    (run.folder / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
+    (run.folder / "finished.json").write_text('{"steps": 2}')
+    (run.folder / "results_after-other.json").write_text(text.replace("removed", "other"))
+    assert collect(run, 1.0)["scores"].keys() == {"catalogue t→mm", "other t→mm"}
 
 
 def test_a_training_without_results_is_an_error(write_suite, tmp_path):

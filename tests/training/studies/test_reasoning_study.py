@@ -41,17 +41,18 @@ def recipe(tmp_path):
     return write
 
 
-def results(folder: Path, when: str, recall: float, reward: float):
-    """Results files as `training/train.py` leaves them; reasoned vectors half as good as un-reasoned ones."""
+def results(folder: Path, when: str, recall: float, reward: float, name: str = ""):
+    """Results files of a data set as `training/train.py` leaves them; reasoned vectors half as good as un-reasoned ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for ending, share, mode in (("", 1.0, "none"), ("_generate", 0.5, "generate")):
         row = {"R@1": 0.0, "R@10": recall * share, "R@1_chance": 0.0, "R@10_chance": 0.1, "MRR": 0.1, "queries": 4}
         row |= {"rank_score": reward * share, "gallery": 9, "source": "queries"}
-        found = {"benchmark": "catalogue", "image_only": {}, "scores": {"t2mm": row, "i2mm": row}}
+        found = {"benchmark": name or "catalogue", "image_only": {}, "scores": {"t2mm": row, "i2mm": row}}
         found["reasoning"] = {"query": mode, "product": mode}
         if mode == "generate":
             found["reasoning"]["written"] = {"query": {"written": 4, "well_formed": 1}}
-        (folder / f"results_{when}{ending}.json").write_text(json.dumps(found))
+            found["reasoning"]["agreement"] = {"t": {"f1": recall}}
+        (folder / f"results_{when}{ending}{name and '-' + name}.json").write_text(json.dumps(found))
 
 
 def finish(run, recall, reward):
@@ -65,7 +66,7 @@ def test_each_seed_is_trained_with_and_without_rewards_from_the_same_cold_start(
     assert joint.wanted["cold_start"] == {"max_steps": 5}
     assert control.wanted["base"] == str(joint.folder / "cold_start" / "final")
     assert (control.wanted["cold_start"], control.wanted["small_base"], control.wanted["moon"]) == (None, None, None)
-    differing = {key for key in joint.wanted if joint.wanted[key] != control.wanted[key]}
+    differing = {key for key in joint.wanted | control.wanted if joint.wanted.get(key) != control.wanted.get(key)}
     assert differing == {"cold_start", "small_base", "moon", "grpo_weight", "base", "evaluate_before"}
 
 
@@ -104,7 +105,7 @@ def test_rises_over_the_cold_start_and_over_the_control_are_told_apart(recipe, t
     assert training["retrieval_reward_last_tenth"] == pytest.approx(19.5 / 40)
     assert (training["steps"], training["degenerate_groups_share"]) == (20, 0.25)
     assert seeds[0][JOINT]["generate"]["mean of all rows"] == pytest.approx(
-        {"R@1": 0.0, "R@10": 0.3, "rank_score": 0.3, "well_formed_share": 0.25}
+        {"R@1": 0.0, "R@10": 0.3, "rank_score": 0.3, "well_formed_share": 0.25, "label_f1": 0.6}
     )
     said = "\n".join(verdict(seeds))
     assert (
@@ -136,6 +137,27 @@ def test_a_study_that_is_half_finished_is_rendered(recipe, tmp_path):
     assert "no reward" not in page
     assert "higher in 1 of 1 seeds" in page
     assert verdict([{"seed": 1}]) == ["No seed is finished yet."]
+
+
+def test_a_study_of_several_data_sets_reads_the_files_of_all_of_them(recipe, tmp_path):
+    path = recipe(data=["catalogue"], evaluate_data=["catalogue", {"path": "catalogue", "name": "shop"}])
+    joint, control = plan(path, [0], tmp_path / "runs")
+    results(joint.folder, "before", 0.2, 0.2, "catalogue")
+    assert "cold_start" not in seed_result(joint, control)  # the second data set is being evaluated
+    results(joint.folder, "before", 0.6, 0.4, "shop")
+    results(joint.folder, "before", 0.9, 0.9, "shop_of_an_earlier_recipe")
+    found = seed_result(joint, control)["cold_start"]
+    assert found["none"]["mean of all rows"]["R@10"] == pytest.approx(0.4)
+    assert found["generate"]["mean of all rows"] == pytest.approx(
+        {"R@1": 0.0, "R@10": 0.2, "rank_score": 0.15, "well_formed_share": 0.25, "label_f1": 0.4}
+    )
+    assert {row.split(" ")[0] for row in found["none"]} == {"mean", "catalogue", "shop"}
+
+
+@pytest.mark.parametrize("seeds", [[0, 1, 1], [-1]])
+def test_seeds_that_would_count_twice_are_refused(recipe, tmp_path, seeds):
+    with pytest.raises(RecipeError, match="--seeds: found .* expected different whole numbers of at least 0"):
+        plan(recipe(), seeds, tmp_path / "runs")
 
 
 def test_each_start_is_timed_and_controls_are_trained_on_request(recipe, tmp_path, monkeypatch, capsys):
