@@ -8,12 +8,12 @@ as Ctrl-C does, so that it stops the processes that it has started; `RESUMES = T
 command resumes; and a file without `add_arguments` receives its unparsed words in `run(words)`. Torch, transformers and our own
 packages are only imported inside these functions: `moon3 --help` therefore answers at once.
 
-An error that a user can correct has the class attribute `exit_status`. It is printed as one line, and only here. Every other
-error is a defect and keeps its traceback.
+An error that a user can correct has the class attribute `exit_status`, or is an OSError: a file, a folder, a model or a server
+that cannot be read or written. It is printed as one line, and only here. Every other error is a defect and keeps its traceback.
 
-Exit status of every command: 0 done; 1 done, but a check failed; 2 refused before the work began; 3 interrupted by bad data or
-a full disk, and the same command resumes; 130 interrupted with Ctrl-C (or SIGTERM, see above); 141 the output's reader ended
-first, as `head` does.
+Exit status of every command: 0 done; 1 done, but a check failed; 2 refused, or a file or folder cannot be read or written; 3 not
+finished because of bad data, a full disk or a training that failed, and the same command resumes; 130 interrupted with Ctrl-C
+(or SIGTERM, see above); 141 the output's reader ended first, as `head` does.
 """
 
 from __future__ import annotations

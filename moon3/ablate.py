@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Train and print the table. Return 1 if a training run did not finish."""
+    """Train and print the table. Return 3 if a training run did not finish."""
     from training.studies.ablate import run_suite
     from training.studies.ablation_table import markdown
 
@@ -32,4 +32,4 @@ def run(chosen: argparse.Namespace) -> int:
     print(f"written to {chosen.output / 'ablation.json'}, ablation.md and ablation.png")
     if missed:
         print(f"moon3 ablate: not finished: {'; '.join(missed)}; the same command retries them", file=sys.stderr)
-    return 1 if missed else 0
+    return 3 if missed else 0

@@ -41,6 +41,8 @@ def run(chosen: argparse.Namespace) -> None:
         name, separator, place = value.partition("=")
         if not (name and separator and place):
             raise OptionError(f"--model: found {value!r}; expected NAME=MODEL")
+        if name in models:
+            raise OptionError(f"--model: found the name {name!r} twice; expected different names")
         models[name] = place
     results = write_study(models, chosen.data, chosen.output, chosen.work, chosen.shops, chosen.beside)
     print(table(results))

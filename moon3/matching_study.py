@@ -39,6 +39,13 @@ def run(chosen: argparse.Namespace) -> None:
         raise OptionError(
             f"--products: found {chosen.products} with {chosen.kind}; expected 60 or more, of near-duplicates"
         )
+    for option in ("titles", "text_encoder"):
+        if getattr(chosen, option) is not None and chosen.kind != "decisions":
+            raise OptionError(
+                f"--{option.replace('_', '-')}: found it with {chosen.kind}; expected it with decisions only"
+            )
+    if chosen.text_encoder is not None and chosen.titles is None:
+        raise OptionError("--text-encoder: found it without --titles; expected the titles that it compares")
     require_writable_file("--output", chosen.output)
     if chosen.kind == "explanations":
         from evaluation.explanations_study import measure_explanations, sentences

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Train, fit and print the table. Return 1 if a training did not finish."""
+    """Train, fit and print the table. Return 3 if a training did not finish."""
     from applications.scaling import report
     from applications.scaling.study import run_scale
     from product_data.errors import OptionError
@@ -38,4 +38,4 @@ def run(chosen: argparse.Namespace) -> int:
     print(report.table(results), *results["words"], sep="\n")
     if missed:
         print(f"moon3 scale: not finished: {'; '.join(missed)}; the same command retries them", file=sys.stderr)
-    return 1 if missed else 0
+    return 3 if missed else 0

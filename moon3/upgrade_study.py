@@ -33,6 +33,8 @@ def run(chosen: argparse.Namespace) -> None:
     new = dict(name.partition("=")[::2] for name in chosen.new)
     if not all(new) or not all(new.values()):
         raise OptionError(f"--new: found {' '.join(chosen.new)}; expected NAME=FOLDER")
+    if len(new) < len(chosen.new):
+        raise OptionError(f"--new: found {' '.join(chosen.new)}; expected different names")
     tables = load_tables(chosen.data).select(chosen.split)
     options = {"form": chosen.form, "samples": chosen.samples, "seed": chosen.seed}
     print(upgrade_study_table(write_upgrade_study(chosen.old, new, tables, chosen.output, **options)))

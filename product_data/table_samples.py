@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from product_data.table_files import TableError
+
 _PRODUCTS, _QUERIES, _PICTURES = "products", "queries", "query_images"
 
 
@@ -26,15 +28,23 @@ def write_sample(source: Path, folder: Path, sizes: Mapping[str, int | None]) ->
         sizes: split → number of products to keep, or None for all. Other splits are left out.
 
     Raises:
+        TableError: the products have no column split, or no product of a named split.
         FileNotFoundError: the source lacks a table.
         FileExistsError: the folder exists.
     """
     tables = {name: pq.read_table(source / f"{name}.parquet") for name in (_PRODUCTS, _QUERIES)}
     products = tables[_PRODUCTS]
+    if "split" not in products.column_names:
+        raise TableError(f"{source / _PRODUCTS}.parquet: found no column split; expected one")
     names_of: dict[str, list[str]] = {split: [] for split in sizes}
     for name, split in zip(products["product_id"].to_pylist(), products["split"].to_pylist(), strict=True):
         if split in names_of:
             names_of[split].append(name)
+    if empty := [split for split, names in names_of.items() if not names]:
+        known = sorted(set(products["split"].to_pylist()))
+        raise TableError(
+            f"{source / _PRODUCTS}.parquet: found no product of split {empty[0]!r}; expected one of {known}"
+        )
     kept = {name for split, names in names_of.items() for name in sorted(names, key=_drawn_by)[: sizes[split]]}
     tables[_PRODUCTS] = products.filter(pa.array([name in kept for name in products["product_id"].to_pylist()]))
     queries = [row for row in map(lambda row: _answered(row, kept), tables[_QUERIES].to_pylist()) if row is not None]

@@ -19,9 +19,15 @@ KEYS = (OWN_KEYS, "paper")
 AVERAGED = ("top1", "top1_chance", "top10", "top10_chance", "precision", "recall", "f1", "majority")
 
 
-def without_attributes(product: ProductRow) -> dict[str, Any]:
-    """Return a product's record without its attributes, and without its category if that repeats a value of them."""
-    values = {value.casefold() for listed in product.attributes.values() for value in listed}
+def without_attributes(product: ProductRow, labels: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """Return a product's record without its attributes, and without its category if that repeats a value of them.
+
+    Args:
+        product: the product.
+        labels: further attributes that must not be repeated, because they are to be predicted. Default: none.
+    """
+    known = [*product.attributes.values(), *(labels or {}).values()]
+    values = {value.casefold() for listed in known for value in listed}
     repeats = any(name.casefold() in values for name in product.category)
     return product.record("mm", without=("attributes", "category") if repeats else ("attributes",))
 
@@ -112,7 +118,7 @@ def evaluate_shown_attributes(
 
 
 def _text_without_attributes(product: ProductRow) -> dict[str, Any]:
-    record = without_attributes(product)
+    record = without_attributes(product, product.attributes_text)
     return {name: value for name, value in record.items() if name not in ("images", "core_box")}
 
 

@@ -36,6 +36,12 @@ def study(tiny_moon, tmp_path, monkeypatch):
     return run
 
 
+def test_a_name_that_stands_twice_is_refused(tmp_path, capsys):
+    words = ["frozen-study", "--data", str(tmp_path), "--model", "a=x", "a=y", "--output", str(tmp_path / "x.json")]
+    assert main(words) == 2
+    assert "--model: found the name 'a' twice; expected different names" in capsys.readouterr().err
+
+
 def test_rows_have_each_model_that_has_a_score_and_its_difference_to_the_first(study, tmp_path, capsys, monkeypatch):
     assert study() == 0
     results = json.loads((tmp_path / "study.json").read_text())

@@ -109,3 +109,5 @@ def test_the_study_runs_from_the_command_line(shop, tiny_moon, tmp_path, capsys)
         assert ("new query, old vectors, not adapted" in one["searches"]) == (one["widths"] == [16, 16])
     assert main([*words, "--new", "nameless"]) == 2
     assert "--new: found nameless; expected NAME=FOLDER" in capsys.readouterr().err
+    assert main([*words, "--new", f"same={new}", f"same={same}"]) == 2
+    assert "expected different names" in capsys.readouterr().err

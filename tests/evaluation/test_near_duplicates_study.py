@@ -100,3 +100,7 @@ def test_the_command_refuses_what_it_cannot_measure(capsys, tmp_path):
     assert "--model: found none; expected the model whose decisions are measured" in capsys.readouterr().err
     assert main(["matching-study", "near-duplicates", "--products", "6", *output]) == 2
     assert "--products: found 6 with near-duplicates; expected 60 or more" in capsys.readouterr().err
+    assert main(["matching-study", "near-duplicates", "--titles", str(tmp_path), *output]) == 2
+    assert "--titles: found it with near-duplicates; expected it with decisions only" in capsys.readouterr().err
+    assert main(["matching-study", "decisions", "--model", "m", "--text-encoder", "t", *output]) == 2
+    assert "--text-encoder: found it without --titles" in capsys.readouterr().err

@@ -12,7 +12,12 @@ import pytest
 from concepts import CodeModel, CodeProcessor, cache_of, shop
 
 from evaluation.benchmarks.attribute_recall import evaluate_attribute_recall
-from evaluation.benchmarks.attributes import evaluate_attributes, evaluate_shown_attributes, grouped
+from evaluation.benchmarks.attributes import (
+    _text_without_attributes,
+    evaluate_attributes,
+    evaluate_shown_attributes,
+    grouped,
+)
 from evaluation.benchmarks.classification import evaluate_classification
 from evaluation.benchmarks.form_matrix import evaluate_form_matrix
 from evaluation.benchmarks.retrieval import evaluate_retrieval
@@ -183,6 +188,19 @@ def test_what_the_picture_and_the_text_show_is_judged_apart() -> None:
     assert (picture["top1"], picture["items"], picture["labels"]) == (1.0, 4, 4)
     assert (text["top1"], text["items"], text["labels"]) == (0.0, 5, 5)
     assert evaluate_shown_attributes(cache_of(shop()), resamples=2) == {}
+
+
+def test_the_text_does_not_tell_the_attributes_that_it_is_judged_on() -> None:
+    row = {
+        "product_id": "p",
+        "title": "x",
+        "category_path": ["Kitchen", "Mug"],
+        "attributes_text": {"category": ["mug"]},
+    }
+    product = load_tables({"products": [row]}).products[0]
+    assert "category" not in _text_without_attributes(product)
+    other = load_tables({"products": [row | {"attributes_text": {"category": ["cup"]}}]}).products[0]
+    assert "category" in _text_without_attributes(other)
 
 
 def test_levels_bear_their_own_names_and_labels_of_other_rows_count() -> None:

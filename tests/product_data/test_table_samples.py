@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from product_data.catalogue.making import write_catalogue
+from product_data.table_files import TableError
 from product_data.table_samples import write_sample
 from product_data.tables import load_tables
 
@@ -29,6 +30,20 @@ def test_a_sample_has_the_sizes_of_its_splits_and_rows_as_they_were(shop, tmp_pa
     assert splits.count("train") == 12
     assert splits.count("test") == sum(row["split"] == "test" for row in by_name.values()) > 0
     assert set(splits) == {"train", "test"}
+
+
+def test_a_split_that_is_not_there_is_refused(shop, tmp_path):
+    with pytest.raises(
+        TableError, match=r"products.parquet: found no product of split 'tset'; expected one of \['test', "
+    ):
+        write_sample(shop, tmp_path / "sample", {"train": 12, "tset": None})
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("products", "queries"):
+        pq.write_table(pq.read_table(shop / f"{name}.parquet").drop_columns(["split"]), bare / f"{name}.parquet")
+    with pytest.raises(TableError, match="found no column split; expected one"):
+        write_sample(bare, tmp_path / "sample", {"train": 12})
+    assert not (tmp_path / "sample").exists()
 
 
 def test_queries_stay_with_the_answers_that_the_sample_has(shop, tmp_path):

@@ -4,6 +4,7 @@ Our design: every source and seed has the same recipe and steps; only the tables
 test photos of grocery, query by query, with the mean over seeds as the value of a query.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from training.places import RECIPES
 from training.recipe.files import read_recipe_file
 from training.runs.folder import RunFolder
 from training.studies.ablate import Run, run_all
+from training.studies.ablation_suite import BOXES, check_seeds
 
 RECIPE = "core_crop_grocery.yaml"
 
@@ -58,9 +60,12 @@ def train_by_source(
 
     Raises:
         UnfinishedError: a training that did not finish; the same call continues it.
+        RecipeError: seeds that stand twice, or finished trainings with boxes of other weights.
     """
+    check_seeds("--seeds", seeds)
     wanted = {**read_recipe_file(RECIPES / RECIPE), **(keys or {})}
     wanted.pop("data")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     rows_of: dict[str, list[Row]] = {}
     by_seed: dict[str, dict[str, list[float]]] = {}
     for source, detector in {NONE: None, **detectors_of(weights)}.items():
@@ -72,7 +77,12 @@ def train_by_source(
             write_core_boxes(folder, tables, detector, BoxOptions(replace=True, cache=work / "core_boxes.jsonl"))
             folder = tables
         runs = [
-            Run(source, seed, work / "runs" / source.replace(" ", "_") / f"seed-{seed}", {**wanted, "seed": seed})
+            Run(
+                source,
+                seed,
+                work / "runs" / source.replace(" ", "_") / f"seed-{seed}",
+                {**wanted, "seed": seed, BOXES: None if detector is None else {"source": source, "weights": digest}},
+            )
             for seed in seeds
         ]
         missed = run_all(runs, [{"path": str(folder.resolve()), "mask_groups": False}], 1, lambda: None)

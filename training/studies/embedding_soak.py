@@ -177,10 +177,15 @@ class Job:
         """Run the command to its end, and return the numbers of its last sentence.
 
         Raises:
-            EmbeddingSoakError: it failed.
+            EmbeddingSoakError: it failed, or takes too long.
         """
         with self.running() as process:
-            status = process.wait(timeout=_PATIENCE_SECONDS)
+            try:
+                status = process.wait(timeout=_PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise EmbeddingSoakError(
+                    f"the job has not ended after {_PATIENCE_SECONDS:g} seconds:\n{self.log_tail()}"
+                ) from error
         if status:
             raise EmbeddingSoakError(f"the job failed:\n{self.log_tail()}")
         found = _SENTENCE.findall(self.log.read_text(encoding="utf-8", errors="replace"))
@@ -197,18 +202,18 @@ class Job:
             seconds (`float`): for "time".
 
         Raises:
-            EmbeddingSoakError: the job ended before.
+            EmbeddingSoakError: the job ended before, or takes too long.
         """
         folder, before = self.output / "shards", _count(self.output / "shards")
         deadline = time.monotonic() + _PATIENCE_SECONDS
         pattern = (self.output, f"products.parquet{PARTIAL}") if moment == "finish" else (folder, f"*.parquet{PARTIAL}")
         with self.running() as process:
             while True:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise EmbeddingSoakError(f"the job ended before it could be killed ({moment}):\n{self.log_tail()}")
+                self._require_running(process, deadline, moment)
                 if moment == "finish" or _count(folder) >= before + shards:
                     if moment == "time":
                         time.sleep(seconds)
+                        self._require_running(process, deadline, moment)
                         break
                     if any(pattern[0].glob(pattern[1])):
                         process.send_signal(signal.SIGSTOP)  # it may just have been renamed: look while nothing moves
@@ -218,6 +223,15 @@ class Job:
                 time.sleep(0.0002)
         partial = [path.name for path in [*self.output.glob(f"*{PARTIAL}"), *folder.glob(f"*{PARTIAL}")]]
         return {"moment": moment, "shards": _count(folder), "partial": partial}
+
+    def _require_running(self, process: subprocess.Popen, deadline: float, moment: str) -> None:
+        if process.poll() is not None:
+            raise EmbeddingSoakError(f"the job ended before it could be killed ({moment}):\n{self.log_tail()}")
+        if time.monotonic() > deadline:
+            raise EmbeddingSoakError(
+                f"the job has not reached the moment of its kill ({moment}) after {_PATIENCE_SECONDS:g} seconds:\n"
+                f"{self.log_tail()}"
+            )
 
     def log_tail(self) -> str:
         """Return the end of the log."""

@@ -34,11 +34,13 @@ from product_data.tables import ProductTables, load_tables
 from retrieval.encode import VectorCache, load_for_evaluation
 from training.model.text_base import make_text_base
 from training.places import RECIPES
+from training.recipe.arguments import RecipeError
 from training.recipe.files import read_recipe_file
 from training.runs.folder import RunFolder
 from training.shipped_checkpoint import MEASURED_ON
 from training.shipped_checkpoint import SHIPPED as SHIPPED_CHECKPOINT
 from training.studies.ablate import Run, run_all
+from training.studies.ablation_suite import check_seeds
 from training.studies.reference_tables import LEFT_OUT, write_reference_tables
 
 RECIPE = "reference.yaml"
@@ -98,18 +100,35 @@ def train_seeds(
 
     Raises:
         UnfinishedError: a training that did not finish; the same call continues it.
+        RecipeError: seeds that stand twice, or a base of another language model.
     """
+    check_seeds("--seeds", seeds)
     recipe = {**read_recipe_file(RECIPES / RECIPE), **(keys or {})}
     recipe["teachers"] = encoders.teachers(recipe)
     recipe["base"] = str(work / "base")
     data = [entry | {"path": str(tables / Path(entry["path"]).name)} for entry in recipe.pop("data")]
     recipe["evaluate_data"] = [str(tables / "left_out" / name) for name in LEFT_OUT]
-    if not (work / "base").is_dir():
-        make_text_base(encoders.language_model, work / "base", layers=LAYERS, vision=VISION, dtype="float32")
+    _make_base(encoders.language_model, work)
     runs = [Run("reference", seed, work / f"seed-{seed}", {**recipe, "seed": seed}) for seed in seeds]
     if missed := run_all(runs, data, 1, lambda: None):
         raise UnfinishedError(f"{'; '.join(missed)}: not finished; the same command continues")
     return [RunFolder(run.folder).final for run in runs]
+
+
+def _make_base(language_model: str, work: Path) -> None:
+    """Make the base unless it is there; its record says of which language model.
+
+    Raises:
+        RecipeError: the base was made of another language model.
+    """
+    record, wanted = work / "base.json", {"language_model": language_model, "layers": LAYERS, "vision": VISION}
+    found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    if (work / "base").is_dir() and found not in (None, wanted):
+        raise RecipeError(f"{work / 'base'}: found a base made of {found}; expected {wanted}, or another --work")
+    if not (work / "base").is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps(wanted) + "\n")
+        make_text_base(language_model, work / "base", layers=LAYERS, vision=VISION, dtype="float32")
 
 
 def left_out_rows(place: str, tables: Path) -> dict[str, list[Row]]:
@@ -157,13 +176,20 @@ def mean_over_seeds(of_seeds: Sequence[Mapping[str, Sequence[Row]]]) -> dict[str
     return joined
 
 
-def mean_of_rows(value_Ns: Sequence[np.ndarray]) -> np.ndarray:
-    """Return one value for each query of all rows, whose mean is the mean over rows of each row's mean.
+def mean_of_rows(rows: Sequence[tuple[str, Sequence[str], np.ndarray]]) -> np.ndarray:
+    """Return one value for each query, whose mean is the mean over rows of each row's mean.
 
-    `value_n = v_n · N / (R · N_r)` for a query of row r, N queries in all R rows. In this form the rows have one paired test.
+    `value_q = Q/R · Σ_r v_rq / N_r` over the rows r that have the query, N_r queries in row r, Q different ones in all R rows. In
+    this form the rows have one paired test, in which a query that is searched in several directions is drawn once.
+
+    Args:
+        rows: shop, names of the queries, and their values (N,).
     """
-    total = sum(map(len, value_Ns))
-    return np.concatenate([value_N * (total / (len(value_Ns) * len(value_N))) for value_N in value_Ns])
+    share: dict[tuple[str, str], float] = {}
+    for shop, names, value_N in rows:
+        for name, value in zip(names, value_N, strict=True):
+            share[shop, name] = share.get((shop, name), 0.0) + float(value) / len(names)
+    return np.array(list(share.values())) * len(share) / len(rows)
 
 
 def compare(
@@ -188,18 +214,21 @@ def compare(
             other = known.get(row.what)
             if other is not None and other.names != row.names:
                 raise ValueError(f"{shop}, {row.what}: the models have different queries; expected the same queries")
-            pairs.append((row, other))
+            pairs.append((shop, row, other))
             facts = {"shop": shop, "what": row.what, "queries": len(row.names), "choices": row.choices}
             values = _compared(None if other is None else other.value_N, row.value_N, other_name)
             entries.append(facts | {"chance": row.chance, "models": values})
-    both = [(row, other) for row, other in pairs if other is not None]
-    chance = [(row, np.full(len(row.names), row.chance) if other is None else other.value_N) for row, other in pairs]
-    means = {SHARED: [(row, other.value_N) for row, other in both], ALL: chance}
+    means = {SHARED: [(shop, row, other.value_N) for shop, row, other in pairs if other is not None]}
+    means[ALL] = [
+        (shop, row, np.full(len(row.names), row.chance) if other is None else other.value_N)
+        for shop, row, other in pairs
+    ]
     for name, chosen in means.items():
         if not chosen:
             continue
+        others = mean_of_rows([(shop, row.names, value_N) for shop, row, value_N in chosen])
         values = _compared(
-            mean_of_rows([value for _, value in chosen]), mean_of_rows([row.value_N for row, _ in chosen]), other_name
+            others, mean_of_rows([(shop, row.names, row.value_N) for shop, row, _ in chosen]), other_name
         )
         entries.append({"shop": name, "what": _METRIC, "rows": len(chosen), "models": values})
     return entries

@@ -15,7 +15,7 @@ from moon3.__main__ import main
 from processing_moon import open_image
 from product_data.catalogue.making import write_catalogue
 from product_data.tables import load_tables
-from training.recipe.arguments import parse_recipe
+from training.recipe.arguments import RecipeError, parse_recipe
 from training.studies import reference_tables
 from training.studies.reference_study import (
     ALL,
@@ -129,8 +129,10 @@ def row(what, values, names=None, chance=0.1):
 
 
 def test_the_mean_of_rows_weighs_rows_and_not_queries():
-    one, other = np.array([1.0, 0.0, 0.0, 0.0]), np.array([1.0, 1.0])
+    one, other = ("shop", "abcd", np.array([1.0, 0.0, 0.0, 0.0])), ("shop", "ab", np.array([1.0, 1.0]))
     assert mean_of_rows([one, other]).mean() == pytest.approx((0.25 + 1.0) / 2)
+    assert mean_of_rows([one, other]).tolist() == pytest.approx([1.5, 1.0, 0.0, 0.0])  # 4/2 · (v/4 + v/2) of each query
+    assert len(mean_of_rows([one, ("other shop", "ab", other[2])])) == 6
 
 
 def test_a_row_that_the_encoders_lack_counts_as_chance_in_the_mean_of_all_rows():
@@ -165,6 +167,21 @@ def test_the_recipe_can_be_run_with_encoders_in_place_of_its_own(tables, monkeyp
     found = Encoders("image.onnx", "text", "words", "small.onnx").teachers({"teachers": recipe.loss.teachers})
     assert [teacher["encoder"] for teacher in found] == ["frozen_image=small.onnx"]
     assert Encoders("image.onnx", "text", "words").fused == "frozen=image.onnx+text"
+
+
+def test_a_base_of_another_language_model_is_refused(tables, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "training.studies.reference_study.make_text_base", lambda text, out, **_: (made.append(text), out.mkdir())
+    )
+    monkeypatch.setattr("training.studies.reference_study.run_all", lambda runs, *_: [])
+    for words in ("one", "one"):
+        train_seeds(tables[0], Encoders("a", "b", words), tmp_path / "work", [0])
+    assert made == ["one"]
+    with pytest.raises(RecipeError, match="found a base made of .*'one'.*; expected .*'other'.* or another --work"):
+        train_seeds(tables[0], Encoders("a", "b", "other"), tmp_path / "work", [0])
+    with pytest.raises(RecipeError, match="--seeds: found \\[0, 0\\]"):
+        train_seeds(tables[0], Encoders("a", "b", "one"), tmp_path / "work", [0, 0])
 
 
 def test_a_training_that_does_not_finish_is_named(tables, tmp_path, monkeypatch):
