@@ -29,10 +29,10 @@ from training.places import TRAIN
 from training.recipe.arguments import RecipeError
 from training.recipe.old_names import with_new_names
 from training.runs.folder import RunFolder
-from training.studies.ablation_boxes import data_with_boxes, detector_settings
+from training.studies.ablation_boxes import data_with_boxes, detector_settings, name_of_data_set
 from training.studies.ablation_chart import draw_chart
 from training.studies.ablation_scores import label_scores, reference_scores, row_scores
-from training.studies.ablation_suite import BOXES, Suite, name_of_data_set, read_suite, resolved_cell
+from training.studies.ablation_suite import BOXES, Suite, read_suite, resolved_cell
 from training.studies.ablation_table import (
     INTERVAL,
     METRICS,

@@ -16,6 +16,7 @@ from training.errors import RecipeError
 
 _NEEDED = {"saliency": "weights", "grounding": "model"}
 _CACHE = "core_boxes.jsonl"
+_UNNAMED = "tables"  # as load_tables names tables without a folder
 _WITH_BOX, _WITHOUT_PICTURE = ("kept", "detected"), "without a picture"
 
 
@@ -43,6 +44,21 @@ def detector_settings(boxes: Any, where: str) -> dict[str, str] | None:
         accepted = f"detector: {name} and {needed.pop()}: a path" if needed else f"detector: {name} alone"
         raise RecipeError(f"{where}: found {boxes!r}; expected {accepted}")
     return {"name": name, **found}
+
+
+def name_of_data_set(entry: Any) -> str:
+    """Return the name of a data set in results, without reading it, see `product_data.tables.load_tables`.
+
+    Args:
+        entry: an entry of the recipe keys `data` and `evaluate_data`.
+    """
+    keys = entry if isinstance(entry, Mapping) else {"path": entry}
+    if "name" in keys:
+        return str(keys["name"])
+    if "path" in keys:
+        path = Path(keys["path"])
+        return path.stem if path.is_file() else path.resolve().name
+    return Path(keys["products"]).parent.name or _UNNAMED if "products" in keys else _UNNAMED
 
 
 def data_with_boxes(
@@ -88,7 +104,7 @@ def data_with_boxes(
             cache = output / "boxes" / _CACHE
             write_core_boxes(source, folder, detector, BoxOptions(cache=cache, progress=progress))
         if _is_complete(folder):
-            name = keys.get("name", source.stem)
+            name = name_of_data_set(keys)
             made.append({"name": name, **keys, "path": str(folder)})
             facts[name] = _counts(folder)
     return made, facts

@@ -14,7 +14,7 @@ from training.recipe.arguments import Recipe, RecipeError, known_keys, parse_rec
 from training.recipe.checking import check_keys
 from training.recipe.files import merged, read_recipe_file
 from training.recipe.old_names import with_new_names
-from training.studies.ablation_boxes import detector_settings
+from training.studies.ablation_boxes import detector_settings, name_of_data_set
 from training.studies.ablation_table import SIGNS, reference_cells
 
 SUITE_KEYS = ("base", "seeds", "boxes", "cumulative", "compared_with", "keys", "cells", "published", "references")
@@ -228,13 +228,3 @@ def resolved_cell(suite: Suite, cell: str) -> Recipe:
             "max_steps alone, so that all cells take the same steps"
         )
     return recipe
-
-
-def name_of_data_set(entry: Any) -> str:
-    """Return the name of a data set in results.
-
-    Args:
-        entry: an entry of the recipe keys `data` and `evaluate_data`.
-    """
-    keys = entry if isinstance(entry, dict) else {"path": entry}
-    return str(keys.get("name") or Path(str(keys.get("path") or keys.get("products"))).stem)

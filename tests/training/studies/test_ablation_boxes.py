@@ -7,7 +7,7 @@ from product_data.core_boxes.detectors import NamedDetector
 from product_data.core_boxes.saliency import Detection
 from product_data.tables import load_tables
 from training.errors import RecipeError
-from training.studies.ablation_boxes import data_with_boxes, detector_settings
+from training.studies.ablation_boxes import data_with_boxes, detector_settings, name_of_data_set
 
 LARGEST = {"name": "largest-region"}
 
@@ -34,6 +34,19 @@ def test_products_without_a_box_get_one_and_everything_else_stays(shop, tmp_path
     assert facts["shop"]["products"] == len(before.products)
     assert facts["shop"]["by"] == "largest-region"
     assert all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 for x0, y0, x1, y1 in found)
+
+
+def test_a_data_set_is_named_as_its_tables_are(shop, tmp_path, monkeypatch):
+    dotted = shop.rename(tmp_path / "shop.v2")
+    monkeypatch.chdir(dotted)
+    for source in (str(dotted), ".", str(dotted / "products.parquet")):
+        assert name_of_data_set(source) == name_of_data_set({"path": source}) == load_tables(source).name
+    parts = {part: str(dotted / f"{part}.parquet") for part in ("products", "queries")}
+    assert name_of_data_set(parts) == load_tables(parts).name == "shop.v2"
+    assert name_of_data_set(parts | {"name": "mine"}) == "mine"
+    bare = {"products": "products.parquet"}
+    assert name_of_data_set(bare) == load_tables(bare).name
+    assert name_of_data_set("catalogue") == "catalogue"
 
 
 def test_boxes_of_two_detectors_have_folders_of_their_own(shop, tmp_path, monkeypatch):
