@@ -39,6 +39,7 @@ JOINT, CONTROL = "joint", "no_reward"
 """Names of the two GRPO runs in folders and results: with rewards, and without."""
 STARTS_FILE = "starts.jsonl"
 _TENTH = 10
+_AGREED = "F1 with labels"
 _CORRELATION = "reward_correlation/"
 _REWARD = "rewards/retrieval_reward/mean"
 
@@ -114,19 +115,25 @@ def seed_result(joint: Run, control: Run) -> dict[str, Any]:
 
 
 def _scores(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the scores of all data sets by row, and their means over all rows."""
+    """Return the scores of all data sets by row, their means over all rows, and the mean F1 with the labels by data set."""
     kept = ("R@1", "R@10", "rank_score", "queries", "gallery")
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     rows = {name: row for result in results for name, row in row_scores(result).items()}
     means = {key: statistics.fmean(row[key] for row in rows.values()) for key in ("R@1", "R@10", "rank_score")}
     reasoning = [result["reasoning"] for result in results]
     means |= _control_means([one["control"] for one in reasoning if one.get("control")])
-    if agreed := [form["f1"] for one in reasoning for form in (one.get("agreement") or {}).values()]:
-        means["label_f1"] = statistics.fmean(agreed)
+    agreed = {
+        result["benchmark"]: statistics.fmean(form["f1"] for form in result["reasoning"]["agreement"].values())
+        for result in results
+        if result["reasoning"].get("agreement")
+    }
+    if agreed:
+        means["label_f1"] = statistics.fmean(agreed.values())
     written = [side for one in reasoning for side in (one.get("written") or {}).values()]
     if total := sum(side["written"] for side in written):
         means["well_formed_share"] = sum(side["well_formed"] for side in written) / total
-    return {"mean of all rows": means, **{name: {key: row[key] for key in kept} for name, row in rows.items()}}
+    scores = {name: {key: row[key] for key in kept} for name, row in rows.items()}
+    return {"mean of all rows": means, **({_AGREED: agreed} if agreed else {}), **scores}
 
 
 def _control_means(controls: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -172,7 +179,7 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         sentences.append(
             f"R@10 of reasoned vectors against the same steps without rewards: {_listed(gain, ' points')}."
         )
-    sentences += _use_of_attributes(whole)
+    sentences += [*_agreement(whole), *_use_of_attributes(whole)]
     names = sorted({name for seed in whole for name in seed.get("reward_correlations", {})})
     if names:
         means = {
@@ -192,6 +199,21 @@ def verdict(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         sentences.append(
             f"Retrieval reward on the training's rollouts, last tenth of the steps against the first: {listed}."
         )
+    return sentences
+
+
+def _agreement(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on the F1 of the written attributes with the labels of each data set."""
+    sentences = []
+    for name, words in (("cold_start", "the cold start"), (JOINT, "GRPO")):
+        found = [seed[name]["generate"].get(_AGREED, {}) for seed in seeds]
+        listed = [
+            f"{data_set} " + ", ".join(f"{100 * one[data_set]:.0f}" for one in found)
+            for data_set in found[0]
+            if all(data_set in one for one in found)
+        ]
+        if listed:
+            sentences.append(f"F1 of what {words} writes with the labels, %: {'; '.join(listed)}.")
     return sentences
 
 

@@ -152,6 +152,12 @@ def test_a_study_of_several_data_sets_reads_the_files_of_all_of_them(recipe, tmp
         {"R@1": 0.0, "R@10": 0.2, "rank_score": 0.15, "well_formed_share": 0.25, "label_f1": 0.4}
     )
     assert {row.split(" ")[0] for row in found["none"]} == {"mean", "catalogue", "shop"}
+    assert found["generate"]["F1 with labels"] == pytest.approx({"catalogue": 0.2, "shop": 0.6})
+    for name, recall in (("catalogue", 0.3), ("shop", 0.5)):
+        results(joint.folder, "after", recall, 0.5, name)
+    said = verdict([seed_result(joint, control)])
+    assert "F1 of what the cold start writes with the labels, %: catalogue 20; shop 60." in said
+    assert "F1 of what GRPO writes with the labels, %: catalogue 30; shop 50." in said
 
 
 @pytest.mark.parametrize("seeds", [[0, 1, 1], [-1]])
