@@ -64,8 +64,9 @@ def reference_cells(
         cumulative: whether a cell is compared with the cell before it. If not, with the first one.
         compared_with: cell → the cell to compare it with in place of the first one. Default: none.
     """
-    before = cells if cumulative else cells[:1] * len(cells)
-    return dict(zip(cells[1:], before, strict=False)) | dict(compared_with or {})
+    names = list(cells)
+    before = names if cumulative else names[:1] * len(names)
+    return dict(zip(names[1:], before, strict=False)) | dict(compared_with or {})
 
 
 def ablation_rows(
