@@ -235,8 +235,7 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
     Raises:
         RecipeError: fewer than one worker, or a finished result of a different recipe.
     """
-    if workers < 1:
-        raise RecipeError(f"--workers: found {workers}; expected 1 or more")
+    _check_workers(workers)
     waiting = [run for run in runs if run.result() is None]
     running: dict[int, tuple[Run, subprocess.Popen, float]] = {}
     missed: list[str] = []
@@ -271,6 +270,11 @@ def run_all(runs: Sequence[Run], data: list[Any], workers: int, render: Any) -> 
             for _, process, _ in running.values():
                 process.wait()
     return missed
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise RecipeError(f"--workers: found {workers}; expected 1 or more")
 
 
 def _start_next(waiting: list[Run], running: dict[int, Any], missed: list[str], data: list[Any], workers: int) -> None:
@@ -416,6 +420,7 @@ def run_suite(
         RecipeError, TableError, OutputError: a cell cannot be run, a table read or a file written; raised before the first
             training.
     """
+    _check_workers(workers)
     suite = read_suite(path)
     unknown = [name for name in cells or () if name not in suite.cells]
     if unknown:

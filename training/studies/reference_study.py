@@ -116,7 +116,7 @@ def train_seeds(
 
 
 def _make_base(language_model: str, work: Path) -> None:
-    """Make the base unless it is there; its record says of which language model.
+    """Make the base unless it is there; its record says of which language model. One without a record is taken as it is.
 
     Raises:
         RecipeError: the base was made of another language model.

@@ -363,6 +363,13 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_not_started(write_
         run_all([first], ["catalogue"], 0, lambda: None)
 
 
+def test_no_worker_is_refused_before_any_box_is_detected(write_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.studies.ablate.data_with_boxes", lambda *_, **__: pytest.fail("boxes were detected"))
+    with pytest.raises(RecipeError, match="--workers: found 0; expected 1 or more"):
+        run_suite(write_suite(boxes="largest-region"), tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_the_results_of_the_recipes_data_sets_are_collected(write_suite, tmp_path):
     keys = {**TINY, "evaluate_data": ["catalogue", {"path": "catalogue", "name": "other"}]}
     run = plan(read_suite(write_suite(keys=keys)), tmp_path / "out")[0]
